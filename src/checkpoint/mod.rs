@@ -1,0 +1,1 @@
+//! Hugging Face folders: tensors over several files, configuration, tokenizer files, model card.

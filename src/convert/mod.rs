@@ -1,0 +1,1 @@
+//! Conversion: carries out a plan in one pass over the source.

@@ -1,0 +1,44 @@
+//! nibble puts Yi-34B, 01.AI's open bilingual language model, on the laptop a person already owns.
+//!
+//! ```text
+//!  Hugging Face folder                                                        text
+//!  safetensors, .bin ──► checkpoint ─┐                                         ▲
+//!  config.json ────────► arch ───────┼─► recipe ─► convert ─► model.gguf ─► runtime ─► sample
+//!  tokenizer.model ────► vocab ──────┘   (Plan)    (quant)      (gguf)         ▲
+//!                                                                             chat
+//! ```
+//!
+//! | module         | what it does                                                                    |
+//! |----------------|---------------------------------------------------------------------------------|
+//! | [`mmap`]       | the only file mapping                                                           |
+//! | [`gguf`]       | the file format: values, reader, writer, names of the types                     |
+//! | [`checkpoint`] | Hugging Face folders: tensors, configuration, model card                        |
+//! | [`arch`]       | one file an architecture: names, hyperparameters, roles, Q/K permutation        |
+//! | [`vocab`]      | tokenizer files to GGUF metadata, and text to token ids                         |
+//! | [`quant`]      | one file a block format                                                         |
+//! | [`recipe`]     | which tensor gets which type: recipes as data, and the plan made from one       |
+//! | [`convert`]    | carries out a plan in one pass                                                  |
+//! | [`sample`]     | from logits to a token                                                          |
+//! | [`chat`]       | chat templates and stop rules                                                   |
+//! | `runtime`      | the only user of llama.cpp (feature `llama`)                                    |
+//! | [`cli`]        | the subcommands                                                                 |
+//!
+//! Words: a *block* is 32 or 256 weights with their scales; a *row* runs along a tensor's fastest dimension;
+//! *importance* is a weight per input channel (llama.cpp's "imatrix"); a *recipe* says which tensor gets which type;
+//! a *plan* is a recipe applied to one model.
+
+#![warn(missing_docs)]
+
+pub mod arch;
+pub mod chat;
+pub mod checkpoint;
+pub mod cli;
+pub mod convert;
+pub mod gguf;
+pub mod mmap;
+pub mod quant;
+pub mod recipe;
+#[cfg(feature = "llama")]
+pub mod runtime;
+pub mod sample;
+pub mod vocab;

@@ -1,0 +1,82 @@
+//! Read-only file mappings. The only place in nibble that maps a file.
+//!
+//! # Safety contract
+//!
+//! A mapping shows the file as it is now: were another process to change the file while nibble reads it, the bytes
+//! would change under a shared slice, and were it truncated, touching the lost pages would end the process with
+//! SIGBUS. nibble accepts that, as every program that maps its model does, and limits what can follow: it maps only
+//! regular files, read-only, it never keeps a reference derived from file *content* (an offset, a count) without having
+//! checked it against the mapping's length, and it validates bytes at the moment it copies them out.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// A whole file, mapped read-only.
+#[derive(Debug)]
+pub struct Mapping {
+    path: PathBuf,
+    // None for an empty file, which cannot be mapped.
+    map: Option<memmap2::Mmap>,
+}
+
+impl Mapping {
+    /// Maps the file at `path`.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, is not a regular file, or cannot be mapped.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        let map = if metadata.len() == 0 {
+            None
+        } else {
+            // SAFETY: the module's contract: a regular file, mapped read-only; see above for what may still happen.
+            Some(unsafe { memmap2::Mmap::map(&file)? })
+        };
+        Ok(Self { path: path.to_path_buf(), map })
+    }
+
+    /// The file's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or(&[])
+    }
+
+    /// Where the file lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Tells the system that `range` (in bytes) will be read from start to end soon.
+    pub fn will_read(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map {
+            // Advice only: a system that does not take it loses nothing but speed.
+            let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
+    /// Gives the pages wholly inside `range` (in bytes) back to the system: they no longer count as this process's
+    /// memory, and are read from the file again if they are touched again.
+    pub fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map {
+            const PAGE: usize = 4096;
+            let start = range.start.next_multiple_of(PAGE);
+            let end = range.end.min(map.len()) / PAGE * PAGE;
+            if start < end {
+                // SAFETY: the mapping is shared and backed by a file that is never written through it, so dropping
+                // pages loses nothing: the next access reads the same bytes from the file.
+                let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+}

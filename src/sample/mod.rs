@@ -1,0 +1,1 @@
+//! From logits to a token: pure functions of logits, parameters and a random stream.
