@@ -1,0 +1,85 @@
+//! What can be wrong with a checkpoint's configuration, and with its tensors taken together.
+
+use std::fmt;
+
+/// Names that are listed before the rest is only counted.
+const LISTED: usize = 5;
+
+/// Why a checkpoint cannot be described as a GGUF model.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error("config.json: architecture '{found}' is not one that nibble knows; it converts {known}")]
+    UnknownArchitecture { found: String, known: String },
+
+    #[error("config.json: {found} is a mixture of experts, which nibble does not convert; it converts {known}")]
+    MixtureOfExperts { found: String, known: String },
+
+    #[error(
+        "config.json: '{key}' says that the weights are quantized already ({method}); \
+         convert the original 16-bit checkpoint instead"
+    )]
+    Quantized { key: &'static str, method: String },
+
+    #[error("config.json has no '{key}'; wanted {wanted}")]
+    MissingKey { key: String, wanted: &'static str },
+
+    #[error("config.json: '{key}' is {found}; wanted {wanted}")]
+    BadValue { key: String, found: String, wanted: &'static str },
+
+    #[error(
+        "config.json: 'hidden_size' {hidden} is not a multiple of 'num_attention_heads' {n_heads}; \
+         a model whose heads do not divide its hidden size has to give 'head_dim'"
+    )]
+    HeadsDoNotDivide { hidden: u32, n_heads: u32 },
+
+    #[error(
+        "config.json: 'num_attention_heads' {n_heads} is not a multiple of 'num_key_value_heads' {n_kv_heads}; \
+         each KV head has to serve as many heads as the others"
+    )]
+    KvHeadsDoNotDivide { n_heads: u32, n_kv_heads: u32 },
+
+    #[error(
+        "config.json: heads have {found} channels; wanted an even number up to {most}, for they are rotated in pairs"
+    )]
+    HeadDim { found: u32, most: u32 },
+
+    #[error("config.json: 'num_hidden_layers' is {found}; llama.cpp loads models of 1 to {most} layers")]
+    Layers { found: u32, most: u32 },
+
+    #[error(
+        "tensor '{name}' has shape {found:?}, slowest dimension first; config.json makes it {wanted:?}. \
+         One of the two is wrong: compare them with the model's page, or download the checkpoint again"
+    )]
+    Shape { name: String, found: Vec<u64>, wanted: Vec<u64> },
+
+    #[error("the checkpoint lists tensor '{name}' twice; remove one of the files that hold it")]
+    Repeated { name: String },
+
+    #[error("the checkpoint has two tensors for {gguf}: '{first}' and '{second}'; remove one")]
+    Twice { gguf: String, first: String, second: String },
+
+    #[error("the checkpoint lacks {missing}{}{hint}", also(unknown))]
+    MissingTensors { missing: Names, unknown: Names, hint: &'static str },
+
+    #[error("the checkpoint has tensors that a {architecture} model does not: {unknown}{hint}")]
+    UnknownTensors { architecture: String, unknown: Names, hint: &'static str },
+}
+
+/// Names of tensors. Written, it shows a few and counts the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names(pub Vec<String>);
+
+impl fmt::Display for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(", "))?;
+        match self.0.len().saturating_sub(LISTED) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
+}
+
+fn also(unknown: &Names) -> String {
+    if unknown.0.is_empty() { String::new() } else { format!("; it has instead {unknown}") }
+}

@@ -1,0 +1,56 @@
+//! Yi as 01.AI first released it, in November 2023: Llama's mathematics under names of its own.
+//!
+//! ```text
+//! Yi                              Llama
+//! model.layers.N.ln1.weight       model.layers.N.input_layernorm.weight
+//! model.layers.N.ln2.weight       model.layers.N.post_attention_layernorm.weight
+//! ```
+//!
+//! The other tensors have the same names in both. Later releases of the same weights say `LlamaForCausalLM`; a
+//! checkpoint of either kind gives the same file. Source: `configuration_yi.py` and `modeling_yi.py` of the first
+//! releases on <https://huggingface.co/01-ai>.
+
+use serde_json::{Map, Value};
+
+use super::hyper::Defaults;
+use super::{Architecture, Error, Hyperparameters, Origin, Slot, llama};
+use crate::gguf::Metadata;
+
+/// `YiForCausalLM`: the first releases of Yi-6B and Yi-34B, with 4K and 200K context.
+pub struct Yi;
+
+impl Architecture for Yi {
+    fn names(&self) -> &'static [&'static str] {
+        &["YiForCausalLM"]
+    }
+
+    fn hyperparameters(&self, config: &Map<String, Value>) -> Result<Hyperparameters, Error> {
+        // The defaults of YiConfig, which are not Llama's.
+        let mut hyper = Hyperparameters::from_llama_config(config, Defaults { rope_theta: 5e6, n_kv_heads: Some(4) })?;
+        hyper.sliding_window = None;
+        Ok(hyper)
+    }
+
+    fn metadata(&self, hyper: &Hyperparameters) -> Metadata {
+        llama::metadata(hyper)
+    }
+
+    fn slots(&self, hyper: &Hyperparameters) -> Vec<Slot> {
+        let mut slots = llama::slots(hyper);
+        for slot in &mut slots {
+            let Origin::Checkpoint { names, .. } = &mut slot.origin else { continue };
+            // Fine-tunes whose tensors were renamed but whose config.json was not keep Llama's name second.
+            if let Some(name) = names.first().and_then(|name| yi_name(name)) {
+                names.insert(0, name);
+            }
+        }
+        slots
+    }
+}
+
+/// What Yi calls the tensor with this name in Llama; `None` where both call it the same.
+fn yi_name(llama: &str) -> Option<String> {
+    [("input_layernorm", "ln1"), ("post_attention_layernorm", "ln2")]
+        .into_iter()
+        .find_map(|(norm, ln)| llama.contains(norm).then(|| llama.replace(norm, ln)))
+}
