@@ -9,6 +9,9 @@ use super::*;
 
 type Shapes = Vec<(String, Vec<u64>)>;
 
+/// Name, sizes and transform of a tensor in the file.
+type Written = (String, Vec<u64>, Option<Transform>);
+
 /// Describes a checkpoint whose tensors have these shapes, slowest dimension first.
 fn describe_shapes(config: &Map<String, Value>, shapes: &Shapes) -> Result<Model, Error> {
     describe(config, shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())))
@@ -62,13 +65,13 @@ fn yi_nano() -> (Map<String, Value>, Shapes) {
 }
 
 /// Metadata and tensors, without the names that the tensors had in the checkpoint.
-fn as_written(model: &Model) -> (Metadata, Vec<(String, Vec<u64>, Option<Transform>)>) {
+fn as_written(model: &Model) -> (&Metadata, Vec<Written>) {
     let transform = |source: &TensorSource| match source {
         TensorSource::Checkpoint { transform, .. } => Some(*transform),
         TensorSource::Generated(_) => None,
     };
     let tensors = model.tensors.iter().map(|t| (t.name.clone(), t.dims.clone(), transform(&t.source)));
-    (model.metadata.clone(), tensors.collect())
+    (&model.metadata, tensors.collect())
 }
 
 #[test]
