@@ -6,8 +6,48 @@
 //! **The bytes are defined by the scalar code**: IEEE single-precision operations in the written order, never contracted
 //! to fused multiply-adds and never reordered, which is what ggml's own quantizers do on plain x86-64. So a file does not
 //! depend on the CPU, the number of threads or how the work was cut.
+//!
+//! | module                                       | formats                                                             |
+//! |----------------------------------------------|---------------------------------------------------------------------|
+//! | [`plain`]                                    | F32, F16, BF16: a float a weight                                    |
+//! | [`q8_0`], [`q5_0`], [`q4_0`]                 | 32 weights, x ≈ d·q                                                 |
+//! | [`q5_1`], [`q4_1`]                           | 32 weights, x ≈ d·q + m                                             |
+//! | [`q6_k`], [`q3_k`]                           | 256 weights in 16 sub-blocks, x ≈ d·s·q                             |
+//! | [`q5_k`], [`q4_k`], [`q2_k`]                 | 256 weights in 8 or 16 sub-blocks, x ≈ d·s·q − dmin·t               |
+//! | [`iq4_nl`], [`iq4_xs`]                       | 32 or 256 weights, q standing for unevenly spaced values            |
+//!
+//! `search` holds the searches for scales that they share, `pack` how codes share bytes, `affine_k` what Q4_K and Q5_K
+//! have in common, `iq4` what the last two have; [`float`] is the 16-bit floats, for the checkpoint's readers too.
+//!
+//! Faster versions of a format take its row functions' place in [`Format`]; they have to give the same bytes.
+
+mod affine_k;
+pub mod float;
+mod iq4;
+pub mod iq4_nl;
+pub mod iq4_xs;
+#[cfg(all(test, feature = "llama", target_arch = "x86_64"))]
+mod oracle;
+mod pack;
+pub mod plain;
+pub mod q2_k;
+pub mod q3_k;
+pub mod q4_0;
+pub mod q4_1;
+pub mod q4_k;
+pub mod q5_0;
+pub mod q5_1;
+pub mod q5_k;
+pub mod q6_k;
+pub mod q8_0;
+#[cfg(test)]
+mod samples;
+mod search;
+#[cfg(test)]
+mod tests;
 
 use crate::gguf::TensorType;
+pub use float::Half;
 
 /// A block of weights: a plain struct whose bytes are what the file holds.
 pub trait Block: bytemuck::Pod {
@@ -29,7 +69,7 @@ pub trait Block: bytemuck::Pod {
     fn dequantize_row(src: &[Self], dst: &mut [f32]);
 }
 
-/// What a format does with importance.
+/// What a format does with importance. None of them needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Importance {
     /// The bytes are the same with and without.
@@ -95,10 +135,59 @@ impl Format {
     }
 }
 
-/// Every format that nibble can write, and read back.
-pub static FORMATS: &[Format] = &[];
+/// Every format that nibble can write, and read back, the largest first.
+pub static FORMATS: &[Format] = &[
+    Format::of::<plain::F32>(),
+    Format::of::<plain::F16>(),
+    Format::of::<plain::Bf16>(),
+    Format::of::<q8_0::BlockQ8_0>(),
+    Format::of::<q6_k::BlockQ6K>(),
+    Format::of::<q5_1::BlockQ5_1>(),
+    Format::of::<q5_0::BlockQ5_0>(),
+    Format::of::<q5_k::BlockQ5K>(),
+    Format::of::<q4_1::BlockQ4_1>(),
+    Format::of::<q4_0::BlockQ4_0>(),
+    Format::of::<q4_k::BlockQ4K>(),
+    Format::of::<iq4_nl::BlockIq4Nl>(),
+    Format::of::<iq4_xs::BlockIq4Xs>(),
+    Format::of::<q3_k::BlockQ3K>(),
+    Format::of::<q2_k::BlockQ2K>(),
+];
 
 /// The format that writes `ty`; `None` where nibble has none.
 pub fn format(ty: TensorType) -> Option<&'static Format> {
     FORMATS.iter().find(|f| f.ty == ty)
+}
+
+/// Quantizes a row block by block: for formats whose block depends on nothing outside it but what `quantize` captured.
+#[inline(always)]
+fn quantize_blocks<const LEN: usize, B: Block>(
+    src: &[f32],
+    importance: Option<&[f32]>,
+    dst: &mut [B],
+    quantize: impl Fn(&[f32; LEN], Option<&[f32; LEN]>) -> B,
+) {
+    let (src, _) = src.as_chunks::<LEN>();
+    match importance {
+        None => {
+            for (block, x) in dst.iter_mut().zip(src) {
+                *block = quantize(x, None);
+            }
+        }
+        Some(importance) => {
+            let (importance, _) = importance.as_chunks::<LEN>();
+            for ((block, x), importance) in dst.iter_mut().zip(src).zip(importance) {
+                *block = quantize(x, Some(importance));
+            }
+        }
+    }
+}
+
+/// The inverse of [`quantize_blocks`].
+#[inline(always)]
+fn dequantize_blocks<const LEN: usize, B: Block>(src: &[B], dst: &mut [f32], dequantize: impl Fn(&B) -> [f32; LEN]) {
+    let (dst, _) = dst.as_chunks_mut::<LEN>();
+    for (x, block) in dst.iter_mut().zip(src) {
+        *x = dequantize(block);
+    }
 }

@@ -1,0 +1,67 @@
+//! IQ4_NL: x ≈ d·value[q], q from 0 to 15. 4.5 bits per weight.
+//!
+//! ```text
+//!  byte 0      2                                            18
+//!       | d    | 16 B: q of weights j (low half) and j + 16  |
+//! ```
+//!
+//! The values are those of `quant-tables/iq4nl.txt`. The search's weights are x², or with importance
+//! importance · √(twice the mean square of the block + x²).
+//!
+//! Source: `block_iq4_nl` and `quantize_row_iq4_nl_impl` in ggml's `ggml-common.h` and `ggml-quants.c`.
+
+use super::search::{divide_or_zero, importance_weights, sum_of_squares};
+use super::{Block, Half, Importance, dequantize_blocks, iq4, pack, quantize_blocks};
+use crate::gguf::TensorType;
+
+/// 32 weights.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BlockIq4Nl {
+    /// The scale d.
+    pub d: Half,
+    /// The codes q.
+    pub qs: [u8; 16],
+}
+
+const _: () = assert!(size_of::<BlockIq4Nl>() == 18);
+
+impl Block for BlockIq4Nl {
+    const TYPE: TensorType = TensorType::IQ4_NL;
+    const LEN: usize = 32;
+    const IMPORTANCE: Importance = Importance::Used;
+
+    fn quantize_row(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]) {
+        quantize_blocks::<32, Self>(src, importance, dst, |x, importance| {
+            let weights = match importance {
+                None => x.map(|x| x * x),
+                Some(importance) => importance_weights(importance, sum_of_squares(x) * (2.0 / 32.0), x),
+            };
+            let d = iq4::fit(x, &weights);
+            let codes = iq4::nearest_codes(x, divide_or_zero(1.0, d));
+            Self { d: Half::new(d), qs: pack::nibbles(&codes) }
+        });
+    }
+
+    fn dequantize_row(src: &[Self], dst: &mut [f32]) {
+        dequantize_blocks::<32, Self>(src, dst, |block| {
+            let d = block.d.value();
+            iq4::values(pack::unpack_nibbles(&block.qs)).map(|value| d * value)
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn multiples_of_the_values_come_back_exactly() {
+        let x: [f32; 32] = std::array::from_fn(|i| f32::from(iq4::VALUES[i % 16]) * 0.25);
+        let (mut block, mut back) = ([BlockIq4Nl { d: Half::new(0.0), qs: [0; 16] }], [0.0; 32]);
+        BlockIq4Nl::quantize_row(&x, None, &mut block);
+        assert_eq!((block[0].d.value(), block[0].qs[3], block[0].qs[15]), (0.25, 0x33, 0xff));
+        BlockIq4Nl::dequantize_row(&block, &mut back);
+        assert_eq!(back, x);
+    }
+}

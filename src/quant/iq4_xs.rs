@@ -1,0 +1,132 @@
+//! IQ4_XS: x ≈ d·(s − 32)·value[q], q from 0 to 15. 4.25 bits per weight.
+//!
+//! 256 weights in eight sub-blocks of 32, each with a 6-bit scale s.
+//!
+//! ```text
+//!  byte 0      2                    4                         8                                          136
+//!       | d    | 2 B: bits 4-5 of s | 4 B: bits 0-3 of s      | 128 B: q, 16 bytes for each sub-block       |
+//!                s j at bit 2·j       byte j: s 2·j (low        byte l: codes l (low half) and l + 16
+//!                                     half) and 2·j + 1
+//! ```
+//!
+//! The values are those of `quant-tables/iq4nl.txt`. The search's weights are x², or with importance
+//! importance · √(twice the mean square of the block + x²).
+//!
+//! Source: `block_iq4_xs` and `quantize_row_iq4_nl_impl` in ggml's `ggml-common.h` and `ggml-quants.c`.
+
+use super::search::{divide_or_zero, extreme, importance_weights, nearest, sum_of_squares};
+use super::{Block, Half, Importance, dequantize_blocks, iq4, pack, quantize_blocks};
+use crate::gguf::TensorType;
+use std::array;
+
+/// 256 weights.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BlockIq4Xs {
+    /// The scale d of the scales.
+    pub d: Half,
+    /// Bits 4 and 5 of the sub-blocks' scales.
+    pub scales_h: [u8; 2],
+    /// Bits 0 to 3 of the sub-blocks' scales.
+    pub scales_l: [u8; 4],
+    /// The codes q.
+    pub qs: [u8; 128],
+}
+
+const _: () = assert!(size_of::<BlockIq4Xs>() == 136);
+
+impl Block for BlockIq4Xs {
+    const TYPE: TensorType = TensorType::IQ4_XS;
+    const LEN: usize = 256;
+    const IMPORTANCE: Importance = Importance::Used;
+
+    fn quantize_row(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]) {
+        quantize_blocks(src, importance, dst, quantize);
+    }
+
+    fn dequantize_row(src: &[Self], dst: &mut [f32]) {
+        dequantize_blocks::<256, Self>(src, dst, |block| {
+            let mut x = [0.0; 256];
+            let d = block.d.value();
+            let scales = unpack_scales(block.scales_h, block.scales_l);
+            let (packed, _) = block.qs.as_chunks::<16>();
+            let (sub_blocks, _) = x.as_chunks_mut::<32>();
+            for j in 0..8 {
+                let scale = d * (f32::from(scales[j]) - 32.0);
+                sub_blocks[j] = iq4::values(pack::unpack_nibbles(&packed[j])).map(|value| scale * value);
+            }
+            x
+        });
+    }
+}
+
+fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockIq4Xs {
+    let (sub_blocks, _) = x.as_chunks::<32>();
+    let mut scales = [0.0; 8];
+    match importance {
+        None => {
+            for j in 0..8 {
+                scales[j] = iq4::fit(&sub_blocks[j], &sub_blocks[j].map(|x| x * x));
+            }
+        }
+        Some(importance) => {
+            let variance = sum_of_squares(x) * (2.0 / 256.0);
+            let (importance, _) = importance.as_chunks::<32>();
+            for j in 0..8 {
+                let weights = importance_weights(&importance[j], variance, &sub_blocks[j]);
+                scales[j] = iq4::fit(&sub_blocks[j], &weights);
+            }
+        }
+    }
+
+    let d = -extreme(&scales) / 32.0;
+    let inverse = divide_or_zero(1.0, d);
+    let scale_codes = scales.map(|scale| nearest(inverse * scale).clamp(-32, 31));
+    let mut qs = [0; 128];
+    let (packed, _) = qs.as_chunks_mut::<16>();
+    for j in 0..8 {
+        // With d as it was found, not as it is stored.
+        let scale = d * scale_codes[j] as f32;
+        packed[j] = pack::nibbles(&iq4::nearest_codes(&sub_blocks[j], divide_or_zero(1.0, scale)));
+    }
+    let (scales_h, scales_l) = pack_scales(&scale_codes.map(|code| (code + 32) as u8));
+    BlockIq4Xs { d: Half::new(d), scales_h, scales_l, qs }
+}
+
+/// The 6-bit scales in the places that the module's diagram gives.
+fn pack_scales(scales: &[u8; 8]) -> ([u8; 2], [u8; 4]) {
+    let high = scales.iter().enumerate().fold(0, |high, (j, &s)| high | u16::from(s >> 4) << (2 * j));
+    (high.to_le_bytes(), array::from_fn(|j| scales[2 * j] & 15 | scales[2 * j + 1] << 4))
+}
+
+/// The inverse of [`pack_scales`].
+#[inline]
+fn unpack_scales(high: [u8; 2], low: [u8; 4]) -> [u8; 8] {
+    let high = u16::from_le_bytes(high);
+    array::from_fn(|j| low[j / 2] >> (4 * (j % 2)) & 15 | ((high >> (2 * j) & 3) as u8) << 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_have_the_places_that_the_diagram_gives() {
+        let mut scales = [0; 8];
+        (scales[3], scales[6]) = (0b01_0110, 0b10_1001);
+        let (high, low) = pack_scales(&scales);
+        assert_eq!((u16::from_le_bytes(high), low), (1 << 6 | 2 << 12, [0, 0x60, 0, 0x09]));
+        assert_eq!(unpack_scales(high, low), scales);
+    }
+
+    #[test]
+    fn each_sub_block_has_its_own_scale() {
+        let mut qs = [0; 128];
+        qs[6 * 16 + 5] = 0xf8;
+        let (scales_h, scales_l) = pack_scales(&[32, 32, 32, 32, 32, 32, 34, 32]);
+        let block = BlockIq4Xs { d: Half::new(0.5), scales_h, scales_l, qs };
+        let mut x = [1.0; 256];
+        BlockIq4Xs::dequantize_row(&[block], &mut x);
+        assert_eq!((x[192 + 5], x[192 + 21], x[192], x[0]), (1.0, 113.0, -127.0, 0.0));
+    }
+}

@@ -1,0 +1,175 @@
+//! How codes of a few bits share bytes.
+
+use std::array;
+
+/// Two 4-bit codes a byte: code j in the low half of byte j, code j + 16 in the high half.
+///
+/// The high bits of a code above 15 are not masked away but meet those of its neighbour, as in the formats' definition.
+#[inline]
+pub(super) fn nibbles(codes: &[u8; 32]) -> [u8; 16] {
+    array::from_fn(|j| codes[j] | codes[j + 16] << 4)
+}
+
+/// The inverse of [`nibbles`].
+#[inline]
+pub(super) fn unpack_nibbles(bytes: &[u8; 16]) -> [u8; 32] {
+    array::from_fn(|j| if j < 16 { bytes[j] & 15 } else { bytes[j - 16] >> 4 })
+}
+
+/// 32 codes of 5 bits: their low four as [`nibbles`], and bit 4 of code j as bit j of a little-endian `u32`.
+#[inline]
+pub(super) fn five_bits(codes: &[u8; 32]) -> ([u8; 4], [u8; 16]) {
+    let high = codes.iter().enumerate().fold(0, |high, (j, &code)| high | u32::from(code >> 4 & 1) << j);
+    (high.to_le_bytes(), nibbles(&codes.map(|code| code & 15)))
+}
+
+/// The inverse of [`five_bits`].
+#[inline]
+pub(super) fn unpack_five_bits(high: [u8; 4], low: &[u8; 16]) -> [u8; 32] {
+    let high = u32::from_le_bytes(high);
+    let low = unpack_nibbles(low);
+    array::from_fn(|j| low[j] | ((high >> j & 1) as u8) << 4)
+}
+
+/// 256 codes of 2 bits: byte l of each half (128 codes, 32 bytes) holds codes l, l + 32, l + 64 and l + 96, lowest first.
+#[inline]
+pub(super) fn two_bits(codes: &[u8; 256]) -> [u8; 64] {
+    let mut bytes = [0; 64];
+    for (bytes, codes) in bytes.chunks_exact_mut(32).zip(codes.chunks_exact(128)) {
+        for l in 0..32 {
+            bytes[l] = codes[l] | codes[l + 32] << 2 | codes[l + 64] << 4 | codes[l + 96] << 6;
+        }
+    }
+    bytes
+}
+
+/// The inverse of [`two_bits`].
+#[inline]
+pub(super) fn unpack_two_bits(bytes: &[u8; 64]) -> [u8; 256] {
+    let mut codes = [0; 256];
+    for (bytes, codes) in bytes.chunks_exact(32).zip(codes.chunks_exact_mut(128)) {
+        for (plane, codes) in codes.chunks_exact_mut(32).enumerate() {
+            for l in 0..32 {
+                codes[l] = bytes[l] >> (2 * plane) & 3;
+            }
+        }
+    }
+    codes
+}
+
+/// 256 codes of 4 bits: byte l of each quarter (64 codes, 32 bytes) holds code l in its low half, l + 32 in its high half.
+#[inline]
+pub(super) fn four_bits(codes: &[u8; 256]) -> [u8; 128] {
+    let mut bytes = [0; 128];
+    for (bytes, codes) in bytes.chunks_exact_mut(32).zip(codes.chunks_exact(64)) {
+        for l in 0..32 {
+            bytes[l] = codes[l] & 15 | codes[l + 32] << 4;
+        }
+    }
+    bytes
+}
+
+/// The inverse of [`four_bits`].
+#[inline]
+pub(super) fn unpack_four_bits(bytes: &[u8; 128]) -> [u8; 256] {
+    let mut codes = [0; 256];
+    for (bytes, codes) in bytes.chunks_exact(32).zip(codes.chunks_exact_mut(64)) {
+        for l in 0..32 {
+            codes[l] = bytes[l] & 15;
+            codes[l + 32] = bytes[l] >> 4;
+        }
+    }
+    codes
+}
+
+/// One bit of each of 256 codes, bit `bit`: that of code 32·p + l is bit p of byte l.
+#[inline]
+pub(super) fn one_bit(codes: &[u8; 256], bit: u32) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    for (plane, codes) in codes.chunks_exact(32).enumerate() {
+        for l in 0..32 {
+            bytes[l] |= (codes[l] >> bit & 1) << plane;
+        }
+    }
+    bytes
+}
+
+/// The inverse of [`one_bit`]: sets bit `bit` of the codes from `bytes`.
+#[inline]
+pub(super) fn unpack_one_bit(bytes: &[u8; 32], bit: u32, codes: &mut [u8; 256]) {
+    for (plane, codes) in codes.chunks_exact_mut(32).enumerate() {
+        for l in 0..32 {
+            codes[l] |= (bytes[l] >> plane & 1) << bit;
+        }
+    }
+}
+
+/// Eight pairs (scale, min) of 6 bits each in 12 bytes, as Q4_K and Q5_K keep them.
+///
+/// ```text
+///  byte 0..4      bits 0-5: scale 0..4    bits 6-7: bits 4-5 of scale 4..8
+///  byte 4..8      bits 0-5: min 0..4      bits 6-7: bits 4-5 of min 4..8
+///  byte 8..12     bits 0-3: low bits of scale 4..8    bits 4-7: low bits of min 4..8
+/// ```
+///
+/// Bits above the sixth of pairs 0..4 are not masked away, as in the formats' definition.
+#[inline]
+pub(super) fn six_bit_pairs(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
+    array::from_fn(|j| match j {
+        0..4 => scales[j] | scales[j + 4] >> 4 << 6,
+        4..8 => mins[j - 4] | mins[j] >> 4 << 6,
+        _ => scales[j - 4] & 15 | mins[j - 4] << 4,
+    })
+}
+
+/// The inverse of [`six_bit_pairs`].
+#[inline]
+pub(super) fn unpack_six_bit_pairs(bytes: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
+    let scale = |j: usize| if j < 4 { bytes[j] & 63 } else { bytes[j + 4] & 15 | bytes[j - 4] >> 6 << 4 };
+    let min = |j: usize| if j < 4 { bytes[j + 4] & 63 } else { bytes[j + 4] >> 4 | bytes[j] >> 6 << 4 };
+    (array::from_fn(scale), array::from_fn(min))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::samples::Random;
+
+    #[test]
+    fn what_is_packed_unpacks() {
+        let mut random = Random::new(3);
+        for _ in 0..100 {
+            let bytes: [u8; 256] = array::from_fn(|_| random.bits() as u8);
+            let few: [u8; 32] = array::from_fn(|i| bytes[i]);
+
+            assert_eq!(unpack_nibbles(&nibbles(&few.map(|b| b & 15))), few.map(|b| b & 15));
+            let (high, low) = five_bits(&few.map(|b| b & 31));
+            assert_eq!(unpack_five_bits(high, &low), few.map(|b| b & 31));
+            assert_eq!(unpack_two_bits(&two_bits(&bytes.map(|b| b & 3))), bytes.map(|b| b & 3));
+            assert_eq!(unpack_four_bits(&four_bits(&bytes)), bytes.map(|b| b & 15));
+            let mut codes = [0; 256];
+            unpack_one_bit(&one_bit(&bytes, 4), 4, &mut codes);
+            assert_eq!(codes, bytes.map(|b| b & 16));
+            let scales: [u8; 8] = array::from_fn(|i| bytes[i] & 63);
+            let mins: [u8; 8] = array::from_fn(|i| bytes[i + 8] & 63);
+            assert_eq!(unpack_six_bit_pairs(&six_bit_pairs(&scales, &mins)), (scales, mins));
+        }
+    }
+
+    #[test]
+    fn every_code_has_the_place_that_the_diagrams_give() {
+        let few: [u8; 32] = array::from_fn(|i| if i == 3 || i == 18 { 0b1_0101 } else { 0 });
+        let (high, low) = five_bits(&few);
+        assert_eq!(u32::from_le_bytes(high), 1 << 3 | 1 << 18);
+        assert_eq!((low[3], low[2]), (0x05, 0x50));
+
+        let mut codes = [0; 256];
+        codes[128 + 64 + 7] = 3;
+        assert_eq!(two_bits(&codes)[32 + 7], 3 << 4);
+        assert_eq!(four_bits(&codes)[96 + 7], 3);
+        assert_eq!(one_bit(&codes, 0)[7], 1 << 6);
+
+        let pairs = six_bit_pairs(&[1, 2, 3, 4, 0x15, 6, 7, 8], &[9, 10, 11, 12, 0x2d, 14, 15, 16]);
+        assert_eq!((pairs[0], pairs[4], pairs[8]), (1 | 1 << 6, 9 | 2 << 6, 5 | 13 << 4));
+    }
+}

@@ -1,0 +1,92 @@
+//! F32, F16, BF16: one float a weight, no scale. 32, 16 and 16 bits per weight.
+//!
+//! ```text
+//!  F32   4 B: the float, little-endian
+//!  F16   2 B: its nearest half, ties to even
+//!  BF16  2 B: its upper half, ties to even
+//! ```
+//!
+//! Source: `ggml_fp32_to_fp16_row` and `ggml_fp32_to_bf16_row_ref` in ggml's `ggml.c`; see [`super::float`].
+
+use super::{Block, Importance, float};
+use crate::gguf::TensorType;
+
+/// A single-precision weight, little-endian.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct F32([u8; 4]);
+
+/// A half-precision weight, little-endian.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct F16([u8; 2]);
+
+/// The upper half of a single-precision weight, little-endian.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct Bf16([u8; 2]);
+
+impl Block for F32 {
+    const TYPE: TensorType = TensorType::F32;
+    const LEN: usize = 1;
+    const IMPORTANCE: Importance = Importance::Ignored;
+
+    fn quantize_row(src: &[f32], _: Option<&[f32]>, dst: &mut [Self]) {
+        for (block, x) in dst.iter_mut().zip(src) {
+            block.0 = x.to_le_bytes();
+        }
+    }
+
+    fn dequantize_row(src: &[Self], dst: &mut [f32]) {
+        for (x, block) in dst.iter_mut().zip(src) {
+            *x = f32::from_le_bytes(block.0);
+        }
+    }
+}
+
+impl Block for F16 {
+    const TYPE: TensorType = TensorType::F16;
+    const LEN: usize = 1;
+    const IMPORTANCE: Importance = Importance::Ignored;
+
+    fn quantize_row(src: &[f32], _: Option<&[f32]>, dst: &mut [Self]) {
+        float::f32s_to_f16s(src, bytemuck::cast_slice_mut(dst));
+    }
+
+    fn dequantize_row(src: &[Self], dst: &mut [f32]) {
+        float::f16s_to_f32s(bytemuck::cast_slice(src), dst);
+    }
+}
+
+impl Block for Bf16 {
+    const TYPE: TensorType = TensorType::BF16;
+    const LEN: usize = 1;
+    const IMPORTANCE: Importance = Importance::Ignored;
+
+    fn quantize_row(src: &[f32], _: Option<&[f32]>, dst: &mut [Self]) {
+        float::f32s_to_bf16s(src, bytemuck::cast_slice_mut(dst));
+    }
+
+    fn dequantize_row(src: &[Self], dst: &mut [f32]) {
+        float::bf16s_to_f32s(bytemuck::cast_slice(src), dst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_little_endian() {
+        let src = [1.0, -2.0];
+        let mut single = [F32([0; 4]); 2];
+        F32::quantize_row(&src, None, &mut single);
+        assert_eq!(single.map(|b| b.0), [[0, 0, 0x80, 0x3f], [0, 0, 0, 0xc0]]);
+        let mut half = [F16([0; 2]); 2];
+        F16::quantize_row(&src, None, &mut half);
+        assert_eq!(half.map(|b| b.0), [[0, 0x3c], [0, 0xc0]]);
+        let mut upper = [Bf16([0; 2]); 2];
+        Bf16::quantize_row(&src, None, &mut upper);
+        assert_eq!(upper.map(|b| b.0), [[0x80, 0x3f], [0, 0xc0]]);
+    }
+}

@@ -1,0 +1,85 @@
+//! Q4_1: x ≈ d·q + m, q from 0 to 15. 5 bits per weight.
+//!
+//! ```text
+//!  byte 0      2      4                                            20
+//!       | d    | m    | 16 B: q of weights j (low half) and j + 16  |
+//! ```
+//!
+//! Without importance the codes span the weights from smallest to largest. With it d and m ≤ 0 are searched, the weights
+//! of the search being importance · √(mean square of the row + x²).
+//!
+//! Source: `block_q4_1`, `quantize_row_q4_1_ref` and `quantize_row_q4_1_impl` in ggml's `ggml-common.h` and
+//! `ggml-quants.c`.
+
+use super::search::{
+    AffineSearch, divide_or_zero, fit_affine, importance_weights, smallest_and_largest, sum_of_squares,
+    truncate_to_byte,
+};
+use super::{Block, Half, Importance, dequantize_blocks, pack, quantize_blocks};
+use crate::gguf::TensorType;
+
+/// 32 weights.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BlockQ4_1 {
+    /// The scale d.
+    pub d: Half,
+    /// The offset m.
+    pub m: Half,
+    /// The codes q.
+    pub qs: [u8; 16],
+}
+
+const _: () = assert!(size_of::<BlockQ4_1>() == 20);
+
+impl Block for BlockQ4_1 {
+    const TYPE: TensorType = TensorType::Q4_1;
+    const LEN: usize = 32;
+    const IMPORTANCE: Importance = Importance::Used;
+
+    fn quantize_row(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]) {
+        let mean_square = if importance.is_some() { sum_of_squares(src) / src.len() as f32 } else { 0.0 };
+        quantize_blocks::<32, Self>(src, importance, dst, |x, importance| {
+            let (d, m, codes) = match importance {
+                None => plain(x),
+                Some(importance) => {
+                    let mut codes = [0; 32];
+                    let weights = importance_weights(importance, mean_square, x);
+                    let fit = fit_affine(AffineSearch::weighted(15), x, &weights, &mut codes);
+                    (fit.scale, -fit.min, codes)
+                }
+            };
+            Self { d: Half::new(d), m: Half::new(m), qs: pack::nibbles(&codes) }
+        });
+    }
+
+    fn dequantize_row(src: &[Self], dst: &mut [f32]) {
+        dequantize_blocks::<32, Self>(src, dst, |block| {
+            let (d, m) = (block.d.value(), block.m.value());
+            pack::unpack_nibbles(&block.qs).map(|q| f32::from(q) * d + m)
+        });
+    }
+}
+
+fn plain(x: &[f32; 32]) -> (f32, f32, [u8; 32]) {
+    let (smallest, largest) = smallest_and_largest(x);
+    let d = (largest - smallest) / 15.0;
+    let inverse = divide_or_zero(1.0, d);
+    (d, smallest, x.map(|x| (truncate_to_byte((x - smallest) * inverse + 0.5) as i8).min(15) as u8))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_and_the_largest_weight_come_back() {
+        let x: [f32; 32] = std::array::from_fn(|i| if i == 20 { 16.0 } else { 1.0 });
+        let zero = Half::new(0.0);
+        let (mut block, mut back) = ([BlockQ4_1 { d: zero, m: zero, qs: [0; 16] }], [0.0; 32]);
+        BlockQ4_1::quantize_row(&x, None, &mut block);
+        assert_eq!((block[0].d.value(), block[0].m.value(), block[0].qs[4]), (1.0, 1.0, 0xf0));
+        BlockQ4_1::dequantize_row(&block, &mut back);
+        assert_eq!(back, x);
+    }
+}

@@ -1,0 +1,136 @@
+//! Q6_K: x ≈ d·s·(q − 32), q from 0 to 63. 6.5625 bits per weight.
+//!
+//! 256 weights in sixteen sub-blocks of 16, each with a signed 8-bit scale s.
+//!
+//! ```text
+//!  byte 0                        128                      192          208    210
+//!       | 128 B: bits 0-3 of q   | 64 B: bits 4-5 of q    | 16 B: s    | d    |
+//!         of each half (128 codes, 64 bytes)  as two_bits says
+//!         byte l: codes l (low half) and l + 64
+//! ```
+//!
+//! Each scale is searched, the weights of the search being x², or the importance itself.
+//!
+//! Source: `block_q6_K`, `quantize_row_q6_K_ref` and `quantize_row_q6_K_impl` in ggml's `ggml-common.h` and
+//! `ggml-quants.c`.
+
+use super::search::{NEGLIGIBLE, extreme, fit_symmetric, nearest};
+use super::{Block, Half, Importance, dequantize_blocks, pack, quantize_blocks};
+use crate::gguf::TensorType;
+use std::array;
+
+/// 256 weights.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BlockQ6K {
+    /// Bits 0 to 3 of each code.
+    pub ql: [u8; 128],
+    /// Bits 4 and 5 of each code.
+    pub qh: [u8; 64],
+    /// The scales of the sub-blocks, in two's complement.
+    pub scales: [u8; 16],
+    /// The scale d of the scales.
+    pub d: Half,
+}
+
+const _: () = assert!(size_of::<BlockQ6K>() == 210);
+
+impl Block for BlockQ6K {
+    const TYPE: TensorType = TensorType::Q6_K;
+    const LEN: usize = 256;
+    const IMPORTANCE: Importance = Importance::Used;
+
+    fn quantize_row(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]) {
+        quantize_blocks(src, importance, dst, quantize);
+    }
+
+    fn dequantize_row(src: &[Self], dst: &mut [f32]) {
+        dequantize_blocks::<256, Self>(src, dst, |block| {
+            let sub_blocks = block.sub_blocks();
+            let codes = block.codes();
+            array::from_fn(|i| sub_blocks[i / 16] * (f32::from(codes[i]) - 32.0))
+        });
+    }
+}
+
+impl BlockQ6K {
+    /// d·s of each sub-block.
+    #[inline]
+    fn sub_blocks(&self) -> [f32; 16] {
+        let d = self.d.value();
+        self.scales.map(|s| d * f32::from(s as i8))
+    }
+
+    #[inline]
+    fn codes(&self) -> [u8; 256] {
+        let mut codes = pack::unpack_two_bits(&self.qh).map(|high| high << 4);
+        for (bytes, codes) in self.ql.chunks_exact(64).zip(codes.chunks_exact_mut(128)) {
+            for l in 0..64 {
+                codes[l] |= bytes[l] & 15;
+                codes[l + 64] |= bytes[l] >> 4;
+            }
+        }
+        codes
+    }
+
+    fn set_codes(&mut self, codes: &[u8; 256]) {
+        self.qh = pack::two_bits(&codes.map(|code| code >> 4));
+        for (bytes, codes) in self.ql.chunks_exact_mut(64).zip(codes.chunks_exact(128)) {
+            for l in 0..64 {
+                bytes[l] = codes[l] & 15 | codes[l + 64] << 4;
+            }
+        }
+    }
+}
+
+fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ6K {
+    let mut block = BlockQ6K { ql: [0; 128], qh: [0; 64], scales: [0; 16], d: Half::new(0.0) };
+    let mut codes = [0; 256];
+    let (sub_blocks, _) = x.as_chunks::<16>();
+    let (sub_codes, _) = codes.as_chunks_mut::<16>();
+    let mut scales = [0.0; 16];
+    for j in 0..16 {
+        let weights = match importance {
+            None => sub_blocks[j].map(|x| x * x),
+            Some(importance) => importance.as_chunks::<16>().0[j],
+        };
+        scales[j] = fit_symmetric(&sub_blocks[j], &weights, 32, &mut sub_codes[j]);
+    }
+    let extreme = extreme(&scales);
+    if extreme.abs() < NEGLIGIBLE {
+        return block;
+    }
+
+    let inverse = -128.0 / extreme;
+    block.d = Half::new(1.0 / inverse);
+    block.scales = scales.map(|scale| nearest(inverse * scale).min(127) as u8);
+    for (j, scale) in block.sub_blocks().into_iter().enumerate() {
+        // Else the codes stay as the search left them.
+        if scale != 0.0 {
+            sub_codes[j] = sub_blocks[j].map(|x| (nearest(x / scale).clamp(-32, 31) + 32) as u8);
+        }
+    }
+    block.set_codes(&codes);
+    block
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_have_the_places_that_the_diagram_gives() {
+        let mut block = BlockQ6K { ql: [0; 128], qh: [0; 64], scales: [0; 16], d: Half::new(0.5) };
+        block.ql[64 + 37] = 0x5a;
+        block.qh[32 + 5] = 0b1100_1000;
+        block.scales[10] = 2;
+        block.scales[14] = -3i8 as u8;
+        let mut x = [0.0; 256];
+        BlockQ6K::dequantize_row(&[block], &mut x);
+        assert_eq!((x[128 + 37], x[128 + 101]), ((0x2a as f32 - 32.0), -1.5 * (0x35 as f32 - 32.0)));
+
+        let codes: [u8; 256] = array::from_fn(|i| (i * 7 % 64) as u8);
+        block.set_codes(&codes);
+        assert_eq!(block.codes(), codes);
+    }
+}

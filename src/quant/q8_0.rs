@@ -1,0 +1,76 @@
+//! Q8_0: x ≈ d·q, q from -127 to 127. 8.5 bits per weight.
+//!
+//! d is the largest magnitude of 32 weights over 127.
+//!
+//! ```text
+//!  byte 0      2                                 34
+//!       | d    | q of 32 weights, one byte each   |
+//! ```
+//!
+//! Source: `block_q8_0` and `quantize_row_q8_0_ref` in ggml's `ggml-common.h` and `ggml-quants.c`.
+
+use super::search::{divide_or_zero, extreme, truncate_to_byte};
+use super::{Block, Half, Importance, dequantize_blocks, quantize_blocks};
+use crate::gguf::TensorType;
+
+/// 32 weights.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BlockQ8_0 {
+    /// The scale d.
+    pub d: Half,
+    /// The codes q, in two's complement.
+    pub qs: [u8; 32],
+}
+
+const _: () = assert!(size_of::<BlockQ8_0>() == 34);
+
+/// `x` rounded to the nearest whole number, ties away from zero, as a byte.
+#[inline(always)]
+fn round_to_byte(x: f32) -> u8 {
+    // Adding the float below one half, not one half: that would carry 0.49999997 over to 1.
+    const JUST_BELOW_HALF: f32 = 0.499_999_97;
+    truncate_to_byte(x + JUST_BELOW_HALF.copysign(x))
+}
+
+impl Block for BlockQ8_0 {
+    const TYPE: TensorType = TensorType::Q8_0;
+    const LEN: usize = 32;
+    const IMPORTANCE: Importance = Importance::Ignored;
+
+    fn quantize_row(src: &[f32], _: Option<&[f32]>, dst: &mut [Self]) {
+        quantize_blocks::<32, Self>(src, None, dst, |x, _| {
+            let d = extreme(x).abs() / 127.0;
+            let inverse = divide_or_zero(1.0, d);
+            Self { d: Half::new(d), qs: x.map(|x| round_to_byte(x * inverse)) }
+        });
+    }
+
+    fn dequantize_row(src: &[Self], dst: &mut [f32]) {
+        dequantize_blocks::<32, Self>(src, dst, |block| {
+            let d = block.d.value();
+            block.qs.map(|q| f32::from(q as i8) * d)
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_ties_away_from_zero() {
+        for (x, wanted) in [(0.5, 1), (-0.5, -1), (0.49999997, 0), (126.5, 127), (-126.5, -127), (2.4999998, 2)] {
+            assert_eq!(round_to_byte(x) as i8, wanted, "{x}");
+        }
+    }
+
+    #[test]
+    fn the_largest_weight_gets_the_largest_code() {
+        let mut x = [0.0; 32];
+        (x[5], x[31]) = (-2.0, 1.0);
+        let mut block = [BlockQ8_0 { d: Half::new(0.0), qs: [0; 32] }];
+        BlockQ8_0::quantize_row(&x, None, &mut block);
+        assert_eq!((block[0].qs[5] as i8, block[0].qs[31] as i8, block[0].qs[0]), (-127, 64, 0));
+    }
+}
