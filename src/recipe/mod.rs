@@ -1,1 +1,227 @@
 //! Recipes: which tensor gets which type, as data; and the plan that a recipe gives for a model.
+//!
+//! A recipe is a file in `quant-tables/`, or one of the user's own:
+//!
+//! ```toml
+//! name = "MINE"
+//! description = "Q4_K_M with a better output matrix"
+//! base = "Q4_K_M"              # its rules come after the ones here; without a base, `type` must be given
+//! # type = "q4_k"              # what a tensor gets that no rule chooses
+//! # file_type = 15             # general.file_type, for other programs to show
+//!
+//! [[rule]]                     # the first rule that matches a tensor decides
+//! role = ["output"]            # what the tensor is for
+//! type = "q8_0"
+//! why = "this model's vocabulary has rare words that I need"
+//! ```
+//!
+//! | condition      | matches where                                                                         |
+//! |----------------|---------------------------------------------------------------------------------------|
+//! | `role`         | the tensor is for that, or for one of a list (required)                               |
+//! | `layers`       | its layer is one of `first_sixteenth`, `first_eighth`, `more_bits`, `"0..4"`, `7`, or of a list of these |
+//! | `importance`   | importance is given (`true`) or is not (`false`)                                      |
+//! | `tied`         | the model has no output matrix (`true`), or has one (`false`)                         |
+//! | `min_gqa`      | at least so many query heads share a key and value head                               |
+//! | `model_layers` | the model has exactly so many layers                                                  |
+//!
+//! The built-in recipes choose the types that llama.cpp's `llama_model_quantize` chooses for models of the Llama
+//! architecture (`llama_tensor_get_type_impl` in its `src/llama-quant.cpp`). Unlike there, nothing depends on the order
+//! in which tensors are visited.
+
+mod fallback;
+mod file;
+mod near;
+mod overrides;
+mod plan;
+mod rule;
+pub mod shapes;
+
+#[cfg(all(test, feature = "llama"))]
+mod against_llama;
+#[cfg(test)]
+mod golden;
+
+use std::path::Path;
+use std::sync::LazyLock;
+
+pub use overrides::Override;
+pub use plan::{Facts, Plan, PlannedTensor, plan};
+pub use rule::{Layers, Rule};
+
+use crate::gguf::TensorType;
+
+/// `general.quantization_version`: the generation of ggml's block formats that these recipes are for.
+pub const QUANTIZATION_VERSION: u32 = 2;
+
+/// The types that a recipe or an override may name.
+pub const TYPES: &[TensorType] = &[
+    TensorType::F32,
+    TensorType::F16,
+    TensorType::BF16,
+    TensorType::Q8_0,
+    TensorType::Q6_K,
+    TensorType::Q5_K,
+    TensorType::Q5_1,
+    TensorType::Q5_0,
+    TensorType::Q4_K,
+    TensorType::Q4_1,
+    TensorType::Q4_0,
+    TensorType::IQ4_NL,
+    TensorType::IQ4_XS,
+    TensorType::Q3_K,
+    TensorType::Q2_K,
+];
+
+/// Which tensor gets which type.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Recipe {
+    /// What it is called on the command line and in the plan: `Q4_K_M`.
+    pub name: String,
+    /// What it is for, in a line.
+    pub description: String,
+    /// `general.file_type`: llama.cpp's number for files made this way, `enum llama_ftype` in its `llama.h`.
+    pub file_type: u32,
+    /// The type of a matrix that no rule chooses.
+    #[serde(rename = "type", serialize_with = "plan::type_name")]
+    pub ty: TensorType,
+    /// The first that matches a tensor decides.
+    pub rules: Vec<Rule>,
+}
+
+impl Recipe {
+    /// The built-in recipe of this name, in any case.
+    pub fn builtin(name: &str) -> Option<&'static Recipe> {
+        Self::all().iter().find(|recipe| recipe.name.eq_ignore_ascii_case(name))
+    }
+
+    /// As [`Self::builtin`], with an error that says which recipes there are.
+    ///
+    /// # Errors
+    /// There is no such recipe.
+    pub fn find(name: &str) -> Result<&'static Recipe, Error> {
+        Self::builtin(name).ok_or_else(|| Error::UnknownRecipe {
+            name: name.to_string(),
+            known: Self::all().iter().map(|recipe| recipe.name.as_str()).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    /// Every built-in recipe, from the most bits to the fewest.
+    pub fn all() -> &'static [Recipe] {
+        &BUILTIN
+    }
+
+    /// Reads a recipe.
+    ///
+    /// `file_name` is for messages. A `base` is a built-in recipe.
+    ///
+    /// # Errors
+    /// The text is not TOML, has a key or a value that recipes do not have, or lacks one that they need.
+    pub fn from_toml(text: &str, file_name: &str) -> Result<Recipe, Error> {
+        file::read(text, file_name, Self::builtin, |ty| Self::all().iter().rfind(|r| r.ty == ty).map(|r| r.file_type))
+    }
+
+    /// Reads a recipe from a file of the user's own.
+    ///
+    /// # Errors
+    /// The file cannot be read, is too large to be a recipe, or is refused by [`Self::from_toml`].
+    pub fn from_file(path: &Path) -> Result<Recipe, Error> {
+        use std::io::Read;
+        let file_name = path.display().to_string();
+        let mut text = String::new();
+        std::fs::File::open(path)
+            .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text))
+            .map_err(|source| Error::Read { file: file_name.clone(), source })?;
+        if text.len() as u64 > MAX_FILE_BYTES {
+            return Err(Error::TooLong { file: file_name });
+        }
+        Self::from_toml(&text, &file_name)
+    }
+}
+
+/// Recipes are a page or two; what is longer is some other file given by mistake.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+macro_rules! sources {
+    ($($file:literal),* $(,)?) => {
+        /// From the most bits to the fewest.
+        const SOURCES: &[(&str, &str)] = &[$((
+            concat!("quant-tables/", $file),
+            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/quant-tables/", $file)),
+        )),*];
+    };
+}
+sources!(
+    "f32.toml",
+    "bf16.toml",
+    "f16.toml",
+    "q8_0.toml",
+    "q6_k.toml",
+    "q5_1.toml",
+    "q5_k_m.toml",
+    "q5_k_s.toml",
+    "q5_0.toml",
+    "q4_1.toml",
+    "q4_k_m.toml",
+    "iq4_nl.toml",
+    "q4_k_s.toml",
+    "q4_0.toml",
+    "iq4_xs.toml",
+    "q3_k_l.toml",
+    "q3_k_m.toml",
+    "q3_k_s.toml",
+    "q2_k.toml",
+);
+
+static BUILTIN: LazyLock<Vec<Recipe>> = LazyLock::new(|| {
+    // They are part of the program, and a test reads every one. They state their file type and have no base.
+    let read = |&(file_name, text): &(&str, &str)| file::read(text, file_name, |_| None, |_| None);
+    SOURCES.iter().map(read).collect::<Result<_, _>>().expect("the built-in recipes can be read")
+});
+
+/// What is wrong with a recipe, or stands between it and a plan.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error("{file}: {source}")]
+    Read { file: String, source: std::io::Error },
+    #[error("{file}: too long for a recipe, which has at most {} KiB; is it some other file?", MAX_FILE_BYTES >> 10)]
+    TooLong { file: String },
+    #[error("{file}:{line}: {message}")]
+    Parse { file: String, line: usize, message: String },
+    #[error("there is no recipe '{name}'; known are {known}")]
+    UnknownRecipe { name: String, known: String },
+    #[error("{tensor}: layer {layer} of a model with {n_layers} layers; its config does not fit its weights")]
+    LayerBeyondModel { tensor: String, layer: u32, n_layers: u32 },
+    #[error("{tensor}: sizes {dims:?} make more bytes than can be counted")]
+    TooLarge { tensor: String, dims: Vec<u64> },
+    #[error("{tensor}: holds {found}, and {wanted} is made from F32, F16 or BF16; convert from the original weights")]
+    Source { tensor: String, found: TensorType, wanted: TensorType },
+    #[error("'{text}' is not PATTERN=TYPE, such as ffn_down=Q6_K or 'blk.0.*=Q8_0'")]
+    OverrideSyntax { text: String },
+    #[error("'{text}': {ty} is not a type for weights; known are {}", type_list())]
+    OverrideType { text: String, ty: String },
+    #[error(
+        "no tensor matches '{pattern}'{}; a pattern is a tensor's name, a name with * for any letters, or one of the \
+         roles {}",
+        near::suggestion(near),
+        rule::role_list()
+    )]
+    OverrideUnused { pattern: String, near: Vec<String> },
+    #[error("every tensor that '{pattern}' matches is taken by '{by}' before it; put '{pattern}' first")]
+    OverrideShadowed { pattern: String, by: String },
+    #[error(
+        "'{pattern}' asks for {ty}, but {tensor} stays F32: llama.cpp computes with norms, biases and vectors as such"
+    )]
+    OverrideKept { pattern: String, tensor: String, ty: TensorType },
+    #[error(
+        "'{pattern}' asks for {ty}, whose blocks of {} do not divide {tensor}'s rows of {row_len}; {} would",
+        ty.block_len(),
+        fallback::fallback(*ty, *row_len)
+    )]
+    OverrideIndivisible { pattern: String, tensor: String, ty: TensorType, row_len: u64 },
+}
+
+/// The types that may be named, for messages.
+fn type_list() -> String {
+    TYPES.iter().map(|ty| ty.name()).collect::<Vec<_>>().join(", ")
+}

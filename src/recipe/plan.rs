@@ -1,0 +1,387 @@
+//! What each tensor of one model becomes: a recipe applied.
+
+use serde::{Serialize, Serializer};
+
+use super::fallback::fallback;
+use super::near::near;
+use super::rule::{Circumstances, ROLES};
+use super::{Error, Override, Recipe};
+use crate::arch::Role;
+use crate::gguf::{TensorInfo, TensorType};
+
+/// What recipes ask about a model, apart from its tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Layers of the model.
+    pub n_layers: u32,
+    /// Query heads of a layer.
+    pub n_heads: u64,
+    /// Key and value heads of a layer.
+    pub n_kv_heads: u64,
+}
+
+impl Facts {
+    /// Query heads that share a key and value head; 0 where there are no key and value heads.
+    pub fn gqa(&self) -> u64 {
+        self.n_heads.checked_div(self.n_kv_heads).unwrap_or(0)
+    }
+}
+
+/// What each tensor of a model becomes, in the order in which the tensors were given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// The name of the recipe.
+    pub recipe: String,
+    /// `general.file_type` of the file to be.
+    pub file_type: u32,
+    /// Every tensor of the model.
+    pub tensors: Vec<PlannedTensor>,
+}
+
+/// What one tensor becomes, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PlannedTensor {
+    /// Its GGUF name.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// The layer it belongs to.
+    pub layer: Option<u32>,
+    /// Sizes, fastest dimension first.
+    pub dims: Vec<u64>,
+    /// The type it has.
+    #[serde(serialize_with = "type_name")]
+    pub source: TensorType,
+    /// The type it gets.
+    #[serde(rename = "type", serialize_with = "type_name")]
+    pub ty: TensorType,
+    /// The reason, for people.
+    pub why: String,
+    /// The type that was chosen, where its block does not divide the rows.
+    #[serde(serialize_with = "maybe_type_name")]
+    pub fallback_from: Option<TensorType>,
+    /// Bytes of the type it gets, without padding.
+    pub bytes: u64,
+}
+
+impl PlannedTensor {
+    /// As a GGUF file will describe it.
+    pub fn info(&self) -> TensorInfo {
+        TensorInfo { name: self.name.clone(), dims: self.dims.clone(), ty: self.ty }
+    }
+}
+
+impl Plan {
+    /// Bytes of all tensors, without padding and metadata.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors.iter().fold(0, |sum, tensor| sum.saturating_add(tensor.bytes))
+    }
+
+    /// Weights of all tensors.
+    pub fn n_weights(&self) -> u64 {
+        let weights = |tensor: &PlannedTensor| tensor.info().n_elements().unwrap_or(u64::MAX);
+        self.tensors.iter().fold(0, |sum, tensor| sum.saturating_add(weights(tensor)))
+    }
+
+    /// Mean bits of a weight over the whole model, vectors and scales included; 0 for a model without weights.
+    pub fn bits_per_weight(&self) -> f64 {
+        match self.n_weights() {
+            0 => 0.0,
+            n => self.total_bytes() as f64 * 8.0 / n as f64,
+        }
+    }
+
+    /// How many tensors did not get the type that was chosen for them.
+    pub fn n_fallbacks(&self) -> usize {
+        self.tensors.iter().filter(|tensor| tensor.fallback_from.is_some()).count()
+    }
+}
+
+/// Applies a recipe to a model. No tensor's type depends on the order of `tensors`.
+///
+/// `tensors` are all of the model's, by their GGUF names, with the types they have; a model without `output.weight` is
+/// taken to use its token embedding as output. `has_importance` says whether importance will steer the quantizers. The
+/// first of `overrides` that matches a tensor decides, before any rule.
+///
+/// Norms, biases and other vectors become F32, whatever the recipe. An override that reaches one through a `*` passes
+/// over it.
+///
+/// # Errors
+/// A tensor belongs to a layer that the model does not have, is larger than can be counted, or is not made of floats;
+/// an override matches nothing, gives a type that does not divide a tensor's rows, or names a tensor that stays F32.
+pub fn plan(
+    recipe: &Recipe,
+    facts: &Facts,
+    tensors: &[TensorInfo],
+    has_importance: bool,
+    overrides: &[Override],
+) -> Result<Plan, Error> {
+    let tied = !tensors.iter().any(|tensor| Role::of(&tensor.name).0 == Role::Output);
+    let at = Circumstances { facts: *facts, tied, importance: has_importance };
+    let tensors = tensors
+        .iter()
+        .map(|tensor| plan_tensor(recipe, &at, tensor, overrides))
+        .collect::<Result<Vec<PlannedTensor>, Error>>()?;
+    for over in overrides {
+        check_reached(over, overrides, &tensors)?;
+    }
+    Ok(Plan { recipe: recipe.name.clone(), file_type: recipe.file_type, tensors })
+}
+
+fn plan_tensor(
+    recipe: &Recipe,
+    at: &Circumstances,
+    tensor: &TensorInfo,
+    overrides: &[Override],
+) -> Result<PlannedTensor, Error> {
+    let (role, layer) = Role::of(&tensor.name);
+    let n_layers = at.facts.n_layers;
+    if let Some(layer) = layer.filter(|layer| *layer >= n_layers) {
+        return Err(Error::LayerBeyondModel { tensor: tensor.name.clone(), layer, n_layers });
+    }
+
+    let choice = match keep(tensor, role) {
+        Some(kept) => {
+            refuse_to_change(tensor, kept.ty, overrides)?;
+            kept
+        }
+        None => match overrides.iter().find(|over| over.matches(&tensor.name, role)) {
+            Some(over) => by_override(over, tensor)?,
+            None => by_rule(recipe, at, tensor, role, layer),
+        },
+    };
+    let Choice { ty, why, fallback_from } = choice;
+
+    let is_float = matches!(tensor.ty, TensorType::F32 | TensorType::F16 | TensorType::BF16 | TensorType::F64);
+    if ty != tensor.ty && !is_float {
+        return Err(Error::Source { tensor: tensor.name.clone(), found: tensor.ty, wanted: ty });
+    }
+    let too_large = || Error::TooLarge { tensor: tensor.name.clone(), dims: tensor.dims.clone() };
+    let (name, dims, source) = (tensor.name.clone(), tensor.dims.clone(), tensor.ty);
+    let bytes = TensorInfo { name: String::new(), dims: dims.clone(), ty }.n_bytes().ok_or_else(too_large)?;
+    Ok(PlannedTensor { name, role, layer, dims, source, ty, why, fallback_from, bytes })
+}
+
+/// A tensor's type and how it came to it.
+struct Choice {
+    ty: TensorType,
+    why: String,
+    fallback_from: Option<TensorType>,
+}
+
+/// What stays as it is under every recipe. Source: `tensor_allows_quantization` in llama.cpp's `src/llama-quant.cpp`,
+/// and its converter, which writes vectors as F32.
+fn keep(tensor: &TensorInfo, role: Role) -> Option<Choice> {
+    // As ggml counts dimensions: a matrix of one row is a vector.
+    let is_vector = tensor.dims.iter().skip(1).all(|&size| size == 1);
+    let why = match role {
+        Role::Norm => "norms are few, and llama.cpp computes with them in F32",
+        Role::Bias => "biases are few, and llama.cpp computes with them in F32",
+        Role::RopeFactors => "factors of the rotary frequencies are few, and every position depends on them",
+        _ if is_vector => "vectors are few, and llama.cpp computes with them in F32",
+        Role::Other if tensor.name.ends_with("ffn_gate_inp.weight") => "it decides which experts see a token",
+        Role::Other if !tensor.name.ends_with("weight") => "not known to be weights",
+        _ => return None,
+    };
+    let is_integer = matches!(tensor.ty, TensorType::I8 | TensorType::I16 | TensorType::I32 | TensorType::I64);
+    let ty = if is_integer { tensor.ty } else { TensorType::F32 };
+    Some(Choice { ty, why: why.to_string(), fallback_from: None })
+}
+
+/// An override that names a tensor which stays as it is cannot be obeyed; one that reaches it through a `*` need not.
+fn refuse_to_change(tensor: &TensorInfo, kept: TensorType, overrides: &[Override]) -> Result<(), Error> {
+    match overrides.iter().find(|over| over.pattern == tensor.name && over.ty != kept) {
+        Some(Override { pattern, ty }) => {
+            Err(Error::OverrideKept { pattern: pattern.clone(), tensor: tensor.name.clone(), ty: *ty })
+        }
+        None => Ok(()),
+    }
+}
+
+fn by_override(over: &Override, tensor: &TensorInfo) -> Result<Choice, Error> {
+    if over.ty.row_bytes(tensor.row_len()).is_none() {
+        return Err(Error::OverrideIndivisible {
+            pattern: over.pattern.clone(),
+            tensor: tensor.name.clone(),
+            ty: over.ty,
+            row_len: tensor.row_len(),
+        });
+    }
+    let why = format!("asked for with {}={}", over.pattern, over.ty);
+    Ok(Choice { ty: over.ty, why, fallback_from: None })
+}
+
+fn by_rule(recipe: &Recipe, at: &Circumstances, tensor: &TensorInfo, role: Role, layer: Option<u32>) -> Choice {
+    let (wanted, why) = match recipe.rules.iter().find(|rule| rule.matches(role, layer, at)) {
+        Some(rule) => (rule.ty, rule.why.clone()),
+        None => (recipe.ty, format!("the type of most of {}", recipe.name)),
+    };
+    let ty = fallback(wanted, tensor.row_len());
+    if ty == wanted {
+        return Choice { ty, why, fallback_from: None };
+    }
+    let (len, row_len) = (wanted.block_len(), tensor.row_len());
+    let why = format!("{wanted} has blocks of {len}, which do not divide rows of {row_len} ({why})");
+    Choice { ty, why, fallback_from: Some(wanted) }
+}
+
+/// An override that changes nothing is a mistake: of spelling, or of order.
+fn check_reached(over: &Override, overrides: &[Override], tensors: &[PlannedTensor]) -> Result<(), Error> {
+    let mut matched = tensors.iter().filter(|tensor| over.matches(&tensor.name, tensor.role)).peekable();
+    let Some(&first) = matched.peek() else {
+        let names = tensors.iter().map(|tensor| tensor.name.as_str()).chain(ROLES.iter().map(|(name, _)| *name));
+        return Err(Error::OverrideUnused { pattern: over.pattern.clone(), near: near(&over.pattern, names) });
+    };
+    let decides = |tensor: &PlannedTensor| overrides.iter().find(|o| o.matches(&tensor.name, tensor.role));
+    if matched.clone().all(|tensor| decides(tensor) != Some(over)) {
+        let by = decides(first).map_or_else(String::new, |by| by.pattern.clone());
+        return Err(Error::OverrideShadowed { pattern: over.pattern.clone(), by });
+    }
+    if matched.all(|tensor| tensor.ty != over.ty) {
+        return Err(Error::OverrideKept { pattern: over.pattern.clone(), tensor: first.name.clone(), ty: over.ty });
+    }
+    Ok(())
+}
+
+/// For serde: a type by its name.
+pub(super) fn type_name<S: Serializer>(ty: &TensorType, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(ty.name())
+}
+
+fn maybe_type_name<S: Serializer>(ty: &Option<TensorType>, serializer: S) -> Result<S::Ok, S::Error> {
+    ty.map(TensorType::name).serialize(serializer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::shapes::{Shape, YI_6B};
+
+    fn recipe(name: &str) -> &'static Recipe {
+        Recipe::builtin(name).unwrap()
+    }
+
+    /// A small model whose rows every block divides.
+    const SMALL: Shape = Shape { n_layers: 4, hidden: 256, ffn: 768, head_dim: 64, vocab: 512, ..YI_6B };
+
+    fn planned(overrides: &[&str]) -> Result<Plan, Error> {
+        let overrides: Vec<Override> = overrides.iter().map(|text| text.parse().unwrap()).collect();
+        plan(recipe("Q4_K_M"), &SMALL.facts(), &SMALL.tensors(TensorType::BF16), false, &overrides)
+    }
+
+    fn type_of(plan: &Plan, name: &str) -> TensorType {
+        plan.tensors.iter().find(|tensor| tensor.name == name).unwrap().ty
+    }
+
+    #[test]
+    fn no_type_depends_on_the_order_of_the_tensors() {
+        for recipe in Recipe::all() {
+            for importance in [false, true] {
+                let mut tensors = YI_6B.tensors(TensorType::BF16);
+                let in_order = plan(recipe, &YI_6B.facts(), &tensors, importance, &[]).unwrap();
+                tensors.sort_by_key(|tensor| tensor.name.bytes().rev().collect::<Vec<_>>());
+                let mut shuffled = plan(recipe, &YI_6B.facts(), &tensors, importance, &[]).unwrap();
+                shuffled.tensors.sort_by_key(|tensor| in_order.tensors.iter().position(|t| t.name == tensor.name));
+                assert_eq!(in_order, shuffled);
+            }
+        }
+    }
+
+    #[test]
+    fn norms_and_biases_are_f32_under_every_recipe() {
+        let shape = Shape { biases: true, ..SMALL };
+        for recipe in Recipe::all() {
+            let mut tensors = shape.tensors(TensorType::F16);
+            tensors.iter_mut().for_each(|tensor| tensor.ty = TensorType::F16);
+            let plan = plan(recipe, &shape.facts(), &tensors, false, &[]).unwrap();
+            let kept: Vec<_> = plan.tensors.iter().filter(|t| matches!(t.role, Role::Norm | Role::Bias)).collect();
+            assert_eq!(kept.len(), 4 * 5 + 1);
+            assert!(kept.iter().all(|tensor| tensor.ty == TensorType::F32), "{}", recipe.name);
+        }
+    }
+
+    #[test]
+    fn says_why_and_what_it_would_have_chosen() {
+        let shape = Shape { hidden: 96, ..SMALL };
+        let plan = plan(recipe("Q4_K_M"), &shape.facts(), &shape.tensors(TensorType::F16), false, &[]).unwrap();
+        let v = plan.tensors.iter().find(|tensor| tensor.name == "blk.2.attn_v.weight").unwrap();
+        assert_eq!((v.ty, v.fallback_from, v.layer), (TensorType::Q8_0, Some(TensorType::Q6_K), Some(2)));
+        assert!(
+            v.why.starts_with("Q6_K has blocks of 256, which do not divide rows of 96 (the first and last"),
+            "{}",
+            v.why
+        );
+        assert_eq!(v.bytes, 4 * 64 * 96 / 32 * 34);
+        let json = serde_json::to_value(v).unwrap();
+        assert_eq!(
+            (&json["type"], &json["source"], &json["fallback_from"]),
+            (&"Q8_0".into(), &"F16".into(), &"Q6_K".into())
+        );
+        assert_eq!((&json["role"], &json["layer"]), (&"attention_v".into(), &2.into()));
+        assert!(plan.n_fallbacks() > 0 && plan.n_fallbacks() < plan.tensors.len());
+    }
+
+    #[test]
+    fn the_first_override_that_matches_decides_before_any_rule() {
+        let plan = planned(&["blk.3.ffn_down.weight=F16", "ffn_down=Q8_0", "blk.0.*=Q5_K", "output=Q8_0"]).unwrap();
+        assert_eq!(type_of(&plan, "blk.3.ffn_down.weight"), TensorType::F16);
+        assert_eq!(type_of(&plan, "blk.0.ffn_down.weight"), TensorType::Q8_0);
+        assert_eq!(type_of(&plan, "blk.0.ffn_up.weight"), TensorType::Q5_K);
+        assert_eq!(type_of(&plan, "blk.0.attn_norm.weight"), TensorType::F32, "a star passes over it");
+        assert_eq!(type_of(&plan, "output.weight"), TensorType::Q8_0);
+        assert_eq!(type_of(&plan, "blk.1.ffn_up.weight"), TensorType::Q4_K);
+        let up = plan.tensors.iter().find(|tensor| tensor.name == "blk.0.ffn_up.weight").unwrap();
+        assert_eq!(up.why, "asked for with blk.0.*=Q5_K");
+    }
+
+    #[test]
+    fn refuses_overrides_that_cannot_be_obeyed() {
+        let message = |overrides: &[&str]| planned(overrides).unwrap_err().to_string();
+        for (overrides, words) in [
+            (&["ffn_dwon=Q8_0"][..], "no tensor matches 'ffn_dwon' (did you mean ffn_down?)"),
+            (&["blk.0.atn_q.weight=Q8_0"], "(did you mean blk.0.attn_q.weight or"),
+            (&["norm=Q8_0"], "one of the roles token_embedding, output,"),
+            (&["*=Q8_0", "output=F16"], "every tensor that 'output' matches is taken by '*' before it"),
+            (&["output_norm.weight=F16"], "asks for F16, but output_norm.weight stays F32"),
+            (&["*_norm.weight=Q8_0"], "asks for Q8_0, but blk.0.attn_norm.weight stays F32"),
+        ] {
+            assert!(message(overrides).contains(words), "{}", message(overrides));
+        }
+        let shape = Shape { hidden: 96, ..SMALL };
+        let over = ["attention_q=Q6_K".parse().unwrap()];
+        let error = plan(recipe("Q8_0"), &shape.facts(), &shape.tensors(TensorType::F16), false, &over).unwrap_err();
+        let words = "'attention_q' asks for Q6_K, whose blocks of 256 do not divide blk.0.attn_q.weight's rows of 96; Q8_0 would";
+        assert_eq!(error.to_string(), words);
+        assert!(planned(&["output_norm.weight=F32"]).is_ok(), "that is what it is anyway");
+    }
+
+    #[test]
+    fn refuses_models_that_do_not_fit_what_is_said_of_them() {
+        let one = |name: &str, dims: &[u64], ty| {
+            let tensor = TensorInfo { name: name.to_string(), dims: dims.to_vec(), ty };
+            plan(recipe("Q4_0"), &SMALL.facts(), &[tensor], false, &[]).unwrap_err().to_string()
+        };
+        let message = one("blk.4.attn_q.weight", &[256, 256], TensorType::F16);
+        assert!(message.starts_with("blk.4.attn_q.weight: layer 4 of a model with 4 layers"), "{message}");
+        let message = one("blk.0.attn_q.weight", &[256, 1 << 40, 1 << 40], TensorType::F16);
+        assert!(message.contains("more bytes than can be counted"), "{message}");
+        let message = one("blk.0.attn_q.weight", &[256, 256], TensorType::Q8_0);
+        assert!(message.contains("holds Q8_0, and Q4_0 is made from F32, F16 or BF16"), "{message}");
+        let message = one("output_norm.weight", &[256], TensorType::Q8_0);
+        assert!(message.contains("holds Q8_0, and F32 is made from"), "{message}");
+    }
+
+    #[test]
+    fn a_tensor_that_has_its_type_already_is_left_as_it_is() {
+        let tensor = TensorInfo { name: "output.weight".to_string(), dims: vec![256, 8], ty: TensorType::Q8_0 };
+        let plan = plan(recipe("Q8_0"), &SMALL.facts(), &[tensor], false, &[]).unwrap();
+        assert_eq!(plan.total_bytes(), 8 * 8 * 34);
+        assert_eq!(plan.bits_per_weight(), 8.5);
+    }
+
+    #[test]
+    fn a_model_without_tensors_has_a_plan_without_bits() {
+        let plan = plan(recipe("Q8_0"), &SMALL.facts(), &[], false, &[]).unwrap();
+        assert_eq!((plan.total_bytes(), plan.bits_per_weight()), (0, 0.0));
+    }
+}
