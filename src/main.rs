@@ -3,13 +3,17 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use nibble::cli::interrupt::{self, Interrupted};
 
 fn main() -> ExitCode {
     match nibble::cli::Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("nibble: {error:#}");
-            ExitCode::FAILURE
+            match error.downcast_ref::<Interrupted>() {
+                Some(_) => ExitCode::from(interrupt::EXIT_CODE),
+                None => ExitCode::FAILURE,
+            }
         }
     }
 }

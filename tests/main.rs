@@ -1,1 +1,10 @@
-//! The one integration test binary.
+//! The one integration test binary: the program as people use it, and whole conversions.
+
+mod bad_input;
+mod command_line;
+mod conversion;
+#[cfg(feature = "llama")]
+mod generation;
+#[cfg(all(feature = "llama", target_arch = "x86_64"))]
+mod same_bytes_as_llama_cpp;
+mod support;

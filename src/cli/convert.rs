@@ -1,9 +1,246 @@
 //! `nibble convert`
 
-/// Convert a Hugging Face folder, or a 16-bit GGUF, to a quantized GGUF
-#[derive(Debug, clap::Args)]
-pub struct Args {}
+use std::io::Write;
+use std::path::PathBuf;
 
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+use super::table::{self, Align};
+use super::out::{self, Out};
+use super::{interrupt, progress, units};
+use crate::convert::{Error, Job, Options, Summary};
+use crate::recipe::{Override, Recipe};
+
+/// Convert a Hugging Face folder, or a 16-bit GGUF, to a quantized GGUF
+///
+/// Reads the source once and writes the final file, with no file in between and little memory. The result appears under
+/// its name only when it is complete.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  nibble convert Yi-34B-Chat                     to Yi-34B-Chat-Q4_K_M.gguf in the current folder
+  nibble convert Yi-34B-Chat -q IQ4_XS -o yi.gguf
+  nibble convert Yi-34B-Chat --dry-run           which tensor would get which type, and the size
+  nibble convert Yi-34B-Chat --type output=Q8_0 --type 'blk.0.*=Q6_K'")]
+pub struct Args {
+    /// A Hugging Face model folder, or a GGUF file
+    source: PathBuf,
+
+    /// The recipe: which tensor gets which type; 'nibble quants' lists them
+    #[arg(short = 'q', long = "quantize", value_name = "RECIPE", default_value = "Q4_K_M", conflicts_with = "recipe")]
+    quantize: String,
+
+    /// A recipe of your own, a TOML file; 'nibble quants --show Q4_K_M' prints one to start from
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
+
+    /// Give a tensor, a pattern of tensors ('blk.0.*') or a role ('ffn_down') a type, whatever the recipe says
+    #[arg(long = "type", value_name = "PATTERN=TYPE")]
+    types: Vec<String>,
+
+    /// Where the result goes [default: the model's name and the recipe, in the current folder]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Replace the result where it exists
+    #[arg(long)]
+    force: bool,
+
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Print the plan (with --dry-run) or the result as JSON
+    #[arg(long)]
+    json: bool,
+
+    /// Cut the result into files of at most this size, such as 4G or 500M (powers of 1000)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    split_max_size: Option<u64>,
+
+    /// Go on where a weight is NaN or infinite
+    #[arg(long)]
+    allow_nan: bool,
+
+    /// Accept a source that is quantized already
+    #[arg(long)]
+    allow_requantize: bool,
+
+    /// Threads [default: one a core]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+
+    /// Print nothing but errors
+    #[arg(long)]
+    quiet: bool,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let job = Job::prepare(&args.source, options(&args)?)?;
+    if !args.quiet {
+        for warning in job.warnings() {
+            eprintln!("nibble: warning: {warning}");
+        }
+    }
+    if args.dry_run {
+        return out::to_stdout(|out| if args.json { print_plan_json(out, &job) } else { print_plan(out, &job) });
+    }
+    job.check_output()?;
+
+    let cancel = interrupt::listen()?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0).into()).build()?;
+    let bar = progress::Conversion::new(job.source_bytes(), args.quiet || args.json);
+    let result = pool.install(|| job.execute(&bar, cancel));
+    bar.clear();
+    match result {
+        Ok(summary) if args.json => out::to_stdout(|out| print_summary_json(out, &job, &summary)),
+        Ok(summary) if !args.quiet => out::to_stdout(|out| print_summary(out, &job, &summary)),
+        Ok(_) => Ok(()),
+        Err(error @ Error::Cancelled) => Err(interrupt::Interrupted(error.to_string()).into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn options(args: &Args) -> anyhow::Result<Options> {
+    let recipe = match &args.recipe {
+        Some(path) => Recipe::from_file(path)?,
+        None => Recipe::find(&args.quantize)?.clone(),
+    };
+    let overrides = args.types.iter().map(|text| text.parse()).collect::<Result<Vec<Override>, _>>()?;
+    Ok(Options {
+        overrides,
+        output: args.output.clone(),
+        force: args.force,
+        split_max_bytes: args.split_max_size,
+        allow_nan: args.allow_nan,
+        allow_requantize: args.allow_requantize,
+        ..Options::new(recipe)
+    })
+}
+
+/// `4G`, `500M`, `4.5GB`: a size in bytes, in powers of 1000.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("'{text}' is not a size: write a number and K, M, G or T, such as 4G");
+    let upper = text.trim().to_ascii_uppercase();
+    let number = upper.strip_suffix('B').unwrap_or(&upper);
+    let (number, factor) = match number.chars().last() {
+        Some('K') => (&number[..number.len() - 1], 1e3),
+        Some('M') => (&number[..number.len() - 1], 1e6),
+        Some('G') => (&number[..number.len() - 1], 1e9),
+        Some('T') => (&number[..number.len() - 1], 1e12),
+        _ => (number, 1.0),
+    };
+    let value: f64 = number.trim().parse().map_err(|_| wrong())?;
+    let bytes = value * factor;
+    if (1.0..9e18).contains(&bytes) { Ok(bytes as u64) } else { Err(wrong()) }
+}
+
+/// The plan by groups of tensors that differ only in their layer.
+fn print_plan(out: &mut Out, job: &Job) -> anyhow::Result<()> {
+    struct Group {
+        role: String,
+        shape: String,
+        change: String,
+        n: usize,
+        bytes: u64,
+        why: String,
+    }
+    let mut groups: Vec<Group> = Vec::new();
+    for t in &job.plan().tensors {
+        let role = match t.layer {
+            Some(_) => t.name.splitn(3, '.').nth(2).map_or_else(|| t.name.clone(), |rest| format!("blk.*.{rest}")),
+            None => t.name.clone(),
+        };
+        let shape = t.dims.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
+        let change = format!("{} -> {}", t.source, t.ty);
+        match groups.iter_mut().find(|g| g.role == role && g.shape == shape && g.change == change && g.why == t.why) {
+            Some(group) => {
+                group.n += 1;
+                group.bytes += t.bytes;
+            }
+            None => groups.push(Group { role, shape, change, n: 1, bytes: t.bytes, why: t.why.clone() }),
+        }
+    }
+    let mut rows = table::new(&[
+        ("tensor", Align::Left),
+        ("number", Align::Right),
+        ("shape", Align::Right),
+        ("type", Align::Left),
+        ("size", Align::Right),
+        ("why", Align::Left),
+    ]);
+    for g in &groups {
+        rows.add_row([g.role.clone(), g.n.to_string(), g.shape.clone(), g.change.clone(), units::bytes(g.bytes), g.why.clone()]);
+    }
+    out.table(rows)?;
+    writeln!(
+        out,
+        "\n{} -> {}, {:.2} bits per weight",
+        units::bytes(job.source_bytes()),
+        units::bytes(job.output_bytes()),
+        job.plan().bits_per_weight()
+    )?;
+    for (path, bytes) in job.outputs() {
+        writeln!(out, "would write {} ({})", path.display(), units::bytes(*bytes))?;
+    }
+    if let Err(error) = job.check_output() {
+        eprintln!("nibble: warning: {error}");
+    }
+    Ok(())
+}
+
+fn files_json(job: &Job) -> serde_json::Value {
+    job.outputs().iter().map(|(path, bytes)| serde_json::json!({"path": path, "bytes": bytes})).collect()
+}
+
+fn print_plan_json(out: &mut Out, job: &Job) -> anyhow::Result<()> {
+    let json = serde_json::json!({
+        "plan": job.plan(),
+        "source_bytes": job.source_bytes(),
+        "bits_per_weight": job.plan().bits_per_weight(),
+        "outputs": files_json(job),
+        "warnings": job.warnings(),
+    });
+    Ok(writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?)
+}
+
+fn print_summary(out: &mut Out, job: &Job, summary: &Summary) -> anyhow::Result<()> {
+    for (path, bytes) in job.outputs() {
+        writeln!(out, "{}  {}", path.display(), units::bytes(*bytes))?;
+    }
+    let seconds = summary.elapsed.as_secs_f64();
+    writeln!(
+        out,
+        "{} -> {}, {:.2} bits per weight, in {seconds:.1} s ({}/s read)",
+        units::bytes(summary.read_bytes),
+        units::bytes(summary.written_bytes),
+        job.plan().bits_per_weight(),
+        units::bytes((summary.read_bytes as f64 / seconds.max(1e-9)) as u64),
+    )?;
+    Ok(())
+}
+
+fn print_summary_json(out: &mut Out, job: &Job, summary: &Summary) -> anyhow::Result<()> {
+    let json = serde_json::json!({
+        "outputs": files_json(job),
+        "read_bytes": summary.read_bytes,
+        "written_bytes": summary.written_bytes,
+        "bits_per_weight": job.plan().bits_per_weight(),
+        "seconds": summary.elapsed.as_secs_f64(),
+        "warnings": job.warnings(),
+    });
+    Ok(writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_numbers_with_a_unit() {
+        assert_eq!(parse_size("4G"), Ok(4_000_000_000));
+        assert_eq!(parse_size("4.5gb"), Ok(4_500_000_000));
+        assert_eq!(parse_size("500m"), Ok(500_000_000));
+        assert_eq!(parse_size("123"), Ok(123));
+        for wrong in ["", "G", "-1G", "0", "nan", "1e30G", "4 X"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -2,6 +2,9 @@
 
 mod convert;
 mod inspect;
+pub mod interrupt;
+mod out;
+mod progress;
 mod quants;
 #[cfg(feature = "llama")]
 mod run;

@@ -1,1 +1,475 @@
-//! Conversion: carries out a plan in one pass over the source.
+//! Conversion: a Hugging Face folder or a GGUF becomes a GGUF, in one pass over the source.
+//!
+//! ```text
+//! Job::prepare   open the source ─► describe the model ─► plan types ─► lay out the file     nothing written yet
+//! Job::execute   for each chunk of rows, on every core:
+//!                    map ─► permute ─► f32 ─► quantize ─► write at its planned offset ─► give the pages back
+//! ```
+//!
+//! Memory is bounded by a buffer a thread: the source is mapped and its pages are given back as they are used, the output
+//! is written where the plan says. The bytes depend on nothing but the source, the recipe and the overrides: not on the
+//! CPU, the number of threads, or how the source is cut into files.
+
+mod execute;
+mod name;
+mod output;
+mod source;
+
+use std::path::{Path, PathBuf};
+
+use crate::gguf::{self, DEFAULT_ALIGNMENT, Gguf, Layout, Metadata, TensorInfo, TensorType, Value};
+use crate::recipe::{self, Facts, Override, Plan, PlannedTensor, Recipe};
+use crate::vocab::{self, TokenizerFiles};
+use crate::{arch, checkpoint, quant};
+use arch::Transform;
+use checkpoint::{Checkpoint, DType, ModelCard};
+
+pub use execute::{Observer, Summary};
+pub use name::{file_name, size_label};
+pub use output::free_bytes;
+use source::{Bytes, Encoding, Input};
+
+/// Importance of the input channels of each matrix, by the matrix's GGUF name: one value a column.
+pub type Importance = std::collections::HashMap<String, Vec<f32>>;
+
+/// What to make of a source.
+#[derive(Debug)]
+pub struct Options {
+    /// Which tensor gets which type.
+    pub recipe: Recipe,
+    /// Types given by hand, which go before the recipe.
+    pub overrides: Vec<Override>,
+    /// Where the result goes; by default a name made from the source's, in the current folder.
+    pub output: Option<PathBuf>,
+    /// Replace an output that exists.
+    pub force: bool,
+    /// Cut the result into files of at most this many bytes.
+    pub split_max_bytes: Option<u64>,
+    /// Go on where a weight is NaN or infinite.
+    pub allow_nan: bool,
+    /// Accept a source that is quantized already.
+    pub allow_requantize: bool,
+    /// Importance, for the formats that use it.
+    pub importance: Option<Importance>,
+}
+
+impl Options {
+    /// The defaults: a recipe and nothing else.
+    pub fn new(recipe: Recipe) -> Self {
+        Self {
+            recipe,
+            overrides: Vec::new(),
+            output: None,
+            force: false,
+            split_max_bytes: None,
+            allow_nan: false,
+            allow_requantize: false,
+            importance: None,
+        }
+    }
+}
+
+/// Why a conversion could not be prepared or carried out.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::Error),
+    #[error(transparent)]
+    Gguf(#[from] gguf::Error),
+    #[error(transparent)]
+    Layout(#[from] gguf::LayoutError),
+    #[error(transparent)]
+    Arch(#[from] arch::Error),
+    #[error(transparent)]
+    Vocab(#[from] vocab::Error),
+    #[error(transparent)]
+    Recipe(#[from] recipe::Error),
+    #[error("{path}: no such file or folder")]
+    NoSource { path: PathBuf },
+    #[error(
+        "{path}: tensor '{tensor}' is {ty}: quantizing it again adds a second loss to the first; start from the 16-bit \
+         original, or pass --allow-requantize to go on all the same"
+    )]
+    AlreadyQuantized { path: PathBuf, tensor: String, ty: TensorType },
+    #[error("{path}: tensor '{tensor}' is {ty}, which nibble cannot read")]
+    UnreadableType { path: PathBuf, tensor: String, ty: String },
+    #[error(
+        "{path}: the model's architecture is '{found}', and nibble's recipes know only 'llama' (the architecture of Yi, \
+         Llama and Mistral)"
+    )]
+    ForeignArchitecture { path: PathBuf, found: String },
+    #[error("{path}: the key '{key}' is missing or not a number; is this a whole model?")]
+    MissingKey { path: PathBuf, key: String },
+    #[error(
+        "tensor '{tensor}' has {value} at row {row}, column {column} (rows and columns count from 0): the checkpoint is \
+         damaged or its training diverged; check the download, or pass --allow-nan to go on all the same"
+    )]
+    NotFinite { tensor: String, row: usize, column: usize, value: f32 },
+    #[error(
+        "tensor '{tensor}' has {value} at row {row}, column {column}, which F16 cannot hold (its largest number is 65504): \
+         use BF16 or a quantized type, or pass --allow-nan to write infinity there"
+    )]
+    BeyondF16 { tensor: String, row: usize, column: usize, value: f32 },
+    #[error("the importance of '{tensor}' has {found} values, but the matrix has {wanted} columns; was it made with another model?")]
+    ImportanceLength { tensor: String, found: usize, wanted: usize },
+    #[error("the importance of '{tensor}' has {value} at column {column}, where only numbers from 0 up make sense")]
+    ImportanceValue { tensor: String, column: usize, value: f32 },
+    #[error("{path} exists already; pass --force to replace it, or -o to write elsewhere")]
+    OutputExists { path: PathBuf },
+    #[error("{path} is a folder; give -o the name of a file")]
+    OutputIsFolder { path: PathBuf },
+    #[error("{path} cannot be written: there is no folder {folder}")]
+    NoFolder { path: PathBuf, folder: PathBuf },
+    #[error("{path} is a part of what is being converted; give -o another name")]
+    OutputIsSource { path: PathBuf },
+    #[error(
+        "not enough room in {folder}: the result needs {}, and {} are free; make room, or write to another disk with -o",
+        crate::cli::units::bytes(*.needed), crate::cli::units::bytes(*.free)
+    )]
+    NoRoom { folder: PathBuf, needed: u64, free: u64 },
+    #[error("{path} could not be written: {source}; nothing was left behind")]
+    Write { path: PathBuf, source: std::io::Error },
+    #[error("stopped; nothing was left behind")]
+    Cancelled,
+}
+
+enum Source {
+    Checkpoint(Box<Checkpoint>),
+    Gguf(Box<Gguf>),
+}
+
+/// Where the bytes of an output tensor come from.
+#[derive(Debug)]
+enum Origin {
+    /// A tensor of the checkpoint, by its place in [`Checkpoint::tensors`].
+    Checkpoint { index: usize, transform: Transform },
+    /// A tensor of the GGUF, by its place in [`Gguf::tensors`].
+    Gguf { index: usize },
+    /// Numbers that the configuration implies.
+    Made(Vec<f32>),
+}
+
+/// A conversion, planned and checked: only the work itself is left.
+pub struct Job {
+    source: Source,
+    source_path: PathBuf,
+    /// For each tensor of the plan.
+    origins: Vec<Origin>,
+    plan: Plan,
+    layout: Layout,
+    outputs: Vec<(PathBuf, u64)>,
+    warnings: Vec<String>,
+    options: Options,
+}
+
+impl Job {
+    /// Opens the source, plans every tensor's type and place, and checks all that can be checked without reading weights.
+    /// Writes nothing.
+    ///
+    /// # Errors
+    /// Anything wrong with the source, the recipe, the overrides or the importance. Not yet what is wrong with the
+    /// output: see [`Self::check_output`].
+    pub fn prepare(source_path: &Path, options: Options) -> Result<Self, Error> {
+        if !source_path.exists() {
+            return Err(Error::NoSource { path: source_path.to_path_buf() });
+        }
+        let is_gguf = source_path.is_file() && source_path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+        let described = if is_gguf {
+            describe_gguf(Gguf::open(source_path)?, source_path, options.allow_requantize)?
+        } else {
+            describe_checkpoint(Checkpoint::open(source_path)?)?
+        };
+        let Described { source, mut metadata, tensors, origins, facts, name, mut warnings } = described;
+
+        let plan = recipe::plan(&options.recipe, &facts, &tensors, options.importance.is_some(), &options.overrides)?;
+        if let Some(importance) = &options.importance {
+            check_importance(importance, &tensors, &mut warnings)?;
+        }
+
+        metadata.set("general.quantization_version", recipe::QUANTIZATION_VERSION);
+        metadata.set("general.file_type", plan.file_type);
+        let infos = plan.tensors.iter().map(PlannedTensor::info).collect();
+        let layout = Layout::new(&metadata, infos, DEFAULT_ALIGNMENT, options.split_max_bytes)?;
+
+        let path = options.output.clone().unwrap_or_else(|| file_name(&name, plan.n_weights(), &plan.recipe).into());
+        let outputs = output_files(&path, &layout);
+        Ok(Self { source, source_path: source_path.to_path_buf(), origins, plan, layout, outputs, warnings, options })
+    }
+
+    /// The type of every tensor, and why.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The files that will be written, with their sizes in bytes.
+    pub fn outputs(&self) -> &[(PathBuf, u64)] {
+        &self.outputs
+    }
+
+    /// Bytes of all files that will be written.
+    pub fn output_bytes(&self) -> u64 {
+        self.layout.total_bytes()
+    }
+
+    /// Bytes of tensor data in the source that will be read.
+    pub fn source_bytes(&self) -> u64 {
+        (0..self.origins.len()).map(|i| self.input(i)).map(|input| (input.n_rows * input.row_bytes()) as u64).sum()
+    }
+
+    /// What the user should know although it is no error.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Checks that the output may be written and that the disk has room for it.
+    ///
+    /// # Errors
+    /// When a file of that name exists (unless it may be replaced), is part of the source, or does not fit.
+    pub fn check_output(&self) -> Result<(), Error> {
+        let sources: Vec<PathBuf> = match &self.source {
+            Source::Checkpoint(checkpoint) => checkpoint.shards().map(Path::to_path_buf).collect(),
+            Source::Gguf(gguf) => gguf.paths().map(Path::to_path_buf).collect(),
+        };
+        for (output, _) in &self.outputs {
+            let Ok(output_real) = output.canonicalize() else { continue };
+            if sources.iter().any(|source| source.canonicalize().is_ok_and(|source| source == output_real)) {
+                return Err(Error::OutputIsSource { path: output.clone() });
+            }
+        }
+        output::check_paths(&self.outputs, self.options.force)?;
+        output::check_room(&self.outputs)
+    }
+
+    /// The input of tensor `i` of the plan.
+    fn input(&self, i: usize) -> Input<'_> {
+        let planned = &self.plan.tensors[i];
+        let (name, encoding, bytes, transform) = match (&self.origins[i], &self.source) {
+            (Origin::Checkpoint { index, transform }, Source::Checkpoint(checkpoint)) => {
+                let tensor = &checkpoint.tensors()[*index];
+                let (map, range) = checkpoint.location(tensor);
+                let encoding = encoding(&tensor.dtype).expect("the source's types were checked when it was opened");
+                (tensor.name.as_str(), encoding, Bytes::Mapped(map, range), *transform)
+            }
+            (Origin::Gguf { index }, Source::Gguf(gguf)) => {
+                let tensor = &gguf.tensors()[*index];
+                let (map, range) = gguf.location(*index);
+                (tensor.name.as_str(), Encoding::Type(tensor.ty), Bytes::Mapped(map, range), Transform::Copy)
+            }
+            (Origin::Made(values), _) => {
+                let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+                (planned.name.as_str(), Encoding::Type(TensorType::F32), Bytes::Made(bytes), Transform::Copy)
+            }
+            _ => unreachable!("origins are made together with their source"),
+        };
+        let n_weights = planned.dims.iter().product::<u64>() as usize;
+        // A bias is permuted by its elements.
+        let row_len = match planned.dims.as_slice() {
+            [_] if transform != Transform::Copy => 1,
+            dims => dims.first().copied().unwrap_or(1) as usize,
+        };
+        Input { name, encoding, bytes, row_len, n_rows: n_weights / row_len, transform }
+    }
+}
+
+/// The files to write and their sizes: `path` itself, or its numbered parts.
+fn output_files(path: &Path, layout: &Layout) -> Vec<(PathBuf, u64)> {
+    let n_parts = layout.parts().len();
+    let base = path.with_extension("");
+    let base = base.file_name().unwrap_or_default().to_string_lossy();
+    let name = |part| match n_parts {
+        1 => path.to_path_buf(),
+        _ => path.with_file_name(gguf::file_name(&base, part, n_parts)),
+    };
+    layout.parts().iter().enumerate().map(|(i, part)| (name(i), part.total_bytes)).collect()
+}
+
+/// A source, and all that the plan and the file need to know of it.
+struct Described {
+    source: Source,
+    metadata: Metadata,
+    /// In the order of the output, with the source's types.
+    tensors: Vec<TensorInfo>,
+    origins: Vec<Origin>,
+    facts: Facts,
+    name: String,
+    warnings: Vec<String>,
+}
+
+fn describe_checkpoint(checkpoint: Checkpoint) -> Result<Described, Error> {
+    let shapes = checkpoint.tensors().iter().map(|t| (t.name.as_str(), t.shape.as_slice()));
+    let model = arch::describe(checkpoint.config(), shapes)?;
+    let mut warnings = checkpoint.warnings().to_vec();
+    warnings.extend(model.warnings.iter().cloned());
+
+    let mut tensors = Vec::with_capacity(model.tensors.len());
+    let mut origins = Vec::with_capacity(model.tensors.len());
+    for tensor in &model.tensors {
+        let (ty, origin) = match &tensor.source {
+            arch::TensorSource::Checkpoint { name, transform } => {
+                let index = checkpoint.tensor_index(name).expect("arch names only tensors of the checkpoint");
+                let dtype = &checkpoint.tensors()[index].dtype;
+                let ty = match encoding(dtype) {
+                    Some(Encoding::Type(ty)) => ty,
+                    Some(Encoding::F64) => TensorType::F64,
+                    None => {
+                        return Err(Error::UnreadableType {
+                            path: checkpoint.dir().to_path_buf(),
+                            tensor: name.clone(),
+                            ty: dtype.to_string(),
+                        });
+                    }
+                };
+                (ty, Origin::Checkpoint { index, transform: *transform })
+            }
+            arch::TensorSource::Generated(values) => (TensorType::F32, Origin::Made(values.clone())),
+        };
+        tensors.push(TensorInfo { name: tensor.name.clone(), dims: tensor.dims.clone(), ty });
+        origins.push(origin);
+    }
+    let n_weights = model.n_parameters();
+
+    let chat_template = checkpoint.chat_template();
+    let (tokenizer, tokenizer_warnings) = vocab::metadata(
+        &TokenizerFiles {
+            dir: checkpoint.dir(),
+            model: checkpoint.tokenizer_model(),
+            json: checkpoint.tokenizer_json(),
+            tokenizer_config: checkpoint.tokenizer_config(),
+            special_tokens_map: checkpoint.special_tokens_map(),
+            added_tokens: checkpoint.added_tokens(),
+            config: Some(checkpoint.config()),
+            generation_config: checkpoint.generation_config(),
+            chat_template: chat_template.as_deref(),
+        },
+        model.hyper.vocab.into(),
+    )?;
+    warnings.extend(tokenizer_warnings);
+
+    let name = checkpoint.name();
+    let mut metadata = general_metadata(&name, n_weights, checkpoint.card());
+    metadata.extend(model.metadata.iter().map(|(k, v)| (k.to_string(), v.clone())));
+    metadata.extend(tokenizer.iter().map(|(k, v)| (k.to_string(), v.clone())));
+    let facts = Facts {
+        n_layers: model.hyper.n_layers,
+        n_heads: model.hyper.n_heads.into(),
+        n_kv_heads: model.hyper.n_kv_heads.into(),
+    };
+    Ok(Described { source: Source::Checkpoint(Box::new(checkpoint)), metadata, tensors, origins, facts, name, warnings })
+}
+
+fn describe_gguf(gguf: Gguf, path: &Path, allow_requantize: bool) -> Result<Described, Error> {
+    let metadata = gguf.metadata().clone();
+    let architecture = metadata.str("general.architecture").unwrap_or_default().to_string();
+    if architecture != "llama" {
+        return Err(Error::ForeignArchitecture { path: path.to_path_buf(), found: architecture });
+    }
+    for tensor in gguf.tensors() {
+        let (path, name) = (path.to_path_buf(), tensor.name.clone());
+        if quant::format(tensor.ty).is_none() {
+            return Err(Error::UnreadableType { path, tensor: name, ty: tensor.ty.to_string() });
+        }
+        let lossless = matches!(tensor.ty, TensorType::F32 | TensorType::F16 | TensorType::BF16 | TensorType::Q8_0);
+        if !lossless && !allow_requantize {
+            return Err(Error::AlreadyQuantized { path, tensor: name, ty: tensor.ty });
+        }
+    }
+    let number = |key: &str| {
+        let first = metadata.get(key).and_then(|value| match value {
+            // Some models give a number a layer; the recipes go by the first.
+            Value::Array(array) => array.get(0)?.as_u64(),
+            value => value.as_u64(),
+        });
+        first.ok_or_else(|| Error::MissingKey { path: path.to_path_buf(), key: key.to_string() })
+    };
+    let n_layers = number("llama.block_count")?;
+    let n_heads = number("llama.attention.head_count")?;
+    let n_kv_heads = number("llama.attention.head_count_kv").unwrap_or(n_heads);
+    let tensors = gguf.tensors().to_vec();
+    let facts = Facts {
+        n_layers: u32::try_from(n_layers)
+            .map_err(|_| Error::MissingKey { path: path.to_path_buf(), key: "llama.block_count".to_string() })?,
+        n_heads,
+        n_kv_heads,
+    };
+    let name = match metadata.str("general.name") {
+        Some(name) => name.to_string(),
+        None => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+    };
+    let origins = (0..tensors.len()).map(|index| Origin::Gguf { index }).collect();
+    Ok(Described {
+        source: Source::Gguf(Box::new(gguf)),
+        metadata,
+        tensors,
+        origins,
+        facts,
+        name,
+        warnings: Vec::new(),
+    })
+}
+
+fn encoding(dtype: &DType) -> Option<Encoding> {
+    match dtype {
+        DType::F64 => Some(Encoding::F64),
+        DType::F32 => Some(Encoding::Type(TensorType::F32)),
+        DType::F16 => Some(Encoding::Type(TensorType::F16)),
+        DType::BF16 => Some(Encoding::Type(TensorType::BF16)),
+        _ => None,
+    }
+}
+
+/// What the model is, where it comes from and under which license, from its folder's name and its card.
+fn general_metadata(name: &str, n_weights: u64, card: &ModelCard) -> Metadata {
+    let mut metadata = Metadata::new();
+    // llama.cpp wants the architecture to come first.
+    metadata.set("general.architecture", "llama");
+    metadata.set("general.type", "model");
+    metadata.set("general.name", card.model_name.as_deref().unwrap_or(name));
+    metadata.set("general.size_label", size_label(n_weights).as_str());
+    let texts = [
+        ("general.license", &card.license),
+        ("general.license.name", &card.license_name),
+        ("general.license.link", &card.license_link),
+    ];
+    for (key, text) in texts {
+        if let Some(text) = text {
+            metadata.set(key, text.as_str());
+        }
+    }
+    if !card.base_model.is_empty() {
+        metadata.set("general.base_model.count", card.base_model.len() as u32);
+        for (i, id) in card.base_model.iter().enumerate() {
+            let (organization, name) = id.split_once('/').unwrap_or(("", id));
+            metadata.set(format!("general.base_model.{i}.name"), name.replace('-', " "));
+            if !organization.is_empty() {
+                metadata.set(format!("general.base_model.{i}.organization"), organization);
+                metadata.set(format!("general.base_model.{i}.repo_url"), format!("https://huggingface.co/{id}"));
+            }
+        }
+    }
+    if !card.tags.is_empty() {
+        metadata.set("general.tags", card.tags.clone());
+    }
+    if !card.languages.is_empty() {
+        metadata.set("general.languages", card.languages.clone());
+    }
+    metadata
+}
+
+fn check_importance(importance: &Importance, tensors: &[TensorInfo], warnings: &mut Vec<String>) -> Result<(), Error> {
+    for tensor in tensors.iter().filter(|t| t.dims.len() == 2) {
+        let Some(values) = importance.get(&tensor.name) else { continue };
+        let wanted = tensor.row_len() as usize;
+        if values.len() != wanted {
+            return Err(Error::ImportanceLength { tensor: tensor.name.clone(), found: values.len(), wanted });
+        }
+        if let Some(column) = values.iter().position(|v| !(*v >= 0.0 && v.is_finite())) {
+            return Err(Error::ImportanceValue { tensor: tensor.name.clone(), column, value: values[column] });
+        }
+    }
+    let unknown = importance.keys().filter(|name| !tensors.iter().any(|t| t.name == **name)).count();
+    if unknown > 0 {
+        warnings.push(format!("the importance names {unknown} tensors that this model does not have"));
+    }
+    Ok(())
+}

@@ -188,13 +188,13 @@ pub enum Error {
     TooLong { file: String },
     #[error("{file}:{line}: {message}")]
     Parse { file: String, line: usize, message: String },
-    #[error("there is no recipe '{name}'; known are {known}")]
+    #[error("there is no recipe '{name}'; known are {known}; 'nibble quants' tells what each is for")]
     UnknownRecipe { name: String, known: String },
     #[error("{tensor}: layer {layer} of a model with {n_layers} layers; its config does not fit its weights")]
     LayerBeyondModel { tensor: String, layer: u32, n_layers: u32 },
     #[error("{tensor}: sizes {dims:?} make more bytes than can be counted")]
     TooLarge { tensor: String, dims: Vec<u64> },
-    #[error("{tensor}: holds {found}, and {wanted} is made from F32, F16 or BF16; convert from the original weights")]
+    #[error("{tensor}: holds {found}, which cannot become {wanted}; convert from the original weights")]
     Source { tensor: String, found: TensorType, wanted: TensorType },
     #[error("'{text}' is not PATTERN=TYPE, such as ffn_down=Q6_K or 'blk.0.*=Q8_0'")]
     OverrideSyntax { text: String },

@@ -8,6 +8,7 @@ use super::rule::{Circumstances, ROLES};
 use super::{Error, Override, Recipe};
 use crate::arch::Role;
 use crate::gguf::{TensorInfo, TensorType};
+use crate::quant;
 
 /// What recipes ask about a model, apart from its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +108,8 @@ impl Plan {
 /// over it.
 ///
 /// # Errors
-/// A tensor belongs to a layer that the model does not have, is larger than can be counted, or is not made of floats;
+/// A tensor belongs to a layer that the model does not have, is larger than can be counted, or has a type that cannot
+/// be read;
 /// an override matches nothing, gives a type that does not divide a tensor's rows, or names a tensor that stays F32.
 pub fn plan(
     recipe: &Recipe,
@@ -152,8 +154,8 @@ fn plan_tensor(
     };
     let Choice { ty, why, fallback_from } = choice;
 
-    let is_float = matches!(tensor.ty, TensorType::F32 | TensorType::F16 | TensorType::BF16 | TensorType::F64);
-    if ty != tensor.ty && !is_float {
+    let is_readable = tensor.ty == TensorType::F64 || quant::format(tensor.ty).is_some();
+    if ty != tensor.ty && !is_readable {
         return Err(Error::Source { tensor: tensor.name.clone(), found: tensor.ty, wanted: ty });
     }
     let too_large = || Error::TooLarge { tensor: tensor.name.clone(), dims: tensor.dims.clone() };
@@ -365,10 +367,10 @@ mod tests {
         assert!(message.starts_with("blk.4.attn_q.weight: layer 4 of a model with 4 layers"), "{message}");
         let message = one("blk.0.attn_q.weight", &[256, 1 << 40, 1 << 40], TensorType::F16);
         assert!(message.contains("more bytes than can be counted"), "{message}");
-        let message = one("blk.0.attn_q.weight", &[256, 256], TensorType::Q8_0);
-        assert!(message.contains("holds Q8_0, and Q4_0 is made from F32, F16 or BF16"), "{message}");
-        let message = one("output_norm.weight", &[256], TensorType::Q8_0);
-        assert!(message.contains("holds Q8_0, and F32 is made from"), "{message}");
+        let message = one("blk.0.attn_q.weight", &[256, 256], TensorType::IQ2_XS);
+        assert!(message.contains("holds IQ2_XS, which cannot become Q4_0"), "{message}");
+        let message = one("output_norm.weight", &[256], TensorType::IQ1_S);
+        assert!(message.contains("holds IQ1_S, which cannot become F32"), "{message}");
     }
 
     #[test]

@@ -1,0 +1,89 @@
+//! What a converted file is called.
+//!
+//! Convention: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#gguf-naming-convention>
+//!
+//! ```text
+//! Yi-34B-Chat-Q4_K_M.gguf
+//! ~~ ~~~ ~~~~ ~~~~~~
+//! base size fine-tune encoding
+//! ```
+
+/// The size label of a model with `n_weights` weights: `34B`, `8.8B`, `6.4M`, `260K`.
+///
+/// As llama.cpp's converter rounds it: one decimal below 10, none above.
+pub fn size_label(n_weights: u64) -> String {
+    let n = n_weights as f64;
+    let (value, unit) = match n_weights {
+        0..1_000_000 => (n / 1e3, 'K'),
+        1_000_000..1_000_000_000 => (n / 1e6, 'M'),
+        1_000_000_000..1_000_000_000_000 => (n / 1e9, 'B'),
+        _ => (n / 1e12, 'T'),
+    };
+    let digits = if value < 9.95 { 1 } else { 0 };
+    let text = format!("{value:.digits$}");
+    format!("{}{unit}", text.strip_suffix(".0").unwrap_or(&text))
+}
+
+/// The file name for a model called `name` (usually its folder) in `encoding` (usually the recipe).
+///
+/// Keeps the name as people know it, with a size label put in where it has none, and characters that are awkward in file
+/// names replaced.
+pub fn file_name(name: &str, n_weights: u64, encoding: &str) -> String {
+    let mut base: String = name
+        .trim()
+        .chars()
+        .map(|c| if c.is_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' })
+        .collect();
+    // A name that starts with a dot would be hidden, one that starts with a dash would look like an option.
+    base = base.trim_matches(['-', '.', '_']).to_string();
+    if base.is_empty() {
+        base = "model".to_string();
+    }
+    if !base.split('-').any(is_size_label) {
+        base = format!("{base}-{}", size_label(n_weights));
+    }
+    format!("{base}-{encoding}.gguf")
+}
+
+/// Whether a part of a name says how large the model is: `34B`, `1.5B`, `8x7B`, `260K`.
+fn is_size_label(part: &str) -> bool {
+    let Some(number) = part.strip_suffix(['K', 'M', 'B', 'T', 'k', 'm', 'b', 't']) else { return false };
+    let number = match number.split_once('x') {
+        Some((experts, rest)) if !experts.is_empty() && experts.bytes().all(|b| b.is_ascii_digit()) => rest,
+        _ => number,
+    };
+    let mut halves = number.splitn(2, '.');
+    halves.all(|half| !half.is_empty() && half.bytes().all(|b| b.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_label_has_the_precision_people_use() {
+        assert_eq!(size_label(34_388_917_248), "34B");
+        assert_eq!(size_label(8_829_407_232), "8.8B");
+        assert_eq!(size_label(6_061_035_520), "6.1B");
+        assert_eq!(size_label(6_424_832), "6.4M");
+        assert_eq!(size_label(9_960_000), "10M");
+        assert_eq!(size_label(2_000_000), "2M");
+        assert_eq!(size_label(260_032), "260K");
+    }
+
+    #[test]
+    fn a_name_with_a_size_is_kept_and_one_without_gets_it() {
+        assert_eq!(file_name("Yi-34B-Chat", 34_388_917_248, "Q4_K_M"), "Yi-34B-Chat-Q4_K_M.gguf");
+        assert_eq!(file_name("Yi-1.5-9B", 8_829_407_232, "Q4_0"), "Yi-1.5-9B-Q4_0.gguf");
+        assert_eq!(file_name("yi-nano", 6_424_832, "IQ4_XS"), "yi-nano-6.4M-IQ4_XS.gguf");
+        assert_eq!(file_name("Mixtral-8x7B", 46_700_000_000, "Q4_0"), "Mixtral-8x7B-Q4_0.gguf");
+    }
+
+    #[test]
+    fn a_name_cannot_leave_its_folder_or_look_like_an_option() {
+        assert_eq!(file_name("../../etc/x", 7_000_000_000, "Q4_0"), "etc-x-7B-Q4_0.gguf");
+        assert_eq!(file_name("--force", 7_000_000_000, "Q4_0"), "force-7B-Q4_0.gguf");
+        assert_eq!(file_name("  ", 7_000_000_000, "Q4_0"), "model-7B-Q4_0.gguf");
+        assert_eq!(file_name("我的模型 7B", 7_000_000_000, "Q4_0"), "我的模型-7B-Q4_0.gguf");
+    }
+}

@@ -1,0 +1,142 @@
+//! What is converted: a Hugging Face folder or a GGUF, as tensors whose rows can be read in the order of the output.
+
+use std::ops::Range;
+
+use crate::arch::Transform;
+use crate::gguf::TensorType;
+use crate::mmap::Mapping;
+use crate::quant::{self, float};
+
+/// The bytes of one tensor and how its rows are found in them.
+#[derive(Clone, Debug)]
+pub struct Input<'a> {
+    /// What the source calls it, for messages.
+    pub name: &'a str,
+    /// The encoding of its elements.
+    pub encoding: Encoding,
+    /// All rows, one after the other, in the order of the source.
+    pub bytes: Bytes<'a>,
+    /// Weights in a row.
+    pub row_len: usize,
+    /// Number of rows.
+    pub n_rows: usize,
+    /// Which source row becomes which output row.
+    pub transform: Transform,
+}
+
+/// Where a tensor's bytes are.
+#[derive(Clone, Debug)]
+pub enum Bytes<'a> {
+    /// In a mapped file, at this range.
+    Mapped(&'a Mapping, Range<usize>),
+    /// Made by nibble.
+    Made(Vec<u8>),
+}
+
+/// How a source encodes its elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// Double precision, which GGUF models do not use.
+    F64,
+    /// A type that nibble has a format for.
+    Type(TensorType),
+}
+
+impl Encoding {
+    fn row_bytes(self, row_len: usize) -> usize {
+        match self {
+            Self::F64 => row_len * 8,
+            Self::Type(ty) => row_len / ty.block_len() * ty.block_bytes(),
+        }
+    }
+}
+
+impl Input<'_> {
+    fn all_bytes(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::Mapped(map, range) => &map.bytes()[range.clone()],
+            Bytes::Made(bytes) => bytes,
+        }
+    }
+
+    /// Bytes of the source in a row.
+    pub fn row_bytes(&self) -> usize {
+        self.encoding.row_bytes(self.row_len)
+    }
+
+    /// The source's number of the row that becomes row `row` of the output.
+    pub fn source_row(&self, row: usize) -> usize {
+        self.transform.source_row(row as u64, self.n_rows as u64) as usize
+    }
+
+    /// The bytes of the row that becomes row `row` of the output.
+    pub fn row(&self, row: usize) -> &[u8] {
+        let row_bytes = self.row_bytes();
+        let at = self.source_row(row) * row_bytes;
+        &self.all_bytes()[at..at + row_bytes]
+    }
+
+    /// Decodes output rows `rows` into `dst`, which holds them exactly.
+    pub fn read_rows(&self, rows: Range<usize>, dst: &mut [f32]) {
+        if self.transform == Transform::Copy {
+            // Rows that lie together are decoded in one go.
+            let row_bytes = self.row_bytes();
+            decode(self.encoding, &self.all_bytes()[rows.start * row_bytes..rows.end * row_bytes], dst);
+        } else {
+            for (row, dst) in rows.zip(dst.chunks_exact_mut(self.row_len)) {
+                decode(self.encoding, self.row(row), dst);
+            }
+        }
+    }
+
+    /// Tells the system that output rows `rows` have been read for the last time.
+    pub fn release_rows(&self, rows: Range<usize>) {
+        if self.transform == Transform::Copy {
+            let row_bytes = self.row_bytes();
+            self.release(rows.start * row_bytes..rows.end * row_bytes);
+        }
+    }
+
+    /// Tells the system that the whole tensor has been read for the last time.
+    pub fn release_all(&self) {
+        self.release(0..self.n_rows * self.row_bytes());
+    }
+
+    fn release(&self, bytes: Range<usize>) {
+        if let Bytes::Mapped(map, range) = &self.bytes {
+            map.release(range.start + bytes.start..range.start + bytes.end);
+        }
+    }
+}
+
+/// Decodes whole rows or blocks. The lengths fit: the plan saw to it.
+fn decode(encoding: Encoding, src: &[u8], dst: &mut [f32]) {
+    match encoding {
+        Encoding::F64 => {
+            for (dst, src) in dst.iter_mut().zip(src.as_chunks::<8>().0) {
+                *dst = f64::from_le_bytes(*src) as f32;
+            }
+        }
+        Encoding::Type(ty) => quant::format(ty).expect("the source's types were checked when it was opened").dequantize(src, dst),
+    }
+}
+
+/// The first element that is not a finite number: its row within `rows_of` and its column.
+pub fn find_not_finite(weights: &[f32], row_len: usize) -> Option<(usize, usize)> {
+    // A sum of absolute bit patterns would need a branch a weight; the maximum of the exponents vectorises.
+    let all_finite = weights.chunks(4096).all(|chunk| {
+        let largest = chunk.iter().fold(0u32, |m, w| m.max(w.to_bits() & 0x7fff_ffff));
+        largest < 0x7f80_0000
+    });
+    if all_finite {
+        return None;
+    }
+    let at = weights.iter().position(|w| !w.is_finite())?;
+    Some((at / row_len, at % row_len))
+}
+
+/// The first element too large for a half-precision float: its row and column.
+pub fn find_beyond_f16(weights: &[f32], row_len: usize) -> Option<(usize, usize)> {
+    let at = weights.iter().position(|&w| w.is_finite() && float::f16_to_f32(float::f32_to_f16(w)).is_infinite())?;
+    Some((at / row_len, at % row_len))
+}

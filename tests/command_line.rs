@@ -1,0 +1,39 @@
+//! The program's words: help, tables, JSON.
+
+use crate::support::{convert, error, folder, has, nibble, stdout, yi_nano};
+
+#[test]
+fn help_names_every_subcommand() {
+    has(&stdout(&nibble(["--help"])), &["convert", "inspect", "quants"]);
+    for command in ["convert", "inspect", "quants"] {
+        has(&stdout(&nibble([command, "--help"])), &["Usage: nibble", command]);
+    }
+}
+
+#[test]
+fn inspect_shows_a_file_and_a_folder() {
+    let dir = folder();
+    let file = convert(&yi_nano(), &dir.path().join("x.gguf"), &["-q", "Q4_K_M"]);
+    let file = file.to_str().unwrap();
+    has(&stdout(&nibble(["inspect", file])), &["llama", "6.4", "Q4_K", "Q6_K", "tokenizer.ggml.add_space_prefix"]);
+    let json: serde_json::Value = serde_json::from_str(&stdout(&nibble(["inspect", file, "--json"]))).unwrap();
+    assert_eq!(json["tensors"].as_array().unwrap().len(), 39);
+    has(&stdout(&nibble(["inspect", file, "--tensor", "blk.0.attn_q.weight"])), &["256", "min", "max", "mean"]);
+    has(&error(&nibble(["inspect", file, "--tensor", "blk.0.attn_qq.weight"])), &["blk.0.attn_qq.weight", "blk.0.attn_q.weight"]);
+
+    let nano = yi_nano();
+    let nano = nano.to_str().unwrap();
+    has(&stdout(&nibble(["inspect", nano])), &["LlamaForCausalLM", "BF16", "lm_head.weight"]);
+    let json: serde_json::Value = serde_json::from_str(&stdout(&nibble(["inspect", nano, "--json"]))).unwrap();
+    assert_eq!(json["tensors"].as_array().unwrap().len(), 39);
+    has(&stdout(&nibble(["inspect", nano, "--tensor", "lm_head.weight"])), &["6400", "min", "max", "mean"]);
+}
+
+#[test]
+fn quants_lists_every_recipe_with_sizes() {
+    let text = stdout(&nibble(["quants"]));
+    for recipe in nibble::recipe::Recipe::all() {
+        has(&text, &[&recipe.name]);
+    }
+    has(&text, &["Yi-34B"]);
+}

@@ -1,0 +1,202 @@
+//! Whole conversions: what does and what does not change the bytes of the result.
+
+use std::fs;
+
+use nibble::gguf::{Gguf, TensorType};
+
+use crate::support::{Variation, convert, files, folder, has, nibble, stdout, yi_nano};
+
+/// The model's name is recorded in the file, so folders that are to give the same bytes have the same name.
+const NAME: &str = "yi-nano";
+
+#[test]
+fn the_bytes_do_not_depend_on_names_sharding_or_container() {
+    let dir = folder();
+    let reference = fs::read(convert(&yi_nano(), &dir.path().join("reference.gguf"), &["-q", "Q4_K_M"])).unwrap();
+
+    let nano = Variation::of_yi_nano();
+    let source = |kind: &str| dir.path().join(kind).join(NAME);
+    nano.clone().as_first_release().write_single(&source("first-release"));
+    nano.write_shards(&source("shards"), 3);
+    nano.clone().as_first_release().write_shards(&source("first-release-shards"), 2);
+    write_torch(&nano, &source("torch"), 1);
+    write_torch(&nano, &source("torch-shards"), 3);
+    for kind in ["first-release", "shards", "first-release-shards", "torch", "torch-shards"] {
+        let made = convert(&source(kind), &dir.path().join(format!("{kind}.gguf")), &["-q", "Q4_K_M"]);
+        assert!(fs::read(made).unwrap() == reference, "{kind} gives other bytes");
+    }
+}
+
+/// Writes the folder with its weights in PyTorch's format, over `n` files.
+fn write_torch(nano: &Variation, to: &std::path::Path, n: usize) {
+    use nibble::checkpoint::testing;
+    nano.write_files(to);
+    let mut weight_map = serde_json::Map::new();
+    for shard in 0..n {
+        let file_name =
+            if n == 1 { "pytorch_model.bin".to_string() } else { format!("pytorch_model-{:05}-of-{n:05}.bin", shard + 1) };
+        let tensors: Vec<_> = nano.tensors.iter().skip(shard).step_by(n).collect();
+        testing::write_torch(
+            &to.join(&file_name),
+            tensors.iter().map(|t| (t.name.as_str(), t.dtype.as_str(), t.shape.as_slice(), t.bytes.as_slice())),
+        );
+        for tensor in tensors {
+            weight_map.insert(tensor.name.clone(), file_name.clone().into());
+        }
+    }
+    if n > 1 {
+        let index = serde_json::json!({"metadata": {}, "weight_map": weight_map});
+        fs::write(to.join("pytorch_model.bin.index.json"), index.to_string()).unwrap();
+    }
+}
+
+#[test]
+fn the_bytes_do_not_depend_on_the_number_of_threads() {
+    let dir = folder();
+    let with = |threads: &str| {
+        let out = dir.path().join(format!("{threads}.gguf"));
+        fs::read(convert(&yi_nano(), &out, &["-q", "Q4_K_S", "--threads", threads])).unwrap()
+    };
+    let one = with("1");
+    assert!(one == with("2"));
+    assert!(one == with("7"));
+}
+
+#[test]
+fn a_16_bit_gguf_between_changes_only_what_is_recorded() {
+    let dir = folder();
+    let direct = convert(&yi_nano(), &dir.path().join("direct.gguf"), &["-q", "Q4_K_M"]);
+    for between in ["F32", "BF16"] {
+        let first = convert(&yi_nano(), &dir.path().join(format!("{between}.gguf")), &["-q", between]);
+        let second = convert(&first, &dir.path().join(format!("{between}-q.gguf")), &["-q", "Q4_K_M"]);
+        assert!(fs::read(&direct).unwrap() == fs::read(second).unwrap(), "through {between}");
+    }
+}
+
+#[test]
+fn every_recipe_gives_a_file_that_opens() {
+    let dir = folder();
+    for recipe in nibble::recipe::Recipe::all() {
+        let out = dir.path().join(format!("{}.gguf", &recipe.name));
+        let gguf = Gguf::open(&convert(&yi_nano(), &out, &["-q", &recipe.name])).unwrap();
+        assert_eq!(gguf.tensors().len(), 39, "{}", &recipe.name);
+        assert_eq!(gguf.metadata().u64("general.file_type"), Some(recipe.file_type.into()));
+    }
+}
+
+#[test]
+fn a_split_result_holds_the_same_tensors() {
+    let dir = folder();
+    let whole = Gguf::open(&convert(&yi_nano(), &dir.path().join("whole.gguf"), &["-q", "Q8_0"])).unwrap();
+    let parts = folder();
+    convert(&yi_nano(), &parts.path().join("m.gguf"), &["-q", "Q8_0", "--split-max-size", "2M"]);
+    let names = files(parts.path());
+    assert!(names.len() > 2, "{names:?}");
+    assert_eq!(names[0], format!("m-00001-of-{:05}.gguf", names.len()));
+    for name in &names {
+        // A tensor larger than the limit has a part to itself.
+        let length = fs::metadata(parts.path().join(name)).unwrap().len();
+        assert!(length <= 2_100_000, "{name}: {length}");
+    }
+    let split = Gguf::open(&parts.path().join(&names[0])).unwrap();
+    assert_eq!(whole.tensors(), split.tensors());
+    for i in 0..whole.tensors().len() {
+        assert!(whole.data(i) == split.data(i), "{}", whole.tensors()[i].name);
+    }
+}
+
+#[test]
+fn a_split_source_converts_like_a_whole_one() {
+    let dir = folder();
+    let whole = convert(&yi_nano(), &dir.path().join("whole.gguf"), &["-q", "BF16"]);
+    convert(&yi_nano(), &dir.path().join("m.gguf"), &["-q", "BF16", "--split-max-size", "3M"]);
+    let first = files(dir.path()).into_iter().find(|n| n.contains("-00001-of-")).unwrap();
+    let a = convert(&whole, &dir.path().join("a.gguf"), &["-q", "Q4_K_M"]);
+    let b = convert(&dir.path().join(first), &dir.path().join("b.gguf"), &["-q", "Q4_K_M"]);
+    assert!(fs::read(a).unwrap() == fs::read(b).unwrap());
+}
+
+#[test]
+fn the_default_name_follows_the_convention_and_lands_in_the_current_folder() {
+    let dir = folder();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_nibble"))
+        .current_dir(dir.path())
+        .args(["convert", yi_nano().to_str().unwrap(), "-q", "q4_0"])
+        .output()
+        .unwrap();
+    has(&stdout(&output), &["yi-nano-6.4M-Q4_0.gguf"]);
+    assert_eq!(files(dir.path()), ["yi-nano-6.4M-Q4_0.gguf"]);
+}
+
+#[test]
+fn a_dry_run_says_what_would_be_and_writes_nothing() {
+    let dir = folder();
+    let out = dir.path().join("x.gguf");
+    let args = ["convert", yi_nano().to_str().unwrap(), "-o", out.to_str().unwrap(), "--dry-run"].map(str::to_string);
+    let text = stdout(&nibble(&args));
+    has(&text, &["blk.*.ffn_down.weight", "BF16 -> Q6_K", "BF16 -> Q4_K", "bits per weight", "x.gguf"]);
+
+    let text = stdout(&nibble(args.iter().cloned().chain(["--json".to_string()])));
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["plan"]["tensors"].as_array().unwrap().len(), 39);
+    assert!(files(dir.path()).is_empty());
+
+    // The size it names is the size it gives.
+    let promised = json["outputs"][0]["bytes"].as_u64().unwrap();
+    convert(&yi_nano(), &out, &[]);
+    assert_eq!(fs::metadata(&out).unwrap().len(), promised);
+}
+
+#[test]
+fn a_type_given_by_hand_goes_before_the_recipe() {
+    let dir = folder();
+    let more = ["-q", "Q4_0", "--type", "output=Q8_0", "--type", "blk.0.ffn_*=F16", "--type", "attention_v=Q5_1"];
+    let gguf = Gguf::open(&convert(&yi_nano(), &dir.path().join("x.gguf"), &more)).unwrap();
+    let ty = |name: &str| gguf.tensor(name).unwrap().ty;
+    assert_eq!(ty("output.weight"), TensorType::Q8_0);
+    assert_eq!(ty("blk.0.ffn_down.weight"), TensorType::F16);
+    assert_eq!(ty("blk.1.ffn_down.weight"), TensorType::Q4_0);
+    assert_eq!(ty("blk.3.attn_v.weight"), TensorType::Q5_1);
+    // A norm is no matrix of the feed-forward: it stays what it is.
+    assert_eq!(ty("blk.0.ffn_norm.weight"), TensorType::F32);
+}
+
+#[test]
+fn half_precision_and_single_precision_checkpoints_convert_like_bf16_ones() {
+    let dir = folder();
+    let reference = fs::read(convert(&yi_nano(), &dir.path().join("r.gguf"), &["-q", "Q6_K"])).unwrap();
+    // Every bf16 number is an f32 number.
+    let mut wide = Variation::of_yi_nano();
+    for tensor in &mut wide.tensors {
+        tensor.dtype = "F32".to_string();
+        tensor.bytes = tensor.bytes.chunks(2).flat_map(|b| [0, 0, b[0], b[1]]).collect();
+    }
+    wide.write_single(&dir.path().join("f32").join(NAME));
+    let made = convert(&dir.path().join("f32").join(NAME), &dir.path().join("f32.gguf"), &["-q", "Q6_K"]);
+    assert!(fs::read(made).unwrap() == reference);
+    // A power of two is a number in all of them.
+    let mut half = Variation::of_yi_nano();
+    for (tensor, wide) in half.tensors.iter_mut().zip(&mut wide.tensors) {
+        let n = tensor.bytes.len() / 2;
+        tensor.dtype = "F16".to_string();
+        tensor.bytes = [0x00, 0x38].repeat(n);
+        wide.bytes = 0.5f32.to_le_bytes().repeat(n);
+    }
+    half.write_single(&dir.path().join("half").join(NAME));
+    wide.write_single(&dir.path().join("wide").join(NAME));
+    let a = convert(&dir.path().join("half").join(NAME), &dir.path().join("half.gguf"), &[]);
+    let b = convert(&dir.path().join("wide").join(NAME), &dir.path().join("wide.gguf"), &[]);
+    assert!(fs::read(a).unwrap() == fs::read(b).unwrap());
+}
+
+#[test]
+fn tied_embeddings_give_one_tensor() {
+    let dir = folder();
+    let mut nano = Variation::of_yi_nano();
+    nano.tensors.retain(|t| t.name != "lm_head.weight");
+    nano.config.insert("tie_word_embeddings".to_string(), true.into());
+    nano.write_single(&dir.path().join(NAME));
+    let gguf = Gguf::open(&convert(&dir.path().join(NAME), &dir.path().join("x.gguf"), &["-q", "Q4_K_M"])).unwrap();
+    assert!(gguf.tensor("output.weight").is_none());
+    assert_eq!(gguf.tensor("token_embd.weight").unwrap().ty, TensorType::Q6_K);
+}

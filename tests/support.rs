@@ -1,0 +1,173 @@
+//! What the tests share: the bundled checkpoint, variations of it, and the program.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+/// The bundled checkpoint.
+pub fn yi_nano() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/yi-nano")
+}
+
+/// A file of the shared test data; `None`, said on stderr, where it is not beside the checkout.
+pub fn shared(path: &str) -> Option<PathBuf> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(path);
+    if file.exists() {
+        return Some(file);
+    }
+    eprintln!("skipped: ../shared/data/{path} is not here");
+    None
+}
+
+/// Runs the program.
+pub fn nibble<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_nibble")).args(args).output().expect("the program starts")
+}
+
+/// What the program printed, where it succeeded; fails the test where it did not.
+pub fn stdout(output: &Output) -> String {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{stderr}", output.status);
+    String::from_utf8(output.stdout.clone()).expect("the program prints UTF-8")
+}
+
+/// The one error that the program printed, where it failed as it should: exit code 1, one line on stderr.
+pub fn error(output: &Output) -> String {
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert_eq!(stderr.trim_end().lines().count(), 1, "more than one line:\n{stderr}");
+    stderr
+}
+
+/// Fails the test unless all of `words` are in `text`.
+#[track_caller]
+pub fn has(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "no '{word}' in:\n{text}");
+    }
+}
+
+/// A tensor with its bytes, as this test code reads and writes it.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    pub name: String,
+    pub dtype: String,
+    pub shape: Vec<u64>,
+    pub bytes: Vec<u8>,
+}
+
+/// A checkpoint in memory, to be changed and written out again.
+#[derive(Clone, Debug)]
+pub struct Variation {
+    pub tensors: Vec<Tensor>,
+    pub config: Map<String, Value>,
+}
+
+impl Variation {
+    /// The bundled checkpoint.
+    pub fn of_yi_nano() -> Self {
+        let config = serde_json::from_slice(&std::fs::read(yi_nano().join("config.json")).unwrap()).unwrap();
+        Self { tensors: read_safetensors(&yi_nano().join("model.safetensors")), config }
+    }
+
+    pub fn tensor(&mut self, name: &str) -> &mut Tensor {
+        self.tensors.iter_mut().find(|t| t.name == name).expect("the checkpoint has this tensor")
+    }
+
+    /// Names things as the first release of Yi did.
+    pub fn as_first_release(mut self) -> Self {
+        self.config.insert("architectures".to_string(), json!(["YiForCausalLM"]));
+        self.config.insert("model_type".to_string(), json!("Yi"));
+        for tensor in &mut self.tensors {
+            tensor.name =
+                tensor.name.replace("input_layernorm", "ln1").replace("post_attention_layernorm", "ln2");
+        }
+        self
+    }
+
+    /// Writes the folder with all weights in one file.
+    pub fn write_single(&self, folder: &Path) {
+        self.write_files(folder);
+        write_safetensors(&folder.join("model.safetensors"), &self.tensors);
+    }
+
+    /// Writes the folder with its weights over `n` files and an index, dealt out like cards.
+    pub fn write_shards(&self, folder: &Path, n: usize) {
+        self.write_files(folder);
+        let mut weight_map = Map::new();
+        for shard in 0..n {
+            let file_name = format!("model-{:05}-of-{n:05}.safetensors", shard + 1);
+            let tensors: Vec<_> = self.tensors.iter().skip(shard).step_by(n).cloned().collect();
+            write_safetensors(&folder.join(&file_name), &tensors);
+            for tensor in tensors {
+                weight_map.insert(tensor.name, json!(file_name));
+            }
+        }
+        let index = json!({"metadata": {}, "weight_map": weight_map});
+        std::fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    }
+
+    /// Writes everything but the weights.
+    pub fn write_files(&self, folder: &Path) {
+        std::fs::create_dir_all(folder).unwrap();
+        for file in ["generation_config.json", "tokenizer.model", "tokenizer_config.json"] {
+            std::fs::copy(yi_nano().join(file), folder.join(file)).unwrap();
+        }
+        std::fs::write(folder.join("config.json"), Value::Object(self.config.clone()).to_string()).unwrap();
+    }
+}
+
+fn read_safetensors(path: &Path) -> Vec<Tensor> {
+    let file = std::fs::read(path).unwrap();
+    let header_len = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let header: Map<String, Value> = serde_json::from_slice(&file[8..8 + header_len]).unwrap();
+    let data = &file[8 + header_len..];
+    let mut tensors = Vec::new();
+    for (name, entry) in header.into_iter().filter(|(name, _)| name != "__metadata__") {
+        let at = |i: usize| entry["data_offsets"][i].as_u64().unwrap() as usize;
+        tensors.push(Tensor {
+            dtype: entry["dtype"].as_str().unwrap().to_string(),
+            shape: entry["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap()).collect(),
+            bytes: data[at(0)..at(1)].to_vec(),
+            name,
+        });
+    }
+    tensors
+}
+
+pub fn write_safetensors(path: &Path, tensors: &[Tensor]) {
+    let (mut header, mut data) = (Map::new(), Vec::new());
+    for tensor in tensors {
+        let start = data.len();
+        data.extend_from_slice(&tensor.bytes);
+        let entry = json!({"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, data.len()]});
+        header.insert(tensor.name.clone(), entry);
+    }
+    let header = Value::Object(header).to_string();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header.as_bytes());
+    file.extend_from_slice(&data);
+    std::fs::write(path, file).unwrap();
+}
+
+/// An empty folder that goes away with the test.
+pub fn folder() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// The names of all files in a folder.
+pub fn files(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// Converts with the program; gives the result's path.
+pub fn convert(source: &Path, output: &Path, more: &[&str]) -> PathBuf {
+    let (source, out) = (source.to_str().unwrap(), output.to_str().unwrap());
+    stdout(&nibble(["convert", source, "-o", out].iter().chain(more)));
+    output.to_path_buf()
+}
