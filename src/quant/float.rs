@@ -167,7 +167,7 @@ mod tests {
             if value(middle) <= magnitude { below = middle } else { above = middle }
         }
         let (down, up) = (magnitude - value(below), value(above) - magnitude);
-        sign | if down < up || (down == up && below % 2 == 0) { below } else { above }
+        sign | if down < up || (down == up && below.is_multiple_of(2)) { below } else { above }
     }
 
     #[test]
@@ -231,7 +231,8 @@ mod tests {
             let below = (x.to_bits() >> 16) as u16;
             let value = |bits: u16| f64::from(bf16_to_f32(bits)).abs();
             let (down, up) = (f64::from(x).abs() - value(below), value(below + 1) - f64::from(x).abs());
-            let wanted = if down == 0.0 || down < up || (down == up && below % 2 == 0) { below } else { below + 1 };
+            let wanted =
+                if down == 0.0 || down < up || (down == up && below.is_multiple_of(2)) { below } else { below + 1 };
             assert_eq!(f32_to_bf16(x), wanted, "{x:e} ({:#010x})", x.to_bits());
         }
     }

@@ -31,12 +31,6 @@ impl Random {
         (0..12).map(|_| self.unit()).sum::<f32>() - 6.0
     }
 
-    /// Heavy tails: Laplace with variance 2.
-    pub fn laplace(&mut self) -> f32 {
-        let magnitude = -(1.0 - self.unit()).ln();
-        if self.bits() & 1 == 0 { magnitude } else { -magnitude }
-    }
-
     /// Any finite number, all exponents equally likely.
     pub fn finite(&mut self) -> f32 {
         loop {
