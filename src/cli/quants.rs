@@ -1,9 +1,200 @@
 //! `nibble quants`
 
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde_json::{Value, json};
+
+use super::table::{self, Align};
+use super::units;
+use crate::gguf::TensorType;
+use crate::recipe::shapes::{Shape, YI_6B, YI_9B, YI_34B};
+use crate::recipe::{Plan, Recipe, plan};
+
 /// List the recipes, with bits per weight and the size each gives
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Show one recipe's rules and the reason for each
+    #[arg(long, value_name = "NAME", conflicts_with = "recipe")]
+    show: Option<String>,
+    /// Show the rules of a recipe of your own
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
 
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+/// The models whose sizes are shown.
+const MODELS: [&Shape; 3] = [&YI_6B, &YI_9B, &YI_34B];
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let one = match (&args.show, &args.recipe) {
+        (Some(name), _) => Some(find(name)?),
+        (None, Some(path)) => Some(Recipe::from_file(path)?),
+        (None, None) => None,
+    };
+    match (one, args.json) {
+        (None, false) => print!("{}", list(None)?),
+        (Some(recipe), false) => print!("{}", show(&recipe, None)?),
+        (None, true) => print_json(&Recipe::all().iter().map(summary).collect::<anyhow::Result<Value>>()?)?,
+        (Some(recipe), true) => {
+            let mut all = summary(&recipe)?;
+            all["type"] = recipe.ty.name().into();
+            all["rules"] = serde_json::to_value(&recipe.rules)?;
+            print_json(&all)?;
+        }
+    }
+    Ok(())
+}
+
+fn find(name: &str) -> anyhow::Result<Recipe> {
+    let found = Recipe::find(name).cloned();
+    match Path::new(name).is_file() {
+        true => found.context(format!("'{name}' is a file: did you mean --recipe {name}?")),
+        false => Ok(found?),
+    }
+}
+
+fn print_json(value: &Value) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// What the recipe makes of each of [`MODELS`], without importance.
+fn plans(recipe: &Recipe) -> anyhow::Result<Vec<Plan>> {
+    let plan_of = |shape: &&Shape| plan(recipe, &shape.facts(), &shape.tensors(TensorType::BF16), false, &[]);
+    Ok(MODELS.iter().map(plan_of).collect::<Result<_, _>>()?)
+}
+
+/// Bits per weight of the last and largest model.
+fn bits(plans: &[Plan]) -> f64 {
+    plans.last().map_or(0.0, Plan::bits_per_weight)
+}
+
+fn summary(recipe: &Recipe) -> anyhow::Result<Value> {
+    let plans = plans(recipe)?;
+    let bytes: serde_json::Map<String, Value> =
+        MODELS.iter().zip(&plans).map(|(shape, plan)| (shape.name.to_string(), plan.total_bytes().into())).collect();
+    Ok(json!({
+        "name": recipe.name,
+        "description": recipe.description,
+        "file_type": recipe.file_type,
+        "bits_per_weight": bits(&plans),
+        "bytes": bytes,
+    }))
+}
+
+/// The table of all recipes, `width` columns wide; as wide as the terminal where it is not given.
+fn list(width: Option<u16>) -> anyhow::Result<String> {
+    let mut columns = vec![("Recipe", Align::Left), ("Bits", Align::Right)];
+    // Short headings leave a narrow terminal room for the words.
+    columns.extend(MODELS.iter().map(|shape| (shape.name.strip_prefix("Yi-").unwrap_or(shape.name), Align::Right)));
+    columns.push(("For", Align::Left));
+    let mut table = table::new(&columns);
+    if let Some(width) = width {
+        table.set_width(width);
+    }
+    for recipe in Recipe::all() {
+        let plans = plans(recipe)?;
+        let mut row = vec![recipe.name.clone(), format!("{:.2}", bits(&plans))];
+        row.extend(plans.iter().map(|plan| format!("{:.1}", plan.total_bytes() as f64 / 1e9)));
+        row.push(recipe.description.clone());
+        table.add_row(row);
+    }
+    Ok(format!(
+        "{}\nBits per weight, and GB of Yi-6B, Yi-9B and Yi-34B.\nThe rules of one: nibble quants --show Q4_K_M\n",
+        table::render(&table)
+    ))
+}
+
+/// One recipe: what it gives, and its rules.
+fn show(recipe: &Recipe, width: Option<u16>) -> anyhow::Result<String> {
+    let plans = plans(recipe)?;
+    let sizes: Vec<String> = MODELS
+        .iter()
+        .zip(&plans)
+        .map(|(shape, plan)| format!("{} {}", shape.name, units::bytes(plan.total_bytes())))
+        .collect();
+    let mut table = table::new(&[("Type", Align::Left), ("Tensors", Align::Left), ("Why", Align::Left)]);
+    if let Some(width) = width {
+        table.set_width(width);
+    }
+    for rule in &recipe.rules {
+        let (mut tensors, conditions) = (rule.role_names().join(", "), rule.conditions());
+        if !conditions.is_empty() {
+            tensors += &format!(": {conditions}");
+        }
+        table.add_row([rule.ty.to_string(), tensors, rule.why.clone()]);
+    }
+    let rest = if recipe.rules.is_empty() { "all matrices" } else { "all other matrices" };
+    table.add_row([recipe.ty.name(), rest, "the type of this recipe"]);
+    table.add_row(["F32", "norms, biases", "they are few, and llama.cpp computes with them in F32"]);
+    Ok(format!(
+        "{}: {}\n{:.2} bits per weight; {}\n\n{}\nThe first line that fits a tensor decides.\n",
+        recipe.name,
+        recipe.description,
+        bits(&plans),
+        sizes.join(", "),
+        table::render(&table)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use unicode_width::UnicodeWidthStr;
+
+    use super::*;
+
+    #[test]
+    fn the_list_fits_narrow_and_wide_terminals() {
+        for width in [60, 80, 200] {
+            let list = list(Some(width)).unwrap();
+            assert!(list.lines().all(|line| line.width() <= width.into()), "{width}:\n{list}");
+            for recipe in Recipe::all() {
+                let row = list.lines().find(|line| line.split_whitespace().next() == Some(&recipe.name));
+                // Numbers are never broken over two lines.
+                let row: Vec<&str> =
+                    row.unwrap_or_else(|| panic!("{}:\n{list}", recipe.name)).split_whitespace().collect();
+                assert!(row[1..5].iter().all(|cell| cell.parse::<f64>().is_ok()), "{row:?}");
+            }
+            let row = list.lines().find(|line| line.starts_with("Q4_K_M ")).unwrap();
+            assert!(row.split_whitespace().take(5).eq(["Q4_K_M", "4.81", "3.7", "5.3", "20.7"]), "{row}");
+        }
+        let wide = list(Some(200)).unwrap();
+        assert_eq!(wide.lines().count(), 1 + Recipe::all().len() + 3, "a line each where there is room:\n{wide}");
+    }
+
+    #[test]
+    fn a_recipe_is_shown_with_every_rule_and_its_reason() {
+        for recipe in Recipe::all() {
+            for width in [60, 80, 200] {
+                let text = show(recipe, Some(width)).unwrap();
+                assert!(text.starts_with(&format!("{}: ", recipe.name)));
+                let table = text.lines().skip(3);
+                assert!(table.clone().all(|line| line.width() <= width.into()), "{width}:\n{text}");
+            }
+            let text = show(recipe, Some(400)).unwrap();
+            for rule in &recipe.rules {
+                assert!(text.contains(&rule.why) && text.contains(&rule.conditions()), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn json_gives_the_bytes_of_each_model() {
+        let summary = summary(Recipe::builtin("Q4_K_M").unwrap()).unwrap();
+        assert_eq!(summary["name"], "Q4_K_M");
+        // 19700.24 MiB, as llama.cpp says.
+        let mib = summary["bytes"]["Yi-34B"].as_u64().unwrap() as f64 / (1 << 20) as f64;
+        assert!((mib - 19700.24).abs() < 0.005, "{mib}");
+        assert!((summary["bits_per_weight"].as_f64().unwrap() - 4.81).abs() < 0.005);
+    }
+
+    #[test]
+    fn an_unknown_name_gets_the_known_ones() {
+        let message = find("Q4_K_X").unwrap_err().to_string();
+        assert!(message.starts_with("there is no recipe 'Q4_K_X'; known are F32, BF16,"), "{message}");
+        assert!(format!("{:#}", find("Cargo.toml").unwrap_err()).contains("did you mean --recipe Cargo.toml?"));
+    }
 }

@@ -1,5 +1,6 @@
 //! The built-in recipes against llama.cpp's own choice: small models of many shapes, quantized by `llama_model_quantize`.
 
+use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::process::Command;
@@ -12,8 +13,8 @@ use crate::gguf::{TensorInfo, TensorType};
 
 const WORKER: &str = "recipe::against_llama::worker";
 
-/// llama.cpp writes a page for each model to standard error, and its log belongs to the whole process; so the work is
-/// done in one that is apart from other tests.
+/// llama.cpp writes a page for each model, and its log belongs to the whole process; so the work is done in one that is
+/// apart from other tests.
 #[test]
 fn llama_cpp_chooses_the_same_type_for_every_tensor_of_every_shape() {
     let output = Command::new(std::env::current_exe().unwrap())
@@ -28,14 +29,19 @@ fn llama_cpp_chooses_the_same_type_for_every_tensor_of_every_shape() {
     assert!(output.status.success(), "{stdout}\n{stderr}");
     let compared = stdout.lines().find_map(|line| line.strip_prefix("tensors compared: "));
     let compared: u64 = compared.unwrap_or_else(|| panic!("{stdout}\n{stderr}")).parse().unwrap();
-    assert!(compared > 1_000_000, "{compared}");
+    println!("{compared} tensors compared");
+    assert!(compared > 500_000, "{compared}");
 }
 
 #[test]
-#[ignore = "noisy; llama_cpp_chooses_the_same_type_for_every_tensor_of_every_shape runs it"]
+#[ignore = "silences llama.cpp; llama_cpp_chooses_the_same_type_for_every_tensor_of_every_shape runs it"]
 fn worker() {
+    unsafe extern "C" fn silence(_: sys::ggml_log_level, _: *const std::ffi::c_char, _: *mut std::ffi::c_void) {}
     // SAFETY: nothing else in this process uses llama.cpp.
-    unsafe { sys::llama_backend_init() };
+    unsafe {
+        sys::llama_log_set(Some(silence), std::ptr::null_mut());
+        sys::llama_backend_init();
+    }
     let folder = tempfile::tempdir().unwrap();
     let (source, target) = (folder.path().join("source.gguf"), folder.path().join("target.gguf"));
     let (mut compared, mut wrong) = (0u64, Vec::new());
@@ -51,9 +57,9 @@ fn worker() {
                 assert_eq!(version, QUANTIZATION_VERSION);
                 assert_eq!(theirs.len(), plan.tensors.len());
                 for ours in &plan.tensors {
-                    let (_, ty) = theirs.iter().find(|(name, _)| *name == ours.name).unwrap();
+                    let ty = theirs[&ours.name];
                     compared += 1;
-                    if *ty != ours.ty {
+                    if ty != ours.ty {
                         let with = if importance { "with" } else { "without" };
                         let (name, why) = (&ours.name, &ours.why);
                         wrong.push(format!(
@@ -74,24 +80,21 @@ fn worker() {
     println!("\ntensors compared: {compared}");
 }
 
-/// Every number of layers up to 20 and those of large models, with all that rules ask about; then rows of all kinds.
+/// Every number of layers up to 20 and those of large models, with every sharing of heads; then rows of all kinds.
 fn shapes() -> Vec<Shape> {
     let base = Shape { name: "test", hidden: 256, ffn: 512, head_dim: 32, vocab: 64, n_heads: 8, ..YI_6B };
     let mut shapes = Vec::new();
     for n_layers in (1..=20).chain([32, 48, 60, 80, 81]) {
         for n_kv_heads in [1, 2, 4, 8] {
-            for tied in [false, true] {
-                shapes.push(Shape { n_layers, n_kv_heads, tied, biases: n_layers % 2 == 0, ..base.clone() });
-            }
+            // Each sharing of heads meets both, as the number of layers goes up.
+            let tied = (n_layers + n_kv_heads.ilog2()) % 2 == 0;
+            shapes.push(Shape { n_layers, n_kv_heads, tied, biases: n_layers % 3 == 0, ..base.clone() });
         }
     }
     for (hidden, ffn, head_dim) in [(288, 512, 36), (256, 544, 32), (512, 768, 12), (100, 256, 32), (96, 300, 9)] {
-        for n_layers in [3, 9, 16, 80] {
-            for n_kv_heads in [2, 8] {
-                for tied in [false, true] {
-                    shapes.push(Shape { n_layers, n_kv_heads, tied, hidden, ffn, head_dim, ..base.clone() });
-                }
-            }
+        for (n_layers, n_kv_heads, tied) in [(3, 2, true), (9, 8, false), (16, 2, false), (17, 8, true), (80, 2, false)]
+        {
+            shapes.push(Shape { n_layers, n_kv_heads, tied, hidden, ffn, head_dim, ..base.clone() });
         }
     }
     shapes
@@ -163,7 +166,7 @@ fn quantize(source: &Path, target: &Path, file_type: u32, importance: bool) {
 }
 
 /// `general.quantization_version`, and the name and type of every tensor.
-fn read_types(path: &Path) -> (u32, Vec<(String, TensorType)>) {
+fn read_types(path: &Path) -> (u32, HashMap<String, TensorType>) {
     let path = CString::new(path.to_str().unwrap()).unwrap();
     // SAFETY: the context is checked, its names are copied before it is freed, and ids are below the number of tensors.
     unsafe {

@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(recipe.file_type, 14, "as the plainest recipe of that type, Q4_K_S");
         let rule = &recipe.rules[0];
         assert_eq!(rule.roles, [Role::FfnDown, Role::Output]);
-        assert_eq!(rule.conditions(), "layers 0, first_eighth, 56.., with importance");
+        assert_eq!(rule.conditions(), "layer 0 and first eighth of the layers and layers from 56, with importance");
     }
 
     #[test]

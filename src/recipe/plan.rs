@@ -309,7 +309,7 @@ mod tests {
         let v = plan.tensors.iter().find(|tensor| tensor.name == "blk.2.attn_v.weight").unwrap();
         assert_eq!((v.ty, v.fallback_from, v.layer), (TensorType::Q8_0, Some(TensorType::Q6_K), Some(2)));
         assert!(
-            v.why.starts_with("Q6_K has blocks of 256, which do not divide rows of 96 (the first and last"),
+            v.why.starts_with("Q6_K has blocks of 256, which do not divide rows of 96 (where more bits"),
             "{}",
             v.why
         );

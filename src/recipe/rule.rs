@@ -55,11 +55,17 @@ impl Rule {
             && self.model_layers.is_none_or(|n| at.facts.n_layers == n)
     }
 
-    /// Its conditions beyond the role, as words: `layers first_eighth, with importance`; empty where there are none.
+    /// The names of its roles in files: `attention_v`.
+    pub fn role_names(&self) -> Vec<&'static str> {
+        let name = |role: &Role| ROLES.iter().find(|(_, r)| r == role).map(|(name, _)| *name);
+        self.roles.iter().filter_map(name).collect()
+    }
+
+    /// Its conditions beyond the role, as words: `layers 0 to 3, with importance`; empty where there are none.
     pub fn conditions(&self) -> String {
         let mut words = Vec::new();
         if let Some(layers) = &self.layers {
-            words.push(format!("layers {layers}"));
+            words.push(layers.words());
         }
         if let Some(n) = self.model_layers {
             words.push(format!("models of {n} layers"));
@@ -96,11 +102,6 @@ pub(super) fn role_list() -> String {
     ROLES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
 }
 
-/// The name of a role in files.
-pub(super) fn role_name(role: Role) -> &'static str {
-    ROLES.iter().find(|(_, r)| *r == role).map_or("vectors", |(name, _)| name)
-}
-
 /// Layers by their position in the model: those in any of the parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layers(Vec<Part>);
@@ -126,6 +127,19 @@ impl Layers {
             Part::MoreBits => i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2,
             Part::Range(from, to) => layer >= from && to.is_none_or(|to| layer < to),
         })
+    }
+
+    /// As people read it: `first eighth of the layers`.
+    fn words(&self) -> String {
+        let words = |part: &Part| match *part {
+            Part::FirstSixteenth => "first sixteenth of the layers".to_string(),
+            Part::FirstEighth => "first eighth of the layers".to_string(),
+            Part::MoreBits => "first and last eighth of the layers and every third between".to_string(),
+            Part::Range(from, None) => format!("layers from {from}"),
+            Part::Range(from, Some(to)) if to - from == 1 => format!("layer {from}"),
+            Part::Range(from, Some(to)) => format!("layers {from} to {}", to - 1),
+        };
+        self.0.iter().map(words).collect::<Vec<_>>().join(" and ")
     }
 }
 
