@@ -1,5 +1,6 @@
 //! `nibble quants`
 
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -35,8 +36,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         (None, None) => None,
     };
     match (one, args.json) {
-        (None, false) => print!("{}", list(None)?),
-        (Some(recipe), false) => print!("{}", show(&recipe, None)?),
+        (None, false) => print(&list(None)?)?,
+        (Some(recipe), false) => print(&show(&recipe, None)?)?,
         (None, true) => print_json(&Recipe::all().iter().map(summary).collect::<anyhow::Result<Value>>()?)?,
         (Some(recipe), true) => {
             let mut all = summary(&recipe)?;
@@ -50,15 +51,22 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 fn find(name: &str) -> anyhow::Result<Recipe> {
     let found = Recipe::find(name).cloned();
-    match Path::new(name).is_file() {
-        true => found.context(format!("'{name}' is a file: did you mean --recipe {name}?")),
-        false => Ok(found?),
+    if Path::new(name).is_file() {
+        return found.with_context(|| format!("'{name}' is a file: did you mean --recipe {name}?"));
     }
+    Ok(found?)
 }
 
 fn print_json(value: &Value) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+/// To standard output; a reader that has seen enough, such as `head`, is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
 }
 
 /// What the recipe makes of each of [`MODELS`], without importance.

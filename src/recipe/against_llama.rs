@@ -30,7 +30,7 @@ fn llama_cpp_chooses_the_same_type_for_every_tensor_of_every_shape() {
     let compared = stdout.lines().find_map(|line| line.strip_prefix("tensors compared: "));
     let compared: u64 = compared.unwrap_or_else(|| panic!("{stdout}\n{stderr}")).parse().unwrap();
     println!("{compared} tensors compared");
-    assert!(compared > 500_000, "{compared}");
+    assert!(compared > 1_000_000, "{compared}");
 }
 
 #[test]
@@ -86,8 +86,8 @@ fn shapes() -> Vec<Shape> {
     let mut shapes = Vec::new();
     for n_layers in (1..=20).chain([32, 48, 60, 80, 81]) {
         for n_kv_heads in [1, 2, 4, 8] {
-            // Each sharing of heads meets both, as the number of layers goes up.
-            let tied = (n_layers + n_kv_heads.ilog2()) % 2 == 0;
+            // Every sharing of heads meets both as the number of layers goes up.
+            let tied = (u64::from(n_layers) + n_kv_heads / 2).is_multiple_of(2);
             shapes.push(Shape { n_layers, n_kv_heads, tied, biases: n_layers % 3 == 0, ..base.clone() });
         }
     }
