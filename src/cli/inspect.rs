@@ -223,6 +223,9 @@ mod tests {
     use std::io;
 
     use clap::Parser;
+    use proptest::collection::vec;
+    use proptest::prelude::{any, prop_assert};
+    use proptest::sample::Index;
     use unicode_width::UnicodeWidthStr;
 
     use super::*;
@@ -498,6 +501,33 @@ mod tests {
         fs::write(folder.path().join("other.gguf"), b"").unwrap();
         let message = refused(folder.path(), &[]);
         assert!(message.contains("several GGUF models") && message.contains("other.gguf"), "{message}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_damaged_file_is_shown_or_refused(flips in vec((any::<Index>(), any::<u8>()), 1..6)) {
+            let mut metadata = yi_nano_metadata();
+            metadata.set("tokenizer.ggml.tokens", vec!["a".to_string(), "b".to_string()]);
+            metadata.set("tokenizer.ggml.scores", vec![0.5f32; 2]);
+            let tensors = (0..3)
+                .map(|n| TensorInfo { name: format!("blk.{n}.w"), dims: vec![4, 2], ty: TensorType::F32 })
+                .collect();
+            let layout = Layout::new(&metadata, tensors, 32, None).unwrap();
+            let mut file = vec![];
+            layout.write_part(0, &mut file, |index| [index as u8 * 50; 32]).unwrap();
+            for (index, byte) in flips {
+                *index.get_mut(&mut file) = byte;
+            }
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("damaged.gguf");
+            fs::write(&path, file).unwrap();
+            for flags in [&[][..], &["--tensors", "--full"], &["--json", "--full"], &["--tensor", "blk.1.w"]] {
+                match inspect_at(Some(60), &path, flags) {
+                    Ok(text) => prop_assert!(!text.contains('\x1b')),
+                    Err(error) => prop_assert!(!error.to_string().contains('\x1b')),
+                }
+            }
+        }
     }
 
     #[test]
