@@ -187,7 +187,7 @@ fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
     }
 }
 
-/// Up to three of the `known` names, the nearest first: few letters away, or with the name as a part of them.
+/// The nearest of the `known` names, three at most: few letters away, or with the name as a part of them.
 fn near<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let most = name.chars().count() / 3 + 1;
     let mut near: Vec<_> = known
@@ -199,7 +199,8 @@ fn near<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
         .collect();
     // Stable, so that names equally near stay in the order of the file.
     near.sort_by_key(|(distance, _)| *distance);
-    near.into_iter().take(3).map(|(_, known)| known).collect()
+    let nearest = near.first().map(|(distance, _)| *distance);
+    near.into_iter().take_while(|(distance, _)| Some(*distance) == nearest).take(3).map(|(_, known)| known).collect()
 }
 
 /// Letters to insert, take out or replace that make `a` of `b`: Levenshtein's distance.
@@ -222,6 +223,9 @@ mod tests {
     use std::io;
 
     use clap::Parser;
+    use proptest::collection::vec;
+    use proptest::prelude::{any, prop_assert};
+    use proptest::sample::Index;
     use unicode_width::UnicodeWidthStr;
 
     use super::*;
@@ -345,7 +349,7 @@ mod tests {
         let q = text.lines().find(|line| line.starts_with("blk.*.attn_q.weight")).unwrap();
         assert_eq!(
             q.split_whitespace().collect::<Vec<_>>().join(" "),
-            "blk.*.attn_q.weight 0-3 4 256 x 256 BF16 524.29 kB"
+            "blk.*.attn_q.weight 0-3 x4 256 x 256 BF16 524.29 kB"
         );
         let eos = text.lines().find(|line| line.starts_with("tokenizer.ggml.eos_token_id")).unwrap();
         assert!(eos.ends_with(r#"7 ("<7>\u{1b}[31m")"#), "{eos}");
@@ -387,7 +391,7 @@ mod tests {
     fn narrow_terminals_get_narrow_tables() {
         let folder = tempfile::tempdir().unwrap();
         let path = yi_nano(folder.path(), None);
-        for width in [60, 80] {
+        for width in [40, 50, 60, 80] {
             for flags in [&[][..], &["--tensors"]] {
                 let text = inspect_at(Some(width), &path, flags).unwrap();
                 let widest = text.lines().map(|line| line.width()).max().unwrap();
@@ -449,10 +453,10 @@ mod tests {
         let path = write(folder.path(), &Metadata::new(), tensors, &data, None);
         if quant::format(TensorType::F32).is_some() {
             let text = shown(&path, &["--tensor", "a.weight"]);
-            for wanted in
-                ["Min      -4.0000 at row 0, column 0", "Max      3.8750 at row 7, column 7", "Zeros    1 (1.56%)"]
-            {
-                assert!(text.lines().any(|line| line == wanted), "{wanted}\n{text}");
+            let lines: Vec<_> =
+                text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+            for wanted in ["Min -4.0000 at row 0, column 0", "Max 3.8750 at row 7, column 7", "Zeros 1 (1.56%)"] {
+                assert!(lines.iter().any(|line| line == wanted), "{wanted}\n{text}");
             }
             let json: serde_json::Value =
                 serde_json::from_str(&shown(&path, &["--tensor", "a.weight", "--json"])).unwrap();
@@ -497,6 +501,33 @@ mod tests {
         fs::write(folder.path().join("other.gguf"), b"").unwrap();
         let message = refused(folder.path(), &[]);
         assert!(message.contains("several GGUF models") && message.contains("other.gguf"), "{message}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_damaged_file_is_shown_or_refused(flips in vec((any::<Index>(), any::<u8>()), 1..6)) {
+            let mut metadata = yi_nano_metadata();
+            metadata.set("tokenizer.ggml.tokens", vec!["a".to_string(), "b".to_string()]);
+            metadata.set("tokenizer.ggml.scores", vec![0.5f32; 2]);
+            let tensors = (0..3)
+                .map(|n| TensorInfo { name: format!("blk.{n}.w"), dims: vec![4, 2], ty: TensorType::F32 })
+                .collect();
+            let layout = Layout::new(&metadata, tensors, 32, None).unwrap();
+            let mut file = vec![];
+            layout.write_part(0, &mut file, |index| [index as u8 * 50; 32]).unwrap();
+            for (index, byte) in flips {
+                *index.get_mut(&mut file) = byte;
+            }
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("damaged.gguf");
+            fs::write(&path, file).unwrap();
+            for flags in [&[][..], &["--tensors", "--full"], &["--json", "--full"], &["--tensor", "blk.1.w"]] {
+                match inspect_at(Some(60), &path, flags) {
+                    Ok(text) => prop_assert!(!text.contains('\x1b')),
+                    Err(error) => prop_assert!(!error.to_string().contains('\x1b')),
+                }
+            }
+        }
     }
 
     #[test]

@@ -33,11 +33,12 @@ impl<'a> Out<'a> {
     }
 
     /// Prints a table, and fits it to the terminal.
-    pub fn table(&mut self, mut table: Table) -> io::Result<()> {
-        if let Some(width) = self.width {
-            table.set_width(width);
-        }
-        self.write_all(table::render(&table).as_bytes())
+    pub fn table(&mut self, table: Table) -> io::Result<()> {
+        let text = match self.width {
+            Some(width) => table::fit(table, width),
+            None => table::render(&table),
+        };
+        self.write_all(text.as_bytes())
     }
 }
 

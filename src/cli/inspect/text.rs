@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::TensorReport;
-use super::facts::{Summary, file_type, groups, layer_list};
+use super::facts::{Group, Summary, file_type, groups, layer_list};
 use super::json::info_index;
 use super::stats::Histogram;
 use crate::cli::out::{Out, printable};
@@ -231,17 +231,34 @@ fn grouped_tensors(gguf: &Gguf) -> comfy_table::Table {
         ("Type", Align::Left),
         ("Size", Align::Right),
     ]);
-    for group in groups(gguf.tensors()) {
-        table.add_row([
-            printable(&group.name).into_owned(),
-            layer_list(&group.layers),
-            group.n_tensors.to_string(),
-            shape(group.dims),
-            group.ty.name().to_string(),
-            units::bytes(group.n_bytes),
-        ]);
+    let groups = groups(gguf.tensors());
+    for alike in groups.chunk_by(|a, b| a.name == b.name) {
+        for (group, layers) in alike.iter().zip(layer_cells(alike)) {
+            table.add_row([
+                printable(&group.name).into_owned(),
+                layers,
+                format!("x{}", group.n_tensors),
+                shape(group.dims),
+                group.ty.name().to_string(),
+                units::bytes(group.n_bytes),
+            ]);
+        }
     }
     table
+}
+
+/// The layers of groups that share a name. Where one type is given to every third layer, the list of the rest is long
+/// and says nothing new: it becomes `the others`.
+fn layer_cells(alike: &[Group]) -> Vec<String> {
+    const LONG: usize = 24;
+    let mut lists: Vec<_> = alike.iter().map(|group| layer_list(&group.layers)).collect();
+    if let Some(longest) = lists.iter_mut().max_by_key(|list| list.len())
+        && alike.len() > 1
+        && longest.len() > LONG
+    {
+        *longest = "the others".to_string();
+    }
+    lists
 }
 
 fn shape(dims: &[u64]) -> String {
@@ -264,7 +281,7 @@ pub fn tensor(report: &TensorReport, out: &mut Out) -> anyhow::Result<()> {
     let extreme = |(value, index): (f32, u64)| format!("{} at {}", number(value.into()), position(&info.dims, index));
     rows.extend(stats.min.map(|min| ("Min", extreme(min))));
     rows.extend(stats.max.map(|max| ("Max", extreme(max))));
-    rows.extend(stats.abs_max().map(|max| ("Largest", extreme(max))));
+    rows.extend(stats.abs_max().map(|max| ("Abs max", extreme(max))));
     if stats.n > 0 {
         rows.push(("Mean", number(stats.mean)));
         rows.push(("Std", number(stats.std())));
@@ -307,7 +324,11 @@ fn bars(histogram: &Histogram, width: u16) -> String {
         lines.push_str(line.trim_end());
         lines.push('\n');
     }
-    lines + &format!("{:>edge_width$}\n", number(histogram.max.into()))
+    // Weights that are all the same have one bin, which ends where it begins.
+    if histogram.min < histogram.max {
+        lines.push_str(&format!("{:>edge_width$}\n", number(histogram.max.into())));
+    }
+    lines
 }
 
 fn share(count: u64, of: u64) -> String {
@@ -378,6 +399,23 @@ mod tests {
         let nested = Array::Array(vec![Array::U8(vec![1, 2]), Array::String(vec!["a".into()])]);
         assert_eq!(shown(&Value::Array(nested.clone())), "u8[2], str[1]");
         assert_eq!(whole(&Value::Array(nested)), "1, 2\n\"a\"");
+    }
+
+    #[test]
+    fn a_list_of_layers_that_says_nothing_new_is_left_out() {
+        let more_bits: Vec<u32> = (0..60).filter(|&i| !(7..52).contains(&i) || (i - 7) % 3 == 2).collect();
+        let others: Vec<u32> = (0..60).filter(|i| !more_bits.contains(i)).collect();
+        let group = |layers: &[u32]| Group {
+            name: "blk.*.ffn_down.weight".into(),
+            dims: &[256],
+            ty: crate::gguf::TensorType::Q4_K,
+            layers: layers.to_vec(),
+            n_tensors: layers.len() as u64,
+            n_bytes: 0,
+        };
+        assert_eq!(layer_cells(&[group(&more_bits), group(&others)]), ["0-6, 9-48 by 3, 51-59", "the others"]);
+        assert_eq!(layer_cells(&[group(&[0, 1, 5]), group(&[2, 3, 4])]), ["0-1, 5", "2-4"]);
+        assert!(layer_cells(&[group(&others)])[0].starts_with("7-8, 10-11, "));
     }
 
     #[test]
