@@ -207,6 +207,41 @@ fn quantizes_random_rows_as_ggml_does() {
 }
 
 #[test]
+fn quantizes_under_sparse_importance_as_ggml_does() {
+    // Where few weights count, a sub-block's best scale may be negative and its best range empty, but for rounding errors:
+    // that is where the searches' least used branches are.
+    let row_len = 2048;
+    each_format("sparse", |format| {
+        let of_seed = |seed: usize| {
+            let mut random = Random::new(seed as u64);
+            let every = [2, 8, 32][seed % 3];
+            let importance: Vec<f32> = (0..row_len)
+                .map(|_| {
+                    if random.bits().is_multiple_of(every) { 2f32.powi((random.bits() % 40) as i32 - 20) } else { 0.0 }
+                })
+                .collect();
+            // How far a sub-block's weights lie from one another: as far as from zero, or a few units in the last place.
+            let spread = [1.0, 1e-3, 8.0 * f32::EPSILON, 2.0 * f32::EPSILON][seed / 3 % 4];
+            // Or only those that count lie together, and above all others.
+            let only_important = seed / 12 % 2 == 1;
+            let mut base = 0.0;
+            let weight = |i: usize| {
+                if i.is_multiple_of(16) {
+                    base = if seed / 24 % 2 == 0 { -random.unit() } else { random.normal() };
+                }
+                let below = if only_important && importance[i] == 0.0 { random.unit() } else { 0.0 };
+                base + base * spread * random.normal() - below
+            };
+            let weights = (0..row_len).map(weight).collect();
+            let matrix = Matrix { name: format!("seed {seed}"), row_len, weights };
+            let plain = quantization(format, &matrix, None);
+            plain.add(quantization(format, &matrix, Some(("sparse", &importance))))
+        };
+        (0..288 * scale()).into_par_iter().map(of_seed).reduce(Tally::default, Tally::add)
+    });
+}
+
+#[test]
 fn dequantizes_any_bytes_as_ggml_does() {
     // A NaN is a NaN: its sign and payload are no part of a weight.
     let bits = |x: &[f32]| -> Vec<u32> { x.iter().map(|x| if x.is_nan() { f32::NAN } else { *x }.to_bits()).collect() };

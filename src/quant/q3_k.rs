@@ -84,8 +84,7 @@ fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ3K {
             } else {
                 let inverse = -32.0 / extreme;
                 d = 1.0 / inverse;
-                // Through a byte, as in the format's definition: only a scale that is no number makes a difference.
-                let code = |scale: f32| i32::from(nearest(inverse * scale) as i8).clamp(-32, 31) + 32;
+                let code = |scale: f32| nearest(inverse * scale).clamp(-32, 31) + 32;
                 packed = pack_scales(&scales.map(|scale| code(scale) as u8));
             }
         }
