@@ -117,13 +117,17 @@ fn place(
     let new_type = if token.special { PieceType::Control } else { PieceType::UserDefined };
     let piece = &mut draft.pieces[id];
     if piece.text == token.text {
-        piece.ty = match piece.ty {
+        let was = piece.ty;
+        piece.ty = match was {
             // What stands for unknown text or a byte does so whatever else it is.
             PieceType::Unknown | PieceType::Byte => piece.ty,
             PieceType::Unused => new_type,
             PieceType::Normal if !typed || is_marker(&token.text) => new_type,
             other => other,
         };
+        if piece.ty == PieceType::UserDefined && (!typed || was != piece.ty) {
+            draft.prefix_after.push(id as u32);
+        }
         return Ok(());
     }
     if matches!(piece.ty, PieceType::Byte | PieceType::Unknown) {
@@ -135,12 +139,16 @@ fn place(
     }
     // Rows beyond the file's own pieces are there to be named; a piece of the file that gets another name is news.
     if piece.ty != PieceType::Unused {
-        warnings.push(format!("token {id} is '{}' in the tokenizer, now '{}' as an added token", piece.text, token.text));
+        warnings
+            .push(format!("token {id} is '{}' in the tokenizer, now '{}' as an added token", piece.text, token.text));
     }
     places.remove(&piece.text);
     piece.text.clone_from(&token.text);
     piece.ty = new_type;
     piece.score = 0.0;
+    if new_type == PieceType::UserDefined {
+        draft.prefix_after.push(id as u32);
+    }
     if let Some(old) = places.insert(token.text.clone(), id) {
         warnings.push(format!("'{}' is token {id} as an added token; its old id {old} is no longer used", token.text));
         let mut text = padding_text(old as u64);
@@ -183,4 +191,123 @@ fn cut(draft: &mut Draft, rows: u64, warnings: &mut Vec<String>) -> Result<(), E
         draft.pieces.truncate(rows as usize);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::Object;
+    use super::super::sentencepiece::tests::model;
+    use super::*;
+
+    use PieceType::{Byte, Control, Normal, Unknown, Unused, UserDefined};
+
+    const BASE: [(&str, f32, PieceType); 7] = [
+        ("<unk>", 0.0, Unknown),
+        ("<s>", 0.0, Control),
+        ("<0x0A>", 0.0, Byte),
+        ("<|im_end|>", 0.0, UserDefined),
+        ("<|spare|>", 0.0, Unused),
+        ("<marker>", -1.0, Normal),
+        ("!", -2.0, Normal),
+    ];
+
+    /// The pieces after adding, and the warnings.
+    fn added(
+        decoder: Value,
+        added_tokens: Value,
+        rows: u64,
+    ) -> Result<(Vec<(String, PieceType)>, Vec<String>, Draft), Error> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.model");
+        std::fs::write(&path, model(&BASE)).unwrap();
+        let config: Object =
+            serde_json::from_value(json!({"added_tokens_decoder": decoder, "pad_token": "<pad>"})).unwrap();
+        let added_tokens: Object = serde_json::from_value(added_tokens).unwrap();
+        let files = TokenizerFiles {
+            model: Some(path),
+            tokenizer_config: Some(&config),
+            added_tokens: Some(&added_tokens),
+            ..TokenizerFiles::default()
+        };
+        let mut warnings = Vec::new();
+        let mut draft = super::super::draft::read(&files, &mut warnings).unwrap();
+        add(&mut draft, &files, rows, &mut warnings)?;
+        Ok((draft.pieces.iter().map(|piece| (piece.text.clone(), piece.ty)).collect(), warnings, draft))
+    }
+
+    #[test]
+    fn pieces_listed_under_their_own_text_keep_their_type() {
+        let special = |text: &str| json!({"content": text, "special": true});
+        let decoder = json!({"0": special("<unk>"), "1": special("<s>"), "2": special("<0x0A>"),
+            "3": special("<|im_end|>"), "4": special("<|spare|>"), "5": special("<marker>"), "6": special("!")});
+        let (pieces, warnings, _) = added(decoder, json!({}), 7).unwrap();
+        let types: Vec<PieceType> = pieces.iter().map(|piece| piece.1).collect();
+        assert_eq!(types, [Unknown, Control, Byte, UserDefined, Control, Control, Normal]);
+        assert!(warnings.is_empty(), "{warnings:?}");
+    }
+
+    #[test]
+    fn added_tokens_rename_pieces_and_take_free_rows() {
+        let decoder =
+            json!({"4": {"content": "<|im_start|>", "special": true}, "6": {"content": "?", "special": false}});
+        let (pieces, warnings, draft) = added(decoder, json!({"<pad>": 8, "<x>": 9}), 10).unwrap();
+        let named = |text: &str, ty| (text.to_string(), ty);
+        assert_eq!(pieces[4], named("<|im_start|>", Control));
+        assert_eq!(pieces[6..8], [named("?", UserDefined), named("[PAD7]", Unused)]);
+        assert_eq!(pieces[8..], [named("<pad>", Control), named("<x>", UserDefined)]);
+        assert_eq!(draft.prefix_after, [6, 9]);
+        assert!(warnings.len() == 1 && warnings[0].contains("now '?'"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_text_has_one_id_and_the_added_one_wins() {
+        let (pieces, warnings, _) = added(json!({}), json!({"<|im_end|>": 7}), 8).unwrap();
+        assert_eq!(pieces[3], ("[PAD3]".to_string(), Unused));
+        assert_eq!(pieces[7], ("<|im_end|>".to_string(), UserDefined));
+        assert!(warnings[0].contains("old id 3"), "{warnings:?}");
+    }
+
+    #[test]
+    fn tokens_without_a_row_are_left_out_with_a_warning() {
+        let (pieces, warnings, _) = added(json!({}), json!({"<|im_end|>": 64000, "<y>": u64::MAX}), 7).unwrap();
+        assert_eq!((pieces.len(), pieces[3].1), (7, UserDefined));
+        assert!(warnings[0].contains("2 added tokens") && warnings[0].contains("'<|im_end|>' (64000)"), "{warnings:?}");
+    }
+
+    #[test]
+    fn refuses_an_embedding_without_a_row_for_text() {
+        let error = added(json!({}), json!({}), 6).unwrap_err().to_string();
+        assert!(error.contains("6 rows") && error.contains("7 pieces") && error.contains("'!'"), "{error}");
+        assert!(added(json!({}), json!({}), u64::MAX).unwrap_err().to_string().contains("at most"));
+        assert!(added(json!({}), json!({}), 0).is_err());
+    }
+
+    #[test]
+    fn control_pieces_without_a_row_are_left_out() {
+        let decoder = json!({"5": {"content": "<a>", "special": true}, "6": {"content": "<b>", "special": true}});
+        let (pieces, warnings, _) = added(decoder, json!({}), 5).unwrap();
+        assert_eq!(pieces.len(), 5);
+        assert!(warnings.last().unwrap().contains("'<a>', '<b>'"), "{warnings:?}");
+    }
+
+    #[test]
+    fn bytes_and_the_unknown_piece_cannot_be_renamed() {
+        let (pieces, warnings, _) = added(json!({}), json!({"<x>": 2, "<y>": 0}), 7).unwrap();
+        assert_eq!((pieces[0].0.as_str(), pieces[2].0.as_str(), warnings.len()), ("<unk>", "<0x0A>", 2));
+    }
+
+    #[test]
+    fn refuses_lists_that_make_no_sense() {
+        assert!(added(json!({}), json!({"<x>": "eight"}), 7).unwrap_err().to_string().contains("'<x>' is \"eight\""));
+        assert!(added(json!({"x": {"content": "a"}}), json!({}), 7).unwrap_err().to_string().contains("decoder.x"));
+        assert!(added(json!({"5": 7}), json!({}), 7).unwrap_err().to_string().contains("a token"));
+    }
+
+    #[test]
+    fn padding_gets_another_name_where_its_own_is_taken() {
+        let (pieces, ..) = added(json!({"6": {"content": "[PAD8]"}}), json!({}), 9).unwrap();
+        assert_eq!((pieces[6].0.as_str(), pieces[8].0.as_str()), ("[PAD8]", "[PAD8]_"));
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::pieces::END_IDS_KEY;
 use super::special::Ids;
-use super::tokenizer::{MERGES_KEY, PREFIX_ONCE_KEY, PREFIX_UNLESS_SPACE_KEY};
+use super::tokenizer::{MERGES_KEY, PREFIX_AFTER_KEY, PREFIX_ONCE_KEY, PREFIX_UNLESS_SPACE_KEY};
 use super::{Error, PieceType, TokenizerFiles, VocabKind, huggingface, sentencepiece};
 use crate::gguf::Metadata;
 
@@ -33,6 +33,8 @@ pub(super) struct Draft {
     pub prefix_once: bool,
     /// Whether a text that starts with a space already is let be.
     pub prefix_unless_space: bool,
+    /// User-defined pieces that a JSON file adds: transformers divides a text at them, and every part gets the space.
+    pub prefix_after: Vec<u32>,
     pub remove_extra_whitespaces: Option<bool>,
     pub charsmap: Vec<u8>,
     /// Added tokens that the file itself lists: id, token.
@@ -108,6 +110,9 @@ impl Draft {
                 set(&format!("{key}_token_id"), id.into());
             }
         }
+        for (key, id) in &ids.fill_in {
+            set(&format!("{key}_token_id"), (*id).into());
+        }
         set("add_bos_token", ids.add_bos.into());
         set("add_eos_token", ids.add_eos.into());
         if let Some(prefix) = self.space_prefix {
@@ -124,6 +129,9 @@ impl Draft {
         }
         if self.prefix_once {
             metadata.set(PREFIX_ONCE_KEY, true);
+        }
+        if self.space_prefix == Some(true) && !self.prefix_once && !self.prefix_after.is_empty() {
+            metadata.set(PREFIX_AFTER_KEY, self.prefix_after);
         }
         if self.prefix_unless_space {
             metadata.set(PREFIX_UNLESS_SPACE_KEY, true);

@@ -113,7 +113,9 @@ pub enum Error {
         found: u64,
     },
     /// A piece occurs twice.
-    #[error("piece '{piece}' occurs twice in the vocabulary, with the ids {first} and {second}; llama.cpp cannot load that")]
+    #[error(
+        "piece '{piece}' occurs twice in the vocabulary, with the ids {first} and {second}; llama.cpp cannot load that"
+    )]
     Duplicate {
         /// The piece.
         piece: String,

@@ -203,6 +203,7 @@ fn draft(kind: VocabKind, pieces: Vec<Piece>) -> Draft {
         space_prefix: Some(false),
         prefix_once: false,
         prefix_unless_space: false,
+        prefix_after: Vec::new(),
         remove_extra_whitespaces: Some(false),
         charsmap: Vec::new(),
         added: Vec::new(),
@@ -309,10 +310,8 @@ fn spaces(file: &File) -> Result<Spaces, String> {
 /// Gives every piece the score that puts its merges in the order of the list, and says whether merging by scores, where
 /// any two neighbours that spell a piece may be merged, then does exactly what the list does.
 fn score(pieces: &mut [Piece], merges: &[(&str, &str)], special: &HashSet<&str>) -> bool {
-    let mergeable =
-        |piece: &Piece| piece.ty == PieceType::Normal && !special.contains(piece.text.as_str());
-    let ids: HashMap<String, usize> =
-        pieces.iter().enumerate().map(|(id, piece)| (piece.text.clone(), id)).collect();
+    let mergeable = |piece: &Piece| piece.ty == PieceType::Normal && !special.contains(piece.text.as_str());
+    let ids: HashMap<String, usize> = pieces.iter().enumerate().map(|(id, piece)| (piece.text.clone(), id)).collect();
     let mut faithful = true;
     let mut order: HashMap<usize, usize> = HashMap::new();
     let mut last = None;
@@ -337,9 +336,7 @@ fn score(pieces: &mut [Piece], merges: &[(&str, &str)], special: &HashSet<&str>)
         .map(|piece| {
             let splits = piece.text.char_indices().skip(1).map(|(at, _)| piece.text.split_at(at));
             // A single character takes part in merging by scores even where it is no piece.
-            let part = |part: &str| {
-                ids.get(part).map_or(part.chars().nth(1).is_none(), |&id| mergeable(&pieces[id]))
-            };
+            let part = |part: &str| ids.get(part).map_or(part.chars().nth(1).is_none(), |&id| mergeable(&pieces[id]));
             splits.filter(|(left, right)| part(left) && part(right)).count()
         })
         .sum();
@@ -389,4 +386,152 @@ fn post_processor(component: &Value) -> (Option<&str>, Option<&str>) {
         }
     }
     (before, after)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(file: &Value) -> (Result<Draft, Error>, Vec<String>) {
+        let mut warnings = Vec::new();
+        (parse(Path::new("tokenizer.json"), file.to_string().as_bytes(), &mut warnings), warnings)
+    }
+
+    /// A sentencepiece tokenizer as Llama 2 has it.
+    fn llama_2() -> Value {
+        json!({
+            "added_tokens": [
+                {"id": 0, "content": "<unk>", "special": true}, {"id": 1, "content": "<s>", "special": true},
+                {"id": 9, "content": "<|im_end|>", "special": false},
+            ],
+            "normalizer": {"type": "Sequence", "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ]},
+            "pre_tokenizer": null,
+            "post_processor": {"type": "TemplateProcessing", "single": [
+                {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+            ]},
+            "model": {
+                "type": "BPE", "byte_fallback": true, "unk_token": "<unk>",
+                "vocab": {"<unk>": 0, "<s>": 1, "<0x0A>": 2, "a": 3, "b": 4, "▁": 5, "ab": 6, "▁ab": 7, "▁a": 8},
+                "merges": ["a b", "▁ ab", "▁a b", "▁ a"],
+            },
+        })
+    }
+
+    /// A byte-level tokenizer as Llama 3 has it.
+    fn llama_3() -> Value {
+        let regex = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        json!({
+            "added_tokens": [{"id": 4, "content": "<|begin_of_text|>", "special": true}],
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false},
+                {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+            ]},
+            "post_processor": {"type": "Sequence", "processors": [
+                {"type": "ByteLevel", "add_prefix_space": true},
+                {"type": "TemplateProcessing", "single": [
+                    {"SpecialToken": {"id": "<|begin_of_text|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                ]},
+            ]},
+            "model": {"type": "BPE", "ignore_merges": true, "vocab": {"a": 0, "b": 1, "Ġ": 2, "Ġa": 3}, "merges": [["Ġ", "a"]]},
+        })
+    }
+
+    #[test]
+    fn a_sentencepiece_tokenizer_gets_scores_in_the_order_of_its_merges() {
+        let (draft, warnings) = read(&llama_2());
+        let draft = draft.unwrap();
+        assert!(warnings.is_empty(), "{warnings:?}");
+        assert_eq!((draft.kind, draft.own_merges, draft.space_prefix), (VocabKind::Sentencepiece, None, Some(true)));
+        let piece = |id: usize| (draft.pieces[id].text.as_str(), draft.pieces[id].score, draft.pieces[id].ty);
+        assert_eq!(piece(0), ("<unk>", 0.0, PieceType::Unknown));
+        assert_eq!(piece(2), ("<0x0A>", 0.0, PieceType::Byte));
+        assert_eq!((piece(6).1, piece(7).1, piece(8).1, piece(3).1), (0.0, -1.0, -2.0, -3.0));
+        assert_eq!((draft.add_bos, draft.bos, draft.add_eos), (Some(true), Some(1), Some(false)));
+    }
+
+    #[test]
+    fn an_order_that_scores_cannot_express_is_kept_as_it_is() {
+        // '▁ab' can be made in two ways; one of them missing, one of them late, one of them nonsense.
+        for merges in [json!(["a b", "▁ ab", "▁ a"]), json!(["a b", "▁ ab", "▁ a", "▁a b"]), json!(["a b", "x y"])]
+        {
+            let mut file = llama_2();
+            file["model"]["merges"] = merges;
+            let (draft, warnings) = read(&file);
+            assert!(draft.unwrap().own_merges.is_some());
+            assert_eq!(warnings.len(), 1);
+        }
+    }
+
+    #[test]
+    fn words_are_not_merged_across_where_the_file_splits_them() {
+        let mut file = llama_2();
+        file["normalizer"] = Value::Null;
+        file["pre_tokenizer"] = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"});
+        file["model"]["vocab"]["b▁"] = json!(9);
+        file["model"]["merges"].as_array_mut().unwrap().push(json!("b ▁"));
+        let draft = read(&file).0.unwrap();
+        assert_eq!(draft.own_merges.unwrap(), ["a b", "▁ ab", "▁a b", "▁ a"]);
+        assert_eq!((draft.space_prefix, draft.prefix_once, draft.prefix_unless_space), (Some(true), true, true));
+    }
+
+    #[test]
+    fn a_byte_level_tokenizer_keeps_its_merges_and_gets_the_name_of_its_splitting() {
+        let draft = read(&llama_3()).0.unwrap();
+        assert_eq!((draft.kind, draft.pre), (VocabKind::ByteLevel, "llama-bpe"));
+        assert_eq!(draft.merges.unwrap(), ["Ġ a"]);
+        assert_eq!((draft.bos, draft.add_bos), (Some(4), Some(true)));
+    }
+
+    #[test]
+    fn composing_characters_is_worth_a_warning() {
+        let mut file = llama_3();
+        file["normalizer"] = json!({"type": "NFC"});
+        assert!(read(&file).1[0].contains("NFC"));
+    }
+
+    #[test]
+    fn ids_without_a_piece_are_unused() {
+        let mut file = llama_2();
+        file["model"]["vocab"]["c"] = json!(11);
+        let draft = read(&file).0.unwrap();
+        assert_eq!((draft.pieces[10].text.as_str(), draft.pieces[10].ty), ("[PAD10]", PieceType::Unused));
+    }
+
+    #[test]
+    fn refuses_what_it_cannot_say() {
+        let error = |base: fn() -> Value, place: &str, value: Value| {
+            let mut file = base();
+            *file.pointer_mut(place).unwrap() = value;
+            read(&file).0.unwrap_err().to_string()
+        };
+        assert!(error(llama_2, "/model/type", json!("WordPiece")).contains("WordPiece"));
+        let unigram = json!({"type": "Unigram", "vocab": [["<unk>", 0.0]]});
+        assert!(error(llama_2, "/model", unigram).contains("Unigram"));
+        assert!(error(llama_2, "/model/merges", json!(["ab"])).contains("not a pair"));
+        assert!(error(llama_2, "/model/merges", json!([["a b", "c"]])).contains("not a pair"));
+        assert!(error(llama_2, "/model/merges", json!([1])).contains("not the JSON of a tokenizer"));
+        assert!(error(llama_2, "/model/byte_fallback", json!(false)).contains("neither works on bytes"));
+        assert!(error(llama_2, "/model/vocab/a", json!(4)).contains("piece 4 is both"));
+        assert!(error(llama_2, "/model/vocab/a", json!(u64::MAX)).contains("at most"));
+        assert!(error(llama_2, "/model/vocab/a", json!(-1)).contains("BPE"));
+        assert!(error(llama_2, "/normalizer/normalizers/0", json!({"type": "NFKC"})).contains("NFKC"));
+        assert!(error(llama_2, "/normalizer", Value::Null).contains("leaves spaces"));
+        assert!(error(llama_2, "/pre_tokenizer", json!({"type": "Whitespace"})).contains("Whitespace"));
+        assert!(error(llama_3, "/pre_tokenizer/pretokenizers/0/pattern/Regex", json!("\\w+")).contains("\\\\w+"));
+        let mut lower = llama_3();
+        lower["normalizer"] = json!({"type": "Lowercase"});
+        assert!(read(&lower).0.unwrap_err().to_string().contains("Lowercase"));
+        let mut whole = llama_2();
+        whole["model"]["ignore_merges"] = json!(true);
+        assert!(read(&whole).0.unwrap_err().to_string().contains("words whole"));
+        let mut suffix = llama_2();
+        suffix["model"]["end_of_word_suffix"] = json!("</w>");
+        assert!(read(&suffix).0.unwrap_err().to_string().contains("beginnings or ends"));
+        assert!(parse(Path::new("t"), b"{", &mut Vec::new()).is_err());
+    }
 }

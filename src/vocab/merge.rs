@@ -401,3 +401,11 @@ impl<'a, O: Output> Merger<'a, O> {
 /// [`super::MAX_PIECES`].
 const UNKNOWN_BASE: u32 = 0x8000_0000;
 const _: () = assert!(super::MAX_PIECES + (char::MAX as usize) < UNKNOWN_BASE as usize);
+
+#[cfg(test)]
+impl MergeTable {
+    /// Whether merging can spell this piece.
+    pub fn can_spell(&self, id: u32) -> bool {
+        self.joins.values().any(|join| join.to == id)
+    }
+}

@@ -17,6 +17,7 @@
 //! | `add_space_prefix`, `remove_extra_whitespaces`, `precompiled_charsmap` | the model file's normalizer |
 //! | `{bos,eos,unknown,padding}_token_id` | `tokenizer_config.json`, then `special_tokens_map.json`, then `config.json`, then the model file |
 //! | `eot_token_id`, `eom_token_id` | the marker that the chat template ends a turn with, else what `generation_config.json` adds to EOS |
+//! | `fim_*_token_id` | the texts of pieces that mark where a text is to be filled in |
 //! | `add_bos_token`, `add_eos_token` | `tokenizer_config.json`; where it is silent, what its class does, or the post-processor of `tokenizer.json` |
 //!
 //! and `tokenizer.chat_template`. Some keys are nibble's own, for what GGUF cannot say, and written only where needed:
@@ -25,6 +26,7 @@
 //! |---|---|
 //! | `end_token_ids` | end tokens beyond EOS, EOT and EOM |
 //! | `space_prefix_once` | the space in front belongs to the start of a text only, not to what follows a control piece |
+//! | `space_prefix_after` | ids of user-defined pieces after which the text begins anew, with a space in front |
 //! | `space_prefix_unless_space` | a text that starts with a space gets no other in front |
 //! | `merges` | the order of merging, where no scores express it |
 //!
@@ -47,6 +49,8 @@ mod added;
 mod draft;
 mod error;
 mod huggingface;
+#[cfg(all(test, feature = "llama"))]
+mod llama_oracle;
 mod merge;
 mod normalize;
 mod pieces;

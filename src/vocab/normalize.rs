@@ -27,9 +27,8 @@ impl Normalizer {
     /// The text as the pieces spell it. `user_defined` are pieces that pass unchanged; `space_prefix` is false for a
     /// part of a text that gets no space in front whatever the model says.
     pub fn normalize<'a>(&self, text: &'a str, user_defined: &Trie, space_prefix: bool) -> Cow<'a, str> {
-        let space_prefix = self.space_prefix
-            && space_prefix
-            && !(self.prefix_unless_space && text.starts_with([' ', SPACE]));
+        let space_prefix =
+            self.space_prefix && space_prefix && !(self.prefix_unless_space && text.starts_with([' ', SPACE]));
         if text.is_empty() {
             return Cow::Borrowed(text);
         }
@@ -160,5 +159,54 @@ impl CharsMap {
             }
         }
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A table that turns `A` into `xy` and `B` into nothing, with the units where darts-clone would look for them.
+    fn table() -> Vec<u8> {
+        let mut units = vec![0u32; 512];
+        // The root leads to 0 ^ byte, so the byte's unit stands at its own number.
+        let node = |label: u8, offset: u32| u32::from(label) | 1 << 8 | offset << 10;
+        units[usize::from(b'A')] = node(b'A', 256);
+        units[usize::from(b'A') ^ 256] = 0x8000_0000;
+        units[usize::from(b'B')] = node(b'B', 257);
+        units[usize::from(b'B') ^ 257] = 0x8000_0003;
+        let mut bytes = (units.len() as u32 * 4).to_le_bytes().to_vec();
+        bytes.extend(units.iter().flat_map(|unit| unit.to_le_bytes()));
+        bytes.extend(b"xy\0\0");
+        bytes
+    }
+
+    fn normalizer(charsmap: Option<CharsMap>) -> Normalizer {
+        Normalizer { space_prefix: true, prefix_unless_space: false, remove_extra_whitespaces: true, charsmap }
+    }
+
+    #[test]
+    fn replaces_what_the_table_has() {
+        let normalizer = normalizer(Some(CharsMap::new(&table()).unwrap()));
+        assert_eq!(normalizer.normalize(" A B  cA", &Trie::default(), true), "▁xy▁cxy");
+        let mut user_defined = Trie::default();
+        user_defined.insert("cA", 0);
+        assert_eq!(normalizer.normalize("cAA", &user_defined, false), "cAxy");
+    }
+
+    proptest! {
+        #[test]
+        fn no_table_makes_it_panic(
+            at in 0usize..2048, byte in any::<u8>(), cut in 0usize..3000, text in "[AB é零a]{0,12}",
+        ) {
+            let mut bytes = table();
+            bytes[at] = byte;
+            bytes.truncate(cut.max(1));
+            if let Ok(map) = CharsMap::new(&bytes) {
+                normalizer(Some(map)).normalize(&text, &Trie::default(), true);
+            }
+        }
     }
 }

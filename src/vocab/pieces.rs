@@ -178,7 +178,8 @@ impl Pieces {
             u32::try_from(id).ok().filter(|&id| (id as usize) < self.texts.len())
         };
         // llama.cpp takes 1 and 2 where a sentencepiece file does not say; only believed where it fits.
-        let control = |id: u32| (self.kind == VocabKind::Sentencepiece && self.is_type(id, PieceType::Control)).then_some(id);
+        let control =
+            |id: u32| (self.kind == VocabKind::Sentencepiece && self.is_type(id, PieceType::Control)).then_some(id);
         let unknown = || self.types.iter().position(|&ty| ty == PieceType::Unknown).map(|id| id as u32);
         let eos = id("eos").or_else(|| control(2));
         let mut end: Vec<u32> = [eos, id("eot"), id("eom")].into_iter().flatten().collect();
@@ -186,9 +187,12 @@ impl Pieces {
             end.extend(more.iter().filter(|&&id| (id as usize) < self.texts.len()));
         }
         // A normal piece of that text is text, such as an HTML tag; only a token of its own is a marker.
-        end.extend(END_TEXTS.iter().filter_map(|text| self.id(text)).filter(|&id| {
-            self.is_type(id, PieceType::Control) || self.is_type(id, PieceType::UserDefined)
-        }));
+        end.extend(
+            END_TEXTS
+                .iter()
+                .filter_map(|text| self.id(text))
+                .filter(|&id| self.is_type(id, PieceType::Control) || self.is_type(id, PieceType::UserDefined)),
+        );
         end.sort_unstable();
         end.dedup();
         let pre = metadata.str("tokenizer.ggml.pre").unwrap_or_default();
@@ -389,10 +393,7 @@ mod tests {
         let pieces = [("ĠHello", 1), ("Ċ", 1), ("<|eot_id|>", 3), ("é¡", 1), ("Ġ▁", 4), ("▁x", 1), ("ŃĀ", 1)];
         let pieces = Pieces::from_metadata(&metadata("gpt2", &pieces)).unwrap();
         let printed: Vec<&[u8]> = (0..7).map(|id| pieces.bytes(id)).collect();
-        assert_eq!(
-            printed,
-            [b" Hello", &b"\n"[..], b"", b"\xe9\xa1", "Ġ▁".as_bytes(), "▁x".as_bytes(), b"\xad\x00"]
-        );
+        assert_eq!(printed, [b" Hello", &b"\n"[..], b"", b"\xe9\xa1", "Ġ▁".as_bytes(), "▁x".as_bytes(), b"\xad\x00"]);
         assert_eq!(pieces.end_ids(), [2]);
     }
 

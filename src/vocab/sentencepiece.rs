@@ -113,6 +113,7 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Draft, Error> {
         space_prefix: Some(normalizer.add_dummy_prefix()),
         prefix_once: false,
         prefix_unless_space: false,
+        prefix_after: Vec::new(),
         remove_extra_whitespaces: Some(normalizer.remove_extra_whitespaces()),
         bos: id(trainer.bos_id()),
         eos: id(trainer.eos_id()),
@@ -153,4 +154,112 @@ fn pieces(path: &Path, protos: Vec<PieceProto>) -> Result<Vec<Piece>, Error> {
         return Err(Error::NotSentencepiece { path: path.to_path_buf(), why });
     }
     Ok(found)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The bytes of a model with these pieces, that falls back to bytes where it has them.
+    pub fn model(pieces: &[(&str, f32, PieceType)]) -> Vec<u8> {
+        proto(pieces).encode_to_vec()
+    }
+
+    fn proto(pieces: &[(&str, f32, PieceType)]) -> ModelProto {
+        let piece = |&(text, score, ty): &(&str, f32, PieceType)| PieceProto {
+            piece: Some(text.as_bytes().to_vec()),
+            score: Some(score),
+            ty: Some(ty as i32),
+        };
+        ModelProto {
+            pieces: pieces.iter().map(piece).collect(),
+            trainer: Some(TrainerSpec {
+                model_type: Some(2),
+                byte_fallback: Some(pieces.iter().any(|piece| piece.2 == PieceType::Byte)),
+                ..TrainerSpec::default()
+            }),
+            normalizer: Some(NormalizerSpec { add_dummy_prefix: Some(false), ..NormalizerSpec::default() }),
+        }
+    }
+
+    const UNKNOWN: (&str, f32, PieceType) = ("<unk>", 0.0, PieceType::Unknown);
+
+    fn read(bytes: &[u8]) -> Result<Draft, Error> {
+        parse(Path::new("tokenizer.model"), bytes)
+    }
+
+    /// The error for a model that `change` has broken.
+    fn broken(change: impl FnOnce(&mut ModelProto)) -> String {
+        let mut model = proto(&[UNKNOWN, ("a", -1.0, PieceType::Normal)]);
+        assert!(read(&model.encode_to_vec()).is_ok());
+        change(&mut model);
+        read(&model.encode_to_vec()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn fields_that_are_left_out_have_the_defaults_of_the_schema() {
+        let mut model = proto(&[UNKNOWN, ("a", -1.0, PieceType::Normal), ("b", -2.0, PieceType::Normal)]);
+        model.pieces[1].ty = None;
+        model.normalizer = None;
+        model.trainer = None;
+        let draft = read(&model.encode_to_vec()).unwrap();
+        assert_eq!(draft.kind, VocabKind::Unigram);
+        assert_eq!(draft.pieces[1].ty, PieceType::Normal);
+        assert_eq!((draft.space_prefix, draft.remove_extra_whitespaces), (Some(true), Some(true)));
+        assert_eq!((draft.bos, draft.eos, draft.padding), (Some(1), Some(2), None));
+    }
+
+    #[test]
+    fn refuses_pieces_that_make_no_sense() {
+        assert!(broken(|m| m.pieces[1].piece = Some(vec![0xff])).contains("piece 1 is not UTF-8"));
+        assert!(broken(|m| m.pieces[1].piece = None).contains("piece 1 is empty"));
+        assert!(broken(|m| m.pieces[1].score = Some(f32::NAN)).contains("not a number"));
+        assert!(broken(|m| m.pieces[1].ty = Some(77)).contains("unknown type 77"));
+        assert!(broken(|m| m.pieces[1].ty = Some(6)).contains("not spelled like one"));
+        assert!(broken(|m| m.pieces[1].ty = Some(2)).contains("so is piece 0"));
+        assert!(broken(|m| m.pieces[0].ty = Some(1)).contains("no piece stands for unknown text"));
+        assert!(broken(|m| m.pieces.clear()).contains("no pieces"));
+        let byte = broken(|m| (m.pieces[1].piece, m.pieces[1].ty) = (Some(b"<0x41>".to_vec()), Some(6)));
+        assert!(byte.contains("does not fall back to bytes"), "{byte}");
+    }
+
+    #[test]
+    fn refuses_models_that_gguf_cannot_say() {
+        let trainer = |change: fn(&mut TrainerSpec)| broken(|m| change(m.trainer.as_mut().unwrap()));
+        assert!(trainer(|t| t.model_type = Some(3)).contains("word model"));
+        assert!(trainer(|t| t.model_type = Some(4)).contains("character model"));
+        assert!(trainer(|t| t.model_type = Some(-9)).contains("unknown type -9"));
+        assert!(trainer(|t| t.treat_whitespace_as_suffix = Some(true)).contains("word before"));
+        let escape = broken(|m| m.normalizer.as_mut().unwrap().escape_whitespaces = Some(false));
+        assert!(escape.contains("spaces stay spaces"), "{escape}");
+    }
+
+    #[test]
+    fn a_truncated_model_is_an_error_or_a_smaller_model() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/yi-nano/tokenizer.model");
+        let whole = std::fs::read(path).unwrap();
+        let n_pieces = read(&whole).unwrap().pieces.len();
+        assert_eq!(n_pieces, 6400);
+        for len in (0..whole.len()).step_by(997) {
+            if let Ok(draft) = read(&whole[..len]) {
+                assert!(draft.pieces.len() <= n_pieces);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(
+            mut bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(0x0a), Just(0x80), Just(0xff)], 0..200),
+            at in any::<prop::sample::Index>(),
+        ) {
+            let _ = read(&bytes);
+            let mut model = model(&[UNKNOWN, ("ab", -1.0, PieceType::Normal), ("<0x0A>", 0.0, PieceType::Byte)]);
+            let at = at.index(model.len());
+            model.splice(at..(at + 1), bytes.drain(..bytes.len().min(3)));
+            let _ = read(&model);
+        }
+    }
 }

@@ -22,6 +22,8 @@ pub(super) struct Ids {
     pub padding: Option<u32>,
     pub add_bos: bool,
     pub add_eos: bool,
+    /// Tokens for filling in the middle of a text: part of the key, id.
+    pub fill_in: Vec<(&'static str, u32)>,
     /// End tokens that are none of the above.
     pub more_ends: Vec<u32>,
 }
@@ -37,6 +39,18 @@ const TURN_ENDS: [&str; 9] = [
     "<|eot|>",
     "<|end|>",
     "<turn|>",
+];
+
+/// Tokens for filling in the middle of a text, by their texts.
+///
+/// llama.cpp looks for these texts itself where no key names them, and then takes their pieces for control pieces, which
+/// those of Yi are not.
+const FILL_IN: [(&str, &[&str]); 5] = [
+    ("fim_pre", &["<fim_prefix>", "<|fim_prefix|>", "<fim-prefix>", "▁<PRE>"]),
+    ("fim_suf", &["<fim_suffix>", "<|fim_suffix|>", "<fim-suffix>", "▁<SUF>"]),
+    ("fim_mid", &["<fim_middle>", "<|fim_middle|>", "<fim-middle>", "▁<MID>"]),
+    ("fim_pad", &["<fim_pad>", "<|fim_pad|>", "<fim-pad>"]),
+    ("fim_rep", &["<reponame>", "<|repo_name|>", "<|fim_repo|>", "<fim-repo>"]),
 ];
 
 /// Finds the ids.
@@ -64,7 +78,9 @@ pub(super) fn find(draft: &Draft, files: &TokenizerFiles<'_>, warnings: &mut Vec
         }
     }
     if ends.is_empty() {
-        finder.warnings.push("no file says which token ends a text: generation will go on until it is cut off".to_string());
+        finder
+            .warnings
+            .push("no file says which token ends a text: generation will go on until it is cut off".to_string());
     }
     let eom = draft.id("<|eom_id|>").and_then(|id| u32::try_from(id).ok()).filter(|id| ends.contains(id));
     for known in [eos, eot, eom].into_iter().flatten() {
@@ -78,6 +94,7 @@ pub(super) fn find(draft: &Draft, files: &TokenizerFiles<'_>, warnings: &mut Vec
         eom,
         unknown,
         padding,
+        fill_in: FILL_IN.iter().filter_map(|(key, texts)| Some((*key, finder.marker(texts)?))).collect(),
         add_bos: add_bos && bos.is_some(),
         add_eos: add_eos && eos.is_some(),
         more_ends: ends.into_iter().collect(),
@@ -102,7 +119,9 @@ impl Finder<'_> {
             match self.draft.id(text).and_then(|id| u32::try_from(id).ok()) {
                 Some(id) => return Some(id),
                 None if text.is_empty() => {}
-                None => self.warnings.push(format!("{source} names '{text}' as {key}, which is no token of this model")),
+                None => {
+                    self.warnings.push(format!("{source} names '{text}' as {key}, which is no token of this model"))
+                }
             }
         }
         let ids = self.files.config.and_then(|config| config.get(&format!("{key}_id"))).map(ids).unwrap_or_default();
@@ -117,8 +136,13 @@ impl Finder<'_> {
     /// The marker that ends a turn in the template, where it is a token of its own.
     fn template_end(&self) -> Option<u32> {
         let template = self.files.chat_template?;
-        TURN_ENDS.iter().filter(|marker| template.contains(**marker)).find_map(|marker| {
-            let id = self.draft.id(marker)?;
+        TURN_ENDS.iter().filter(|marker| template.contains(**marker)).find_map(|marker| self.marker(&[*marker]))
+    }
+
+    /// The first of these texts that is a token of its own rather than text.
+    fn marker(&self, texts: &[&str]) -> Option<u32> {
+        texts.iter().find_map(|text| {
+            let id = self.draft.id(text)?;
             let ty = self.draft.pieces[id as usize].ty;
             u32::try_from(id).ok().filter(|_| matches!(ty, PieceType::Control | PieceType::UserDefined))
         })
@@ -181,5 +205,99 @@ fn ids(value: &Value) -> Vec<u64> {
     match value {
         Value::Array(ids) => ids.iter().filter_map(Value::as_u64).collect(),
         id => id.as_u64().into_iter().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::sentencepiece::tests::model;
+    use super::*;
+
+    use PieceType::{Control, Normal, Unknown, UserDefined};
+
+    fn object(value: Value) -> Object {
+        serde_json::from_value(value).unwrap()
+    }
+
+    /// What the files say about a vocabulary of eight pieces: 2, 3, 4 and 7 may end a text, 5 is a word.
+    fn find_in(tokenizer: Value, config: Value, generation: Value, template: Option<&str>) -> (Ids, Vec<String>) {
+        let pieces = [
+            ("<unk>", 0.0, Unknown),
+            ("<s>", 0.0, Control),
+            ("</s>", 0.0, Control),
+            ("<|im_end|>", 0.0, UserDefined),
+            ("<|eom_id|>", 0.0, Control),
+            ("word", -1.0, Normal),
+            ("<fim_pad>", 0.0, UserDefined),
+            ("<|stop|>", 0.0, Control),
+        ];
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.model");
+        std::fs::write(&path, model(&pieces)).unwrap();
+        let (tokenizer, config, generation) = (object(tokenizer), object(config), object(generation));
+        let files = TokenizerFiles {
+            model: Some(path),
+            tokenizer_config: Some(&tokenizer),
+            config: Some(&config),
+            generation_config: Some(&generation),
+            chat_template: template,
+            ..TokenizerFiles::default()
+        };
+        let mut warnings = Vec::new();
+        let draft = super::super::draft::read(&files, &mut warnings).unwrap();
+        (find(&draft, &files, &mut warnings).unwrap(), warnings)
+    }
+
+    #[test]
+    fn every_end_token_that_a_file_names_counts() {
+        let (ids, warnings) = find_in(
+            json!({"eos_token": {"content": "</s>"}}),
+            json!({"eos_token_id": 2}),
+            json!({"eos_token_id": [2, 7, 4]}),
+            Some("{{ '<|im_end|>' }}"),
+        );
+        assert_eq!((ids.eos, ids.eot, ids.eom, ids.more_ends), (Some(2), Some(3), Some(4), vec![7]));
+        assert!(warnings.is_empty(), "{warnings:?}");
+    }
+
+    #[test]
+    fn without_a_template_the_generation_settings_name_the_end_of_a_turn() {
+        let (ids, _) = find_in(json!({}), json!({"eos_token_id": 2}), json!({"eos_token_id": 7}), None);
+        assert_eq!((ids.eos, ids.eot, ids.more_ends), (Some(2), Some(7), vec![]));
+        let (ids, _) = find_in(json!({}), json!({}), json!({}), Some("no marker here"));
+        assert_eq!((ids.bos, ids.eos, ids.eot), (Some(1), Some(2), None), "as the model file says");
+    }
+
+    #[test]
+    fn words_and_ids_that_do_not_exist_end_nothing() {
+        let (ids, warnings) =
+            find_in(json!({}), json!({"eos_token_id": [5, -1, null]}), json!({"eos_token_id": 128009}), None);
+        assert_eq!((ids.eot, ids.more_ends), (None, vec![]));
+        assert!(warnings[0].contains("'word'") && warnings[1].contains("128009"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_named_token_that_does_not_exist_is_worth_a_warning() {
+        let (ids, warnings) = find_in(json!({"pad_token": "[PAD]"}), json!({"pad_token_id": 0}), json!({}), None);
+        assert_eq!(ids.padding, Some(0));
+        assert!(warnings[0].contains("'[PAD]' as pad_token"), "{warnings:?}");
+    }
+
+    #[test]
+    fn bos_is_added_where_the_file_or_the_class_says_so() {
+        let add_bos = |config: Value| find_in(config, json!({}), json!({}), None);
+        assert!(!add_bos(json!({"add_bos_token": false, "tokenizer_class": "LlamaTokenizer"})).0.add_bos);
+        assert!(add_bos(json!({"tokenizer_class": "LlamaTokenizerFast"})).0.add_bos);
+        assert!(!add_bos(json!({"tokenizer_class": "YiTokenizer"})).0.add_bos);
+        assert!(add_bos(json!({})).0.add_bos);
+        let (ids, warnings) = add_bos(json!({"tokenizer_class": "OtherTokenizer", "add_eos_token": true}));
+        assert!(ids.add_bos && ids.add_eos && warnings[0].contains("OtherTokenizer"));
+    }
+
+    #[test]
+    fn tokens_for_filling_in_are_named_by_their_texts() {
+        assert_eq!(find_in(json!({}), json!({}), json!({}), None).0.fill_in, [("fim_pad", 6)]);
     }
 }

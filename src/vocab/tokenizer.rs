@@ -9,6 +9,7 @@ use crate::gguf::{Array, Metadata};
 
 /// Own keys for what GGUF has none: see [`super::metadata`].
 pub(super) const PREFIX_ONCE_KEY: &str = "nibble.tokenizer.space_prefix_once";
+pub(super) const PREFIX_AFTER_KEY: &str = "nibble.tokenizer.space_prefix_after";
 pub(super) const PREFIX_UNLESS_SPACE_KEY: &str = "nibble.tokenizer.space_prefix_unless_space";
 pub(super) const MERGES_KEY: &str = "nibble.tokenizer.merges";
 
@@ -22,8 +23,10 @@ pub struct Tokenizer {
     /// Of two parts of a text that a control piece divides, whether only the first gets the space in front.
     prefix_once: bool,
     user_defined: Trie,
-    /// Control pieces and the unknown piece.
-    control: Trie,
+    /// Pieces that divide a plain text into parts.
+    dividers: Trie,
+    /// Those, the control pieces and the unknown piece, which divide a text that a template made.
+    markers: Trie,
     table: MergeTable,
     /// What stands for each byte of text without a piece.
     bytes: Box<[Option<u32>; 256]>,
@@ -43,14 +46,20 @@ impl Tokenizer {
         }
         let scores = scores(metadata, pieces.len())?;
         let merges = merges(metadata)?;
-        let (mut user_defined, mut control) = (Trie::default(), Trie::default());
+        let (mut user_defined, mut dividers, mut markers) = (Trie::default(), Trie::default(), Trie::default());
+        if let Some(Array::U32(ids)) = array(metadata, PREFIX_AFTER_KEY) {
+            for &id in ids {
+                dividers.insert(pieces.text(id).unwrap_or_default(), id);
+                markers.insert(pieces.text(id).unwrap_or_default(), id);
+            }
+        }
         let mut bytes = Box::new([None; 256]);
         let mut candidates = Vec::with_capacity(pieces.len());
         for (id, score) in (0..).zip(scores) {
             let (Some(text), Some(ty)) = (pieces.text(id), pieces.piece_type(id)) else { break };
             match ty {
                 PieceType::Byte => bytes[usize::from(pieces.bytes(id)[0])] = Some(id),
-                PieceType::Control | PieceType::Unknown => control.insert(text, id),
+                PieceType::Control | PieceType::Unknown => markers.insert(text, id),
                 PieceType::UserDefined => user_defined.insert(text, id),
                 PieceType::Normal | PieceType::Unused => {}
             }
@@ -81,7 +90,8 @@ impl Tokenizer {
             prefix_once: metadata.bool(PREFIX_ONCE_KEY).unwrap_or(false),
             pieces,
             user_defined,
-            control,
+            dividers,
+            markers,
             table,
             bytes,
         })
@@ -95,7 +105,7 @@ impl Tokenizer {
     /// The ids of a plain text, without BOS or EOS. The text of a control piece, such as `</s>`, is plain text here.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 1);
-        self.encode_part(text, true, &mut ids);
+        self.encode_divided(text, &self.dividers, &mut ids);
         ids
     }
 
@@ -105,26 +115,30 @@ impl Tokenizer {
     /// Not for text from outside: whoever wrote it could write control pieces.
     pub fn encode_special(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 1);
+        self.encode_divided(text, &self.markers, &mut ids);
+        ids
+    }
+
+    fn encode_divided(&self, text: &str, markers: &Trie, ids: &mut Vec<u32>) {
         let (mut start, mut at, mut prefix) = (0, 0, true);
-        while let Some(rest) = text.as_bytes().get(at..).filter(|rest| !rest.is_empty()) {
-            let Some((id, len)) = self.control.longest_prefix(rest) else {
+        while let Some(rest) = text.as_bytes().get(at..).filter(|rest| !rest.is_empty() && !markers.is_empty()) {
+            let Some((id, len)) = markers.longest_prefix(rest) else {
                 at += 1;
                 continue;
             };
-            self.encode_part(&text[start..at], prefix, &mut ids);
+            self.encode_part(&text[start..at], prefix, ids);
             ids.push(id);
             at += len;
             start = at;
             prefix = !self.prefix_once;
         }
-        self.encode_part(&text[start..], prefix, &mut ids);
-        ids
+        self.encode_part(&text[start..], prefix, ids);
     }
 
     /// The ids of a whole text, with BOS and EOS where the model wants them.
     pub fn encode_document(&self, text: &str) -> Vec<u32> {
         let mut ids: Vec<u32> = self.pieces.bos().filter(|_| self.pieces.add_bos()).into_iter().collect();
-        self.encode_part(text, true, &mut ids);
+        self.encode_divided(text, &self.dividers, &mut ids);
         ids.extend(self.pieces.eos().filter(|_| self.pieces.add_eos()));
         ids
     }
@@ -248,4 +262,181 @@ fn charsmap(metadata: &Metadata) -> Result<Option<CharsMap>, Error> {
         return Ok(None);
     }
     CharsMap::new(bytes).map(Some).map_err(|why| Error::CharsMap { why })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use PieceType::{Byte, Control, Normal, Unknown, Unused, UserDefined};
+
+    fn vocabulary(pieces: &[(&str, f32, PieceType)]) -> Metadata {
+        let mut metadata = Metadata::new();
+        metadata.set("tokenizer.ggml.model", "llama");
+        metadata.set("tokenizer.ggml.tokens", pieces.iter().map(|piece| piece.0.to_string()).collect::<Vec<_>>());
+        metadata.set("tokenizer.ggml.scores", pieces.iter().map(|piece| piece.1).collect::<Vec<_>>());
+        metadata.set("tokenizer.ggml.token_type", pieces.iter().map(|piece| piece.2 as i32).collect::<Vec<_>>());
+        metadata.set("tokenizer.ggml.add_space_prefix", false);
+        metadata
+    }
+
+    const LETTERS: [(&str, f32, PieceType); 9] = [
+        ("<unk>", 0.0, Unknown),
+        ("<s>", 0.0, Control),
+        ("</s>", 0.0, Control),
+        ("▁", -9.0, Normal),
+        ("a", -9.0, Normal),
+        ("b", -9.0, Normal),
+        ("ab", -2.0, Normal),
+        ("▁a", -1.0, Normal),
+        ("aba", -3.0, Normal),
+    ];
+
+    fn tokenizer(change: impl FnOnce(&mut Metadata)) -> Tokenizer {
+        let mut metadata = vocabulary(&LETTERS);
+        change(&mut metadata);
+        Tokenizer::from_metadata(&metadata).unwrap()
+    }
+
+    fn error(change: impl FnOnce(&mut Metadata)) -> String {
+        let mut metadata = vocabulary(&LETTERS);
+        change(&mut metadata);
+        match Tokenizer::from_metadata(&metadata) {
+            Ok(_) => panic!("accepted"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn the_highest_score_is_merged_first_and_the_leftmost_of_equals() {
+        let tokenizer = tokenizer(|_| {});
+        assert_eq!(tokenizer.encode(" ab"), [7, 5]);
+        assert_eq!(tokenizer.encode("abab"), [6, 6]);
+        assert_eq!(tokenizer.encode("aba"), [8]);
+        assert_eq!(tokenizer.encode("ababa"), [6, 8], "'ab' twice, then what is left over");
+        assert_eq!(tokenizer.encode(""), [0u32; 0]);
+    }
+
+    #[test]
+    fn a_run_of_unknown_characters_is_one_unknown_piece() {
+        let tokenizer = tokenizer(|_| {});
+        assert_eq!(tokenizer.encode("零一a零 b万"), [0, 4, 0, 3, 5, 0]);
+    }
+
+    #[test]
+    fn the_text_of_a_control_piece_is_text_unless_a_template_wrote_it() {
+        let tokenizer = tokenizer(|_| {});
+        assert_eq!(tokenizer.encode("<s>a"), [0, 4]);
+        assert_eq!(tokenizer.encode_special("<s>a</s></s>b"), [1, 4, 2, 2, 5]);
+        assert_eq!(tokenizer.encode_special("a<s"), [4, 0]);
+    }
+
+    #[test]
+    fn the_space_in_front_follows_the_rules_of_the_file() {
+        let prefix = |keys: &[&str]| {
+            tokenizer(|m| {
+                m.set("tokenizer.ggml.add_space_prefix", true);
+                keys.iter().for_each(|key| m.set(*key, true));
+            })
+        };
+        let always = prefix(&[]);
+        assert_eq!(always.encode("a"), [7]);
+        assert_eq!(always.encode(" a"), [3, 7]);
+        assert_eq!(always.encode_special("<s>a</s>a"), [1, 7, 2, 7]);
+        assert_eq!(always.decode(&[7, 7]), "a a");
+        assert_eq!(always.decode(&[1, 7]), "a", "a control piece is no text");
+        assert_eq!(prefix(&[PREFIX_ONCE_KEY]).encode_special("a</s>a"), [7, 2, 4]);
+        assert_eq!(prefix(&[PREFIX_ONCE_KEY]).encode_special("<s>a"), [1, 4]);
+        assert_eq!(prefix(&[PREFIX_UNLESS_SPACE_KEY]).encode(" a"), [7]);
+    }
+
+    #[test]
+    fn added_tokens_begin_a_text_anew_where_the_file_says_so() {
+        let mut pieces = LETTERS.to_vec();
+        pieces.push(("<x>", 0.0, UserDefined));
+        let mut metadata = vocabulary(&pieces);
+        metadata.set("tokenizer.ggml.add_space_prefix", true);
+        let ids = |metadata: &Metadata| Tokenizer::from_metadata(metadata).unwrap().encode("<x>a");
+        assert_eq!(ids(&metadata), [3, 9, 4], "sentencepiece's own pieces do not");
+        metadata.set(PREFIX_AFTER_KEY, vec![9u32, 77]);
+        assert_eq!(ids(&metadata), [9, 7]);
+    }
+
+    #[test]
+    fn user_defined_pieces_are_found_longest_first_and_never_merged() {
+        let mut pieces = LETTERS.to_vec();
+        pieces.extend([("▁▁", 0.0, UserDefined), ("▁▁▁", 0.0, UserDefined), ("b!", 0.0, UserDefined)]);
+        let tokenizer = Tokenizer::from_metadata(&vocabulary(&pieces)).unwrap();
+        assert_eq!(tokenizer.encode("     a"), [10, 9, 4]);
+        assert_eq!(tokenizer.encode("ab!a"), [4, 11, 4]);
+        assert_eq!(tokenizer.decode(&[10, 11]), "   b!");
+    }
+
+    #[test]
+    fn unused_pieces_fall_apart_again() {
+        let mut pieces = LETTERS.to_vec();
+        pieces[6].2 = Unused;
+        let tokenizer = Tokenizer::from_metadata(&vocabulary(&pieces)).unwrap();
+        assert_eq!(tokenizer.encode("ab零"), [4, 5, 0]);
+        assert_eq!(tokenizer.encode("aba"), [8], "but may be steps on the way");
+    }
+
+    #[test]
+    fn rows_without_a_piece_are_not_found_in_text() {
+        let mut pieces = LETTERS.to_vec();
+        pieces.extend([("[PAD9]", 0.0, Unused), ("[PAD", -1.0, Normal), ("9]", -1.0, Normal)]);
+        let tokenizer = Tokenizer::from_metadata(&vocabulary(&pieces)).unwrap();
+        assert!(tokenizer.table.can_spell(8) && !tokenizer.table.can_spell(9));
+        assert!(tokenizer.encode("[PAD9]").iter().all(|&id| id != 9));
+    }
+
+    #[test]
+    fn spaces_are_dropped_where_the_file_says_so() {
+        let tokenizer = tokenizer(|m| m.set("tokenizer.ggml.remove_extra_whitespaces", true));
+        assert_eq!(tokenizer.encode("  a   b  "), [4, 3, 5]);
+        assert_eq!(tokenizer.encode("   "), [0u32; 0]);
+    }
+
+    #[test]
+    fn own_merges_replace_scores() {
+        let tokenizer = tokenizer(|m| m.set(MERGES_KEY, vec!["a b".to_string(), "x y".to_string()]));
+        assert_eq!(tokenizer.encode(" aba"), [3, 6, 4]);
+    }
+
+    #[test]
+    fn bytes_stand_for_what_no_piece_spells() {
+        let names: Vec<String> = (0..=255u8).map(|byte| format!("<0x{byte:02X}>")).collect();
+        let mut pieces = LETTERS.to_vec();
+        pieces.extend(names.iter().map(|name| (name.as_str(), 0.0, Byte)));
+        let tokenizer = Tokenizer::from_metadata(&vocabulary(&pieces)).unwrap();
+        assert_eq!(tokenizer.encode("é\n"), [9 + 0xc3, 9 + 0xa9, 9 + 0x0a]);
+        assert_eq!(tokenizer.decode(&[9 + 0xc3, 9 + 0xa9, 9 + 0xff, 4]), "é\u{fffd}a");
+    }
+
+    #[test]
+    fn refuses_what_would_not_work() {
+        assert!(error(|m| m.set("tokenizer.ggml.model", "gpt2")).contains("'gpt2'"));
+        assert!(error(|m| drop(m.remove("tokenizer.ggml.scores"))).contains("scores"));
+        assert!(error(|m| m.set("tokenizer.ggml.scores", vec![0f32; 8])).contains("array of 9"));
+        assert!(error(|m| m.set("tokenizer.ggml.scores", vec![f32::NAN; 9])).contains("scores"));
+        assert!(error(|m| m.set("tokenizer.ggml.token_type", vec![1i32; 9])).contains("neither an unknown piece"));
+        assert!(error(|m| m.set("tokenizer.ggml.precompiled_charsmap", vec![1u8])).contains("header"));
+        assert!(error(|m| m.set("tokenizer.ggml.precompiled_charsmap", vec![9u8; 8])).contains("ends past"));
+        assert!(error(|m| m.set("tokenizer.ggml.precompiled_charsmap", "x")).contains("array of bytes"));
+        assert!(error(|m| m.set(MERGES_KEY, vec!["ab".to_string()])).contains("pairs"));
+        assert!(error(|m| m.set(MERGES_KEY, 1u32)).contains("array of strings"));
+        let long = "a".repeat(MAX_MERGED_BYTES + 1);
+        let mut pieces = LETTERS.to_vec();
+        pieces[8].0 = &long;
+        assert!(matches!(Tokenizer::from_metadata(&vocabulary(&pieces)), Err(Error::LongPiece { id: 8, .. })));
+    }
+
+    #[test]
+    fn a_megabyte_of_one_character_is_no_trouble() {
+        // Anything quadratic would take hours here.
+        let tokenizer = tokenizer(|_| {});
+        assert_eq!(tokenizer.encode(&"ab".repeat(1 << 19)).len(), 1 << 19);
+        assert_eq!(tokenizer.encode(&"a".repeat(1 << 20)).len(), 1 << 20);
+        assert_eq!(tokenizer.encode(&"零".repeat(1 << 20)), [0]);
+    }
 }

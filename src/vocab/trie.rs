@@ -39,6 +39,11 @@ impl Trie {
         self.ends[node as usize] = Some(id);
     }
 
+    /// Whether there are no strings.
+    pub fn is_empty(&self) -> bool {
+        self.root.is_empty()
+    }
+
     /// The longest string that `text` begins with: its number and its length in bytes.
     pub fn longest_prefix(&self, text: &[u8]) -> Option<(u32, usize)> {
         let mut node = *self.root.get(usize::from(*text.first()?))?;
