@@ -9,15 +9,41 @@
 //! padding to general.alignment (32 where the file does not say)
 //! tensor data, each tensor at its offset from here, padded to the alignment
 //! ```
+//!
+//! Numbers are little-endian; a string is a u64 length and its bytes; an array is a u32 element type, a u64 length and
+//! its elements. Tensors follow one another without gaps but for the padding: that is what ggml asks of a file, so
+//! that nothing which nibble accepts is refused by llama.cpp for its layout.
+//!
+//! [`Gguf::open`] reads, [`Layout::new`] plans a file to write. Both hold a tensor to the same rules
+//! ([`TensorProblem`]). Strings have to be UTF-8, as the specification says: a file with another encoding gets an error
+//! that names the key, since passing such bytes on changed would give a tokenizer other tokens.
 
+mod error;
+mod parse;
+mod reader;
+mod split;
 mod types;
 mod value;
+mod writer;
 
+pub use error::{Error, LayoutError, Problem, TensorProblem};
+pub use reader::Gguf;
+pub use split::file_name;
 pub use types::{TensorType, UnknownType};
 pub use value::{Array, Metadata, Value, ValueType};
+pub use writer::{Layout, Part};
 
 /// Where the tensor data begins is padded to this where a file does not say otherwise.
 pub const DEFAULT_ALIGNMENT: u64 = 32;
+
+/// The most dimensions a tensor may have: ggml's `GGML_MAX_DIMS`.
+pub const MAX_DIMS: usize = 4;
+
+/// The most bytes a tensor's name may have: ggml keeps 64, one of them for the end (`GGML_MAX_NAME`).
+pub const MAX_NAME_BYTES: usize = 63;
+
+/// How deep arrays may hold arrays. llama.cpp takes none that do; the specification sets no limit.
+const MAX_DEPTH: usize = 8;
 
 /// What a GGUF file says of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +70,31 @@ impl TensorInfo {
     /// Number of weights; `None` where it does not fit a `u64`.
     pub fn n_elements(&self) -> Option<u64> {
         self.n_rows()?.checked_mul(self.row_len())
+    }
+
+    /// Holds the tensor to what ggml asks of every tensor, and gives the bytes of its data, without padding.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self) -> Result<u64, TensorProblem> {
+        let name = || error::shown(&self.name);
+        if self.name.is_empty() || self.name.len() > MAX_NAME_BYTES || self.name.contains('\0') {
+            return Err(TensorProblem::Name { name: name(), bytes: self.name.len() });
+        }
+        if self.dims.is_empty() || self.dims.len() > MAX_DIMS {
+            return Err(TensorProblem::Dimensions { name: name(), found: self.dims.len() as u64 });
+        }
+        if self.dims.contains(&0) {
+            return Err(TensorProblem::Empty { name: name(), dims: self.dims.clone() });
+        }
+        // ggml counts elements and bytes in an i64.
+        let fits = |n: &u64| i64::try_from(*n).is_ok();
+        let too_large = || TensorProblem::TooLarge { name: name(), dims: self.dims.clone() };
+        self.n_elements().filter(fits).ok_or_else(too_large)?;
+        if !self.row_len().is_multiple_of(self.ty.block_len() as u64) {
+            return Err(TensorProblem::Block { name: name(), row_len: self.row_len(), ty: self.ty });
+        }
+        self.n_bytes().filter(fits).ok_or_else(too_large)
     }
 
     /// Bytes of the tensor's data, without padding; `None` where a block does not divide the row or the size does not

@@ -1,5 +1,7 @@
 //! Metadata: an ordered list of keys, each with a typed value.
 
+use std::fmt;
+
 /// A metadata value.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
@@ -58,6 +60,144 @@ pub enum ValueType {
     U64 = 10,
     I64 = 11,
     F64 = 12,
+}
+
+impl ValueType {
+    /// Every type, in the order of their numbers.
+    pub const ALL: [Self; 13] = [
+        Self::U8,
+        Self::I8,
+        Self::U16,
+        Self::I16,
+        Self::U32,
+        Self::I32,
+        Self::F32,
+        Self::Bool,
+        Self::String,
+        Self::Array,
+        Self::U64,
+        Self::I64,
+        Self::F64,
+    ];
+
+    /// The type with this number; `None` for numbers never given out.
+    pub fn from_id(id: u32) -> Option<Self> {
+        Self::ALL.get(usize::try_from(id).ok()?).copied()
+    }
+
+    /// The number in GGUF files.
+    pub fn id(self) -> u32 {
+        self as u32
+    }
+
+    /// The name that GGUF tools print: `u32`, `str`, `arr`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::U8 => "u8",
+            Self::I8 => "i8",
+            Self::U16 => "u16",
+            Self::I16 => "i16",
+            Self::U32 => "u32",
+            Self::I32 => "i32",
+            Self::F32 => "f32",
+            Self::Bool => "bool",
+            Self::String => "str",
+            Self::Array => "arr",
+            Self::U64 => "u64",
+            Self::I64 => "i64",
+            Self::F64 => "f64",
+        }
+    }
+
+    /// The fewest bytes that a value of this type can take in a file: an empty string is its length alone, an empty
+    /// array its element type and its length.
+    pub(crate) fn min_bytes(self) -> usize {
+        match self {
+            Self::U8 | Self::I8 | Self::Bool => 1,
+            Self::U16 | Self::I16 => 2,
+            Self::U32 | Self::I32 | Self::F32 => 4,
+            Self::U64 | Self::I64 | Self::F64 | Self::String => 8,
+            Self::Array => 12,
+        }
+    }
+}
+
+impl fmt::Display for ValueType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl Array {
+    /// The type of the elements.
+    pub fn element_type(&self) -> ValueType {
+        match self {
+            Self::U8(_) => ValueType::U8,
+            Self::I8(_) => ValueType::I8,
+            Self::U16(_) => ValueType::U16,
+            Self::I16(_) => ValueType::I16,
+            Self::U32(_) => ValueType::U32,
+            Self::I32(_) => ValueType::I32,
+            Self::F32(_) => ValueType::F32,
+            Self::Bool(_) => ValueType::Bool,
+            Self::String(_) => ValueType::String,
+            Self::Array(_) => ValueType::Array,
+            Self::U64(_) => ValueType::U64,
+            Self::I64(_) => ValueType::I64,
+            Self::F64(_) => ValueType::F64,
+        }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::U8(v) => v.len(),
+            Self::I8(v) => v.len(),
+            Self::U16(v) => v.len(),
+            Self::I16(v) => v.len(),
+            Self::U32(v) => v.len(),
+            Self::I32(v) => v.len(),
+            Self::F32(v) => v.len(),
+            Self::Bool(v) => v.len(),
+            Self::String(v) => v.len(),
+            Self::Array(v) => v.len(),
+            Self::U64(v) => v.len(),
+            Self::I64(v) => v.len(),
+            Self::F64(v) => v.len(),
+        }
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The element at `index` as a value of its own.
+    pub fn get(&self, index: usize) -> Option<Value> {
+        Some(match self {
+            Self::U8(v) => Value::U8(*v.get(index)?),
+            Self::I8(v) => Value::I8(*v.get(index)?),
+            Self::U16(v) => Value::U16(*v.get(index)?),
+            Self::I16(v) => Value::I16(*v.get(index)?),
+            Self::U32(v) => Value::U32(*v.get(index)?),
+            Self::I32(v) => Value::I32(*v.get(index)?),
+            Self::F32(v) => Value::F32(*v.get(index)?),
+            Self::Bool(v) => Value::Bool(*v.get(index)?),
+            Self::String(v) => Value::String(v.get(index)?.clone()),
+            Self::Array(v) => Value::Array(v.get(index)?.clone()),
+            Self::U64(v) => Value::U64(*v.get(index)?),
+            Self::I64(v) => Value::I64(*v.get(index)?),
+            Self::F64(v) => Value::F64(*v.get(index)?),
+        })
+    }
+
+    /// The strings, where that is what the array holds.
+    pub fn as_strings(&self) -> Option<&[String]> {
+        match self {
+            Self::String(v) => Some(v),
+            _ => None,
+        }
+    }
 }
 
 impl Value {
@@ -185,6 +325,11 @@ impl Metadata {
         }
     }
 
+    /// Adds a key that the caller knows to be absent: a file with a million keys must not cost a million searches.
+    pub(crate) fn push_new(&mut self, key: String, value: Value) {
+        self.entries.push((key, value));
+    }
+
     /// Takes `key` out.
     pub fn remove(&mut self, key: &str) -> Option<Value> {
         let at = self.entries.iter().position(|(k, _)| k == key)?;
@@ -212,5 +357,40 @@ impl Extend<(String, Value)> for Metadata {
         for (key, value) in iter {
             self.set(key, value);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_types_number_is_its_place_in_the_list() {
+        for (id, ty) in ValueType::ALL.into_iter().enumerate() {
+            assert_eq!(ty.id() as usize, id);
+            assert_eq!(ValueType::from_id(id as u32), Some(ty));
+        }
+        assert_eq!(ValueType::from_id(13), None);
+        assert_eq!(ValueType::from_id(u32::MAX), None);
+    }
+
+    #[test]
+    fn setting_a_key_again_keeps_its_place() {
+        let mut metadata = Metadata::new();
+        metadata.set("a", 1u32);
+        metadata.set("b", 2u32);
+        metadata.set("a", "three");
+        let entries: Vec<_> = metadata.iter().map(|(k, v)| (k, v.clone())).collect();
+        assert_eq!(entries, [("a", Value::from("three")), ("b", Value::U32(2))]);
+        assert_eq!(metadata.remove("a"), Some(Value::from("three")));
+        assert_eq!(metadata.remove("a"), None);
+    }
+
+    #[test]
+    fn integers_of_every_width_read_as_u64_and_negative_ones_do_not() {
+        assert_eq!(Value::I8(7).as_u64(), Some(7));
+        assert_eq!(Value::U64(u64::MAX).as_u64(), Some(u64::MAX));
+        assert_eq!(Value::I32(-1).as_u64(), None);
+        assert_eq!(Value::F32(1.0).as_u64(), None);
     }
 }
