@@ -83,6 +83,7 @@ pub struct Args {
 struct Sampling {
     /// Above 1 is more surprising, below 1 less; 0 always takes the most likely token
     #[arg(long, visible_alias = "temp", value_name = "T", default_value_t = Params::default().temperature,
+          allow_negative_numbers = true,
           help_heading = "Sampling")]
     temperature: f32,
 
@@ -91,11 +92,13 @@ struct Sampling {
     top_k: u32,
 
     /// Choose among the most likely tokens that make up this share of the probability; 1 among all
-    #[arg(long, value_name = "P", default_value_t = Params::default().top_p, help_heading = "Sampling")]
+    #[arg(long, value_name = "P", default_value_t = Params::default().top_p, allow_negative_numbers = true,
+          help_heading = "Sampling")]
     top_p: f32,
 
     /// Choose among tokens at least this likely, relative to the most likely one; 0 among all
-    #[arg(long, value_name = "P", default_value_t = Params::default().min_p, help_heading = "Sampling")]
+    #[arg(long, value_name = "P", default_value_t = Params::default().min_p, allow_negative_numbers = true,
+          help_heading = "Sampling")]
     min_p: f32,
 
     /// Where the random numbers begin: the same seed gives the same text [default: a new one]

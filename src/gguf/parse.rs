@@ -616,7 +616,7 @@ mod tests {
         assert_says(&with(8, &[0; 8]).refused(), &["a value of type str"]);
         for n in [1u32, 8, 64, 4096] {
             let header = with(4, &n.to_le_bytes()).accepted();
-            assert_eq!(header.alignment, n.into());
+            assert_eq!(header.alignment, u64::from(n));
             assert!(header.ranges[0].start.is_multiple_of(n as usize));
         }
         assert_says(&with(4, &(1u32 << 31).to_le_bytes()).refused(), &["takes the bytes 2147483648 to 2147483680"]);

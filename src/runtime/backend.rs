@@ -78,6 +78,8 @@ pub(super) fn listen<T>(call: impl FnOnce() -> T) -> (T, String) {
         let mut texts: Vec<&str> =
             lines.iter().filter(|(error, _)| *error == errors).map(|(_, text)| without_function(text)).collect();
         texts.dedup();
+        // What the caller of this says anyway.
+        texts.retain(|text| *text != "failed to load model");
         // The first says what was wrong; those that follow, that the caller noticed.
         texts.truncate(3);
         texts.join("; ")

@@ -43,18 +43,16 @@ impl<'a> Candidates<'a> {
         if logits.is_empty() {
             return Err(Error::Empty);
         }
-        if let Some(token) = logits.iter().position(|&l| l.is_nan() || l == f32::INFINITY) {
+        let (highest, all_below_infinity) = scan(logits);
+        if !all_below_infinity {
+            let token = logits.iter().position(|l| !is_below_infinity(*l)).unwrap_or(0);
             return Err(Error::NotFinite { token, value: logits[token] });
         }
-        let mut most_likely = Candidate { id: 0, logit: f32::NEG_INFINITY };
-        for (id, &logit) in (0u32..).zip(logits) {
-            if logit > most_likely.logit {
-                most_likely = Candidate { id, logit };
-            }
-        }
-        if most_likely.logit == f32::NEG_INFINITY {
+        if highest == f32::NEG_INFINITY {
             return Err(Error::AllRuledOut);
         }
+        let id = logits.iter().position(|l| *l == highest).unwrap_or(0);
+        let most_likely = Candidate { id: id as u32, logit: highest };
         buffer.clear();
         Ok(Self { logits, kept: None, spare: Some(buffer), most_likely, temperature: 1.0 })
     }
@@ -83,45 +81,39 @@ impl<'a> Candidates<'a> {
 
     /// Keeps the most likely until their probabilities add up to `p`, in order.
     pub fn top_p(&mut self, p: f64) {
-        let top = f64::from(self.most_likely.logit);
-        let t = self.temperature;
-        let weight = |c: &Candidate| exp((f64::from(c.logit) - top) / t);
-        if self.kept.is_none() {
-            self.keep_all();
-        }
-        let Some(kept) = &mut self.kept else { return };
-        let wanted = p * kept.iter().map(weight).sum::<f64>();
-        // Probability mass sits in few tokens: sort as many as are looked at, four times more whenever they run out.
-        let mut sorted = 0;
+        // Sorting all would be most of the work, and nearly all of it for nothing. So first a coarse look: how much
+        // weight lies within each quarter of a unit below the highest logit? That tells how far down to sort.
+        const BINS: usize = 256;
+        let weight = self.weights();
+        let (top, t) = (f64::from(self.most_likely.logit), self.temperature);
+        // As a cast saturates, the last bin takes all that is far below.
+        let bin = move |c: Candidate| ((4.0 * (top - f64::from(c.logit)) / t) as usize).min(BINS - 1);
+        let mut bins = [0.0; BINS];
+        self.each().for_each(|c| bins[bin(c)] += weight(c));
+        let wanted = p * bins.iter().sum::<f64>();
         let mut sum = 0.0;
-        let mut step = 64;
-        while sorted < kept.len() {
-            let end = (sorted + step).min(kept.len());
-            if end < kept.len() {
-                kept[sorted..].select_nth_unstable_by(end - sorted, order);
-            }
-            kept[sorted..end].sort_unstable_by(order);
-            for at in sorted..end {
-                sum += weight(&kept[at]);
-                if sum >= wanted {
-                    kept.truncate(at + 1);
-                    return;
-                }
-            }
-            sorted = end;
-            step *= 4;
-        }
+        let last = bins.iter().position(|share| {
+            sum += share;
+            sum >= wanted
+        });
+        let last = last.unwrap_or(BINS - 1);
+        self.narrow(|c| bin(c) <= last);
+
+        let Some(kept) = &mut self.kept else { return };
+        kept.sort_unstable_by(order);
+        let mut sum = 0.0;
+        let end = kept.iter().position(|c| {
+            sum += weight(*c);
+            sum >= wanted
+        });
+        // Sums in two orders differ in their last bits: it may all be needed.
+        kept.truncate(end.map_or(kept.len(), |end| end + 1));
     }
 
     /// Keeps those whose probability is at least `p` times the highest.
     pub fn min_p(&mut self, p: f64) {
-        let top = f64::from(self.most_likely.logit);
-        let t = self.temperature;
-        if self.kept.is_none() {
-            self.keep_all();
-        }
-        let Some(kept) = &mut self.kept else { return };
-        kept.retain(|c| exp((f64::from(c.logit) - top) / t) >= p);
+        let weight = self.weights();
+        self.narrow(|c| weight(c) >= p);
     }
 
     /// Divides the logits by `temperature`, which must be above 0.
@@ -163,12 +155,40 @@ impl<'a> Candidates<'a> {
         kept.into_iter().flatten().chain(possible(all))
     }
 
-    fn keep_all(&mut self) {
-        if let Some(kept) = self.spare.take() {
-            kept.extend(possible(self.logits));
-            self.kept = Some(kept);
+    fn narrow(&mut self, keep: impl Fn(Candidate) -> bool) {
+        match &mut self.kept {
+            Some(kept) => kept.retain(|c| keep(*c)),
+            None => {
+                let Some(kept) = self.spare.take() else { return };
+                kept.extend(possible(self.logits).filter(|c| keep(*c)));
+                self.kept = Some(kept);
+            }
         }
     }
+}
+
+/// Logits looked at together, in a shape that compilers turn into vector instructions.
+const LANES: usize = 16;
+
+fn is_below_infinity(logit: f32) -> bool {
+    // False for NaN too.
+    logit < f32::INFINITY
+}
+
+/// The highest of `logits`, and whether all are numbers below infinity. Without that, the first means nothing.
+fn scan(logits: &[f32]) -> (f32, bool) {
+    let mut highest = [f32::NEG_INFINITY; LANES];
+    let mut fine = [true; LANES];
+    let mut look = |chunk: &[f32]| {
+        for ((highest, fine), &logit) in highest.iter_mut().zip(&mut fine).zip(chunk) {
+            *highest = if logit > *highest { logit } else { *highest };
+            *fine &= is_below_infinity(logit);
+        }
+    };
+    let chunks = logits.chunks_exact(LANES);
+    look(chunks.remainder());
+    chunks.for_each(&mut look);
+    (highest.into_iter().fold(f32::NEG_INFINITY, f32::max), fine.into_iter().all(|fine| fine))
 }
 
 fn possible(logits: &[f32]) -> impl Iterator<Item = Candidate> + '_ {
@@ -186,15 +206,18 @@ fn highest(logits: &[f32], k: usize, kept: &mut Vec<Candidate>) {
     }
     let room = k.saturating_mul(4).clamp(256, logits.len().max(256));
     let mut bar = f32::NEG_INFINITY;
-    for (id, &logit) in (0u32..).zip(logits) {
-        // An equal logit with a higher id loses the tie: turned away.
-        if logit > bar {
+    for (first, chunk) in (0u32..).step_by(LANES).zip(logits.chunks(LANES)) {
+        // An equal logit with a higher id loses the tie: turned away. Most chunks are, as a whole.
+        if !chunk.iter().fold(false, |any, l| any | (*l > bar)) {
+            continue;
+        }
+        for (id, &logit) in (first..).zip(chunk).filter(|(_, l)| **l > bar) {
             kept.push(Candidate { id, logit });
-            if kept.len() == room && k < room {
-                kept.select_nth_unstable_by(k - 1, order);
-                kept.truncate(k);
-                bar = kept[k - 1].logit;
-            }
+        }
+        if kept.len() + LANES > room && k < kept.len() {
+            kept.select_nth_unstable_by(k - 1, order);
+            kept.truncate(k);
+            bar = kept[k - 1].logit;
         }
     }
     if k < kept.len() {

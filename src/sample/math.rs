@@ -23,14 +23,24 @@ pub fn exp(x: f64) -> f64 {
     const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
     let k = (x * std::f64::consts::LOG2_E).round();
     let r = (x - k * LN2_HIGH) - k * LN2_LOW;
-    // Horner's rule, from 1/13 inward: 1 + r (1 + r/2 (1 + r/3 (...))).
-    let mut sum = 1.0;
-    for n in (1..=13).rev() {
-        sum = 1.0 + sum * r / f64::from(n);
-    }
+    // Horner's rule, from the smallest term inward: 1 + r (1 + r (1/2 + r (1/6 + ...))).
+    let sum = INVERSE_FACTORIALS.iter().rev().fold(0.0, |sum, c| sum * r + c);
     // 2^k by its bits; k lies in -1021..=0, so the exponent field is never 0.
     sum * f64::from_bits(((k as i64 + 1023) as u64) << 52)
 }
+
+/// 1/0! to 1/13!.
+const INVERSE_FACTORIALS: [f64; 14] = {
+    let mut out = [1.0; 14];
+    let mut factorial = 1.0;
+    let mut n = 1;
+    while n < out.len() {
+        factorial *= n as f64;
+        out[n] = 1.0 / factorial;
+        n += 1;
+    }
+    out
+};
 
 #[cfg(test)]
 mod tests {
