@@ -1,0 +1,537 @@
+//! `tokenizer.json`: a tokenizer of the Hugging Face `tokenizers` library.
+//!
+//! Two kinds are taken. Those made from a sentencepiece model (byte-pair encoding that falls back to bytes, with `▁` for
+//! spaces) become the sentencepiece vocabulary they were made from, with scores that put the merges in the same order.
+//! Byte-level ones (GPT-2's kind, as in Llama 3) are taken as they are, under llama.cpp's name for the way they split
+//! text.
+//!
+//! Format: <https://huggingface.co/docs/tokenizers/api/models>, and the library's `src/models/bpe`.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::draft::{AddedToken, Draft, Piece};
+use super::normalize::SPACE;
+use super::{Error, MAX_PIECES, PieceType, VocabKind, pieces, pretokenizers, read_file};
+
+/// The largest known file has 35 MB.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+
+#[derive(Deserialize)]
+struct File {
+    #[serde(default)]
+    added_tokens: Vec<Added>,
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
+    model: Model,
+}
+
+#[derive(Deserialize)]
+struct Added {
+    id: u64,
+    content: String,
+    #[serde(default)]
+    special: bool,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    // Missing in files of the library's first releases, which had byte-pair encoding only where merges are there.
+    #[serde(rename = "type")]
+    ty: Option<String>,
+    #[serde(default)]
+    byte_fallback: bool,
+    #[serde(default)]
+    ignore_merges: bool,
+    unk_token: Option<String>,
+    continuing_subword_prefix: Option<String>,
+    end_of_word_suffix: Option<String>,
+    vocab: Vocab,
+    #[serde(default)]
+    merges: Vec<Merge>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Vocab {
+    Ids(HashMap<String, u64>),
+    // Of unigram models: pieces with their scores.
+    Other(serde::de::IgnoredAny),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge {
+    Pair(String, String),
+    Text(String),
+}
+
+impl Merge {
+    /// The two parts; `None` where there are not two.
+    fn parts(&self) -> Option<(&str, &str)> {
+        let (left, right) = match self {
+            Self::Pair(left, right) => (left.as_str(), right.as_str()),
+            Self::Text(text) => text.split_once(' ')?,
+        };
+        // A part with a space could not be told from two in the notation that GGUF has.
+        let whole = |part: &str| !part.is_empty() && !part.contains(' ');
+        (whole(left) && whole(right)).then_some((left, right))
+    }
+}
+
+/// Reads a tokenizer file.
+pub(super) fn read(path: &Path, warnings: &mut Vec<String>) -> Result<Draft, Error> {
+    parse(path, &read_file(path, MAX_FILE_BYTES)?, warnings)
+}
+
+fn parse(path: &Path, bytes: &[u8], warnings: &mut Vec<String>) -> Result<Draft, Error> {
+    let unsupported = |what: String| Error::Unsupported { path: path.to_path_buf(), what };
+    let file: File =
+        serde_json::from_slice(bytes).map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
+    let model = &file.model;
+    let ty = model.ty.as_deref().unwrap_or("BPE");
+    let vocab = match &model.vocab {
+        Vocab::Ids(vocab) if ty == "BPE" => vocab,
+        _ => return Err(unsupported(format!("this is a {ty} model, of which nibble takes BPE only"))),
+    };
+    let part = |part: &Option<String>| part.as_ref().is_some_and(|part| !part.is_empty());
+    if part(&model.continuing_subword_prefix) || part(&model.end_of_word_suffix) {
+        return Err(unsupported("its pieces are marked as beginnings or ends of words".to_string()));
+    }
+    let mut merges = Vec::with_capacity(model.merges.len());
+    for (n, merge) in model.merges.iter().enumerate() {
+        let why = || Error::BadPiece {
+            path: path.to_path_buf(),
+            id: n as u64,
+            why: "of the merges is not a pair".to_string(),
+        };
+        merges.push(merge.parts().ok_or_else(why)?);
+    }
+    let pieces = place(path, vocab, model.unk_token.as_deref())?;
+    let mut draft = if pretokenizers::is_byte_level(&file.pre_tokenizer) {
+        byte_level(path, &file, pieces, &merges, warnings)?
+    } else if model.byte_fallback {
+        sentencepiece(path, &file, pieces, &merges, warnings)?
+    } else {
+        return Err(unsupported("it neither works on bytes nor falls back to them".to_string()));
+    };
+    draft.added =
+        file.added_tokens.into_iter().map(|t| (t.id, AddedToken { text: t.content, special: t.special })).collect();
+    let (before, after) = post_processor(&file.post_processor);
+    draft.add_bos = Some(before.is_some());
+    draft.add_eos = Some(after.is_some());
+    draft.bos = before.and_then(|text| draft.id(text).or_else(|| added_id(&draft, text)));
+    draft.eos = after.and_then(|text| draft.id(text).or_else(|| added_id(&draft, text)));
+    Ok(draft)
+}
+
+fn added_id(draft: &Draft, text: &str) -> Option<u64> {
+    draft.added.iter().find(|(_, token)| token.text == text).map(|&(id, _)| id)
+}
+
+/// Puts the pieces in the order of their ids. Ids without a piece become unused ones.
+fn place(path: &Path, vocab: &HashMap<String, u64>, unknown: Option<&str>) -> Result<Vec<Piece>, Error> {
+    let n = vocab.values().max().map_or(0, |max| max.saturating_add(1));
+    if n > MAX_PIECES as u64 {
+        return Err(Error::TooManyPieces { found: n });
+    }
+    let mut pieces: Vec<Option<Piece>> = vec![None; n as usize];
+    for (text, &id) in vocab {
+        let ty = match text {
+            text if Some(text.as_str()) == unknown => PieceType::Unknown,
+            _ => PieceType::Normal,
+        };
+        if text.is_empty() {
+            return Err(Error::BadPiece { path: path.to_path_buf(), id, why: "is empty".to_string() });
+        }
+        let piece = Piece { text: text.clone(), score: 0.0, ty };
+        if let Some(other) = pieces[id as usize].replace(piece) {
+            let why = format!("is both '{}' and '{text}'", other.text);
+            return Err(Error::BadPiece { path: path.to_path_buf(), id, why });
+        }
+    }
+    let unused = |id| Piece { text: super::tokenizer::padding_text(id), score: 0.0, ty: PieceType::Unused };
+    Ok((0..).zip(pieces).map(|(id, piece)| piece.unwrap_or_else(|| unused(id))).collect())
+}
+
+fn byte_level(
+    path: &Path,
+    file: &File,
+    pieces: Vec<Piece>,
+    merges: &[(&str, &str)],
+    warnings: &mut Vec<String>,
+) -> Result<Draft, Error> {
+    for step in flatten(&file.normalizer, "normalizers") {
+        match step["type"].as_str() {
+            Some("NFC") => warnings.push(
+                "the tokenizer composes characters (Unicode NFC) before it looks at them, which llama.cpp does not do: \
+                 text with combining accents gets other tokens"
+                    .to_string(),
+            ),
+            _ => {
+                let what = format!("it changes text in a way llama.cpp does not ({step})");
+                return Err(Error::Unsupported { path: path.to_path_buf(), what });
+            }
+        }
+    }
+    let pre = pretokenizers::name(&file.pre_tokenizer, file.model.ignore_merges)
+        .map_err(|found| Error::UnknownPreTokenizer { path: path.to_path_buf(), found })?;
+    Ok(Draft {
+        pre,
+        merges: Some(join(merges)),
+        space_prefix: None,
+        remove_extra_whitespaces: None,
+        ..draft(VocabKind::ByteLevel, pieces)
+    })
+}
+
+fn draft(kind: VocabKind, pieces: Vec<Piece>) -> Draft {
+    Draft {
+        kind,
+        pre: "default",
+        pieces,
+        typed: false,
+        merges: None,
+        own_merges: None,
+        space_prefix: Some(false),
+        prefix_once: false,
+        prefix_unless_space: false,
+        prefix_after: Vec::new(),
+        remove_extra_whitespaces: Some(false),
+        charsmap: Vec::new(),
+        added: Vec::new(),
+        bos: None,
+        eos: None,
+        padding: None,
+        add_bos: None,
+        add_eos: None,
+    }
+}
+
+fn join(merges: &[(&str, &str)]) -> Vec<String> {
+    merges.iter().map(|(left, right)| format!("{left} {right}")).collect()
+}
+
+/// How spaces become `▁`.
+#[derive(Default)]
+struct Spaces {
+    escaped: bool,
+    prefix: bool,
+    prefix_once: bool,
+    prefix_unless_space: bool,
+    /// Whether merges stay inside words, each of which starts at a `▁`.
+    words: bool,
+}
+
+fn sentencepiece(
+    path: &Path,
+    file: &File,
+    mut pieces: Vec<Piece>,
+    merges: &[(&str, &str)],
+    warnings: &mut Vec<String>,
+) -> Result<Draft, Error> {
+    let unsupported = |what: String| Error::Unsupported { path: path.to_path_buf(), what };
+    if file.model.ignore_merges {
+        return Err(unsupported("it takes words whole without merging".to_string()));
+    }
+    let spaces = spaces(file).map_err(unsupported)?;
+    for piece in &mut pieces {
+        if piece.ty == PieceType::Normal && pieces::byte_of(&piece.text).is_some() {
+            piece.ty = PieceType::Byte;
+        }
+    }
+    let special: HashSet<&str> = file.added_tokens.iter().map(|token| token.content.as_str()).collect();
+    let merges: Vec<_> = merges.iter().copied().filter(|merge| !spaces.words || inside_word(merge)).collect();
+    let faithful = score(&mut pieces, &merges, &special);
+    if !faithful {
+        warnings.push(
+            "the tokenizer merges in an order that scores cannot express; nibble keeps that order in a key of its own, \
+             other programs may get slightly different tokens"
+                .to_string(),
+        );
+    }
+    Ok(Draft {
+        space_prefix: Some(spaces.prefix),
+        prefix_once: spaces.prefix_once,
+        prefix_unless_space: spaces.prefix_unless_space,
+        own_merges: (!faithful).then(|| join(&merges)),
+        ..draft(VocabKind::Sentencepiece, pieces)
+    })
+}
+
+/// Whether a merge's result has `▁` at its start only.
+fn inside_word((left, right): &(&str, &str)) -> bool {
+    !left.chars().skip(1).chain(right.chars()).any(|char| char == SPACE)
+}
+
+/// Reads how spaces are treated; on failure, what it does that nibble cannot.
+fn spaces(file: &File) -> Result<Spaces, String> {
+    let mut spaces = Spaces::default();
+    for step in flatten(&file.normalizer, "normalizers") {
+        match step["type"].as_str() {
+            Some("Prepend") if step["prepend"] == "▁" => spaces.prefix = true,
+            Some("Replace") if step["pattern"]["String"] == " " && step["content"] == "▁" => spaces.escaped = true,
+            _ => return Err(format!("it changes text in a way that nibble does not ({step})")),
+        }
+    }
+    for step in flatten(&file.pre_tokenizer, "pretokenizers") {
+        if step["type"] != "Metaspace" || step.get("replacement").is_some_and(|char| char != "▁") {
+            return Err(format!("it splits text in a way that nibble does not ({step})"));
+        }
+        let old = step["add_prefix_space"].as_bool().unwrap_or(true);
+        let (prefix, once) = match step["prepend_scheme"].as_str() {
+            Some("always") => (true, false),
+            Some("first") => (true, true),
+            Some("never") => (false, false),
+            _ => (old, false),
+        };
+        spaces = Spaces {
+            escaped: true,
+            prefix: spaces.prefix || prefix,
+            prefix_once: once,
+            // Unlike the normalizer's step, this one lets a text that starts with a space be.
+            prefix_unless_space: prefix && !spaces.prefix,
+            words: step["split"].as_bool().unwrap_or(true),
+        };
+    }
+    if !spaces.escaped {
+        return Err("it leaves spaces as they are".to_string());
+    }
+    Ok(spaces)
+}
+
+/// Gives every piece the score that puts its merges in the order of the list, and says whether merging by scores, where
+/// any two neighbours that spell a piece may be merged, then does exactly what the list does.
+fn score(pieces: &mut [Piece], merges: &[(&str, &str)], special: &HashSet<&str>) -> bool {
+    let mergeable = |piece: &Piece| piece.ty == PieceType::Normal && !special.contains(piece.text.as_str());
+    let ids: HashMap<String, usize> = pieces.iter().enumerate().map(|(id, piece)| (piece.text.clone(), id)).collect();
+    let mut faithful = true;
+    let mut order: HashMap<usize, usize> = HashMap::new();
+    let mut last = None;
+    let mut seen = HashSet::new();
+    for merge in merges {
+        let joined = [merge.0, merge.1].concat();
+        let Some(&id) = ids.get(&joined).filter(|_| ids.contains_key(merge.0) && ids.contains_key(merge.1)) else {
+            // The library refuses such files; nothing can be merged by it.
+            faithful = false;
+            continue;
+        };
+        let next = order.len();
+        let place = *order.entry(id).or_insert(next);
+        // All merges into one piece stand together, and a piece has not come up before.
+        faithful &= last.is_none_or(|last| place >= last) && mergeable(&pieces[id]);
+        last = Some(place);
+        seen.insert((merge.0, merge.1));
+    }
+    let n_possible: usize = pieces
+        .iter()
+        .filter(|piece| mergeable(piece))
+        .map(|piece| {
+            let splits = piece.text.char_indices().skip(1).map(|(at, _)| piece.text.split_at(at));
+            // A single character takes part in merging by scores even where it is no piece.
+            let part = |part: &str| ids.get(part).map_or(part.chars().nth(1).is_none(), |&id| mergeable(&pieces[id]));
+            splits.filter(|(left, right)| part(left) && part(right)).count()
+        })
+        .sum();
+    faithful &= n_possible == seen.len();
+    let lowest = -(order.len() as f32);
+    for (id, piece) in pieces.iter_mut().enumerate() {
+        piece.score = match piece.ty {
+            PieceType::Normal => order.get(&id).map_or(lowest, |&place| -(place as f32)),
+            _ => 0.0,
+        };
+    }
+    faithful
+}
+
+/// A component as its steps: those of a sequence, itself where it is none, nothing where it is null.
+pub(super) fn flatten<'a>(component: &'a Value, list: &str) -> Vec<&'a Value> {
+    match component {
+        Value::Null => Vec::new(),
+        _ if component["type"] == "Sequence" => {
+            // serde_json bounds how deep a file nests, and with it this.
+            component[list].as_array().into_iter().flatten().flat_map(|step| flatten(step, list)).collect()
+        }
+        _ => vec![component],
+    }
+}
+
+/// The tokens that a post-processor puts before and after a text.
+fn post_processor(component: &Value) -> (Option<&str>, Option<&str>) {
+    let (mut before, mut after) = (None, None);
+    for step in flatten(component, "processors") {
+        match step["type"].as_str() {
+            Some("TemplateProcessing") => {
+                let mut in_front = true;
+                for item in step["single"].as_array().into_iter().flatten() {
+                    if item.get("Sequence").is_some() {
+                        in_front = false;
+                    } else if let Some(token) = item["SpecialToken"]["id"].as_str() {
+                        *(if in_front { &mut before } else { &mut after }) = Some(token);
+                    }
+                }
+            }
+            Some("BertProcessing" | "RobertaProcessing") => {
+                before = step["cls"][0].as_str();
+                after = step["sep"][0].as_str();
+            }
+            _ => {}
+        }
+    }
+    (before, after)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(file: &Value) -> (Result<Draft, Error>, Vec<String>) {
+        let mut warnings = Vec::new();
+        (parse(Path::new("tokenizer.json"), file.to_string().as_bytes(), &mut warnings), warnings)
+    }
+
+    /// A sentencepiece tokenizer as Llama 2 has it.
+    fn llama_2() -> Value {
+        json!({
+            "added_tokens": [
+                {"id": 0, "content": "<unk>", "special": true}, {"id": 1, "content": "<s>", "special": true},
+                {"id": 9, "content": "<|im_end|>", "special": false},
+            ],
+            "normalizer": {"type": "Sequence", "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ]},
+            "pre_tokenizer": null,
+            "post_processor": {"type": "TemplateProcessing", "single": [
+                {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+            ]},
+            "model": {
+                "type": "BPE", "byte_fallback": true, "unk_token": "<unk>",
+                "vocab": {"<unk>": 0, "<s>": 1, "<0x0A>": 2, "a": 3, "b": 4, "▁": 5, "ab": 6, "▁ab": 7, "▁a": 8},
+                "merges": ["a b", "▁ ab", "▁a b", "▁ a"],
+            },
+        })
+    }
+
+    /// A byte-level tokenizer as Llama 3 has it.
+    fn llama_3() -> Value {
+        let regex = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        json!({
+            "added_tokens": [{"id": 4, "content": "<|begin_of_text|>", "special": true}],
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false},
+                {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+            ]},
+            "post_processor": {"type": "Sequence", "processors": [
+                {"type": "ByteLevel", "add_prefix_space": true},
+                {"type": "TemplateProcessing", "single": [
+                    {"SpecialToken": {"id": "<|begin_of_text|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                ]},
+            ]},
+            "model": {"type": "BPE", "ignore_merges": true, "vocab": {"a": 0, "b": 1, "Ġ": 2, "Ġa": 3}, "merges": [["Ġ", "a"]]},
+        })
+    }
+
+    #[test]
+    fn a_sentencepiece_tokenizer_gets_scores_in_the_order_of_its_merges() {
+        let (draft, warnings) = read(&llama_2());
+        let draft = draft.unwrap();
+        assert!(warnings.is_empty(), "{warnings:?}");
+        assert_eq!((draft.kind, draft.own_merges, draft.space_prefix), (VocabKind::Sentencepiece, None, Some(true)));
+        let piece = |id: usize| (draft.pieces[id].text.as_str(), draft.pieces[id].score, draft.pieces[id].ty);
+        assert_eq!(piece(0), ("<unk>", 0.0, PieceType::Unknown));
+        assert_eq!(piece(2), ("<0x0A>", 0.0, PieceType::Byte));
+        assert_eq!((piece(6).1, piece(7).1, piece(8).1, piece(3).1), (0.0, -1.0, -2.0, -3.0));
+        assert_eq!((draft.add_bos, draft.bos, draft.add_eos), (Some(true), Some(1), Some(false)));
+    }
+
+    #[test]
+    fn an_order_that_scores_cannot_express_is_kept_as_it_is() {
+        // '▁ab' can be made in two ways; one of them missing, one of them late, one of them nonsense.
+        for merges in [json!(["a b", "▁ ab", "▁ a"]), json!(["a b", "▁ ab", "▁ a", "▁a b"]), json!(["a b", "x y"])]
+        {
+            let mut file = llama_2();
+            file["model"]["merges"] = merges;
+            let (draft, warnings) = read(&file);
+            assert!(draft.unwrap().own_merges.is_some());
+            assert_eq!(warnings.len(), 1);
+        }
+    }
+
+    #[test]
+    fn words_are_not_merged_across_where_the_file_splits_them() {
+        let mut file = llama_2();
+        file["normalizer"] = Value::Null;
+        file["pre_tokenizer"] = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"});
+        file["model"]["vocab"]["b▁"] = json!(9);
+        file["model"]["merges"].as_array_mut().unwrap().push(json!("b ▁"));
+        let draft = read(&file).0.unwrap();
+        assert_eq!(draft.own_merges.unwrap(), ["a b", "▁ ab", "▁a b", "▁ a"]);
+        assert_eq!((draft.space_prefix, draft.prefix_once, draft.prefix_unless_space), (Some(true), true, true));
+    }
+
+    #[test]
+    fn a_byte_level_tokenizer_keeps_its_merges_and_gets_the_name_of_its_splitting() {
+        let draft = read(&llama_3()).0.unwrap();
+        assert_eq!((draft.kind, draft.pre), (VocabKind::ByteLevel, "llama-bpe"));
+        assert_eq!(draft.merges.unwrap(), ["Ġ a"]);
+        assert_eq!((draft.bos, draft.add_bos), (Some(4), Some(true)));
+    }
+
+    #[test]
+    fn composing_characters_is_worth_a_warning() {
+        let mut file = llama_3();
+        file["normalizer"] = json!({"type": "NFC"});
+        assert!(read(&file).1[0].contains("NFC"));
+    }
+
+    #[test]
+    fn ids_without_a_piece_are_unused() {
+        let mut file = llama_2();
+        file["model"]["vocab"]["c"] = json!(11);
+        let draft = read(&file).0.unwrap();
+        assert_eq!((draft.pieces[10].text.as_str(), draft.pieces[10].ty), ("[PAD10]", PieceType::Unused));
+    }
+
+    #[test]
+    fn refuses_what_it_cannot_say() {
+        let error = |base: fn() -> Value, place: &str, value: Value| {
+            let mut file = base();
+            *file.pointer_mut(place).unwrap() = value;
+            read(&file).0.unwrap_err().to_string()
+        };
+        assert!(error(llama_2, "/model/type", json!("WordPiece")).contains("WordPiece"));
+        let unigram = json!({"type": "Unigram", "vocab": [["<unk>", 0.0]]});
+        assert!(error(llama_2, "/model", unigram).contains("Unigram"));
+        assert!(error(llama_2, "/model/merges", json!(["ab"])).contains("not a pair"));
+        assert!(error(llama_2, "/model/merges", json!([["a b", "c"]])).contains("not a pair"));
+        assert!(error(llama_2, "/model/merges", json!([1])).contains("not the JSON of a tokenizer"));
+        assert!(error(llama_2, "/model/byte_fallback", json!(false)).contains("neither works on bytes"));
+        assert!(error(llama_2, "/model/vocab/a", json!(4)).contains("piece 4 is both"));
+        assert!(error(llama_2, "/model/vocab/a", json!(u64::MAX)).contains("at most"));
+        assert!(error(llama_2, "/model/vocab/a", json!(-1)).contains("BPE"));
+        assert!(error(llama_2, "/normalizer/normalizers/0", json!({"type": "NFKC"})).contains("NFKC"));
+        assert!(error(llama_2, "/normalizer", Value::Null).contains("leaves spaces"));
+        assert!(error(llama_2, "/pre_tokenizer", json!({"type": "Whitespace"})).contains("Whitespace"));
+        assert!(error(llama_3, "/pre_tokenizer/pretokenizers/0/pattern/Regex", json!("\\w+")).contains("\\\\w+"));
+        let mut lower = llama_3();
+        lower["normalizer"] = json!({"type": "Lowercase"});
+        assert!(read(&lower).0.unwrap_err().to_string().contains("Lowercase"));
+        let mut whole = llama_2();
+        whole["model"]["ignore_merges"] = json!(true);
+        assert!(read(&whole).0.unwrap_err().to_string().contains("words whole"));
+        let mut suffix = llama_2();
+        suffix["model"]["end_of_word_suffix"] = json!("</w>");
+        assert!(read(&suffix).0.unwrap_err().to_string().contains("beginnings or ends"));
+        assert!(parse(Path::new("t"), b"{", &mut Vec::new()).is_err());
+    }
+}

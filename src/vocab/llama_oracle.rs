@@ -1,0 +1,158 @@
+//! What llama.cpp makes of the metadata: it has to load, end where nibble ends, and agree on ids where llama.cpp's
+//! tokenizer does what sentencepiece does.
+
+use std::ffi::CString;
+use std::path::Path;
+
+use llama_cpp_sys_2 as llama;
+
+use super::Pieces;
+use crate::gguf::{Array, Metadata, Value};
+
+/// A vocabulary as llama.cpp has loaded it.
+pub(super) struct Vocabulary {
+    model: *mut llama::llama_model,
+}
+
+impl Vocabulary {
+    /// Writes the metadata to a file without tensors and loads it.
+    pub fn load(metadata: &Metadata) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vocabulary.gguf");
+        write(&path, metadata);
+        let path = CString::new(path.to_str().unwrap()).unwrap();
+        // SAFETY: the path is a C string that outlives the call, the parameters are llama.cpp's own.
+        let model = unsafe {
+            let mut parameters = llama::llama_model_default_params();
+            parameters.vocab_only = true;
+            llama::llama_model_load_from_file(path.as_ptr(), parameters)
+        };
+        assert!(!model.is_null(), "llama.cpp refused the vocabulary");
+        Self { model }
+    }
+
+    fn vocab(&self) -> *const llama::llama_vocab {
+        // SAFETY: the model is loaded, and lives as long as self.
+        unsafe { llama::llama_model_get_vocab(self.model) }
+    }
+
+    /// Whether llama.cpp ends generation at this token.
+    pub fn is_end(&self, id: u32) -> bool {
+        // SAFETY: the vocabulary is alive; llama.cpp takes any id here.
+        unsafe { llama::llama_vocab_is_eog(self.vocab(), id as i32) }
+    }
+
+    /// The ids of a text, with control pieces where `special`.
+    pub fn encode(&self, text: &str, special: bool) -> Vec<u32> {
+        let mut ids = vec![0i32; text.len() + 8];
+        // SAFETY: both buffers are alive and as long as said; the vocabulary is alive.
+        let n = unsafe {
+            llama::llama_tokenize(
+                self.vocab(),
+                text.as_ptr().cast(),
+                text.len() as i32,
+                ids.as_mut_ptr(),
+                ids.len() as i32,
+                false,
+                special,
+            )
+        };
+        ids[..usize::try_from(n).unwrap()].iter().map(|&id| id as u32).collect()
+    }
+
+    /// What a token prints, without control pieces.
+    pub fn bytes(&self, id: u32) -> Vec<u8> {
+        let mut buffer = vec![0u8; 4096];
+        // SAFETY: the buffer is alive and as long as said; the id is of this vocabulary, as the callers see to.
+        let n = unsafe {
+            llama::llama_token_to_piece(
+                self.vocab(),
+                id as i32,
+                buffer.as_mut_ptr().cast(),
+                buffer.len() as i32,
+                0,
+                false,
+            )
+        };
+        buffer.truncate(usize::try_from(n).unwrap());
+        buffer
+    }
+}
+
+impl Drop for Vocabulary {
+    fn drop(&mut self) {
+        // SAFETY: loaded once, freed once.
+        unsafe { llama::llama_model_free(self.model) }
+    }
+}
+
+/// Writes a GGUF file without tensors, for the values that vocabularies have.
+fn write(path: &Path, metadata: &Metadata) {
+    let mut bytes = b"GGUF".to_vec();
+    bytes.extend(3u32.to_le_bytes());
+    bytes.extend(0u64.to_le_bytes());
+    bytes.extend((metadata.len() as u64 + 1).to_le_bytes());
+    string(&mut bytes, "general.architecture");
+    value(&mut bytes, &"llama".into());
+    for (key, item) in metadata.iter() {
+        string(&mut bytes, key);
+        value(&mut bytes, item);
+    }
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn string(bytes: &mut Vec<u8>, text: &str) {
+    bytes.extend((text.len() as u64).to_le_bytes());
+    bytes.extend(text.as_bytes());
+}
+
+fn value(bytes: &mut Vec<u8>, value: &Value) {
+    bytes.extend((value.value_type() as u32).to_le_bytes());
+    let mut array = |ty: u32, n: usize| {
+        bytes.extend(ty.to_le_bytes());
+        bytes.extend((n as u64).to_le_bytes());
+    };
+    match value {
+        Value::U32(number) => bytes.extend(number.to_le_bytes()),
+        Value::Bool(flag) => bytes.push((*flag).into()),
+        Value::String(text) => string(bytes, text),
+        Value::Array(Array::String(texts)) => {
+            array(8, texts.len());
+            texts.iter().for_each(|text| string(bytes, text));
+        }
+        Value::Array(Array::F32(numbers)) => {
+            array(6, numbers.len());
+            bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+        }
+        Value::Array(Array::I32(numbers)) => {
+            array(5, numbers.len());
+            bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+        }
+        Value::Array(Array::U32(numbers)) => {
+            array(4, numbers.len());
+            bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+        }
+        other => panic!("no vocabulary has {other:?}"),
+    }
+}
+
+/// Holds every piece's print against llama.cpp's.
+///
+/// llama.cpp takes pieces with the texts of end tokens for control pieces whatever their type, and does not know that
+/// user-defined pieces may hold spaces.
+pub(super) fn assert_same_print(metadata: &Metadata) {
+    let (pieces, theirs) = (Pieces::from_metadata(metadata).unwrap(), Vocabulary::load(metadata));
+    let mut n = 0;
+    for id in 0..pieces.len() as u32 {
+        if pieces.piece_type(id) == Some(super::PieceType::Unknown) || theirs.is_end(id) {
+            continue;
+        }
+        let mut bytes = theirs.bytes(id);
+        if pieces.piece_type(id) == Some(super::PieceType::UserDefined) {
+            bytes = String::from_utf8(bytes).unwrap().replace('▁', " ").into_bytes();
+        }
+        assert_eq!(pieces.bytes(id), bytes, "piece {id}, {:?}", pieces.text(id));
+        n += 1;
+    }
+    assert!(n + 10 > pieces.len(), "only {n} were compared");
+}

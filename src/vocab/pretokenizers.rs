@@ -1,0 +1,223 @@
+//! How byte-level vocabularies split a text before merging, and what llama.cpp calls each way.
+//!
+//! A GGUF file does not hold the splitting rules, only a name (`tokenizer.ggml.pre`) that llama.cpp has a rule for. The
+//! name is found here by the rules themselves, as `tokenizer.json` spells them: exactly, for a rule that is almost right
+//! gives almost right ids, which nobody notices.
+//!
+//! Source of the names: `llama-vocab.cpp`, which quotes the originals of the expressions it had to rewrite.
+
+use serde_json::Value;
+
+/// One step of a pre-tokenizer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    /// Every match of the expression is a part of its own.
+    Split(String),
+    /// Digits are parts of their own, one by one or run by run.
+    Digits { one_by_one: bool },
+    /// Runs of punctuation are parts of their own.
+    Punctuation,
+    /// Bytes become characters; before that, where asked, GPT-2's expression splits.
+    ByteLevel { gpt2_split: bool },
+}
+
+/// A step as the table below writes it.
+#[derive(Clone, Copy)]
+enum Known {
+    Split(&'static str),
+    /// An expression that starts like this: one is an enumeration of every cased letter.
+    SplitLike(&'static str),
+    /// Digits, either way: the vocabulary has no piece of two digits, so that both come to the same.
+    AnyDigits,
+    Digits {
+        one_by_one: bool,
+    },
+    Punctuation,
+    Gpt2Bytes,
+    Bytes,
+}
+use Known::{AnyDigits, Bytes, Gpt2Bytes, Punctuation, Split, SplitLike};
+
+/// Whether a word that is a piece is taken whole, without merging.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whole {
+    Yes,
+    No,
+    /// llama.cpp does not, and no such tokenizer is known to.
+    Any,
+}
+
+const LLAMA_3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN_2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN_3_5: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const GPT_4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const EXAONE_MOE: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+";
+const BAILING_MOE: &str =
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+const MINICPM_5: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const SEED_CODER: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1}| ?[^\\s\\p{L}\\p{N}\r\n]+|\\s*[\r\n]+|\\s+(?!\\S)|\\s+";
+const DEEPSEEK_LETTERS: &str = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-Ֆ";
+const DEEPSEEK_CJK: &str = "[一-龥ࠀ-一가-\u{d7ff}]+";
+const DEEPSEEK_3_WORDS: &str = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+";
+
+/// llama.cpp's names, each with the steps it stands for.
+#[rustfmt::skip]
+const KNOWN: &[(&str, Whole, &[Known])] = &[
+    ("gpt-2",          Whole::No,  &[Gpt2Bytes]),
+    ("llama-bpe",      Whole::Yes, &[Split(LLAMA_3), Bytes]),
+    // The same expression as Llama 3's, without taking whole words.
+    ("dbrx",           Whole::No,  &[Split(LLAMA_3), Bytes]),
+    ("tekken",         Whole::Any, &[Split(TEKKEN), Bytes]),
+    ("qwen2",          Whole::No,  &[Split(QWEN_2), Bytes]),
+    ("qwen35",         Whole::No,  &[Split(QWEN_3_5), Bytes]),
+    ("gpt-4o",         Whole::Any, &[Split(GPT_4O), Bytes]),
+    ("smollm",         Whole::No,  &[Known::Digits { one_by_one: true }, Gpt2Bytes]),
+    ("deepseek-llm",   Whole::No,  &[Split("[\r\n]"), SplitLike(DEEPSEEK_LETTERS), Split(r"\s?[!-/:-~！-／：-～‘-‟　-。]+"),
+                                     Split(r"\s+$"), Split(DEEPSEEK_CJK), AnyDigits, Bytes]),
+    ("deepseek-coder", Whole::No,  &[Split("[\r\n]"), Split(r"\s?\p{L}+"), Split(r"\s?\p{P}+"), Split(DEEPSEEK_CJK),
+                                     Known::Digits { one_by_one: true }, Bytes]),
+    ("deepseek-v3",    Whole::No,  &[Split(r"\p{N}{1,3}"), Split("[一-龥\u{3040}-ゟ゠-ヿ]+"), Split(DEEPSEEK_3_WORDS), Bytes]),
+    ("falcon",         Whole::No,  &[Punctuation, Gpt2Bytes, Known::Digits { one_by_one: false }, Split("[0-9][0-9][0-9]")]),
+    ("exaone-moe",     Whole::No,  &[Split(EXAONE_MOE), Bytes]),
+    ("bailingmoe",     Whole::No,  &[Split(BAILING_MOE), Bytes]),
+    ("minicpm5",       Whole::Yes, &[Split(r"\p{N}{1,3}"), Split(MINICPM_5), Bytes]),
+    ("seed-coder",     Whole::No,  &[Split(SEED_CODER), Bytes]),
+    ("superbpe",       Whole::No,  &[Split(r"\p{N}+"), Split(r"(?=(\d{3})+(?!\d))"), Bytes]),
+];
+
+impl Known {
+    fn is(self, step: &Step) -> bool {
+        match (self, step) {
+            (Split(known), Step::Split(found)) => spelled_out(known) == spelled_out(found),
+            (SplitLike(known), Step::Split(found)) => found.starts_with(known),
+            (AnyDigits, Step::Digits { .. }) => true,
+            (Self::Digits { one_by_one: known }, Step::Digits { one_by_one: found }) => known == *found,
+            (Punctuation, Step::Punctuation) => true,
+            (Gpt2Bytes, Step::ByteLevel { gpt2_split }) => *gpt2_split,
+            (Bytes, Step::ByteLevel { gpt2_split }) => !gpt2_split,
+            _ => false,
+        }
+    }
+}
+
+/// An expression with its line breaks as escapes: some files have the escapes, some the characters, to the same effect.
+fn spelled_out(regex: &str) -> String {
+    regex.replace('\r', r"\r").replace('\n', r"\n")
+}
+
+/// llama.cpp's name for a byte-level pre-tokenizer; `ignore_merges` is the model's field of that name. On failure, the
+/// pre-tokenizer in short.
+pub(super) fn name(pre_tokenizer: &Value, ignore_merges: bool) -> Result<&'static str, String> {
+    let shown = || {
+        let text = pre_tokenizer.to_string();
+        match text.char_indices().nth(300) {
+            Some((at, _)) => format!("{}...", &text[..at]),
+            None => text,
+        }
+    };
+    let mut steps = Vec::new();
+    for step in super::huggingface::flatten(pre_tokenizer, "pretokenizers") {
+        steps.push(self::step(step).ok_or_else(shown)?);
+    }
+    let whole = if ignore_merges { Whole::Yes } else { Whole::No };
+    KNOWN
+        .iter()
+        .filter(|(_, known, _)| *known == Whole::Any || *known == whole)
+        .find(|(_, _, known)| {
+            known.len() == steps.len() && known.iter().zip(&steps).all(|(known, step)| known.is(step))
+        })
+        .map(|(name, _, _)| *name)
+        .ok_or_else(shown)
+}
+
+/// Whether any step writes bytes as characters.
+pub(super) fn is_byte_level(pre_tokenizer: &Value) -> bool {
+    super::huggingface::flatten(pre_tokenizer, "pretokenizers").iter().any(|step| step["type"] == "ByteLevel")
+}
+
+/// Reads a step; `None` where it is of a kind that no known tokenizer has.
+fn step(step: &Value) -> Option<Step> {
+    match step["type"].as_str()? {
+        "Split" => {
+            // Isolated keeps what no match covers as parts; the others come to the same for expressions that cover
+            // every text, as all those above do that are known to be written so.
+            let same = match (step["behavior"].as_str()?, step["invert"].as_bool().unwrap_or(false)) {
+                ("Isolated", false) => true,
+                ("Removed", true) => true,
+                _ => false,
+            };
+            let pattern = step["pattern"]["Regex"].as_str()?;
+            same.then(|| Step::Split(pattern.to_string()))
+        }
+        "Digits" => Some(Step::Digits { one_by_one: step["individual_digits"].as_bool().unwrap_or(false) }),
+        "Punctuation" => (step["behavior"] == "Contiguous").then_some(Step::Punctuation),
+        "ByteLevel" => {
+            // A space in front, which llama.cpp does not put there for such vocabularies.
+            let prefix = step["add_prefix_space"].as_bool().unwrap_or(true);
+            (!prefix).then(|| Step::ByteLevel { gpt2_split: step["use_regex"].as_bool().unwrap_or(true) })
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn split(regex: &str) -> Value {
+        json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false})
+    }
+
+    fn bytes(use_regex: bool) -> Value {
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex})
+    }
+
+    fn sequence(steps: &[Value]) -> Value {
+        json!({"type": "Sequence", "pretokenizers": steps})
+    }
+
+    fn written(known: Known) -> Value {
+        match known {
+            Split(regex) => split(regex),
+            SplitLike(start) => split(&format!("{start}]+")),
+            AnyDigits => json!({"type": "Digits", "individual_digits": true}),
+            Known::Digits { one_by_one } => json!({"type": "Digits", "individual_digits": one_by_one}),
+            Punctuation => json!({"type": "Punctuation", "behavior": "Contiguous"}),
+            Gpt2Bytes => bytes(true),
+            Bytes => bytes(false),
+        }
+    }
+
+    /// Every known pre-tokenizer as `tokenizer.json` would have it, with its name and whether words are taken whole.
+    pub fn known() -> impl Iterator<Item = (&'static str, bool, Value)> {
+        KNOWN.iter().map(|(known, whole, steps)| {
+            let steps: Vec<Value> = steps.iter().map(|&step| written(step)).collect();
+            (*known, *whole == Whole::Yes, sequence(&steps))
+        })
+    }
+
+    #[test]
+    fn every_known_way_of_splitting_is_found_under_its_own_name() {
+        for (known, whole, pre_tokenizer) in known() {
+            assert_eq!(name(&pre_tokenizer, whole), Ok(known));
+        }
+        assert_eq!(name(&bytes(true), false), Ok("gpt-2"));
+    }
+
+    #[test]
+    fn one_character_of_difference_is_refused() {
+        let almost = sequence(&[split(&LLAMA_3.replace("{1,3}", "{1,2}")), bytes(false)]);
+        let shown = name(&almost, true).unwrap_err();
+        assert!(shown.contains("Sequence") && shown.len() < 400, "{shown}");
+        assert!(name(&sequence(&[split(LLAMA_3), bytes(true)]), true).is_err());
+        assert!(name(&sequence(&[split(QWEN_2), bytes(false)]), true).is_err(), "qwen2 never takes whole words");
+        assert!(name(&json!({"type": "Whitespace"}), false).is_err());
+        assert!(name(&json!({"type": "ByteLevel", "add_prefix_space": true}), false).is_err());
+        assert!(name(&Value::Null, false).is_err());
+    }
+}

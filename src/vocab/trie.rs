@@ -1,0 +1,80 @@
+//! A prefix tree over bytes: which of a set of strings does a text begin with?
+
+use std::collections::HashMap;
+
+/// The strings, each with a number.
+#[derive(Default)]
+pub(super) struct Trie {
+    /// Children by node and byte, but for the root's.
+    edges: HashMap<(u32, u8), u32>,
+    /// The root's children by byte; empty while the tree is.
+    root: Vec<u32>,
+    /// The number of the string that ends at each node after the root, which is node 0.
+    ends: Vec<Option<u32>>,
+}
+
+impl Trie {
+    /// Adds a string. Empty strings are left out: every text begins with them.
+    pub fn insert(&mut self, text: &str, id: u32) {
+        if text.is_empty() {
+            return;
+        }
+        if self.root.is_empty() {
+            self.root = vec![0; 256];
+            self.ends.push(None);
+        }
+        let mut node = 0;
+        for &byte in text.as_bytes() {
+            let new = self.ends.len() as u32;
+            let child = match node {
+                0 => &mut self.root[usize::from(byte)],
+                _ => self.edges.entry((node, byte)).or_insert(0),
+            };
+            if *child == 0 {
+                *child = new;
+                self.ends.push(None);
+            }
+            node = *child;
+        }
+        self.ends[node as usize] = Some(id);
+    }
+
+    /// Whether there are no strings.
+    pub fn is_empty(&self) -> bool {
+        self.root.is_empty()
+    }
+
+    /// The longest string that `text` begins with: its number and its length in bytes.
+    pub fn longest_prefix(&self, text: &[u8]) -> Option<(u32, usize)> {
+        let mut node = *self.root.get(usize::from(*text.first()?))?;
+        let mut found = None;
+        let mut len = 1;
+        while node != 0 {
+            if let Some(id) = self.ends[node as usize] {
+                found = Some((id, len));
+            }
+            node = text.get(len).and_then(|&byte| self.edges.get(&(node, byte))).copied().unwrap_or(0);
+            len += 1;
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_longest_of_several_prefixes() {
+        let mut trie = Trie::default();
+        for (id, text) in ["<b", "<br/>", "<br>", "é", ""].iter().enumerate() {
+            trie.insert(text, id as u32);
+        }
+        assert_eq!(trie.longest_prefix(b"<br/>x"), Some((1, 5)));
+        assert_eq!(trie.longest_prefix(b"<br/"), Some((0, 2)));
+        assert_eq!(trie.longest_prefix("éa".as_bytes()), Some((3, 2)));
+        assert_eq!(trie.longest_prefix(b"<"), None);
+        assert_eq!(trie.longest_prefix(b""), None);
+        assert_eq!(Trie::default().longest_prefix(b"a"), None);
+    }
+}
