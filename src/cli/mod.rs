@@ -2,6 +2,7 @@
 
 mod convert;
 mod inspect;
+mod out;
 mod quants;
 #[cfg(feature = "llama")]
 mod run;
