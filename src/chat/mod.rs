@@ -1,1 +1,24 @@
-//! Chat: templates, transcripts, stop rules.
+//! Chat: from messages to a prompt's tokens, and from tokens to text that stops where it should.
+//!
+//! ```text
+//! messages ──► Template ──► Prompt ──► encode ──► token ids          token bytes ──► Utf8Stream ──► StopText ──► text
+//!              the model's  spans:                markers of the     whole           held back while it
+//!              own Jinja    template / message    template only      characters      may become a stop text
+//! ```
+//!
+//! What a person wrote never becomes a control token, whatever it spells: `<|im_end|>` in a message is seven
+//! characters that the model reads as such. Only markers that the template itself wrote become tokens. [`Template`]
+//! therefore says of every piece of a prompt where it came from, and [`encode`] looks for markers in the template's
+//! pieces alone.
+//!
+//! Nothing here knows llama.cpp: a tokenizer is a [`TextCodec`].
+
+mod codec;
+mod prompt;
+mod stream;
+mod template;
+
+pub use codec::{CodecError, Markers, Place, TextCodec, TokenKind};
+pub use prompt::{Prompt, Span, encode};
+pub use stream::{StopText, Utf8Stream};
+pub use template::{CHATML, Error, Message, Template};

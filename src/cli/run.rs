@@ -1,9 +1,445 @@
 //! `nibble run`
 
+use std::io::{self, IsTerminal, Read, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, bail};
+use clap::{ArgAction, ValueEnum};
+
+use super::units;
+use crate::chat::{self, Message, Prompt, Template};
+use crate::runtime::{
+    self, Error, Finish, FlashAttention, GenerateOptions, Generated, KvType, Model, ModelOptions, Session,
+    SessionOptions,
+};
+use crate::sample::{Params, Sampler};
+
 /// Write text with a model
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_help = "\
+Examples:
+  nibble run yi-34b-chat-q4_k.gguf --chat -p 'Tell me about the Song dynasty.'
+  nibble run yi-34b-q4_k.gguf -p 'Once upon a time' -n 200 --seed 7
+  git diff | nibble run yi-34b-chat-q4_k.gguf --chat --system 'Write a commit message for this diff.'")]
+pub struct Args {
+    /// The model: a GGUF file, or any part of a split one
+    model: PathBuf,
 
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+    /// The text to go on from; '-' reads it from standard input
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "file", help_heading = "Prompt")]
+    prompt: Option<String>,
+
+    /// Read the prompt from a file
+    #[arg(short, long, value_name = "FILE", help_heading = "Prompt")]
+    file: Option<PathBuf>,
+
+    /// Put the prompt to the model as a message, in the model's own chat template
+    #[arg(long, help_heading = "Prompt")]
+    chat: bool,
+
+    /// With --chat: what the model is told before the message
+    #[arg(long, value_name = "TEXT", requires = "chat", help_heading = "Prompt")]
+    system: Option<String>,
+
+    /// With --chat: a Jinja template from a file, or 'chatml', in place of the model's own
+    #[arg(long, value_name = "FILE", requires = "chat", help_heading = "Prompt")]
+    chat_template: Option<PathBuf>,
+
+    /// Read control tokens where the prompt spells them, such as <|im_start|>; otherwise they are just text
+    #[arg(long, conflicts_with = "chat", help_heading = "Prompt")]
+    special: bool,
+
+    /// Tokens to write at most [default: until an end token, or until the context is full]
+    #[arg(short = 'n', long, value_name = "N", help_heading = "Writing")]
+    max_tokens: Option<usize>,
+
+    /// End when this text comes up, which is not printed; can be given several times
+    #[arg(long, value_name = "TEXT", action = ArgAction::Append, help_heading = "Writing")]
+    stop: Vec<String>,
+
+    #[command(flatten)]
+    sampling: Sampling,
+
+    #[command(flatten)]
+    machine: MachineArgs,
+
+    /// Print one JSON object at the end in place of text
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+
+    /// Print nothing but the text
+    #[arg(short, long, conflicts_with = "verbose", help_heading = "Output")]
+    quiet: bool,
+
+    /// Show llama.cpp's log
+    #[arg(short, long, help_heading = "Output")]
+    verbose: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Sampling {
+    /// Above 1 is more surprising, below 1 less; 0 always takes the most likely token
+    #[arg(long, visible_alias = "temp", value_name = "T", default_value_t = Params::default().temperature,
+          allow_negative_numbers = true,
+          help_heading = "Sampling")]
+    temperature: f32,
+
+    /// Choose among this many of the most likely tokens; 0 among all
+    #[arg(long, value_name = "K", default_value_t = Params::default().top_k, help_heading = "Sampling")]
+    top_k: u32,
+
+    /// Choose among the most likely tokens that make up this share of the probability; 1 among all
+    #[arg(long, value_name = "P", default_value_t = Params::default().top_p, allow_negative_numbers = true,
+          help_heading = "Sampling")]
+    top_p: f32,
+
+    /// Choose among tokens at least this likely, relative to the most likely one; 0 among all
+    #[arg(long, value_name = "P", default_value_t = Params::default().min_p, allow_negative_numbers = true,
+          help_heading = "Sampling")]
+    min_p: f32,
+
+    /// Where the random numbers begin: the same seed gives the same text [default: a new one]
+    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    seed: Option<u64>,
+
+    /// Always take the most likely token
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p", "seed"], help_heading = "Sampling")]
+    greedy: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct MachineArgs {
+    /// Tokens the model can look back on, prompt and answer together [default: what it was trained on, up to 4096]
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    ctx: Option<u32>,
+
+    /// Threads [default: one a physical core]
+    #[arg(short, long, value_name = "N", help_heading = "Machine")]
+    threads: Option<u32>,
+
+    /// Layers to put on the GPU [default: all, where there is a GPU]
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    gpu_layers: Option<u32>,
+
+    /// How to keep what the model remembers of the text: q8_0 takes half the memory of f16
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = KvTypeArg::F16, help_heading = "Machine")]
+    kv_type: KvTypeArg,
+
+    /// Compute attention in one fused step
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Auto, help_heading = "Machine")]
+    flash_attn: When,
+
+    /// Run a model that does not fit in memory, reading it from disk for every token
+    #[arg(long, help_heading = "Machine")]
+    allow_swap: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum KvTypeArg {
+    F32,
+    F16,
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum When {
+    Auto,
+    On,
+    Off,
+}
+
+impl Sampling {
+    fn params(&self) -> Params {
+        if self.greedy {
+            return Params::greedy();
+        }
+        Params {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            seed: self.seed,
+        }
+    }
+}
+
+impl MachineArgs {
+    fn session(&self, cancel: Arc<AtomicBool>) -> SessionOptions {
+        SessionOptions {
+            n_ctx: self.ctx,
+            threads: self.threads,
+            kv_type: match self.kv_type {
+                KvTypeArg::F32 => KvType::F32,
+                KvTypeArg::F16 => KvType::F16,
+                KvTypeArg::Q8_0 => KvType::Q8_0,
+            },
+            flash_attention: match self.flash_attn {
+                When::Auto => FlashAttention::Auto,
+                When::On => FlashAttention::On,
+                When::Off => FlashAttention::Off,
+            },
+            cancel,
+            ..SessionOptions::default()
+        }
+    }
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    // What can be wrong with the command line comes out before gigabytes are loaded.
+    let mut sampler = Sampler::new(&args.sampling.params())?;
+    let text = prompt_text(args.prompt.as_deref(), args.file.as_deref())?;
+    let cancel = Arc::new(AtomicBool::new(false));
+    end_on_interrupt(cancel.clone())?;
+    runtime::set_verbose(args.verbose);
+
+    let session = args.machine.session(cancel);
+    let model = load(&args, &session)?;
+    let tokens = chat::encode(&prompt(&args, text, &model)?, model.codec()).map_err(Error::from)?;
+    if tokens.is_empty() {
+        bail!("the prompt is empty, and the model's tokenizer begins no text of its own");
+    }
+    let mut session = Session::new(&model, &session)?;
+    if !args.quiet
+        && let Some(trained) = model.n_ctx_train().filter(|trained| session.n_ctx() > *trained)
+    {
+        eprintln!("warning: the model was trained on {trained} tokens at a time; beyond them it may write nonsense");
+    }
+
+    let options =
+        GenerateOptions { max_tokens: args.max_tokens, stop: args.stop.clone(), ..GenerateOptions::default() };
+    let mut out = Output { stdout: io::stdout().lock(), quiet: args.json, ended_line: true, error: None };
+    let written = runtime::generate(&mut session, &mut sampler, &tokens, &options, |step| out.text(step.text))?;
+    finish(&args, out, &written, sampler.seed())
+}
+
+fn load(args: &Args, session: &SessionOptions) -> anyhow::Result<Model> {
+    let options = ModelOptions {
+        gpu_layers: args.machine.gpu_layers,
+        allow_swap: args.machine.allow_swap,
+        session: session.clone(),
+        progress: None,
+    };
+    Ok(Model::load(&args.model, options)?)
+}
+
+/// The prompt's text: from the command line, a file, or standard input where something is piped into it.
+pub(super) fn prompt_text(given: Option<&str>, file: Option<&Path>) -> anyhow::Result<String> {
+    match (given, file) {
+        (Some(text), _) if text != "-" => Ok(text.to_string()),
+        (_, Some(path)) => {
+            std::fs::read_to_string(path).with_context(|| format!("cannot read the text in {}", path.display()))
+        }
+        (given, None) => {
+            let mut stdin = io::stdin();
+            if given.is_none() && stdin.is_terminal() {
+                bail!("no text given; write it after -p, name a file with -f, or pipe it in");
+            }
+            let mut text = String::new();
+            stdin.read_to_string(&mut text).context("cannot read the text from standard input")?;
+            Ok(text)
+        }
+    }
+}
+
+fn prompt(args: &Args, text: String, model: &Model) -> anyhow::Result<Prompt> {
+    if args.special {
+        return Ok(Prompt::with_control_tokens(text));
+    }
+    if !args.chat {
+        return Ok(Prompt::plain(text));
+    }
+    let metadata = model.metadata();
+    let template = match &args.chat_template {
+        None => Template::from_metadata(metadata)?,
+        Some(name) if name.as_os_str() == "chatml" => {
+            let codec = model.codec();
+            if codec.markers().at_start("<|im_start|>").is_none() && !args.quiet {
+                eprintln!("warning: the model has no token <|im_start|>, so it was hardly trained on ChatML");
+            }
+            Template::with_metadata(chat::CHATML, metadata)?
+        }
+        Some(path) => {
+            let source = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read the chat template in {}", path.display()))?;
+            Template::with_metadata(&source, metadata)?
+        }
+    };
+    let system = args.system.as_deref().map(|text| Message::new("system", text));
+    // A line break at the end of a file or a pipe is the shell's, not the message's.
+    let user = Message::new("user", if args.prompt.is_some() { text.as_str() } else { text.trim_end_matches('\n') });
+    let messages: Vec<Message> = system.into_iter().chain([user]).collect();
+    Ok(template.render(&messages, true, model.codec().markers())?)
+}
+
+/// The first Ctrl-C ends the text and lets the statistics be printed; the second ends the program.
+fn end_on_interrupt(cancel: Arc<AtomicBool>) -> anyhow::Result<()> {
+    ctrlc::set_handler(move || {
+        if cancel.swap(true, Ordering::Relaxed) {
+            std::process::exit(INTERRUPTED);
+        }
+    })
+    .context("cannot listen for Ctrl-C")
+}
+
+/// The exit code of a program that was interrupted, as shells have it: 128 and the signal's number.
+const INTERRUPTED: i32 = 130;
+
+/// Standard output, as text comes.
+struct Output {
+    stdout: io::StdoutLock<'static>,
+    quiet: bool,
+    ended_line: bool,
+    error: Option<io::Error>,
+}
+
+impl Output {
+    fn text(&mut self, text: &str) -> ControlFlow<()> {
+        if text.is_empty() || self.quiet {
+            return ControlFlow::Continue(());
+        }
+        self.ended_line = text.ends_with('\n');
+        match self.stdout.write_all(text.as_bytes()).and_then(|()| self.stdout.flush()) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                self.error = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    }
+}
+
+fn finish(args: &Args, mut out: Output, written: &Generated, seed: u64) -> anyhow::Result<()> {
+    let last = if args.json {
+        format!("{}\n", serde_json::to_string_pretty(&report(args, written, seed))?)
+    } else if out.ended_line {
+        String::new()
+    } else {
+        "\n".to_string()
+    };
+    let error =
+        out.error.take().or_else(|| out.stdout.write_all(last.as_bytes()).and_then(|()| out.stdout.flush()).err());
+    match error {
+        // Whoever read the text has enough of it.
+        Some(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+        Some(error) => return Err(error).context("cannot write to standard output"),
+        None => {}
+    }
+    if !args.quiet && !args.json {
+        eprint!("{}", statistics(args, written, seed));
+    }
+    if written.finish == Finish::Cancelled {
+        std::process::exit(INTERRUPTED);
+    }
+    Ok(())
+}
+
+fn statistics(args: &Args, written: &Generated, seed: u64) -> String {
+    let tokens = |n: usize| format!("{} token{}", units::count(n as u64), if n == 1 { "" } else { "s" });
+    let why = match &written.finish {
+        Finish::End { token } => format!("the model ended with token {token}"),
+        Finish::Stop { text } => format!("stopped at {text:?}"),
+        Finish::MaxTokens => "as many tokens as asked for".to_string(),
+        Finish::ContextFull => "the context is full; --ctx makes it larger".to_string(),
+        Finish::Dropped => "nobody reads on".to_string(),
+        Finish::Cancelled => "interrupted".to_string(),
+    };
+    let seed = if args.sampling.greedy || args.sampling.temperature == 0.0 {
+        String::new()
+    } else {
+        format!("seed:      {seed}\n")
+    };
+    format!(
+        "\nprompt:    {}, {:.1} tokens/s\nwritten:   {}, {:.1} tokens/s\nended:     {why}\n{seed}",
+        tokens(written.prompt_tokens),
+        written.prompt_rate(),
+        tokens(written.tokens.len()),
+        written.generate_rate(),
+    )
+}
+
+fn report(args: &Args, written: &Generated, seed: u64) -> serde_json::Value {
+    let (end_token, stop_text) = match &written.finish {
+        Finish::End { token } => (Some(*token), None),
+        Finish::Stop { text } => (None, Some(text.as_str())),
+        _ => (None, None),
+    };
+    let detail = match &written.finish {
+        Finish::End { .. } => "end_token",
+        Finish::Stop { .. } => "stop_text",
+        Finish::MaxTokens => "max_tokens",
+        Finish::ContextFull => "context_full",
+        Finish::Dropped | Finish::Cancelled => "cancelled",
+    };
+    serde_json::json!({
+        "model": args.model.display().to_string(),
+        "text": written.text,
+        "tokens": written.tokens,
+        "finish_reason": written.finish.reason(),
+        "finish_detail": detail,
+        "end_token": end_token,
+        "stop_text": stop_text,
+        "seed": seed,
+        "prompt_tokens": written.prompt_tokens,
+        "generated_tokens": written.tokens.len(),
+        "prompt_seconds": written.prompt_time.as_secs_f64(),
+        "generate_seconds": written.generate_time.as_secs_f64(),
+        "prompt_tokens_per_second": written.prompt_rate(),
+        "generated_tokens_per_second": written.generate_rate(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Line::try_parse_from(std::iter::once("run").chain(line.split(' '))).map(|line| line.args)
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_llama_cpp() {
+        let args = parse("m.gguf -p hi").unwrap();
+        assert_eq!(args.sampling.params(), Params::default());
+        let session = args.machine.session(Arc::default());
+        assert_eq!((session.n_ctx, session.threads, session.kv_type), (None, None, KvType::F16));
+    }
+
+    #[test]
+    fn what_is_typed_is_what_is_done() {
+        let args = parse("m.gguf -f x --temp 0.5 --top-k 0 --top-p 1 --min-p 0 --seed 9 --kv-type q8_0 --ctx 99 -n 3");
+        let args = args.unwrap();
+        let wanted = Params { temperature: 0.5, top_k: 0, top_p: 1.0, min_p: 0.0, seed: Some(9) };
+        assert_eq!(args.sampling.params(), wanted);
+        let session = args.machine.session(Arc::default());
+        assert_eq!((session.n_ctx, session.kv_type), (Some(99), KvType::Q8_0));
+        assert_eq!(args.max_tokens, Some(3));
+        assert_eq!(parse("m --greedy -p x").unwrap().sampling.params(), Params::greedy());
+        assert_eq!(parse("m -p x --stop a --stop b").unwrap().stop, ["a", "b"]);
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        for line in [
+            "m -p x -f y",
+            "m -p x --greedy --seed 3",
+            "m -p x --system s",
+            "m -p x --chat --special",
+            "m -p x --quiet --verbose",
+            "m -p x --kv-type q3",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
 }

@@ -1,9 +1,71 @@
 //! `nibble tokenize`
 
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use super::table::{self, Align};
+use crate::chat::{self, Prompt, TextCodec};
+use crate::runtime::{Error, Model};
+
 /// Show the token ids of a text
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// The model: a GGUF file, or any part of a split one
+    model: PathBuf,
 
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+    /// The text; '-', or nothing where something is piped in, reads standard input
+    text: Option<String>,
+
+    /// Read the text from a file
+    #[arg(short, long, value_name = "FILE", conflicts_with = "text")]
+    file: Option<PathBuf>,
+
+    /// Read control tokens where the text spells them, such as <|im_start|>; otherwise they are just text
+    #[arg(long)]
+    special: bool,
+
+    /// Print the ids alone, on one line
+    #[arg(long, conflicts_with = "json")]
+    ids: bool,
+
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let text = super::run::prompt_text(args.text.as_deref(), args.file.as_deref())?;
+    let model = Model::load_vocabulary(&args.model)?;
+    let prompt = if args.special { Prompt::with_control_tokens(text) } else { Prompt::plain(text) };
+    let ids = chat::encode(&prompt, model.codec()).map_err(Error::from)?;
+    let out = if args.ids {
+        let words: Vec<String> = ids.iter().map(u32::to_string).collect();
+        words.join(" ") + "\n"
+    } else if args.json {
+        format!("{}\n", serde_json::to_string_pretty(&report(&ids, model.codec()))?)
+    } else {
+        rows(&ids, model.codec())
+    };
+    match io::stdout().write_all(out.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write to standard output"),
+    }
+}
+
+fn rows(ids: &[u32], codec: &dyn TextCodec) -> String {
+    let mut table = table::new(&[("id", Align::Right), ("piece", Align::Left), ("type", Align::Left)]);
+    for &id in ids {
+        table.add_row([id.to_string(), codec.piece(id).escape_debug().to_string(), codec.kind(id).name().to_string()]);
+    }
+    table::render(&table)
+}
+
+fn report(ids: &[u32], codec: &dyn TextCodec) -> serde_json::Value {
+    let tokens: Vec<serde_json::Value> = ids
+        .iter()
+        .map(|&id| serde_json::json!({ "id": id, "piece": codec.piece(id), "type": codec.kind(id).name() }))
+        .collect();
+    serde_json::json!({ "n_tokens": ids.len(), "tokens": tokens })
 }

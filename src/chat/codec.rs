@@ -1,0 +1,293 @@
+//! What chat and generation ask of a tokenizer.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+/// What a token is, numbered as in `tokenizer.ggml.token_type`.
+///
+/// Source: `enum llama_token_type` in `llama.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum TokenKind {
+    /// Ordinary text.
+    Normal = 1,
+    /// Stands for what the vocabulary cannot spell.
+    Unknown = 2,
+    /// Steers the model and has no text: `<s>`, `<|im_start|>`.
+    Control = 3,
+    /// Text that is always one token.
+    UserDefined = 4,
+    /// Never used.
+    Unused = 5,
+    /// One byte of UTF-8.
+    Byte = 6,
+}
+
+impl TokenKind {
+    /// The kind with this number; numbers never given out count as ordinary text.
+    pub fn from_number(number: i64) -> Self {
+        match number {
+            2 => Self::Unknown,
+            3 => Self::Control,
+            4 => Self::UserDefined,
+            5 => Self::Unused,
+            6 => Self::Byte,
+            _ => Self::Normal,
+        }
+    }
+
+    /// One word for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::Unknown => "unknown",
+            Self::Control => "control",
+            Self::UserDefined => "user-defined",
+            Self::Unused => "unused",
+            Self::Byte => "byte",
+        }
+    }
+}
+
+/// Where a piece of text stands; some tokenizers put a space before a text's first word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At the start of a text, or after a control token.
+    Start,
+    /// Right after other text.
+    Inside,
+}
+
+/// Why text could not be encoded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// Longer than the tokenizer takes.
+    #[error("a text of {bytes} bytes is too long for one prompt; at most {limit} can be encoded")]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+        /// The longest that is taken.
+        limit: usize,
+    },
+    /// The model has no tokenizer, or one that cannot do this.
+    #[error("the model's tokenizer cannot encode text: {0}")]
+    Unable(String),
+    /// The tokenizer gave a control token for plain text, even one character at a time.
+    #[error(
+        "the tokenizer gives the control token {id} ('{marker}') for plain text, which would let a text pose as \
+             part of the template"
+    )]
+    Marker {
+        /// The control token.
+        id: u32,
+        /// Its text.
+        marker: String,
+    },
+}
+
+/// A model's tokenizer.
+pub trait TextCodec: Send + Sync {
+    /// Tokens in the vocabulary. Ids are smaller.
+    fn n_tokens(&self) -> usize;
+
+    /// Encodes text in which nothing is looked for: no control tokens are read, and none are added around it.
+    ///
+    /// # Errors
+    /// Where the tokenizer cannot.
+    fn encode(&self, text: &str, place: Place) -> Result<Vec<u32>, CodecError>;
+
+    /// The bytes a token adds to a text: none for control tokens and for ids outside the vocabulary. They need not be
+    /// whole characters.
+    fn bytes(&self, id: u32) -> Vec<u8>;
+
+    /// The token as the vocabulary writes it, with `▁` for spaces and the like.
+    fn piece(&self, id: u32) -> Cow<'_, str>;
+
+    /// What the token is.
+    fn kind(&self, id: u32) -> TokenKind;
+
+    /// Whether the model says with this token that it is done: end of text, end of turn.
+    fn is_end(&self, id: u32) -> bool;
+
+    /// The token that begins every text; `None` where the tokenizer says that none does.
+    fn begins_with(&self) -> Option<u32>;
+
+    /// The control tokens a template may write, and no message.
+    fn markers(&self) -> &Markers;
+}
+
+/// The texts that become control tokens where a template writes them.
+///
+/// Control tokens, end tokens, and those user-defined tokens that look like control tokens: Yi's vocabulary lists
+/// `<|im_start|>` as user-defined text, next to digits and HTML tags.
+#[derive(Clone, Debug, Default)]
+pub struct Markers {
+    // By first character; longest first.
+    by_first: BTreeMap<char, Vec<(String, u32)>>,
+    ids: Vec<u32>,
+}
+
+impl Markers {
+    /// The markers among `tokens` (id, piece, kind).
+    pub fn new<'a>(tokens: impl IntoIterator<Item = (u32, &'a str, TokenKind)>, is_end: impl Fn(u32) -> bool) -> Self {
+        let mut markers = Self::default();
+        for (id, piece, kind) in tokens {
+            let marker = match kind {
+                TokenKind::Control | TokenKind::Unknown => true,
+                TokenKind::UserDefined => is_end(id) || looks_like_control(piece),
+                TokenKind::Normal | TokenKind::Unused | TokenKind::Byte => is_end(id),
+            };
+            // A single character cannot be taken apart, so it cannot be kept out of a message either.
+            if marker && piece.chars().nth(1).is_some() {
+                let first = piece.chars().next().unwrap_or_default();
+                markers.by_first.entry(first).or_default().push((piece.to_string(), id));
+                markers.ids.push(id);
+            }
+        }
+        for list in markers.by_first.values_mut() {
+            list.sort_by_key(|(piece, id)| (std::cmp::Reverse(piece.len()), *id));
+        }
+        markers.ids.sort_unstable();
+        markers
+    }
+
+    /// The longest marker that `text` begins with: its length in bytes and its id.
+    pub fn at_start(&self, text: &str) -> Option<(usize, u32)> {
+        let list = self.by_first.get(&text.chars().next()?)?;
+        list.iter().find(|(piece, _)| text.starts_with(piece.as_str())).map(|(piece, id)| (piece.len(), *id))
+    }
+
+    /// Whether `id` is a marker.
+    pub fn contains(&self, id: u32) -> bool {
+        self.ids.binary_search(&id).is_ok()
+    }
+
+    /// The characters that markers begin with.
+    pub fn first_characters(&self) -> impl Iterator<Item = char> + '_ {
+        self.by_first.keys().copied()
+    }
+
+    /// The text of the marker `id`.
+    pub fn text(&self, id: u32) -> Option<&str> {
+        self.by_first.values().flatten().find(|(_, i)| *i == id).map(|(piece, _)| piece.as_str())
+    }
+}
+
+/// `<|...|>`, with ordinary or full-width bars.
+fn looks_like_control(piece: &str) -> bool {
+    let between = |open, close| piece.strip_prefix(open).is_some_and(|rest: &str| rest.ends_with(close));
+    between("<|", "|>") || between("<｜", "｜>")
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Yi's vocabulary in miniature: every character is a token, user-defined pieces are found in plain text as
+    /// sentencepiece finds them, control pieces are not.
+    pub struct Toy {
+        pieces: Vec<(&'static str, TokenKind)>,
+        markers: Markers,
+        pub space_prefix: bool,
+        pub bos: Option<u32>,
+    }
+
+    /// Ids from here on are characters.
+    pub const CHARACTERS: u32 = 100;
+
+    impl Toy {
+        pub fn new() -> Self {
+            use TokenKind::*;
+            let pieces = vec![
+                ("<unk>", Unknown),
+                ("<|startoftext|>", Control),
+                ("<|endoftext|>", Control),
+                ("[INST]", Control),
+                ("</s>", Control),
+                ("<p>", UserDefined),
+                ("<|im_start|>", UserDefined),
+                ("<|im_end|>", UserDefined),
+                ("<|im_sep|>", UserDefined),
+                ("<|im_end|>x", Normal),
+            ];
+            let listed = pieces.iter().zip(0u32..).map(|((piece, kind), id)| (id, *piece, *kind));
+            let markers = Markers::new(listed, |id| matches!(id, 2 | 7));
+            Self { pieces, markers, space_prefix: false, bos: None }
+        }
+
+        /// What a model reads: markers as `{7}`, text as it is.
+        pub fn show(ids: &[u32]) -> String {
+            ids.iter()
+                .map(|&id| match id.checked_sub(CHARACTERS) {
+                    Some(c) => char::from_u32(c).unwrap().to_string(),
+                    None => format!("{{{id}}}"),
+                })
+                .collect()
+        }
+    }
+
+    impl TextCodec for Toy {
+        fn n_tokens(&self) -> usize {
+            CHARACTERS as usize + 0x11_0000
+        }
+
+        fn encode(&self, text: &str, place: Place) -> Result<Vec<u32>, CodecError> {
+            let mut ids = Vec::new();
+            let prefix = if self.space_prefix && place == Place::Start && !text.is_empty() { "▁" } else { "" };
+            let text = format!("{prefix}{text}");
+            let mut rest = text.as_str();
+            while let Some(c) = rest.chars().next() {
+                let user = self
+                    .pieces
+                    .iter()
+                    .zip(0u32..)
+                    .find(|((piece, kind), _)| matches!(kind, TokenKind::UserDefined) && rest.starts_with(piece));
+                let (len, id) = match user {
+                    Some(((piece, _), id)) => (piece.len(), id),
+                    None => (c.len_utf8(), CHARACTERS + c as u32),
+                };
+                ids.push(id);
+                rest = &rest[len..];
+            }
+            Ok(ids)
+        }
+
+        fn bytes(&self, id: u32) -> Vec<u8> {
+            Self::show(&[id]).into_bytes()
+        }
+
+        fn piece(&self, id: u32) -> Cow<'_, str> {
+            Cow::Owned(Self::show(&[id]))
+        }
+
+        fn kind(&self, id: u32) -> TokenKind {
+            self.pieces.get(id as usize).map_or(TokenKind::Normal, |(_, kind)| *kind)
+        }
+
+        fn is_end(&self, id: u32) -> bool {
+            matches!(id, 2 | 7)
+        }
+
+        fn begins_with(&self) -> Option<u32> {
+            self.bos
+        }
+
+        fn markers(&self) -> &Markers {
+            &self.markers
+        }
+    }
+
+    #[test]
+    fn markers_are_control_tokens_and_what_looks_like_them() {
+        let toy = Toy::new();
+        let found = |text: &str| toy.markers().at_start(text);
+        assert_eq!(found("<|im_end|> and more"), Some((10, 7)));
+        assert_eq!(found("<|im_end|"), None);
+        assert_eq!(found("</s>"), Some((4, 4)));
+        assert_eq!(found("[INST] hi"), Some((6, 3)));
+        assert_eq!(found("<p>"), None, "an HTML tag is text, though it is user-defined");
+        assert_eq!(found(""), None);
+        assert!(toy.markers().contains(8) && !toy.markers().contains(5) && !toy.markers().contains(9));
+        assert_eq!(toy.markers().text(6), Some("<|im_start|>"));
+    }
+}

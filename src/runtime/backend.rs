@@ -1,0 +1,189 @@
+//! The one llama.cpp of the process: its start, its log, and the lock around what it cannot do twice at a time.
+
+use std::cell::RefCell;
+use std::ffi::{CStr, c_char, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock};
+
+use llama_cpp_2::LlamaCppError;
+use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_sys_2 as sys;
+
+use super::Error;
+
+/// Never dropped: models and contexts have to go before it, and statics go last of all.
+static BACKEND: OnceLock<Result<LlamaBackend, LlamaCppError>> = OnceLock::new();
+static MAKING: Mutex<()> = Mutex::new(());
+static VERBOSE: AtomicBool = AtomicBool::new(false);
+
+/// The backend, started at the first call.
+pub(super) fn get() -> Result<&'static LlamaBackend, Error> {
+    let backend = BACKEND.get_or_init(|| {
+        // SAFETY: `on_log` is a function of the type that is asked for, it takes no data, and it never unwinds. The
+        // log is set before anything else of llama.cpp runs, so no other thread is using the old one.
+        unsafe { sys::llama_log_set(Some(on_log), std::ptr::null_mut()) };
+        LlamaBackend::init()
+    });
+    backend.as_ref().map_err(|e| Error::Backend(format!("{e}: this process uses it already, outside nibble")))
+}
+
+/// Held while a model is loaded or a context made: llama.cpp writes to the model while it makes one.
+pub(super) fn making() -> MutexGuard<'static, ()> {
+    // What a panicking holder leaves behind is no data of ours.
+    MAKING.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Sends llama.cpp's log to standard error, or keeps it to itself, as it does at first.
+pub fn set_verbose(verbose: bool) {
+    VERBOSE.store(verbose, Ordering::Relaxed);
+}
+
+/// What llama.cpp was built for and uses of this CPU: `CPU : AVX2 = 1 | ...`.
+///
+/// # Errors
+/// Where llama.cpp cannot be started.
+pub fn system_info() -> Result<String, Error> {
+    get()?;
+    let _making = making();
+    // SAFETY: a string that llama.cpp keeps, and writes anew at each call: under the lock, and copied at once.
+    let text = unsafe { CStr::from_ptr(sys::llama_print_system_info()) };
+    Ok(text.to_string_lossy().trim().to_string())
+}
+
+/// The last errors and warnings that llama.cpp logged on this thread.
+#[derive(Default)]
+struct Lines {
+    // (is an error, text without the line break)
+    recent: Vec<(bool, String)>,
+    // Whether the last line is still being written.
+    open: bool,
+}
+
+const KEPT_LINES: usize = 32;
+const KEPT_BYTES: usize = 1000;
+
+thread_local! {
+    // llama.cpp reports why a call failed on the thread that made the call, so that models which load at the same
+    // time do not get each other's reasons.
+    static LINES: RefCell<Lines> = RefCell::default();
+}
+
+/// Runs `call`. Gives what it gives, and the reasons llama.cpp logged meanwhile: its errors, or without any its
+/// warnings.
+pub(super) fn listen<T>(call: impl FnOnce() -> T) -> (T, String) {
+    LINES.with_borrow_mut(|lines| *lines = Lines::default());
+    let out = call();
+    let lines = LINES.with_borrow_mut(std::mem::take).recent;
+    let told = |errors: bool| {
+        let mut texts: Vec<&str> =
+            lines.iter().filter(|(error, _)| *error == errors).map(|(_, text)| without_function(text)).collect();
+        texts.dedup();
+        // What the caller of this says anyway.
+        texts.retain(|text| *text != "failed to load model");
+        // The first says what was wrong; those that follow, that the caller noticed.
+        texts.truncate(3);
+        texts.join("; ")
+    };
+    let reason = [told(true), told(false)].into_iter().find(|r| !r.is_empty());
+    (out, reason.unwrap_or_else(|| "it gave no reason; --verbose shows its log".to_string()))
+}
+
+/// llama.cpp begins its lines with the name of the C++ function: `llama_model_load: error loading model: ...`.
+fn without_function(line: &str) -> &str {
+    match line.split_once(": ") {
+        Some((function, rest)) if !function.contains(' ') => rest.trim(),
+        _ => line.trim(),
+    }
+}
+
+unsafe extern "C" fn on_log(level: sys::ggml_log_level, text: *const c_char, _data: *mut c_void) {
+    if text.is_null() {
+        return;
+    }
+    // SAFETY: llama.cpp passes a string that ends in NUL and lives for the length of this call.
+    let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
+    if VERBOSE.load(Ordering::Relaxed) {
+        // Not `eprint!`, which panics where standard error is closed; a log line that is lost is just that.
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+    }
+    // A thread that is ending, or a log from within a log: nobody is listening.
+    let _ = LINES.try_with(|lines| {
+        if let Ok(mut lines) = lines.try_borrow_mut() {
+            lines.add(level, &text);
+        }
+    });
+}
+
+impl Lines {
+    fn add(&mut self, level: sys::ggml_log_level, text: &str) {
+        let error = level == sys::GGML_LOG_LEVEL_ERROR;
+        let continues = level == sys::GGML_LOG_LEVEL_CONT;
+        match self.recent.last_mut() {
+            Some((_, line)) if continues && self.open => {
+                if line.len() < KEPT_BYTES {
+                    line.push_str(text.trim_end_matches('\n'));
+                }
+            }
+            _ if error || level == sys::GGML_LOG_LEVEL_WARN => {
+                if self.recent.len() < KEPT_LINES {
+                    self.recent.push((error, text.trim_end_matches('\n').chars().take(KEPT_BYTES).collect()));
+                }
+            }
+            // Some other line began, whose continuations are none of ours.
+            _ => {
+                self.open = false;
+                return;
+            }
+        }
+        self.open = !text.ends_with('\n');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+
+    use super::*;
+
+    fn log(level: sys::ggml_log_level, text: &str) {
+        let text = CString::new(text).unwrap();
+        // SAFETY: a string that ends in NUL, alive until after the call.
+        unsafe { on_log(level, text.as_ptr(), std::ptr::null_mut()) };
+    }
+
+    #[test]
+    fn the_reason_is_what_was_logged_as_an_error() {
+        let ((), reason) = listen(|| {
+            log(sys::GGML_LOG_LEVEL_INFO, "llama_model_loader: loaded meta data\n");
+            log(sys::GGML_LOG_LEVEL_WARN, "load: a warning\n");
+            log(sys::GGML_LOG_LEVEL_ERROR, "llama_model_load: error loading model: ");
+            log(sys::GGML_LOG_LEVEL_CONT, "missing tensor 'x'\n");
+            log(sys::GGML_LOG_LEVEL_CONT, "stray\n");
+            log(sys::GGML_LOG_LEVEL_ERROR, "failed to load\n");
+        });
+        assert_eq!(reason, "error loading model: missing tensor 'x'; failed to load");
+        let ((), reason) = listen(|| log(sys::GGML_LOG_LEVEL_WARN, "find_slot: no room\n"));
+        assert_eq!(reason, "no room");
+        let ((), reason) = listen(|| ());
+        assert!(reason.contains("--verbose"), "{reason}");
+    }
+
+    #[test]
+    fn threads_do_not_hear_each_other() {
+        let ((), reason) = listen(|| {
+            std::thread::spawn(|| log(sys::GGML_LOG_LEVEL_ERROR, "theirs\n")).join().unwrap();
+            log(sys::GGML_LOG_LEVEL_ERROR, "ours\n");
+        });
+        assert_eq!(reason, "ours");
+    }
+
+    #[test]
+    fn a_flood_of_lines_is_not_kept() {
+        let ((), reason) = listen(|| {
+            for i in 0..10_000 {
+                log(sys::GGML_LOG_LEVEL_ERROR, &format!("line {i} {}", "x".repeat(5000)));
+            }
+        });
+        assert!(reason.len() < 4 * KEPT_BYTES);
+    }
+}

@@ -1,0 +1,193 @@
+//! The loop that writes text.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use super::{Error, Logits, Session};
+use crate::chat::{StopText, Utf8Stream};
+use crate::sample::Sampler;
+
+/// When to stop, other than at the model's own end tokens.
+#[derive(Clone, Debug, Default)]
+pub struct GenerateOptions {
+    /// Tokens to write at most; `None` goes on until an end token or until the context is full.
+    pub max_tokens: Option<usize>,
+    /// Texts that end it. They are not given out.
+    pub stop: Vec<String>,
+    /// Go on after end tokens: for measuring speed.
+    pub ignore_end: bool,
+}
+
+/// Why it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model wrote an end token.
+    End {
+        /// Which.
+        token: u32,
+    },
+    /// One of the stop texts came up.
+    Stop {
+        /// Which.
+        text: String,
+    },
+    /// As many tokens as were asked for.
+    MaxTokens,
+    /// The context has no more room.
+    ContextFull,
+    /// The receiver of the text wants no more.
+    Dropped,
+    /// The session's flag was set.
+    Cancelled,
+}
+
+impl Finish {
+    /// One word, as OpenAI's API has it: `stop` or `length`; where that API has none, `cancelled`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::End { .. } | Self::Stop { .. } => "stop",
+            Self::MaxTokens | Self::ContextFull => "length",
+            Self::Dropped | Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What one turn of the loop gave.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// The token; `None` at the very end, for text that was held back until then.
+    pub token: Option<u32>,
+    /// The text that is now certain: whole characters, maybe none, maybe from earlier tokens.
+    pub text: &'a str,
+}
+
+/// What was written, and how long it took.
+#[derive(Clone, Debug)]
+pub struct Generated {
+    /// The tokens, without the end token.
+    pub tokens: Vec<u32>,
+    /// The text that was given out.
+    pub text: String,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Of these, tokens that the context held already.
+    pub reused_tokens: usize,
+    /// Time until the first logits.
+    pub prompt_time: Duration,
+    /// Time from there to the end.
+    pub generate_time: Duration,
+}
+
+impl Generated {
+    /// Tokens of the prompt evaluated per second.
+    pub fn prompt_rate(&self) -> f64 {
+        rate(self.prompt_tokens - self.reused_tokens, self.prompt_time)
+    }
+
+    /// Tokens written per second.
+    pub fn generate_rate(&self) -> f64 {
+        rate(self.tokens.len(), self.generate_time)
+    }
+}
+
+fn rate(n: usize, time: Duration) -> f64 {
+    if n == 0 { 0.0 } else { n as f64 / time.as_secs_f64().max(1e-9) }
+}
+
+/// Continues `prompt`, giving text to `on_step` as it becomes certain, until an end token, a stop text, a limit, or
+/// until `on_step` breaks or the session's flag is set.
+///
+/// Afterwards the context holds the prompt and what was written, so that a prompt which goes on from there costs only
+/// what is new.
+///
+/// # Errors
+/// Where the prompt is empty or does not fit the context, llama.cpp fails, or the logits are broken.
+pub fn generate(
+    session: &mut Session,
+    sampler: &mut Sampler,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    mut on_step: impl FnMut(Step<'_>) -> ControlFlow<()>,
+) -> Result<Generated, Error> {
+    let model = session.model().clone();
+    let codec = model.codec();
+    let mut utf8 = Utf8Stream::default();
+    let mut stop = StopText::new(options.stop.iter().cloned());
+    let (mut decoded, mut text) = (String::new(), String::new());
+
+    let start = Instant::now();
+    let mut out = Generated {
+        tokens: Vec::new(),
+        text: String::new(),
+        finish: Finish::MaxTokens,
+        prompt_tokens: prompt.len(),
+        reused_tokens: 0,
+        prompt_time: Duration::ZERO,
+        generate_time: Duration::ZERO,
+    };
+    match session.prefill(prompt) {
+        Ok(reused) => out.reused_tokens = reused,
+        Err(Error::Cancelled) => {
+            out.prompt_time = start.elapsed();
+            out.prompt_tokens = session.tokens().len();
+            out.finish = Finish::Cancelled;
+            return Ok(out);
+        }
+        Err(error) => return Err(error),
+    }
+    out.prompt_time = start.elapsed();
+
+    let start = Instant::now();
+    out.finish = loop {
+        if options.max_tokens.is_some_and(|most| out.tokens.len() >= most) {
+            break Finish::MaxTokens;
+        }
+        let token = sampler.sample(session.logits(0)?)?;
+        if codec.is_end(token) && !options.ignore_end {
+            break Finish::End { token };
+        }
+        out.tokens.push(token);
+
+        decoded.clear();
+        text.clear();
+        utf8.push(&codec.bytes(token), &mut decoded);
+        let stopped = stop.push(&decoded, &mut text).map(str::to_string);
+        out.text.push_str(&text);
+        if on_step(Step { token: Some(token), text: &text }).is_break() {
+            break Finish::Dropped;
+        }
+        if let Some(text) = stopped {
+            break Finish::Stop { text };
+        }
+        if options.max_tokens.is_some_and(|most| out.tokens.len() >= most) {
+            break Finish::MaxTokens;
+        }
+        if session.room() == 0 {
+            break Finish::ContextFull;
+        }
+        match session.eval(&[token], Logits::Last) {
+            Ok(()) => {}
+            Err(Error::Cancelled) => break Finish::Cancelled,
+            Err(error) => return Err(error),
+        }
+    };
+    out.generate_time = start.elapsed();
+
+    if !matches!(out.finish, Finish::Stop { .. } | Finish::Dropped) {
+        decoded.clear();
+        text.clear();
+        utf8.finish(&mut decoded);
+        // A lone U+FFFD may complete a stop text; the stream is over either way.
+        let _ = stop.push(&decoded, &mut text);
+        stop.finish(&mut text);
+        if !text.is_empty() {
+            out.text.push_str(&text);
+            if on_step(Step { token: None, text: &text }).is_break() {
+                out.finish = Finish::Dropped;
+            }
+        }
+    }
+    Ok(out)
+}

@@ -1,0 +1,229 @@
+//! A model: a GGUF file that nibble has accepted and llama.cpp has mapped.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::{LlamaModelLoadError, llama_backend::LlamaBackend};
+use llama_cpp_sys_2 as sys;
+
+use super::codec::LlamaCodec;
+use super::memory::{Machine, Shape};
+use super::session::SessionOptions;
+use super::{Error, backend};
+use crate::chat::TextCodec;
+use crate::gguf::{Gguf, Metadata};
+
+/// Called while a model loads, with a number from 0 to 1. Gives whether to go on.
+pub type Progress = Box<dyn FnMut(f32) -> bool>;
+
+/// How to load a model.
+#[derive(Default)]
+pub struct ModelOptions {
+    /// Layers to put on a GPU; `None` puts all there. Without a GPU, or a build for one, it means nothing.
+    pub gpu_layers: Option<u32>,
+    /// Load a model that does not fit in memory: its weights are then read from disk again and again.
+    pub allow_swap: bool,
+    /// The session that will be made: its memory counts in the check before loading.
+    pub session: SessionOptions,
+    /// Told how far loading is.
+    pub progress: Option<Progress>,
+}
+
+impl fmt::Debug for ModelOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ModelOptions")
+            .field("gpu_layers", &self.gpu_layers)
+            .field("allow_swap", &self.allow_swap)
+            .field("session", &self.session)
+            .field("progress", &self.progress.is_some())
+            .finish()
+    }
+}
+
+/// A loaded model. Cloning it is cheap, and the weights go when the last clone and the last session do.
+#[derive(Clone)]
+pub struct Model {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    llama: Arc<LlamaModel>,
+    codec: Box<dyn TextCodec>,
+    path: PathBuf,
+    metadata: Metadata,
+    shape: Shape,
+    n_vocab: u32,
+    has_weights: bool,
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model").field("path", &self.inner.path).field("shape", &self.inner.shape).finish()
+    }
+}
+
+impl Model {
+    /// Loads the model at `path`: a GGUF file, or any part of a split one. The weights are mapped, not read.
+    ///
+    /// # Errors
+    /// Where nibble's reader refuses the file, the machine's memory does not hold the model, or llama.cpp cannot load
+    /// it.
+    pub fn load(path: &Path, options: ModelOptions) -> Result<Self, Error> {
+        let llama_backend = backend::get()?;
+        let gguf = Gguf::open(path)?;
+        let shape = Shape::of(&gguf);
+        options.session.check()?;
+        // llama.cpp finds the other parts of a split model from the first.
+        let first = gguf.paths().next().unwrap_or(path).to_path_buf();
+
+        let gpu_layers = match options.gpu_layers {
+            _ if !llama_backend.supports_gpu_offload() => 0,
+            None => u64::MAX,
+            Some(n) => n.into(),
+        };
+        if !options.allow_swap
+            && let Some(machine) = Machine::this()
+        {
+            machine.check(&shape, &options.session, gpu_layers).map_err(|e| Error::Memory(Box::new(e)))?;
+        }
+
+        let mut params = LlamaModelParams::default();
+        if let Some(n) = options.gpu_layers {
+            params = params.with_n_gpu_layers(n);
+        }
+        let llama = load(llama_backend, &first, params, options.progress)?;
+        // SAFETY: the pointer is that of a live model; the functions only read it.
+        let (encodes, decodes) = unsafe {
+            let model = pointer(&llama);
+            (sys::llama_model_has_encoder(model), sys::llama_model_has_decoder(model))
+        };
+        if encodes || !decodes {
+            let what = "a model with an encoder, as translation and embedding models have";
+            return Err(Error::Unsupported { path: path.to_path_buf(), what });
+        }
+        Self::with_llama(path, &gguf, llama, true)
+    }
+
+    /// Loads the vocabulary alone: enough for [`Self::codec`], in a moment and a few megabytes.
+    ///
+    /// # Errors
+    /// Where nibble's reader refuses the file, or llama.cpp cannot load it.
+    pub fn load_vocabulary(path: &Path) -> Result<Self, Error> {
+        let llama_backend = backend::get()?;
+        let gguf = Gguf::open(path)?;
+        let first = gguf.paths().next().unwrap_or(path);
+        let llama = load(llama_backend, first, LlamaModelParams::default().with_vocab_only(true), None)?;
+        Self::with_llama(path, &gguf, llama, false)
+    }
+
+    fn with_llama(path: &Path, gguf: &Gguf, llama: LlamaModel, has_weights: bool) -> Result<Self, Error> {
+        let llama = Arc::new(llama);
+        let n_vocab = u32::try_from(llama.n_vocab()).unwrap_or(0);
+        if n_vocab == 0 {
+            let what = "a model without a vocabulary";
+            return Err(Error::Unsupported { path: path.to_path_buf(), what });
+        }
+        let metadata = gguf.metadata().clone();
+        let codec = Box::new(LlamaCodec::new(llama.clone(), &metadata));
+        let shape = Shape::of(gguf);
+        Ok(Self {
+            inner: Arc::new(Inner { llama, codec, path: path.to_path_buf(), metadata, shape, n_vocab, has_weights }),
+        })
+    }
+
+    /// The file it was loaded from.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// What the file says of the model.
+    pub fn metadata(&self) -> &Metadata {
+        &self.inner.metadata
+    }
+
+    /// The numbers its memory follows from.
+    pub fn shape(&self) -> &Shape {
+        &self.inner.shape
+    }
+
+    /// Tokens in the vocabulary: the length of a row of logits.
+    pub fn n_vocab(&self) -> u32 {
+        self.inner.n_vocab
+    }
+
+    /// Tokens it was trained on at a time; `None` where the file does not say.
+    pub fn n_ctx_train(&self) -> Option<u32> {
+        self.inner.shape.n_ctx_train
+    }
+
+    /// Its tokenizer.
+    pub fn codec(&self) -> &dyn TextCodec {
+        self.inner.codec.as_ref()
+    }
+
+    /// Whether it was loaded with its weights.
+    pub(super) fn has_weights(&self) -> bool {
+        self.inner.has_weights
+    }
+
+    /// llama.cpp's model. Good as long as `self` or a clone of it lives.
+    pub(super) fn pointer(&self) -> *mut sys::llama_model {
+        pointer(&self.inner.llama)
+    }
+}
+
+fn load(
+    backend: &LlamaBackend,
+    path: &Path,
+    mut params: LlamaModelParams,
+    progress: Option<Progress>,
+) -> Result<LlamaModel, Error> {
+    if path.to_str().is_none() {
+        return Err(Error::Path(path.to_path_buf()));
+    }
+    let cancelled = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    if let Some(mut progress) = progress {
+        let cancelled = cancelled.clone();
+        params = params.with_progress_callback(move |part| {
+            let go_on = progress(part);
+            cancelled.store(!go_on, std::sync::atomic::Ordering::Relaxed);
+            go_on
+        });
+    }
+    let params = pin!(params);
+    let _making = backend::making();
+    let (loaded, reason) = backend::listen(|| LlamaModel::load_from_file(backend, path, &params));
+    loaded.map_err(|error| match error {
+        LlamaModelLoadError::NullResult if cancelled.load(std::sync::atomic::Ordering::Relaxed) => Error::LoadCancelled,
+        LlamaModelLoadError::NullResult => Error::Load { path: path.to_path_buf(), reason },
+        other => Error::Load { path: path.to_path_buf(), reason: other.to_string() },
+    })
+}
+
+/// The pointer inside, which the safe crate keeps to itself.
+fn pointer(model: &LlamaModel) -> *mut sys::llama_model {
+    const { assert!(size_of::<LlamaModel>() == size_of::<*mut sys::llama_model>()) }
+    // SAFETY: in llama-cpp-2 0.1.160, to which Cargo.toml holds us, `LlamaModel` is `repr(transparent)` over `Ptr`,
+    // which is `repr(transparent)` over a `NonNull<llama_model>`: its bytes are the pointer. A unit test holds the
+    // pointer against what the safe crate says of the model.
+    unsafe { *std::ptr::from_ref(model).cast::<*mut sys::llama_model>() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_no_model_is_refused_before_llama_cpp_sees_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "this is not a model").unwrap();
+        let error = Model::load(file.path(), ModelOptions::default()).unwrap_err();
+        assert!(matches!(error, Error::File(_)), "{error}");
+        let error = Model::load(Path::new("/nowhere/at/all.gguf"), ModelOptions::default()).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/at/all.gguf"), "{error}");
+    }
+}

@@ -1,0 +1,484 @@
+//! A session: a model's context, with the tokens it has seen.
+
+use std::ffi::c_void;
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use llama_cpp_sys_2 as sys;
+
+use super::model::Model;
+use super::{Error, backend};
+
+/// How the KV cache keeps its values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvType {
+    /// 32-bit floats: exact.
+    F32,
+    /// 16-bit floats.
+    #[default]
+    F16,
+    /// 8.5 bits a value, in blocks of 32. Needs flash attention.
+    Q8_0,
+}
+
+impl KvType {
+    /// Bytes of 32 values.
+    pub(super) fn bytes_of_32(self) -> u64 {
+        match self {
+            Self::F32 => 128,
+            Self::F16 => 64,
+            Self::Q8_0 => 34,
+        }
+    }
+
+    fn number(self) -> sys::ggml_type {
+        match self {
+            Self::F32 => sys::GGML_TYPE_F32,
+            Self::F16 => sys::GGML_TYPE_F16,
+            Self::Q8_0 => sys::GGML_TYPE_Q8_0,
+        }
+    }
+}
+
+/// Whether attention is computed in one fused step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FlashAttention {
+    /// Where the device can.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+/// How to make a session.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// Tokens there is room for; `None` takes what the model was trained on, but 4096 at most.
+    pub n_ctx: Option<u32>,
+    /// Tokens evaluated at a time.
+    pub n_batch: u32,
+    /// Rows of logits that one evaluation can give: 1 for generation, `n_batch` for measuring. A row takes 4 bytes for
+    /// each token of the vocabulary.
+    pub rows: u32,
+    /// Threads; `None` takes one for each physical core.
+    pub threads: Option<u32>,
+    /// How the KV cache keeps its values.
+    pub kv_type: KvType,
+    /// Whether attention is computed in one fused step.
+    pub flash_attention: FlashAttention,
+    /// Set from anywhere, it ends an evaluation with [`Error::Cancelled`].
+    pub cancel: Arc<AtomicBool>,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            n_ctx: None,
+            n_batch: 512,
+            rows: 1,
+            threads: None,
+            kv_type: KvType::default(),
+            flash_attention: FlashAttention::default(),
+            cancel: Arc::default(),
+        }
+    }
+}
+
+impl SessionOptions {
+    /// The most tokens of context taken without being asked for: it costs memory.
+    pub const DEFAULT_N_CTX: u32 = 4096;
+
+    /// Tokens of context for a model that was trained on `n_ctx_train`.
+    pub fn n_ctx_for(&self, n_ctx_train: Option<u32>) -> u32 {
+        let default = n_ctx_train.unwrap_or(Self::DEFAULT_N_CTX).min(Self::DEFAULT_N_CTX);
+        self.n_ctx.unwrap_or(default)
+    }
+
+    /// Refuses numbers that llama.cpp asserts on, or that cannot work.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let within = |name, value: u32, most: u32| {
+            if (1..=most).contains(&value) {
+                return Ok(());
+            }
+            Err(Error::Option { name, value: value.into(), wanted: format!("from 1 to {most}") })
+        };
+        // Positions are 32-bit numbers with a sign, and llama.cpp rounds the context up to a multiple of 256.
+        within("--ctx", self.n_ctx.unwrap_or(1), i32::MAX as u32 / 2)?;
+        within("the batch", self.n_batch, 65_536)?;
+        within("rows of logits", self.rows, self.n_batch)?;
+        within("--threads", self.threads.unwrap_or(1), 512)?;
+        if self.kv_type == KvType::Q8_0 && self.flash_attention == FlashAttention::Off {
+            return Err(Error::Context {
+                n_ctx: self.n_ctx.unwrap_or(Self::DEFAULT_N_CTX),
+                reason: "a KV cache of type q8_0 needs flash attention, which is turned off".to_string(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Of which tokens an evaluation gives the logits: what the model expects after them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// Of none.
+    None,
+    /// Of the last: one row.
+    Last,
+    /// Of each: as many rows as tokens, which have to fit one batch and [`SessionOptions::rows`].
+    All,
+}
+
+/// A context of a model: what it has read, and what it expects next.
+pub struct Session {
+    // Before the model, because a context has to go before its model does.
+    context: Context,
+    model: Model,
+    options: SessionOptions,
+    n_ctx: u32,
+    tokens: Vec<u32>,
+    batch: Batch,
+    /// The rows of logits of the last evaluation, `n_vocab` floats each. llama.cpp keeps them until the next one.
+    rows: Vec<NonNull<f32>>,
+}
+
+// SAFETY: a context belongs to no thread in particular, and `rows` points into it. Without `Sync`, and with `&mut self`
+// for everything that changes it, no two threads use it at a time.
+unsafe impl Send for Session {}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("model", &self.model)
+            .field("n_ctx", &self.n_ctx)
+            .field("n_past", &self.tokens.len())
+            .finish_non_exhaustive()
+    }
+}
+
+struct Context(NonNull<sys::llama_context>);
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from `llama_init_from_model`, is owned by this struct alone, and its model still
+        // lives: fields of `Session` go in order.
+        unsafe { sys::llama_free(self.0.as_ptr()) }
+    }
+}
+
+/// What `llama_decode` takes: arrays with one entry a token. The memory is ours, of a fixed size; pointers are made for
+/// the length of a call.
+struct Batch {
+    tokens: Vec<sys::llama_token>,
+    positions: Vec<sys::llama_pos>,
+    n_sequences: Vec<i32>,
+    sequences: Vec<sys::llama_seq_id>,
+    wanted: Vec<i8>,
+}
+
+impl Session {
+    /// A session with an empty context.
+    ///
+    /// # Errors
+    /// Where an option is out of range, or llama.cpp finds no room.
+    pub fn new(model: &Model, options: &SessionOptions) -> Result<Self, Error> {
+        backend::get()?;
+        options.check()?;
+        if !model.has_weights() {
+            let what = "only its vocabulary was loaded";
+            return Err(Error::Unsupported { path: model.path().to_path_buf(), what });
+        }
+        let n_ctx = options.n_ctx_for(model.n_ctx_train());
+        let threads = options.threads.unwrap_or_else(|| u32::try_from(num_cpus::get_physical()).unwrap_or(1));
+        let threads = i32::try_from(threads).unwrap_or(1);
+
+        // SAFETY: takes nothing, gives a struct.
+        let mut params = unsafe { sys::llama_context_default_params() };
+        params.n_ctx = n_ctx;
+        params.n_batch = options.n_batch;
+        params.n_ubatch = options.n_batch;
+        params.n_seq_max = 1;
+        params.n_outputs_max = options.rows;
+        params.n_threads = threads;
+        params.n_threads_batch = threads;
+        params.type_k = options.kv_type.number();
+        params.type_v = options.kv_type.number();
+        params.flash_attn_type = match options.flash_attention {
+            FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+            FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+            FlashAttention::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        };
+        params.no_perf = true;
+        params.abort_callback = Some(is_cancelled);
+        // The flag lives in `options`, which the session keeps for as long as the context.
+        params.abort_callback_data = Arc::as_ptr(&options.cancel).cast_mut().cast();
+
+        let (context, reason) = backend::listen(|| {
+            let _making = backend::making();
+            // SAFETY: the model is alive and stays so, as the session keeps a clone of it; the parameters were
+            // checked; no other context is being made.
+            unsafe { sys::llama_init_from_model(model.pointer(), params) }
+        });
+        let context = NonNull::new(context).ok_or(Error::Context { n_ctx, reason })?;
+        let context = Context(context);
+        // SAFETY: the context is alive.
+        let (n_batch, room) = unsafe { (sys::llama_n_batch(context.0.as_ptr()), sys::llama_n_ctx(context.0.as_ptr())) };
+        // llama.cpp makes the batch no larger than the context. A larger batch than its own ends the process.
+        let options = SessionOptions { n_batch: n_batch.min(options.n_batch), ..options.clone() };
+        let n_ctx = n_ctx.min(room);
+        let batch = Batch::new(options.n_batch as usize);
+        Ok(Self { context, model: model.clone(), options, n_ctx, tokens: Vec::new(), batch, rows: Vec::new() })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Tokens there is room for.
+    pub fn n_ctx(&self) -> u32 {
+        self.n_ctx
+    }
+
+    /// Tokens evaluated at a time.
+    pub fn n_batch(&self) -> usize {
+        self.options.n_batch as usize
+    }
+
+    /// The tokens in the context.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Tokens there is still room for.
+    pub fn room(&self) -> usize {
+        (self.n_ctx as usize).saturating_sub(self.tokens.len())
+    }
+
+    /// The flag that ends an evaluation.
+    pub fn cancel(&self) -> &Arc<AtomicBool> {
+        &self.options.cancel
+    }
+
+    /// Reads `tokens`, after those already in the context.
+    ///
+    /// # Errors
+    /// Where there are none, one is not in the vocabulary, or there is no room; when interrupted; when llama.cpp
+    /// fails. What a failing batch held is then not in the context; earlier batches are.
+    pub fn eval(&mut self, tokens: &[u32], logits: Logits) -> Result<(), Error> {
+        self.check(tokens)?;
+        if logits == Logits::All {
+            let most = self.n_batch().min(self.options.rows as usize);
+            if tokens.len() > most {
+                return Err(Error::Rows { wanted: tokens.len(), most });
+            }
+            return self.decode(tokens, 0);
+        }
+        let n_batches = tokens.len().div_ceil(self.n_batch());
+        for (i, batch) in tokens.chunks(self.n_batch()).enumerate() {
+            let last = logits == Logits::Last && i + 1 == n_batches;
+            self.decode(batch, if last { batch.len() - 1 } else { batch.len() })?;
+        }
+        Ok(())
+    }
+
+    /// Reads `tokens`, and gives the logits of each from `from` on to `each`, with the token's index in `tokens`: for
+    /// texts of any length.
+    ///
+    /// # Errors
+    /// As [`Self::eval`].
+    pub fn eval_each(&mut self, tokens: &[u32], from: usize, mut each: impl FnMut(usize, &[f32])) -> Result<(), Error> {
+        self.check(tokens)?;
+        let from = from.min(tokens.len());
+        let (silent, scored) = tokens.split_at(from);
+        for batch in silent.chunks(self.n_batch()) {
+            self.decode(batch, batch.len())?;
+        }
+        let size = self.n_batch().min(self.options.rows as usize);
+        for (i, batch) in scored.chunks(size).enumerate() {
+            self.decode(batch, 0)?;
+            for row in 0..batch.len() {
+                each(from + i * size + row, self.logits(row)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Row `row` of the logits that the last evaluation computed, `n_vocab` numbers: one row a token it was asked for.
+    ///
+    /// # Errors
+    /// Where it was not computed.
+    pub fn logits(&self, row: usize) -> Result<&[f32], Error> {
+        let pointer = self.rows.get(row).ok_or(Error::NoLogits { row, computed: self.rows.len() })?;
+        // SAFETY: llama.cpp keeps `n_vocab` floats a row until the next evaluation, which takes `&mut self` and
+        // clears `rows`; the evaluation that computed them was waited for.
+        Ok(unsafe { std::slice::from_raw_parts(pointer.as_ptr(), self.model.n_vocab() as usize) })
+    }
+
+    /// Keeps the first `n_past` tokens of the context and forgets the rest. Gives how many are kept: fewer, none in
+    /// fact, where the model's memory cannot be cut, as that of recurrent models.
+    pub fn truncate(&mut self, n_past: usize) -> usize {
+        if n_past < self.tokens.len() {
+            self.rows.clear();
+            self.tokens.truncate(n_past);
+            self.forget_the_rest();
+        }
+        self.tokens.len()
+    }
+
+    /// Makes the context hold `prompt` and nothing else, with the logits of its last token. What the context holds
+    /// already of its beginning is not evaluated again. Gives how many tokens that saved.
+    ///
+    /// # Errors
+    /// As [`Self::eval`].
+    pub fn prefill(&mut self, prompt: &[u32]) -> Result<usize, Error> {
+        if prompt.len() > self.n_ctx as usize {
+            return Err(Error::ContextFull { wanted: prompt.len(), n_ctx: self.n_ctx });
+        }
+        let Some(last) = prompt.len().checked_sub(1) else { return Err(Error::NoTokens) };
+        let same = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        // The last token is evaluated in any case, for its logits.
+        let kept = self.truncate(same.min(last));
+        self.eval(&prompt[kept..], Logits::Last)?;
+        Ok(kept)
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<(), Error> {
+        let n_vocab = self.model.n_vocab();
+        if tokens.is_empty() {
+            return Err(Error::NoTokens);
+        }
+        if let Some(&token) = tokens.iter().find(|t| **t >= n_vocab) {
+            return Err(Error::Token { token, n_vocab });
+        }
+        if tokens.len() > self.room() {
+            return Err(Error::ContextFull { wanted: self.tokens.len() + tokens.len(), n_ctx: self.n_ctx });
+        }
+        Ok(())
+    }
+
+    /// Evaluates one batch of checked tokens; those from `from` on give logits.
+    fn decode(&mut self, tokens: &[u32], from: usize) -> Result<(), Error> {
+        self.rows.clear();
+        if self.options.cancel.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
+        self.batch.fill(tokens, self.tokens.len(), from);
+        let context = self.context.0.as_ptr();
+        let batch = &mut self.batch;
+        let (status, reason) = backend::listen(|| {
+            let mut sequences: Vec<*mut sys::llama_seq_id> =
+                batch.sequences.iter_mut().map(std::ptr::from_mut).collect();
+            let batch = sys::llama_batch {
+                n_tokens: i32::try_from(batch.tokens.len()).unwrap_or(0),
+                token: batch.tokens.as_mut_ptr(),
+                embd: std::ptr::null_mut(),
+                pos: batch.positions.as_mut_ptr(),
+                n_seq_id: batch.n_sequences.as_mut_ptr(),
+                seq_id: sequences.as_mut_ptr(),
+                logits: batch.wanted.as_mut_ptr(),
+            };
+            // SAFETY: every array has `n_tokens` entries and outlives the call, which copies them. Tokens are in the
+            // vocabulary, the sequence is 0 of 1, positions go on from the last one, the batch is no larger than the
+            // context's, and gives no more rows than the context was made for.
+            let status = unsafe { sys::llama_decode(context, batch) };
+            // SAFETY: the context is alive. Rows of logits may only be read after this.
+            unsafe { sys::llama_synchronize(context) };
+            status
+        });
+        if status != 0 {
+            self.forget_the_rest();
+            return Err(match status {
+                1 => Error::ContextFull { wanted: self.tokens.len() + tokens.len(), n_ctx: self.n_ctx },
+                2 => Error::Cancelled,
+                status => Error::Decode { status, reason },
+            });
+        }
+        self.tokens.extend_from_slice(tokens);
+        for index in from..tokens.len() {
+            // SAFETY: the context is alive and done; the index is one for which logits were asked.
+            let row = unsafe { sys::llama_get_logits_ith(context, i32::try_from(index).unwrap_or(-1)) };
+            match NonNull::new(row) {
+                Some(row) => self.rows.push(row),
+                None => return Err(Error::NoLogits { row: index - from, computed: self.rows.len() }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes from llama.cpp's memory what is not in `tokens`; empties both where that cannot be done.
+    fn forget_the_rest(&mut self) {
+        let from = i32::try_from(self.tokens.len()).unwrap_or(i32::MAX);
+        // SAFETY: the context is alive, and nothing is being evaluated; sequence 0 exists.
+        unsafe {
+            let memory = sys::llama_get_memory(self.context.0.as_ptr());
+            if memory.is_null() {
+                return;
+            }
+            if !sys::llama_memory_seq_rm(memory, 0, from, -1) {
+                sys::llama_memory_clear(memory, true);
+                self.tokens.clear();
+            }
+        }
+    }
+}
+
+impl Batch {
+    fn new(size: usize) -> Self {
+        Self {
+            tokens: Vec::with_capacity(size),
+            positions: Vec::with_capacity(size),
+            n_sequences: vec![1; size],
+            sequences: vec![0; size],
+            wanted: Vec::with_capacity(size),
+        }
+    }
+
+    /// At most as many tokens as the batch was made for; ids and positions below 2^31.
+    fn fill(&mut self, tokens: &[u32], n_past: usize, from: usize) {
+        let number = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+        self.tokens.clear();
+        self.tokens.extend(tokens.iter().map(|t| number(*t as usize)));
+        self.positions.clear();
+        self.positions.extend((n_past..n_past + tokens.len()).map(number));
+        self.wanted.clear();
+        self.wanted.extend((0..tokens.len()).map(|i| i8::from(i >= from)));
+        assert!(self.tokens.len() <= self.sequences.len(), "a batch of {} tokens", tokens.len());
+    }
+}
+
+unsafe extern "C" fn is_cancelled(flag: *mut c_void) -> bool {
+    // SAFETY: the pointer of the `Arc` in the session's options, which live as long as the context.
+    unsafe { &*flag.cast::<AtomicBool>() }.load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_that_llama_cpp_would_choke_on_are_refused() {
+        let refused = |options: SessionOptions| options.check().unwrap_err().to_string();
+        let base = SessionOptions::default;
+        assert!(base().check().is_ok());
+        assert!(refused(SessionOptions { n_ctx: Some(0), ..base() }).starts_with("--ctx is 0"));
+        assert!(refused(SessionOptions { n_ctx: Some(u32::MAX), ..base() }).starts_with("--ctx is"));
+        assert!(refused(SessionOptions { n_batch: 0, ..base() }).contains("batch is 0"));
+        assert!(refused(SessionOptions { rows: 513, ..base() }).contains("rows of logits is 513"));
+        assert!(refused(SessionOptions { threads: Some(0), ..base() }).contains("--threads is 0"));
+        let off = SessionOptions { kv_type: KvType::Q8_0, flash_attention: FlashAttention::Off, ..base() };
+        assert!(refused(off).contains("needs flash attention"));
+    }
+
+    #[test]
+    fn the_context_is_what_the_model_knows_within_reason() {
+        let options = SessionOptions::default();
+        assert_eq!(options.n_ctx_for(Some(512)), 512);
+        assert_eq!(options.n_ctx_for(Some(200_000)), 4096);
+        assert_eq!(options.n_ctx_for(None), 4096);
+        assert_eq!(SessionOptions { n_ctx: Some(9000), ..options }.n_ctx_for(Some(512)), 9000);
+    }
+}
