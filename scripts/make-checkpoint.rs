@@ -3,7 +3,6 @@
 //! The weights are drawn from a bell curve of the width that trained models have (0.02), by a generator with a fixed seed,
 //! so that two runs make the same files.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -136,9 +135,8 @@ fn cut(tensors: &[(String, Vec<u64>)], max_bytes: u64) -> Vec<&[(String, Vec<u64
 }
 
 fn write_shard(path: &Path, tensors: &[(String, Vec<u64>)], args: &Args) -> anyhow::Result<()> {
-    let file = std::fs::File::create(path).with_context(|| path.display().to_string())?;
-    let list = tensors.iter().map(|(name, shape)| (name.clone(), DType::BF16, shape.clone())).collect();
-    let mut writer = safetensors::Writer::new(file, list)?;
+    let list: Vec<_> = tensors.iter().map(|(name, shape)| (name.clone(), DType::BF16, shape.clone())).collect();
+    let mut writer = safetensors::Writer::create(path, &list, &[("format", "pt")])?;
     for (name, shape) in tensors {
         let layer = name.split('.').find_map(|part| part.parse::<u32>().ok());
         let n_weights = shape.iter().product::<u64>();
@@ -155,17 +153,17 @@ fn write_shard(path: &Path, tensors: &[(String, Vec<u64>)], args: &Args) -> anyh
     Ok(())
 }
 
-fn write_weights(out: &mut impl Write, n: u64, mut weight: impl FnMut(u64) -> f32) -> anyhow::Result<()> {
+fn write_weights(out: &mut safetensors::Writer, n: u64, mut weight: impl FnMut(u64) -> f32) -> anyhow::Result<()> {
     let mut buffer = Vec::with_capacity(1 << 20);
     for i in 0..n {
         // Truncation to bf16 is as good as rounding for random numbers.
         buffer.extend_from_slice(&((weight(i).to_bits() >> 16) as u16).to_le_bytes());
         if buffer.len() == buffer.capacity() {
-            out.write_all(&buffer)?;
+            out.write(&buffer)?;
             buffer.clear();
         }
     }
-    out.write_all(&buffer)?;
+    out.write(&buffer)?;
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use nibble::checkpoint::testing;
 use nibble::gguf::{Gguf, TensorType};
 
 use crate::support::{Variation, convert, files, folder, has, nibble, stdout, yi_nano};
@@ -19,34 +20,11 @@ fn the_bytes_do_not_depend_on_names_sharding_or_container() {
     nano.clone().as_first_release().write_single(&source("first-release"));
     nano.write_shards(&source("shards"), 3);
     nano.clone().as_first_release().write_shards(&source("first-release-shards"), 2);
-    write_torch(&nano, &source("torch"), 1);
-    write_torch(&nano, &source("torch-shards"), 3);
+    testing::rewrite_as_pytorch(&yi_nano(), &source("torch"), 1).unwrap();
+    testing::rewrite_as_pytorch(&source("first-release"), &source("torch-shards"), 3).unwrap();
     for kind in ["first-release", "shards", "first-release-shards", "torch", "torch-shards"] {
         let made = convert(&source(kind), &dir.path().join(format!("{kind}.gguf")), &["-q", "Q4_K_M"]);
         assert!(fs::read(made).unwrap() == reference, "{kind} gives other bytes");
-    }
-}
-
-/// Writes the folder with its weights in PyTorch's format, over `n` files.
-fn write_torch(nano: &Variation, to: &std::path::Path, n: usize) {
-    use nibble::checkpoint::testing;
-    nano.write_files(to);
-    let mut weight_map = serde_json::Map::new();
-    for shard in 0..n {
-        let file_name =
-            if n == 1 { "pytorch_model.bin".to_string() } else { format!("pytorch_model-{:05}-of-{n:05}.bin", shard + 1) };
-        let tensors: Vec<_> = nano.tensors.iter().skip(shard).step_by(n).collect();
-        testing::write_torch(
-            &to.join(&file_name),
-            tensors.iter().map(|t| (t.name.as_str(), t.dtype.as_str(), t.shape.as_slice(), t.bytes.as_slice())),
-        );
-        for tensor in tensors {
-            weight_map.insert(tensor.name.clone(), file_name.clone().into());
-        }
-    }
-    if n > 1 {
-        let index = serde_json::json!({"metadata": {}, "weight_map": weight_map});
-        fs::write(to.join("pytorch_model.bin.index.json"), index.to_string()).unwrap();
     }
 }
 

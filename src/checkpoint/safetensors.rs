@@ -11,7 +11,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -259,6 +259,26 @@ impl Writer {
         };
         self.left = left;
         self.put(bytes)
+    }
+
+    /// Appends zeros, as a hole that takes no room where the file system has such.
+    ///
+    /// # Errors
+    /// As for [`write`](Self::write).
+    pub fn skip(&mut self, n_bytes: u64) -> Result<(), Error> {
+        let Some(left) = self.left.checked_sub(n_bytes) else {
+            let problem = format!("more data than the header's {} bytes", self.wanted);
+            return Err(Error::Write { path: self.path.clone(), problem });
+        };
+        self.left = left;
+        let hole = |file: &mut BufWriter<tempfile::NamedTempFile>| {
+            file.flush()?;
+            let file = file.get_mut().as_file_mut();
+            let end = file.stream_position()? + n_bytes;
+            file.set_len(end)?;
+            file.seek(SeekFrom::Start(end))
+        };
+        hole(&mut self.file).map_err(Error::io(&self.path)).map(|_| ())
     }
 
     /// Ends the file and gives it its name.

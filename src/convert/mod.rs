@@ -22,7 +22,7 @@ use crate::recipe::{self, Facts, Override, Plan, PlannedTensor, Recipe};
 use crate::vocab::{self, TokenizerFiles};
 use crate::{arch, checkpoint, quant};
 use arch::Transform;
-use checkpoint::{Checkpoint, DType, ModelCard};
+use checkpoint::{Checkpoint, Config, FloatType, ModelCard};
 
 pub use execute::{Observer, Summary};
 pub use name::{file_name, size_label};
@@ -79,8 +79,8 @@ pub enum Error {
     Gguf(#[from] gguf::Error),
     #[error(transparent)]
     Layout(#[from] gguf::LayoutError),
-    #[error(transparent)]
-    Arch(#[from] arch::Error),
+    #[error("{dir}: {source}")]
+    Arch { dir: PathBuf, source: arch::Error },
     #[error(transparent)]
     Vocab(#[from] vocab::Error),
     #[error(transparent)]
@@ -153,7 +153,6 @@ enum Origin {
 /// A conversion, planned and checked: only the work itself is left.
 pub struct Job {
     source: Source,
-    source_path: PathBuf,
     /// For each tensor of the plan.
     origins: Vec<Origin>,
     plan: Plan,
@@ -194,7 +193,7 @@ impl Job {
 
         let path = options.output.clone().unwrap_or_else(|| file_name(&name, plan.n_weights(), &plan.recipe).into());
         let outputs = output_files(&path, &layout);
-        Ok(Self { source, source_path: source_path.to_path_buf(), origins, plan, layout, outputs, warnings, options })
+        Ok(Self { source, origins, plan, layout, outputs, warnings, options })
     }
 
     /// The type of every tensor, and why.
@@ -248,8 +247,8 @@ impl Job {
             (Origin::Checkpoint { index, transform }, Source::Checkpoint(checkpoint)) => {
                 let tensor = &checkpoint.tensors()[*index];
                 let (map, range) = checkpoint.location(tensor);
-                let encoding = encoding(&tensor.dtype).expect("the source's types were checked when it was opened");
-                (tensor.name.as_str(), encoding, Bytes::Mapped(map, range), *transform)
+                let float = tensor.float_type().expect("the source's types were checked when it was opened");
+                (tensor.name.as_str(), encoding(float), Bytes::Mapped(map, range), *transform)
             }
             (Origin::Gguf { index }, Source::Gguf(gguf)) => {
                 let tensor = &gguf.tensors()[*index];
@@ -298,7 +297,8 @@ struct Described {
 
 fn describe_checkpoint(checkpoint: Checkpoint) -> Result<Described, Error> {
     let shapes = checkpoint.tensors().iter().map(|t| (t.name.as_str(), t.shape.as_slice()));
-    let model = arch::describe(checkpoint.config(), shapes)?;
+    let model = arch::describe(checkpoint.config().map(), shapes)
+        .map_err(|source| Error::Arch { dir: checkpoint.dir().to_path_buf(), source })?;
     let mut warnings = checkpoint.warnings().to_vec();
     warnings.extend(model.warnings.iter().cloned());
 
@@ -307,18 +307,13 @@ fn describe_checkpoint(checkpoint: Checkpoint) -> Result<Described, Error> {
     for tensor in &model.tensors {
         let (ty, origin) = match &tensor.source {
             arch::TensorSource::Checkpoint { name, transform } => {
-                let index = checkpoint.tensor_index(name).expect("arch names only tensors of the checkpoint");
-                let dtype = &checkpoint.tensors()[index].dtype;
-                let ty = match encoding(dtype) {
-                    Some(Encoding::Type(ty)) => ty,
-                    Some(Encoding::F64) => TensorType::F64,
-                    None => {
-                        return Err(Error::UnreadableType {
-                            path: checkpoint.dir().to_path_buf(),
-                            tensor: name.clone(),
-                            ty: dtype.to_string(),
-                        });
-                    }
+                let index = checkpoint
+                    .tensors()
+                    .binary_search_by(|t| t.name.as_str().cmp(name))
+                    .expect("arch names only tensors of the checkpoint, which are sorted");
+                let ty = match encoding(checkpoint.tensors()[index].float_type()?) {
+                    Encoding::Type(ty) => ty,
+                    Encoding::F64 => TensorType::F64,
                 };
                 (ty, Origin::Checkpoint { index, transform: *transform })
             }
@@ -332,14 +327,14 @@ fn describe_checkpoint(checkpoint: Checkpoint) -> Result<Described, Error> {
     let chat_template = checkpoint.chat_template();
     let (tokenizer, tokenizer_warnings) = vocab::metadata(
         &TokenizerFiles {
-            dir: checkpoint.dir(),
+            dir: checkpoint.dir().to_path_buf(),
             model: checkpoint.tokenizer_model(),
             json: checkpoint.tokenizer_json(),
-            tokenizer_config: checkpoint.tokenizer_config(),
-            special_tokens_map: checkpoint.special_tokens_map(),
-            added_tokens: checkpoint.added_tokens(),
-            config: Some(checkpoint.config()),
-            generation_config: checkpoint.generation_config(),
+            tokenizer_config: checkpoint.tokenizer_config().map(Config::map),
+            special_tokens_map: checkpoint.special_tokens_map().map(Config::map),
+            added_tokens: checkpoint.added_tokens().map(Config::map),
+            config: Some(checkpoint.config().map()),
+            generation_config: checkpoint.generation_config().map(Config::map),
             chat_template: chat_template.as_deref(),
         },
         model.hyper.vocab.into(),
@@ -408,13 +403,12 @@ fn describe_gguf(gguf: Gguf, path: &Path, allow_requantize: bool) -> Result<Desc
     })
 }
 
-fn encoding(dtype: &DType) -> Option<Encoding> {
-    match dtype {
-        DType::F64 => Some(Encoding::F64),
-        DType::F32 => Some(Encoding::Type(TensorType::F32)),
-        DType::F16 => Some(Encoding::Type(TensorType::F16)),
-        DType::BF16 => Some(Encoding::Type(TensorType::BF16)),
-        _ => None,
+fn encoding(float: FloatType) -> Encoding {
+    match float {
+        FloatType::F64 => Encoding::F64,
+        FloatType::F32 => Encoding::Type(TensorType::F32),
+        FloatType::F16 => Encoding::Type(TensorType::F16),
+        FloatType::BF16 => Encoding::Type(TensorType::BF16),
     }
 }
 
@@ -450,8 +444,8 @@ fn general_metadata(name: &str, n_weights: u64, card: &ModelCard) -> Metadata {
     if !card.tags.is_empty() {
         metadata.set("general.tags", card.tags.clone());
     }
-    if !card.languages.is_empty() {
-        metadata.set("general.languages", card.languages.clone());
+    if !card.language.is_empty() {
+        metadata.set("general.languages", card.language.clone());
     }
     metadata
 }
