@@ -1,4 +1,4 @@
-//! IQ4_NL: x ≈ d·value[q], q from 0 to 15. 4.5 bits per weight.
+//! IQ4_NL: x ≈ d·value(q), q from 0 to 15. 4.5 bits per weight.
 //!
 //! ```text
 //!  byte 0      2                                            18

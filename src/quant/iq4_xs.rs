@@ -1,4 +1,4 @@
-//! IQ4_XS: x ≈ d·(s − 32)·value[q], q from 0 to 15. 4.25 bits per weight.
+//! IQ4_XS: x ≈ d·(s − 32)·value(q), q from 0 to 15. 4.25 bits per weight.
 //!
 //! 256 weights in eight sub-blocks of 32, each with a 6-bit scale s.
 //!

@@ -224,10 +224,11 @@ fn quantizes_under_sparse_importance_as_ggml_does() {
             let spread = [1.0, 1e-3, 8.0 * f32::EPSILON, 2.0 * f32::EPSILON][seed / 3 % 4];
             // Or only those that count lie together, and above all others.
             let only_important = seed / 12 % 2 == 1;
+            let all_negative = seed / 24 % 2 == 1;
             let mut base = 0.0;
             let weight = |i: usize| {
                 if i.is_multiple_of(16) {
-                    base = if seed / 24 % 2 == 0 { -random.unit() } else { random.normal() };
+                    base = if all_negative { -random.unit() } else { random.normal() };
                 }
                 let below = if only_important && importance[i] == 0.0 { random.unit() } else { 0.0 };
                 base + base * spread * random.normal() - below
