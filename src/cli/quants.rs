@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 use super::table::{self, Align};
 use super::units;
+use crate::arch::{self, Hyperparameters};
 use crate::gguf::TensorType;
-use crate::recipe::shapes::{Shape, YI_6B, YI_9B, YI_34B};
-use crate::recipe::{Plan, Recipe, plan};
+use crate::recipe::{Facts, Plan, Recipe, plan};
 
 /// List the recipes, with bits per weight and the size each gives
 #[derive(Debug, clap::Args)]
@@ -27,7 +27,8 @@ pub struct Args {
 }
 
 /// The models whose sizes are shown.
-const MODELS: [&Shape; 3] = [&YI_6B, &YI_9B, &YI_34B];
+const MODELS: [(&str, fn() -> Hyperparameters); 3] =
+    [("Yi-6B", Hyperparameters::yi_6b), ("Yi-9B", Hyperparameters::yi_9b), ("Yi-34B", Hyperparameters::yi_34b)];
 
 pub fn run(args: Args) -> anyhow::Result<()> {
     let one = match (&args.show, &args.recipe) {
@@ -71,8 +72,9 @@ fn print(text: &str) -> anyhow::Result<()> {
 
 /// What the recipe makes of each of [`MODELS`], without importance.
 fn plans(recipe: &Recipe) -> anyhow::Result<Vec<Plan>> {
-    let plan_of = |shape: &&Shape| plan(recipe, &shape.facts(), &shape.tensors(TensorType::BF16), false, &[]);
-    Ok(MODELS.iter().map(plan_of).collect::<Result<_, _>>()?)
+    let plan_of =
+        |hyper: Hyperparameters| plan(recipe, &Facts::of(&hyper), &arch::tensors(&hyper, TensorType::BF16), false, &[]);
+    Ok(MODELS.iter().map(|(_, hyper)| plan_of(hyper())).collect::<Result<_, _>>()?)
 }
 
 /// Bits per weight of the last and largest model.
@@ -83,7 +85,7 @@ fn bits(plans: &[Plan]) -> f64 {
 fn summary(recipe: &Recipe) -> anyhow::Result<Value> {
     let plans = plans(recipe)?;
     let bytes: serde_json::Map<String, Value> =
-        MODELS.iter().zip(&plans).map(|(shape, plan)| (shape.name.to_string(), plan.total_bytes().into())).collect();
+        MODELS.iter().zip(&plans).map(|((name, _), plan)| (name.to_string(), plan.total_bytes().into())).collect();
     Ok(json!({
         "name": recipe.name,
         "description": recipe.description,
@@ -97,7 +99,7 @@ fn summary(recipe: &Recipe) -> anyhow::Result<Value> {
 fn list(width: Option<u16>) -> anyhow::Result<String> {
     let mut columns = vec![("Recipe", Align::Left), ("Bits", Align::Right)];
     // Short headings leave a narrow terminal room for the words.
-    columns.extend(MODELS.iter().map(|shape| (shape.name.strip_prefix("Yi-").unwrap_or(shape.name), Align::Right)));
+    columns.extend(MODELS.iter().map(|(name, _)| (name.strip_prefix("Yi-").unwrap_or(name), Align::Right)));
     columns.push(("For", Align::Left));
     let mut table = table::new(&columns);
     if let Some(width) = width {
@@ -122,7 +124,7 @@ fn show(recipe: &Recipe, width: Option<u16>) -> anyhow::Result<String> {
     let sizes: Vec<String> = MODELS
         .iter()
         .zip(&plans)
-        .map(|(shape, plan)| format!("{} {}", shape.name, units::bytes(plan.total_bytes())))
+        .map(|((name, _), plan)| format!("{name} {}", units::bytes(plan.total_bytes())))
         .collect();
     let mut table = table::new(&[("Type", Align::Left), ("Tensors", Align::Left), ("Why", Align::Left)]);
     if let Some(width) = width {

@@ -111,7 +111,9 @@ pub enum Error {
          use BF16 or a quantized type, or pass --allow-nan to write infinity there"
     )]
     BeyondF16 { tensor: String, row: usize, column: usize, value: f32 },
-    #[error("the importance of '{tensor}' has {found} values, but the matrix has {wanted} columns; was it made with another model?")]
+    #[error(
+        "the importance of '{tensor}' has {found} values, but the matrix has {wanted} columns; was it made with another model?"
+    )]
     ImportanceLength { tensor: String, found: usize, wanted: usize },
     #[error("the importance of '{tensor}' has {value} at column {column}, where only numbers from 0 up make sense")]
     ImportanceValue { tensor: String, column: usize, value: f32 },
@@ -345,12 +347,16 @@ fn describe_checkpoint(checkpoint: Checkpoint) -> Result<Described, Error> {
     let mut metadata = general_metadata(&name, n_weights, checkpoint.card());
     metadata.extend(model.metadata.iter().map(|(k, v)| (k.to_string(), v.clone())));
     metadata.extend(tokenizer.iter().map(|(k, v)| (k.to_string(), v.clone())));
-    let facts = Facts {
-        n_layers: model.hyper.n_layers,
-        n_heads: model.hyper.n_heads.into(),
-        n_kv_heads: model.hyper.n_kv_heads.into(),
-    };
-    Ok(Described { source: Source::Checkpoint(Box::new(checkpoint)), metadata, tensors, origins, facts, name, warnings })
+    let facts = Facts::of(&model.hyper);
+    Ok(Described {
+        source: Source::Checkpoint(Box::new(checkpoint)),
+        metadata,
+        tensors,
+        origins,
+        facts,
+        name,
+        warnings,
+    })
 }
 
 fn describe_gguf(gguf: Gguf, path: &Path, allow_requantize: bool) -> Result<Described, Error> {

@@ -34,7 +34,6 @@ mod near;
 mod overrides;
 mod plan;
 mod rule;
-pub mod shapes;
 
 #[cfg(all(test, feature = "llama"))]
 mod against_llama;
