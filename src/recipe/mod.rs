@@ -30,7 +30,6 @@
 
 mod fallback;
 mod file;
-mod near;
 mod overrides;
 mod plan;
 mod rule;
@@ -48,6 +47,7 @@ pub use plan::{Facts, Plan, PlannedTensor, plan};
 pub use rule::{Layers, Rule};
 
 use crate::gguf::TensorType;
+use crate::near;
 
 /// `general.quantization_version`: the generation of ggml's block formats that these recipes are for.
 pub const QUANTIZATION_VERSION: u32 = 2;
@@ -202,7 +202,7 @@ pub enum Error {
     #[error(
         "no tensor matches '{pattern}'{}; a pattern is a tensor's name, a name with * for any letters, or one of the \
          roles {}",
-        near::suggestion(near),
+        near::question(near).map_or_else(String::new, |question| format!(" ({question})")),
         rule::role_list()
     )]
     OverrideUnused { pattern: String, near: Vec<String> },

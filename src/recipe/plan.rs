@@ -3,11 +3,11 @@
 use serde::{Serialize, Serializer};
 
 use super::fallback::fallback;
-use super::near::near;
 use super::rule::{Circumstances, ROLES};
 use super::{Error, Override, Recipe};
 use crate::arch::{Hyperparameters, Role};
 use crate::gguf::{TensorInfo, TensorType};
+use crate::near::near;
 use crate::quant;
 
 /// What recipes ask about a model, apart from its tensors.
@@ -237,7 +237,8 @@ fn check_reached(over: &Override, overrides: &[Override], tensors: &[PlannedTens
     let mut matched = tensors.iter().filter(|tensor| over.matches(&tensor.name, tensor.role)).peekable();
     let Some(&first) = matched.peek() else {
         let names = tensors.iter().map(|tensor| tensor.name.as_str()).chain(ROLES.iter().map(|(name, _)| *name));
-        return Err(Error::OverrideUnused { pattern: over.pattern.clone(), near: near(&over.pattern, names) });
+        let near = near(&over.pattern, names).into_iter().map(str::to_string).collect();
+        return Err(Error::OverrideUnused { pattern: over.pattern.clone(), near });
     };
     let decides = |tensor: &PlannedTensor| overrides.iter().find(|o| o.matches(&tensor.name, tensor.role));
     if matched.clone().all(|tensor| decides(tensor) != Some(over)) {
@@ -350,7 +351,7 @@ mod tests {
         let message = |overrides: &[&str]| planned(overrides).unwrap_err().to_string();
         for (overrides, words) in [
             (&["ffn_dwon=Q8_0"][..], "no tensor matches 'ffn_dwon' (did you mean ffn_down?)"),
-            (&["blk.0.atn_q.weight=Q8_0"], "(did you mean blk.0.attn_q.weight or"),
+            (&["blk.0.atn_q.weight=Q8_0"], "(did you mean blk.0.attn_q.weight?)"),
             (&["norm=Q8_0"], "one of the roles token_embedding, output,"),
             (&["*=Q8_0", "output=F16"], "every tensor that 'output' matches is taken by '*' before it"),
             (&["output_norm.weight=F16"], "asks for F16, but output_norm.weight stays F32"),
