@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 
 use self::stats::{Decoder, Histogram, Stats};
 use super::out::{self, Out, printable, printable_lines};
-use crate::gguf::{Gguf, TensorInfo, TensorType};
+use crate::gguf::{Gguf, TensorInfo};
 use crate::{near, quant};
 
 /// Show what is inside a GGUF file or a Hugging Face folder
@@ -147,7 +147,7 @@ impl<'a> TensorReport<'a> {
         let info = &gguf.tensors()[index];
         let Some(format) = quant::format(info.ty) else {
             let (name, ty) = (printable(&info.name), info.ty);
-            bail!("tensor {name} is {ty}, whose weights nibble cannot read back; it reads {}", readable());
+            bail!("tensor {name} is {ty}, whose weights nibble cannot read back; it reads {}", quant::type_list());
         };
         let decoder = Decoder {
             block_len: info.ty.block_len(),
@@ -163,12 +163,6 @@ impl<'a> TensorReport<'a> {
         map.release(range.clone());
         Ok(Self { info, file: map.path(), offset: range.start, n_bytes: range.len(), stats, histogram, first })
     }
-}
-
-/// The types whose weights can be shown.
-fn readable() -> String {
-    let types: Vec<_> = quant::FORMATS.iter().map(|format| format.ty).map(TensorType::name).collect();
-    if types.is_empty() { "none yet".to_string() } else { types.join(", ") }
 }
 
 fn index_of(gguf: &Gguf, name: &str) -> anyhow::Result<usize> {
@@ -197,7 +191,7 @@ mod tests {
     use unicode_width::UnicodeWidthStr;
 
     use super::*;
-    use crate::gguf::{Layout, Metadata, file_name};
+    use crate::gguf::{Layout, Metadata, TensorType, file_name};
 
     #[derive(Parser)]
     struct Command {

@@ -159,6 +159,11 @@ pub fn format(ty: TensorType) -> Option<&'static Format> {
     FORMATS.iter().find(|f| f.ty == ty)
 }
 
+/// The names of the types in [`FORMATS`], for messages.
+pub fn type_list() -> String {
+    FORMATS.iter().map(|format| format.ty.name()).collect::<Vec<_>>().join(", ")
+}
+
 /// Quantizes a row block by block: for formats whose block depends on nothing outside it but what `quantize` captured.
 #[inline(always)]
 fn quantize_blocks<const LEN: usize, B: Block>(

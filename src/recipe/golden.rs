@@ -6,9 +6,10 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::rule::Circumstances;
-use super::{Facts, Recipe, SOURCES, TYPES, plan};
+use super::{Facts, Recipe, SOURCES, plan};
 use crate::arch::{self, Hyperparameters, Role};
 use crate::gguf::TensorType;
+use crate::quant;
 
 fn llama_3_2_1b() -> Hyperparameters {
     Hyperparameters {
@@ -135,8 +136,8 @@ fn recipes_are_listed_from_the_most_bits_to_the_fewest() {
 
 #[test]
 fn every_type_that_may_be_named_has_a_recipe_that_is_mostly_made_of_it() {
-    for ty in TYPES {
-        assert!(Recipe::all().iter().any(|recipe| recipe.ty == *ty), "{ty}");
+    for format in quant::FORMATS {
+        assert!(Recipe::all().iter().any(|recipe| recipe.ty == format.ty), "{}", format.ty);
     }
 }
 
