@@ -28,8 +28,11 @@ pub struct Args {
 }
 
 /// The models whose sizes are shown.
-const MODELS: [(&str, fn() -> Hyperparameters); 3] =
+const MODELS: [Model; 3] =
     [("Yi-6B", Hyperparameters::yi_6b), ("Yi-9B", Hyperparameters::yi_9b), ("Yi-34B", Hyperparameters::yi_34b)];
+
+/// A model's name and numbers.
+type Model = (&'static str, fn() -> Hyperparameters);
 
 pub fn run(args: Args) -> anyhow::Result<()> {
     out::to_stdout(|out| quants(&args, out))
