@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use super::table::{self, Align};
 use super::out::{self, Out};
+use super::table::{self, Align};
 use super::{interrupt, progress, units};
 use crate::convert::{Error, Job, Options, Summary};
 use crate::recipe::{Override, Recipe};
@@ -167,7 +167,14 @@ fn print_plan(out: &mut Out, job: &Job) -> anyhow::Result<()> {
         ("why", Align::Left),
     ]);
     for g in &groups {
-        rows.add_row([g.role.clone(), g.n.to_string(), g.shape.clone(), g.change.clone(), units::bytes(g.bytes), g.why.clone()]);
+        rows.add_row([
+            g.role.clone(),
+            g.n.to_string(),
+            g.shape.clone(),
+            g.change.clone(),
+            units::bytes(g.bytes),
+            g.why.clone(),
+        ]);
     }
     out.table(rows)?;
     writeln!(

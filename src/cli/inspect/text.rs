@@ -194,7 +194,7 @@ pub fn whole(value: &Value) -> String {
 }
 
 /// At most `longest` characters, escaped; where that is not all, with the number that there are.
-fn shorten(text: &str, longest: usize) -> String {
+pub fn shorten(text: &str, longest: usize) -> String {
     match text.char_indices().nth(longest) {
         None => printable(text).into_owned(),
         Some((end, _)) => format!("{}... ({} characters)", printable(&text[..end]), text.chars().count()),
@@ -261,14 +261,14 @@ fn layer_cells(alike: &[Group]) -> Vec<String> {
     lists
 }
 
-fn shape(dims: &[u64]) -> String {
+pub fn shape(dims: &[u64]) -> String {
     let dims: Vec<_> = dims.iter().map(u64::to_string).collect();
     dims.join(" x ")
 }
 
 /// The statistics of one tensor.
 pub fn tensor(report: &TensorReport, out: &mut Out) -> anyhow::Result<()> {
-    let (info, stats) = (report.info, &report.stats);
+    let (info, stats) = (&report.info, &report.stats);
     let n_weights = info.n_elements().unwrap_or(0);
     let mut rows = vec![
         ("Tensor", printable(&info.name).into_owned()),
@@ -362,7 +362,7 @@ fn number(v: f64) -> String {
     format!("{v:.*}", usize::try_from(5 - before_point).unwrap_or(0).min(8))
 }
 
-fn plural(n: usize, one: &str, many: &str) -> String {
+pub fn plural(n: usize, one: &str, many: &str) -> String {
     format!("{n} {}", if n == 1 { one } else { many })
 }
 
