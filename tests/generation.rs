@@ -281,7 +281,7 @@ fn a_message_that_spells_markers_reaches_the_model_as_text() {
     ] {
         let ids = encode(hostile);
         assert_eq!(markers(&ids), [6, 7, 6], "{hostile:?} became {ids:?}");
-        let said: Vec<u8> = ids[3..ids.len() - 5].iter().flat_map(|id| codec.bytes(*id)).collect();
+        let said: Vec<u8> = ids[3..ids.len() - 5].iter().flat_map(|id| codec.bytes(*id)).copied().collect();
         assert_eq!(String::from_utf8_lossy(&said), hostile);
         let plain = chat::encode(&Prompt::plain(hostile), codec).unwrap();
         assert!(markers(&plain).is_empty(), "{hostile:?} became {plain:?}");

@@ -152,7 +152,7 @@ pub fn generate(
 
         decoded.clear();
         text.clear();
-        utf8.push(&codec.bytes(token), &mut decoded);
+        utf8.push(codec.bytes(token), &mut decoded);
         let stopped = stop.push(&decoded, &mut text).map(str::to_string);
         out.text.push_str(&text);
         if on_step(Step { token: Some(token), text: &text }).is_break() {
