@@ -57,7 +57,7 @@ impl Prompt {
 ///
 /// Template and message are encoded as one run, since a tokenizer may join the last character of one with the first
 /// of the other: `[INST] hello` is a different list of tokens than `[INST] ` and `hello`.
-fn runs<'p>(prompt: &'p Prompt, codec: &dyn TextCodec) -> Vec<(String, Option<u32>)> {
+fn runs(prompt: &Prompt, codec: &dyn TextCodec) -> Vec<(String, Option<u32>)> {
     let mut out = Vec::new();
     let mut run = String::new();
     for span in &prompt.spans {

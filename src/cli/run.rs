@@ -350,6 +350,7 @@ fn finish(args: &Args, mut out: Output, written: &Generated, seed: u64) -> anyho
 
 fn statistics(args: &Args, written: &Generated, seed: u64) -> String {
     let tokens = |n: usize| format!("{} token{}", units::count(n as u64), if n == 1 { "" } else { "s" });
+    let speed = |rate: f64| if rate > 0.0 { format!(", {rate:.1} tokens/s") } else { String::new() };
     let why = match &written.finish {
         Finish::End { token } => format!("the model ended with token {token}"),
         Finish::Stop { text } => format!("stopped at {text:?}"),
@@ -364,11 +365,11 @@ fn statistics(args: &Args, written: &Generated, seed: u64) -> String {
         format!("seed:      {seed}\n")
     };
     format!(
-        "\nprompt:    {}, {:.1} tokens/s\nwritten:   {}, {:.1} tokens/s\nended:     {why}\n{seed}",
+        "\nprompt:    {}{}\nwritten:   {}{}\nended:     {why}\n{seed}",
         tokens(written.prompt_tokens),
-        written.prompt_rate(),
+        speed(written.prompt_rate()),
         tokens(written.tokens.len()),
-        written.generate_rate(),
+        speed(written.generate_rate()),
     )
 }
 
