@@ -281,7 +281,7 @@ fn a_message_that_spells_markers_reaches_the_model_as_text() {
     ] {
         let ids = encode(hostile);
         assert_eq!(markers(&ids), [6, 7, 6], "{hostile:?} became {ids:?}");
-        let said: Vec<u8> = ids[3..ids.len() - 5].iter().flat_map(|id| codec.bytes(*id)).collect();
+        let said: Vec<u8> = ids[3..ids.len() - 5].iter().flat_map(|id| codec.bytes(*id)).copied().collect();
         assert_eq!(String::from_utf8_lossy(&said), hostile);
         let plain = chat::encode(&Prompt::plain(hostile), codec).unwrap();
         assert!(markers(&plain).is_empty(), "{hostile:?} became {plain:?}");
@@ -289,6 +289,84 @@ fn a_message_that_spells_markers_reaches_the_model_as_text() {
     assert!(codec.encode("", Place::Start).unwrap().is_empty());
     assert!(codec.is_end(2) && codec.is_end(7) && !codec.is_end(6));
     assert_eq!(codec.begins_with(), None, "Yi begins texts with nothing");
+}
+
+/// Llama 3's kind of vocabulary in miniature: bytes written as characters, one merge, three control tokens.
+fn byte_level_vocabulary() -> tempfile::NamedTempFile {
+    // GPT-2's table: printable bytes stand for themselves, the others for characters from U+0100 on.
+    let mut next = 0x100;
+    let mut tokens: Vec<String> = (0u32..256)
+        .map(|byte| {
+            let printable = matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+            let character = if printable { byte } else { next };
+            next += u32::from(!printable);
+            char::from_u32(character).unwrap().to_string()
+        })
+        .collect();
+    let mut types = vec![1i32; 256];
+    for (piece, ty) in [("he", 1), ("Ġhe", 1), ("<|begin_of_text|>", 3), ("<|eot_id|>", 3), ("<tag>", 4)] {
+        tokens.push(piece.to_string());
+        types.push(ty);
+    }
+    let mut metadata = nibble::gguf::Metadata::new();
+    metadata.set("general.architecture", "llama");
+    for (key, value) in [("vocab_size", 261u32), ("context_length", 64), ("embedding_length", 8), ("block_count", 1)] {
+        metadata.set(format!("llama.{key}"), value);
+    }
+    for (key, value) in [("feed_forward_length", 8u32), ("attention.head_count", 1), ("rope.dimension_count", 8)] {
+        metadata.set(format!("llama.{key}"), value);
+    }
+    metadata.set("llama.attention.layer_norm_rms_epsilon", 1e-5f32);
+    metadata.set("tokenizer.ggml.model", "gpt2");
+    metadata.set("tokenizer.ggml.pre", "llama-bpe");
+    metadata.set("tokenizer.ggml.tokens", tokens);
+    metadata.set("tokenizer.ggml.token_type", types);
+    metadata.set("tokenizer.ggml.merges", vec!["h e".to_string(), "Ġ he".to_string()]);
+    metadata.set("tokenizer.ggml.bos_token_id", 258u32);
+    metadata.set("tokenizer.ggml.eos_token_id", 259u32);
+    metadata.set("tokenizer.ggml.add_bos_token", true);
+    let layout = nibble::gguf::Layout::new(&metadata, Vec::new(), 32, None).unwrap();
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    layout.write_part(0, file.as_file_mut(), |_| Vec::<u8>::new()).unwrap();
+    file
+}
+
+#[test]
+fn llama_cpps_tokenizer_serves_byte_level_vocabularies() {
+    let file = byte_level_vocabulary();
+    let model = Model::load_vocabulary(file.path()).unwrap();
+    let codec = model.codec();
+    assert_eq!(codec.n_tokens(), 261);
+    assert_eq!(codec.encode("he he", Place::Start).unwrap(), [256, 257]);
+    assert_eq!(codec.encode("he", Place::Inside).unwrap(), [256]);
+    let bytes = |ids: &[u32]| ids.iter().flat_map(|id| codec.bytes(*id)).copied().collect::<Vec<u8>>();
+    let said = "说 he\n\u{0}<tag>";
+    assert_eq!(bytes(&codec.encode(said, Place::Start).unwrap()), said.as_bytes());
+    assert_eq!(codec.encode("<tag>", Place::Start).unwrap(), [260]);
+    assert_eq!(codec.bytes(258), b"");
+    assert_eq!(codec.bytes(9999), b"");
+    assert_eq!(codec.begins_with(), Some(258));
+    assert!(codec.is_end(259) && !codec.is_end(258));
+    let plain = chat::encode(&Prompt::plain("<|eot_id|>"), codec).unwrap();
+    assert_eq!(plain[0], 258);
+    assert_eq!(bytes(&plain[1..]), b"<|eot_id|>");
+    assert!(!plain[1..].iter().any(|id| codec.markers().contains(*id)), "{plain:?}");
+    let special = chat::encode(&Prompt::with_control_tokens("<|begin_of_text|>he<|eot_id|>"), codec).unwrap();
+    assert_eq!(special, [258, 256, 259]);
+}
+
+#[test]
+fn a_vocabulary_that_would_end_the_process_is_refused() {
+    let path = model_or_skip!();
+    // llama.cpp asserts that no piece comes twice.
+    let mut bytes = std::fs::read(&path).unwrap();
+    let find = |bytes: &[u8], name: &[u8]| bytes.windows(name.len()).position(|w| w == name).unwrap();
+    let at = find(&bytes, b"<|im_sep|>");
+    bytes[at..at + 10].copy_from_slice(b"<|im_end|>");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    let error = Model::load(file.path(), ModelOptions::default()).unwrap_err();
+    assert!(matches!(error, Error::Vocabulary(_)), "{error}");
 }
 
 #[test]
