@@ -6,8 +6,8 @@ use std::io::{Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use nibble::chat::{self, Message, Place, Prompt, Template};
@@ -16,22 +16,18 @@ use nibble::runtime::{
 };
 use nibble::sample::{Params, Sampler};
 
-/// `yi-nano` as an F32 GGUF file. Without it the tests of this file are skipped, and say so.
-fn yi_nano() -> Option<PathBuf> {
-    let path = std::env::var_os("NIBBLE_YI_NANO_GGUF").map(PathBuf::from);
-    if path.is_none() {
-        eprintln!("skipped: NIBBLE_YI_NANO_GGUF does not name yi-nano as an F32 GGUF file");
-    }
-    path
+use crate::support;
+
+/// `yi-nano`, converted once to a file of 32-bit floats.
+fn yi_nano() -> PathBuf {
+    static FILE: LazyLock<PathBuf> = LazyLock::new(|| converted("F32"));
+    FILE.clone()
 }
 
-macro_rules! model_or_skip {
-    () => {
-        match yi_nano() {
-            Some(path) => path,
-            None => return,
-        }
-    };
+/// `yi-nano`, converted by the recipe of this name.
+fn converted(recipe: &str) -> PathBuf {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("generation-yi-nano-{recipe}.gguf"));
+    support::convert(&support::yi_nano(), &file, &["-q", recipe, "--force"])
 }
 
 fn load(path: &Path) -> Model {
@@ -96,14 +92,50 @@ pub fn check_golden(path: &Path, tolerance: f64) -> f64 {
 
 #[test]
 fn gives_the_logits_and_tokens_of_the_reference() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let worst = check_golden(&path, 0.002);
     eprintln!("largest difference of a logit: {worst:.6}");
 }
 
+/// Mean negative log-likelihood of a text, as `golden.json` defines it: over windows of 256 tokens without BOS, the
+/// second halves scored, each token given all before it in its window.
+fn mean_nll(path: &Path, text: &Path) -> (usize, f64) {
+    let model = load(path);
+    let tokens = chat::encode(&Prompt::plain(std::fs::read_to_string(text).unwrap()), model.codec()).unwrap();
+    let (mut sum, mut n) = (0f64, 0u32);
+    let mut session = Session::new(&model, &exact()).unwrap();
+    for window in tokens.chunks_exact(256) {
+        session.truncate(0);
+        session
+            .eval_each(&window[..255], 128, |i, row| {
+                let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let total: f64 = row.iter().map(|&x| f64::from(x - largest).exp()).sum();
+                sum += total.ln() - f64::from(row[window[i + 1] as usize] - largest);
+                n += 1;
+            })
+            .unwrap();
+    }
+    (tokens.len(), sum / f64::from(n))
+}
+
+#[test]
+fn is_as_surprised_by_a_text_as_the_reference() {
+    let files = [(yi_nano(), 0.0005), (converted("BF16"), 0.005)];
+    for case in golden()["nll"].as_array().unwrap() {
+        let Some(text) = support::shared(&format!("text/{}", case["text"].as_str().unwrap())) else { return };
+        let wanted = case["mean_nll"].as_f64().unwrap();
+        for (file, tolerance) in &files {
+            let (n_tokens, found) = mean_nll(file, &text);
+            eprintln!("{} {}: mean NLL {found:.6}, reference {wanted:.6}", file.display(), case["text"]);
+            assert_eq!(n_tokens as u64, case["tokens"].as_u64().unwrap());
+            assert!((found - wanted).abs() < *tolerance, "{found}, wanted {wanted}");
+        }
+    }
+}
+
 #[test]
 fn the_evaluation_of_a_text_does_not_depend_on_its_batches() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = load(&path);
     let text = "Once upon a time there was a king. He had a son, and the son had a horse. ".repeat(6);
     let tokens = chat::encode(&Prompt::plain(text), model.codec()).unwrap();
@@ -134,7 +166,7 @@ fn the_evaluation_of_a_text_does_not_depend_on_its_batches() {
 
 #[test]
 fn a_cut_context_goes_on_as_a_fresh_one_would() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = load(&path);
     let encode = |text: &str| chat::encode(&Prompt::plain(text), model.codec()).unwrap();
     let (first, second) =
@@ -163,7 +195,7 @@ fn a_cut_context_goes_on_as_a_fresh_one_would() {
 
 #[test]
 fn what_llama_cpp_does_not_check_is_checked() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = load(&path);
     let mut session = Session::new(&model, &SessionOptions { n_ctx: Some(20), n_batch: 8, ..exact() }).unwrap();
     assert_eq!(session.n_ctx(), 20);
@@ -188,7 +220,7 @@ fn what_llama_cpp_does_not_check_is_checked() {
 
 #[test]
 fn a_full_context_ends_a_text() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = load(&path);
     let mut session = Session::new(&model, &SessionOptions { n_ctx: Some(16), ..exact() }).unwrap();
     let prompt = chat::encode(&Prompt::plain("Once upon a time"), model.codec()).unwrap();
@@ -204,7 +236,7 @@ fn a_full_context_ends_a_text() {
 
 #[test]
 fn an_evaluation_can_be_interrupted_and_the_session_used_again() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = load(&path);
     let cancel = Arc::new(AtomicBool::new(false));
     let options = SessionOptions { n_ctx: Some(8192), n_batch: 2048, cancel: cancel.clone(), ..exact() };
@@ -232,7 +264,7 @@ fn an_evaluation_can_be_interrupted_and_the_session_used_again() {
 
 #[test]
 fn sessions_are_made_and_used_on_several_threads() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = load(&path);
     let best: Vec<u32> = std::thread::scope(|scope| {
         let run = || {
@@ -248,7 +280,7 @@ fn sessions_are_made_and_used_on_several_threads() {
 
 #[test]
 fn caches_of_every_type_continue_the_text() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = load(&path);
     for kv_type in [KvType::F32, KvType::F16, KvType::Q8_0] {
         let options = SessionOptions { kv_type, threads: Some(1), ..SessionOptions::default() };
@@ -261,7 +293,7 @@ fn caches_of_every_type_continue_the_text() {
 
 #[test]
 fn a_message_that_spells_markers_reaches_the_model_as_text() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = Model::load_vocabulary(&path).unwrap();
     let codec = model.codec();
     let template = Template::from_metadata(model.metadata()).unwrap();
@@ -357,7 +389,7 @@ fn llama_cpps_tokenizer_serves_byte_level_vocabularies() {
 
 #[test]
 fn a_vocabulary_that_would_end_the_process_is_refused() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     // llama.cpp asserts that no piece comes twice.
     let mut bytes = std::fs::read(&path).unwrap();
     let find = |bytes: &[u8], name: &[u8]| bytes.windows(name.len()).position(|w| w == name).unwrap();
@@ -371,7 +403,7 @@ fn a_vocabulary_that_would_end_the_process_is_refused() {
 
 #[test]
 fn a_model_too_large_for_the_machine_is_refused_before_it_is_loaded() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let session = SessionOptions { n_ctx: Some(500_000_000), ..SessionOptions::default() };
     let error = Model::load(&path, ModelOptions { session: session.clone(), ..Default::default() }).unwrap_err();
     let text = error.to_string();
@@ -382,7 +414,7 @@ fn a_model_too_large_for_the_machine_is_refused_before_it_is_loaded() {
 
 #[test]
 fn loading_can_be_watched_and_ended() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
     let watcher = seen.clone();
     let progress = Box::new(move |part| {
@@ -397,7 +429,7 @@ fn loading_can_be_watched_and_ended() {
 
 #[test]
 fn llama_cpps_reason_is_passed_on() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     // A sound GGUF file that is no model: our reader takes it, llama.cpp does not.
     let mut bytes = std::fs::read(&path).unwrap();
     let name = b"blk.3.ffn_down.weight";
@@ -427,7 +459,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn run_writes_the_text_to_stdout_and_the_statistics_to_stderr() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = path.to_str().unwrap();
     let out = output(&[
         "run",
@@ -455,7 +487,7 @@ fn run_writes_the_text_to_stdout_and_the_statistics_to_stderr() {
 
 #[test]
 fn run_ends_a_chat_at_the_end_of_the_turn() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = path.to_str().unwrap();
     let arguments = ["run", model, "--chat", "-p", "Tell me a story.", "--seed", "3", "--json"];
     let read = || serde_json::from_slice::<serde_json::Value>(&output(&arguments).stdout).unwrap();
@@ -471,7 +503,7 @@ fn run_ends_a_chat_at_the_end_of_the_turn() {
 
 #[test]
 fn run_stops_at_a_stop_text_without_printing_it() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let prompt = "Once upon a time, there was a little";
     let out = output(&[
         "run",
@@ -492,7 +524,7 @@ fn run_stops_at_a_stop_text_without_printing_it() {
 
 #[test]
 fn run_reads_its_prompt_from_where_it_is_told() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = path.to_str().unwrap();
     let wanted = text(&output(&["run", model, "-p", "话说宋江", "--greedy", "-n", "9", "-q"]).stdout);
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -512,7 +544,7 @@ fn run_reads_its_prompt_from_where_it_is_told() {
 
 #[test]
 fn run_says_in_one_line_what_is_wrong() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = path.to_str().unwrap();
     let long = "Once upon a time. ".repeat(400);
     for (arguments, wanted) in [
@@ -534,7 +566,7 @@ fn run_says_in_one_line_what_is_wrong() {
 
 #[test]
 fn run_warns_beyond_what_the_model_was_trained_on() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let out = output(&["run", path.to_str().unwrap(), "-p", "Once", "-n", "1", "--ctx", "600"]);
     assert!(out.status.success());
     assert!(text(&out.stderr).contains("trained on 512 tokens at a time"), "{}", text(&out.stderr));
@@ -542,7 +574,7 @@ fn run_warns_beyond_what_the_model_was_trained_on() {
 
 #[test]
 fn run_ends_quietly_when_nobody_reads_on() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let mut child = nibble(&["run", path.to_str().unwrap(), "-p", "Once", "--seed", "1", "--ctx", "4000", "--special"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -558,7 +590,7 @@ fn run_ends_quietly_when_nobody_reads_on() {
 #[cfg(unix)]
 #[test]
 fn run_ends_at_an_interrupt_with_its_statistics() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let mut child =
         nibble(&["run", path.to_str().unwrap(), "-p", "ROMEO:\n", "--seed", "5", "--ctx", "200000", "--temp", "3"])
             .args(["--top-k", "0", "--top-p", "1", "--min-p", "0", "--allow-swap"])
@@ -580,7 +612,7 @@ fn run_ends_at_an_interrupt_with_its_statistics() {
 
 #[test]
 fn tokenize_shows_ids_and_pieces() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = path.to_str().unwrap();
     let out = output(&["tokenize", model, "Once upon 话说"]);
     assert_eq!(
