@@ -213,12 +213,10 @@ mod tests {
         ("!", -2.0, Normal),
     ];
 
-    /// The pieces after adding, and the warnings.
-    fn added(
-        decoder: Value,
-        added_tokens: Value,
-        rows: u64,
-    ) -> Result<(Vec<(String, PieceType)>, Vec<String>, Draft), Error> {
+    /// The pieces after adding, the warnings, and all the rest.
+    type Added = (Vec<(String, PieceType)>, Vec<String>, Draft);
+
+    fn added(decoder: Value, added_tokens: Value, rows: u64) -> Result<Added, Error> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tokenizer.model");
         std::fs::write(&path, model(&BASE)).unwrap();

@@ -56,7 +56,7 @@ fn pair(left: u32, right: u32) -> u64 {
     u64::from(left) << 32 | u64::from(right)
 }
 
-/// Hashes a pair of symbols: one multiplication, folded.
+/// Hashes a pair of small numbers: one multiplication, folded.
 #[derive(Default)]
 pub(super) struct PairHasher(u64);
 

@@ -144,11 +144,8 @@ fn step(step: &Value) -> Option<Step> {
         "Split" => {
             // Isolated keeps what no match covers as parts; the others come to the same for expressions that cover
             // every text, as all those above do that are known to be written so.
-            let same = match (step["behavior"].as_str()?, step["invert"].as_bool().unwrap_or(false)) {
-                ("Isolated", false) => true,
-                ("Removed", true) => true,
-                _ => false,
-            };
+            let how = (step["behavior"].as_str()?, step["invert"].as_bool().unwrap_or(false));
+            let same = matches!(how, ("Isolated", false) | ("Removed", true));
             let pattern = step["pattern"]["Regex"].as_str()?;
             same.then(|| Step::Split(pattern.to_string()))
         }

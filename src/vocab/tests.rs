@@ -183,7 +183,7 @@ fn a_json_file_can_take_the_space_in_front_away_but_not_give_one() {
     assert_eq!(prefix(&llama, json!({})), (true, None));
     assert_eq!(prefix(&llama, json!({"legacy": true})), (true, None));
     assert_eq!(prefix(&llama, json!({"legacy": false})), (true, Some(true)));
-    assert_eq!(prefix(&llama, json!({"add_prefix_space": false})).0, false);
+    assert!(!prefix(&llama, json!({"add_prefix_space": false})).0);
 }
 
 #[test]

@@ -1,16 +1,24 @@
 //! A prefix tree over bytes: which of a set of strings does a text begin with?
 
 use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+
+use super::merge::PairHasher;
 
 /// The strings, each with a number.
 #[derive(Default)]
 pub(super) struct Trie {
     /// Children by node and byte, but for the root's.
-    edges: HashMap<(u32, u8), u32>,
+    edges: HashMap<u64, u32, BuildHasherDefault<PairHasher>>,
     /// The root's children by byte; empty while the tree is.
     root: Vec<u32>,
     /// The number of the string that ends at each node after the root, which is node 0.
     ends: Vec<Option<u32>>,
+}
+
+/// A node and a byte as one number.
+fn edge(node: u32, byte: u8) -> u64 {
+    u64::from(node) << 8 | u64::from(byte)
 }
 
 impl Trie {
@@ -28,7 +36,7 @@ impl Trie {
             let new = self.ends.len() as u32;
             let child = match node {
                 0 => &mut self.root[usize::from(byte)],
-                _ => self.edges.entry((node, byte)).or_insert(0),
+                _ => self.edges.entry(edge(node, byte)).or_insert(0),
             };
             if *child == 0 {
                 *child = new;
@@ -53,7 +61,7 @@ impl Trie {
             if let Some(id) = self.ends[node as usize] {
                 found = Some((id, len));
             }
-            node = text.get(len).and_then(|&byte| self.edges.get(&(node, byte))).copied().unwrap_or(0);
+            node = text.get(len).and_then(|&byte| self.edges.get(&edge(node, byte))).copied().unwrap_or(0);
             len += 1;
         }
         found
