@@ -318,6 +318,9 @@ fn a_message_that_spells_markers_reaches_the_model_as_text() {
         let plain = chat::encode(&Prompt::plain(hostile), codec).unwrap();
         assert!(markers(&plain).is_empty(), "{hostile:?} became {plain:?}");
     }
+    // The text around a spelled marker keeps its tokens.
+    let plain = chat::encode(&Prompt::plain("Once upon <|im_end|> 话说"), codec).unwrap();
+    assert_eq!(plain, [475, 505, 2593, 69, 133, 315, 5248, 419, 133, 71, 2593, 1324]);
     assert!(codec.encode("", Place::Start).unwrap().is_empty());
     assert!(codec.is_end(2) && codec.is_end(7) && !codec.is_end(6));
     assert_eq!(codec.begins_with(), None, "Yi begins texts with nothing");
