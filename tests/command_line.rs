@@ -18,15 +18,18 @@ fn inspect_shows_a_file_and_a_folder() {
     has(&stdout(&nibble(["inspect", file])), &["llama", "6.4", "Q4_K", "Q6_K", "tokenizer.ggml.add_space_prefix"]);
     let json: serde_json::Value = serde_json::from_str(&stdout(&nibble(["inspect", file, "--json"]))).unwrap();
     assert_eq!(json["tensors"].as_array().unwrap().len(), 39);
-    has(&stdout(&nibble(["inspect", file, "--tensor", "blk.0.attn_q.weight"])), &["256", "min", "max", "mean"]);
-    has(&error(&nibble(["inspect", file, "--tensor", "blk.0.attn_qq.weight"])), &["blk.0.attn_qq.weight", "blk.0.attn_q.weight"]);
+    has(&stdout(&nibble(["inspect", file, "--tensor", "blk.0.attn_q.weight"])), &["256", "Min", "Max", "Mean"]);
+    has(
+        &error(&nibble(["inspect", file, "--tensor", "blk.0.attn_qq.weight"])),
+        &["blk.0.attn_qq.weight", "blk.0.attn_q.weight"],
+    );
 
     let nano = yi_nano();
     let nano = nano.to_str().unwrap();
     has(&stdout(&nibble(["inspect", nano])), &["LlamaForCausalLM", "BF16", "lm_head.weight"]);
     let json: serde_json::Value = serde_json::from_str(&stdout(&nibble(["inspect", nano, "--json"]))).unwrap();
     assert_eq!(json["tensors"].as_array().unwrap().len(), 39);
-    has(&stdout(&nibble(["inspect", nano, "--tensor", "lm_head.weight"])), &["6400", "min", "max", "mean"]);
+    has(&stdout(&nibble(["inspect", nano, "--tensor", "lm_head.weight"])), &["6400", "Min", "Max", "Mean"]);
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::io::{Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use nibble::chat::{self, Message, Place, Prompt, Template};
@@ -16,22 +16,18 @@ use nibble::runtime::{
 };
 use nibble::sample::{Params, Sampler};
 
-/// `yi-nano` as an F32 GGUF file. Without it the tests of this file are skipped, and say so.
-fn yi_nano() -> Option<PathBuf> {
-    let path = std::env::var_os("NIBBLE_YI_NANO_GGUF").map(PathBuf::from);
-    if path.is_none() {
-        eprintln!("skipped: NIBBLE_YI_NANO_GGUF does not name yi-nano as an F32 GGUF file");
-    }
-    path
+use crate::support;
+
+/// `yi-nano`, converted once to a file of 32-bit floats.
+fn yi_nano() -> PathBuf {
+    static FILE: LazyLock<PathBuf> = LazyLock::new(|| converted("F32"));
+    FILE.clone()
 }
 
-macro_rules! model_or_skip {
-    () => {
-        match yi_nano() {
-            Some(path) => path,
-            None => return,
-        }
-    };
+/// `yi-nano`, converted by the recipe of this name.
+fn converted(recipe: &str) -> PathBuf {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("generation-yi-nano-{recipe}.gguf"));
+    support::convert(&support::yi_nano(), &file, &["-q", recipe, "--force"])
 }
 
 fn load(path: &Path) -> Model {
@@ -96,14 +92,50 @@ pub fn check_golden(path: &Path, tolerance: f64) -> f64 {
 
 #[test]
 fn gives_the_logits_and_tokens_of_the_reference() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let worst = check_golden(&path, 0.002);
     eprintln!("largest difference of a logit: {worst:.6}");
 }
 
+/// Mean negative log-likelihood of a text, as `golden.json` defines it: over windows of 256 tokens without BOS, the
+/// second halves scored, each token given all before it in its window.
+fn mean_nll(path: &Path, text: &Path) -> (usize, f64) {
+    let model = load(path);
+    let tokens = chat::encode(&Prompt::plain(std::fs::read_to_string(text).unwrap()), model.codec()).unwrap();
+    let (mut sum, mut n) = (0f64, 0u32);
+    let mut session = Session::new(&model, &exact()).unwrap();
+    for window in tokens.chunks_exact(256) {
+        session.truncate(0);
+        session
+            .eval_each(&window[..255], 128, |i, row| {
+                let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let total: f64 = row.iter().map(|&x| f64::from(x - largest).exp()).sum();
+                sum += total.ln() - f64::from(row[window[i + 1] as usize] - largest);
+                n += 1;
+            })
+            .unwrap();
+    }
+    (tokens.len(), sum / f64::from(n))
+}
+
+#[test]
+fn is_as_surprised_by_a_text_as_the_reference() {
+    let files = [(yi_nano(), 0.0005), (converted("BF16"), 0.005)];
+    for case in golden()["nll"].as_array().unwrap() {
+        let Some(text) = support::shared(&format!("text/{}", case["text"].as_str().unwrap())) else { return };
+        let wanted = case["mean_nll"].as_f64().unwrap();
+        for (file, tolerance) in &files {
+            let (n_tokens, found) = mean_nll(file, &text);
+            eprintln!("{} {}: mean NLL {found:.6}, reference {wanted:.6}", file.display(), case["text"]);
+            assert_eq!(n_tokens as u64, case["tokens"].as_u64().unwrap());
+            assert!((found - wanted).abs() < *tolerance, "{found}, wanted {wanted}");
+        }
+    }
+}
+
 #[test]
 fn the_evaluation_of_a_text_does_not_depend_on_its_batches() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = load(&path);
     let text = "Once upon a time there was a king. He had a son, and the son had a horse. ".repeat(6);
     let tokens = chat::encode(&Prompt::plain(text), model.codec()).unwrap();
@@ -134,7 +166,7 @@ fn the_evaluation_of_a_text_does_not_depend_on_its_batches() {
 
 #[test]
 fn a_cut_context_goes_on_as_a_fresh_one_would() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = load(&path);
     let encode = |text: &str| chat::encode(&Prompt::plain(text), model.codec()).unwrap();
     let (first, second) =
@@ -163,7 +195,7 @@ fn a_cut_context_goes_on_as_a_fresh_one_would() {
 
 #[test]
 fn what_llama_cpp_does_not_check_is_checked() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = load(&path);
     let mut session = Session::new(&model, &SessionOptions { n_ctx: Some(20), n_batch: 8, ..exact() }).unwrap();
     assert_eq!(session.n_ctx(), 20);
@@ -188,7 +220,7 @@ fn what_llama_cpp_does_not_check_is_checked() {
 
 #[test]
 fn a_full_context_ends_a_text() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = load(&path);
     let mut session = Session::new(&model, &SessionOptions { n_ctx: Some(16), ..exact() }).unwrap();
     let prompt = chat::encode(&Prompt::plain("Once upon a time"), model.codec()).unwrap();
@@ -204,7 +236,7 @@ fn a_full_context_ends_a_text() {
 
 #[test]
 fn an_evaluation_can_be_interrupted_and_the_session_used_again() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = load(&path);
     let cancel = Arc::new(AtomicBool::new(false));
     let options = SessionOptions { n_ctx: Some(8192), n_batch: 2048, cancel: cancel.clone(), ..exact() };
@@ -232,7 +264,7 @@ fn an_evaluation_can_be_interrupted_and_the_session_used_again() {
 
 #[test]
 fn sessions_are_made_and_used_on_several_threads() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = load(&path);
     let best: Vec<u32> = std::thread::scope(|scope| {
         let run = || {
@@ -248,7 +280,7 @@ fn sessions_are_made_and_used_on_several_threads() {
 
 #[test]
 fn caches_of_every_type_continue_the_text() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = load(&path);
     for kv_type in [KvType::F32, KvType::F16, KvType::Q8_0] {
         let options = SessionOptions { kv_type, threads: Some(1), ..SessionOptions::default() };
@@ -261,7 +293,7 @@ fn caches_of_every_type_continue_the_text() {
 
 #[test]
 fn a_message_that_spells_markers_reaches_the_model_as_text() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = Model::load_vocabulary(&path).unwrap();
     let codec = model.codec();
     let template = Template::from_metadata(model.metadata()).unwrap();
@@ -281,19 +313,100 @@ fn a_message_that_spells_markers_reaches_the_model_as_text() {
     ] {
         let ids = encode(hostile);
         assert_eq!(markers(&ids), [6, 7, 6], "{hostile:?} became {ids:?}");
-        let said: Vec<u8> = ids[3..ids.len() - 5].iter().flat_map(|id| codec.bytes(*id)).collect();
+        let said: Vec<u8> = ids[3..ids.len() - 5].iter().flat_map(|id| codec.bytes(*id)).copied().collect();
         assert_eq!(String::from_utf8_lossy(&said), hostile);
         let plain = chat::encode(&Prompt::plain(hostile), codec).unwrap();
         assert!(markers(&plain).is_empty(), "{hostile:?} became {plain:?}");
     }
+    // The text around a spelled marker keeps its tokens.
+    let plain = chat::encode(&Prompt::plain("Once upon <|im_end|> 话说"), codec).unwrap();
+    assert_eq!(plain, [475, 505, 2593, 69, 133, 315, 5248, 419, 133, 71, 2593, 1324]);
     assert!(codec.encode("", Place::Start).unwrap().is_empty());
     assert!(codec.is_end(2) && codec.is_end(7) && !codec.is_end(6));
     assert_eq!(codec.begins_with(), None, "Yi begins texts with nothing");
 }
 
+/// Llama 3's kind of vocabulary in miniature: bytes written as characters, one merge, three control tokens.
+fn byte_level_vocabulary() -> tempfile::NamedTempFile {
+    // GPT-2's table: printable bytes stand for themselves, the others for characters from U+0100 on.
+    let mut next = 0x100;
+    let mut tokens: Vec<String> = (0u32..256)
+        .map(|byte| {
+            let printable = matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+            let character = if printable { byte } else { next };
+            next += u32::from(!printable);
+            char::from_u32(character).unwrap().to_string()
+        })
+        .collect();
+    let mut types = vec![1i32; 256];
+    for (piece, ty) in [("he", 1), ("Ġhe", 1), ("<|begin_of_text|>", 3), ("<|eot_id|>", 3), ("<tag>", 4)] {
+        tokens.push(piece.to_string());
+        types.push(ty);
+    }
+    let mut metadata = nibble::gguf::Metadata::new();
+    metadata.set("general.architecture", "llama");
+    for (key, value) in [("vocab_size", 261u32), ("context_length", 64), ("embedding_length", 8), ("block_count", 1)] {
+        metadata.set(format!("llama.{key}"), value);
+    }
+    for (key, value) in [("feed_forward_length", 8u32), ("attention.head_count", 1), ("rope.dimension_count", 8)] {
+        metadata.set(format!("llama.{key}"), value);
+    }
+    metadata.set("llama.attention.layer_norm_rms_epsilon", 1e-5f32);
+    metadata.set("tokenizer.ggml.model", "gpt2");
+    metadata.set("tokenizer.ggml.pre", "llama-bpe");
+    metadata.set("tokenizer.ggml.tokens", tokens);
+    metadata.set("tokenizer.ggml.token_type", types);
+    metadata.set("tokenizer.ggml.merges", vec!["h e".to_string(), "Ġ he".to_string()]);
+    metadata.set("tokenizer.ggml.bos_token_id", 258u32);
+    metadata.set("tokenizer.ggml.eos_token_id", 259u32);
+    metadata.set("tokenizer.ggml.add_bos_token", true);
+    let layout = nibble::gguf::Layout::new(&metadata, Vec::new(), 32, None).unwrap();
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    layout.write_part(0, file.as_file_mut(), |_| Vec::<u8>::new()).unwrap();
+    file
+}
+
+#[test]
+fn llama_cpps_tokenizer_serves_byte_level_vocabularies() {
+    let file = byte_level_vocabulary();
+    let model = Model::load_vocabulary(file.path()).unwrap();
+    let codec = model.codec();
+    assert_eq!(codec.n_tokens(), 261);
+    assert_eq!(codec.encode("he he", Place::Start).unwrap(), [256, 257]);
+    assert_eq!(codec.encode("he", Place::Inside).unwrap(), [256]);
+    let bytes = |ids: &[u32]| ids.iter().flat_map(|id| codec.bytes(*id)).copied().collect::<Vec<u8>>();
+    let said = "说 he\n\u{0}<tag>";
+    assert_eq!(bytes(&codec.encode(said, Place::Start).unwrap()), said.as_bytes());
+    assert_eq!(codec.encode("<tag>", Place::Start).unwrap(), [260]);
+    assert_eq!(codec.bytes(258), b"");
+    assert_eq!(codec.bytes(9999), b"");
+    assert_eq!(codec.begins_with(), Some(258));
+    assert!(codec.is_end(259) && !codec.is_end(258));
+    let plain = chat::encode(&Prompt::plain("<|eot_id|>"), codec).unwrap();
+    assert_eq!(plain[0], 258);
+    assert_eq!(bytes(&plain[1..]), b"<|eot_id|>");
+    assert!(!plain[1..].iter().any(|id| codec.markers().contains(*id)), "{plain:?}");
+    let special = chat::encode(&Prompt::with_control_tokens("<|begin_of_text|>he<|eot_id|>"), codec).unwrap();
+    assert_eq!(special, [258, 256, 259]);
+}
+
+#[test]
+fn a_vocabulary_that_would_end_the_process_is_refused() {
+    let path = yi_nano();
+    // llama.cpp asserts that no piece comes twice.
+    let mut bytes = std::fs::read(&path).unwrap();
+    let find = |bytes: &[u8], name: &[u8]| bytes.windows(name.len()).position(|w| w == name).unwrap();
+    let at = find(&bytes, b"<|im_sep|>");
+    bytes[at..at + 10].copy_from_slice(b"<|im_end|>");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    let error = Model::load(file.path(), ModelOptions::default()).unwrap_err();
+    assert!(matches!(error, Error::Vocabulary(_)), "{error}");
+}
+
 #[test]
 fn a_model_too_large_for_the_machine_is_refused_before_it_is_loaded() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let session = SessionOptions { n_ctx: Some(500_000_000), ..SessionOptions::default() };
     let error = Model::load(&path, ModelOptions { session: session.clone(), ..Default::default() }).unwrap_err();
     let text = error.to_string();
@@ -304,7 +417,7 @@ fn a_model_too_large_for_the_machine_is_refused_before_it_is_loaded() {
 
 #[test]
 fn loading_can_be_watched_and_ended() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
     let watcher = seen.clone();
     let progress = Box::new(move |part| {
@@ -319,7 +432,7 @@ fn loading_can_be_watched_and_ended() {
 
 #[test]
 fn llama_cpps_reason_is_passed_on() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     // A sound GGUF file that is no model: our reader takes it, llama.cpp does not.
     let mut bytes = std::fs::read(&path).unwrap();
     let name = b"blk.3.ffn_down.weight";
@@ -349,7 +462,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn run_writes_the_text_to_stdout_and_the_statistics_to_stderr() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = path.to_str().unwrap();
     let out = output(&[
         "run",
@@ -377,7 +490,7 @@ fn run_writes_the_text_to_stdout_and_the_statistics_to_stderr() {
 
 #[test]
 fn run_ends_a_chat_at_the_end_of_the_turn() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = path.to_str().unwrap();
     let arguments = ["run", model, "--chat", "-p", "Tell me a story.", "--seed", "3", "--json"];
     let read = || serde_json::from_slice::<serde_json::Value>(&output(&arguments).stdout).unwrap();
@@ -393,7 +506,7 @@ fn run_ends_a_chat_at_the_end_of_the_turn() {
 
 #[test]
 fn run_stops_at_a_stop_text_without_printing_it() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let prompt = "Once upon a time, there was a little";
     let out = output(&[
         "run",
@@ -414,7 +527,7 @@ fn run_stops_at_a_stop_text_without_printing_it() {
 
 #[test]
 fn run_reads_its_prompt_from_where_it_is_told() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = path.to_str().unwrap();
     let wanted = text(&output(&["run", model, "-p", "话说宋江", "--greedy", "-n", "9", "-q"]).stdout);
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -434,7 +547,7 @@ fn run_reads_its_prompt_from_where_it_is_told() {
 
 #[test]
 fn run_says_in_one_line_what_is_wrong() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = path.to_str().unwrap();
     let long = "Once upon a time. ".repeat(400);
     for (arguments, wanted) in [
@@ -456,7 +569,7 @@ fn run_says_in_one_line_what_is_wrong() {
 
 #[test]
 fn run_warns_beyond_what_the_model_was_trained_on() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let out = output(&["run", path.to_str().unwrap(), "-p", "Once", "-n", "1", "--ctx", "600"]);
     assert!(out.status.success());
     assert!(text(&out.stderr).contains("trained on 512 tokens at a time"), "{}", text(&out.stderr));
@@ -464,7 +577,7 @@ fn run_warns_beyond_what_the_model_was_trained_on() {
 
 #[test]
 fn run_ends_quietly_when_nobody_reads_on() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let mut child = nibble(&["run", path.to_str().unwrap(), "-p", "Once", "--seed", "1", "--ctx", "4000", "--special"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -480,7 +593,7 @@ fn run_ends_quietly_when_nobody_reads_on() {
 #[cfg(unix)]
 #[test]
 fn run_ends_at_an_interrupt_with_its_statistics() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let mut child =
         nibble(&["run", path.to_str().unwrap(), "-p", "ROMEO:\n", "--seed", "5", "--ctx", "200000", "--temp", "3"])
             .args(["--top-k", "0", "--top-p", "1", "--min-p", "0", "--allow-swap"])
@@ -502,7 +615,7 @@ fn run_ends_at_an_interrupt_with_its_statistics() {
 
 #[test]
 fn tokenize_shows_ids_and_pieces() {
-    let path = model_or_skip!();
+    let path = yi_nano();
     let model = path.to_str().unwrap();
     let out = output(&["tokenize", model, "Once upon 话说"]);
     assert_eq!(

@@ -81,8 +81,7 @@ impl Variation {
         self.config.insert("architectures".to_string(), json!(["YiForCausalLM"]));
         self.config.insert("model_type".to_string(), json!("Yi"));
         for tensor in &mut self.tensors {
-            tensor.name =
-                tensor.name.replace("input_layernorm", "ln1").replace("post_attention_layernorm", "ln2");
+            tensor.name = tensor.name.replace("input_layernorm", "ln1").replace("post_attention_layernorm", "ln2");
         }
         self
     }

@@ -1,53 +1,8 @@
 //! What chat and generation ask of a tokenizer.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-/// What a token is, numbered as in `tokenizer.ggml.token_type`.
-///
-/// Source: `enum llama_token_type` in `llama.h`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(i32)]
-pub enum TokenKind {
-    /// Ordinary text.
-    Normal = 1,
-    /// Stands for what the vocabulary cannot spell.
-    Unknown = 2,
-    /// Steers the model and has no text: `<s>`, `<|im_start|>`.
-    Control = 3,
-    /// Text that is always one token.
-    UserDefined = 4,
-    /// Never used.
-    Unused = 5,
-    /// One byte of UTF-8.
-    Byte = 6,
-}
-
-impl TokenKind {
-    /// The kind with this number; numbers never given out count as ordinary text.
-    pub fn from_number(number: i64) -> Self {
-        match number {
-            2 => Self::Unknown,
-            3 => Self::Control,
-            4 => Self::UserDefined,
-            5 => Self::Unused,
-            6 => Self::Byte,
-            _ => Self::Normal,
-        }
-    }
-
-    /// One word for people.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Normal => "normal",
-            Self::Unknown => "unknown",
-            Self::Control => "control",
-            Self::UserDefined => "user-defined",
-            Self::Unused => "unused",
-            Self::Byte => "byte",
-        }
-    }
-}
+use crate::vocab::PieceType;
 
 /// Where a piece of text stands; some tokenizers put a space before a text's first word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,13 +53,13 @@ pub trait TextCodec: Send + Sync {
 
     /// The bytes a token adds to a text: none for control tokens and for ids outside the vocabulary. They need not be
     /// whole characters.
-    fn bytes(&self, id: u32) -> Vec<u8>;
+    fn bytes(&self, id: u32) -> &[u8];
 
-    /// The token as the vocabulary writes it, with `▁` for spaces and the like.
-    fn piece(&self, id: u32) -> Cow<'_, str>;
+    /// The token as the vocabulary writes it, with `▁` for spaces and the like; nothing for ids outside it.
+    fn piece(&self, id: u32) -> &str;
 
     /// What the token is.
-    fn kind(&self, id: u32) -> TokenKind;
+    fn kind(&self, id: u32) -> PieceType;
 
     /// Whether the model says with this token that it is done: end of text, end of turn.
     fn is_end(&self, id: u32) -> bool;
@@ -129,13 +84,13 @@ pub struct Markers {
 
 impl Markers {
     /// The markers among `tokens` (id, piece, kind).
-    pub fn new<'a>(tokens: impl IntoIterator<Item = (u32, &'a str, TokenKind)>, is_end: impl Fn(u32) -> bool) -> Self {
+    pub fn new<'a>(tokens: impl IntoIterator<Item = (u32, &'a str, PieceType)>, is_end: impl Fn(u32) -> bool) -> Self {
         let mut markers = Self::default();
         for (id, piece, kind) in tokens {
             let marker = match kind {
-                TokenKind::Control | TokenKind::Unknown => true,
-                TokenKind::UserDefined => is_end(id) || looks_like_control(piece),
-                TokenKind::Normal | TokenKind::Unused | TokenKind::Byte => is_end(id),
+                PieceType::Control | PieceType::Unknown => true,
+                PieceType::UserDefined => is_end(id) || looks_like_control(piece),
+                PieceType::Normal | PieceType::Unused | PieceType::Byte => is_end(id),
             };
             // A single character cannot be taken apart, so it cannot be kept out of a message either.
             if marker && piece.chars().nth(1).is_some() {
@@ -186,7 +141,7 @@ pub(super) mod tests {
     /// Yi's vocabulary in miniature: every character is a token, user-defined pieces are found in plain text as
     /// sentencepiece finds them, control pieces are not.
     pub struct Toy {
-        pieces: Vec<(&'static str, TokenKind)>,
+        pieces: Vec<(&'static str, PieceType)>,
         markers: Markers,
         pub space_prefix: bool,
         pub bos: Option<u32>,
@@ -197,7 +152,7 @@ pub(super) mod tests {
 
     impl Toy {
         pub fn new() -> Self {
-            use TokenKind::*;
+            use PieceType::*;
             let pieces = vec![
                 ("<unk>", Unknown),
                 ("<|startoftext|>", Control),
@@ -241,7 +196,7 @@ pub(super) mod tests {
                     .pieces
                     .iter()
                     .zip(0u32..)
-                    .find(|((piece, kind), _)| matches!(kind, TokenKind::UserDefined) && rest.starts_with(piece));
+                    .find(|((piece, kind), _)| matches!(kind, PieceType::UserDefined) && rest.starts_with(piece));
                 let (len, id) = match user {
                     Some(((piece, _), id)) => (piece.len(), id),
                     None => (c.len_utf8(), CHARACTERS + c as u32),
@@ -252,16 +207,16 @@ pub(super) mod tests {
             Ok(ids)
         }
 
-        fn bytes(&self, id: u32) -> Vec<u8> {
-            Self::show(&[id]).into_bytes()
+        fn bytes(&self, id: u32) -> &[u8] {
+            self.piece(id).as_bytes()
         }
 
-        fn piece(&self, id: u32) -> Cow<'_, str> {
-            Cow::Owned(Self::show(&[id]))
+        fn piece(&self, id: u32) -> &str {
+            self.pieces.get(id as usize).map_or("", |(piece, _)| piece)
         }
 
-        fn kind(&self, id: u32) -> TokenKind {
-            self.pieces.get(id as usize).map_or(TokenKind::Normal, |(_, kind)| *kind)
+        fn kind(&self, id: u32) -> PieceType {
+            self.pieces.get(id as usize).map_or(PieceType::Normal, |(_, kind)| *kind)
         }
 
         fn is_end(&self, id: u32) -> bool {

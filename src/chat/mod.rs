@@ -18,7 +18,7 @@ mod prompt;
 mod stream;
 mod template;
 
-pub use codec::{CodecError, Markers, Place, TextCodec, TokenKind};
+pub use codec::{CodecError, Markers, Place, TextCodec};
 pub use prompt::{Prompt, Span, encode};
 pub use stream::{StopText, Utf8Stream};
 pub use template::{CHATML, Error, Message, Template};

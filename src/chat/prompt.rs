@@ -1,6 +1,7 @@
 //! A prompt whose parts know where they come from, and its encoding.
 
 use super::codec::{CodecError, Place, TextCodec};
+use crate::vocab::PieceType;
 
 /// A part of a prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +57,7 @@ impl Prompt {
 ///
 /// Template and message are encoded as one run, since a tokenizer may join the last character of one with the first
 /// of the other: `[INST] hello` is a different list of tokens than `[INST] ` and `hello`.
-fn runs<'p>(prompt: &'p Prompt, codec: &dyn TextCodec) -> Vec<(String, Option<u32>)> {
+fn runs(prompt: &Prompt, codec: &dyn TextCodec) -> Vec<(String, Option<u32>)> {
     let mut out = Vec::new();
     let mut run = String::new();
     for span in &prompt.spans {
@@ -123,8 +124,10 @@ fn encode_part(text: &str, place: Place, codec: &dyn TextCodec, ids: &mut Vec<u3
     if text.is_empty() {
         return Ok(());
     }
+    // The unknown token is what is left for a character that the vocabulary cannot spell: it says nothing.
+    let is_forbidden = |id: &u32| codec.markers().contains(*id) && codec.kind(*id) != PieceType::Unknown;
     let part = codec.encode(text, place)?;
-    if !part.iter().any(|id| codec.markers().contains(*id)) {
+    if !part.iter().any(is_forbidden) {
         ids.extend(part);
         return Ok(());
     }
@@ -134,12 +137,8 @@ fn encode_part(text: &str, place: Place, codec: &dyn TextCodec, ids: &mut Vec<u3
     for (i, c) in text.chars().enumerate() {
         let place = if i == 0 { place } else { Place::Inside };
         let part = codec.encode(c.encode_utf8(&mut buffer), place)?;
-        if let Some(&id) = part.iter().find(|id| codec.markers().contains(**id)) {
-            // The unknown token is what is left for a character that the vocabulary cannot spell: harmless.
-            if codec.kind(id) != super::TokenKind::Unknown {
-                let marker = codec.piece(id).into_owned();
-                return Err(CodecError::Marker { id, marker });
-            }
+        if let Some(&id) = part.iter().find(|id| is_forbidden(id)) {
+            return Err(CodecError::Marker { id, marker: codec.piece(id).to_string() });
         }
         ids.extend(part);
     }

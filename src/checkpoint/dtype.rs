@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::gguf::TensorType;
+
 /// A tensor's element type. What nibble converts has a variant; anything else is kept by name, so that a folder holding
 /// one odd tensor still opens, and is refused where its values are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +31,17 @@ pub enum FloatType {
     F32,
     F16,
     BF16,
+}
+
+impl From<FloatType> for TensorType {
+    fn from(float: FloatType) -> Self {
+        match float {
+            FloatType::F64 => Self::F64,
+            FloatType::F32 => Self::F32,
+            FloatType::F16 => Self::F16,
+            FloatType::BF16 => Self::BF16,
+        }
+    }
 }
 
 /// A dtype's name: 1 to 15 characters, of ASCII letters, digits and underscores.

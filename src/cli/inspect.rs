@@ -1,19 +1,23 @@
 //! `nibble inspect`
 
 mod facts;
+mod folder;
 mod json;
 mod stats;
 mod text;
 
 use std::fs;
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
 use self::stats::{Decoder, Histogram, Stats};
 use super::out::{self, Out, printable, printable_lines};
+use crate::checkpoint::Checkpoint;
 use crate::gguf::{Gguf, TensorInfo};
+use crate::mmap::Mapping;
 use crate::{near, quant};
 
 /// Show what is inside a GGUF file or a Hugging Face folder
@@ -51,7 +55,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn inspect(args: &Args, out: &mut Out) -> anyhow::Result<()> {
     match find(&args.model)? {
         Found::Gguf(path) => inspect_gguf(&path, args, out),
-        Found::Checkpoint(path) => inspect_folder(&path, args),
+        Found::Checkpoint(path) => inspect_folder(&path, args, out),
     }
 }
 
@@ -97,8 +101,19 @@ fn models_in(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 /// A Hugging Face folder, or a safetensors file.
-fn inspect_folder(_path: &Path, _args: &Args) -> anyhow::Result<()> {
-    bail!("not built yet")
+fn inspect_folder(path: &Path, args: &Args, out: &mut Out) -> anyhow::Result<()> {
+    let checkpoint = Checkpoint::open(path)?;
+    if let Some(key) = &args.key {
+        bail!("{}: --key is for GGUF files; config.json has '{key}' or not", path.display());
+    }
+    if let Some(name) = &args.tensor {
+        let report = folder::report(&checkpoint, name)?;
+        return if args.json { json::tensor(&report, out) } else { text::tensor(&report, out) };
+    }
+    match args.json {
+        true => folder::model_json(&checkpoint, out),
+        false => folder::model(&checkpoint, args.tensors, args.full, out),
+    }
 }
 
 fn inspect_gguf(path: &Path, args: &Args, out: &mut Out) -> anyhow::Result<()> {
@@ -129,7 +144,7 @@ fn print_key(gguf: &Gguf, key: &str, args: &Args, out: &mut Out) -> anyhow::Resu
 
 /// The weights of one tensor.
 struct TensorReport<'a> {
-    info: &'a TensorInfo,
+    info: TensorInfo,
     file: &'a Path,
     /// Where the tensor begins in that file, in bytes.
     offset: usize,
@@ -144,18 +159,18 @@ impl<'a> TensorReport<'a> {
     const FIRST: usize = 8;
 
     fn of(gguf: &'a Gguf, index: usize) -> anyhow::Result<Self> {
-        let info = &gguf.tensors()[index];
-        let Some(format) = quant::format(info.ty) else {
+        let (map, range) = gguf.location(index);
+        Self::new(gguf.tensors()[index].clone(), map, range)
+    }
+
+    /// Reads the tensor that lies at `range` of `map`.
+    fn new(info: TensorInfo, map: &'a Mapping, range: Range<usize>) -> anyhow::Result<Self> {
+        let Some(decode) = quant::decoder(info.ty) else {
             let (name, ty) = (printable(&info.name), info.ty);
             bail!("tensor {name} is {ty}, whose weights nibble cannot read back; it reads {}", quant::type_list());
         };
-        let decoder = Decoder {
-            block_len: info.ty.block_len(),
-            block_bytes: info.ty.block_bytes(),
-            decode: |bytes: &[u8], weights: &mut [f32]| format.dequantize(bytes, weights),
-        };
-        let (map, range) = gguf.location(index);
-        let data = gguf.data(index);
+        let decoder = Decoder { block_len: info.ty.block_len(), block_bytes: info.ty.block_bytes(), decode };
+        let data = &map.bytes()[range.clone()];
         map.will_read(range.clone());
         let stats = Stats::of(data, &decoder);
         let histogram = Histogram::of(data, &decoder, &stats, Self::BINS);

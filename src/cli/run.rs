@@ -28,11 +28,11 @@ pub struct Args {
     /// The model: a GGUF file, or any part of a split one
     model: PathBuf,
 
-    /// The text to go on from; '-' reads it from standard input
+    /// The text to go on from; '-' reads it from standard input, without its last line break
     #[arg(short, long, value_name = "TEXT", conflicts_with = "file", help_heading = "Prompt")]
     prompt: Option<String>,
 
-    /// Read the prompt from a file
+    /// Read the prompt from a file; its last line break is left out
     #[arg(short, long, value_name = "FILE", help_heading = "Prompt")]
     file: Option<PathBuf>,
 
@@ -191,13 +191,19 @@ impl MachineArgs {
 pub fn run(args: Args) -> anyhow::Result<()> {
     // What can be wrong with the command line comes out before gigabytes are loaded.
     let mut sampler = Sampler::new(&args.sampling.params())?;
-    let text = prompt_text(args.prompt.as_deref(), args.file.as_deref())?;
+    let mut text = prompt_text(args.prompt.as_deref(), args.file.as_deref())?;
+    if args.prompt.as_deref().is_none_or(|given| given == "-") {
+        cut_last_line_break(&mut text);
+    }
     let cancel = Arc::new(AtomicBool::new(false));
     end_on_interrupt(cancel.clone())?;
     runtime::set_verbose(args.verbose);
 
     let session = args.machine.session(cancel);
-    let model = load(&args, &session)?;
+    let model = match load(&args, &session) {
+        Err(Error::LoadCancelled) => std::process::exit(INTERRUPTED),
+        loaded => loaded?,
+    };
     let tokens = chat::encode(&prompt(&args, text, &model)?, model.codec()).map_err(Error::from)?;
     if tokens.is_empty() {
         bail!("the prompt is empty, and the model's tokenizer begins no text of its own");
@@ -216,14 +222,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     finish(&args, out, &written, sampler.seed())
 }
 
-fn load(args: &Args, session: &SessionOptions) -> anyhow::Result<Model> {
+fn load(args: &Args, session: &SessionOptions) -> Result<Model, Error> {
+    let cancel = session.cancel.clone();
     let options = ModelOptions {
         gpu_layers: args.machine.gpu_layers,
         allow_swap: args.machine.allow_swap,
         session: session.clone(),
-        progress: None,
+        progress: Some(Box::new(move |_| !cancel.load(Ordering::Relaxed))),
     };
-    Ok(Model::load(&args.model, options)?)
+    Model::load(&args.model, options)
 }
 
 /// The prompt's text: from the command line, a file, or standard input where something is piped into it.
@@ -243,6 +250,12 @@ pub(super) fn prompt_text(given: Option<&str>, file: Option<&Path>) -> anyhow::R
             Ok(text)
         }
     }
+}
+
+/// Files and pipes end in a line break that nobody meant: a model would go on in a new paragraph.
+fn cut_last_line_break(text: &mut String) {
+    let cut = text.strip_suffix('\n').map(|t| t.strip_suffix('\r').unwrap_or(t).len());
+    text.truncate(cut.unwrap_or(text.len()));
 }
 
 fn prompt(args: &Args, text: String, model: &Model) -> anyhow::Result<Prompt> {
@@ -269,9 +282,7 @@ fn prompt(args: &Args, text: String, model: &Model) -> anyhow::Result<Prompt> {
         }
     };
     let system = args.system.as_deref().map(|text| Message::new("system", text));
-    // A line break at the end of a file or a pipe is the shell's, not the message's.
-    let user = Message::new("user", if args.prompt.is_some() { text.as_str() } else { text.trim_end_matches('\n') });
-    let messages: Vec<Message> = system.into_iter().chain([user]).collect();
+    let messages: Vec<Message> = system.into_iter().chain([Message::new("user", text)]).collect();
     Ok(template.render(&messages, true, model.codec().markers())?)
 }
 
@@ -339,6 +350,7 @@ fn finish(args: &Args, mut out: Output, written: &Generated, seed: u64) -> anyho
 
 fn statistics(args: &Args, written: &Generated, seed: u64) -> String {
     let tokens = |n: usize| format!("{} token{}", units::count(n as u64), if n == 1 { "" } else { "s" });
+    let speed = |rate: f64| if rate > 0.0 { format!(", {rate:.1} tokens/s") } else { String::new() };
     let why = match &written.finish {
         Finish::End { token } => format!("the model ended with token {token}"),
         Finish::Stop { text } => format!("stopped at {text:?}"),
@@ -353,11 +365,11 @@ fn statistics(args: &Args, written: &Generated, seed: u64) -> String {
         format!("seed:      {seed}\n")
     };
     format!(
-        "\nprompt:    {}, {:.1} tokens/s\nwritten:   {}, {:.1} tokens/s\nended:     {why}\n{seed}",
+        "\nprompt:    {}{}\nwritten:   {}{}\nended:     {why}\n{seed}",
         tokens(written.prompt_tokens),
-        written.prompt_rate(),
+        speed(written.prompt_rate()),
         tokens(written.tokens.len()),
-        written.generate_rate(),
+        speed(written.generate_rate()),
     )
 }
 
@@ -427,6 +439,15 @@ mod tests {
         assert_eq!(args.max_tokens, Some(3));
         assert_eq!(parse("m --greedy -p x").unwrap().sampling.params(), Params::greedy());
         assert_eq!(parse("m -p x --stop a --stop b").unwrap().stop, ["a", "b"]);
+    }
+
+    #[test]
+    fn one_line_break_is_cut_from_what_a_shell_gives() {
+        for (given, wanted) in [("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a", "a"), ("\n", ""), ("", "")] {
+            let mut text = given.to_string();
+            cut_last_line_break(&mut text);
+            assert_eq!(text, wanted, "{given:?}");
+        }
     }
 
     #[test]

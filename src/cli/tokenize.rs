@@ -8,6 +8,7 @@ use anyhow::Context;
 use super::table::{self, Align};
 use crate::chat::{self, Prompt, TextCodec};
 use crate::runtime::{Error, Model};
+use crate::vocab::PieceType;
 
 /// Show the token ids of a text
 #[derive(Debug, clap::Args)]
@@ -57,7 +58,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn rows(ids: &[u32], codec: &dyn TextCodec) -> String {
     let mut table = table::new(&[("id", Align::Right), ("piece", Align::Left), ("type", Align::Left)]);
     for &id in ids {
-        table.add_row([id.to_string(), codec.piece(id).escape_debug().to_string(), codec.kind(id).name().to_string()]);
+        table.add_row([id.to_string(), codec.piece(id).escape_debug().to_string(), kind(codec, id).to_string()]);
     }
     table::render(&table)
 }
@@ -65,7 +66,18 @@ fn rows(ids: &[u32], codec: &dyn TextCodec) -> String {
 fn report(ids: &[u32], codec: &dyn TextCodec) -> serde_json::Value {
     let tokens: Vec<serde_json::Value> = ids
         .iter()
-        .map(|&id| serde_json::json!({ "id": id, "piece": codec.piece(id), "type": codec.kind(id).name() }))
+        .map(|&id| serde_json::json!({ "id": id, "piece": codec.piece(id), "type": kind(codec, id) }))
         .collect();
     serde_json::json!({ "n_tokens": ids.len(), "tokens": tokens })
+}
+
+fn kind(codec: &dyn TextCodec, id: u32) -> &'static str {
+    match codec.kind(id) {
+        PieceType::Normal => "normal",
+        PieceType::Unknown => "unknown",
+        PieceType::Control => "control",
+        PieceType::UserDefined => "user-defined",
+        PieceType::Unused => "unused",
+        PieceType::Byte => "byte",
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::output::Outputs;
-use super::source::{self, Encoding, Input};
+use super::source::{self, Input};
 use super::{Error, Job};
 use crate::gguf::TensorType;
 use crate::quant::{self, Format};
@@ -78,11 +78,7 @@ impl Job {
         }
         self.work(&tasks, &chunks, &outputs, observer, cancel)?;
         outputs.finish()?;
-        Ok(Summary {
-            read_bytes: self.source_bytes(),
-            written_bytes: self.output_bytes(),
-            elapsed: start.elapsed(),
-        })
+        Ok(Summary { read_bytes: self.source_bytes(), written_bytes: self.output_bytes(), elapsed: start.elapsed() })
     }
 
     fn tasks(&self) -> Vec<Task<'_>> {
@@ -155,7 +151,7 @@ impl Job {
     ) -> Result<(), Error> {
         let input = &task.input;
         let encoded = buffers.encoded(rows.len() * task.row_bytes);
-        if input.encoding == Encoding::Type(task.ty) && task.ty.block_len() > 1 {
+        if input.ty == task.ty && task.ty.block_len() > 1 {
             // Already in the wanted quantization: decoding and encoding again could only lose.
             for (row, encoded) in rows.clone().zip(encoded.chunks_exact_mut(task.row_bytes)) {
                 encoded.copy_from_slice(input.row(row));
@@ -198,7 +194,7 @@ fn check_weights(input: &Input, ty: TensorType, first_row: usize, weights: &[f32
         return Err(Error::NotFinite { tensor: input.name.to_string(), row, column: at.1, value: value(at) });
     }
     if ty == TensorType::F16
-        && input.encoding != Encoding::Type(TensorType::F16)
+        && input.ty != TensorType::F16
         && let Some(at) = source::find_beyond_f16(weights, input.row_len)
     {
         let row = input.source_row(first_row + at.0);

@@ -22,12 +22,12 @@ use crate::recipe::{self, Facts, Override, Plan, PlannedTensor, Recipe};
 use crate::vocab::{self, TokenizerFiles};
 use crate::{arch, checkpoint, quant};
 use arch::Transform;
-use checkpoint::{Checkpoint, Config, FloatType, ModelCard};
+use checkpoint::{Checkpoint, Config, ModelCard};
 
 pub use execute::{Observer, Summary};
 pub use name::{file_name, size_label};
 pub use output::free_bytes;
-use source::{Bytes, Encoding, Input};
+use source::{Bytes, Input};
 
 /// Importance of the input channels of each matrix, by the matrix's GGUF name: one value a column.
 pub type Importance = std::collections::HashMap<String, Vec<f32>>;
@@ -245,21 +245,20 @@ impl Job {
     /// The input of tensor `i` of the plan.
     fn input(&self, i: usize) -> Input<'_> {
         let planned = &self.plan.tensors[i];
-        let (name, encoding, bytes, transform) = match (&self.origins[i], &self.source) {
+        let (name, bytes, transform) = match (&self.origins[i], &self.source) {
             (Origin::Checkpoint { index, transform }, Source::Checkpoint(checkpoint)) => {
                 let tensor = &checkpoint.tensors()[*index];
                 let (map, range) = checkpoint.location(tensor);
-                let float = tensor.float_type().expect("the source's types were checked when it was opened");
-                (tensor.name.as_str(), encoding(float), Bytes::Mapped(map, range), *transform)
+                (tensor.name.as_str(), Bytes::Mapped(map, range), *transform)
             }
             (Origin::Gguf { index }, Source::Gguf(gguf)) => {
                 let tensor = &gguf.tensors()[*index];
                 let (map, range) = gguf.location(*index);
-                (tensor.name.as_str(), Encoding::Type(tensor.ty), Bytes::Mapped(map, range), Transform::Copy)
+                (tensor.name.as_str(), Bytes::Mapped(map, range), Transform::Copy)
             }
             (Origin::Made(values), _) => {
                 let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-                (planned.name.as_str(), Encoding::Type(TensorType::F32), Bytes::Made(bytes), Transform::Copy)
+                (planned.name.as_str(), Bytes::Made(bytes), Transform::Copy)
             }
             _ => unreachable!("origins are made together with their source"),
         };
@@ -269,7 +268,7 @@ impl Job {
             [_] if transform != Transform::Copy => 1,
             dims => dims.first().copied().unwrap_or(1) as usize,
         };
-        Input { name, encoding, bytes, row_len, n_rows: n_weights / row_len, transform }
+        Input { name, ty: planned.source, bytes, row_len, n_rows: n_weights / row_len, transform }
     }
 }
 
@@ -313,10 +312,7 @@ fn describe_checkpoint(checkpoint: Checkpoint) -> Result<Described, Error> {
                     .tensors()
                     .binary_search_by(|t| t.name.as_str().cmp(name))
                     .expect("arch names only tensors of the checkpoint, which are sorted");
-                let ty = match encoding(checkpoint.tensors()[index].float_type()?) {
-                    Encoding::Type(ty) => ty,
-                    Encoding::F64 => TensorType::F64,
-                };
+                let ty = checkpoint.tensors()[index].float_type()?.into();
                 (ty, Origin::Checkpoint { index, transform: *transform })
             }
             arch::TensorSource::Generated(values) => (TensorType::F32, Origin::Made(values.clone())),
@@ -367,7 +363,7 @@ fn describe_gguf(gguf: Gguf, path: &Path, allow_requantize: bool) -> Result<Desc
     }
     for tensor in gguf.tensors() {
         let (path, name) = (path.to_path_buf(), tensor.name.clone());
-        if quant::format(tensor.ty).is_none() {
+        if quant::decoder(tensor.ty).is_none() {
             return Err(Error::UnreadableType { path, tensor: name, ty: tensor.ty.to_string() });
         }
         let lossless = matches!(tensor.ty, TensorType::F32 | TensorType::F16 | TensorType::BF16 | TensorType::Q8_0);
@@ -407,15 +403,6 @@ fn describe_gguf(gguf: Gguf, path: &Path, allow_requantize: bool) -> Result<Desc
         name,
         warnings: Vec::new(),
     })
-}
-
-fn encoding(float: FloatType) -> Encoding {
-    match float {
-        FloatType::F64 => Encoding::F64,
-        FloatType::F32 => Encoding::Type(TensorType::F32),
-        FloatType::F16 => Encoding::Type(TensorType::F16),
-        FloatType::BF16 => Encoding::Type(TensorType::BF16),
-    }
 }
 
 /// What the model is, where it comes from and under which license, from its folder's name and its card.

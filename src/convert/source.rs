@@ -12,8 +12,8 @@ use crate::quant::{self, float};
 pub struct Input<'a> {
     /// What the source calls it, for messages.
     pub name: &'a str,
-    /// The encoding of its elements.
-    pub encoding: Encoding,
+    /// The type of its elements.
+    pub ty: TensorType,
     /// All rows, one after the other, in the order of the source.
     pub bytes: Bytes<'a>,
     /// Weights in a row.
@@ -33,24 +33,6 @@ pub enum Bytes<'a> {
     Made(Vec<u8>),
 }
 
-/// How a source encodes its elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Encoding {
-    /// Double precision, which GGUF models do not use.
-    F64,
-    /// A type that nibble has a format for.
-    Type(TensorType),
-}
-
-impl Encoding {
-    fn row_bytes(self, row_len: usize) -> usize {
-        match self {
-            Self::F64 => row_len * 8,
-            Self::Type(ty) => row_len / ty.block_len() * ty.block_bytes(),
-        }
-    }
-}
-
 impl Input<'_> {
     fn all_bytes(&self) -> &[u8] {
         match &self.bytes {
@@ -61,7 +43,7 @@ impl Input<'_> {
 
     /// Bytes of the source in a row.
     pub fn row_bytes(&self) -> usize {
-        self.encoding.row_bytes(self.row_len)
+        self.row_len / self.ty.block_len() * self.ty.block_bytes()
     }
 
     /// The source's number of the row that becomes row `row` of the output.
@@ -81,10 +63,10 @@ impl Input<'_> {
         if self.transform == Transform::Copy {
             // Rows that lie together are decoded in one go.
             let row_bytes = self.row_bytes();
-            decode(self.encoding, &self.all_bytes()[rows.start * row_bytes..rows.end * row_bytes], dst);
+            decode(self.ty, &self.all_bytes()[rows.start * row_bytes..rows.end * row_bytes], dst);
         } else {
             for (row, dst) in rows.zip(dst.chunks_exact_mut(self.row_len)) {
-                decode(self.encoding, self.row(row), dst);
+                decode(self.ty, self.row(row), dst);
             }
         }
     }
@@ -109,16 +91,9 @@ impl Input<'_> {
     }
 }
 
-/// Decodes whole rows or blocks. The lengths fit: the plan saw to it.
-fn decode(encoding: Encoding, src: &[u8], dst: &mut [f32]) {
-    match encoding {
-        Encoding::F64 => {
-            for (dst, src) in dst.iter_mut().zip(src.as_chunks::<8>().0) {
-                *dst = f64::from_le_bytes(*src) as f32;
-            }
-        }
-        Encoding::Type(ty) => quant::format(ty).expect("the source's types were checked when it was opened").dequantize(src, dst),
-    }
+/// Decodes whole rows. The lengths fit: the plan saw to it.
+fn decode(ty: TensorType, src: &[u8], dst: &mut [f32]) {
+    quant::decoder(ty).expect("the source's types were checked when it was opened")(src, dst);
 }
 
 /// The first element that is not a finite number: its row within `rows_of` and its column.

@@ -72,6 +72,15 @@ impl Block for Bf16 {
     }
 }
 
+/// Reads little-endian doubles, each rounded to the nearest float.
+pub(super) fn decode_f64(src: &[u8], dst: &mut [f32]) {
+    let (src, rest) = src.as_chunks::<8>();
+    assert!(rest.is_empty() && src.len() == dst.len());
+    for (dst, src) in dst.iter_mut().zip(src) {
+        *dst = f64::from_le_bytes(*src) as f32;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -159,8 +159,7 @@ fn plan_tensor(
     };
     let Choice { ty, why, fallback_from } = choice;
 
-    let is_readable = tensor.ty == TensorType::F64 || quant::format(tensor.ty).is_some();
-    if ty != tensor.ty && !is_readable {
+    if ty != tensor.ty && quant::decoder(tensor.ty).is_none() {
         return Err(Error::Source { tensor: tensor.name.clone(), found: tensor.ty, wanted: ty });
     }
     let too_large = || Error::TooLarge { tensor: tensor.name.clone(), dims: tensor.dims.clone() };

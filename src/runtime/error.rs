@@ -14,6 +14,9 @@ pub enum Error {
     /// The file is not a GGUF file that nibble accepts.
     #[error(transparent)]
     File(#[from] crate::gguf::Error),
+    /// Its vocabulary is broken, or of a kind that cannot be used.
+    #[error(transparent)]
+    Vocabulary(#[from] crate::vocab::Error),
     /// The path cannot be handed to llama.cpp.
     #[error("{} is not valid Unicode, which llama.cpp asks of a path; rename the file or one of its folders", .0.display())]
     Path(PathBuf),

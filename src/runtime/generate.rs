@@ -78,17 +78,20 @@ pub struct Generated {
     pub prompt_time: Duration,
     /// Time from there to the end.
     pub generate_time: Duration,
+    /// Tokens that were written and read again in that time: the first one comes of the prompt's evaluation, and the
+    /// last one is mostly not read.
+    pub evaluated_tokens: usize,
 }
 
 impl Generated {
     /// Tokens of the prompt evaluated per second.
     pub fn prompt_rate(&self) -> f64 {
-        rate(self.prompt_tokens - self.reused_tokens, self.prompt_time)
+        rate(self.prompt_tokens.saturating_sub(self.reused_tokens), self.prompt_time)
     }
 
-    /// Tokens written per second.
+    /// Tokens per second once the prompt is read; 0 where there were too few to tell.
     pub fn generate_rate(&self) -> f64 {
-        rate(self.tokens.len(), self.generate_time)
+        rate(self.evaluated_tokens, self.generate_time)
     }
 }
 
@@ -126,6 +129,7 @@ pub fn generate(
         reused_tokens: 0,
         prompt_time: Duration::ZERO,
         generate_time: Duration::ZERO,
+        evaluated_tokens: 0,
     };
     match session.prefill(prompt) {
         Ok(reused) => out.reused_tokens = reused,
@@ -152,7 +156,7 @@ pub fn generate(
 
         decoded.clear();
         text.clear();
-        utf8.push(&codec.bytes(token), &mut decoded);
+        utf8.push(codec.bytes(token), &mut decoded);
         let stopped = stop.push(&decoded, &mut text).map(str::to_string);
         out.text.push_str(&text);
         if on_step(Step { token: Some(token), text: &text }).is_break() {
@@ -168,7 +172,7 @@ pub fn generate(
             break Finish::ContextFull;
         }
         match session.eval(&[token], Logits::Last) {
-            Ok(()) => {}
+            Ok(()) => out.evaluated_tokens += 1,
             Err(Error::Cancelled) => break Finish::Cancelled,
             Err(error) => return Err(error),
         }

@@ -10,12 +10,13 @@ use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::{LlamaModelLoadError, llama_backend::LlamaBackend};
 use llama_cpp_sys_2 as sys;
 
-use super::codec::LlamaCodec;
+use super::codec::Codec;
 use super::memory::{Machine, Shape};
 use super::session::SessionOptions;
 use super::{Error, backend};
 use crate::chat::TextCodec;
 use crate::gguf::{Gguf, Metadata};
+use crate::vocab::Pieces;
 
 /// Called while a model loads, with a number from 0 to 1. Gives whether to go on.
 pub type Progress = Box<dyn FnMut(f32) -> bool>;
@@ -52,7 +53,7 @@ pub struct Model {
 
 struct Inner {
     llama: Arc<LlamaModel>,
-    codec: Box<dyn TextCodec>,
+    codec: Codec,
     path: PathBuf,
     metadata: Metadata,
     shape: Shape,
@@ -75,6 +76,8 @@ impl Model {
     pub fn load(path: &Path, options: ModelOptions) -> Result<Self, Error> {
         let llama_backend = backend::get()?;
         let gguf = Gguf::open(path)?;
+        // llama.cpp ends the process over some vocabularies, such as one that has a piece twice.
+        let pieces = Pieces::from_metadata(gguf.metadata())?;
         let shape = Shape::of(&gguf);
         options.session.check()?;
         // llama.cpp finds the other parts of a split model from the first.
@@ -105,7 +108,7 @@ impl Model {
             let what = "a model with an encoder, as translation and embedding models have";
             return Err(Error::Unsupported { path: path.to_path_buf(), what });
         }
-        Self::with_llama(path, &gguf, llama, true)
+        Self::with_llama(path, &gguf, pieces, llama, true)
     }
 
     /// Loads the vocabulary alone: enough for [`Self::codec`], in a moment and a few megabytes.
@@ -115,20 +118,27 @@ impl Model {
     pub fn load_vocabulary(path: &Path) -> Result<Self, Error> {
         let llama_backend = backend::get()?;
         let gguf = Gguf::open(path)?;
+        let pieces = Pieces::from_metadata(gguf.metadata())?;
         let first = gguf.paths().next().unwrap_or(path);
         let llama = load(llama_backend, first, LlamaModelParams::default().with_vocab_only(true), None)?;
-        Self::with_llama(path, &gguf, llama, false)
+        Self::with_llama(path, &gguf, pieces, llama, false)
     }
 
-    fn with_llama(path: &Path, gguf: &Gguf, llama: LlamaModel, has_weights: bool) -> Result<Self, Error> {
+    fn with_llama(
+        path: &Path,
+        gguf: &Gguf,
+        pieces: Pieces,
+        llama: LlamaModel,
+        has_weights: bool,
+    ) -> Result<Self, Error> {
         let llama = Arc::new(llama);
         let n_vocab = u32::try_from(llama.n_vocab()).unwrap_or(0);
-        if n_vocab == 0 {
-            let what = "a model without a vocabulary";
-            return Err(Error::Unsupported { path: path.to_path_buf(), what });
+        if n_vocab as usize != pieces.len() {
+            let reason = format!("it counts {n_vocab} tokens where the file lists {}", pieces.len());
+            return Err(Error::Load { path: path.to_path_buf(), reason });
         }
         let metadata = gguf.metadata().clone();
-        let codec = Box::new(LlamaCodec::new(llama.clone(), &metadata));
+        let codec = Codec::new(pieces, llama.clone(), &metadata)?;
         let shape = Shape::of(gguf);
         Ok(Self {
             inner: Arc::new(Inner { llama, codec, path: path.to_path_buf(), metadata, shape, n_vocab, has_weights }),
@@ -162,7 +172,7 @@ impl Model {
 
     /// Its tokenizer.
     pub fn codec(&self) -> &dyn TextCodec {
-        self.inner.codec.as_ref()
+        &self.inner.codec
     }
 
     /// Whether it was loaded with its weights.
@@ -208,8 +218,7 @@ fn load(
 fn pointer(model: &LlamaModel) -> *mut sys::llama_model {
     const { assert!(size_of::<LlamaModel>() == size_of::<*mut sys::llama_model>()) }
     // SAFETY: in llama-cpp-2 0.1.160, to which Cargo.toml holds us, `LlamaModel` is `repr(transparent)` over `Ptr`,
-    // which is `repr(transparent)` over a `NonNull<llama_model>`: its bytes are the pointer. A unit test holds the
-    // pointer against what the safe crate says of the model.
+    // which is `repr(transparent)` over a `NonNull<llama_model>`: its bytes are the pointer.
     unsafe { *std::ptr::from_ref(model).cast::<*mut sys::llama_model>() }
 }
 

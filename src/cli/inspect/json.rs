@@ -56,7 +56,7 @@ pub fn model(gguf: &Gguf, full: bool, out: &mut Out) -> anyhow::Result<()> {
 
 /// The statistics of one tensor.
 pub fn tensor(report: &TensorReport, out: &mut Out) -> anyhow::Result<()> {
-    let (info, stats) = (report.info, &report.stats);
+    let (info, stats) = (&report.info, &report.stats);
     let extreme = |found: Option<(f32, u64)>| {
         found.map(
             |(value, index)| json!({ "value": f32_json(value), "index": index, "at": info_index(&info.dims, index) }),

@@ -195,7 +195,7 @@ pub fn whole(value: &Value) -> String {
 }
 
 /// At most `longest` characters, escaped; where that is not all, with the number that there are.
-fn shorten(text: &str, longest: usize) -> String {
+pub fn shorten(text: &str, longest: usize) -> String {
     match text.char_indices().nth(longest) {
         None => printable(text).into_owned(),
         Some((end, _)) => format!("{}... ({} characters)", printable(&text[..end]), text.chars().count()),
@@ -267,7 +267,7 @@ fn layer_cells<K>(alike: &[Group<K>]) -> Vec<String> {
 
 /// The statistics of one tensor.
 pub fn tensor(report: &TensorReport, out: &mut Out) -> anyhow::Result<()> {
-    let (info, stats) = (report.info, &report.stats);
+    let (info, stats) = (&report.info, &report.stats);
     let n_weights = info.n_elements().unwrap_or(0);
     let mut rows = vec![
         ("Tensor", printable(&info.name).into_owned()),
@@ -361,7 +361,7 @@ fn number(v: f64) -> String {
     format!("{v:.*}", usize::try_from(5 - before_point).unwrap_or(0).min(8))
 }
 
-fn plural(n: usize, one: &str, many: &str) -> String {
+pub fn plural(n: usize, one: &str, many: &str) -> String {
     format!("{n} {}", if n == 1 { one } else { many })
 }
 
