@@ -4,8 +4,6 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::ops::RangeInclusive;
 
-use crate::arch::Role;
-
 /// Tensors that are alike: the same but for their layer.
 #[derive(Debug, PartialEq)]
 pub struct Group<K> {
@@ -30,11 +28,7 @@ pub fn groups<'a, K: Copy + Eq + Hash>(tensors: impl IntoIterator<Item = (&'a st
     // model; maps, so that a million names in a hostile one do not cost a million searches of a million.
     let mut named = HashMap::<String, (usize, HashMap<K, usize>)>::new();
     for (name, alike, n_bytes) in tensors {
-        let layer = Role::of(name).1;
-        let name = match layer {
-            Some(layer) => name.replacen(&format!("blk.{layer}."), "blk.*.", 1),
-            None => name.to_string(),
-        };
+        let (name, layer) = without_layer(name);
         let rank = named.len();
         let (_, with_name) = named.entry(name.clone()).or_insert_with(|| (rank, HashMap::new()));
         let at = *with_name.entry(alike).or_insert_with(|| {
@@ -46,9 +40,29 @@ pub fn groups<'a, K: Copy + Eq + Hash>(tensors: impl IntoIterator<Item = (&'a st
         group.n_tensors += 1;
         group.n_bytes += n_bytes;
     }
-    groups.iter_mut().for_each(|group| group.layers.sort_unstable());
+    for group in &mut groups {
+        group.layers.sort_unstable();
+        // The experts of a layer are alike too.
+        group.layers.dedup();
+    }
     groups.sort_by_cached_key(|group| named.get(&group.name).map(|(rank, _)| *rank));
     groups
+}
+
+/// `blk.12.ffn_up.weight` or `model.layers.12.mlp.up_proj.weight` with `*` for the layer and any other number, and the
+/// layer.
+fn without_layer(name: &str) -> (String, Option<u32>) {
+    let mut layer = None;
+    let part = |part: &str| match part.parse::<u32>() {
+        // Not every number that can be read is a layer: one may begin with a plus.
+        Ok(number) if part.bytes().all(|byte| byte.is_ascii_digit()) => {
+            layer = layer.or(Some(number));
+            "*".to_string()
+        }
+        _ => part.to_string(),
+    };
+    let name = name.split('.').map(part).collect::<Vec<_>>().join(".");
+    (name, layer)
 }
 
 /// Layers as people write them: `0-6, 9-51 by 3, 53-59`. `layers` are in ascending order.
@@ -127,6 +141,27 @@ mod tests {
             }
             assert_eq!(read, layers, "{list}");
         }
+    }
+
+    #[test]
+    fn numbers_between_full_stops_become_stars_and_the_first_is_the_layer() {
+        for (name, wanted, layer) in [
+            ("output.weight", "output.weight", None),
+            ("blk.12.ffn_up.weight", "blk.*.ffn_up.weight", Some(12)),
+            (
+                "model.layers.7.block_sparse_moe.experts.3.w1.weight",
+                "model.layers.*.block_sparse_moe.experts.*.w1.weight",
+                Some(7),
+            ),
+            ("blk.+1.w", "blk.+1.w", None),
+            ("blk.99999999999.w", "blk.99999999999.w", None),
+            ("blk..w", "blk..w", None),
+        ] {
+            assert_eq!(without_layer(name), (wanted.to_string(), layer));
+        }
+        let experts = ["l.0.e.0.w", "l.0.e.1.w", "l.1.e.0.w"].map(|name| (name, (), 1));
+        let groups = groups(experts);
+        assert_eq!((groups.len(), groups[0].n_tensors, groups[0].layers.as_slice()), (1, 3, [0, 1].as_slice()));
     }
 
     #[test]
