@@ -54,14 +54,9 @@ fn refusal(key: &str, value: Value) -> String {
 
 /// The configuration and the shapes of the bundled model, read from its files.
 fn yi_nano() -> (Map<String, Value>, Shapes) {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/yi-nano");
-    let config = serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
-    let file = std::fs::read(dir.join("model.safetensors")).unwrap();
-    let header_len = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
-    let header: Map<String, Value> = serde_json::from_slice(&file[8..8 + header_len]).unwrap();
-    let shape = |tensor: &Value| tensor["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
-    let tensors = header.iter().filter(|(name, _)| *name != "__metadata__");
-    (config, tensors.map(|(name, tensor)| (name.clone(), shape(tensor))).collect())
+    let checkpoint = crate::checkpoint::testing::yi_nano();
+    let shapes = checkpoint.tensors().iter().map(|t| (t.name.clone(), t.shape.clone())).collect();
+    (checkpoint.config().map().clone(), shapes)
 }
 
 /// Metadata and tensors, without the names that the tensors had in the checkpoint.

@@ -11,6 +11,13 @@ use zip::{CompressionMethod, ZipWriter};
 use super::safetensors::Writer;
 use super::{Checkpoint, DType, Error, Tensor};
 
+/// The trained model that comes with the sources.
+#[cfg(test)]
+pub(crate) fn yi_nano() -> Checkpoint {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/yi-nano");
+    Checkpoint::open(&dir).expect("the bundled model is whole")
+}
+
 /// A tensor as a pickle describes it.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]

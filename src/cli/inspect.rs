@@ -206,6 +206,8 @@ mod tests {
     use unicode_width::UnicodeWidthStr;
 
     use super::*;
+    use crate::arch::{self, TensorSource};
+    use crate::checkpoint;
     use crate::gguf::{Layout, Metadata, TensorType, file_name};
 
     #[derive(Parser)]
@@ -232,38 +234,16 @@ mod tests {
 
     /// The tensors and data of the bundled checkpoint, as GGUF names and lists them.
     fn yi_nano_tensors() -> (Vec<TensorInfo>, Vec<Vec<u8>>) {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/yi-nano/model.safetensors");
-        let file = fs::read(path).unwrap();
-        let header_len = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
-        let header: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_slice(&file[8..8 + header_len]).unwrap();
-        let mut tensors = vec![];
-        for (name, entry) in header.iter().filter(|(name, _)| *name != "__metadata__") {
-            assert_eq!(entry["dtype"], "BF16", "{name}");
-            let mut dims: Vec<u64> = serde_json::from_value(entry["shape"].clone()).unwrap();
-            dims.reverse();
-            let [start, end]: [usize; 2] = serde_json::from_value(entry["data_offsets"].clone()).unwrap();
-            let data = file[8 + header_len..][start..end].to_vec();
-            tensors.push((TensorInfo { name: gguf_name(name), dims, ty: TensorType::BF16 }, data));
-        }
-        tensors.into_iter().unzip()
-    }
-
-    fn gguf_name(name: &str) -> String {
-        [
-            ("model.layers.", "blk."),
-            ("model.embed_tokens", "token_embd"),
-            ("model.norm", "output_norm"),
-            ("lm_head", "output"),
-            ("self_attn.o_proj", "attn_output"),
-            ("self_attn.", "attn_"),
-            ("mlp.", "ffn_"),
-            ("input_layernorm", "attn_norm"),
-            ("post_attention_layernorm", "ffn_norm"),
-            ("_proj", ""),
-        ]
-        .iter()
-        .fold(name.to_string(), |name, (from, to)| name.replace(from, to))
+        let checkpoint = checkpoint::testing::yi_nano();
+        let shapes = checkpoint.tensors().iter().map(|t| (t.name.as_str(), t.shape.as_slice()));
+        let model = arch::describe(checkpoint.config().map(), shapes).unwrap();
+        let tensors = model.tensors.into_iter().map(|tensor| {
+            let TensorSource::Checkpoint { name, .. } = tensor.source else { panic!("{} is made", tensor.name) };
+            let source = checkpoint.tensor(&name).unwrap();
+            let ty = source.float_type().unwrap().into();
+            (TensorInfo { name: tensor.name, dims: tensor.dims, ty }, checkpoint.data(source).to_vec())
+        });
+        tensors.unzip()
     }
 
     fn yi_nano_metadata() -> Metadata {

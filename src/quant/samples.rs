@@ -1,8 +1,7 @@
 //! Weights and importance for the tests: random, adversarial, and those of a trained model.
 
+use crate::checkpoint::DType;
 use crate::gguf::TensorType;
-use std::array;
-use std::path::Path;
 
 /// A generator of numbers that are the same on every machine: splitmix64.
 pub struct Random(u64);
@@ -167,20 +166,15 @@ pub fn portable_rows() -> (Matrix, Vec<f32>) {
 
 /// The weight matrices of the trained model in `tests/data/yi-nano`.
 pub fn yi_nano() -> Vec<Matrix> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/yi-nano/model.safetensors");
-    let bytes = std::fs::read(path).unwrap();
-    let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let (header, data) = bytes[8..].split_at(header_len);
-    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).unwrap();
+    let checkpoint = crate::checkpoint::testing::yi_nano();
     let mut matrices = Vec::new();
-    for (name, tensor) in header {
-        let Some(shape) = tensor["shape"].as_array().filter(|shape| shape.len() == 2) else { continue };
-        assert_eq!(tensor["dtype"], "BF16");
-        let [start, end] = array::from_fn(|i| tensor["data_offsets"][i].as_u64().unwrap() as usize);
-        let (source, _) = data[start..end].as_chunks::<2>();
+    for tensor in checkpoint.tensors() {
+        let &[_, row_len] = tensor.shape.as_slice() else { continue };
+        assert_eq!(tensor.dtype, DType::BF16);
+        let (source, _) = checkpoint.data(tensor).as_chunks::<2>();
         let mut weights = vec![0.0; source.len()];
         super::float::bf16s_to_f32s(source, &mut weights);
-        matrices.push(Matrix { name, row_len: shape[1].as_u64().unwrap() as usize, weights });
+        matrices.push(Matrix { name: tensor.name.clone(), row_len: row_len as usize, weights });
     }
     assert!(matrices.len() > 20, "a four-layer model has more matrices");
     matrices

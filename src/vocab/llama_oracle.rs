@@ -2,12 +2,12 @@
 //! tokenizer does what sentencepiece does.
 
 use std::ffi::CString;
-use std::path::Path;
+use std::fs::File;
 
 use llama_cpp_sys_2 as llama;
 
 use super::Pieces;
-use crate::gguf::{Array, Metadata, Value};
+use crate::gguf::{DEFAULT_ALIGNMENT, Layout, Metadata};
 
 /// A vocabulary as llama.cpp has loaded it.
 pub(super) struct Vocabulary {
@@ -19,7 +19,11 @@ impl Vocabulary {
     pub fn load(metadata: &Metadata) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vocabulary.gguf");
-        write(&path, metadata);
+        let mut keys = Metadata::new();
+        keys.set("general.architecture", "llama");
+        keys.extend(metadata.iter().map(|(key, value)| (key.to_string(), value.clone())));
+        let layout = Layout::new(&keys, Vec::new(), DEFAULT_ALIGNMENT, None).unwrap();
+        layout.write_part(0, &mut File::create(&path).unwrap(), |_| [0u8; 0]).unwrap();
         let path = CString::new(path.to_str().unwrap()).unwrap();
         // SAFETY: the path is a C string that outlives the call, the parameters are llama.cpp's own.
         let model = unsafe {
@@ -83,56 +87,6 @@ impl Drop for Vocabulary {
     fn drop(&mut self) {
         // SAFETY: loaded once, freed once.
         unsafe { llama::llama_model_free(self.model) }
-    }
-}
-
-/// Writes a GGUF file without tensors, for the values that vocabularies have.
-fn write(path: &Path, metadata: &Metadata) {
-    let mut bytes = b"GGUF".to_vec();
-    bytes.extend(3u32.to_le_bytes());
-    bytes.extend(0u64.to_le_bytes());
-    bytes.extend((metadata.len() as u64 + 1).to_le_bytes());
-    string(&mut bytes, "general.architecture");
-    value(&mut bytes, &"llama".into());
-    for (key, item) in metadata.iter() {
-        string(&mut bytes, key);
-        value(&mut bytes, item);
-    }
-    std::fs::write(path, bytes).unwrap();
-}
-
-fn string(bytes: &mut Vec<u8>, text: &str) {
-    bytes.extend((text.len() as u64).to_le_bytes());
-    bytes.extend(text.as_bytes());
-}
-
-fn value(bytes: &mut Vec<u8>, value: &Value) {
-    bytes.extend((value.value_type() as u32).to_le_bytes());
-    let mut array = |ty: u32, n: usize| {
-        bytes.extend(ty.to_le_bytes());
-        bytes.extend((n as u64).to_le_bytes());
-    };
-    match value {
-        Value::U32(number) => bytes.extend(number.to_le_bytes()),
-        Value::Bool(flag) => bytes.push((*flag).into()),
-        Value::String(text) => string(bytes, text),
-        Value::Array(Array::String(texts)) => {
-            array(8, texts.len());
-            texts.iter().for_each(|text| string(bytes, text));
-        }
-        Value::Array(Array::F32(numbers)) => {
-            array(6, numbers.len());
-            bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
-        }
-        Value::Array(Array::I32(numbers)) => {
-            array(5, numbers.len());
-            bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
-        }
-        Value::Array(Array::U32(numbers)) => {
-            array(4, numbers.len());
-            bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
-        }
-        other => panic!("no vocabulary has {other:?}"),
     }
 }
 
