@@ -155,6 +155,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_file_type_is_called_as_the_recipe_that_writes_it() {
+        for recipe in crate::recipe::Recipe::all() {
+            assert_eq!(file_type(recipe.file_type.into()), Some(recipe.name.as_str()));
+        }
+        assert_eq!(file_type(4), None, "a type that llama.cpp has removed");
+    }
+
+    #[test]
     fn yi_34b_takes_240_kib_of_cache_a_token() {
         let mut metadata = Metadata::new();
         metadata.set("general.architecture", "llama");
