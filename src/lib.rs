@@ -22,6 +22,8 @@
 //! | [`chat`]       | chat templates and stop rules                                                   |
 //! | `runtime`      | the only user of llama.cpp (feature `llama`)                                    |
 //! | [`cli`]        | the subcommands                                                                 |
+//! | `partial`      | files that get their name when they are complete                                |
+//! | `near`         | what somebody may have meant by a name that does not exist                      |
 //!
 //! Words: a *block* is 32 or 256 weights with their scales; a *row* runs along a tensor's fastest dimension;
 //! *importance* is a weight per input channel (llama.cpp's "imatrix"); a *recipe* says which tensor gets which type;
@@ -36,6 +38,8 @@ pub mod cli;
 pub mod convert;
 pub mod gguf;
 pub mod mmap;
+mod near;
+mod partial;
 pub mod quant;
 pub mod recipe;
 #[cfg(feature = "llama")]

@@ -38,7 +38,7 @@ pub use rope::RopeScaling;
 pub use transform::Transform;
 pub use yi::Yi;
 
-use crate::gguf::Metadata;
+use crate::gguf::{Metadata, TensorInfo, TensorType};
 use config::Config;
 
 /// Every architecture that nibble converts.
@@ -253,6 +253,16 @@ pub fn describe<'a>(
 /// All architectures of [`ARCHITECTURES`] become GGUF's `llama`, so that the numbers are enough.
 pub fn shapes(hyper: &Hyperparameters) -> Vec<(String, Vec<u64>)> {
     Llama.slots(hyper).into_iter().map(|slot| (slot.name, slot.dims)).collect()
+}
+
+/// Every tensor in the GGUF file of such a model, before it is quantized: matrices of type `source`, vectors F32. It tells
+/// sizes before there is a file.
+pub fn tensors(hyper: &Hyperparameters, source: TensorType) -> Vec<TensorInfo> {
+    let info = |(name, dims): (String, Vec<u64>)| {
+        let ty = if dims.len() > 1 { source } else { TensorType::F32 };
+        TensorInfo { name, dims, ty }
+    };
+    shapes(hyper).into_iter().map(info).collect()
 }
 
 /// Names and sizes, slowest dimension first, of every tensor in a checkpoint of such a model, as `architecture` names

@@ -10,7 +10,6 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -20,6 +19,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Vi
 use super::dtype::{DType, n_elements};
 use super::error::{Error, shown};
 use super::json::{refuse_pointer, without_place};
+use crate::partial::Partial;
 
 /// The longest header the format allows, in bytes.
 pub const MAX_HEADER: u64 = 100_000_000;
@@ -80,7 +80,7 @@ pub(super) fn read_header(path: &Path, file: &[u8]) -> Result<Vec<Entry>, Error>
         tensors.push(check(path, data_start, name, raw)?);
     }
     // In the order of the bytes, each tensor has to begin where the one before it ends.
-    tensors.sort_by(|a, b| (a.range.start, a.range.end).cmp(&(b.range.start, b.range.end)));
+    tensors.sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
     let mut end = data_start as usize;
     let mut before = "the header";
     for tensor in &tensors {
@@ -192,7 +192,7 @@ fn looks_like(file: &[u8]) -> &'static str {
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
-    file: BufWriter<tempfile::NamedTempFile>,
+    file: BufWriter<Partial>,
     /// Bytes of data still to come.
     left: u64,
     wanted: u64,
@@ -232,16 +232,7 @@ impl Writer {
             return Err(fail(format!("a header of {} bytes; at most {MAX_HEADER} are allowed", header.len())));
         }
 
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".nibble-").suffix(".part");
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            // What any new file gets, less the umask; temporary files are private otherwise.
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        let file = builder.tempfile_in(dir).map_err(Error::io(path))?;
+        let file = Partial::create(path).map_err(Error::io(path))?;
         let mut writer = Self { path: path.to_path_buf(), file: BufWriter::new(file), left: end, wanted: end };
         writer.put(&(header.len() as u64).to_le_bytes())?;
         writer.put(header.as_bytes())?;
@@ -271,9 +262,9 @@ impl Writer {
             return Err(Error::Write { path: self.path.clone(), problem });
         };
         self.left = left;
-        let hole = |file: &mut BufWriter<tempfile::NamedTempFile>| {
+        let hole = |file: &mut BufWriter<Partial>| {
             file.flush()?;
-            let file = file.get_mut().as_file_mut();
+            let mut file = file.get_ref().file();
             let end = file.stream_position()? + n_bytes;
             file.set_len(end)?;
             file.seek(SeekFrom::Start(end))
@@ -292,8 +283,7 @@ impl Writer {
         }
         let path = self.path;
         let file = self.file.into_inner().map_err(|e| Error::io(&path)(e.into_error()))?;
-        let _: File = file.persist(&path).map_err(|e| Error::io(&path)(e.error))?;
-        Ok(())
+        file.finish(true).map_err(Error::io(&path))
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {

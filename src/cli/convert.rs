@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use super::out::{self, Out};
+use super::groups::groups;
+use super::out::{self, Out, printable};
 use super::table::{self, Align};
 use super::{interrupt, progress, units};
 use crate::convert::{Error, Job, Options, Summary};
@@ -134,30 +135,9 @@ fn parse_size(text: &str) -> Result<u64, String> {
 
 /// The plan by groups of tensors that differ only in their layer.
 fn print_plan(out: &mut Out, job: &Job) -> anyhow::Result<()> {
-    struct Group {
-        role: String,
-        shape: String,
-        change: String,
-        n: usize,
-        bytes: u64,
-        why: String,
-    }
-    let mut groups: Vec<Group> = Vec::new();
-    for t in &job.plan().tensors {
-        let role = match t.layer {
-            Some(_) => t.name.splitn(3, '.').nth(2).map_or_else(|| t.name.clone(), |rest| format!("blk.*.{rest}")),
-            None => t.name.clone(),
-        };
-        let shape = t.dims.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
-        let change = format!("{} -> {}", t.source, t.ty);
-        match groups.iter_mut().find(|g| g.role == role && g.shape == shape && g.change == change && g.why == t.why) {
-            Some(group) => {
-                group.n += 1;
-                group.bytes += t.bytes;
-            }
-            None => groups.push(Group { role, shape, change, n: 1, bytes: t.bytes, why: t.why.clone() }),
-        }
-    }
+    let tensors = job.plan().tensors.iter();
+    let groups =
+        groups(tensors.map(|t| (t.name.as_str(), (t.dims.as_slice(), t.source, t.ty, t.why.as_str()), t.bytes)));
     let mut rows = table::new(&[
         ("tensor", Align::Left),
         ("number", Align::Right),
@@ -166,14 +146,15 @@ fn print_plan(out: &mut Out, job: &Job) -> anyhow::Result<()> {
         ("size", Align::Right),
         ("why", Align::Left),
     ]);
-    for g in &groups {
+    for group in &groups {
+        let (dims, source, ty, why) = group.alike;
         rows.add_row([
-            g.role.clone(),
-            g.n.to_string(),
-            g.shape.clone(),
-            g.change.clone(),
-            units::bytes(g.bytes),
-            g.why.clone(),
+            printable(&group.name).into_owned(),
+            group.n_tensors.to_string(),
+            units::shape(dims),
+            format!("{source} -> {ty}"),
+            units::bytes(group.n_bytes),
+            printable(why).into_owned(),
         ]);
     }
     out.table(rows)?;

@@ -18,7 +18,7 @@ use super::out::{self, Out, printable, printable_lines};
 use crate::checkpoint::Checkpoint;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::mmap::Mapping;
-use crate::quant;
+use crate::{near, quant};
 
 /// Show what is inside a GGUF file or a Hugging Face folder
 #[derive(Debug, clap::Args)]
@@ -167,7 +167,7 @@ impl<'a> TensorReport<'a> {
     fn new(info: TensorInfo, map: &'a Mapping, range: Range<usize>) -> anyhow::Result<Self> {
         let Some(decode) = quant::decoder(info.ty) else {
             let (name, ty) = (printable(&info.name), info.ty);
-            bail!("tensor {name} is {ty}, whose weights nibble cannot read back; it reads {}", readable());
+            bail!("tensor {name} is {ty}, whose weights nibble cannot read back; it reads {}", quant::type_list());
         };
         let decoder = Decoder { block_len: info.ty.block_len(), block_bytes: info.ty.block_bytes(), decode };
         let data = &map.bytes()[range.clone()];
@@ -180,11 +180,6 @@ impl<'a> TensorReport<'a> {
     }
 }
 
-/// The types whose weights can be shown.
-fn readable() -> String {
-    quant::FORMATS.iter().map(|format| format.ty.name()).collect::<Vec<_>>().join(", ")
-}
-
 fn index_of(gguf: &Gguf, name: &str) -> anyhow::Result<usize> {
     gguf.index_of(name).with_context(|| {
         format!("no tensor '{name}'{}", suggestion(name, gguf.tensors().iter().map(|info| info.name.as_str())))
@@ -193,43 +188,11 @@ fn index_of(gguf: &Gguf, name: &str) -> anyhow::Result<usize> {
 
 /// The end of a message about an unknown name: names that come near it.
 fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let near: Vec<_> = near(name, known).into_iter().map(|name| format!("'{}'", printable(name))).collect();
-    match near.as_slice() {
-        [] => "; run 'nibble inspect' without it to see what there is".to_string(),
-        [one] => format!("; did you mean {one}?"),
-        [init @ .., last] => format!("; did you mean {} or {last}?", init.join(", ")),
+    let near: Vec<_> = near::near(name, known).into_iter().map(|name| format!("'{}'", printable(name))).collect();
+    match near::question(&near) {
+        None => "; run 'nibble inspect' without it to see what there is".to_string(),
+        Some(question) => format!("; {question}"),
     }
-}
-
-/// The nearest of the `known` names, three at most: few letters away, or with the name as a part of them.
-fn near<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    let most = name.chars().count() / 3 + 1;
-    let mut near: Vec<_> = known
-        .filter(|known| known.len() <= 256)
-        .filter_map(|known| {
-            let distance = edits(name, known);
-            (distance <= most || (!name.is_empty() && known.contains(name))).then_some((distance, known))
-        })
-        .collect();
-    // Stable, so that names equally near stay in the order of the file.
-    near.sort_by_key(|(distance, _)| *distance);
-    let nearest = near.first().map(|(distance, _)| *distance);
-    near.into_iter().take_while(|(distance, _)| Some(*distance) == nearest).take(3).map(|(_, known)| known).collect()
-}
-
-/// Letters to insert, take out or replace that make `a` of `b`: Levenshtein's distance.
-fn edits(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, a) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, &b) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(a != b);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -497,14 +460,6 @@ mod tests {
         assert_eq!(message, "no tensor 'token_embd'; did you mean 'token_embd.weight'?");
         let message = refused(&path, &["--tensor", "completely-different-name"]);
         assert!(message.ends_with("run 'nibble inspect' without it to see what there is"), "{message}");
-    }
-
-    #[test]
-    fn edits_are_counted_in_letters() {
-        assert_eq!(edits("", ""), 0);
-        assert_eq!(edits("kitten", "sitting"), 3);
-        assert_eq!(edits("零一万物", "零一物"), 1);
-        assert_eq!(edits("abc", ""), 3);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The subcommands: a file each, with what can be typed and what it does.
 
 mod convert;
+mod groups;
 mod inspect;
 pub mod interrupt;
 mod out;

@@ -1,16 +1,17 @@
 //! `nibble quants`
 
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde_json::{Value, json};
 
+use super::out::{self, Out};
 use super::table::{self, Align};
 use super::units;
+use crate::arch::{self, Hyperparameters};
 use crate::gguf::TensorType;
-use crate::recipe::shapes::{Shape, YI_6B, YI_9B, YI_34B};
-use crate::recipe::{Plan, Recipe, plan};
+use crate::recipe::{Facts, Plan, Recipe, plan};
 
 /// List the recipes, with bits per weight and the size each gives
 #[derive(Debug, clap::Args)]
@@ -27,26 +28,33 @@ pub struct Args {
 }
 
 /// The models whose sizes are shown.
-const MODELS: [&Shape; 3] = [&YI_6B, &YI_9B, &YI_34B];
+const MODELS: [Model; 3] =
+    [("Yi-6B", Hyperparameters::yi_6b), ("Yi-9B", Hyperparameters::yi_9b), ("Yi-34B", Hyperparameters::yi_34b)];
+
+/// A model's name and numbers.
+type Model = (&'static str, fn() -> Hyperparameters);
 
 pub fn run(args: Args) -> anyhow::Result<()> {
+    out::to_stdout(|out| quants(&args, out))
+}
+
+fn quants(args: &Args, out: &mut Out) -> anyhow::Result<()> {
     let one = match (&args.show, &args.recipe) {
         (Some(name), _) => Some(find(name)?),
         (None, Some(path)) => Some(Recipe::from_file(path)?),
         (None, None) => None,
     };
     match (one, args.json) {
-        (None, false) => print(&list(None)?)?,
-        (Some(recipe), false) => print(&show(&recipe, None)?)?,
-        (None, true) => print_json(&Recipe::all().iter().map(summary).collect::<anyhow::Result<Value>>()?)?,
+        (None, false) => list(out),
+        (Some(recipe), false) => show(&recipe, out),
+        (None, true) => print_json(&Recipe::all().iter().map(summary).collect::<anyhow::Result<Value>>()?, out),
         (Some(recipe), true) => {
             let mut all = summary(&recipe)?;
             all["type"] = recipe.ty.name().into();
             all["rules"] = serde_json::to_value(&recipe.rules)?;
-            print_json(&all)?;
+            print_json(&all, out)
         }
     }
-    Ok(())
 }
 
 fn find(name: &str) -> anyhow::Result<Recipe> {
@@ -57,22 +65,15 @@ fn find(name: &str) -> anyhow::Result<Recipe> {
     Ok(found?)
 }
 
-fn print_json(value: &Value) -> anyhow::Result<()> {
-    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
-}
-
-/// To standard output; a reader that has seen enough, such as `head`, is no error.
-fn print(text: &str) -> anyhow::Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => Ok(written?),
-    }
+fn print_json(value: &Value, out: &mut Out) -> anyhow::Result<()> {
+    Ok(writeln!(out, "{}", serde_json::to_string_pretty(value)?)?)
 }
 
 /// What the recipe makes of each of [`MODELS`], without importance.
 fn plans(recipe: &Recipe) -> anyhow::Result<Vec<Plan>> {
-    let plan_of = |shape: &&Shape| plan(recipe, &shape.facts(), &shape.tensors(TensorType::BF16), false, &[]);
-    Ok(MODELS.iter().map(plan_of).collect::<Result<_, _>>()?)
+    let plan_of =
+        |hyper: Hyperparameters| plan(recipe, &Facts::of(&hyper), &arch::tensors(&hyper, TensorType::BF16), false, &[]);
+    Ok(MODELS.iter().map(|(_, hyper)| plan_of(hyper())).collect::<Result<_, _>>()?)
 }
 
 /// Bits per weight of the last and largest model.
@@ -83,7 +84,7 @@ fn bits(plans: &[Plan]) -> f64 {
 fn summary(recipe: &Recipe) -> anyhow::Result<Value> {
     let plans = plans(recipe)?;
     let bytes: serde_json::Map<String, Value> =
-        MODELS.iter().zip(&plans).map(|(shape, plan)| (shape.name.to_string(), plan.total_bytes().into())).collect();
+        MODELS.iter().zip(&plans).map(|((name, _), plan)| (name.to_string(), plan.total_bytes().into())).collect();
     Ok(json!({
         "name": recipe.name,
         "description": recipe.description,
@@ -93,16 +94,13 @@ fn summary(recipe: &Recipe) -> anyhow::Result<Value> {
     }))
 }
 
-/// The table of all recipes, `width` columns wide; as wide as the terminal where it is not given.
-fn list(width: Option<u16>) -> anyhow::Result<String> {
+/// The table of all recipes.
+fn list(out: &mut Out) -> anyhow::Result<()> {
     let mut columns = vec![("Recipe", Align::Left), ("Bits", Align::Right)];
     // Short headings leave a narrow terminal room for the words.
-    columns.extend(MODELS.iter().map(|shape| (shape.name.strip_prefix("Yi-").unwrap_or(shape.name), Align::Right)));
+    columns.extend(MODELS.iter().map(|(name, _)| (name.strip_prefix("Yi-").unwrap_or(name), Align::Right)));
     columns.push(("For", Align::Left));
     let mut table = table::new(&columns);
-    if let Some(width) = width {
-        table.set_width(width);
-    }
     for recipe in Recipe::all() {
         let plans = plans(recipe)?;
         let mut row = vec![recipe.name.clone(), format!("{:.2}", bits(&plans))];
@@ -110,24 +108,23 @@ fn list(width: Option<u16>) -> anyhow::Result<String> {
         row.push(recipe.description.clone());
         table.add_row(row);
     }
-    Ok(format!(
-        "{}\nBits per weight, and GB of Yi-6B, Yi-9B and Yi-34B.\nThe rules of one: nibble quants --show Q4_K_M\n",
-        table::render(&table)
-    ))
+    out.table(table)?;
+    writeln!(
+        out,
+        "\nBits per weight, and GB of Yi-6B, Yi-9B and Yi-34B.\nThe rules of one: nibble quants --show Q4_K_M"
+    )?;
+    Ok(())
 }
 
 /// One recipe: what it gives, and its rules.
-fn show(recipe: &Recipe, width: Option<u16>) -> anyhow::Result<String> {
+fn show(recipe: &Recipe, out: &mut Out) -> anyhow::Result<()> {
     let plans = plans(recipe)?;
     let sizes: Vec<String> = MODELS
         .iter()
         .zip(&plans)
-        .map(|(shape, plan)| format!("{} {}", shape.name, units::bytes(plan.total_bytes())))
+        .map(|((name, _), plan)| format!("{name} {}", units::bytes(plan.total_bytes())))
         .collect();
     let mut table = table::new(&[("Type", Align::Left), ("Tensors", Align::Left), ("Why", Align::Left)]);
-    if let Some(width) = width {
-        table.set_width(width);
-    }
     for rule in &recipe.rules {
         let (mut tensors, conditions) = (rule.role_names().join(", "), rule.conditions());
         if !conditions.is_empty() {
@@ -138,14 +135,11 @@ fn show(recipe: &Recipe, width: Option<u16>) -> anyhow::Result<String> {
     let rest = if recipe.rules.is_empty() { "all matrices" } else { "all other matrices" };
     table.add_row([recipe.ty.name(), rest, "the type of this recipe"]);
     table.add_row(["F32", "norms, biases", "they are few, and llama.cpp computes with them in F32"]);
-    Ok(format!(
-        "{}: {}\n{:.2} bits per weight; {}\n\n{}\nThe first line that fits a tensor decides.\n",
-        recipe.name,
-        recipe.description,
-        bits(&plans),
-        sizes.join(", "),
-        table::render(&table)
-    ))
+    writeln!(out, "{}: {}", recipe.name, recipe.description)?;
+    writeln!(out, "{:.2} bits per weight; {}\n", bits(&plans), sizes.join(", "))?;
+    out.table(table)?;
+    writeln!(out, "\nThe first line that fits a tensor decides.")?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -154,10 +148,16 @@ mod tests {
 
     use super::*;
 
+    fn printed(width: u16, print: impl FnOnce(&mut Out) -> anyhow::Result<()>) -> String {
+        let mut text = Vec::new();
+        print(&mut Out::new(&mut text, Some(width))).unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
     #[test]
     fn the_list_fits_narrow_and_wide_terminals() {
         for width in [60, 80, 200] {
-            let list = list(Some(width)).unwrap();
+            let list = printed(width, list);
             assert!(list.lines().all(|line| line.width() <= width.into()), "{width}:\n{list}");
             for recipe in Recipe::all() {
                 let row = list.lines().find(|line| line.split_whitespace().next() == Some(&recipe.name));
@@ -169,7 +169,7 @@ mod tests {
             let row = list.lines().find(|line| line.starts_with("Q4_K_M ")).unwrap();
             assert!(row.split_whitespace().take(5).eq(["Q4_K_M", "4.81", "3.7", "5.3", "20.7"]), "{row}");
         }
-        let wide = list(Some(200)).unwrap();
+        let wide = printed(200, list);
         assert_eq!(wide.lines().count(), 1 + Recipe::all().len() + 3, "a line each where there is room:\n{wide}");
     }
 
@@ -177,12 +177,12 @@ mod tests {
     fn a_recipe_is_shown_with_every_rule_and_its_reason() {
         for recipe in Recipe::all() {
             for width in [60, 80, 200] {
-                let text = show(recipe, Some(width)).unwrap();
+                let text = printed(width, |out| show(recipe, out));
                 assert!(text.starts_with(&format!("{}: ", recipe.name)));
                 let table = text.lines().skip(3);
                 assert!(table.clone().all(|line| line.width() <= width.into()), "{width}:\n{text}");
             }
-            let text = show(recipe, Some(400)).unwrap();
+            let text = printed(400, |out| show(recipe, out));
             for rule in &recipe.rules {
                 assert!(text.contains(&rule.why) && text.contains(&rule.conditions()), "{text}");
             }

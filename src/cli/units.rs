@@ -25,9 +25,20 @@ pub fn count(n: u64) -> String {
     }
 }
 
+/// A tensor's sizes: `7168 x 20480`.
+pub fn shape(dims: &[u64]) -> String {
+    dims.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_of_a_tensor_are_in_the_order_given() {
+        assert_eq!(shape(&[7168, 20480]), "7168 x 20480");
+        assert_eq!(shape(&[64]), "64");
+    }
 
     #[test]
     fn sizes_read_as_on_a_disk_label() {

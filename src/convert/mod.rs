@@ -343,11 +343,7 @@ fn describe_checkpoint(checkpoint: Checkpoint) -> Result<Described, Error> {
     let mut metadata = general_metadata(&name, n_weights, checkpoint.card());
     metadata.extend(model.metadata.iter().map(|(k, v)| (k.to_string(), v.clone())));
     metadata.extend(tokenizer.iter().map(|(k, v)| (k.to_string(), v.clone())));
-    let facts = Facts {
-        n_layers: model.hyper.n_layers,
-        n_heads: model.hyper.n_heads.into(),
-        n_kv_heads: model.hyper.n_kv_heads.into(),
-    };
+    let facts = Facts::of(&model.hyper);
     Ok(Described {
         source: Source::Checkpoint(Box::new(checkpoint)),
         metadata,

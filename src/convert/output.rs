@@ -3,14 +3,13 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
-
 use super::Error;
+use crate::partial::{Partial, folder};
 
 /// Output files in the making. Dropped before [`Outputs::finish`], they are removed.
 #[derive(Debug)]
 pub struct Outputs {
-    files: Vec<(NamedTempFile, PathBuf)>,
+    files: Vec<(Partial, PathBuf)>,
     force: bool,
 }
 
@@ -25,14 +24,12 @@ impl Outputs {
         check_room(paths)?;
         let mut files = Vec::with_capacity(paths.len());
         for (path, bytes) in paths {
-            let prefix = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
-            let file = tempfile::Builder::new()
-                .prefix(&prefix)
-                .suffix(".partial")
-                .permissions(default_permissions())
-                .tempfile_in(folder(path))
-                .map_err(|source| Error::Write { path: path.clone(), source })?;
-            reserve(file.as_file(), *bytes).map_err(|source| Error::Write { path: path.clone(), source })?;
+            let make = || {
+                let file = Partial::create(path)?;
+                reserve(file.file(), *bytes)?;
+                Ok(file)
+            };
+            let file = make().map_err(|source| Error::Write { path: path.clone(), source })?;
             files.push((file, path.clone()));
         }
         Ok(Self { files, force })
@@ -44,7 +41,7 @@ impl Outputs {
     /// When the system refuses, as when the disk is full.
     pub fn write_at(&self, part: usize, bytes: &[u8], offset: u64) -> Result<(), Error> {
         let (file, path) = &self.files[part];
-        write_all_at(file.as_file(), bytes, offset).map_err(|source| Error::Write { path: path.clone(), source })
+        write_all_at(file.file(), bytes, offset).map_err(|source| Error::Write { path: path.clone(), source })
     }
 
     /// Makes sure that everything is on the disk, and gives the files their names.
@@ -53,12 +50,10 @@ impl Outputs {
     /// When the system refuses, or when a file of that name has appeared meanwhile (unless `force`).
     pub fn finish(self) -> Result<(), Error> {
         for (file, path) in &self.files {
-            file.as_file().sync_all().map_err(|source| Error::Write { path: path.clone(), source })?;
+            file.file().sync_all().map_err(|source| Error::Write { path: path.clone(), source })?;
         }
         for (file, path) in self.files {
-            let named = if self.force { file.persist(&path) } else { file.persist_noclobber(&path) };
-            named.map_err(|error| Error::Write { path: path.clone(), source: error.error })?;
-            sync_folder(&path);
+            file.finish(self.force).map_err(|source| Error::Write { path, source })?;
         }
         Ok(())
     }
@@ -110,23 +105,16 @@ pub fn free_bytes(folder: &Path) -> Option<u64> {
     }
 }
 
-fn folder(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
 /// Sets the file's length, and where the file system can, sets its blocks aside: a disk that is too small then says so
 /// now, and the blocks lie together.
 fn reserve(file: &File, bytes: u64) -> std::io::Result<()> {
     #[cfg(target_os = "linux")]
     if bytes > 0 {
         use rustix::io::Errno;
-        match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
-            Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => return Err(error.into()),
-            // Many file systems cannot; setting the length is enough then.
-            _ => {}
+        let reserved = rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes);
+        // Many file systems cannot; setting the length is enough then.
+        if let Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) = reserved {
+            return Err(error.into());
         }
     }
     file.set_len(bytes)
@@ -148,28 +136,4 @@ fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> std::io::Resu
         offset += n as u64;
     }
     Ok(())
-}
-
-/// Temporary files are made for the user alone; a model is to have the permissions of any other new file.
-fn default_permissions() -> std::fs::Permissions {
-    #[cfg(unix)]
-    {
-        // The process's mask takes away from this what the user wants taken away.
-        std::os::unix::fs::PermissionsExt::from_mode(0o666)
-    }
-    #[cfg(not(unix))]
-    {
-        std::fs::metadata(".").map(|m| m.permissions()).expect("the current folder exists")
-    }
-}
-
-/// A rename is on the disk only when its folder is.
-fn sync_folder(path: &Path) {
-    #[cfg(unix)]
-    if let Ok(folder) = File::open(folder(path)) {
-        // Best effort: the file's bytes are already safe, and some file systems cannot sync a folder.
-        let _ = folder.sync_all();
-    }
-    #[cfg(not(unix))]
-    let _ = path;
 }

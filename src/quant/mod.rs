@@ -159,9 +159,17 @@ pub fn format(ty: TensorType) -> Option<&'static Format> {
     FORMATS.iter().find(|f| f.ty == ty)
 }
 
+/// The names of the types in [`FORMATS`], for messages.
+pub fn type_list() -> String {
+    FORMATS.iter().map(|format| format.ty.name()).collect::<Vec<_>>().join(", ")
+}
+
+/// Reads whole blocks: bytes to weights.
+pub type Decode = fn(&[u8], &mut [f32]);
+
 /// How whole blocks of `ty` are read: of every type in [`FORMATS`], and of F64, which checkpoints may have and nibble does
 /// not write. `None` for all others. The function fills its second argument, and panics where the lengths do not fit.
-pub fn decoder(ty: TensorType) -> Option<fn(&[u8], &mut [f32])> {
+pub fn decoder(ty: TensorType) -> Option<Decode> {
     match ty {
         TensorType::F64 => Some(plain::decode_f64),
         ty => Some(format(ty)?.dequantize_row),

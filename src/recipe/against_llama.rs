@@ -7,8 +7,8 @@ use std::process::Command;
 
 use llama_cpp_sys_2 as sys;
 
-use super::shapes::{Shape, YI_6B};
-use super::{QUANTIZATION_VERSION, Recipe, plan};
+use super::{Facts, QUANTIZATION_VERSION, Recipe, plan};
+use crate::arch::{self, Hyperparameters};
 use crate::gguf::{TensorInfo, TensorType};
 
 const WORKER: &str = "recipe::against_llama::worker";
@@ -45,14 +45,14 @@ fn worker() {
     let folder = tempfile::tempdir().unwrap();
     let (source, target) = (folder.path().join("source.gguf"), folder.path().join("target.gguf"));
     let (mut compared, mut wrong) = (0u64, Vec::new());
-    for (i, shape) in shapes().iter().enumerate() {
+    for (i, hyper) in models().iter().enumerate() {
         let source_type = if i % 2 == 0 { TensorType::F32 } else { TensorType::F16 };
-        let tensors = two_rows_each(shape.tensors(source_type));
-        write_model(&source, shape, &tensors);
+        let tensors = two_rows_each(arch::tensors(hyper, source_type));
+        write_model(&source, hyper, &tensors);
         for recipe in Recipe::all() {
             for importance in [false, true] {
                 quantize(&source, &target, recipe.file_type, importance);
-                let plan = plan(recipe, &shape.facts(), &tensors, importance, &[]).unwrap();
+                let plan = plan(recipe, &Facts::of(hyper), &tensors, importance, &[]).unwrap();
                 let (version, theirs) = read_types(&target);
                 assert_eq!(version, QUANTIZATION_VERSION);
                 assert_eq!(theirs.len(), plan.tensors.len());
@@ -63,7 +63,7 @@ fn worker() {
                         let with = if importance { "with" } else { "without" };
                         let (name, why) = (&ours.name, &ours.why);
                         wrong.push(format!(
-                            "{} {with} importance, {shape:?}: {name} {} ({why}), {ty} in llama.cpp",
+                            "{} {with} importance, {hyper:?}: {name} {} ({why}), {ty} in llama.cpp",
                             recipe.name, ours.ty
                         ));
                     }
@@ -81,23 +81,25 @@ fn worker() {
 }
 
 /// Every number of layers up to 20 and those of large models, with every sharing of heads; then rows of all kinds.
-fn shapes() -> Vec<Shape> {
-    let base = Shape { name: "test", hidden: 256, ffn: 512, head_dim: 32, vocab: 64, n_heads: 8, ..YI_6B };
-    let mut shapes = Vec::new();
+fn models() -> Vec<Hyperparameters> {
+    let base =
+        Hyperparameters { hidden: 256, ffn: 512, head_dim: 32, vocab: 64, n_heads: 8, ..Hyperparameters::yi_6b() };
+    let mut models = Vec::new();
     for n_layers in (1..=20).chain([32, 48, 60, 80, 81]) {
         for n_kv_heads in [1, 2, 4, 8] {
             // Every sharing of heads meets both as the number of layers goes up.
-            let tied = (u64::from(n_layers) + n_kv_heads / 2).is_multiple_of(2);
-            shapes.push(Shape { n_layers, n_kv_heads, tied, biases: n_layers % 3 == 0, ..base.clone() });
+            let tied = (n_layers + n_kv_heads / 2).is_multiple_of(2);
+            let attention_bias = n_layers % 3 == 0;
+            models.push(Hyperparameters { n_layers, n_kv_heads, tied, attention_bias, ..base.clone() });
         }
     }
     for (hidden, ffn, head_dim) in [(288, 512, 36), (256, 544, 32), (512, 768, 12), (100, 256, 32), (96, 300, 9)] {
         for (n_layers, n_kv_heads, tied) in [(3, 2, true), (9, 8, false), (16, 2, false), (17, 8, true), (80, 2, false)]
         {
-            shapes.push(Shape { n_layers, n_kv_heads, tied, hidden, ffn, head_dim, ..base.clone() });
+            models.push(Hyperparameters { n_layers, n_kv_heads, tied, hidden, ffn, head_dim, ..base.clone() });
         }
     }
-    shapes
+    models
 }
 
 /// The number of rows decides no type, as long as a matrix stays one.
@@ -107,8 +109,8 @@ fn two_rows_each(mut tensors: Vec<TensorInfo>) -> Vec<TensorInfo> {
 }
 
 /// A model of zeros, written with ggml's own writer.
-fn write_model(path: &Path, shape: &Shape, tensors: &[TensorInfo]) {
-    let count = |key: &str, value: u64| (CString::new(key).unwrap(), u32::try_from(value).unwrap());
+fn write_model(path: &Path, hyper: &Hyperparameters, tensors: &[TensorInfo]) {
+    let count = |key: &str, value: u32| (CString::new(key).unwrap(), value);
     let path_c = CString::new(path.to_str().unwrap()).unwrap();
     // SAFETY: every pointer is to a string or context that lives until the end of the block; the context has room for
     // the descriptions of all tensors, and none of their data is touched.
@@ -118,11 +120,11 @@ fn write_model(path: &Path, shape: &Shape, tensors: &[TensorInfo]) {
         sys::gguf_set_val_f32(gguf, c"llama.attention.layer_norm_rms_epsilon".as_ptr(), 1e-5);
         for (key, value) in [
             count("llama.context_length", 4096),
-            count("llama.embedding_length", shape.hidden),
-            count("llama.block_count", shape.n_layers.into()),
-            count("llama.feed_forward_length", shape.ffn),
-            count("llama.attention.head_count", shape.n_heads),
-            count("llama.attention.head_count_kv", shape.n_kv_heads),
+            count("llama.embedding_length", hyper.hidden),
+            count("llama.block_count", hyper.n_layers),
+            count("llama.feed_forward_length", hyper.ffn),
+            count("llama.attention.head_count", hyper.n_heads),
+            count("llama.attention.head_count_kv", hyper.n_kv_heads),
         ] {
             sys::gguf_set_val_u32(gguf, key.as_ptr(), value);
         }

@@ -46,11 +46,11 @@ pub(super) fn fallback(wanted: TensorType, row_len: u64) -> TensorType {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::TYPES;
+    use crate::quant;
 
     #[test]
     fn every_type_of_long_blocks_has_one_of_blocks_of_32_and_the_last_resort_fits_every_row() {
-        for &ty in TYPES {
+        for ty in quant::FORMATS.iter().map(|format| format.ty) {
             let next = FALLBACKS.fallback.get(&TypeName(ty)).map(|ty| ty.0);
             assert_eq!(next.map(TensorType::block_len), (ty.block_len() > 32).then_some(32), "{ty}");
         }

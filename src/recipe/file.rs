@@ -5,9 +5,10 @@ use serde::de::{self, Deserializer};
 use toml::Spanned;
 
 use super::rule::{Layers, Rule, roles};
-use super::{Error, Recipe, TYPES, type_list};
+use super::{Error, Recipe};
 use crate::arch::Role;
 use crate::gguf::TensorType;
+use crate::quant;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -97,8 +98,8 @@ impl<'de> Deserialize<'de> for TypeName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
         match name.parse() {
-            Ok(ty) if TYPES.contains(&ty) => Ok(Self(ty)),
-            _ => Err(de::Error::custom(format_args!("unknown type '{name}'; known are {}", type_list()))),
+            Ok(ty) if quant::format(ty).is_some() => Ok(Self(ty)),
+            _ => Err(de::Error::custom(format_args!("unknown type '{name}'; known are {}", quant::type_list()))),
         }
     }
 }

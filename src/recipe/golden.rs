@@ -6,37 +6,38 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::rule::Circumstances;
-use super::shapes::{Shape, YI_6B, YI_9B, YI_34B};
-use super::{Recipe, SOURCES, TYPES, plan};
-use crate::arch::Role;
+use super::{Facts, Recipe, SOURCES, plan};
+use crate::arch::{self, Hyperparameters, Role};
 use crate::gguf::TensorType;
+use crate::quant;
 
-const LLAMA_3_2_1B: Shape = Shape {
-    name: "Llama-3.2-1B",
-    n_layers: 16,
-    hidden: 2048,
-    ffn: 8192,
-    n_heads: 32,
-    n_kv_heads: 8,
-    head_dim: 64,
-    vocab: 128256,
-    tied: true,
-    biases: false,
-};
+fn llama_3_2_1b() -> Hyperparameters {
+    Hyperparameters {
+        n_layers: 16,
+        hidden: 2048,
+        ffn: 8192,
+        n_heads: 32,
+        n_kv_heads: 8,
+        head_dim: 64,
+        vocab: 128256,
+        tied: true,
+        ..Hyperparameters::yi_6b()
+    }
+}
 
 /// A model whose hidden size 256 does not divide.
-const ODD_ROWS: Shape = Shape {
-    name: "odd rows",
-    n_layers: 4,
-    hidden: 288,
-    ffn: 768,
-    n_heads: 6,
-    n_kv_heads: 6,
-    head_dim: 48,
-    vocab: 32000,
-    tied: false,
-    biases: false,
-};
+fn odd_rows() -> Hyperparameters {
+    Hyperparameters {
+        n_layers: 4,
+        hidden: 288,
+        ffn: 768,
+        n_heads: 6,
+        n_kv_heads: 6,
+        head_dim: 48,
+        vocab: 32000,
+        ..Hyperparameters::yi_6b()
+    }
+}
 
 /// What llama.cpp made of a model under one recipe.
 #[derive(Deserialize)]
@@ -63,24 +64,24 @@ fn golden_plans(file: &str) -> Option<BTreeMap<String, Golden>> {
 #[test]
 fn every_golden_plan_has_the_same_types_and_the_same_size() {
     let mut compared = 0;
-    for (file, shape) in [
-        ("yi-34b.json", YI_34B),
-        ("yi-9b.json", YI_9B),
-        ("yi-6b.json", YI_6B),
-        ("llama-3.2-1b.json", LLAMA_3_2_1B),
-        ("odd-rows.json", ODD_ROWS),
+    for (file, hyper) in [
+        ("yi-34b.json", Hyperparameters::yi_34b()),
+        ("yi-9b.json", Hyperparameters::yi_9b()),
+        ("yi-6b.json", Hyperparameters::yi_6b()),
+        ("llama-3.2-1b.json", llama_3_2_1b()),
+        ("odd-rows.json", odd_rows()),
     ] {
         let Some(goldens) = golden_plans(file) else { return };
         let quantized = Recipe::all().iter().filter(|recipe| recipe.ty.block_len() > 1).count();
         assert_eq!(goldens.len(), 2 * quantized, "{file} has every recipe, with and without importance");
-        let tensors = shape.tensors(TensorType::F16);
+        let tensors = arch::tensors(&hyper, TensorType::F16);
         for (title, golden) in &goldens {
             let (name, importance) = match title.strip_suffix("+importance") {
                 Some(name) => (name, true),
                 None => (title.as_str(), false),
             };
             let recipe = Recipe::find(name).unwrap();
-            let plan = plan(recipe, &shape.facts(), &tensors, importance, &[]).unwrap();
+            let plan = plan(recipe, &Facts::of(&hyper), &tensors, importance, &[]).unwrap();
             let wanted = |text: &str| text.parse::<TensorType>().unwrap();
             for tensor in &plan.tensors {
                 let expected = match tensor.role {
@@ -125,8 +126,9 @@ fn every_built_in_recipe_can_be_read_and_has_a_name_a_file_and_a_number_of_its_o
 
 #[test]
 fn recipes_are_listed_from_the_most_bits_to_the_fewest() {
-    let tensors = YI_34B.tensors(TensorType::BF16);
-    let bits = |recipe| plan(recipe, &YI_34B.facts(), &tensors, false, &[]).unwrap().bits_per_weight();
+    let yi_34b = Hyperparameters::yi_34b();
+    let tensors = arch::tensors(&yi_34b, TensorType::BF16);
+    let bits = |recipe| plan(recipe, &Facts::of(&yi_34b), &tensors, false, &[]).unwrap().bits_per_weight();
     for pair in Recipe::all().windows(2) {
         assert!(bits(&pair[0]) >= bits(&pair[1]), "{} before {}", pair[0].name, pair[1].name);
     }
@@ -134,15 +136,14 @@ fn recipes_are_listed_from_the_most_bits_to_the_fewest() {
 
 #[test]
 fn every_type_that_may_be_named_has_a_recipe_that_is_mostly_made_of_it() {
-    for ty in TYPES {
-        assert!(Recipe::all().iter().any(|recipe| recipe.ty == *ty), "{ty}");
+    for format in quant::FORMATS {
+        assert!(Recipe::all().iter().any(|recipe| recipe.ty == format.ty), "{}", format.ty);
     }
 }
 
 #[test]
 fn every_rule_is_reached_for_each_of_its_roles_by_the_shape_of_some_model() {
-    let llama_2_70b = Shape {
-        name: "Llama-2-70B",
+    let llama_2_70b = Hyperparameters {
         n_layers: 80,
         hidden: 8192,
         ffn: 28672,
@@ -150,17 +151,17 @@ fn every_rule_is_reached_for_each_of_its_roles_by_the_shape_of_some_model() {
         n_kv_heads: 8,
         head_dim: 128,
         vocab: 32000,
-        tied: false,
-        biases: false,
+        ..Hyperparameters::yi_34b()
     };
-    let llama_2_7b = Shape { name: "Llama-2-7B", n_heads: 32, n_kv_heads: 32, vocab: 32000, ..YI_6B };
-    let shapes = [YI_6B, YI_9B, YI_34B, LLAMA_3_2_1B, llama_2_70b, llama_2_7b];
+    let (yi_6b, yi_9b, yi_34b) = (Hyperparameters::yi_6b(), Hyperparameters::yi_9b(), Hyperparameters::yi_34b());
+    let llama_2_7b = Hyperparameters { n_kv_heads: 32, vocab: 32000, ..Hyperparameters::yi_6b() };
+    let models = [yi_6b, yi_9b, yi_34b, llama_3_2_1b(), llama_2_70b, llama_2_7b];
     for recipe in Recipe::all() {
         let mut reached = HashSet::new();
-        for shape in &shapes {
+        for hyper in &models {
             for importance in [false, true] {
-                let at = Circumstances { facts: shape.facts(), tied: shape.tied, importance };
-                for tensor in shape.tensors(TensorType::F16) {
+                let at = Circumstances { facts: Facts::of(hyper), tied: hyper.tied, importance };
+                for tensor in arch::tensors(hyper, TensorType::F16) {
                     let (role, layer) = Role::of(&tensor.name);
                     if let Some(rule) = recipe.rules.iter().position(|rule| rule.matches(role, layer, &at)) {
                         reached.insert((rule, role));

@@ -30,11 +30,9 @@
 
 mod fallback;
 mod file;
-mod near;
 mod overrides;
 mod plan;
 mod rule;
-pub mod shapes;
 
 #[cfg(all(test, feature = "llama"))]
 mod against_llama;
@@ -49,28 +47,10 @@ pub use plan::{Facts, Plan, PlannedTensor, plan};
 pub use rule::{Layers, Rule};
 
 use crate::gguf::TensorType;
+use crate::{near, quant};
 
 /// `general.quantization_version`: the generation of ggml's block formats that these recipes are for.
 pub const QUANTIZATION_VERSION: u32 = 2;
-
-/// The types that a recipe or an override may name.
-pub const TYPES: &[TensorType] = &[
-    TensorType::F32,
-    TensorType::F16,
-    TensorType::BF16,
-    TensorType::Q8_0,
-    TensorType::Q6_K,
-    TensorType::Q5_K,
-    TensorType::Q5_1,
-    TensorType::Q5_0,
-    TensorType::Q4_K,
-    TensorType::Q4_1,
-    TensorType::Q4_0,
-    TensorType::IQ4_NL,
-    TensorType::IQ4_XS,
-    TensorType::Q3_K,
-    TensorType::Q2_K,
-];
 
 /// Which tensor gets which type.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -198,12 +178,12 @@ pub enum Error {
     Source { tensor: String, found: TensorType, wanted: TensorType },
     #[error("'{text}' is not PATTERN=TYPE, such as ffn_down=Q6_K or 'blk.0.*=Q8_0'")]
     OverrideSyntax { text: String },
-    #[error("'{text}': {ty} is not a type for weights; known are {}", type_list())]
+    #[error("'{text}': {ty} is not a type for weights; known are {}", quant::type_list())]
     OverrideType { text: String, ty: String },
     #[error(
         "no tensor matches '{pattern}'{}; a pattern is a tensor's name, a name with * for any letters, or one of the \
          roles {}",
-        near::suggestion(near),
+        near::question(near).map_or_else(String::new, |question| format!(" ({question})")),
         rule::role_list()
     )]
     OverrideUnused { pattern: String, near: Vec<String> },
@@ -219,9 +199,4 @@ pub enum Error {
         fallback::fallback(*ty, *row_len)
     )]
     OverrideIndivisible { pattern: String, tensor: String, ty: TensorType, row_len: u64 },
-}
-
-/// The types that may be named, for messages.
-fn type_list() -> String {
-    TYPES.iter().map(|ty| ty.name()).collect::<Vec<_>>().join(", ")
 }

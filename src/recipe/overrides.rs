@@ -2,10 +2,11 @@
 
 use std::str::FromStr;
 
+use super::Error;
 use super::rule::ROLES;
-use super::{Error, TYPES};
 use crate::arch::Role;
 use crate::gguf::TensorType;
+use crate::quant;
 
 /// A type for some tensors, whatever the recipe says. Where several match a tensor, the first decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +38,7 @@ impl FromStr for Override {
             .filter(|(pattern, ty)| !pattern.is_empty() && !ty.is_empty())
             .ok_or_else(|| Error::OverrideSyntax { text: text.to_string() })?;
         match ty.parse() {
-            Ok(known) if TYPES.contains(&known) => Ok(Self { pattern: pattern.to_string(), ty: known }),
+            Ok(known) if quant::format(known).is_some() => Ok(Self { pattern: pattern.to_string(), ty: known }),
             _ => Err(Error::OverrideType { text: text.to_string(), ty: ty.to_string() }),
         }
     }

@@ -3,11 +3,11 @@
 use serde::{Serialize, Serializer};
 
 use super::fallback::fallback;
-use super::near::near;
 use super::rule::{Circumstances, ROLES};
 use super::{Error, Override, Recipe};
-use crate::arch::Role;
+use crate::arch::{Hyperparameters, Role};
 use crate::gguf::{TensorInfo, TensorType};
+use crate::near::near;
 use crate::quant;
 
 /// What recipes ask about a model, apart from its tensors.
@@ -22,6 +22,11 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// Those of the model with these numbers.
+    pub fn of(hyper: &Hyperparameters) -> Self {
+        Self { n_layers: hyper.n_layers, n_heads: hyper.n_heads.into(), n_kv_heads: hyper.n_kv_heads.into() }
+    }
+
     /// Query heads that share a key and value head; 0 where there are no key and value heads.
     pub fn gqa(&self) -> u64 {
         self.n_heads.checked_div(self.n_kv_heads).unwrap_or(0)
@@ -231,7 +236,8 @@ fn check_reached(over: &Override, overrides: &[Override], tensors: &[PlannedTens
     let mut matched = tensors.iter().filter(|tensor| over.matches(&tensor.name, tensor.role)).peekable();
     let Some(&first) = matched.peek() else {
         let names = tensors.iter().map(|tensor| tensor.name.as_str()).chain(ROLES.iter().map(|(name, _)| *name));
-        return Err(Error::OverrideUnused { pattern: over.pattern.clone(), near: near(&over.pattern, names) });
+        let near = near(&over.pattern, names).into_iter().map(str::to_string).collect();
+        return Err(Error::OverrideUnused { pattern: over.pattern.clone(), near });
     };
     let decides = |tensor: &PlannedTensor| overrides.iter().find(|o| o.matches(&tensor.name, tensor.role));
     if matched.clone().all(|tensor| decides(tensor) != Some(over)) {
@@ -256,18 +262,20 @@ fn maybe_type_name<S: Serializer>(ty: &Option<TensorType>, serializer: S) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::shapes::{Shape, YI_6B};
+    use crate::arch;
 
     fn recipe(name: &str) -> &'static Recipe {
         Recipe::builtin(name).unwrap()
     }
 
     /// A small model whose rows every block divides.
-    const SMALL: Shape = Shape { n_layers: 4, hidden: 256, ffn: 768, head_dim: 64, vocab: 512, ..YI_6B };
+    fn small() -> Hyperparameters {
+        Hyperparameters { n_layers: 4, hidden: 256, ffn: 768, head_dim: 64, vocab: 512, ..Hyperparameters::yi_6b() }
+    }
 
     fn planned(overrides: &[&str]) -> Result<Plan, Error> {
         let overrides: Vec<Override> = overrides.iter().map(|text| text.parse().unwrap()).collect();
-        plan(recipe("Q4_K_M"), &SMALL.facts(), &SMALL.tensors(TensorType::BF16), false, &overrides)
+        plan(recipe("Q4_K_M"), &Facts::of(&small()), &arch::tensors(&small(), TensorType::BF16), false, &overrides)
     }
 
     fn type_of(plan: &Plan, name: &str) -> TensorType {
@@ -276,12 +284,13 @@ mod tests {
 
     #[test]
     fn no_type_depends_on_the_order_of_the_tensors() {
+        let yi_6b = Hyperparameters::yi_6b();
         for recipe in Recipe::all() {
             for importance in [false, true] {
-                let mut tensors = YI_6B.tensors(TensorType::BF16);
-                let in_order = plan(recipe, &YI_6B.facts(), &tensors, importance, &[]).unwrap();
+                let mut tensors = arch::tensors(&yi_6b, TensorType::BF16);
+                let in_order = plan(recipe, &Facts::of(&yi_6b), &tensors, importance, &[]).unwrap();
                 tensors.sort_by_key(|tensor| tensor.name.bytes().rev().collect::<Vec<_>>());
-                let mut shuffled = plan(recipe, &YI_6B.facts(), &tensors, importance, &[]).unwrap();
+                let mut shuffled = plan(recipe, &Facts::of(&yi_6b), &tensors, importance, &[]).unwrap();
                 shuffled.tensors.sort_by_key(|tensor| in_order.tensors.iter().position(|t| t.name == tensor.name));
                 assert_eq!(in_order, shuffled);
             }
@@ -290,21 +299,22 @@ mod tests {
 
     #[test]
     fn norms_and_biases_are_f32_under_every_recipe() {
-        let shape = Shape { biases: true, ..SMALL };
+        let shape = Hyperparameters { attention_bias: true, ..small() };
         for recipe in Recipe::all() {
-            let mut tensors = shape.tensors(TensorType::F16);
+            let mut tensors = arch::tensors(&shape, TensorType::F16);
             tensors.iter_mut().for_each(|tensor| tensor.ty = TensorType::F16);
-            let plan = plan(recipe, &shape.facts(), &tensors, false, &[]).unwrap();
+            let plan = plan(recipe, &Facts::of(&shape), &tensors, false, &[]).unwrap();
             let kept: Vec<_> = plan.tensors.iter().filter(|t| matches!(t.role, Role::Norm | Role::Bias)).collect();
-            assert_eq!(kept.len(), 4 * 5 + 1);
+            assert_eq!(kept.len(), 4 * 6 + 1);
             assert!(kept.iter().all(|tensor| tensor.ty == TensorType::F32), "{}", recipe.name);
         }
     }
 
     #[test]
     fn says_why_and_what_it_would_have_chosen() {
-        let shape = Shape { hidden: 96, ..SMALL };
-        let plan = plan(recipe("Q4_K_M"), &shape.facts(), &shape.tensors(TensorType::F16), false, &[]).unwrap();
+        let shape = Hyperparameters { hidden: 96, ..small() };
+        let plan =
+            plan(recipe("Q4_K_M"), &Facts::of(&shape), &arch::tensors(&shape, TensorType::F16), false, &[]).unwrap();
         let v = plan.tensors.iter().find(|tensor| tensor.name == "blk.2.attn_v.weight").unwrap();
         assert_eq!((v.ty, v.fallback_from, v.layer), (TensorType::Q8_0, Some(TensorType::Q6_K), Some(2)));
         assert!(
@@ -340,7 +350,7 @@ mod tests {
         let message = |overrides: &[&str]| planned(overrides).unwrap_err().to_string();
         for (overrides, words) in [
             (&["ffn_dwon=Q8_0"][..], "no tensor matches 'ffn_dwon' (did you mean ffn_down?)"),
-            (&["blk.0.atn_q.weight=Q8_0"], "(did you mean blk.0.attn_q.weight or"),
+            (&["blk.0.atn_q.weight=Q8_0"], "(did you mean blk.0.attn_q.weight?)"),
             (&["norm=Q8_0"], "one of the roles token_embedding, output,"),
             (&["*=Q8_0", "output=F16"], "every tensor that 'output' matches is taken by '*' before it"),
             (&["output_norm.weight=F16"], "asks for F16, but output_norm.weight stays F32"),
@@ -348,9 +358,10 @@ mod tests {
         ] {
             assert!(message(overrides).contains(words), "{}", message(overrides));
         }
-        let shape = Shape { hidden: 96, ..SMALL };
+        let shape = Hyperparameters { hidden: 96, ..small() };
         let over = ["attention_q=Q6_K".parse().unwrap()];
-        let error = plan(recipe("Q8_0"), &shape.facts(), &shape.tensors(TensorType::F16), false, &over).unwrap_err();
+        let error = plan(recipe("Q8_0"), &Facts::of(&shape), &arch::tensors(&shape, TensorType::F16), false, &over)
+            .unwrap_err();
         let words = "'attention_q' asks for Q6_K, whose blocks of 256 do not divide blk.0.attn_q.weight's rows of 96; Q8_0 would";
         assert_eq!(error.to_string(), words);
         assert!(planned(&["output_norm.weight=F32"]).is_ok(), "that is what it is anyway");
@@ -360,7 +371,7 @@ mod tests {
     fn refuses_models_that_do_not_fit_what_is_said_of_them() {
         let one = |name: &str, dims: &[u64], ty| {
             let tensor = TensorInfo { name: name.to_string(), dims: dims.to_vec(), ty };
-            plan(recipe("Q4_0"), &SMALL.facts(), &[tensor], false, &[]).unwrap_err().to_string()
+            plan(recipe("Q4_0"), &Facts::of(&small()), &[tensor], false, &[]).unwrap_err().to_string()
         };
         let message = one("blk.4.attn_q.weight", &[256, 256], TensorType::F16);
         assert!(message.starts_with("blk.4.attn_q.weight: layer 4 of a model with 4 layers"), "{message}");
@@ -375,14 +386,14 @@ mod tests {
     #[test]
     fn a_tensor_that_has_its_type_already_is_left_as_it_is() {
         let tensor = TensorInfo { name: "output.weight".to_string(), dims: vec![256, 8], ty: TensorType::Q8_0 };
-        let plan = plan(recipe("Q8_0"), &SMALL.facts(), &[tensor], false, &[]).unwrap();
+        let plan = plan(recipe("Q8_0"), &Facts::of(&small()), &[tensor], false, &[]).unwrap();
         assert_eq!(plan.total_bytes(), 8 * 8 * 34);
         assert_eq!(plan.bits_per_weight(), 8.5);
     }
 
     #[test]
     fn a_model_without_tensors_has_a_plan_without_bits() {
-        let plan = plan(recipe("Q8_0"), &SMALL.facts(), &[], false, &[]).unwrap();
+        let plan = plan(recipe("Q8_0"), &Facts::of(&small()), &[], false, &[]).unwrap();
         assert_eq!((plan.total_bytes(), plan.bits_per_weight()), (0, 0.0));
     }
 }

@@ -1,8 +1,5 @@
 //! What there is to say of a GGUF model, before it becomes text or JSON.
 
-use std::ops::RangeInclusive;
-
-use crate::arch::Role;
 use crate::gguf::{Gguf, Metadata, TensorInfo, TensorType};
 
 /// What a person wants to know first.
@@ -153,149 +150,9 @@ pub fn file_type(id: u64) -> Option<&'static str> {
     })
 }
 
-/// Tensors that are alike: the same but for their layer.
-#[derive(Debug, PartialEq)]
-pub struct Group<'a> {
-    /// The name, with `*` for the layer.
-    pub name: String,
-    pub dims: &'a [u64],
-    pub ty: TensorType,
-    pub layers: Vec<u32>,
-    pub n_tensors: u64,
-    /// Of all of them.
-    pub n_bytes: u64,
-}
-
-/// Puts tensors that are alike together, in the order in which their names first come; those that share a name and
-/// differ in type or shape follow one another.
-pub fn groups(tensors: &[TensorInfo]) -> Vec<Group<'_>> {
-    let mut groups: Vec<Group> = vec![];
-    // From the name to the groups that have it. A few dozen names, however many tensors there are in a real model; a
-    // map, so that a million names in a hostile one do not cost a million searches of a million.
-    let mut named = std::collections::HashMap::<String, (usize, Vec<usize>)>::new();
-    for info in tensors {
-        let layer = Role::of(&info.name).1;
-        let name = match layer {
-            Some(layer) => info.name.replacen(&format!("blk.{layer}."), "blk.*.", 1),
-            None => info.name.clone(),
-        };
-        let rank = named.len();
-        let (_, with_name) = named.entry(name.clone()).or_insert((rank, vec![]));
-        let alike = with_name.iter().copied().find(|&at| groups[at].dims == info.dims && groups[at].ty == info.ty);
-        let at = alike.unwrap_or_else(|| {
-            with_name.push(groups.len());
-            groups.push(Group { name, dims: &info.dims, ty: info.ty, layers: vec![], n_tensors: 0, n_bytes: 0 });
-            groups.len() - 1
-        });
-        let group = &mut groups[at];
-        group.layers.extend(layer);
-        group.n_tensors += 1;
-        group.n_bytes += info.n_bytes().unwrap_or(0);
-    }
-    groups.iter_mut().for_each(|group| group.layers.sort_unstable());
-    groups.sort_by_cached_key(|group| named.get(&group.name).map(|(rank, _)| *rank));
-    groups
-}
-
-/// Layers as people write them: `0-6, 9-51 by 3, 53-59`. `layers` are in ascending order.
-pub fn layer_list(layers: &[u32]) -> String {
-    let mut words = vec![];
-    let mut rest = layers;
-    while let Some((run, step, after)) = next_run(rest) {
-        words.push(match (run.start() == run.end(), step) {
-            (true, _) => run.start().to_string(),
-            (false, 1) => format!("{}-{}", run.start(), run.end()),
-            (false, _) => format!("{}-{} by {step}", run.start(), run.end()),
-        });
-        rest = after;
-    }
-    words.join(", ")
-}
-
-/// The longest run of evenly spaced layers at the beginning, its step, and what follows. Two layers make a run only
-/// where they are neighbours, since two points are evenly spaced whatever they are. `None` where there are no layers.
-fn next_run(layers: &[u32]) -> Option<(RangeInclusive<u32>, u32, &[u32])> {
-    let (&first, rest) = layers.split_first()?;
-    let Some(&second) = rest.first() else {
-        return Some((first..=first, 1, rest));
-    };
-    let step = second - first;
-    let n = 1 + layers.windows(2).take_while(|pair| pair[1] - pair[0] == step).count();
-    // `0, 3-6`, not `0-3 by 3, 4-6`: the end of this run may be the beginning of a run of neighbours.
-    let n = match layers.get(n) {
-        Some(next) if step > 1 && next - layers[n - 1] == 1 => n - 1,
-        _ => n,
-    };
-    match (step, n) {
-        (1, 2..) | (2.., 3..) => Some((first..=layers[n - 1], step, &layers[n..])),
-        _ => Some((first..=first, 1, rest)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn layers_are_listed_as_people_write_them() {
-        let list = |layers: &[u32]| layer_list(layers);
-        assert_eq!(list(&[]), "");
-        assert_eq!(list(&[7]), "7");
-        assert_eq!(list(&[0, 1]), "0-1");
-        assert_eq!(list(&[0, 2]), "0, 2");
-        assert_eq!(list(&[0, 2, 4]), "0-4 by 2");
-        assert_eq!(list(&[0, 3, 4, 5]), "0, 3-5");
-        assert_eq!(list(&(0..60).collect::<Vec<_>>()), "0-59");
-        // The layers of Yi-34B whose ffn_down gets more bits in Q4_K_M.
-        let more_bits: Vec<u32> = (0..60).filter(|&i| !(7..52).contains(&i) || (i - 7) % 3 == 2).collect();
-        assert_eq!(list(&more_bits), "0-6, 9-48 by 3, 51-59");
-        let fewer_bits: Vec<u32> = (0..60).filter(|i| !more_bits.contains(i)).collect();
-        assert_eq!(
-            list(&fewer_bits),
-            "7-8, 10-11, 13-14, 16-17, 19-20, 22-23, 25-26, 28-29, 31-32, 34-35, 37-38, \
-                                       40-41, 43-44, 46-47, 49-50"
-        );
-    }
-
-    #[test]
-    fn every_layer_is_listed_once() {
-        // All 4096 sets of layers below 12, read back from the list.
-        for set in 0u32..1 << 12 {
-            let layers: Vec<u32> = (0..12).filter(|layer| set >> layer & 1 == 1).collect();
-            let list = layer_list(&layers);
-            let mut read = vec![];
-            for word in list.split(", ").filter(|word| !word.is_empty()) {
-                let (range, step) = word.split_once(" by ").unwrap_or((word, "1"));
-                let (first, last) = range.split_once('-').unwrap_or((range, range));
-                let (first, last): (u32, u32) = (first.parse().unwrap(), last.parse().unwrap());
-                read.extend((first..=last).step_by(step.parse().unwrap()));
-            }
-            assert_eq!(read, layers, "{list}");
-        }
-    }
-
-    #[test]
-    fn tensors_that_are_alike_become_one_group() {
-        let info = |name: &str, dims: &[u64], ty| TensorInfo { name: name.into(), dims: dims.into(), ty };
-        let tensors = [
-            info("token_embd.weight", &[256, 8], TensorType::Q4_K),
-            info("blk.0.attn_v.weight", &[256, 4], TensorType::Q6_K),
-            info("blk.0.ffn_up.weight", &[256, 4], TensorType::Q4_K),
-            info("blk.1.attn_v.weight", &[256, 4], TensorType::Q4_K),
-            info("blk.1.ffn_up.weight", &[256, 4], TensorType::Q4_K),
-            info("blk.10.attn_v.weight", &[256, 4], TensorType::Q6_K),
-        ];
-        let groups = groups(&tensors);
-        let found: Vec<_> =
-            groups.iter().map(|g| (g.name.as_str(), g.ty, g.layers.as_slice(), g.n_tensors, g.n_bytes)).collect();
-        let wanted: [(&str, TensorType, &[u32], u64, u64); 4] = [
-            ("token_embd.weight", TensorType::Q4_K, &[], 1, 8 * 144),
-            ("blk.*.attn_v.weight", TensorType::Q6_K, &[0, 10], 2, 8 * 210),
-            ("blk.*.attn_v.weight", TensorType::Q4_K, &[1], 1, 4 * 144),
-            ("blk.*.ffn_up.weight", TensorType::Q4_K, &[0, 1], 2, 8 * 144),
-        ];
-        assert_eq!(found, wanted);
-    }
 
     #[test]
     fn yi_34b_takes_240_kib_of_cache_a_token() {

@@ -7,7 +7,8 @@ use serde_json::{Value as Json, json};
 
 use super::text::{self, shorten};
 use super::{TensorReport, suggestion};
-use crate::checkpoint::{Checkpoint, Tensor};
+use crate::checkpoint::{Checkpoint, DType, Tensor};
+use crate::cli::groups::groups;
 use crate::cli::out::{Out, printable};
 use crate::cli::table::{self, Align};
 use crate::cli::units;
@@ -108,34 +109,25 @@ fn tensors(checkpoint: &Checkpoint, each: bool) -> comfy_table::Table {
         ("Type", Align::Left),
         ("Size", Align::Right),
     ]);
-    let mut groups: Vec<(String, &Tensor, u64, u64)> = Vec::new();
-    let mut places = std::collections::HashMap::new();
-    for tensor in checkpoint.tensors() {
-        let name = if each { tensor.name.clone() } else { without_layer(&tensor.name) };
-        let at = *places.entry((name.clone(), &tensor.shape, tensor.dtype)).or_insert_with(|| {
-            groups.push((name, tensor, 0, 0));
-            groups.len() - 1
-        });
-        groups[at].2 += 1;
-        groups[at].3 += tensor.n_bytes();
-    }
-    for (name, tensor, n, n_bytes) in groups {
-        let shape = text::shape(&tensor.shape);
+    let mut row = |name: &str, n: u64, shape: &[u64], dtype: DType, n_bytes: u64| {
         rows.add_row([
-            shorten(&name, LONGEST_VALUE),
+            shorten(name, LONGEST_VALUE),
             n.to_string(),
-            shape,
-            tensor.dtype.to_string(),
+            units::shape(shape),
+            dtype.to_string(),
             units::bytes(n_bytes),
         ]);
+    };
+    let tensors = checkpoint.tensors().iter();
+    if each {
+        tensors.for_each(|t| row(&t.name, 1, &t.shape, t.dtype, t.n_bytes()));
+    } else {
+        for group in groups(tensors.map(|t| (t.name.as_str(), (t.shape.as_slice(), t.dtype), t.n_bytes()))) {
+            let (shape, dtype) = group.alike;
+            row(&group.name, group.n_tensors, shape, dtype, group.n_bytes);
+        }
     }
     rows
-}
-
-/// `model.layers.12.mlp.up_proj.weight` with a star for the layer.
-fn without_layer(name: &str) -> String {
-    let is_number = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
-    name.split('.').map(|part| if is_number(&part) { "*" } else { part }).collect::<Vec<_>>().join(".")
 }
 
 /// The same as [`model`], for machines.

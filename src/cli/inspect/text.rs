@@ -3,9 +3,10 @@
 use std::io::Write;
 
 use super::TensorReport;
-use super::facts::{Group, Summary, file_type, groups, layer_list};
+use super::facts::{Summary, file_type};
 use super::json::info_index;
 use super::stats::Histogram;
+use crate::cli::groups::{Group, groups, layer_list};
 use crate::cli::out::{Out, printable};
 use crate::cli::table::{self, Align};
 use crate::cli::units;
@@ -214,7 +215,7 @@ fn every_tensor(gguf: &Gguf) -> comfy_table::Table {
     for info in gguf.tensors() {
         table.add_row([
             printable(&info.name).into_owned(),
-            shape(&info.dims),
+            units::shape(&info.dims),
             info.ty.name().to_string(),
             units::bytes(info.n_bytes().unwrap_or(0)),
         ]);
@@ -231,15 +232,18 @@ fn grouped_tensors(gguf: &Gguf) -> comfy_table::Table {
         ("Type", Align::Left),
         ("Size", Align::Right),
     ]);
-    let groups = groups(gguf.tensors());
+    let tensors = gguf.tensors().iter();
+    // The sizes of all tensors are known: the file was checked when it was opened.
+    let groups = groups(tensors.map(|t| (t.name.as_str(), (t.dims.as_slice(), t.ty), t.n_bytes().unwrap_or(0))));
     for alike in groups.chunk_by(|a, b| a.name == b.name) {
         for (group, layers) in alike.iter().zip(layer_cells(alike)) {
+            let (dims, ty) = group.alike;
             table.add_row([
                 printable(&group.name).into_owned(),
                 layers,
                 format!("x{}", group.n_tensors),
-                shape(group.dims),
-                group.ty.name().to_string(),
+                units::shape(dims),
+                ty.name().to_string(),
                 units::bytes(group.n_bytes),
             ]);
         }
@@ -249,7 +253,7 @@ fn grouped_tensors(gguf: &Gguf) -> comfy_table::Table {
 
 /// The layers of groups that share a name. Where one type is given to every third layer, the list of the rest is long
 /// and says nothing new: it becomes `the others`.
-fn layer_cells(alike: &[Group]) -> Vec<String> {
+fn layer_cells<K>(alike: &[Group<K>]) -> Vec<String> {
     const LONG: usize = 24;
     let mut lists: Vec<_> = alike.iter().map(|group| layer_list(&group.layers)).collect();
     if let Some(longest) = lists.iter_mut().max_by_key(|list| list.len())
@@ -261,18 +265,13 @@ fn layer_cells(alike: &[Group]) -> Vec<String> {
     lists
 }
 
-pub fn shape(dims: &[u64]) -> String {
-    let dims: Vec<_> = dims.iter().map(u64::to_string).collect();
-    dims.join(" x ")
-}
-
 /// The statistics of one tensor.
 pub fn tensor(report: &TensorReport, out: &mut Out) -> anyhow::Result<()> {
     let (info, stats) = (&report.info, &report.stats);
     let n_weights = info.n_elements().unwrap_or(0);
     let mut rows = vec![
         ("Tensor", printable(&info.name).into_owned()),
-        ("Shape", format!("{} (fastest dimension first)", shape(&info.dims))),
+        ("Shape", format!("{} (fastest dimension first)", units::shape(&info.dims))),
         ("Type", format!("{}, {:.2} bits per weight", info.ty, info.ty.bits_per_weight())),
         ("Weights", units::count(n_weights)),
         ("Size", units::bytes(report.n_bytes as u64)),
@@ -407,8 +406,7 @@ mod tests {
         let others: Vec<u32> = (0..60).filter(|i| !more_bits.contains(i)).collect();
         let group = |layers: &[u32]| Group {
             name: "blk.*.ffn_down.weight".into(),
-            dims: &[256],
-            ty: crate::gguf::TensorType::Q4_K,
+            alike: (),
             layers: layers.to_vec(),
             n_tensors: layers.len() as u64,
             n_bytes: 0,
