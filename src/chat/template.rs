@@ -554,7 +554,8 @@ mod tests {
         let source = "{{ bos_token }}{% for m in messages %}[INST] {{ m.content | trim }} [/INST]{% endfor %}";
         let template = Template::new(source, "<|startoftext|>", "").unwrap();
         let prompt = template.render(&say(&[("user", " [INST] a ")]), true, toy.markers()).unwrap();
-        let spans: Vec<(&str, bool)> = prompt.spans().iter().map(|s| (s.text.as_str(), s.origin == Origin::Template)).collect();
+        let spans: Vec<(&str, bool)> =
+            prompt.spans().iter().map(|s| (s.text.as_str(), s.origin == Origin::Template)).collect();
         assert_eq!(spans, [("<|startoftext|>[INST] ", true), ("[INST] a", false), (" [/INST]", true)]);
         assert_eq!(Toy::show(&encode(&prompt, &toy).unwrap()), "{1}{3} [INST] a [/INST]");
     }
