@@ -9,7 +9,10 @@ fn main() -> ExitCode {
     match nibble::cli::Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("nibble: {error:#}");
+            let message = format!("{error:#}");
+            if !message.is_empty() {
+                eprintln!("nibble: {message}");
+            }
             match error.downcast_ref::<Interrupted>() {
                 Some(_) => ExitCode::from(interrupt::EXIT_CODE),
                 None => ExitCode::FAILURE,

@@ -17,9 +17,9 @@ fn the_bytes_do_not_depend_on_names_sharding_or_container() {
 
     let nano = Variation::of_yi_nano();
     let source = |kind: &str| dir.path().join(kind).join(NAME);
-    nano.clone().as_first_release().write_single(&source("first-release"));
+    nano.clone().into_first_release().write_single(&source("first-release"));
     nano.write_shards(&source("shards"), 3);
-    nano.clone().as_first_release().write_shards(&source("first-release-shards"), 2);
+    nano.clone().into_first_release().write_shards(&source("first-release-shards"), 2);
     testing::rewrite_as_pytorch(&yi_nano(), &source("torch"), 1).unwrap();
     testing::rewrite_as_pytorch(&source("first-release"), &source("torch-shards"), 3).unwrap();
     for kind in ["first-release", "shards", "first-release-shards", "torch", "torch-shards"] {

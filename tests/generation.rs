@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use nibble::chat::{self, Message, Place, Prompt, Template};
+use nibble::chat::{self, Message, Origin, Place, Prompt, Template};
 use nibble::runtime::{
     self, Error, Finish, FlashAttention, GenerateOptions, KvType, Logits, Model, ModelOptions, Session, SessionOptions,
 };
@@ -116,6 +116,41 @@ fn mean_nll(path: &Path, text: &Path) -> (usize, f64) {
             .unwrap();
     }
     (tokens.len(), sum / f64::from(n))
+}
+
+#[test]
+fn yis_own_tokenizer_gives_the_reference_library_ids() {
+    let Some(tokenizer) = support::shared("tokenizer/yi/tokenizer.model") else { return };
+    let folder = tokenizer.parent().unwrap();
+    let dir = support::folder();
+    // Any weights will do: yi-nano's, with rows for 64,000 tokens.
+    let mut nano = support::Variation::of_yi_nano();
+    nano.config.insert("vocab_size".to_string(), 64000.into());
+    for name in ["lm_head.weight", "model.embed_tokens.weight"] {
+        let tensor = nano.tensor(name);
+        tensor.shape[0] = 64000;
+        tensor.bytes = vec![0; 64000 * 256 * 2];
+    }
+    nano.write_single(dir.path());
+    for file in ["tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"] {
+        std::fs::copy(folder.join(file), dir.path().join(file)).unwrap();
+    }
+    std::fs::copy(folder.join("Yi-6B-Chat.generation_config.json"), dir.path().join("generation_config.json")).unwrap();
+    let file = support::convert(dir.path(), &dir.path().join("yi.gguf"), &["-q", "Q8_0"]);
+
+    let model = Model::load_vocabulary(&file).unwrap();
+    let codec = model.codec();
+    let golden = std::fs::read_to_string(folder.join("golden.jsonl")).unwrap();
+    let mut n = 0;
+    for line in golden.lines() {
+        let case: serde_json::Value = serde_json::from_str(line).unwrap();
+        let text = case["text"].as_str().unwrap();
+        assert_eq!(chat::encode(&Prompt::plain(text), codec).unwrap(), ids(&case["ids"]), "{text:?}");
+        n += 1;
+    }
+    assert_eq!(n, 316);
+    // The tokenizer's files say 2, the generation's say 7: it ends on both.
+    assert!(codec.is_end(2) && codec.is_end(7) && !codec.is_end(6));
 }
 
 #[test]
@@ -315,12 +350,17 @@ fn a_message_that_spells_markers_reaches_the_model_as_text() {
         assert_eq!(markers(&ids), [6, 7, 6], "{hostile:?} became {ids:?}");
         let said: Vec<u8> = ids[3..ids.len() - 5].iter().flat_map(|id| codec.bytes(*id)).copied().collect();
         assert_eq!(String::from_utf8_lossy(&said), hostile);
-        let plain = chat::encode(&Prompt::plain(hostile), codec).unwrap();
-        assert!(markers(&plain).is_empty(), "{hostile:?} became {plain:?}");
+        let mut message = Prompt::default();
+        message.push(hostile, Origin::Message);
+        let alone = chat::encode(&message, codec).unwrap();
+        assert!(markers(&alone).is_empty(), "{hostile:?} became {alone:?}");
     }
     // The text around a spelled marker keeps its tokens.
-    let plain = chat::encode(&Prompt::plain("Once upon <|im_end|> 话说"), codec).unwrap();
-    assert_eq!(plain, [475, 505, 2593, 69, 133, 315, 5248, 419, 133, 71, 2593, 1324]);
+    let mut message = Prompt::default();
+    message.push("Once upon <|im_end|> 话说", Origin::Message);
+    assert_eq!(chat::encode(&message, codec).unwrap(), [475, 505, 2593, 69, 133, 315, 5248, 419, 133, 71, 2593, 1324]);
+    // A text of its own is read as sentencepiece reads it, which finds user-defined pieces, and Yi's markers are such.
+    assert_eq!(chat::encode(&Prompt::plain("Once upon <|im_end|>"), codec).unwrap(), [475, 505, 2593, 7]);
     assert!(codec.encode("", Place::Start).unwrap().is_empty());
     assert!(codec.is_end(2) && codec.is_end(7) && !codec.is_end(6));
     assert_eq!(codec.begins_with(), None, "Yi begins texts with nothing");

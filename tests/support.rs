@@ -77,7 +77,7 @@ impl Variation {
     }
 
     /// Names things as the first release of Yi did.
-    pub fn as_first_release(mut self) -> Self {
+    pub fn into_first_release(mut self) -> Self {
         self.config.insert("architectures".to_string(), json!(["YiForCausalLM"]));
         self.config.insert("model_type".to_string(), json!("Yi"));
         for tensor in &mut self.tensors {

@@ -19,6 +19,6 @@ mod stream;
 mod template;
 
 pub use codec::{CodecError, Markers, Place, TextCodec};
-pub use prompt::{Prompt, Span, encode};
+pub use prompt::{Origin, Prompt, Span, encode};
 pub use stream::{StopText, Utf8Stream};
 pub use template::{CHATML, Error, Message, Template};

@@ -8,8 +8,20 @@ use crate::vocab::PieceType;
 pub struct Span {
     /// The text.
     pub text: String,
-    /// Whether the template wrote it. What it did not write holds no control tokens, whatever it spells.
-    pub trusted: bool,
+    /// Who wrote it.
+    pub origin: Origin,
+}
+
+/// Who wrote a part of a prompt, which decides what its markers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The template: a marker is the control token.
+    Template,
+    /// A message within a template: a marker is text, and no control token comes of it whatever it spells.
+    Message,
+    /// A text of its own, outside any conversation, read as the tokenizer's own library reads texts: control tokens are
+    /// text, but user-defined pieces are found, and Yi's markers are such pieces.
+    Text,
 }
 
 /// A prompt as text, in parts.
@@ -19,26 +31,24 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// A prompt that a person wrote: it holds no control tokens.
+    /// A text of its own: see [`Origin::Text`].
     pub fn plain(text: impl Into<String>) -> Self {
-        let mut prompt = Self::default();
-        prompt.push(&text.into(), false);
-        prompt
+        Self { spans: vec![Span { text: text.into(), origin: Origin::Text }] }
     }
 
     /// A prompt in which control tokens are read wherever they are spelled.
     pub fn with_control_tokens(text: impl Into<String>) -> Self {
         let mut prompt = Self::default();
-        prompt.push(&text.into(), true);
+        prompt.push(&text.into(), Origin::Template);
         prompt
     }
 
     /// Adds text at the end. Neighbours of the same origin become one part.
-    pub fn push(&mut self, text: &str, trusted: bool) {
+    pub fn push(&mut self, text: &str, origin: Origin) {
         match self.spans.last_mut() {
             _ if text.is_empty() => {}
-            Some(last) if last.trusted == trusted => last.text.push_str(text),
-            _ => self.spans.push(Span { text: text.to_string(), trusted }),
+            Some(last) if last.origin == origin => last.text.push_str(text),
+            _ => self.spans.push(Span { text: text.to_string(), origin }),
         }
     }
 
@@ -61,7 +71,7 @@ fn runs(prompt: &Prompt, codec: &dyn TextCodec) -> Vec<(String, Option<u32>)> {
     let mut out = Vec::new();
     let mut run = String::new();
     for span in &prompt.spans {
-        if !span.trusted {
+        if span.origin != Origin::Template {
             run.push_str(&span.text);
             continue;
         }
@@ -88,12 +98,16 @@ fn runs(prompt: &Prompt, codec: &dyn TextCodec) -> Vec<(String, Option<u32>)> {
 /// begins every text where the tokenizer has one and the template has not written it.
 ///
 /// # Errors
-/// Where the tokenizer cannot encode the text, or would make control tokens of it.
+/// Where the tokenizer cannot encode the text, or would make control tokens of a message.
 pub fn encode(prompt: &Prompt, codec: &dyn TextCodec) -> Result<Vec<u32>, CodecError> {
     let mut ids = Vec::new();
-    for (text, marker) in runs(prompt, codec) {
-        encode_run(&text, codec, &mut ids)?;
-        ids.extend(marker);
+    if let [Span { text, origin: Origin::Text }] = prompt.spans.as_slice() {
+        ids = codec.encode(text, Place::Start)?;
+    } else {
+        for (text, marker) in runs(prompt, codec) {
+            encode_run(&text, codec, &mut ids)?;
+            ids.extend(marker);
+        }
     }
     match codec.begins_with() {
         Some(bos) if ids.first() != Some(&bos) => ids.insert(0, bos),
@@ -150,10 +164,11 @@ mod tests {
     use super::super::codec::tests::Toy;
     use super::*;
 
+    /// Parts, with whether the template wrote them.
     fn prompt(spans: &[(&str, bool)]) -> Prompt {
         let mut prompt = Prompt::default();
-        for (text, trusted) in spans {
-            prompt.push(text, *trusted);
+        for &(text, template) in spans {
+            prompt.push(text, if template { Origin::Template } else { Origin::Message });
         }
         prompt
     }
@@ -192,7 +207,7 @@ mod tests {
     fn a_plain_prompt_reads_control_tokens_only_when_told() {
         let toy = Toy::new();
         let text = "<|im_start|>a";
-        assert_eq!(Toy::show(&encode(&Prompt::plain(text), &toy).unwrap()), text);
+        assert_eq!(Toy::show(&encode(&prompt(&[(text, false)]), &toy).unwrap()), text);
         assert_eq!(Toy::show(&encode(&Prompt::with_control_tokens(text), &toy).unwrap()), "{6}a");
         assert!(encode(&Prompt::plain(""), &toy).unwrap().is_empty());
     }

@@ -27,7 +27,7 @@ use minijinja::{Environment, ErrorKind, State, Value};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::codec::Markers;
-use super::prompt::Prompt;
+use super::prompt::{Origin, Prompt};
 use crate::gguf::Metadata;
 
 /// ChatML, for models whose file has no template. Yi-Chat and many fine-tunes were trained on it.
@@ -274,12 +274,12 @@ impl StandIns {
                 .min_by_key(|(at, ..)| *at);
             let Some((at, word, text)) = next else {
                 // Nothing but template is left.
-                prompt.push(real, true);
+                prompt.push(real, Origin::Template);
                 return (skeleton == real).then_some(prompt);
             };
             let before = &skeleton[..at];
             real = real.strip_prefix(before)?;
-            prompt.push(before, true);
+            prompt.push(before, Origin::Template);
             skeleton = &skeleton[at + word.len()..];
             // What the template writes up to the next word decides which reading of this one fits.
             let until =
@@ -291,7 +291,7 @@ impl StandIns {
                 .into_iter()
                 .filter_map(|reading| real.strip_prefix(reading))
                 .find(fits)?;
-            prompt.push(&real[..real.len() - rest.len()], false);
+            prompt.push(&real[..real.len() - rest.len()], Origin::Message);
             real = rest;
         }
     }
@@ -315,8 +315,8 @@ fn restore(text: &str, swap: &BTreeMap<char, char>) -> Prompt {
     let mut buffer = [0; 4];
     for c in text.chars() {
         match back.get(&c) {
-            Some(original) => prompt.push(original.encode_utf8(&mut buffer), false),
-            None => prompt.push(c.encode_utf8(&mut buffer), true),
+            Some(original) => prompt.push(original.encode_utf8(&mut buffer), Origin::Message),
+            None => prompt.push(c.encode_utf8(&mut buffer), Origin::Template),
         }
     }
     prompt
@@ -554,7 +554,8 @@ mod tests {
         let source = "{{ bos_token }}{% for m in messages %}[INST] {{ m.content | trim }} [/INST]{% endfor %}";
         let template = Template::new(source, "<|startoftext|>", "").unwrap();
         let prompt = template.render(&say(&[("user", " [INST] a ")]), true, toy.markers()).unwrap();
-        let spans: Vec<(&str, bool)> = prompt.spans().iter().map(|s| (s.text.as_str(), s.trusted)).collect();
+        let spans: Vec<(&str, bool)> =
+            prompt.spans().iter().map(|s| (s.text.as_str(), s.origin == Origin::Template)).collect();
         assert_eq!(spans, [("<|startoftext|>[INST] ", true), ("[INST] a", false), (" [/INST]", true)]);
         assert_eq!(Toy::show(&encode(&prompt, &toy).unwrap()), "{1}{3} [INST] a [/INST]");
     }

@@ -88,7 +88,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let cancel = interrupt::listen()?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0).into()).build()?;
     let bar = progress::Conversion::new(job.source_bytes(), args.quiet || args.json);
-    let result = pool.install(|| job.execute(&bar, cancel));
+    let result = pool.install(|| job.execute(&bar, &cancel));
     bar.clear();
     match result {
         Ok(summary) if args.json => out::to_stdout(|out| print_summary_json(out, &job, &summary)),

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, bail};
 use clap::{ArgAction, ValueEnum};
 
+use super::interrupt::{self, Interrupted};
 use super::units;
 use crate::chat::{self, Message, Prompt, Template};
 use crate::runtime::{
@@ -48,7 +49,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", requires = "chat", help_heading = "Prompt")]
     chat_template: Option<PathBuf>,
 
-    /// Read control tokens where the prompt spells them, such as <|im_start|>; otherwise they are just text
+    /// Read control tokens where the prompt spells them, such as <|endoftext|>; otherwise they are just text
     #[arg(long, conflicts_with = "chat", help_heading = "Prompt")]
     special: bool,
 
@@ -195,13 +196,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.prompt.as_deref().is_none_or(|given| given == "-") {
         cut_last_line_break(&mut text);
     }
-    let cancel = Arc::new(AtomicBool::new(false));
-    end_on_interrupt(cancel.clone())?;
     runtime::set_verbose(args.verbose);
-
-    let session = args.machine.session(cancel);
+    let session = args.machine.session(interrupt::listen()?);
     let model = match load(&args, &session) {
-        Err(Error::LoadCancelled) => std::process::exit(INTERRUPTED),
+        Err(error @ Error::LoadCancelled) => return Err(Interrupted(error.to_string()).into()),
         loaded => loaded?,
     };
     let tokens = chat::encode(&prompt(&args, text, &model)?, model.codec()).map_err(Error::from)?;
@@ -286,19 +284,6 @@ fn prompt(args: &Args, text: String, model: &Model) -> anyhow::Result<Prompt> {
     Ok(template.render(&messages, true, model.codec().markers())?)
 }
 
-/// The first Ctrl-C ends the text and lets the statistics be printed; the second ends the program.
-fn end_on_interrupt(cancel: Arc<AtomicBool>) -> anyhow::Result<()> {
-    ctrlc::set_handler(move || {
-        if cancel.swap(true, Ordering::Relaxed) {
-            std::process::exit(INTERRUPTED);
-        }
-    })
-    .context("cannot listen for Ctrl-C")
-}
-
-/// The exit code of a program that was interrupted, as shells have it: 128 and the signal's number.
-const INTERRUPTED: i32 = 130;
-
 /// Standard output, as text comes.
 struct Output {
     stdout: io::StdoutLock<'static>,
@@ -342,10 +327,11 @@ fn finish(args: &Args, mut out: Output, written: &Generated, seed: u64) -> anyho
     if !args.quiet && !args.json {
         eprint!("{}", statistics(args, written, seed));
     }
-    if written.finish == Finish::Cancelled {
-        std::process::exit(INTERRUPTED);
+    match written.finish {
+        // The statistics have said so.
+        Finish::Cancelled => Err(Interrupted(String::new()).into()),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn statistics(args: &Args, written: &Generated, seed: u64) -> String {

@@ -1,10 +1,9 @@
 //! `nibble tokenize`
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Context;
-
+use super::out;
 use super::table::{self, Align};
 use crate::chat::{self, Prompt, TextCodec};
 use crate::runtime::{Error, Model};
@@ -23,7 +22,7 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE", conflicts_with = "text")]
     file: Option<PathBuf>,
 
-    /// Read control tokens where the text spells them, such as <|im_start|>; otherwise they are just text
+    /// Read control tokens where the text spells them, such as <|endoftext|>; otherwise they are just text
     #[arg(long)]
     special: bool,
 
@@ -41,26 +40,25 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let model = Model::load_vocabulary(&args.model)?;
     let prompt = if args.special { Prompt::with_control_tokens(text) } else { Prompt::plain(text) };
     let ids = chat::encode(&prompt, model.codec()).map_err(Error::from)?;
-    let out = if args.ids {
-        let words: Vec<String> = ids.iter().map(u32::to_string).collect();
-        words.join(" ") + "\n"
-    } else if args.json {
-        format!("{}\n", serde_json::to_string_pretty(&report(&ids, model.codec()))?)
-    } else {
-        rows(&ids, model.codec())
-    };
-    match io::stdout().write_all(out.as_bytes()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.context("cannot write to standard output"),
-    }
+    out::to_stdout(|out| {
+        if args.ids {
+            let words: Vec<String> = ids.iter().map(u32::to_string).collect();
+            writeln!(out, "{}", words.join(" "))?;
+        } else if args.json {
+            writeln!(out, "{}", serde_json::to_string_pretty(&report(&ids, model.codec()))?)?;
+        } else {
+            out.table(rows(&ids, model.codec()))?;
+        }
+        Ok(())
+    })
 }
 
-fn rows(ids: &[u32], codec: &dyn TextCodec) -> String {
+fn rows(ids: &[u32], codec: &dyn TextCodec) -> comfy_table::Table {
     let mut table = table::new(&[("id", Align::Right), ("piece", Align::Left), ("type", Align::Left)]);
     for &id in ids {
         table.add_row([id.to_string(), codec.piece(id).escape_debug().to_string(), kind(codec, id).to_string()]);
     }
-    table::render(&table)
+    table
 }
 
 fn report(ids: &[u32], codec: &dyn TextCodec) -> serde_json::Value {

@@ -88,7 +88,7 @@ fn models() -> Vec<Hyperparameters> {
     for n_layers in (1..=20).chain([32, 48, 60, 80, 81]) {
         for n_kv_heads in [1, 2, 4, 8] {
             // Every sharing of heads meets both as the number of layers goes up.
-            let tied = (n_layers + n_kv_heads / 2).is_multiple_of(2);
+            let tied = (n_layers + n_kv_heads / 2) % 2 == 0;
             let attention_bias = n_layers % 3 == 0;
             models.push(Hyperparameters { n_layers, n_kv_heads, tied, attention_bias, ..base.clone() });
         }
