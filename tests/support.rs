@@ -12,6 +12,7 @@ pub fn yi_nano() -> PathBuf {
 }
 
 /// A file of the shared test data; `None`, said on stderr, where it is not beside the checkout.
+#[cfg(feature = "llama")]
 pub fn shared(path: &str) -> Option<PathBuf> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(path);
     if file.exists() {
