@@ -4,7 +4,7 @@
 //! tokenizer.model, or tokenizer.json ─┐
 //! tokenizer_config.json               │
 //! special_tokens_map.json             ├─► metadata() ─► tokenizer.ggml.* ─► Tokenizer: text ─► ids
-//! added_tokens.json                   │                                └──► Pieces:    ids ──► bytes ─► StreamDecoder
+//! added_tokens.json                   │                                └──► Pieces:    ids ──► bytes
 //! config.json, generation_config.json ┘
 //! ```
 //!
@@ -57,7 +57,6 @@ mod pieces;
 mod pretokenizers;
 mod sentencepiece;
 mod special;
-mod stream;
 mod tokenizer;
 mod trie;
 
@@ -66,7 +65,6 @@ use std::path::{Path, PathBuf};
 pub use error::Error;
 use pieces::MAX_PIECES;
 pub use pieces::{PieceType, Pieces, VocabKind};
-pub use stream::StreamDecoder;
 pub use tokenizer::Tokenizer;
 
 use crate::gguf::Metadata;

@@ -246,7 +246,7 @@ impl Pieces {
     }
 
     /// What a piece prints: its text with spaces for `▁`, the byte of a byte piece, nothing for control and unused
-    /// pieces and for ids outside the vocabulary. Not always whole characters; see [`super::StreamDecoder`].
+    /// pieces and for ids outside the vocabulary. Not always whole characters; see [`Utf8Stream`](crate::chat::Utf8Stream).
     pub fn bytes(&self, id: u32) -> &[u8] {
         let id = id as usize;
         let Some(&end) = self.ends.get(id) else { return &[] };
