@@ -4,6 +4,8 @@ mod bad_input;
 mod command_line;
 mod conversion;
 #[cfg(feature = "llama")]
+mod forward;
+#[cfg(feature = "llama")]
 mod generation;
 #[cfg(all(feature = "llama", target_arch = "x86_64"))]
 mod same_bytes_as_llama_cpp;
