@@ -118,7 +118,10 @@ fn a_weight_that_half_precision_cannot_hold() {
     let large = 70000f32.to_bits() >> 16;
     nano.tensor("lm_head.weight").bytes[..2].copy_from_slice(&(large as u16).to_le_bytes());
     nano.write_single(dir.path());
-    refuses(dir.path(), &["-q", "F16"], &["lm_head.weight", "row 0", "65504", "BF16"]);
+    for recipe in ["F16", "Q4_K_M", "Q8_0"] {
+        refuses(dir.path(), &["-q", recipe], &["lm_head.weight", "row 0", "65504", "BF16"]);
+    }
+    convert(dir.path(), &folder().path().join("x.gguf"), &["--type", "output=BF16"]);
     convert(dir.path(), &folder().path().join("x.gguf"), &["-q", "BF16"]);
 }
 

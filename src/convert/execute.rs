@@ -187,20 +187,24 @@ fn chunks(tasks: &[Task]) -> Vec<Chunk> {
     chunks
 }
 
+/// From here on a number rounds to infinity as a half-precision float.
+const BEYOND_F16: f32 = 65520.0;
+
 fn check_weights(input: &Input, ty: TensorType, first_row: usize, weights: &[f32]) -> Result<(), Error> {
-    let value = |(row, column): (usize, usize)| weights[row * input.row_len + column];
-    if let Some(at) = source::find_not_finite(weights, input.row_len) {
-        let row = input.source_row(first_row + at.0);
-        return Err(Error::NotFinite { tensor: input.name.to_string(), row, column: at.1, value: value(at) });
+    // Only F32 and BF16 have no half-precision floats in them, as numbers or as scales.
+    let limit = if matches!(ty, TensorType::F32 | TensorType::BF16) { f32::INFINITY } else { BEYOND_F16 };
+    let largest = source::largest_magnitude(weights);
+    if largest < limit {
+        return Ok(());
     }
-    if ty == TensorType::F16
-        && input.ty != TensorType::F16
-        && let Some(at) = source::find_beyond_f16(weights, input.row_len)
-    {
-        let row = input.source_row(first_row + at.0);
-        return Err(Error::BeyondF16 { tensor: input.name.to_string(), row, column: at.1, value: value(at) });
-    }
-    Ok(())
+    let wrong = |w: f32| if largest.is_finite() { w.abs() >= limit } else { !w.is_finite() };
+    let Some((row, column)) = source::find(weights, input.row_len, wrong) else { return Ok(()) };
+    let (tensor, value) = (input.name.to_string(), weights[row * input.row_len + column]);
+    let row = input.source_row(first_row + row);
+    Err(match largest.is_finite() {
+        true => Error::BeyondF16 { tensor, row, column, value, ty },
+        false => Error::NotFinite { tensor, row, column, value },
+    })
 }
 
 /// A thread's buffers, grown once and used for every chunk.

@@ -107,10 +107,12 @@ pub enum Error {
     )]
     NotFinite { tensor: String, row: usize, column: usize, value: f32 },
     #[error(
-        "tensor '{tensor}' has {value} at row {row}, column {column}, which F16 cannot hold (its largest number is 65504): \
-         use BF16 or a quantized type, or pass --allow-nan to write infinity there"
+        "tensor '{tensor}' has {value} at row {row}, column {column} (rows and columns count from 0), which is beyond \
+         {ty}: its {} are 16-bit floats of at most 65504; use --type to give this tensor BF16, or --allow-nan to write \
+         infinity there",
+        if *.ty == TensorType::F16 { "numbers" } else { "scales" }
     )]
-    BeyondF16 { tensor: String, row: usize, column: usize, value: f32 },
+    BeyondF16 { tensor: String, row: usize, column: usize, value: f32, ty: TensorType },
     #[error(
         "the importance of '{tensor}' has {found} values, but the matrix has {wanted} columns; was it made with another model?"
     )]

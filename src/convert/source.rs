@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::arch::Transform;
 use crate::gguf::TensorType;
 use crate::mmap::Mapping;
-use crate::quant::{self, float};
+use crate::quant;
 
 /// The bytes of one tensor and how its rows are found in them.
 #[derive(Clone, Debug)]
@@ -96,22 +96,14 @@ fn decode(ty: TensorType, src: &[u8], dst: &mut [f32]) {
     quant::decoder(ty).expect("the source's types were checked when it was opened")(src, dst);
 }
 
-/// The first element that is not a finite number: its row within `rows_of` and its column.
-pub fn find_not_finite(weights: &[f32], row_len: usize) -> Option<(usize, usize)> {
-    // A sum of absolute bit patterns would need a branch a weight; the maximum of the exponents vectorises.
-    let all_finite = weights.chunks(4096).all(|chunk| {
-        let largest = chunk.iter().fold(0u32, |m, w| m.max(w.to_bits() & 0x7fff_ffff));
-        largest < 0x7f80_0000
-    });
-    if all_finite {
-        return None;
-    }
-    let at = weights.iter().position(|w| !w.is_finite())?;
-    Some((at / row_len, at % row_len))
+/// The largest magnitude among the weights; infinity or NaN where any is not finite.
+pub fn largest_magnitude(weights: &[f32]) -> f32 {
+    // Magnitudes are ordered like their bits, NaN above infinity above all numbers, and a maximum of integers vectorises.
+    f32::from_bits(weights.iter().fold(0, |largest, w| largest.max(w.to_bits() & 0x7fff_ffff)))
 }
 
-/// The first element too large for a half-precision float: its row and column.
-pub fn find_beyond_f16(weights: &[f32], row_len: usize) -> Option<(usize, usize)> {
-    let at = weights.iter().position(|&w| w.is_finite() && float::f16_to_f32(float::f32_to_f16(w)).is_infinite())?;
+/// Row and column of the first weight that `is_wrong`.
+pub fn find(weights: &[f32], row_len: usize, is_wrong: impl Fn(f32) -> bool) -> Option<(usize, usize)> {
+    let at = weights.iter().position(|&w| is_wrong(w))?;
     Some((at / row_len, at % row_len))
 }
