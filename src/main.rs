@@ -3,20 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use nibble::cli::interrupt::{self, Interrupted};
+use nibble::cli::{Cli, report};
 
 fn main() -> ExitCode {
-    match nibble::cli::Cli::parse().run() {
+    match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let message = format!("{error:#}");
-            if !message.is_empty() {
-                eprintln!("nibble: {message}");
-            }
-            match error.downcast_ref::<Interrupted>() {
-                Some(_) => ExitCode::from(interrupt::EXIT_CODE),
-                None => ExitCode::FAILURE,
-            }
-        }
+        Err(error) => report(&error),
     }
 }

@@ -3,14 +3,49 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::NamedTempFile;
 
 /// A file in the making, beside where it will be. Dropped before [`Partial::finish`], it is removed.
 #[derive(Debug)]
 pub struct Partial {
+    // Before the file, so that it is forgotten only after the file is gone.
     file: NamedTempFile,
     path: PathBuf,
+    _listed: Listed,
+}
+
+/// The files in the making, for [`remove_all`].
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Stands for a file's line in [`UNFINISHED`].
+#[derive(Debug)]
+struct Listed(PathBuf);
+
+impl Listed {
+    fn new(path: &Path) -> Self {
+        unfinished().push(path.to_path_buf());
+        Self(path.to_path_buf())
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        unfinished().retain(|path| *path != self.0);
+    }
+}
+
+fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes every file in the making: for a program that ends at once, without dropping anything.
+pub fn remove_all() {
+    for path in unfinished().iter() {
+        // What cannot be removed now could not be removed later either.
+        let _ = std::fs::remove_file(path);
+    }
 }
 
 impl Partial {
@@ -27,7 +62,8 @@ impl Partial {
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let file = builder.tempfile_in(folder(path))?;
-        Ok(Self { file, path: path.to_path_buf() })
+        let listed = Listed::new(file.path());
+        Ok(Self { file, path: path.to_path_buf(), _listed: listed })
     }
 
     /// The file as it is so far.
@@ -41,9 +77,17 @@ impl Partial {
     /// When the system refuses, or when there is a file of that name (unless `replace`).
     pub fn finish(self, replace: bool) -> io::Result<()> {
         self.file().sync_all()?;
-        let Self { file, path } = self;
+        let Self { file, path, _listed } = self;
         let named = if replace { file.persist(&path) } else { file.persist_noclobber(&path) };
-        named.map_err(|error| error.error)?;
+        match named {
+            Ok(_) => {}
+            // Some file systems (FUSE mounts, exFAT on a Mac) cannot rename on the condition that the name is free. To
+            // look first is nearly as good, and better than losing hours of work.
+            Err(refused) if !replace && !is_taken(&refused.error) && path.symlink_metadata().is_err() => {
+                refused.file.persist(&path).map_err(|error| error.error)?;
+            }
+            Err(refused) => return Err(refused.error),
+        }
         sync_folder(&path);
         Ok(())
     }
@@ -57,6 +101,10 @@ impl Write for Partial {
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }
+}
+
+fn is_taken(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AlreadyExists
 }
 
 /// The folder that holds `path`.
@@ -106,6 +154,17 @@ mod tests {
         drop(Partial::create(&dir.path().join("model.gguf")).unwrap());
         assert!(names(dir.path()).is_empty());
         assert!(Partial::create(&dir.path().join("missing/model.gguf")).is_err());
+    }
+
+    #[test]
+    fn a_program_that_ends_at_once_can_clean_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let partial = Partial::create(&dir.path().join("model.gguf")).unwrap();
+        let temporary = dir.path().join(&names(dir.path())[0]);
+        assert!(unfinished().contains(&temporary));
+        // Not `remove_all`, which would take the files of the tests beside this one.
+        partial.finish(false).unwrap();
+        assert!(!unfinished().contains(&temporary));
     }
 
     #[test]

@@ -115,10 +115,10 @@ fn a_weight_that_is_not_a_number_unless_allowed() {
 fn a_weight_that_half_precision_cannot_hold() {
     let dir = folder();
     let mut nano = Variation::of_yi_nano();
-    let large = 70000f32.to_bits() >> 16;
+    let large = 600000f32.to_bits() >> 16;
     nano.tensor("lm_head.weight").bytes[..2].copy_from_slice(&(large as u16).to_le_bytes());
     nano.write_single(dir.path());
-    for recipe in ["F16", "Q4_K_M", "Q8_0"] {
+    for recipe in ["F16", "Q4_K_M", "Q4_0"] {
         refuses(dir.path(), &["-q", recipe], &["lm_head.weight", "row 0", "65504", "BF16"]);
     }
     convert(dir.path(), &folder().path().join("x.gguf"), &["--type", "output=BF16"]);
@@ -153,6 +153,17 @@ fn an_output_that_is_its_own_source() {
     let path = file.to_str().unwrap();
     has(&error(&nibble(["convert", path, "-o", path, "--force"])), &["x.gguf", "being converted"]);
     assert!(fs::read(&file).unwrap() == before);
+}
+
+#[test]
+#[cfg(unix)]
+fn an_output_that_is_no_regular_file_even_if_forced() {
+    let dir = folder();
+    let pipe = dir.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let args = ["convert", yi_nano().to_str().unwrap(), "-o", pipe.to_str().unwrap(), "--force"].map(str::to_string);
+    has(&error(&nibble(&args)), &["pipe", "not a regular file"]);
+    assert_eq!(files(dir.path()), ["pipe"]);
 }
 
 #[test]

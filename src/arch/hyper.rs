@@ -134,7 +134,7 @@ impl Hyperparameters {
             tied: config.bool("tie_word_embeddings")?.unwrap_or(false),
             attention_bias: config.bool("attention_bias")?.unwrap_or(false),
             mlp_bias: config.bool("mlp_bias")?.unwrap_or(false),
-            sliding_window: config.size("sliding_window")?,
+            sliding_window: None,
         };
         hyper.check()?;
         Ok(hyper)

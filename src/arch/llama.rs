@@ -19,10 +19,7 @@ impl Architecture for Llama {
     }
 
     fn hyperparameters(&self, config: &Map<String, Value>) -> Result<Hyperparameters, Error> {
-        let mut hyper = Hyperparameters::from_llama_config(config, Defaults { rope_theta: 10000.0, n_kv_heads: None })?;
-        // Llama has no such key: transformers does not look at one that is there.
-        hyper.sliding_window = None;
-        Ok(hyper)
+        Hyperparameters::from_llama_config(config, Defaults { rope_theta: 10000.0, n_kv_heads: None })
     }
 
     fn metadata(&self, hyper: &Hyperparameters) -> Metadata {

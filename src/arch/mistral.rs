@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::config::Config;
 use super::hyper::Defaults;
 use super::{Architecture, Error, Hyperparameters, Slot, llama};
 use crate::gguf::Metadata;
@@ -18,9 +19,11 @@ impl Architecture for Mistral {
         // The defaults of transformers' MistralConfig; a window of null is none.
         let mut hyper =
             Hyperparameters::from_llama_config(config, Defaults { rope_theta: 10000.0, n_kv_heads: Some(8) })?;
-        if !config.contains_key("sliding_window") {
-            hyper.sliding_window = Some(4096);
-        }
+        // Only Mistral's class looks at the key.
+        hyper.sliding_window = match config.contains_key("sliding_window") {
+            true => Config::new(config).size("sliding_window")?,
+            false => Some(4096),
+        };
         Ok(hyper)
     }
 

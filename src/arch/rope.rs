@@ -81,18 +81,20 @@ pub(super) fn parse(
 ) -> Result<(f64, Option<RopeScaling>), Error> {
     let wanted = "a number above 1";
     let beside = config.number("rope_theta", 1.0, wanted)?;
-    let rope = match config.object("rope_parameters", "rope_parameters.")? {
-        Some(rope) => Some(rope),
-        None => config.object("rope_scaling", "rope_scaling.")?,
-    };
-    let Some(rope) = rope else { return Ok((beside.unwrap_or(default_theta), None)) };
+    let newer = config.object("rope_parameters", "rope_parameters.")?;
+    let older = config.object("rope_scaling", "rope_scaling.")?;
+    let inner = newer.as_ref().map_or(Ok(None), |rope| rope.number("rope_theta", 1.0, wanted))?;
+    let theta = inner.or(beside).unwrap_or(default_theta);
+    // `rope_parameters` may be there for theta alone, and the scaling still in its old place.
+    let scales = |rope: &Config<'_>| ["rope_type", "type", "factor"].iter().any(|key| rope.get(key).is_some());
+    let Some(rope) = newer.filter(|rope| older.is_none() || scales(rope)).or(older) else { return Ok((theta, None)) };
     if let Some((key, _)) = rope.keys().find(|(_, value)| value.is_object()) {
         return Err(rope.bad(key, "one set of values for all layers"));
     }
     if rope.number("partial_rotary_factor", 0.0, "1")?.is_some_and(|part| part != 1.0) {
         return Err(rope.bad("partial_rotary_factor", "1: llama.cpp rotates whole heads of these models"));
     }
-    let theta = rope.number("rope_theta", 1.0, wanted)?.or(beside).unwrap_or(default_theta);
+    let theta = rope.number("rope_theta", 1.0, wanted)?.unwrap_or(theta);
     Ok((theta, scaling(config, &rope, context)?))
 }
 

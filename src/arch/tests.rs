@@ -475,6 +475,13 @@ fn reads_rotary_scaling_under_its_old_and_new_names() {
         assert_eq!(rope_keys(&rope(key, value).unwrap()), linear);
     }
     let newer = rope("rope_parameters", json!({"rope_theta": 1e6})).unwrap();
+    // Theta in the new place, the scaling still in the old one.
+    let old_scaling = json!({"type": "linear", "factor": 4.0});
+    for parameters in [json!({}), json!({"rope_theta": 1e6})] {
+        let config = with(small().to_config("LlamaForCausalLM"), "rope_scaling", old_scaling.clone());
+        let mixed = Llama.hyperparameters(&with(config, "rope_parameters", parameters)).unwrap();
+        assert_eq!(mixed.rope_scaling, Some(RopeScaling::Linear { factor: 4.0 }));
+    }
     assert_eq!(rope_keys(&newer), [("freq_base", 1e6f32.into())]);
 }
 

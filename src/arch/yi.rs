@@ -26,9 +26,7 @@ impl Architecture for Yi {
 
     fn hyperparameters(&self, config: &Map<String, Value>) -> Result<Hyperparameters, Error> {
         // The defaults of YiConfig, which are not Llama's.
-        let mut hyper = Hyperparameters::from_llama_config(config, Defaults { rope_theta: 5e6, n_kv_heads: Some(4) })?;
-        hyper.sliding_window = None;
-        Ok(hyper)
+        Hyperparameters::from_llama_config(config, Defaults { rope_theta: 5e6, n_kv_heads: Some(4) })
     }
 
     fn metadata(&self, hyper: &Hyperparameters) -> Metadata {

@@ -77,7 +77,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let job = Job::prepare(&args.source, options(&args)?)?;
     if !args.quiet {
         for warning in job.warnings() {
-            eprintln!("nibble: warning: {warning}");
+            eprintln!("nibble: warning: {}", printable(warning));
         }
     }
     if args.dry_run {

@@ -16,7 +16,7 @@ use anyhow::{Context, bail};
 use self::stats::{Decoder, Histogram, Stats};
 use super::out::{self, Out, printable, printable_lines};
 use crate::checkpoint::Checkpoint;
-use crate::gguf::{Gguf, TensorInfo};
+use crate::gguf::{self, Gguf, TensorInfo};
 use crate::mmap::Mapping;
 use crate::{near, quant};
 
@@ -67,7 +67,7 @@ enum Found {
 /// What lies at `path`. A folder without a `config.json`, and with one GGUF model, stands for that model.
 fn find(path: &Path) -> anyhow::Result<Found> {
     if !path.is_dir() {
-        let checkpoint = path.extension().is_some_and(|extension| extension == "safetensors");
+        let checkpoint = path.is_file() && path.extension().is_some() && !gguf::is_gguf(path);
         return Ok(if checkpoint { Found::Checkpoint(path.into()) } else { Found::Gguf(path.into()) });
     }
     if path.join("config.json").exists() {

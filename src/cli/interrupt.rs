@@ -1,4 +1,5 @@
-//! Ctrl-C: asks the work to end cleanly the first time, ends the program at once the second time.
+//! Ctrl-C: asks the work to end cleanly the first time, ends the program at once the second time. Neither leaves files in
+//! the making behind.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +18,7 @@ pub fn listen() -> anyhow::Result<Arc<AtomicBool>> {
     let flag = requested.clone();
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::Relaxed) {
+            crate::partial::remove_all();
             std::process::exit(EXIT_CODE.into());
         }
     })

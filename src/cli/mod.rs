@@ -52,3 +52,50 @@ impl Cli {
         }
     }
 }
+
+/// The longest error message: a hostile file can name things by the megabyte.
+const LONGEST_MESSAGE: usize = 4000;
+
+/// Prints an error on stderr, in one line as far as it has no line breaks of its own, and gives the program's exit code.
+pub fn report(error: &anyhow::Error) -> std::process::ExitCode {
+    let message = message(error);
+    if !message.is_empty() {
+        eprintln!("nibble: {message}");
+    }
+    match error.downcast_ref::<interrupt::Interrupted>() {
+        Some(_) => interrupt::EXIT_CODE.into(),
+        None => std::process::ExitCode::FAILURE,
+    }
+}
+
+/// An error and what caused it, as far as that is not said already, fit for a terminal.
+fn message(error: &anyhow::Error) -> String {
+    let mut message = String::new();
+    for cause in error.chain().map(|cause| cause.to_string()) {
+        if message.is_empty() {
+            message = cause;
+        } else if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    if let Some((end, _)) = message.char_indices().nth(LONGEST_MESSAGE) {
+        message.truncate(end);
+        message.push_str("...");
+    }
+    out::printable_lines(&message).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_says_everything_once_and_nothing_to_the_terminal() {
+        let io = || std::io::Error::other("disk on fire");
+        let said = message(&anyhow::Error::from(crate::recipe::Error::Read { file: "a.toml".into(), source: io() }));
+        assert_eq!(said, "a.toml: disk on fire");
+        assert_eq!(message(&anyhow::Error::from(io()).context("while reading")), "while reading: disk on fire");
+        assert_eq!(message(&anyhow::anyhow!("tensor \x1b[2J")), "tensor \\u{1b}[2J");
+        assert!(message(&anyhow::anyhow!("零".repeat(1_000_000))).chars().count() < 5000);
+    }
+}

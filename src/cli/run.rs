@@ -30,7 +30,14 @@ pub struct Args {
     model: PathBuf,
 
     /// The text to go on from; '-' reads it from standard input, without its last line break
-    #[arg(short, long, value_name = "TEXT", conflicts_with = "file", help_heading = "Prompt")]
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        conflicts_with = "file",
+        allow_hyphen_values = true,
+        help_heading = "Prompt"
+    )]
     prompt: Option<String>,
 
     /// Read the prompt from a file; its last line break is left out
@@ -42,7 +49,7 @@ pub struct Args {
     chat: bool,
 
     /// With --chat: what the model is told before the message
-    #[arg(long, value_name = "TEXT", requires = "chat", help_heading = "Prompt")]
+    #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true, help_heading = "Prompt")]
     system: Option<String>,
 
     /// With --chat: a Jinja template from a file, or 'chatml', in place of the model's own
@@ -58,7 +65,7 @@ pub struct Args {
     max_tokens: Option<usize>,
 
     /// End when this text comes up, which is not printed; can be given several times
-    #[arg(long, value_name = "TEXT", action = ArgAction::Append, help_heading = "Writing")]
+    #[arg(long, value_name = "TEXT", action = ArgAction::Append, allow_hyphen_values = true, help_heading = "Writing")]
     stop: Vec<String>,
 
     #[command(flatten)]
@@ -133,7 +140,7 @@ struct MachineArgs {
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Auto, help_heading = "Machine")]
     flash_attn: When,
 
-    /// Run a model that does not fit in memory, reading it from disk for every token
+    /// Run a model that does not fit in memory, which is slow: weights come from the disk again for every token
     #[arg(long, help_heading = "Machine")]
     allow_swap: bool,
 }
@@ -236,12 +243,15 @@ pub(super) fn prompt_text(given: Option<&str>, file: Option<&Path>) -> anyhow::R
     match (given, file) {
         (Some(text), _) if text != "-" => Ok(text.to_string()),
         (_, Some(path)) => {
-            std::fs::read_to_string(path).with_context(|| format!("cannot read the text in {}", path.display()))
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("cannot read the text in {}", path.display()))?;
+            // Some editors begin files with a byte order mark, which is no part of the text.
+            Ok(text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_string))
         }
         (given, None) => {
             let mut stdin = io::stdin();
             if given.is_none() && stdin.is_terminal() {
-                bail!("no text given; write it after -p, name a file with -f, or pipe it in");
+                bail!("no text given; write it on the command line, name a file with -f, or pipe it in");
             }
             let mut text = String::new();
             stdin.read_to_string(&mut text).context("cannot read the text from standard input")?;

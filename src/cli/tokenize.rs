@@ -15,7 +15,7 @@ pub struct Args {
     /// The model: a GGUF file, or any part of a split one
     model: PathBuf,
 
-    /// The text; '-', or nothing where something is piped in, reads standard input
+    /// The text; '-', or nothing where something is piped in, reads standard input. After '--' it may begin with a dash
     text: Option<String>,
 
     /// Read the text from a file

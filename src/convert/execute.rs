@@ -16,6 +16,10 @@ use crate::recipe::PlannedTensor;
 /// chunk costs nothing.
 const CHUNK_WEIGHTS: usize = 128 * 1024;
 
+/// How many chunks ahead of the one being worked on the system is asked to read: a few MB, enough to keep a disk busy
+/// while every thread quantizes.
+const CHUNKS_AHEAD: usize = 32;
+
 /// Told how the work goes. Called from every thread.
 pub trait Observer: Sync {
     /// So many more bytes have been read from the source and written to the output.
@@ -77,6 +81,9 @@ impl Job {
             outputs.write_at(i, &part.header, 0)?;
         }
         self.work(&tasks, &chunks, &outputs, observer, cancel)?;
+        if cancel.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
         outputs.finish()?;
         Ok(Summary { read_bytes: self.source_bytes(), written_bytes: self.output_bytes(), elapsed: start.elapsed() })
     }
@@ -121,6 +128,9 @@ impl Job {
             while !stop.load(Ordering::Relaxed) {
                 let i = next.fetch_add(1, Ordering::Relaxed);
                 let Some(chunk) = chunks.get(i) else { break };
+                if let Some(ahead) = chunks.get(i + CHUNKS_AHEAD) {
+                    tasks[ahead.tensor].input.will_read_rows(ahead.rows.clone());
+                }
                 let result = if cancel.load(Ordering::Relaxed) {
                     Err(Error::Cancelled)
                 } else {
@@ -190,9 +200,19 @@ fn chunks(tasks: &[Task]) -> Vec<Chunk> {
 /// From here on a number rounds to infinity as a half-precision float.
 const BEYOND_F16: f32 = 65520.0;
 
+/// The magnitude from which on a weight may make infinity of a half-precision float in its block.
+fn limit(ty: TensorType) -> f32 {
+    match ty {
+        TensorType::F32 | TensorType::BF16 => f32::INFINITY,
+        // The number itself, or the smallest of its block, is stored as such a float.
+        TensorType::F16 | TensorType::Q4_1 | TensorType::Q5_1 => BEYOND_F16,
+        // Only scales are: at most an eighth of the largest weight, in Q4_0.
+        _ => 8.0 * BEYOND_F16,
+    }
+}
+
 fn check_weights(input: &Input, ty: TensorType, first_row: usize, weights: &[f32]) -> Result<(), Error> {
-    // Only F32 and BF16 have no half-precision floats in them, as numbers or as scales.
-    let limit = if matches!(ty, TensorType::F32 | TensorType::BF16) { f32::INFINITY } else { BEYOND_F16 };
+    let limit = limit(ty);
     let largest = source::largest_magnitude(weights);
     if largest < limit {
         return Ok(());

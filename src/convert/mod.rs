@@ -17,6 +17,7 @@ mod source;
 
 use std::path::{Path, PathBuf};
 
+use crate::cli::units;
 use crate::gguf::{self, DEFAULT_ALIGNMENT, Gguf, Layout, Metadata, TensorInfo, TensorType, Value};
 use crate::recipe::{self, Facts, Override, Plan, PlannedTensor, Recipe};
 use crate::vocab::{self, TokenizerFiles};
@@ -107,9 +108,9 @@ pub enum Error {
     )]
     NotFinite { tensor: String, row: usize, column: usize, value: f32 },
     #[error(
-        "tensor '{tensor}' has {value} at row {row}, column {column} (rows and columns count from 0), which is beyond \
-         {ty}: its {} are 16-bit floats of at most 65504; use --type to give this tensor BF16, or --allow-nan to write \
-         infinity there",
+        "tensor '{tensor}' has {value} at row {row}, column {column} (rows and columns count from 0), which may be beyond \
+         {ty}, whose {} are 16-bit floats of at most 65504; use --type to give this tensor BF16, or --allow-nan to go on \
+         all the same",
         if *.ty == TensorType::F16 { "numbers" } else { "scales" }
     )]
     BeyondF16 { tensor: String, row: usize, column: usize, value: f32, ty: TensorType },
@@ -123,13 +124,15 @@ pub enum Error {
     OutputExists { path: PathBuf },
     #[error("{path} is a folder; give -o the name of a file")]
     OutputIsFolder { path: PathBuf },
+    #[error("{path} is not a regular file, and would be replaced by one; give -o another name")]
+    OutputIsSpecial { path: PathBuf },
     #[error("{path} cannot be written: there is no folder {folder}")]
     NoFolder { path: PathBuf, folder: PathBuf },
     #[error("{path} is a part of what is being converted; give -o another name")]
     OutputIsSource { path: PathBuf },
     #[error(
         "not enough room in {folder}: the result needs {}, and {} are free; make room, or write to another disk with -o",
-        crate::cli::units::bytes(*.needed), crate::cli::units::bytes(*.free)
+        units::bytes(*.needed), units::bytes(*.free)
     )]
     NoRoom { folder: PathBuf, needed: u64, free: u64 },
     #[error("{path} could not be written: {source}; nothing was left behind")]
@@ -177,8 +180,7 @@ impl Job {
         if !source_path.exists() {
             return Err(Error::NoSource { path: source_path.to_path_buf() });
         }
-        let is_gguf = source_path.is_file() && source_path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
-        let described = if is_gguf {
+        let described = if gguf::is_gguf(source_path) {
             describe_gguf(Gguf::open(source_path)?, source_path, options.allow_requantize)?
         } else {
             describe_checkpoint(Checkpoint::open(source_path)?)?
@@ -197,6 +199,11 @@ impl Job {
 
         let path = options.output.clone().unwrap_or_else(|| file_name(&name, plan.n_weights(), &plan.recipe).into());
         let outputs = output_files(&path, &layout);
+        let limit = options.split_max_bytes.unwrap_or(u64::MAX);
+        for (path, bytes) in outputs.iter().filter(|(_, bytes)| *bytes > limit) {
+            let (path, bytes, limit) = (path.display(), units::bytes(*bytes), units::bytes(limit));
+            warnings.push(format!("{path} will have {bytes}, more than {limit}: a tensor is never cut in two"));
+        }
         Ok(Self { source, origins, plan, layout, outputs, warnings, options })
     }
 

@@ -29,13 +29,7 @@ pub fn size_label(n_weights: u64) -> String {
 /// Keeps the name as people know it, with a size label put in where it has none, and characters that are awkward in file
 /// names replaced.
 pub fn file_name(name: &str, n_weights: u64, encoding: &str) -> String {
-    let mut base: String = name
-        .trim()
-        .chars()
-        .map(|c| if c.is_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' })
-        .collect();
-    // A name that starts with a dot would be hidden, one that starts with a dash would look like an option.
-    base = base.trim_matches(['-', '.', '_']).to_string();
+    let (mut base, encoding) = (plain(name), plain(encoding));
     if base.is_empty() {
         base = "model".to_string();
     }
@@ -43,6 +37,13 @@ pub fn file_name(name: &str, n_weights: u64, encoding: &str) -> String {
         base = format!("{base}-{}", size_label(n_weights));
     }
     format!("{base}-{encoding}.gguf")
+}
+
+/// `text` without what is awkward in file names. One that starts with a dot would be hidden, with a dash look like an
+/// option.
+fn plain(text: &str) -> String {
+    let keep = |c: char| if c.is_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' };
+    text.trim().chars().map(keep).collect::<String>().trim_matches(['-', '.', '_']).to_string()
 }
 
 /// Whether a part of a name says how large the model is: `34B`, `1.5B`, `8x7B`, `260K`.
@@ -83,6 +84,7 @@ mod tests {
     fn a_name_cannot_leave_its_folder_or_look_like_an_option() {
         assert_eq!(file_name("../../etc/x", 7_000_000_000, "Q4_0"), "etc-x-7B-Q4_0.gguf");
         assert_eq!(file_name("--force", 7_000_000_000, "Q4_0"), "force-7B-Q4_0.gguf");
+        assert_eq!(file_name("Yi-34B", 34_388_917_248, "my/Q4"), "Yi-34B-my-Q4.gguf");
         assert_eq!(file_name("  ", 7_000_000_000, "Q4_0"), "model-7B-Q4_0.gguf");
         assert_eq!(file_name("我的模型 7B", 7_000_000_000, "Q4_0"), "我的模型-7B-Q4_0.gguf");
     }

@@ -52,8 +52,14 @@ impl Outputs {
         for (file, path) in &self.files {
             file.file().sync_all().map_err(|source| Error::Write { path: path.clone(), source })?;
         }
+        let mut named = Vec::new();
         for (file, path) in self.files {
-            file.finish(self.force).map_err(|source| Error::Write { path, source })?;
+            if let Err(source) = file.finish(self.force) {
+                // Some parts of a model are no model. What they replaced is gone either way.
+                named.iter().for_each(|path| drop(std::fs::remove_file(path)));
+                return Err(Error::Write { path, source });
+            }
+            named.push(path);
         }
         Ok(())
     }
@@ -67,6 +73,9 @@ pub fn check_paths(paths: &[(PathBuf, u64)], force: bool) -> Result<(), Error> {
     for (path, _) in paths {
         match path.symlink_metadata() {
             Ok(metadata) if metadata.is_dir() => return Err(Error::OutputIsFolder { path: path.clone() }),
+            Ok(metadata) if !metadata.is_file() && !metadata.is_symlink() => {
+                return Err(Error::OutputIsSpecial { path: path.clone() });
+            }
             Ok(_) if !force => return Err(Error::OutputExists { path: path.clone() }),
             _ => {}
         }

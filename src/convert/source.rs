@@ -71,6 +71,15 @@ impl Input<'_> {
         }
     }
 
+    /// Tells the system that output rows `rows` will be read soon.
+    pub fn will_read_rows(&self, rows: Range<usize>) {
+        // Permuted rows come from the same head, so from near.
+        if let Bytes::Mapped(map, range) = &self.bytes {
+            let row_bytes = self.row_bytes();
+            map.will_read(range.start + rows.start * row_bytes..range.start + rows.end * row_bytes);
+        }
+    }
+
     /// Tells the system that output rows `rows` have been read for the last time.
     pub fn release_rows(&self, rows: Range<usize>) {
         if self.transform == Transform::Copy {

@@ -45,6 +45,15 @@ pub const MAX_NAME_BYTES: usize = 63;
 /// How deep arrays may hold arrays. llama.cpp takes none that do; the specification sets no limit.
 const MAX_DEPTH: usize = 8;
 
+/// Whether this is to be read as a GGUF file: it begins as one, or is called one.
+pub fn is_gguf(path: &std::path::Path) -> bool {
+    use std::io::Read;
+    let mut magic = [0; 4];
+    let mut begins = || std::fs::File::open(path)?.read_exact(&mut magic);
+    path.is_file()
+        && (path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) || (begins().is_ok() && magic == *b"GGUF"))
+}
+
 /// What a GGUF file says of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
