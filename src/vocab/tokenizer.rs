@@ -105,7 +105,15 @@ impl Tokenizer {
     /// The ids of a plain text, without BOS or EOS. The text of a control piece, such as `</s>`, is plain text here.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 1);
-        self.encode_divided(text, &self.dividers, &mut ids);
+        self.encode_divided(text, &self.dividers, true, &mut ids);
+        ids
+    }
+
+    /// As [`Self::encode`], for a plain text that follows a control piece: [`Self::encode_special`] gives these ids
+    /// for the same text there.
+    pub fn encode_after_marker(&self, text: &str) -> Vec<u32> {
+        let mut ids = Vec::with_capacity(text.len() / 3 + 1);
+        self.encode_divided(text, &self.dividers, !self.prefix_once, &mut ids);
         ids
     }
 
@@ -115,12 +123,13 @@ impl Tokenizer {
     /// Not for text from outside: whoever wrote it could write control pieces.
     pub fn encode_special(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 1);
-        self.encode_divided(text, &self.markers, &mut ids);
+        self.encode_divided(text, &self.markers, true, &mut ids);
         ids
     }
 
-    fn encode_divided(&self, text: &str, markers: &Trie, ids: &mut Vec<u32>) {
-        let (mut start, mut at, mut prefix) = (0, 0, true);
+    /// `prefix` is whether the first part begins a text, and so gets the space in front.
+    fn encode_divided(&self, text: &str, markers: &Trie, mut prefix: bool, ids: &mut Vec<u32>) {
+        let (mut start, mut at) = (0, 0);
         while let Some(rest) = text.as_bytes().get(at..).filter(|rest| !rest.is_empty() && !markers.is_empty()) {
             let Some((id, len)) = markers.longest_prefix(rest) else {
                 at += 1;
@@ -138,7 +147,7 @@ impl Tokenizer {
     /// The ids of a whole text, with BOS and EOS where the model wants them.
     pub fn encode_document(&self, text: &str) -> Vec<u32> {
         let mut ids: Vec<u32> = self.pieces.bos().filter(|_| self.pieces.add_bos()).into_iter().collect();
-        self.encode_divided(text, &self.dividers, &mut ids);
+        self.encode_divided(text, &self.dividers, true, &mut ids);
         ids.extend(self.pieces.eos().filter(|_| self.pieces.add_eos()));
         ids
     }
@@ -347,6 +356,9 @@ mod tests {
         assert_eq!(always.decode(&[1, 7]), "a", "a control piece is no text");
         assert_eq!(prefix(&[PREFIX_ONCE_KEY]).encode_special("a</s>a"), [7, 2, 4]);
         assert_eq!(prefix(&[PREFIX_ONCE_KEY]).encode_special("<s>a"), [1, 4]);
+        assert_eq!(prefix(&[PREFIX_ONCE_KEY]).encode_after_marker("a"), [4]);
+        assert_eq!(prefix(&[PREFIX_ONCE_KEY]).encode("a"), [7]);
+        assert_eq!(always.encode_after_marker("a"), [7]);
         assert_eq!(prefix(&[PREFIX_UNLESS_SPACE_KEY]).encode(" a"), [7]);
     }
 
