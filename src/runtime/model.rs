@@ -13,7 +13,7 @@ use llama_cpp_sys_2 as sys;
 use super::codec::Codec;
 use super::memory::{Machine, Shape};
 use super::session::SessionOptions;
-use super::{Error, backend};
+use super::{Error, accept, backend};
 use crate::chat::TextCodec;
 use crate::gguf::{Gguf, Metadata};
 use crate::vocab::Pieces;
@@ -78,6 +78,7 @@ impl Model {
         let gguf = Gguf::open(path)?;
         // llama.cpp ends the process over some vocabularies, such as one that has a piece twice.
         let pieces = Pieces::from_metadata(gguf.metadata())?;
+        accept::check(path, gguf.metadata(), gguf.tensors())?;
         let shape = Shape::of(&gguf);
         options.session.check()?;
         // llama.cpp finds the other parts of a split model from the first.
