@@ -56,15 +56,18 @@ impl Shape {
                 value => value.as_u64(),
             }
         };
+        let (heads, kv_heads) = (get("attention.head_count"), get("attention.head_count_kv"));
+        let (k_length, v_length) = (number("attention.key_length"), number("attention.value_length"));
+        let feed_forward = get("feed_forward_length");
         let (mut k_values, mut v_values, mut n_ff, mut n_heads) = (0u64, 0u64, 0u64, 0u64);
         for layer in 0..n_layers {
-            let heads = of_layer(get("attention.head_count"), layer).unwrap_or(1).max(1);
-            let kv_heads = of_layer(get("attention.head_count_kv"), layer).unwrap_or(heads);
-            let length = |key| number(key).unwrap_or(n_embd / heads);
-            k_values = k_values.saturating_add(kv_heads.saturating_mul(length("attention.key_length")));
-            v_values = v_values.saturating_add(kv_heads.saturating_mul(length("attention.value_length")));
+            let heads = of_layer(heads, layer).unwrap_or(1).max(1);
+            let kv_heads = of_layer(kv_heads, layer).unwrap_or(heads);
+            let length = n_embd / heads;
+            k_values = k_values.saturating_add(kv_heads.saturating_mul(k_length.unwrap_or(length)));
+            v_values = v_values.saturating_add(kv_heads.saturating_mul(v_length.unwrap_or(length)));
             n_heads = n_heads.max(heads);
-            n_ff = n_ff.max(of_layer(get("feed_forward_length"), layer).unwrap_or(0));
+            n_ff = n_ff.max(of_layer(feed_forward, layer).unwrap_or(0));
         }
         let weight_bytes =
             gguf.tensors().iter().map(|tensor| tensor.n_bytes().unwrap_or(0)).fold(0u64, u64::saturating_add);
