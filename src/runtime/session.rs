@@ -64,7 +64,7 @@ pub struct SessionOptions {
     /// Rows of logits that one evaluation can give: 1 for generation, `n_batch` for measuring. A row takes 4 bytes for
     /// each token of the vocabulary.
     pub rows: u32,
-    /// Threads; `None` takes one for each physical core.
+    /// Threads; `None` takes one for each physical core that the process may use.
     pub threads: Option<u32>,
     /// How the KV cache keeps its values.
     pub kv_type: KvType,

@@ -13,6 +13,10 @@ pub(super) const PREFIX_AFTER_KEY: &str = "nibble.tokenizer.space_prefix_after";
 pub(super) const PREFIX_UNLESS_SPACE_KEY: &str = "nibble.tokenizer.space_prefix_unless_space";
 pub(super) const MERGES_KEY: &str = "nibble.tokenizer.merges";
 
+/// Text that the prefix trees take together. They need some twenty times that in memory; known vocabularies have
+/// kilobytes.
+const MAX_TRIE_BYTES: usize = 16 << 20;
+
 /// The tokenizer of a sentencepiece vocabulary.
 ///
 /// Plain text gives the ids that sentencepiece gives: user-defined pieces are found first, the longest that fits, and
@@ -47,10 +51,20 @@ impl Tokenizer {
         let scores = scores(metadata, pieces.len())?;
         let merges = merges(metadata)?;
         let (mut user_defined, mut dividers, mut markers) = (Trie::default(), Trie::default(), Trie::default());
+        let mut trie_bytes = 0;
+        let mut insert = |trie: &mut Trie, text: &str, id| {
+            check_length(text, id)?;
+            trie_bytes += text.len();
+            if trie_bytes > MAX_TRIE_BYTES {
+                return Err(Error::LongPieces { limit: MAX_TRIE_BYTES });
+            }
+            trie.insert(text, id);
+            Ok(())
+        };
         if let Some(Array::U32(ids)) = array(metadata, PREFIX_AFTER_KEY) {
             for &id in ids {
-                dividers.insert(pieces.text(id).unwrap_or_default(), id);
-                markers.insert(pieces.text(id).unwrap_or_default(), id);
+                insert(&mut dividers, pieces.text(id).unwrap_or_default(), id)?;
+                insert(&mut markers, pieces.text(id).unwrap_or_default(), id)?;
             }
         }
         let mut bytes = Box::new([None; 256]);
@@ -59,8 +73,8 @@ impl Tokenizer {
             let (Some(text), Some(ty)) = (pieces.text(id), pieces.piece_type(id)) else { break };
             match ty {
                 PieceType::Byte => bytes[usize::from(pieces.bytes(id)[0])] = Some(id),
-                PieceType::Control | PieceType::Unknown => markers.insert(text, id),
-                PieceType::UserDefined => user_defined.insert(text, id),
+                PieceType::Control | PieceType::Unknown => insert(&mut markers, text, id)?,
+                PieceType::UserDefined => insert(&mut user_defined, text, id)?,
                 PieceType::Normal | PieceType::Unused => {}
             }
             let merged = match ty {
@@ -70,9 +84,7 @@ impl Tokenizer {
                 PieceType::Byte | PieceType::Control | PieceType::Unknown => false,
             };
             if merged {
-                if ty == PieceType::Normal && text.len() > MAX_MERGED_BYTES {
-                    return Err(Error::LongPiece { id, n_bytes: text.len(), limit: MAX_MERGED_BYTES });
-                }
+                check_length(text, id)?;
                 candidates.push(Candidate { id, text, score, ty });
             }
         }
@@ -189,6 +201,14 @@ impl Tokenizer {
             at_start &= printed.is_empty();
         }
         String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    }
+}
+
+/// Holds a piece that is looked for in text to a length.
+fn check_length(text: &str, id: u32) -> Result<(), Error> {
+    match text.len() {
+        n_bytes if n_bytes > MAX_MERGED_BYTES => Err(Error::LongPiece { id, n_bytes, limit: MAX_MERGED_BYTES }),
+        _ => Ok(()),
     }
 }
 
@@ -440,7 +460,15 @@ mod tests {
         let long = "a".repeat(MAX_MERGED_BYTES + 1);
         let mut pieces = LETTERS.to_vec();
         pieces[8].0 = &long;
-        assert!(matches!(Tokenizer::from_metadata(&vocabulary(&pieces)), Err(Error::LongPiece { id: 8, .. })));
+        for ty in [Normal, Control, UserDefined, Unused] {
+            pieces[8].2 = ty;
+            let refused = Tokenizer::from_metadata(&vocabulary(&pieces));
+            assert!(matches!(refused, Err(Error::LongPiece { id: 8, .. })), "{ty:?}");
+        }
+        let many: Vec<String> = (0..MAX_TRIE_BYTES / 1000 + 1).map(|i| format!("{i:01000}")).collect();
+        pieces.truncate(8);
+        pieces.extend(many.iter().map(|text| (text.as_str(), 0.0, UserDefined)));
+        assert!(matches!(Tokenizer::from_metadata(&vocabulary(&pieces)), Err(Error::LongPieces { .. })));
     }
 
     #[test]
