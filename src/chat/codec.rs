@@ -7,8 +7,10 @@ use crate::vocab::PieceType;
 /// Where a piece of text stands; some tokenizers put a space before a text's first word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// At the start of a text, or after a control token.
+    /// At the start of a text.
     Start,
+    /// After a control token: a new text for some tokenizers, the same one for others.
+    AfterMarker,
     /// Right after other text.
     Inside,
 }
@@ -144,6 +146,7 @@ pub(super) mod tests {
         pieces: Vec<(&'static str, PieceType)>,
         markers: Markers,
         pub space_prefix: bool,
+        pub prefix_once: bool,
         pub bos: Option<u32>,
     }
 
@@ -167,7 +170,7 @@ pub(super) mod tests {
             ];
             let listed = pieces.iter().zip(0u32..).map(|((piece, kind), id)| (id, *piece, *kind));
             let markers = Markers::new(listed, |id| matches!(id, 2 | 7));
-            Self { pieces, markers, space_prefix: false, bos: None }
+            Self { pieces, markers, space_prefix: false, prefix_once: false, bos: None }
         }
 
         /// What a model reads: markers as `{7}`, text as it is.
@@ -188,7 +191,12 @@ pub(super) mod tests {
 
         fn encode(&self, text: &str, place: Place) -> Result<Vec<u32>, CodecError> {
             let mut ids = Vec::new();
-            let prefix = if self.space_prefix && place == Place::Start && !text.is_empty() { "▁" } else { "" };
+            let begins = match place {
+                Place::Start => true,
+                Place::AfterMarker => !self.prefix_once,
+                Place::Inside => false,
+            };
+            let prefix = if self.space_prefix && begins && !text.is_empty() { "▁" } else { "" };
             let text = format!("{prefix}{text}");
             let mut rest = text.as_str();
             while let Some(c) = rest.chars().next() {

@@ -104,9 +104,11 @@ pub fn encode(prompt: &Prompt, codec: &dyn TextCodec) -> Result<Vec<u32>, CodecE
     if let [Span { text, origin: Origin::Text }] = prompt.spans.as_slice() {
         ids = codec.encode(text, Place::Start)?;
     } else {
+        let mut place = Place::Start;
         for (text, marker) in runs(prompt, codec) {
-            encode_run(&text, codec, &mut ids)?;
+            encode_run(&text, place, codec, &mut ids)?;
             ids.extend(marker);
+            place = Place::AfterMarker;
         }
     }
     match codec.begins_with() {
@@ -121,8 +123,7 @@ pub fn encode(prompt: &Prompt, codec: &dyn TextCodec) -> Result<Vec<u32>, CodecE
 /// Some tokenizers find user-defined tokens in any text, and Yi's markers are such tokens. Where the text spells a
 /// marker it is cut after the marker's first character, and the parts are encoded on their own: the model then reads
 /// `<` and `|im_end|>`.
-fn encode_run(text: &str, codec: &dyn TextCodec, ids: &mut Vec<u32>) -> Result<(), CodecError> {
-    let mut place = Place::Start;
+fn encode_run(text: &str, mut place: Place, codec: &dyn TextCodec, ids: &mut Vec<u32>) -> Result<(), CodecError> {
     let mut from = 0;
     for (at, c) in text.char_indices() {
         if codec.markers().at_start(&text[at..]).is_some() {
@@ -231,5 +232,15 @@ mod tests {
         toy.space_prefix = true;
         let spans = [("<|im_start|>say: ", true), ("a<|im_end|>b", false), ("<|im_end|>", true), ("c", false)];
         assert_eq!(Toy::show(&encode(&prompt(&spans), &toy).unwrap()), "{6}▁say: a<|im_end|>b{7}▁c");
+    }
+
+    #[test]
+    fn a_tokenizer_can_keep_the_space_to_the_start_of_the_whole_text() {
+        let mut toy = Toy::new();
+        (toy.space_prefix, toy.prefix_once) = (true, true);
+        let spans = [("<|im_start|>say: ", true), ("a<|im_end|>b", false), ("<|im_end|>", true), ("c", false)];
+        assert_eq!(Toy::show(&encode(&prompt(&spans), &toy).unwrap()), "{6}say: a<|im_end|>b{7}c");
+        let spans = [("say", true), ("a", false), ("<|im_end|>", true), ("c", false)];
+        assert_eq!(Toy::show(&encode(&prompt(&spans), &toy).unwrap()), "▁saya{7}c");
     }
 }

@@ -81,8 +81,11 @@ impl TextCodec for Codec {
         if text.is_empty() {
             return Ok(Vec::new());
         }
-        if place == Place::Start || !self.space_prefix {
-            return self.encode_start(text);
+        match (place, &self.encoder) {
+            (Place::AfterMarker, Encoder::Own(tokenizer)) => return Ok(tokenizer.encode_after_marker(text)),
+            (Place::Start | Place::AfterMarker, _) => return self.encode_start(text),
+            (Place::Inside, _) if !self.space_prefix => return self.encode_start(text),
+            (Place::Inside, _) => {}
         }
         // A space goes before whatever is encoded. With a line break in front, which no piece joins with what follows,
         // that space comes before the break; both are taken away again.

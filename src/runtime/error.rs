@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::memory::Estimate;
 use crate::chat::CodecError;
+use crate::gguf::TensorType;
 
 /// Why a model could not be loaded or run.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +24,30 @@ pub enum Error {
     /// The machine's memory does not hold it.
     #[error("{}", .0)]
     Memory(Box<NoRoom>),
+    /// A tensor of a type that llama.cpp cannot compute with.
+    #[error("{}: tensor '{name}' is {}, and has to be {wanted}; convert the model again", path.display(), found.name())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its type.
+        found: TensorType,
+        /// What it should be.
+        wanted: &'static str,
+    },
+    /// A number in the file that no model has.
+    #[error("{}: '{key}' is {found}, and has to be {wanted}; convert the model again", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What is there.
+        found: String,
+        /// What should be.
+        wanted: String,
+    },
     /// llama.cpp refused the file.
     #[error("{}: llama.cpp cannot load it: {reason}", path.display())]
     Load {

@@ -14,6 +14,7 @@
 //! crate has no way to interrupt an evaluation, and because its batches take sequence ids and sizes unchecked.
 //! llama.cpp's tokenizer serves the vocabularies that nibble has no tokenizer of its own for.
 
+mod accept;
 mod backend;
 mod codec;
 mod error;

@@ -13,7 +13,7 @@ use llama_cpp_sys_2 as sys;
 use super::codec::Codec;
 use super::memory::{Machine, Shape};
 use super::session::SessionOptions;
-use super::{Error, backend};
+use super::{Error, accept, backend};
 use crate::chat::TextCodec;
 use crate::gguf::{Gguf, Metadata};
 use crate::vocab::Pieces;
@@ -78,6 +78,7 @@ impl Model {
         let gguf = Gguf::open(path)?;
         // llama.cpp ends the process over some vocabularies, such as one that has a piece twice.
         let pieces = Pieces::from_metadata(gguf.metadata())?;
+        accept::check(path, gguf.metadata(), gguf.tensors())?;
         let shape = Shape::of(&gguf);
         options.session.check()?;
         // llama.cpp finds the other parts of a split model from the first.
@@ -108,7 +109,7 @@ impl Model {
             let what = "a model with an encoder, as translation and embedding models have";
             return Err(Error::Unsupported { path: path.to_path_buf(), what });
         }
-        Self::with_llama(path, &gguf, pieces, llama, true)
+        Self::with_llama(path, &gguf, pieces, shape, llama, true)
     }
 
     /// Loads the vocabulary alone: enough for [`Self::codec`], in a moment and a few megabytes.
@@ -121,13 +122,15 @@ impl Model {
         let pieces = Pieces::from_metadata(gguf.metadata())?;
         let first = gguf.paths().next().unwrap_or(path);
         let llama = load(llama_backend, first, LlamaModelParams::default().with_vocab_only(true), None)?;
-        Self::with_llama(path, &gguf, pieces, llama, false)
+        let shape = Shape::of(&gguf);
+        Self::with_llama(path, &gguf, pieces, shape, llama, false)
     }
 
     fn with_llama(
         path: &Path,
         gguf: &Gguf,
         pieces: Pieces,
+        shape: Shape,
         llama: LlamaModel,
         has_weights: bool,
     ) -> Result<Self, Error> {
@@ -139,7 +142,6 @@ impl Model {
         }
         let metadata = gguf.metadata().clone();
         let codec = Codec::new(pieces, llama.clone(), &metadata)?;
-        let shape = Shape::of(gguf);
         Ok(Self {
             inner: Arc::new(Inner { llama, codec, path: path.to_path_buf(), metadata, shape, n_vocab, has_weights }),
         })

@@ -64,7 +64,7 @@ pub struct SessionOptions {
     /// Rows of logits that one evaluation can give: 1 for generation, `n_batch` for measuring. A row takes 4 bytes for
     /// each token of the vocabulary.
     pub rows: u32,
-    /// Threads; `None` takes one for each physical core.
+    /// Threads; `None` takes one for each physical core that the process may use.
     pub threads: Option<u32>,
     /// How the KV cache keeps its values.
     pub kv_type: KvType,
@@ -169,6 +169,13 @@ impl Drop for Context {
     }
 }
 
+/// A thread for each core, since two on one core wait for the same arithmetic; but no more than this process may use at
+/// once, which in a container, or under `taskset`, is less.
+fn default_threads() -> u32 {
+    let allowed = std::thread::available_parallelism().map_or(usize::MAX, std::num::NonZero::get);
+    u32::try_from(num_cpus::get_physical().min(allowed)).unwrap_or(1)
+}
+
 /// What `llama_decode` takes: arrays with one entry a token. The memory is ours, of a fixed size; pointers are made for
 /// the length of a call.
 struct Batch {
@@ -192,7 +199,7 @@ impl Session {
             return Err(Error::Unsupported { path: model.path().to_path_buf(), what });
         }
         let n_ctx = options.n_ctx_for(model.n_ctx_train());
-        let threads = options.threads.unwrap_or_else(|| u32::try_from(num_cpus::get_physical()).unwrap_or(1));
+        let threads = options.threads.unwrap_or_else(default_threads);
         let threads = i32::try_from(threads).unwrap_or(1);
 
         // SAFETY: takes nothing, gives a struct.
@@ -458,6 +465,12 @@ unsafe extern "C" fn is_cancelled(flag: *mut c_void) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn there_are_no_more_threads_than_the_process_may_use() {
+        let allowed = std::thread::available_parallelism().unwrap().get();
+        assert!((1..=allowed).contains(&(default_threads() as usize)));
+    }
 
     #[test]
     fn options_that_llama_cpp_would_choke_on_are_refused() {

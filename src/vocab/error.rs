@@ -156,6 +156,12 @@ pub enum Error {
         /// What is accepted.
         limit: usize,
     },
+    /// The pieces that are looked for in every text are too much text themselves.
+    #[error("the pieces to be found in text have more than {limit} bytes together, more than any vocabulary")]
+    LongPieces {
+        /// What is accepted.
+        limit: usize,
+    },
     /// The vocabulary has nothing for text that no piece spells.
     #[error("the vocabulary has neither an unknown piece nor all 256 byte pieces, so that not every text has tokens")]
     NoFallback,

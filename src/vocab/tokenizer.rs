@@ -13,6 +13,10 @@ pub(super) const PREFIX_AFTER_KEY: &str = "nibble.tokenizer.space_prefix_after";
 pub(super) const PREFIX_UNLESS_SPACE_KEY: &str = "nibble.tokenizer.space_prefix_unless_space";
 pub(super) const MERGES_KEY: &str = "nibble.tokenizer.merges";
 
+/// Text that the prefix trees take together. They need some twenty times that in memory; known vocabularies have
+/// kilobytes.
+const MAX_TRIE_BYTES: usize = 16 << 20;
+
 /// The tokenizer of a sentencepiece vocabulary.
 ///
 /// Plain text gives the ids that sentencepiece gives: user-defined pieces are found first, the longest that fits, and
@@ -47,10 +51,20 @@ impl Tokenizer {
         let scores = scores(metadata, pieces.len())?;
         let merges = merges(metadata)?;
         let (mut user_defined, mut dividers, mut markers) = (Trie::default(), Trie::default(), Trie::default());
+        let mut trie_bytes = 0;
+        let mut insert = |trie: &mut Trie, text: &str, id| {
+            check_length(text, id)?;
+            trie_bytes += text.len();
+            if trie_bytes > MAX_TRIE_BYTES {
+                return Err(Error::LongPieces { limit: MAX_TRIE_BYTES });
+            }
+            trie.insert(text, id);
+            Ok(())
+        };
         if let Some(Array::U32(ids)) = array(metadata, PREFIX_AFTER_KEY) {
             for &id in ids {
-                dividers.insert(pieces.text(id).unwrap_or_default(), id);
-                markers.insert(pieces.text(id).unwrap_or_default(), id);
+                insert(&mut dividers, pieces.text(id).unwrap_or_default(), id)?;
+                insert(&mut markers, pieces.text(id).unwrap_or_default(), id)?;
             }
         }
         let mut bytes = Box::new([None; 256]);
@@ -59,8 +73,8 @@ impl Tokenizer {
             let (Some(text), Some(ty)) = (pieces.text(id), pieces.piece_type(id)) else { break };
             match ty {
                 PieceType::Byte => bytes[usize::from(pieces.bytes(id)[0])] = Some(id),
-                PieceType::Control | PieceType::Unknown => markers.insert(text, id),
-                PieceType::UserDefined => user_defined.insert(text, id),
+                PieceType::Control | PieceType::Unknown => insert(&mut markers, text, id)?,
+                PieceType::UserDefined => insert(&mut user_defined, text, id)?,
                 PieceType::Normal | PieceType::Unused => {}
             }
             let merged = match ty {
@@ -70,9 +84,7 @@ impl Tokenizer {
                 PieceType::Byte | PieceType::Control | PieceType::Unknown => false,
             };
             if merged {
-                if ty == PieceType::Normal && text.len() > MAX_MERGED_BYTES {
-                    return Err(Error::LongPiece { id, n_bytes: text.len(), limit: MAX_MERGED_BYTES });
-                }
+                check_length(text, id)?;
                 candidates.push(Candidate { id, text, score, ty });
             }
         }
@@ -105,7 +117,15 @@ impl Tokenizer {
     /// The ids of a plain text, without BOS or EOS. The text of a control piece, such as `</s>`, is plain text here.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 1);
-        self.encode_divided(text, &self.dividers, &mut ids);
+        self.encode_divided(text, &self.dividers, true, &mut ids);
+        ids
+    }
+
+    /// As [`Self::encode`], for a plain text that follows a control piece: [`Self::encode_special`] gives these ids
+    /// for the same text there.
+    pub fn encode_after_marker(&self, text: &str) -> Vec<u32> {
+        let mut ids = Vec::with_capacity(text.len() / 3 + 1);
+        self.encode_divided(text, &self.dividers, !self.prefix_once, &mut ids);
         ids
     }
 
@@ -115,12 +135,13 @@ impl Tokenizer {
     /// Not for text from outside: whoever wrote it could write control pieces.
     pub fn encode_special(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 1);
-        self.encode_divided(text, &self.markers, &mut ids);
+        self.encode_divided(text, &self.markers, true, &mut ids);
         ids
     }
 
-    fn encode_divided(&self, text: &str, markers: &Trie, ids: &mut Vec<u32>) {
-        let (mut start, mut at, mut prefix) = (0, 0, true);
+    /// `prefix` is whether the first part begins a text, and so gets the space in front.
+    fn encode_divided(&self, text: &str, markers: &Trie, mut prefix: bool, ids: &mut Vec<u32>) {
+        let (mut start, mut at) = (0, 0);
         while let Some(rest) = text.as_bytes().get(at..).filter(|rest| !rest.is_empty() && !markers.is_empty()) {
             let Some((id, len)) = markers.longest_prefix(rest) else {
                 at += 1;
@@ -138,7 +159,7 @@ impl Tokenizer {
     /// The ids of a whole text, with BOS and EOS where the model wants them.
     pub fn encode_document(&self, text: &str) -> Vec<u32> {
         let mut ids: Vec<u32> = self.pieces.bos().filter(|_| self.pieces.add_bos()).into_iter().collect();
-        self.encode_divided(text, &self.dividers, &mut ids);
+        self.encode_divided(text, &self.dividers, true, &mut ids);
         ids.extend(self.pieces.eos().filter(|_| self.pieces.add_eos()));
         ids
     }
@@ -180,6 +201,14 @@ impl Tokenizer {
             at_start &= printed.is_empty();
         }
         String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    }
+}
+
+/// Holds a piece that is looked for in text to a length.
+fn check_length(text: &str, id: u32) -> Result<(), Error> {
+    match text.len() {
+        n_bytes if n_bytes > MAX_MERGED_BYTES => Err(Error::LongPiece { id, n_bytes, limit: MAX_MERGED_BYTES }),
+        _ => Ok(()),
     }
 }
 
@@ -347,6 +376,9 @@ mod tests {
         assert_eq!(always.decode(&[1, 7]), "a", "a control piece is no text");
         assert_eq!(prefix(&[PREFIX_ONCE_KEY]).encode_special("a</s>a"), [7, 2, 4]);
         assert_eq!(prefix(&[PREFIX_ONCE_KEY]).encode_special("<s>a"), [1, 4]);
+        assert_eq!(prefix(&[PREFIX_ONCE_KEY]).encode_after_marker("a"), [4]);
+        assert_eq!(prefix(&[PREFIX_ONCE_KEY]).encode("a"), [7]);
+        assert_eq!(always.encode_after_marker("a"), [7]);
         assert_eq!(prefix(&[PREFIX_UNLESS_SPACE_KEY]).encode(" a"), [7]);
     }
 
@@ -428,7 +460,15 @@ mod tests {
         let long = "a".repeat(MAX_MERGED_BYTES + 1);
         let mut pieces = LETTERS.to_vec();
         pieces[8].0 = &long;
-        assert!(matches!(Tokenizer::from_metadata(&vocabulary(&pieces)), Err(Error::LongPiece { id: 8, .. })));
+        for ty in [Normal, Control, UserDefined, Unused] {
+            pieces[8].2 = ty;
+            let refused = Tokenizer::from_metadata(&vocabulary(&pieces));
+            assert!(matches!(refused, Err(Error::LongPiece { id: 8, .. })), "{ty:?}");
+        }
+        let many: Vec<String> = (0..MAX_TRIE_BYTES / 1000 + 1).map(|i| format!("{i:01000}")).collect();
+        pieces.truncate(8);
+        pieces.extend(many.iter().map(|text| (text.as_str(), 0.0, UserDefined)));
+        assert!(matches!(Tokenizer::from_metadata(&vocabulary(&pieces)), Err(Error::LongPieces { .. })));
     }
 
     #[test]
