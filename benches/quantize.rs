@@ -1,76 +1,141 @@
-//! Every format against ggml in one run, one thread: millions of weights a second.
+//! Every format at every level of vector instructions against ggml, in one run: millions of weights a second.
 //!
 //! ```text
-//! cargo bench --bench quantize              all formats
-//! cargo bench --bench quantize -- q4_k q6_k those
+//! cargo bench --bench quantize                       all formats, one thread
+//! cargo bench --bench quantize -- q4_k q6_k          those
+//! cargo bench --bench quantize -- --threads 8        so many threads at once (0: one a core)
+//! cargo bench --bench quantize -- --importance       only with importance; --plain only without
 //! ```
 //!
-//! The best of several rounds counts, and the two take turns, so that what else the machine does hits both.
+//! All take turns, and the best of several rounds counts, so that what else the machine does hits all alike. Built as this
+//! repository is, the compiler may use all that this CPU has also where a level does not ask for it; with `RUSTFLAGS=`
+//! before the command every level has only its own instructions, as on a CPU that has no others.
 
 use llama_cpp_sys_2 as ggml;
 use nibble::gguf::TensorType;
-use nibble::quant::{FORMATS, Importance};
+use nibble::quant::{FORMATS, Format, Importance, Level};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 const ROW_LEN: usize = 4096;
 const ROWS: usize = 32;
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 9;
 
 fn main() {
-    // cargo bench passes --bench.
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let arguments = Arguments::parse();
     let weights = weights(ROWS * ROW_LEN);
     let importance: Vec<f32> = weights.iter().take(ROW_LEN).map(|x| 1.0 + 1000.0 * x * x).collect();
-    println!(
-        "{:8} {:>25} {:>25} {:>25}",
-        "M/s", "nibble  ggml  quantize", "nibble  ggml  importance", "nibble  ggml  dequantize"
-    );
+    let levels: Vec<Level> = Level::available().collect();
+
+    println!("millions of weights a second, threads: {}", arguments.threads);
+    print!("{:22} {:>9}", "", "ggml");
+    levels.iter().for_each(|level| print!(" {:>9}", level.name()));
+    println!("   ggml = 1");
     for format in FORMATS {
         let ty = format.ty;
-        if !wanted.is_empty() && !wanted.iter().any(|name| ty.name().eq_ignore_ascii_case(name)) {
+        if !arguments.formats.is_empty() && !arguments.formats.iter().any(|name| ty.name().eq_ignore_ascii_case(name)) {
             continue;
         }
-        let mut bytes = Buffer::new(ROWS * ROW_LEN / ty.block_len() * ty.block_bytes());
-        let mut line = format!("{ty:8}");
-        for importance in [None, Some(&importance[..])] {
-            if importance.is_some() && format.importance == Importance::Ignored {
-                line += &format!(" {:>25}", "");
-                continue;
-            }
-            let [ours, theirs] = best(
-                &mut bytes,
-                |bytes| format.quantize_rows(&weights, ROW_LEN, importance, bytes.slice()),
-                |bytes| ggml_quantize(ty, &weights, importance, bytes),
-            );
-            line += &speeds(ours, theirs);
+        if arguments.plain {
+            bench(format, &levels, &weights, None, arguments.threads);
         }
-        let mut back = vec![0.0; weights.len()];
-        let mut again = back.clone();
-        let [ours, theirs] = best(
-            &mut bytes,
-            |bytes| format.dequantize(bytes.slice(), &mut back),
-            |bytes| ggml_dequantize(ty, bytes, &mut again),
-        );
-        line += &speeds(ours, theirs);
-        println!("{line}");
-        black_box((&back, &again));
+        if arguments.importance && format.importance == Importance::Used {
+            bench(format, &levels, &weights, Some(&importance), arguments.threads);
+        }
+        if arguments.plain && arguments.threads == 1 {
+            bench_dequantize(format, &weights);
+        }
     }
 }
 
-/// The least time of each over all rounds.
-fn best(bytes: &mut Buffer, mut ours: impl FnMut(&mut Buffer), mut theirs: impl FnMut(&mut Buffer)) -> [Duration; 2] {
-    let mut time = |run: &mut dyn FnMut(&mut Buffer)| {
-        let start = Instant::now();
-        run(black_box(bytes));
-        start.elapsed()
-    };
-    (0..ROUNDS).fold([Duration::MAX; 2], |[a, b], _| [a.min(time(&mut ours)), b.min(time(&mut theirs))])
+struct Arguments {
+    formats: Vec<String>,
+    threads: usize,
+    plain: bool,
+    importance: bool,
 }
 
-fn speeds(ours: Duration, theirs: Duration) -> String {
-    let speed = |time: Duration| (ROWS * ROW_LEN) as f64 / time.as_secs_f64() / 1e6;
-    format!(" {:>10.1} {:>7.1} {:>5.2}x", speed(ours), speed(theirs), speed(ours) / speed(theirs))
+impl Arguments {
+    fn parse() -> Self {
+        let mut arguments = Self { formats: Vec::new(), threads: 1, plain: true, importance: true };
+        let mut words = std::env::args().skip(1);
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                // cargo bench passes it.
+                "--bench" => {}
+                "--plain" => arguments.importance = false,
+                "--importance" => arguments.plain = false,
+                "--threads" => {
+                    let number = words.next().and_then(|n| n.parse().ok()).expect("--threads wants a number");
+                    arguments.threads = if number == 0 { num_cpus::get_physical() } else { number };
+                }
+                name => arguments.formats.push(name.to_string()),
+            }
+        }
+        arguments
+    }
+}
+
+/// One line: ggml's speed, each level's, and how many times ggml's each is.
+fn bench(format: &Format, levels: &[Level], weights: &[f32], importance: Option<&[f32]>, threads: usize) {
+    let ty = format.ty;
+    let mut buffers: Vec<Buffer> =
+        (0..threads).map(|_| Buffer::new(weights.len() / ty.block_len() * ty.block_bytes())).collect();
+    let mut least = vec![Duration::MAX; 1 + levels.len()];
+    for _ in 0..ROUNDS {
+        least[0] = least[0].min(time(&mut buffers, |buffer| ggml_quantize(ty, weights, importance, buffer)));
+        for (least, &level) in least[1..].iter_mut().zip(levels) {
+            *least = (*least).min(time(&mut buffers, |buffer| {
+                format.quantize_rows_at(level, weights, ROW_LEN, importance, buffer.slice());
+            }));
+        }
+    }
+    print_line(&format!("{ty}{}", if importance.is_some() { ", importance" } else { "" }), &least, threads);
+}
+
+fn bench_dequantize(format: &Format, weights: &[f32]) {
+    let ty = format.ty;
+    let mut buffer = [Buffer::new(weights.len() / ty.block_len() * ty.block_bytes())];
+    format.quantize_rows(weights, ROW_LEN, None, buffer[0].slice());
+    let mut back = vec![0.0; weights.len()];
+    let mut least = [Duration::MAX; 2];
+    for _ in 0..ROUNDS {
+        least[0] = least[0].min(time_one(|| ggml_dequantize(ty, black_box(&buffer[0]), &mut back)));
+        least[1] = least[1].min(time_one(|| format.dequantize(black_box(&mut buffer[0]).slice(), &mut back)));
+    }
+    print_line(&format!("{ty}, dequantize"), &least, 1);
+}
+
+fn print_line(name: &str, least: &[Duration], threads: usize) {
+    let speed = |time: &Duration| (threads * ROWS * ROW_LEN) as f64 / time.as_secs_f64() / 1e6;
+    print!("{name:22}");
+    least.iter().for_each(|time| print!(" {:>9.1}", speed(time)));
+    print!("  ");
+    least[1..].iter().for_each(|time| print!(" {:.2}x", speed(time) / speed(&least[0])));
+    println!();
+}
+
+fn time_one(run: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    run();
+    start.elapsed()
+}
+
+/// The time until all threads, one a buffer, are done.
+fn time(buffers: &mut [Buffer], run: impl Fn(&mut Buffer) + Sync) -> Duration {
+    if let [buffer] = buffers {
+        return time_one(|| run(black_box(buffer)));
+    }
+    // Starting a thread takes as long as quantizing a little, so each does its part several times.
+    const TIMES: u32 = 16;
+    let all = time_one(|| {
+        std::thread::scope(|scope| {
+            for buffer in buffers {
+                scope.spawn(|| (0..TIMES).for_each(|_| run(black_box(buffer))));
+            }
+        });
+    });
+    all / TIMES
 }
 
 /// Bytes, aligned as ggml's blocks are.

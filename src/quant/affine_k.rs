@@ -1,8 +1,10 @@
 //! What Q4_K and Q5_K share: eight sub-blocks x ≈ d·s·q − dmin·t, whose scales s and mins t are 6-bit numbers.
 
-use super::Half;
+use super::lanes::{Floats, Lanes, MAX_LANES};
 use super::pack::{six_bit_pairs, unpack_six_bit_pairs};
 use super::search::{Affine, AffineSearch, fit_affine, fit_positive, importance_weights, nearest, sum_of_squares};
+use super::search_lanes::{self, Found, Start};
+use super::{Half, Rows};
 use std::array;
 
 /// 256 weights but for the packing of their codes.
@@ -13,34 +15,33 @@ pub(super) struct Fit {
     pub codes: [u8; 256],
 }
 
-/// Fits the block `x` with codes from 0 to `plain.max`.
+/// How a format searches.
+#[derive(Clone, Copy)]
+pub(super) struct Search {
+    /// The search in each sub-block where there is no importance. With it, it is [`AffineSearch::weighted`].
+    pub plain: AffineSearch,
+    /// Whether a searched 6-bit number above 63 (the byte of a negative one) is stored as 63, or as it is.
+    pub capped: bool,
+}
+
+/// Fits the block `x` with codes from 0 to `search.plain.max`.
 ///
-/// Without importance `plain` is the search in each sub-block, its weights √(mean square of the sub-block) + |x|, and the
-/// largest scale and min get the largest 6-bit number. With it the search is [`AffineSearch::weighted`], and scales and
-/// mins are in turn fitted with the sums of their sub-blocks' weights. Either way the codes are rounded anew at the end,
-/// with the scales and mins as stored.
-///
-/// `capped` says whether a searched 6-bit number above 63 (the byte of a negative one) is stored as 63, or as it is.
-#[inline(always)]
-pub(super) fn fit(x: &[f32; 256], importance: Option<&[f32; 256]>, plain: AffineSearch, capped: bool) -> Fit {
-    let mut codes = [0; 256];
+/// Without importance the weights of the search in each sub-block are √(mean square of the sub-block) + |x|, and the
+/// largest scale and min get the largest 6-bit number. With it scales and mins are in turn fitted with the sums of their
+/// sub-blocks' weights. Either way the codes are rounded anew at the end, with the scales and mins as stored.
+pub(super) fn fit(search: Search, x: &[f32; 256], importance: Option<&[f32; 256]>) -> Fit {
+    let mut codes = [[0; 32]; 8];
     let (sub_blocks, _) = x.as_chunks::<32>();
-    let (sub_codes, _) = codes.as_chunks_mut::<32>();
     let (mut scales, mut mins) = ([0.0; 8], [0.0; 8]);
-    let (d, dmin, packed);
-    match importance {
+    let packed = match importance {
         None => {
             for j in 0..8 {
                 let x = &sub_blocks[j];
                 let root_mean_square = (sum_of_squares(x) / 32.0).sqrt();
                 let weights = x.map(|x| root_mean_square + x.abs());
-                Affine { scale: scales[j], min: mins[j] } = fit_affine(plain, x, &weights, &mut sub_codes[j]);
+                Affine { scale: scales[j], min: mins[j] } = fit_affine(search.plain, x, &weights, &mut codes[j]);
             }
-            let largest_scale = largest(&scales);
-            let largest_min = largest(&mins);
-            d = Half::new(largest_scale / 63.0);
-            dmin = Half::new(largest_min / 63.0);
-            packed = six_bit_pairs(&six_bits(&scales, largest_scale), &six_bits(&mins, largest_min));
+            Scales::spread(&scales, &mins)
         }
         Some(importance) => {
             let (importance, _) = importance.as_chunks::<32>();
@@ -50,27 +51,203 @@ pub(super) fn fit(x: &[f32; 256], importance: Option<&[f32; 256]>, plain: Affine
                 let x = &sub_blocks[j];
                 let weights = importance_weights(&importance[j], variance, x);
                 sums[j] = weights.iter().fold(0.0, |sum, w| sum + w);
-                let search = AffineSearch::weighted(plain.max);
-                Affine { scale: scales[j], min: mins[j] } = fit_affine(search, x, &weights, &mut sub_codes[j]);
+                let search = AffineSearch::weighted(search.plain.max);
+                Affine { scale: scales[j], min: mins[j] } = fit_affine(search, x, &weights, &mut codes[j]);
             }
             let (mut scale_codes, mut min_codes) = ([0; 8], [0; 8]);
-            d = Half::new(fit_positive(&scales, &sums, 63, &mut scale_codes));
-            dmin = Half::new(fit_positive(&mins, &sums, 63, &mut min_codes));
-            if capped {
-                scale_codes = scale_codes.map(|s| s.min(63));
-                min_codes = min_codes.map(|m| m.min(63));
+            let d = fit_positive(&scales, &sums, 63, &mut scale_codes);
+            let dmin = fit_positive(&mins, &sums, 63, &mut min_codes);
+            Scales::fitted(search, d, dmin, scale_codes, min_codes)
+        }
+    };
+    packed.round(search, x, |j| codes[j])
+}
+
+/// [`fit`] of all blocks of some rows, several at once; `put` gets the number and the fit of each.
+#[inline(always)]
+pub(super) fn fit_rows<L: Lanes>(l: L, search: Search, rows: Rows, mut put: impl FnMut(usize, Fit)) {
+    let sub_search = match rows.importance {
+        None => search.plain,
+        Some(_) => AffineSearch::weighted(search.plain.max),
+    };
+    // As many blocks as lanes, so that in the end each lane can fit the scales of one.
+    for (batch, blocks) in rows.pieces::<256>().chunks(L::LEN).enumerate() {
+        let first = batch * L::LEN;
+        let mut found = Batch::new();
+        let variances = match rows.importance {
+            None => [0.0; MAX_LANES],
+            Some(_) => found.variances(l, blocks),
+        };
+        let (sub_blocks, _) = blocks.as_flattened().as_chunks::<32>();
+        for at in (0..sub_blocks.len()).step_by(L::LEN) {
+            // The last sub-block fills the lanes that are left over.
+            let number = |lane: usize| (at + lane).min(sub_blocks.len() - 1);
+            let x = l.columns(|lane| &sub_blocks[number(lane)]);
+            let mut weights = x;
+            match rows.importance {
+                None => {
+                    let root_mean_square = (search_lanes::sum_of_squares(l, &x) / l.splat(32.0)).sqrt();
+                    for weight in &mut weights {
+                        *weight = root_mean_square + weight.abs();
+                    }
+                }
+                Some(importance) => {
+                    let importance = l.columns(|lane| Rows::importance_of::<32>(importance, 8 * first + number(lane)));
+                    let mut variance = [0.0; MAX_LANES];
+                    for lane in 0..L::LEN {
+                        variance[lane] = variances[number(lane) / 8];
+                    }
+                    let variance = l.load(&variance);
+                    let mut sum = l.splat(0.0);
+                    for i in 0..32 {
+                        weights[i] = importance[i] * (variance + x[i] * x[i]).sqrt();
+                        sum = sum + weights[i];
+                    }
+                    l.store(sum, &mut found.sums.as_flattened_mut()[at..]);
+                }
             }
-            packed = six_bit_pairs(&scale_codes, &min_codes);
+            found.store(l, at, search_lanes::affine(l, sub_search, &x, &weights));
+        }
+        let fitted = rows.importance.map(|_| found.fit_scales(l));
+        for (b, x) in blocks.iter().enumerate() {
+            if found.odd[b] != [0.0; 8] {
+                let importance = rows.importance.map(|importance| Rows::importance_of(importance, first + b));
+                put(first + b, fit(search, x, importance));
+                continue;
+            }
+            let scales = match &fitted {
+                None => Scales::spread(&found.scales[b], &found.mins[b]),
+                Some([(d, scales), (dmin, mins)]) => Scales::fitted(search, d[b], dmin[b], scales[b], mins[b]),
+            };
+            let (sub_blocks, _) = x.as_chunks::<32>();
+            let start = |j: usize| Start { inverse: found.inverses[b][j], least: found.leasts[b][j] };
+            put(
+                first + b,
+                scales.round(search, x, |j| search_lanes::codes_of_start(sub_search, start(j), &sub_blocks[j])),
+            );
+        }
+    }
+}
+
+/// What the search found for each sub-block of some blocks.
+struct Batch {
+    scales: [[f32; 8]; MAX_LANES],
+    mins: [[f32; 8]; MAX_LANES],
+    inverses: [[f32; 8]; MAX_LANES],
+    leasts: [[f32; 8]; MAX_LANES],
+    sums: [[f32; 8]; MAX_LANES],
+    /// Not 0 where it is to be left to the scalar code.
+    odd: [[f32; 8]; MAX_LANES],
+}
+
+impl Batch {
+    #[inline(always)]
+    fn new() -> Self {
+        let zero = [[0.0; 8]; MAX_LANES];
+        Self { scales: zero, mins: zero, inverses: zero, leasts: zero, sums: zero, odd: zero }
+    }
+
+    /// Twice the mean square of each block.
+    #[inline(always)]
+    fn variances<L: Lanes>(&self, l: L, blocks: &[[f32; 256]]) -> [f32; MAX_LANES] {
+        let mut sum = l.splat(0.0);
+        for at in (0..256).step_by(32) {
+            let columns = l.columns::<32>(|lane| {
+                blocks[lane.min(blocks.len() - 1)][at..].first_chunk().expect("32 columns are left")
+            });
+            for x in columns {
+                sum = sum + x * x;
+            }
+        }
+        let mut variances = [0.0; MAX_LANES];
+        l.store(l.splat(2.0) * sum / l.splat(256.0), &mut variances);
+        variances
+    }
+
+    #[inline(always)]
+    fn store<L: Lanes>(&mut self, l: L, at: usize, found: Found<L>) {
+        l.store(found.scale, &mut self.scales.as_flattened_mut()[at..]);
+        l.store(found.min, &mut self.mins.as_flattened_mut()[at..]);
+        l.store(found.start.inverse, &mut self.inverses.as_flattened_mut()[at..]);
+        l.store(found.start.least, &mut self.leasts.as_flattened_mut()[at..]);
+        l.store(l.splat(1.0).or_else(found.odd, l.splat(0.0)), &mut self.odd.as_flattened_mut()[at..]);
+    }
+
+    /// (d, 6-bit numbers) of each block's scales and of its mins, a block a lane.
+    #[inline(always)]
+    fn fit_scales<L: Lanes>(&mut self, l: L) -> [([f32; MAX_LANES], [[u8; 8]; MAX_LANES]); 2] {
+        let sums = l.columns(|lane| &self.sums[lane]);
+        let mut fitted = [([0.0; MAX_LANES], [[0; 8]; MAX_LANES]); 2];
+        let numbers = [&self.scales, &self.mins];
+        let mut odd = [0.0; MAX_LANES];
+        for (numbers, (ds, codes)) in numbers.into_iter().zip(&mut fitted) {
+            let x = l.columns(|lane| &numbers[lane]);
+            let (d, q, is_odd) = search_lanes::positive(l, &x, &sums, 63);
+            l.store(d, ds);
+            for (j, q) in q.into_iter().enumerate() {
+                let mut lane_codes = [0.0; MAX_LANES];
+                l.store(q, &mut lane_codes);
+                for lane in 0..L::LEN {
+                    codes[lane][j] = lane_codes[lane] as u8;
+                }
+            }
+            l.store(l.splat(1.0).or_else(is_odd, l.load(&odd)), &mut odd);
+        }
+        for lane in 0..L::LEN {
+            if odd[lane] != 0.0 {
+                self.odd[lane][0] = 1.0;
+            }
+        }
+        fitted
+    }
+}
+
+/// The scales and mins of a block, as stored.
+struct Scales {
+    d: Half,
+    dmin: Half,
+    packed: [u8; 12],
+}
+
+impl Scales {
+    /// The largest scale and the largest min get the largest 6-bit number.
+    #[inline(always)]
+    fn spread(scales: &[f32; 8], mins: &[f32; 8]) -> Self {
+        let largest_scale = largest(scales);
+        let largest_min = largest(mins);
+        Self {
+            d: Half::new(largest_scale / 63.0),
+            dmin: Half::new(largest_min / 63.0),
+            packed: six_bit_pairs(&six_bits(scales, largest_scale), &six_bits(mins, largest_min)),
         }
     }
 
-    for (j, (scale, min)) in sub_block_scales(d, dmin, &packed).into_iter().enumerate() {
-        // Else the codes stay as the search left them.
-        if scale != 0.0 {
-            sub_codes[j] = sub_blocks[j].map(|x| nearest((x + min) / scale).clamp(0, plain.max) as u8);
+    /// Of 6-bit numbers that have been searched.
+    #[inline(always)]
+    fn fitted(search: Search, d: f32, dmin: f32, mut scales: [u8; 8], mut mins: [u8; 8]) -> Self {
+        if search.capped {
+            scales = scales.map(|s| s.min(63));
+            mins = mins.map(|m| m.min(63));
         }
+        Self { d: Half::new(d), dmin: Half::new(dmin), packed: six_bit_pairs(&scales, &mins) }
     }
-    Fit { d, dmin, scales: packed, codes }
+
+    /// The block with these scales: its codes rounded anew, or, where a sub-block's scale came out as 0, those that
+    /// `searched` gives.
+    #[inline(always)]
+    fn round(self, search: Search, x: &[f32; 256], searched: impl Fn(usize) -> [u8; 32]) -> Fit {
+        let Self { d, dmin, packed } = self;
+        let mut codes = [0; 256];
+        let (sub_blocks, _) = x.as_chunks::<32>();
+        let (sub_codes, _) = codes.as_chunks_mut::<32>();
+        for (j, (scale, min)) in sub_block_scales(d, dmin, &packed).into_iter().enumerate() {
+            sub_codes[j] = match scale != 0.0 {
+                true => sub_blocks[j].map(|x| nearest((x + min) / scale).clamp(0, search.plain.max) as u8),
+                false => searched(j),
+            };
+        }
+        Fit { d, dmin, scales: packed, codes }
+    }
 }
 
 /// (d·s, dmin·t) of each sub-block.

@@ -19,13 +19,17 @@
 //! `search` holds the searches for scales that they share, `pack` how codes share bytes, `affine_k` what Q4_K and Q5_K
 //! have in common, `iq4` what the last two have; [`float`] is the 16-bit floats, for the checkpoint's readers too.
 //!
-//! Faster versions of a format take its row functions' place in [`Format`]; they have to give the same bytes.
+//! Beside its scalar code each format has code by lanes, several blocks at once ([`Block::quantize_rows`]), which has to
+//! give the same bytes; [`Level`] says for which CPUs.
 
 mod affine_k;
 pub mod float;
 mod iq4;
 pub mod iq4_nl;
 pub mod iq4_xs;
+mod lanes;
+#[cfg(test)]
+mod levels;
 #[cfg(all(test, feature = "llama", target_arch = "x86_64"))]
 mod oracle;
 mod pack;
@@ -43,11 +47,14 @@ pub mod q8_0;
 #[cfg(test)]
 mod samples;
 mod search;
+mod search_lanes;
 #[cfg(test)]
 mod tests;
 
 use crate::gguf::TensorType;
 pub use float::Half;
+pub use lanes::Level;
+use lanes::{Body, Lanes};
 
 /// A block of weights: a plain struct whose bytes are what the file holds.
 pub trait Block: bytemuck::Pod {
@@ -64,6 +71,15 @@ pub trait Block: bytemuck::Pod {
     /// least 0 for each of them; `dst` one block for each [`Self::LEN`] weights. A row is the unit because some formats
     /// take statistics over all of it.
     fn quantize_row(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]);
+
+    /// Quantizes rows, several blocks at once: the same bytes as [`Self::quantize_row`], sooner.
+    ///
+    /// To be marked `#[inline(always)]`, so that it is compiled with the instructions of its lanes.
+    #[inline(always)]
+    fn quantize_rows<L: Lanes>(lanes: L, rows: Rows, dst: &mut [Self]) {
+        let _ = lanes;
+        quantize_rows_one_by_one(rows, dst);
+    }
 
     /// The inverse, up to what was lost: `dst` gets [`Self::LEN`] weights for each block of `src`.
     fn dequantize_row(src: &[Self], dst: &mut [f32]);
@@ -85,7 +101,7 @@ pub struct Format {
     pub ty: TensorType,
     /// What it does with importance.
     pub importance: Importance,
-    quantize_row: fn(&[f32], Option<&[f32]>, &mut [u8]),
+    quantize_rows: fn(Level, Rows, &mut [u8]),
     dequantize_row: fn(&[u8], &mut [f32]),
 }
 
@@ -97,7 +113,13 @@ impl Format {
         Self {
             ty: B::TYPE,
             importance: B::IMPORTANCE,
-            quantize_row: |src, importance, dst| B::quantize_row(src, importance, bytemuck::cast_slice_mut(dst)),
+            quantize_rows: |level, rows, dst| {
+                let dst = bytemuck::cast_slice_mut::<u8, B>(dst);
+                match level {
+                    Level::Scalar => quantize_rows_one_by_one(rows, dst),
+                    _ => level.run(QuantizeRows { rows, dst }),
+                }
+            },
             dequantize_row: |src, dst| B::dequantize_row(bytemuck::cast_slice(src), dst),
         }
     }
@@ -110,13 +132,26 @@ impl Format {
     /// When the lengths do not fit: `src` not a multiple of `row_len`, `row_len` not a multiple of the block,
     /// `importance` not `row_len` long, or `dst` not exactly the rows' bytes. Those are the caller's to check.
     pub fn quantize_rows(&self, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+        self.quantize_rows_at(Level::best(), src, row_len, importance, dst);
+    }
+
+    /// [`Self::quantize_rows`] with what the CPU has up to `level`; the bytes are the same at every level.
+    ///
+    /// # Panics
+    /// As [`Self::quantize_rows`], and when this CPU does not have that level.
+    pub fn quantize_rows_at(
+        &self,
+        level: Level,
+        src: &[f32],
+        row_len: usize,
+        importance: Option<&[f32]>,
+        dst: &mut [u8],
+    ) {
         let row_bytes = self.row_bytes(row_len);
         assert_eq!(src.len() % row_len, 0);
         assert_eq!(dst.len(), src.len() / row_len * row_bytes);
         assert!(importance.is_none_or(|i| i.len() == row_len));
-        for (src, dst) in src.chunks_exact(row_len).zip(dst.chunks_exact_mut(row_bytes)) {
-            (self.quantize_row)(src, importance, dst);
-        }
+        (self.quantize_rows)(level, Rows { weights: src, row_len, importance }, dst);
     }
 
     /// Dequantizes whole blocks: `dst` gets as many weights as `src` holds.
@@ -173,6 +208,53 @@ pub fn decoder(ty: TensorType) -> Option<Decode> {
     match ty {
         TensorType::F64 => Some(plain::decode_f64),
         ty => Some(format(ty)?.dequantize_row),
+    }
+}
+
+/// Rows of one matrix.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    /// All of them, one after the other.
+    weights: &'a [f32],
+    /// Weights in a row.
+    row_len: usize,
+    /// One value a column.
+    importance: Option<&'a [f32]>,
+}
+
+impl<'a> Rows<'a> {
+    /// All rows as pieces of `N` weights, of which a row has a whole number.
+    #[inline(always)]
+    fn pieces<const N: usize>(self) -> &'a [[f32; N]] {
+        self.weights.as_chunks().0
+    }
+
+    /// The importance of piece `index` of [`Self::pieces`].
+    #[inline(always)]
+    fn importance_of<const N: usize>(importance: &'a [f32], index: usize) -> &'a [f32; N] {
+        let (pieces, _) = importance.as_chunks();
+        &pieces[index % pieces.len()]
+    }
+}
+
+#[inline(always)]
+fn quantize_rows_one_by_one<B: Block>(rows: Rows, dst: &mut [B]) {
+    let Rows { weights, row_len, importance } = rows;
+    for (src, dst) in weights.chunks_exact(row_len).zip(dst.chunks_exact_mut(row_len / B::LEN)) {
+        B::quantize_row(src, importance, dst);
+    }
+}
+
+/// [`Block::quantize_rows`], for [`Level::run`].
+struct QuantizeRows<'a, B> {
+    rows: Rows<'a>,
+    dst: &'a mut [B],
+}
+
+impl<B: Block> Body for QuantizeRows<'_, B> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        B::quantize_rows(lanes, self.rows, self.dst);
     }
 }
 

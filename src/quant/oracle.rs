@@ -1,9 +1,12 @@
-//! Every format against ggml, bit for bit, in one process.
+//! Every format's scalar code against ggml, bit for bit, in one process. (`levels` holds all else against the scalar code.)
 //!
 //! `NIBBLE_ORACLE_SCALE=20` makes the random parts twenty times as long; `--nocapture` shows how many blocks were compared.
 
-use super::samples::{Matrix, Random, adversarial_rows, importances, portable_rows, random_blocks, yi_nano};
-use super::{FORMATS, Format, float};
+use super::samples::{
+    Matrix, RANDOM_ROW_LEN, Random, adversarial_rows, importances, laplace, portable_rows, random_blocks,
+    random_matrices, scale, sparse_importance, yi_nano,
+};
+use super::{FORMATS, Format, Level, float};
 use crate::gguf::TensorType;
 use llama_cpp_sys_2 as ggml;
 use rayon::prelude::*;
@@ -119,21 +122,11 @@ fn quantization(format: &Format, matrix: &Matrix, importance: Option<(&str, &[f3
     let values = importance.map(|(_, values)| values);
     let theirs = ggml_quantize(ty, &matrix.weights, matrix.row_len, values);
     let mut ours = vec![0; theirs.len()];
-    format.quantize_rows(&matrix.weights, matrix.row_len, values, &mut ours);
+    format.quantize_rows_at(Level::Scalar, &matrix.weights, matrix.row_len, values, &mut ours);
     let name = format!("{}, importance: {}", matrix.name, importance.map_or("none", |(name, _)| name));
     let mut tally = Tally { weights: matrix.weights.len(), ..Tally::default() };
     tally.compare(&ours, &theirs, ty.block_bytes(), &name);
     tally
-}
-
-/// Heavy tails: Laplace with variance 2.
-fn laplace(random: &mut Random) -> f32 {
-    let magnitude = -(1.0 - random.unit()).ln();
-    if random.bits() & 1 == 0 { magnitude } else { -magnitude }
-}
-
-fn scale() -> usize {
-    std::env::var("NIBBLE_ORACLE_SCALE").map_or(1, |scale| scale.parse().expect("NIBBLE_ORACLE_SCALE is a number"))
 }
 
 /// Runs `compare` for each format, in parallel, and reports.
@@ -179,64 +172,23 @@ fn quantizes_adversarial_rows_as_ggml_does() {
 
 #[test]
 fn quantizes_random_rows_as_ggml_does() {
-    let row_len = 2048;
-    let row_count = 32 * scale();
-    type Draw = fn(&mut Random) -> f32;
-    let distributions: [(&str, Draw); 4] = [
-        ("normal", |random| random.normal() * 0.02),
-        ("laplace", |random| laplace(random) * 0.02),
-        ("uniform", |random| random.unit() - 0.5),
-        ("any finite numbers", Random::finite),
-    ];
-    let importances = importances(row_len);
+    let importances = importances(RANDOM_ROW_LEN);
+    let matrices = random_matrices(32 * scale());
     each_format("random", |format| {
-        let of_distribution = |(seed, (name, draw)): (usize, (&str, Draw))| {
-            let mut random = Random::new(seed as u64);
-            let mut total = Tally::default();
-            for row in 0..row_count {
-                let weights = (0..row_len).map(|_| draw(&mut random)).collect();
-                let matrix = Matrix { name: name.to_string(), row_len, weights };
-                total = total.add(quantization(format, &matrix, None));
-                let (name, values) = &importances[row % importances.len()];
-                total = total.add(quantization(format, &matrix, Some((name, values))));
-            }
-            total
+        let both = |(index, matrix): (usize, &Matrix)| {
+            let (name, values) = &importances[index % importances.len()];
+            quantization(format, matrix, None).add(quantization(format, matrix, Some((name, values))))
         };
-        distributions.into_par_iter().enumerate().map(of_distribution).reduce(Tally::default, Tally::add)
+        matrices.par_iter().enumerate().map(both).reduce(Tally::default, Tally::add)
     });
 }
 
 #[test]
 fn quantizes_under_sparse_importance_as_ggml_does() {
-    // Where few weights count, a sub-block's best scale may be negative and its best range empty, but for rounding errors:
-    // that is where the searches' least used branches are.
-    let row_len = 2048;
     each_format("sparse", |format| {
         let of_seed = |seed: usize| {
-            let mut random = Random::new(seed as u64);
-            let every = [2, 8, 32][seed % 3];
-            let importance: Vec<f32> = (0..row_len)
-                .map(|_| {
-                    if random.bits().is_multiple_of(every) { 2f32.powi((random.bits() % 40) as i32 - 20) } else { 0.0 }
-                })
-                .collect();
-            // How far a sub-block's weights lie from one another: as far as from zero, or a few units in the last place.
-            let spread = [1.0, 1e-3, 8.0 * f32::EPSILON, 2.0 * f32::EPSILON][seed / 3 % 4];
-            // Or only those that count lie together, and above all others.
-            let only_important = seed / 12 % 2 == 1;
-            let all_negative = seed / 24 % 2 == 1;
-            let mut base = 0.0;
-            let weight = |i: usize| {
-                if i.is_multiple_of(16) {
-                    base = if all_negative { -random.unit() } else { random.normal() };
-                }
-                let below = if only_important && importance[i] == 0.0 { random.unit() } else { 0.0 };
-                base + base * spread * random.normal() - below
-            };
-            let weights = (0..row_len).map(weight).collect();
-            let matrix = Matrix { name: format!("seed {seed}"), row_len, weights };
-            let plain = quantization(format, &matrix, None);
-            plain.add(quantization(format, &matrix, Some(("sparse", &importance))))
+            let (matrix, importance) = sparse_importance(seed);
+            quantization(format, &matrix, None).add(quantization(format, &matrix, Some(("sparse", &importance))))
         };
         (0..288 * scale()).into_par_iter().map(of_seed).reduce(Tally::default, Tally::add)
     });

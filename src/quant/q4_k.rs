@@ -12,7 +12,7 @@
 //! `ggml-quants.c`.
 
 use super::search::AffineSearch;
-use super::{Block, Half, Importance, affine_k, dequantize_blocks, pack, quantize_blocks};
+use super::{Block, Half, Importance, Lanes, Rows, affine_k, dequantize_blocks, pack, quantize_blocks};
 use crate::gguf::TensorType;
 
 /// 256 weights.
@@ -31,9 +31,10 @@ pub struct BlockQ4K {
 
 const _: () = assert!(size_of::<BlockQ4K>() == 144);
 
-/// The search without importance.
-const PLAIN: AffineSearch =
-    AffineSearch { max: 15, first: -1.0, step: 0.1, tries: 21, absolute: false, limit_first: false };
+const SEARCH: affine_k::Search = affine_k::Search {
+    plain: AffineSearch { max: 15, first: -1.0, step: 0.1, tries: 21, absolute: false, limit_first: false },
+    capped: false,
+};
 
 impl Block for BlockQ4K {
     const TYPE: TensorType = TensorType::Q4_K;
@@ -42,9 +43,19 @@ impl Block for BlockQ4K {
 
     fn quantize_row(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]) {
         quantize_blocks::<256, Self>(src, importance, dst, |x, importance| {
-            let fit = affine_k::fit(x, importance, PLAIN, false);
-            Self { d: fit.d, dmin: fit.dmin, scales: fit.scales, qs: pack::four_bits(&fit.codes) }
+            Self::new(&affine_k::fit(SEARCH, x, importance))
         });
+    }
+
+    #[inline(always)]
+    fn quantize_rows<L: Lanes>(lanes: L, rows: Rows, dst: &mut [Self]) {
+        affine_k::fit_rows(
+            lanes,
+            SEARCH,
+            rows,
+            #[inline(always)]
+            |i, fit| dst[i] = Self::new(&fit),
+        );
     }
 
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
@@ -56,6 +67,13 @@ impl Block for BlockQ4K {
                 scale * f32::from(codes[i]) - min
             })
         });
+    }
+}
+
+impl BlockQ4K {
+    #[inline(always)]
+    fn new(fit: &affine_k::Fit) -> Self {
+        Self { d: fit.d, dmin: fit.dmin, scales: fit.scales, qs: pack::four_bits(&fit.codes) }
     }
 }
 

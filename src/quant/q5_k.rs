@@ -12,7 +12,7 @@
 //! `ggml-quants.c`.
 
 use super::search::AffineSearch;
-use super::{Block, Half, Importance, affine_k, dequantize_blocks, pack, quantize_blocks};
+use super::{Block, Half, Importance, Lanes, Rows, affine_k, dequantize_blocks, pack, quantize_blocks};
 use crate::gguf::TensorType;
 
 /// 256 weights.
@@ -33,9 +33,10 @@ pub struct BlockQ5K {
 
 const _: () = assert!(size_of::<BlockQ5K>() == 176);
 
-/// The search without importance.
-const PLAIN: AffineSearch =
-    AffineSearch { max: 31, first: -0.5, step: 0.1, tries: 16, absolute: false, limit_first: false };
+const SEARCH: affine_k::Search = affine_k::Search {
+    plain: AffineSearch { max: 31, first: -0.5, step: 0.1, tries: 16, absolute: false, limit_first: false },
+    capped: true,
+};
 
 impl Block for BlockQ5K {
     const TYPE: TensorType = TensorType::Q5_K;
@@ -44,10 +45,19 @@ impl Block for BlockQ5K {
 
     fn quantize_row(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]) {
         quantize_blocks::<256, Self>(src, importance, dst, |x, importance| {
-            let fit = affine_k::fit(x, importance, PLAIN, true);
-            let (qh, qs) = (pack::one_bit(&fit.codes, 4), pack::four_bits(&fit.codes));
-            Self { d: fit.d, dmin: fit.dmin, scales: fit.scales, qh, qs }
+            Self::new(&affine_k::fit(SEARCH, x, importance))
         });
+    }
+
+    #[inline(always)]
+    fn quantize_rows<L: Lanes>(lanes: L, rows: Rows, dst: &mut [Self]) {
+        affine_k::fit_rows(
+            lanes,
+            SEARCH,
+            rows,
+            #[inline(always)]
+            |i, fit| dst[i] = Self::new(&fit),
+        );
     }
 
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
@@ -60,6 +70,14 @@ impl Block for BlockQ5K {
                 scale * f32::from(codes[i]) - min
             })
         });
+    }
+}
+
+impl BlockQ5K {
+    #[inline(always)]
+    fn new(fit: &affine_k::Fit) -> Self {
+        let (qh, qs) = (pack::one_bit(&fit.codes, 4), pack::four_bits(&fit.codes));
+        Self { d: fit.d, dmin: fit.dmin, scales: fit.scales, qh, qs }
     }
 }
 

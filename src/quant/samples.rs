@@ -131,6 +131,70 @@ pub fn adversarial_rows(row_len: usize) -> Vec<Matrix> {
     rows
 }
 
+/// How much longer than usual the random parts of tests are to be.
+pub fn scale() -> usize {
+    std::env::var("NIBBLE_ORACLE_SCALE").map_or(1, |scale| scale.parse().expect("NIBBLE_ORACLE_SCALE is a number"))
+}
+
+/// Heavy tails: Laplace with variance 2.
+pub fn laplace(random: &mut Random) -> f32 {
+    let magnitude = -(1.0 - random.unit()).ln();
+    if random.bits() & 1 == 0 { magnitude } else { -magnitude }
+}
+
+/// Weights in a row of [`random_matrices`].
+pub const RANDOM_ROW_LEN: usize = 2048;
+
+/// `n_rows` rows of each of four distributions, a few to a matrix.
+pub fn random_matrices(n_rows: usize) -> Vec<Matrix> {
+    const ROWS: usize = 4;
+    type Draw = fn(&mut Random) -> f32;
+    let distributions: [(&str, Draw); 4] = [
+        ("normal", |random| random.normal() * 0.02),
+        ("laplace", |random| laplace(random) * 0.02),
+        ("uniform", |random| random.unit() - 0.5),
+        ("any finite numbers", Random::finite),
+    ];
+    let mut matrices = Vec::new();
+    for (seed, (name, draw)) in distributions.into_iter().enumerate() {
+        let mut random = Random::new(seed as u64);
+        for first in (0..n_rows).step_by(ROWS) {
+            let n_rows = ROWS.min(n_rows - first);
+            let weights = (0..n_rows * RANDOM_ROW_LEN).map(|_| draw(&mut random)).collect();
+            matrices.push(Matrix { name: format!("{name}, rows from {first}"), row_len: RANDOM_ROW_LEN, weights });
+        }
+    }
+    matrices
+}
+
+/// A row, and importance that is zero for most of it.
+///
+/// Where few weights count, a sub-block's best scale may be negative and its best range empty, but for rounding errors:
+/// that is where the searches' least used branches are.
+pub fn sparse_importance(seed: usize) -> (Matrix, Vec<f32>) {
+    let row_len = 2048;
+    let mut random = Random::new(seed as u64);
+    let every = [2, 8, 32][seed % 3];
+    let importance: Vec<f32> = (0..row_len)
+        .map(|_| if random.bits().is_multiple_of(every) { 2f32.powi((random.bits() % 40) as i32 - 20) } else { 0.0 })
+        .collect();
+    // How far a sub-block's weights lie from one another: as far as from zero, or a few units in the last place.
+    let spread = [1.0, 1e-3, 8.0 * f32::EPSILON, 2.0 * f32::EPSILON][seed / 3 % 4];
+    // Or only those that count lie together, and above all others.
+    let only_important = seed / 12 % 2 == 1;
+    let all_negative = seed / 24 % 2 == 1;
+    let mut base = 0.0;
+    let weight = |i: usize| {
+        if i.is_multiple_of(16) {
+            base = if all_negative { -random.unit() } else { random.normal() };
+        }
+        let below = if only_important && importance[i] == 0.0 { random.unit() } else { 0.0 };
+        base + base * spread * random.normal() - below
+    };
+    let weights = (0..row_len).map(weight).collect();
+    (Matrix { name: format!("seed {seed}"), row_len, weights }, importance)
+}
+
 /// Importance for rows of `row_len`, by name: ordinary, and at the limits.
 pub fn importances(row_len: usize) -> Vec<(&'static str, Vec<f32>)> {
     let mut random = Random::new(6);

@@ -1,0 +1,150 @@
+//! 8 lanes: AVX2.
+
+use super::{Floats, Lanes, Mask};
+use std::arch::x86_64::*;
+use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
+
+/// Lives only where the CPU has AVX2.
+#[derive(Clone, Copy)]
+pub struct Avx2(());
+
+impl Avx2 {
+    /// # Safety
+    /// The CPU has AVX2.
+    pub unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+/// 8 floats.
+#[derive(Clone, Copy)]
+pub struct F32x8(__m256);
+
+/// All bits or none, for each of 8 lanes.
+#[derive(Clone, Copy)]
+pub struct Mask8(__m256);
+
+// SAFETY of every intrinsic below: a value of these types comes from an `Avx2`, which lives only where the CPU has the
+// instructions.
+
+macro_rules! lanewise {
+    ($type:ident: $($trait:ident $method:ident $intrinsic:ident)*) => {$(
+        impl $trait for $type {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                // SAFETY: see above.
+                Self(unsafe { $intrinsic(self.0, other.0) })
+            }
+        }
+    )*};
+}
+
+lanewise! { F32x8: Add add _mm256_add_ps Sub sub _mm256_sub_ps Mul mul _mm256_mul_ps Div div _mm256_div_ps }
+lanewise! { Mask8: BitAnd bitand _mm256_and_ps BitOr bitor _mm256_or_ps }
+
+impl Floats for F32x8 {
+    type Mask = Mask8;
+
+    #[inline(always)]
+    fn abs(self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0) })
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_sqrt_ps(self.0) })
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_min_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_max_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn round(self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
+    }
+    #[inline(always)]
+    fn gt(self, other: Self) -> Mask8 {
+        // SAFETY: see above.
+        Mask8(unsafe { _mm256_cmp_ps::<_CMP_GT_OQ>(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn ge(self, other: Self) -> Mask8 {
+        // SAFETY: see above.
+        Mask8(unsafe { _mm256_cmp_ps::<_CMP_GE_OQ>(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn or_else(self, mask: Mask8, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_blendv_ps(other.0, self.0, mask.0) })
+    }
+}
+
+impl Mask for Mask8 {
+    #[inline(always)]
+    fn any(self) -> bool {
+        // SAFETY: see above.
+        unsafe { _mm256_movemask_ps(self.0) != 0 }
+    }
+}
+
+impl Not for Mask8 {
+    type Output = Self;
+    #[inline(always)]
+    fn not(self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_xor_ps(self.0, _mm256_castsi256_ps(_mm256_set1_epi32(-1))) })
+    }
+}
+
+impl Lanes for Avx2 {
+    const LEN: usize = 8;
+    type Floats = F32x8;
+    type Mask = Mask8;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> F32x8 {
+        // SAFETY: see above.
+        F32x8(unsafe { _mm256_set1_ps(x) })
+    }
+
+    #[inline(always)]
+    fn load(self, x: &[f32]) -> F32x8 {
+        let x: &[f32; 8] = x.first_chunk().expect("as many floats as lanes");
+        // SAFETY: the reference is to 8 floats; for the rest see above.
+        F32x8(unsafe { _mm256_loadu_ps(x.as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn store(self, floats: F32x8, x: &mut [f32]) {
+        let x: &mut [f32; 8] = x.first_chunk_mut().expect("as many floats as lanes");
+        // SAFETY: the reference is to 8 floats; for the rest see above.
+        unsafe { _mm256_storeu_ps(x.as_mut_ptr(), floats.0) }
+    }
+
+    #[inline(always)]
+    fn transpose<'a>(self, row: impl Fn(usize) -> &'a [f32; 4]) -> [F32x8; 4] {
+        // Half h of vector k holds row 4·h + k, so that transposing each half by itself is enough.
+        // SAFETY: every reference is to four floats; for the rest see above.
+        unsafe {
+            let halves = |k: usize| _mm256_loadu2_m128(row(4 + k).as_ptr(), row(k).as_ptr());
+            let (a, b, c, d) = (halves(0), halves(1), halves(2), halves(3));
+            let (ab_low, ab_high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let (cd_low, cd_high) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            [
+                F32x8(_mm256_shuffle_ps::<0x44>(ab_low, cd_low)),
+                F32x8(_mm256_shuffle_ps::<0xee>(ab_low, cd_low)),
+                F32x8(_mm256_shuffle_ps::<0x44>(ab_high, cd_high)),
+                F32x8(_mm256_shuffle_ps::<0xee>(ab_high, cd_high)),
+            ]
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Lanes: several blocks at once, one in each lane of a vector register.
+//!
+//! ```text
+//!                 lane 0      lane 1      lane 2    ...
+//!  vector 0       x[0] of     x[0] of     x[0] of        the blocks, transposed: vector i holds weight i of each
+//!  vector 1       x[1] block  x[1] block  x[1] block
+//!    ...            0           1           2
+//! ```
+//!
+//! Each lane runs the scalar algorithm: its operations, in its order, with a mask where it would branch. So the bytes are
+//! the same by construction, whatever the width. The operations here are those of IEEE 754, of which every CPU gives the
+//! same result; none of them fuses a product with a sum.
+//!
+//! One generic body serves every level of vector instructions: it is written over [`Lanes`], marked `#[inline(always)]`,
+//! and compiled anew inside a function for each [`Level`] that has its instructions enabled ([`Level::run`]).
+//!
+//! | level      | vector               | compiled for                    | chosen when                |
+//! |------------|----------------------|---------------------------------|----------------------------|
+//! | `avx512`   | 2 × 16 lanes         | x86-64 with AVX-512 F, BW, DQ, VL | the CPU says so at run time |
+//! | `avx2`     | 2 × 8 lanes          | x86-64 with AVX2                | the CPU says so at run time |
+//! | `neon`     | 2 × 4 lanes          | 64-bit ARM                      | always there               |
+//! | `plain`    | 8 lanes in an array  | any CPU; the compiler's choice  | nothing else is there      |
+//! | `scalar`   | none                 | any CPU                         | never: it is the definition |
+//!
+//! Two vectors at a time, because a sum's next addition has to wait for the one before: the second vector fills the wait.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod pair;
+mod plain;
+
+use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
+
+/// A vector of floats, one for each lane.
+///
+/// A value can only be had from a [`Lanes`], so where there is one, the CPU has the instructions.
+pub trait Floats: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> {
+    /// Yes or no for each lane.
+    type Mask: Mask;
+
+    /// Without their signs.
+    fn abs(self) -> Self;
+    /// Square roots.
+    fn sqrt(self) -> Self;
+    /// `self` where it is smaller than `other`, else `other`: so also where either is NaN, and of two zeros.
+    fn min(self, other: Self) -> Self;
+    /// `self` where it is larger than `other`, else `other`: so also where either is NaN, and of two zeros.
+    fn max(self, other: Self) -> Self;
+    /// The nearest whole numbers, ties to even, for magnitudes below 2^22. (Zero may have either sign.)
+    fn round(self) -> Self;
+    /// Where `self` is larger. Not where either is NaN.
+    fn gt(self, other: Self) -> Self::Mask;
+    /// Where `self` is at least as large. Not where either is NaN.
+    fn ge(self, other: Self) -> Self::Mask;
+    /// Where `self` is smaller. Not where either is NaN.
+    #[inline(always)]
+    fn lt(self, other: Self) -> Self::Mask {
+        other.gt(self)
+    }
+    /// `self` where `mask` is set, else `other`.
+    fn or_else(self, mask: Self::Mask, other: Self) -> Self;
+}
+
+/// Yes or no for each lane.
+pub trait Mask: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + Not<Output = Self> {
+    /// Whether any lane is set.
+    fn any(self) -> bool;
+}
+
+/// A way to have lanes: the proof that the CPU can do it.
+pub trait Lanes: Copy {
+    /// Number of lanes; at most [`MAX_LANES`].
+    const LEN: usize;
+    /// A float a lane.
+    type Floats: Floats<Mask = Self::Mask>;
+    /// A bit a lane.
+    type Mask: Mask;
+
+    /// `x` in every lane.
+    fn splat(self, x: f32) -> Self::Floats;
+    /// The first [`Self::LEN`] of `x`, which holds as many.
+    fn load(self, x: &[f32]) -> Self::Floats;
+    /// Writes the lanes to the first [`Self::LEN`] places of `x`, which has as many.
+    fn store(self, floats: Self::Floats, x: &mut [f32]);
+    /// Transposes: lane l of vector i becomes element i of `row(l)`.
+    fn transpose<'a>(self, row: impl Fn(usize) -> &'a [f32; 4]) -> [Self::Floats; 4];
+
+    /// Transposes: lane l of vector i becomes element i of `row(l)`. `N` is a multiple of 4.
+    #[inline(always)]
+    fn columns<'a, const N: usize>(self, row: impl Fn(usize) -> &'a [f32; N]) -> [Self::Floats; N] {
+        const { assert!(N.is_multiple_of(4)) };
+        let mut columns = [self.splat(0.0); N];
+        for at in (0..N).step_by(4) {
+            let four = self.transpose(
+                #[inline(always)]
+                |lane| row(lane)[at..].first_chunk().expect("four columns are left"),
+            );
+            columns[at..at + 4].copy_from_slice(&four);
+        }
+        columns
+    }
+}
+
+/// The most lanes that any level has.
+pub const MAX_LANES: usize = 32;
+
+/// How much of a CPU the quantizers use. The bytes are the same at every level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// One weight at a time: the definition of the bytes.
+    Scalar,
+    /// Lanes in arrays, for any CPU.
+    Plain,
+    /// 64-bit ARM.
+    Neon,
+    /// x86-64 with AVX2.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+/// Work that can be done with any lanes.
+pub trait Body {
+    /// Does it. To be marked `#[inline(always)]`, so that it is compiled with the instructions of its level.
+    fn run<L: Lanes>(self, lanes: L);
+}
+
+impl Level {
+    /// Every level, the slowest first.
+    pub const ALL: [Self; 5] = [Self::Scalar, Self::Plain, Self::Neon, Self::Avx2, Self::Avx512];
+
+    /// The fastest one that this CPU has.
+    pub fn best() -> Self {
+        *Self::ALL.iter().rev().find(|level| level.is_available()).expect("the scalar level is always there")
+    }
+
+    /// Those that this CPU has, the slowest first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|level| level.is_available())
+    }
+
+    /// Whether this CPU has it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Scalar | Self::Plain => true,
+            Self::Neon => cfg!(target_arch = "aarch64"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                // Those of the compiled function, so that a CPU without one of them never gets there.
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 | Self::Avx512 => false,
+        }
+    }
+
+    /// Its name, in lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Plain => "plain",
+            Self::Neon => "neon",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+
+    /// Does the work with the lanes of this level.
+    ///
+    /// # Panics
+    /// Where the CPU does not have them, and for the scalar level, which has none.
+    pub(super) fn run(self, body: impl Body) {
+        assert!(self.is_available(), "this CPU has no {}", self.name());
+        match self {
+            Self::Scalar => panic!("the scalar level has no lanes"),
+            Self::Plain => body.run(plain::Plain),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => body.run(pair::Pair(neon::Neon)),
+            // SAFETY: the CPU has AVX2.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { run_avx2(body) },
+            // SAFETY: the CPU has these parts of AVX-512.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { run_avx512(body) },
+            #[allow(unreachable_patterns)]
+            _ => unreachable!("not available on this kind of CPU"),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn run_avx2(body: impl Body) {
+    // SAFETY: the caller has made sure of AVX2.
+    body.run(pair::Pair(unsafe { avx2::Avx2::new() }));
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn run_avx512(body: impl Body) {
+    // SAFETY: the caller has made sure of AVX-512.
+    body.run(pair::Pair(unsafe { avx512::Avx512::new() }));
+}

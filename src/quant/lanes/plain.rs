@@ -1,0 +1,115 @@
+//! 8 lanes in an array: for CPUs without a module of their own here. The compiler makes of it what the target has.
+
+use super::{Floats, Lanes, Mask};
+use std::array::from_fn;
+use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
+
+/// Always there.
+#[derive(Clone, Copy)]
+pub struct Plain;
+
+/// 8 floats.
+#[derive(Clone, Copy)]
+#[repr(align(32))]
+pub struct Array([f32; 8]);
+
+/// All bits or none, for each of 8 lanes: what compilers know how to keep in a vector.
+#[derive(Clone, Copy)]
+#[repr(align(32))]
+pub struct Bits([u32; 8]);
+
+macro_rules! lanewise {
+    ($type:ident: $($trait:ident $method:ident $operator:tt)*) => {$(
+        impl $trait for $type {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                Self(from_fn(#[inline(always)] |l| self.0[l] $operator other.0[l]))
+            }
+        }
+    )*};
+}
+
+lanewise! { Array: Add add + Sub sub - Mul mul * Div div / }
+lanewise! { Bits: BitAnd bitand & BitOr bitor | }
+
+impl Floats for Array {
+    type Mask = Bits;
+
+    #[inline(always)]
+    fn abs(self) -> Self {
+        Self(self.0.map(f32::abs))
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        Self(self.0.map(f32::sqrt))
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        Self(from_fn(|l| if self.0[l] < other.0[l] { self.0[l] } else { other.0[l] }))
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        Self(from_fn(|l| if self.0[l] > other.0[l] { self.0[l] } else { other.0[l] }))
+    }
+    #[inline(always)]
+    fn round(self) -> Self {
+        // The last bit of 1.5 · 2^23 is worth one, so the addition rounds.
+        const ONE_AND_A_HALF_TIMES_2_TO_THE_23: f32 = 12_582_912.0;
+        Self(self.0.map(|x| (x + ONE_AND_A_HALF_TIMES_2_TO_THE_23) - ONE_AND_A_HALF_TIMES_2_TO_THE_23))
+    }
+    #[inline(always)]
+    fn gt(self, other: Self) -> Bits {
+        Bits(from_fn(|l| if self.0[l] > other.0[l] { u32::MAX } else { 0 }))
+    }
+    #[inline(always)]
+    fn ge(self, other: Self) -> Bits {
+        Bits(from_fn(|l| if self.0[l] >= other.0[l] { u32::MAX } else { 0 }))
+    }
+    #[inline(always)]
+    fn or_else(self, mask: Bits, other: Self) -> Self {
+        Self(from_fn(|l| f32::from_bits(self.0[l].to_bits() & mask.0[l] | other.0[l].to_bits() & !mask.0[l])))
+    }
+}
+
+impl Mask for Bits {
+    #[inline(always)]
+    fn any(self) -> bool {
+        self.0.iter().fold(0, |any, bits| any | bits) != 0
+    }
+}
+
+impl Not for Bits {
+    type Output = Self;
+    #[inline(always)]
+    fn not(self) -> Self {
+        Self(self.0.map(|bits| !bits))
+    }
+}
+
+impl Lanes for Plain {
+    const LEN: usize = 8;
+    type Floats = Array;
+    type Mask = Bits;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Array {
+        Array([x; 8])
+    }
+
+    #[inline(always)]
+    fn load(self, x: &[f32]) -> Array {
+        Array(*x.first_chunk().expect("as many floats as lanes"))
+    }
+
+    #[inline(always)]
+    fn store(self, floats: Array, x: &mut [f32]) {
+        *x.first_chunk_mut().expect("as many floats as lanes") = floats.0;
+    }
+
+    #[inline(always)]
+    fn transpose<'a>(self, row: impl Fn(usize) -> &'a [f32; 4]) -> [Array; 4] {
+        let rows: [&[f32; 4]; 8] = from_fn(row);
+        from_fn(|i| Array(from_fn(|l| rows[l][i])))
+    }
+}

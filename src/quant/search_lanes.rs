@@ -1,0 +1,226 @@
+//! The searches of [`super::search`], by lanes: a sub-block a lane, the same operations in the same order.
+//!
+//! What a vector cannot do as the scalar code does it, it reports: a lane is *odd* where the scalar code would get from
+//! [`nearest`](super::search::nearest) something else than the nearest whole number, because a quotient leaves its range.
+//! That takes weights near the ends of single precision, or ranges that shrink to almost nothing. The block is then
+//! quantized by the scalar code.
+
+use super::lanes::{Floats, Lanes, Mask};
+use super::search::{AffineSearch, NEGLIGIBLE, nearest};
+
+/// Magnitudes from here on `nearest` does not round.
+const BEYOND_NEAREST: f32 = 4_194_304.0;
+
+/// What [`affine`] finds for each lane.
+pub(super) struct Found<L: Lanes> {
+    pub scale: L::Floats,
+    pub min: L::Floats,
+    /// Before the search ended in this scale and min, its code for x was the nearest of `inverse · (x + offset)`.
+    pub start: Start<L::Floats>,
+    /// Lanes for which none of this holds.
+    pub odd: L::Mask,
+}
+
+/// From where a search got its codes: the nearest to `inverse · (x − least)`.
+#[derive(Clone, Copy)]
+pub(super) struct Start<F> {
+    pub inverse: F,
+    pub least: F,
+}
+
+/// [`fit_affine`](super::search::fit_affine).
+#[inline(always)]
+pub(super) fn affine<L: Lanes, const N: usize>(
+    l: L,
+    search: AffineSearch,
+    x: &[L::Floats; N],
+    weights: &[L::Floats; N],
+) -> Found<L> {
+    let zero = l.splat(0.0);
+    let max_code = search.max as f32;
+    let levels = l.splat(max_code);
+    let bound = l.splat(BEYOND_NEAREST);
+
+    let (mut smallest, mut largest) = (x[0], x[0]);
+    let mut sum_w = weights[0];
+    let mut sum_x = sum_w * x[0];
+    for i in 1..N {
+        smallest = x[i].min(smallest);
+        largest = x[i].max(largest);
+        sum_w = sum_w + weights[i];
+        sum_x = sum_x + weights[i] * x[i];
+    }
+    let mut min = zero.min(smallest);
+    let flat = !largest.gt(min);
+    let first_min = min;
+
+    let inverse = levels / (largest - min);
+    let mut odd = !(inverse * (largest - min)).lt(bound);
+    let mut scale = l.splat(1.0) / inverse;
+    let mut start = Start { inverse, least: min };
+    let mut least = zero;
+    for i in 0..N {
+        let q = (inverse * (x[i] - min)).round().max(zero).min(levels);
+        least = least + weighted_error(search, scale, min, q, x[i], weights[i]);
+    }
+
+    let mut q = [zero; N];
+    for trial in 0..search.tries {
+        let range = largest - min;
+        let inverse = l.splat(search.first + search.step * trial as f32 + max_code) / range;
+        if !search.limit_first {
+            odd = odd | !(inverse.abs() * range.abs().max((smallest - min).abs())).lt(bound);
+        }
+        let (mut sum_q, mut sum_qq, mut sum_xq) = (zero, zero, zero);
+        for i in 0..N {
+            let quotient = inverse * (x[i] - min);
+            let code = match search.limit_first {
+                true => quotient.max(zero).min(levels).round(),
+                false => quotient.round().max(zero).min(levels),
+            };
+            q[i] = code;
+            let wq = weights[i] * code;
+            sum_q = sum_q + wq;
+            sum_qq = sum_qq + wq * code;
+            sum_xq = sum_xq + wq * x[i];
+        }
+        let determinant = sum_w * sum_qq - sum_q * sum_q;
+        let trial_scale = (sum_w * sum_xq - sum_x * sum_q) / determinant;
+        let trial_min = (sum_qq * sum_x - sum_q * sum_xq) / determinant;
+        let above = trial_min.gt(zero);
+        let trial_min = zero.or_else(above, trial_min);
+        let trial_scale = (sum_xq / sum_qq).or_else(above, trial_scale);
+        let mut error = zero;
+        for i in 0..N {
+            error = error + weighted_error(search, trial_scale, trial_min, q[i], x[i], weights[i]);
+        }
+        let better = determinant.gt(zero) & error.lt(least);
+        least = error.or_else(better, least);
+        start.inverse = inverse.or_else(better, start.inverse);
+        start.least = min.or_else(better, start.least);
+        scale = trial_scale.or_else(better, scale);
+        min = trial_min.or_else(better, min);
+    }
+    Found {
+        scale: zero.or_else(flat, scale),
+        min: l.splat(-1.0) * first_min.or_else(flat, min),
+        start: Start { inverse: zero.or_else(flat, start.inverse), least: start.least },
+        odd: odd & !flat,
+    }
+}
+
+/// The error of one weight: w · (scale · q + min − x)², or without the square.
+#[inline(always)]
+fn weighted_error<F: Floats>(search: AffineSearch, scale: F, min: F, q: F, x: F, weight: F) -> F {
+    let difference = scale * q + min - x;
+    weight * if search.absolute { difference.abs() } else { difference * difference }
+}
+
+/// The codes with which a search by [`affine`] in one lane ended.
+#[inline(always)]
+pub(super) fn codes_of_start<const N: usize>(search: AffineSearch, start: Start<f32>, x: &[f32; N]) -> [u8; N] {
+    x.map(|x| {
+        let quotient = start.inverse * (x - start.least);
+        // Where the lane is not odd, limiting before rounding is the same as after it; and a NaN becomes 0.
+        let limited = if quotient > 0.0 { quotient } else { 0.0 };
+        nearest(limited.min(search.max as f32)) as u8
+    })
+}
+
+/// [`fit_positive`](super::search::fit_positive), for `x` that are not negative: gives d, the codes, and the odd lanes.
+#[inline(always)]
+pub(super) fn positive<L: Lanes, const N: usize>(
+    l: L,
+    x: &[L::Floats; N],
+    weights: &[L::Floats; N],
+    max: i32,
+) -> (L::Floats, [L::Floats; N], L::Mask) {
+    let (zero, one) = (l.splat(0.0), l.splat(1.0));
+    let nowhere = zero.gt(zero);
+    let max = max as f32;
+    let levels = l.splat(max);
+    let bound = l.splat(BEYOND_NEAREST);
+
+    let mut largest = zero;
+    let mut negative = nowhere;
+    for &x in x {
+        largest = largest.max(x);
+        // A NaN, too, is not what this search is for.
+        negative = negative | !x.ge(zero);
+    }
+    let negligible = l.splat(NEGLIGIBLE).gt(largest);
+    let mut inverse = levels / largest;
+    // Else infinite, or so small that products with it are not near whole numbers up to the largest.
+    let mut odd = negative | !(inverse * largest).lt(bound);
+    let mut least = positive_error(x, weights, one / inverse, inverse, levels, zero);
+    for step in (-4..=4).filter(|&step| step != 0) {
+        let trial = l.splat(0.1 * step as f32 + max) / largest;
+        let error = positive_error(x, weights, one / trial, trial, levels, zero);
+        let better = error.lt(least);
+        least = error.or_else(better, least);
+        inverse = trial.or_else(better, inverse);
+    }
+
+    let mut codes = [zero; N];
+    let (mut sum_xq, mut sum_qq) = (zero, zero);
+    for i in 0..N {
+        let q = (inverse * x[i]).round().min(levels);
+        codes[i] = q;
+        sum_xq = sum_xq + weights[i] * x[i] * q;
+        sum_qq = sum_qq + weights[i] * q * q;
+    }
+    for _ in 0..5 {
+        let mut moved = nowhere;
+        for i in 0..N {
+            let (w, q) = (weights[i], codes[i]);
+            let xq = sum_xq - w * x[i] * q;
+            let qq = sum_qq - w * q * q;
+            let may_move = xq.gt(zero) & qq.gt(zero);
+            let quotient = x[i] * qq / xq;
+            odd = odd | (may_move & !quotient.lt(bound));
+            let new = quotient.round().min(levels);
+            let xq = xq + w * x[i] * new;
+            let qq = qq + w * new * new;
+            let differs = new.gt(q) | new.lt(q);
+            let moves = may_move & differs & (xq * xq * sum_qq).gt(sum_xq * sum_xq * qq);
+            codes[i] = new.or_else(moves, q);
+            sum_xq = xq.or_else(moves, sum_xq);
+            sum_qq = qq.or_else(moves, sum_qq);
+            moved = moved | moves;
+        }
+        // A lane that did not move in this round would not in the next.
+        if !moved.any() {
+            break;
+        }
+    }
+    let scale = (sum_xq / sum_qq).or_else(sum_qq.gt(zero), zero);
+    (zero.or_else(negligible, scale), codes.map(|q| zero.or_else(negligible, q)), odd & !(negligible & !negative))
+}
+
+/// Σ w (x − scale · q)², q being the nearest to `inverse · x`.
+#[inline(always)]
+fn positive_error<F: Floats, const N: usize>(
+    x: &[F; N],
+    weights: &[F; N],
+    scale: F,
+    inverse: F,
+    levels: F,
+    zero: F,
+) -> F {
+    let mut error = zero;
+    for i in 0..N {
+        let difference = x[i] - scale * (inverse * x[i]).round().min(levels);
+        error = error + weights[i] * difference * difference;
+    }
+    error
+}
+
+/// Σx² of each lane.
+#[inline(always)]
+pub(super) fn sum_of_squares<L: Lanes, const N: usize>(l: L, x: &[L::Floats; N]) -> L::Floats {
+    let mut sum = l.splat(0.0);
+    for &x in x {
+        sum = sum + x * x;
+    }
+    sum
+}
