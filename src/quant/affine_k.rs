@@ -1,10 +1,10 @@
 //! What Q4_K and Q5_K share: eight sub-blocks x ≈ d·s·q − dmin·t, whose scales s and mins t are 6-bit numbers.
 
+use super::batch::{self, AffineBatch, Batch, Fitted, weigh};
 use super::lanes::{Floats, Lanes, MAX_LANES};
 use super::pack::{six_bit_pairs, unpack_six_bit_pairs};
 use super::search::{Affine, AffineSearch, fit_affine, fit_positive, importance_weights, nearest, sum_of_squares};
-use super::search_lanes::{self, Found, Start};
-use super::{Half, Rows};
+use super::{Half, Rows, search_lanes};
 use std::array;
 
 /// 256 weights but for the packing of their codes.
@@ -70,135 +70,45 @@ pub(super) fn fit_rows<L: Lanes>(l: L, search: Search, rows: Rows, mut put: impl
         None => search.plain,
         Some(_) => AffineSearch::weighted(search.plain.max),
     };
-    // As many blocks as lanes, so that in the end each lane can fit the scales of one.
-    for (batch, blocks) in rows.pieces::<256>().chunks(L::LEN).enumerate() {
-        let first = batch * L::LEN;
-        let mut found = Batch::new();
-        let variances = match rows.importance {
-            None => [0.0; MAX_LANES],
-            Some(_) => found.variances(l, blocks),
-        };
-        let (sub_blocks, _) = blocks.as_flattened().as_chunks::<32>();
-        for at in (0..sub_blocks.len()).step_by(L::LEN) {
-            // The last sub-block fills the lanes that are left over.
-            let number = |lane: usize| (at + lane).min(sub_blocks.len() - 1);
-            let x = l.columns(|lane| &sub_blocks[number(lane)]);
-            let mut weights = x;
-            match rows.importance {
+    for batch in Batch::<32>::of(l, rows) {
+        let mut found = AffineBatch::<8>::new();
+        let mut sums = [[0.0; 8]; MAX_LANES];
+        let variances = batch.sums_of_squares(l).map(|sum| 2.0 * sum / 256.0);
+        for at in batch.groups(l) {
+            let x = batch.columns(l, at);
+            let weights = match batch.importance(l, at) {
                 None => {
                     let root_mean_square = (search_lanes::sum_of_squares(l, &x) / l.splat(32.0)).sqrt();
+                    let mut weights = x;
                     for weight in &mut weights {
                         *weight = root_mean_square + weight.abs();
                     }
+                    weights
                 }
                 Some(importance) => {
-                    let importance = l.columns(|lane| Rows::importance_of::<32>(importance, 8 * first + number(lane)));
-                    let mut variance = [0.0; MAX_LANES];
-                    for lane in 0..L::LEN {
-                        variance[lane] = variances[number(lane) / 8];
-                    }
-                    let variance = l.load(&variance);
-                    let mut sum = l.splat(0.0);
-                    for i in 0..32 {
-                        weights[i] = importance[i] * (variance + x[i] * x[i]).sqrt();
-                        sum = sum + weights[i];
-                    }
-                    l.store(sum, &mut found.sums.as_flattened_mut()[at..]);
+                    let (weights, sum) = weigh(l, &x, &importance, batch.of_blocks(l, at, &variances));
+                    batch::put(l, &mut sums, at, sum);
+                    weights
                 }
-            }
-            found.store(l, at, search_lanes::affine(l, sub_search, &x, &weights));
+            };
+            found.search(l, at, sub_search, &x, &weights);
         }
-        let fitted = rows.importance.map(|_| found.fit_scales(l));
-        for (b, x) in blocks.iter().enumerate() {
+        let fitted = rows.importance.map(|_| {
+            let odd = &mut found.odd;
+            let scales = Fitted::positive(l, &found.scales, &sums, 63, odd);
+            (scales, Fitted::positive(l, &found.mins, &sums, 63, odd))
+        });
+        for (b, x) in batch.blocks.iter().enumerate() {
             if found.odd[b] != [0.0; 8] {
-                let importance = rows.importance.map(|importance| Rows::importance_of(importance, first + b));
-                put(first + b, fit(search, x, importance));
+                put(batch.first + b, fit(search, x, batch.block_importance(b)));
                 continue;
             }
-            let scales = match &fitted {
+            let stored = match &fitted {
                 None => Scales::spread(&found.scales[b], &found.mins[b]),
-                Some([(d, scales), (dmin, mins)]) => Scales::fitted(search, d[b], dmin[b], scales[b], mins[b]),
+                Some((scales, mins)) => Scales::fitted(search, scales.d[b], mins.d[b], scales.codes[b], mins.codes[b]),
             };
-            let (sub_blocks, _) = x.as_chunks::<32>();
-            let start = |j: usize| Start { inverse: found.inverses[b][j], least: found.leasts[b][j] };
-            put(
-                first + b,
-                scales.round(search, x, |j| search_lanes::codes_of_start(sub_search, start(j), &sub_blocks[j])),
-            );
+            put(batch.first + b, stored.round(search, x, |j| found.codes(sub_search, b, j, x)));
         }
-    }
-}
-
-/// What the search found for each sub-block of some blocks.
-struct Batch {
-    scales: [[f32; 8]; MAX_LANES],
-    mins: [[f32; 8]; MAX_LANES],
-    inverses: [[f32; 8]; MAX_LANES],
-    leasts: [[f32; 8]; MAX_LANES],
-    sums: [[f32; 8]; MAX_LANES],
-    /// Not 0 where it is to be left to the scalar code.
-    odd: [[f32; 8]; MAX_LANES],
-}
-
-impl Batch {
-    #[inline(always)]
-    fn new() -> Self {
-        let zero = [[0.0; 8]; MAX_LANES];
-        Self { scales: zero, mins: zero, inverses: zero, leasts: zero, sums: zero, odd: zero }
-    }
-
-    /// Twice the mean square of each block.
-    #[inline(always)]
-    fn variances<L: Lanes>(&self, l: L, blocks: &[[f32; 256]]) -> [f32; MAX_LANES] {
-        let mut sum = l.splat(0.0);
-        for at in (0..256).step_by(32) {
-            let columns = l.columns::<32>(|lane| {
-                blocks[lane.min(blocks.len() - 1)][at..].first_chunk().expect("32 columns are left")
-            });
-            for x in columns {
-                sum = sum + x * x;
-            }
-        }
-        let mut variances = [0.0; MAX_LANES];
-        l.store(l.splat(2.0) * sum / l.splat(256.0), &mut variances);
-        variances
-    }
-
-    #[inline(always)]
-    fn store<L: Lanes>(&mut self, l: L, at: usize, found: Found<L>) {
-        l.store(found.scale, &mut self.scales.as_flattened_mut()[at..]);
-        l.store(found.min, &mut self.mins.as_flattened_mut()[at..]);
-        l.store(found.start.inverse, &mut self.inverses.as_flattened_mut()[at..]);
-        l.store(found.start.least, &mut self.leasts.as_flattened_mut()[at..]);
-        l.store(l.splat(1.0).or_else(found.odd, l.splat(0.0)), &mut self.odd.as_flattened_mut()[at..]);
-    }
-
-    /// (d, 6-bit numbers) of each block's scales and of its mins, a block a lane.
-    #[inline(always)]
-    fn fit_scales<L: Lanes>(&mut self, l: L) -> [([f32; MAX_LANES], [[u8; 8]; MAX_LANES]); 2] {
-        let sums = l.columns(|lane| &self.sums[lane]);
-        let mut fitted = [([0.0; MAX_LANES], [[0; 8]; MAX_LANES]); 2];
-        let numbers = [&self.scales, &self.mins];
-        let mut odd = [0.0; MAX_LANES];
-        for (numbers, (ds, codes)) in numbers.into_iter().zip(&mut fitted) {
-            let x = l.columns(|lane| &numbers[lane]);
-            let (d, q, is_odd) = search_lanes::positive(l, &x, &sums, 63);
-            l.store(d, ds);
-            for (j, q) in q.into_iter().enumerate() {
-                let mut lane_codes = [0.0; MAX_LANES];
-                l.store(q, &mut lane_codes);
-                for lane in 0..L::LEN {
-                    codes[lane][j] = lane_codes[lane] as u8;
-                }
-            }
-            l.store(l.splat(1.0).or_else(is_odd, l.load(&odd)), &mut odd);
-        }
-        for lane in 0..L::LEN {
-            if odd[lane] != 0.0 {
-                self.odd[lane][0] = 1.0;
-            }
-        }
-        fitted
     }
 }
 

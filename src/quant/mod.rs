@@ -23,6 +23,7 @@
 //! give the same bytes; [`Level`] says for which CPUs.
 
 mod affine_k;
+mod batch;
 pub mod float;
 mod iq4;
 pub mod iq4_nl;

@@ -14,8 +14,9 @@
 //! Source: `block_q6_K`, `quantize_row_q6_K_ref` and `quantize_row_q6_K_impl` in ggml's `ggml-common.h` and
 //! `ggml-quants.c`.
 
+use super::batch::{Batch, SymmetricBatch};
 use super::search::{NEGLIGIBLE, extreme, fit_symmetric, nearest};
-use super::{Block, Half, Importance, dequantize_blocks, pack, quantize_blocks};
+use super::{Block, Half, Importance, Lanes, Rows, dequantize_blocks, pack, quantize_blocks, search_lanes};
 use crate::gguf::TensorType;
 use std::array;
 
@@ -42,6 +43,21 @@ impl Block for BlockQ6K {
 
     fn quantize_row(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]) {
         quantize_blocks(src, importance, dst, quantize);
+    }
+
+    #[inline(always)]
+    fn quantize_rows<L: Lanes>(l: L, rows: Rows, dst: &mut [Self]) {
+        for batch in Batch::<16>::of(l, rows) {
+            let mut found = SymmetricBatch::new();
+            for at in batch.groups(l) {
+                let x = batch.columns(l, at);
+                let weights = batch.importance(l, at).unwrap_or_else(|| search_lanes::squares(l, &x));
+                found.search(l, at, 32, &x, &weights);
+            }
+            for (b, x) in batch.blocks.iter().enumerate() {
+                dst[batch.first + b] = round(x, &found.scales[b], |j| found.codes(32, b, j, x));
+            }
+        }
     }
 
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
@@ -84,31 +100,39 @@ impl BlockQ6K {
 }
 
 fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ6K {
-    let mut block = BlockQ6K { ql: [0; 128], qh: [0; 64], scales: [0; 16], d: Half::new(0.0) };
-    let mut codes = [0; 256];
+    let mut codes = [[0; 16]; 16];
     let (sub_blocks, _) = x.as_chunks::<16>();
-    let (sub_codes, _) = codes.as_chunks_mut::<16>();
     let mut scales = [0.0; 16];
     for j in 0..16 {
         let weights = match importance {
             None => sub_blocks[j].map(|x| x * x),
             Some(importance) => importance.as_chunks::<16>().0[j],
         };
-        scales[j] = fit_symmetric(&sub_blocks[j], &weights, 32, &mut sub_codes[j]);
+        scales[j] = fit_symmetric(&sub_blocks[j], &weights, 32, &mut codes[j]);
     }
-    let extreme = extreme(&scales);
+    round(x, &scales, |j| codes[j])
+}
+
+/// The block with these scales: its codes rounded anew, or, where a sub-block's scale came out as 0, those that
+/// `searched` gives.
+#[inline(always)]
+fn round(x: &[f32; 256], scales: &[f32; 16], searched: impl Fn(usize) -> [u8; 16]) -> BlockQ6K {
+    let mut block = BlockQ6K { ql: [0; 128], qh: [0; 64], scales: [0; 16], d: Half::new(0.0) };
+    let extreme = extreme(scales);
     if extreme.abs() < NEGLIGIBLE {
         return block;
     }
-
     let inverse = -128.0 / extreme;
     block.d = Half::new(1.0 / inverse);
     block.scales = scales.map(|scale| nearest(inverse * scale).min(127) as u8);
+    let mut codes = [0; 256];
+    let (sub_blocks, _) = x.as_chunks::<16>();
+    let (sub_codes, _) = codes.as_chunks_mut::<16>();
     for (j, scale) in block.sub_blocks().into_iter().enumerate() {
-        // Else the codes stay as the search left them.
-        if scale != 0.0 {
-            sub_codes[j] = sub_blocks[j].map(|x| (nearest(x / scale).clamp(-32, 31) + 32) as u8);
-        }
+        sub_codes[j] = match scale != 0.0 {
+            true => sub_blocks[j].map(|x| (nearest(x / scale).clamp(-32, 31) + 32) as u8),
+            false => searched(j),
+        };
     }
     block.set_codes(&codes);
     block

@@ -215,6 +215,16 @@ fn positive_error<F: Floats, const N: usize>(
     error
 }
 
+/// x² of each element.
+#[inline(always)]
+pub(super) fn squares<L: Lanes, const N: usize>(l: L, x: &[L::Floats; N]) -> [L::Floats; N] {
+    let mut squares = [l.splat(0.0); N];
+    for i in 0..N {
+        squares[i] = x[i] * x[i];
+    }
+    squares
+}
+
 /// Σx² of each lane.
 #[inline(always)]
 pub(super) fn sum_of_squares<L: Lanes, const N: usize>(l: L, x: &[L::Floats; N]) -> L::Floats {
@@ -223,4 +233,104 @@ pub(super) fn sum_of_squares<L: Lanes, const N: usize>(l: L, x: &[L::Floats; N])
         sum = sum + x * x;
     }
     sum
+}
+
+/// What [`symmetric`] finds for each lane.
+pub(super) struct Symmetric<F> {
+    pub scale: F,
+    /// The code for x is the nearest to `inverse · x`, plus half; but 0 where this is 0.
+    pub inverse: F,
+}
+
+/// [`fit_symmetric`](super::search::fit_symmetric), for finite `x`.
+#[inline(always)]
+pub(super) fn symmetric<L: Lanes, const N: usize>(
+    l: L,
+    half: i32,
+    x: &[L::Floats; N],
+    weights: &[L::Floats; N],
+) -> Symmetric<L::Floats> {
+    let zero = l.splat(0.0);
+    let half = half as f32;
+    let extreme = extreme(l, x);
+    let mut wx = [zero; N];
+    for i in 0..N {
+        wx[i] = weights[i] * x[i];
+    }
+
+    let mut inverse = l.splat(-half) / extreme;
+    let (sum_xq, sum_qq) = symmetric_sums(l, half, inverse, x, weights, &wx);
+    let is_zero = sum_qq.ge(zero) & zero.ge(sum_qq);
+    let mut scale = zero.or_else(is_zero, sum_xq / sum_qq);
+    let mut gain = scale * sum_xq;
+    for step in (-9..=9).filter(|&step| step != 0) {
+        let trial = l.splat(-(half + 0.1 * step as f32)) / extreme;
+        let (sum_xq, sum_qq) = symmetric_sums(l, half, trial, x, weights, &wx);
+        let better = sum_qq.gt(zero) & (sum_xq * sum_xq).gt(gain * sum_qq);
+        inverse = trial.or_else(better, inverse);
+        scale = (sum_xq / sum_qq).or_else(better, scale);
+        gain = (scale * sum_xq).or_else(better, gain);
+    }
+    let negligible = l.splat(NEGLIGIBLE).gt(extreme.abs());
+    Symmetric { scale: zero.or_else(negligible, scale), inverse: zero.or_else(negligible, inverse) }
+}
+
+/// (Σ w·x·q, Σ w·q²) with the q nearest to `inverse · x`.
+#[inline(always)]
+fn symmetric_sums<L: Lanes, const N: usize>(
+    l: L,
+    half: f32,
+    inverse: L::Floats,
+    x: &[L::Floats; N],
+    weights: &[L::Floats; N],
+    wx: &[L::Floats; N],
+) -> (L::Floats, L::Floats) {
+    let (smallest, largest) = (l.splat(-half), l.splat(half - 1.0));
+    let (mut sum_xq, mut sum_qq) = (l.splat(0.0), l.splat(0.0));
+    for i in 0..N {
+        let q = (inverse * x[i]).round().max(smallest).min(largest);
+        sum_xq = sum_xq + wx[i] * q;
+        sum_qq = sum_qq + weights[i] * q * q;
+    }
+    (sum_xq, sum_qq)
+}
+
+/// The codes of [`symmetric`].
+#[inline(always)]
+pub(super) fn symmetric_codes<L: Lanes, const N: usize>(
+    l: L,
+    half: i32,
+    inverse: L::Floats,
+    x: &[L::Floats; N],
+) -> [L::Floats; N] {
+    let half = half as f32;
+    let (zero, smallest, largest) = (l.splat(0.0), l.splat(-half), l.splat(half - 1.0));
+    let none = inverse.ge(zero) & zero.ge(inverse);
+    let mut codes = [zero; N];
+    for i in 0..N {
+        let q = (inverse * x[i]).round().max(smallest).min(largest);
+        codes[i] = zero.or_else(none, q + l.splat(half));
+    }
+    codes
+}
+
+/// The codes of [`symmetric`] in one lane.
+#[inline(always)]
+pub(super) fn symmetric_codes_of_lane<const N: usize>(half: i32, inverse: f32, x: &[f32; N]) -> [u8; N] {
+    if inverse == 0.0 {
+        return [0; N];
+    }
+    x.map(|x| (nearest(inverse * x).clamp(-half, half - 1) + half) as u8)
+}
+
+/// The first element of the largest magnitude, with its sign, in each lane.
+#[inline(always)]
+fn extreme<L: Lanes, const N: usize>(l: L, x: &[L::Floats; N]) -> L::Floats {
+    let (mut magnitude, mut extreme) = (l.splat(0.0), l.splat(0.0));
+    for &x in x {
+        let larger = x.abs().gt(magnitude);
+        magnitude = x.abs().or_else(larger, magnitude);
+        extreme = x.or_else(larger, extreme);
+    }
+    extreme
 }

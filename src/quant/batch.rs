@@ -1,0 +1,258 @@
+//! What the formats by lanes share around their searches: blocks in batches, sub-blocks in groups of as many as lanes.
+//!
+//! ```text
+//! rows ─► batches of as many blocks as lanes ─► groups of as many sub-blocks as lanes ─► a search, a sub-block a lane
+//!              │                                                                              │
+//!              │              tables: what was found, a number for each sub-block  ◄──────────┘
+//!              ▼
+//!         where scales are themselves searched, a block a lane; then each block is put together from the tables
+//! ```
+
+use super::Rows;
+use super::lanes::{Floats, Lanes, MAX_LANES, Mask};
+use super::search::AffineSearch;
+use super::search_lanes::{self, Start};
+
+/// A number for each sub-block of a batch, `PER` to a block.
+pub(super) type Table<const PER: usize> = [[f32; PER]; MAX_LANES];
+
+/// As many blocks of 256 weights as lanes, or what is left of them at the end, in sub-blocks of `N`.
+#[derive(Clone, Copy)]
+pub(super) struct Batch<'a, const N: usize> {
+    /// The number of the first block in the rows.
+    pub first: usize,
+    pub blocks: &'a [[f32; 256]],
+    importance: Option<&'a [f32]>,
+}
+
+impl<'a, const N: usize> Batch<'a, N> {
+    const PER: usize = 256 / N;
+
+    /// The batches of all rows.
+    #[inline(always)]
+    pub fn of<L: Lanes>(_: L, rows: Rows<'a>) -> impl Iterator<Item = Self> {
+        let batches = rows.pieces::<256>().chunks(L::LEN).enumerate();
+        batches.map(move |(batch, blocks)| Self { first: batch * L::LEN, blocks, importance: rows.importance })
+    }
+
+    /// The sub-blocks.
+    #[inline(always)]
+    pub fn sub_blocks(self) -> &'a [[f32; N]] {
+        self.blocks.as_flattened().as_chunks().0
+    }
+
+    /// The numbers of the groups' first sub-blocks in the batch.
+    #[inline(always)]
+    pub fn groups<L: Lanes>(self, _: L) -> impl Iterator<Item = usize> {
+        (0..self.sub_blocks().len()).step_by(L::LEN)
+    }
+
+    /// Which sub-block is in which lane of the group from `at`: the last one fills the lanes that are left over.
+    #[inline(always)]
+    fn number(self, at: usize, lane: usize) -> usize {
+        (at + lane).min(self.sub_blocks().len() - 1)
+    }
+
+    /// The weights of the group from `at`.
+    #[inline(always)]
+    pub fn columns<L: Lanes>(self, l: L, at: usize) -> [L::Floats; N] {
+        let sub_blocks = self.sub_blocks();
+        l.columns(|lane| &sub_blocks[self.number(at, lane)])
+    }
+
+    /// Their importance, where there is any.
+    #[inline(always)]
+    pub fn importance<L: Lanes>(self, l: L, at: usize) -> Option<[L::Floats; N]> {
+        let importance = self.importance?;
+        let first = Self::PER * self.first;
+        Some(l.columns(|lane| Rows::importance_of(importance, first + self.number(at, lane))))
+    }
+
+    /// The importance of block `b` of the batch.
+    #[inline(always)]
+    pub fn block_importance(self, b: usize) -> Option<&'a [f32; 256]> {
+        self.importance.map(|importance| Rows::importance_of(importance, self.first + b))
+    }
+
+    /// Of a number for each block, that of the block of each lane of the group from `at`.
+    #[inline(always)]
+    pub fn of_blocks<L: Lanes>(self, l: L, at: usize, numbers: &[f32; MAX_LANES]) -> L::Floats {
+        let mut lanes = [0.0; MAX_LANES];
+        for lane in 0..L::LEN {
+            lanes[lane] = numbers[self.number(at, lane) / Self::PER];
+        }
+        l.load(&lanes)
+    }
+
+    /// Σx² of each block; zeros where there is no importance, since only then it is needed.
+    #[inline(always)]
+    pub fn sums_of_squares<L: Lanes>(self, l: L) -> [f32; MAX_LANES] {
+        let mut sums = [0.0; MAX_LANES];
+        if self.importance.is_none() {
+            return sums;
+        }
+        let mut sum = l.splat(0.0);
+        for at in (0..256).step_by(32) {
+            let columns = l.columns::<32>(|lane| {
+                let block = &self.blocks[lane.min(self.blocks.len() - 1)];
+                block[at..].first_chunk().expect("32 columns are left")
+            });
+            for x in columns {
+                sum = sum + x * x;
+            }
+        }
+        l.store(sum, &mut sums);
+        sums
+    }
+}
+
+/// Writes a number for each sub-block of the group from `at`.
+#[inline(always)]
+pub(super) fn put<L: Lanes, const PER: usize>(l: L, table: &mut Table<PER>, at: usize, numbers: L::Floats) {
+    l.store(numbers, &mut table.as_flattened_mut()[at..]);
+}
+
+/// The weights of a search where there is importance, and their sum:
+/// [`importance_weights`](super::search::importance_weights).
+#[inline(always)]
+pub(super) fn weigh<L: Lanes, const N: usize>(
+    l: L,
+    x: &[L::Floats; N],
+    importance: &[L::Floats; N],
+    variance: L::Floats,
+) -> ([L::Floats; N], L::Floats) {
+    let (mut weights, mut sum) = ([l.splat(0.0); N], l.splat(0.0));
+    for i in 0..N {
+        weights[i] = importance[i] * (variance + x[i] * x[i]).sqrt();
+        sum = sum + weights[i];
+    }
+    (weights, sum)
+}
+
+/// What [`search_lanes::affine`] found for each sub-block of a batch.
+pub(super) struct AffineBatch<const PER: usize> {
+    pub scales: Table<PER>,
+    pub mins: Table<PER>,
+    inverses: Table<PER>,
+    leasts: Table<PER>,
+    /// Not 0 in a block that is to be left to the scalar code.
+    pub odd: Table<PER>,
+}
+
+impl<const PER: usize> AffineBatch<PER> {
+    #[inline(always)]
+    pub fn new() -> Self {
+        let zero = [[0.0; PER]; MAX_LANES];
+        Self { scales: zero, mins: zero, inverses: zero, leasts: zero, odd: zero }
+    }
+
+    /// Searches the group from `at`.
+    #[inline(always)]
+    pub fn search<L: Lanes, const N: usize>(
+        &mut self,
+        l: L,
+        at: usize,
+        search: AffineSearch,
+        x: &[L::Floats; N],
+        weights: &[L::Floats; N],
+    ) {
+        let found = search_lanes::affine(l, search, x, weights);
+        put(l, &mut self.scales, at, found.scale);
+        put(l, &mut self.mins, at, found.min);
+        put(l, &mut self.inverses, at, found.start.inverse);
+        put(l, &mut self.leasts, at, found.start.least);
+        put(l, &mut self.odd, at, l.splat(1.0).or_else(found.odd, l.splat(0.0)));
+    }
+
+    /// The codes with which the search ended in sub-block `j` of block `b`, whose weights are `x`.
+    #[inline(always)]
+    pub fn codes<const N: usize>(&self, search: AffineSearch, b: usize, j: usize, x: &[f32; 256]) -> [u8; N] {
+        let start = Start { inverse: self.inverses[b][j], least: self.leasts[b][j] };
+        search_lanes::codes_of_start(search, start, &x.as_chunks().0[j])
+    }
+}
+
+/// What [`search_lanes::symmetric`] found for each sub-block of a batch.
+pub(super) struct SymmetricBatch<const PER: usize> {
+    pub scales: Table<PER>,
+    inverses: Table<PER>,
+}
+
+impl<const PER: usize> SymmetricBatch<PER> {
+    #[inline(always)]
+    pub fn new() -> Self {
+        let zero = [[0.0; PER]; MAX_LANES];
+        Self { scales: zero, inverses: zero }
+    }
+
+    /// Searches the group from `at`.
+    #[inline(always)]
+    pub fn search<L: Lanes, const N: usize>(
+        &mut self,
+        l: L,
+        at: usize,
+        half: i32,
+        x: &[L::Floats; N],
+        weights: &[L::Floats; N],
+    ) {
+        let found = search_lanes::symmetric(l, half, x, weights);
+        put(l, &mut self.scales, at, found.scale);
+        put(l, &mut self.inverses, at, found.inverse);
+    }
+
+    /// The codes with which the search ended in sub-block `j` of block `b`, whose weights are `x`.
+    #[inline(always)]
+    pub fn codes<const N: usize>(&self, half: i32, b: usize, j: usize, x: &[f32; 256]) -> [u8; N] {
+        search_lanes::symmetric_codes_of_lane(half, self.inverses[b][j], &x.as_chunks().0[j])
+    }
+}
+
+/// Scales that are themselves small whole numbers times d, for each block of a batch.
+pub(super) struct Fitted<const PER: usize> {
+    pub d: [f32; MAX_LANES],
+    pub codes: [[u8; PER]; MAX_LANES],
+}
+
+impl<const PER: usize> Fitted<PER> {
+    /// By [`search_lanes::positive`]. Marks in `odd` the blocks for which it does not hold.
+    #[inline(always)]
+    pub fn positive<L: Lanes>(l: L, scales: &Table<PER>, sums: &Table<PER>, max: i32, odd: &mut Table<PER>) -> Self {
+        let (scales, sums) = (l.columns(|lane| &scales[lane]), l.columns(|lane| &sums[lane]));
+        let (d, codes, is_odd) = search_lanes::positive(l, &scales, &sums, max);
+        Self::new(l, d, codes, is_odd, odd)
+    }
+
+    #[inline(always)]
+    fn new<L: Lanes>(l: L, d: L::Floats, codes: [L::Floats; PER], is_odd: L::Mask, odd: &mut Table<PER>) -> Self {
+        let mut fitted = Self { d: [0.0; MAX_LANES], codes: [[0; PER]; MAX_LANES] };
+        l.store(d, &mut fitted.d);
+        let mut of_lanes = [0.0; MAX_LANES];
+        for (j, codes) in codes.into_iter().enumerate() {
+            l.store(codes, &mut of_lanes);
+            for lane in 0..L::LEN {
+                fitted.codes[lane][j] = of_lanes[lane] as u8;
+            }
+        }
+        if is_odd.any() {
+            l.store(l.splat(1.0).or_else(is_odd, l.splat(0.0)), &mut of_lanes);
+            for lane in 0..L::LEN {
+                odd[lane][0] += of_lanes[lane];
+            }
+        }
+        fitted
+    }
+
+    /// By [`search_lanes::symmetric`]. Marks in `odd` the blocks for which it does not hold.
+    #[inline(always)]
+    pub fn symmetric<L: Lanes>(l: L, scales: &Table<PER>, sums: &Table<PER>, half: i32, odd: &mut Table<PER>) -> Self {
+        let (scales, sums) = (l.columns(|lane| &scales[lane]), l.columns(|lane| &sums[lane]));
+        let found = search_lanes::symmetric(l, half, &scales, &sums);
+        // Weights are finite, but scales need not be.
+        let mut is_odd = l.splat(0.0).gt(l.splat(0.0));
+        for x in &scales {
+            is_odd = is_odd | !x.abs().lt(l.splat(f32::INFINITY));
+        }
+        let codes = search_lanes::symmetric_codes(l, half, found.inverse, &scales);
+        Self::new(l, found.scale, codes, is_odd, odd)
+    }
+}
