@@ -112,6 +112,12 @@ pub(super) fn put<L: Lanes, const PER: usize>(l: L, table: &mut Table<PER>, at: 
     l.store(numbers, &mut table.as_flattened_mut()[at..]);
 }
 
+/// Writes 1 for the lanes of the group from `at` that are in `mask`, 0 for the others.
+#[inline(always)]
+pub(super) fn mark<L: Lanes, const PER: usize>(l: L, table: &mut Table<PER>, at: usize, mask: L::Mask) {
+    put(l, table, at, l.splat(1.0).or_else(mask, l.splat(0.0)));
+}
+
 /// The weights of a search where there is importance, and their sum:
 /// [`importance_weights`](super::search::importance_weights).
 #[inline(always)]
@@ -161,7 +167,7 @@ impl<const PER: usize> AffineBatch<PER> {
         put(l, &mut self.mins, at, found.min);
         put(l, &mut self.inverses, at, found.start.inverse);
         put(l, &mut self.leasts, at, found.start.least);
-        put(l, &mut self.odd, at, l.splat(1.0).or_else(found.odd, l.splat(0.0)));
+        mark(l, &mut self.odd, at, found.odd);
     }
 
     /// The codes with which the search ended in sub-block `j` of block `b`, whose weights are `x`.

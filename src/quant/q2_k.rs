@@ -14,8 +14,10 @@
 //! Source: `block_q2_K`, `quantize_row_q2_K_ref` and `quantize_row_q2_K_impl` in ggml's `ggml-common.h` and
 //! `ggml-quants.c`.
 
+use super::batch::{self, AffineBatch, Batch, Fitted, weigh};
+use super::lanes::MAX_LANES;
 use super::search::{Affine, AffineSearch, fit_affine, fit_positive, importance_weights, nearest, sum_of_squares};
-use super::{Block, Half, Importance, dequantize_blocks, pack, quantize_blocks};
+use super::{Block, Half, Importance, Lanes, Rows, dequantize_blocks, pack, quantize_blocks, search_lanes};
 use crate::gguf::TensorType;
 use std::array;
 
@@ -48,6 +50,43 @@ impl Block for BlockQ2K {
         quantize_blocks(src, importance, dst, quantize);
     }
 
+    #[inline(always)]
+    fn quantize_rows<L: Lanes>(l: L, rows: Rows, dst: &mut [Self]) {
+        let search = if rows.importance.is_some() { AffineSearch::weighted(3) } else { PLAIN };
+        for batch in Batch::<16>::of(l, rows) {
+            let mut found = AffineBatch::<16>::new();
+            let mut sums = [[0.0; 16]; MAX_LANES];
+            let mean_squares = batch.sums_of_squares(l).map(|sum| sum / 256.0);
+            for at in batch.groups(l) {
+                let x = batch.columns(l, at);
+                let weights = match batch.importance(l, at) {
+                    None => search_lanes::magnitudes(&x),
+                    Some(importance) => {
+                        let (weights, sum) = weigh(l, &x, &importance, batch.of_blocks(l, at, &mean_squares));
+                        batch::put(l, &mut sums, at, sum);
+                        weights
+                    }
+                };
+                found.search(l, at, search, &x, &weights);
+            }
+            let fitted = rows.importance.map(|_| {
+                let odd = &mut found.odd;
+                [&found.scales, &found.mins].map(|numbers| Fitted::positive(l, numbers, &sums, 15, odd))
+            });
+            for (b, x) in batch.blocks.iter().enumerate() {
+                dst[batch.first + b] = if found.odd[b] != [0.0; 16] {
+                    quantize(x, batch.block_importance(b))
+                } else {
+                    let stored = match &fitted {
+                        None => [four_bits(&found.scales[b]), four_bits(&found.mins[b])],
+                        Some(fitted) => fitted.each_ref().map(|fitted| (fitted.d[b], fitted.codes[b])),
+                    };
+                    round(x, stored, |j| found.codes(search, b, j, x))
+                };
+            }
+        }
+    }
+
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<256, Self>(src, dst, |block| {
             let sub_blocks = block.sub_blocks();
@@ -70,20 +109,17 @@ impl BlockQ2K {
 }
 
 fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ2K {
-    let mut codes = [0; 256];
+    let mut codes = [[0; 16]; 16];
     let (sub_blocks, _) = x.as_chunks::<16>();
-    let (sub_codes, _) = codes.as_chunks_mut::<16>();
     let (mut scales, mut mins) = ([0.0; 16], [0.0; 16]);
-    let (d, dmin, scale_codes, min_codes);
-    match importance {
+    let stored = match importance {
         None => {
             for j in 0..16 {
                 let weights = sub_blocks[j].map(f32::abs);
-                let fit = fit_affine(PLAIN, &sub_blocks[j], &weights, &mut sub_codes[j]);
+                let fit = fit_affine(PLAIN, &sub_blocks[j], &weights, &mut codes[j]);
                 Affine { scale: scales[j], min: mins[j] } = fit;
             }
-            (d, scale_codes) = four_bits(&scales);
-            (dmin, min_codes) = four_bits(&mins);
+            [four_bits(&scales), four_bits(&mins)]
         }
         Some(importance) => {
             let (importance, _) = importance.as_chunks::<16>();
@@ -92,27 +128,40 @@ fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ2K {
             for j in 0..16 {
                 let weights = importance_weights(&importance[j], mean_square, &sub_blocks[j]);
                 sums[j] = weights.iter().fold(0.0, |sum, w| sum + w);
-                let fit = fit_affine(AffineSearch::weighted(3), &sub_blocks[j], &weights, &mut sub_codes[j]);
+                let fit = fit_affine(AffineSearch::weighted(3), &sub_blocks[j], &weights, &mut codes[j]);
                 Affine { scale: scales[j], min: mins[j] } = fit;
             }
-            let mut fitted = ([0; 16], [0; 16]);
-            d = fit_positive(&scales, &sums, 15, &mut fitted.0);
-            dmin = fit_positive(&mins, &sums, 15, &mut fitted.1);
-            (scale_codes, min_codes) = fitted;
+            [&scales, &mins].map(|numbers| {
+                let mut codes = [0; 16];
+                (fit_positive(numbers, &sums, 15, &mut codes), codes)
+            })
         }
-    }
+    };
+    round(x, stored, |j| codes[j])
+}
 
+/// The block with these d, scales, dmin and mins: its codes rounded anew, or, where a sub-block's scale came out as 0,
+/// those that `searched` gives.
+#[inline(always)]
+fn round(
+    x: &[f32; 256],
+    [(d, scales), (dmin, mins)]: [(f32, [u8; 16]); 2],
+    searched: impl Fn(usize) -> [u8; 16],
+) -> BlockQ2K {
     let mut block = BlockQ2K {
-        scales: array::from_fn(|j| scale_codes[j] | min_codes[j] << 4),
+        scales: array::from_fn(|j| scales[j] | mins[j] << 4),
         qs: [0; 64],
         d: Half::new(d),
         dmin: Half::new(dmin),
     };
+    let mut codes = [0; 256];
+    let (sub_blocks, _) = x.as_chunks::<16>();
+    let (sub_codes, _) = codes.as_chunks_mut::<16>();
     for (j, (scale, min)) in block.sub_blocks().into_iter().enumerate() {
-        // Else the codes stay as the search left them.
-        if scale != 0.0 {
-            sub_codes[j] = sub_blocks[j].map(|x| nearest((x + min) / scale).clamp(0, 3) as u8);
-        }
+        sub_codes[j] = match scale != 0.0 {
+            true => sub_blocks[j].map(|x| nearest((x + min) / scale).clamp(0, 3) as u8),
+            false => searched(j),
+        };
     }
     block.qs = pack::two_bits(&codes);
     block

@@ -18,8 +18,10 @@
 //! Source: `block_q3_K`, `quantize_row_q3_K_ref` and `quantize_row_q3_K_impl` in ggml's `ggml-common.h` and
 //! `ggml-quants.c`.
 
+use super::batch::{self, Batch, Fitted, SymmetricBatch, weigh};
+use super::lanes::MAX_LANES;
 use super::search::{extreme, fit_symmetric, fit_symmetric_by_moves, importance_weights, nearest, sum_of_squares};
-use super::{Block, Half, Importance, dequantize_blocks, pack, quantize_blocks};
+use super::{Block, Half, Importance, Lanes, Rows, dequantize_blocks, pack, quantize_blocks, search_lanes};
 use crate::gguf::TensorType;
 use std::array;
 
@@ -48,6 +50,55 @@ impl Block for BlockQ3K {
         quantize_blocks(src, importance, dst, quantize);
     }
 
+    #[inline(always)]
+    fn quantize_rows<L: Lanes>(l: L, rows: Rows, dst: &mut [Self]) {
+        for batch in Batch::<16>::of(l, rows) {
+            match rows.importance {
+                None => {
+                    let (mut scales, mut odd) = ([[0.0; 16]; MAX_LANES], [[0.0; 16]; MAX_LANES]);
+                    for at in batch.groups(l) {
+                        let (scale, is_odd) = search_lanes::symmetric_by_moves(l, 4, &batch.columns(l, at));
+                        batch::put(l, &mut scales, at, scale);
+                        batch::mark(l, &mut odd, at, is_odd);
+                    }
+                    for (b, x) in batch.blocks.iter().enumerate() {
+                        dst[batch.first + b] = if odd[b] != [0.0; 16] {
+                            quantize(x, None)
+                        } else {
+                            let (d, scale_codes) = six_bits(&scales[b]);
+                            round(x, d, &scale_codes, |j| {
+                                let mut codes = [0; 16];
+                                fit_symmetric_by_moves(&x.as_chunks().0[j], 4, &mut codes);
+                                codes
+                            })
+                        };
+                    }
+                }
+                Some(_) => {
+                    let mut found = SymmetricBatch::new();
+                    let mut sums = [[0.0; 16]; MAX_LANES];
+                    let variances = batch.sums_of_squares(l).map(|sum| 2.0 * sum / 256.0);
+                    for at in batch.groups(l) {
+                        let x = batch.columns(l, at);
+                        let importance = batch.importance(l, at).expect("there is importance");
+                        let (weights, sum) = weigh(l, &x, &importance, batch.of_blocks(l, at, &variances));
+                        batch::put(l, &mut sums, at, sum);
+                        found.search(l, at, 4, &x, &weights);
+                    }
+                    let mut odd = [[0.0; 16]; MAX_LANES];
+                    let fitted = Fitted::symmetric(l, &found.scales, &sums, 32, &mut odd);
+                    for (b, x) in batch.blocks.iter().enumerate() {
+                        dst[batch.first + b] = if odd[b] != [0.0; 16] {
+                            quantize(x, batch.block_importance(b))
+                        } else {
+                            round(x, fitted.d[b], &fitted.codes[b], |j| found.codes(4, b, j, x))
+                        };
+                    }
+                }
+            }
+        }
+    }
+
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<256, Self>(src, dst, |block| {
             let sub_blocks = block.sub_blocks();
@@ -68,25 +119,15 @@ impl BlockQ3K {
 }
 
 fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ3K {
-    let mut codes = [0; 256];
+    let mut codes = [[0; 16]; 16];
     let (sub_blocks, _) = x.as_chunks::<16>();
-    let (sub_codes, _) = codes.as_chunks_mut::<16>();
     let mut scales = [0.0; 16];
-    let (d, packed);
-    match importance {
+    let (d, scale_codes) = match importance {
         None => {
             for j in 0..16 {
-                scales[j] = fit_symmetric_by_moves(&sub_blocks[j], 4, &mut sub_codes[j]);
+                scales[j] = fit_symmetric_by_moves(&sub_blocks[j], 4, &mut codes[j]);
             }
-            let extreme = extreme(&scales);
-            if extreme == 0.0 {
-                (d, packed) = (0.0, [0; 12]);
-            } else {
-                let inverse = -32.0 / extreme;
-                d = 1.0 / inverse;
-                let code = |scale: f32| nearest(inverse * scale).clamp(-32, 31) + 32;
-                packed = pack_scales(&scales.map(|scale| code(scale) as u8));
-            }
+            six_bits(&scales)
         }
         Some(importance) => {
             let (importance, _) = importance.as_chunks::<16>();
@@ -95,20 +136,40 @@ fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ3K {
             for j in 0..16 {
                 let weights = importance_weights(&importance[j], variance, &sub_blocks[j]);
                 sums[j] = weights.iter().fold(0.0, |sum, w| sum + w);
-                scales[j] = fit_symmetric(&sub_blocks[j], &weights, 4, &mut sub_codes[j]);
+                scales[j] = fit_symmetric(&sub_blocks[j], &weights, 4, &mut codes[j]);
             }
             let mut scale_codes = [0; 16];
-            d = fit_symmetric(&scales, &sums, 32, &mut scale_codes);
-            packed = pack_scales(&scale_codes);
+            (fit_symmetric(&scales, &sums, 32, &mut scale_codes), scale_codes)
         }
-    }
+    };
+    round(x, d, &scale_codes, |j| codes[j])
+}
 
-    let mut block = BlockQ3K { hmask: [0; 32], qs: [0; 64], scales: packed, d: Half::new(d) };
+/// A scale for `scales`, and these in it as 6-bit numbers, 32 more than they stand for, that give the largest magnitude an
+/// end of the range.
+#[inline(always)]
+fn six_bits(scales: &[f32; 16]) -> (f32, [u8; 16]) {
+    let extreme = extreme(scales);
+    if extreme == 0.0 {
+        return (0.0, [0; 16]);
+    }
+    let inverse = -32.0 / extreme;
+    (1.0 / inverse, scales.map(|scale| (nearest(inverse * scale).clamp(-32, 31) + 32) as u8))
+}
+
+/// The block with these scales: its codes rounded anew, or, where a sub-block's scale came out as 0, those that
+/// `searched` gives.
+#[inline(always)]
+fn round(x: &[f32; 256], d: f32, scales: &[u8; 16], searched: impl Fn(usize) -> [u8; 16]) -> BlockQ3K {
+    let mut block = BlockQ3K { hmask: [0; 32], qs: [0; 64], scales: pack_scales(scales), d: Half::new(d) };
+    let mut codes = [0; 256];
+    let (sub_blocks, _) = x.as_chunks::<16>();
+    let (sub_codes, _) = codes.as_chunks_mut::<16>();
     for (j, scale) in block.sub_blocks().into_iter().enumerate() {
-        // Else the codes stay as the search left them.
-        if scale != 0.0 {
-            sub_codes[j] = sub_blocks[j].map(|x| (nearest(x / scale).clamp(-4, 3) + 4) as u8);
-        }
+        sub_codes[j] = match scale != 0.0 {
+            true => sub_blocks[j].map(|x| (nearest(x / scale).clamp(-4, 3) + 4) as u8),
+            false => searched(j),
+        };
     }
     block.hmask = pack::one_bit(&codes, 2);
     block.qs = pack::two_bits(&codes.map(|code| code & 3));

@@ -181,8 +181,7 @@ pub(super) fn positive<L: Lanes, const N: usize>(
             let new = quotient.round().min(levels);
             let xq = xq + w * x[i] * new;
             let qq = qq + w * new * new;
-            let differs = new.gt(q) | new.lt(q);
-            let moves = may_move & differs & (xq * xq * sum_qq).gt(sum_xq * sum_xq * qq);
+            let moves = may_move & new.ne(q) & (xq * xq * sum_qq).gt(sum_xq * sum_xq * qq);
             codes[i] = new.or_else(moves, q);
             sum_xq = xq.or_else(moves, sum_xq);
             sum_qq = qq.or_else(moves, sum_qq);
@@ -213,6 +212,16 @@ fn positive_error<F: Floats, const N: usize>(
         error = error + weights[i] * difference * difference;
     }
     error
+}
+
+/// |x| of each element.
+#[inline(always)]
+pub(super) fn magnitudes<F: Floats, const N: usize>(x: &[F; N]) -> [F; N] {
+    let mut magnitudes = *x;
+    for magnitude in &mut magnitudes {
+        *magnitude = magnitude.abs();
+    }
+    magnitudes
 }
 
 /// x² of each element.
@@ -321,6 +330,61 @@ pub(super) fn symmetric_codes_of_lane<const N: usize>(half: i32, inverse: f32, x
         return [0; N];
     }
     x.map(|x| (nearest(inverse * x).clamp(-half, half - 1) + half) as u8)
+}
+
+/// [`fit_symmetric_by_moves`](super::search::fit_symmetric_by_moves), for finite `x`: gives d and the odd lanes.
+#[inline(always)]
+pub(super) fn symmetric_by_moves<L: Lanes, const N: usize>(
+    l: L,
+    half: i32,
+    x: &[L::Floats; N],
+) -> (L::Floats, L::Mask) {
+    let zero = l.splat(0.0);
+    let nowhere = zero.gt(zero);
+    let bound = l.splat(BEYOND_NEAREST);
+    let (smallest, largest) = (l.splat(-half as f32), l.splat((half - 1) as f32));
+    let extreme = extreme(l, x);
+    let inverse = l.splat(-half as f32) / extreme;
+
+    let w = squares(l, x);
+    let (mut wx, mut q) = ([zero; N], [zero; N]);
+    let (mut sum_xq, mut sum_qq) = (zero, zero);
+    for i in 0..N {
+        wx[i] = w[i] * x[i];
+        q[i] = (inverse * x[i]).round().max(smallest).min(largest);
+        sum_xq = sum_xq + wx[i] * q[i];
+        sum_qq = sum_qq + w[i] * q[i] * q[i];
+    }
+    let negligible = l.splat(NEGLIGIBLE).gt(extreme.abs());
+    let mut odd = nowhere;
+    for _ in 0..5 {
+        let mut moved = nowhere;
+        for i in 0..N {
+            let xq = sum_xq - wx[i] * q[i];
+            let qq = sum_qq - w[i] * q[i] * q[i];
+            let quotient = x[i] * qq / xq;
+            let new = quotient.round().max(smallest).min(largest);
+            let may_move = xq.gt(zero);
+            odd = odd | (may_move & !quotient.abs().lt(bound));
+            let differs = may_move & new.ne(q[i]);
+            if !differs.any() {
+                continue;
+            }
+            let xq = xq + wx[i] * new;
+            let qq = qq + w[i] * new * new;
+            let moves = differs & qq.gt(zero) & (xq * xq * sum_qq).gt(sum_xq * sum_xq * qq);
+            q[i] = new.or_else(moves, q[i]);
+            sum_xq = xq.or_else(moves, sum_xq);
+            sum_qq = qq.or_else(moves, sum_qq);
+            moved = moved | moves;
+        }
+        // A lane that did not move in this round would not in the next.
+        if !moved.any() {
+            break;
+        }
+    }
+    let scale = (sum_xq / sum_qq).or_else(sum_qq.gt(zero), zero);
+    (zero.or_else(negligible, scale), odd & !negligible)
 }
 
 /// The first element of the largest magnitude, with its sign, in each lane.
