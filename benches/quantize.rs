@@ -5,6 +5,7 @@
 //! cargo bench --bench quantize -- q4_k q6_k          those
 //! cargo bench --bench quantize -- --threads 8        so many threads at once (0: one a core)
 //! cargo bench --bench quantize -- --importance       only with importance; --plain only without
+//! cargo bench --bench quantize -- --level avx2       only that level: under a profiler, with --rounds 1000
 //! ```
 //!
 //! All take turns, and the best of several rounds counts, so that what else the machine does hits all alike. Built as this
@@ -19,13 +20,13 @@ use std::time::{Duration, Instant};
 
 const ROW_LEN: usize = 4096;
 const ROWS: usize = 32;
-const ROUNDS: usize = 9;
 
 fn main() {
     let arguments = Arguments::parse();
     let weights = weights(ROWS * ROW_LEN);
     let importance: Vec<f32> = weights.iter().take(ROW_LEN).map(|x| 1.0 + 1000.0 * x * x).collect();
-    let levels: Vec<Level> = Level::available().collect();
+    let is_wanted = |level: &Level| arguments.level.as_ref().is_none_or(|name| level.name() == name);
+    let levels: Vec<Level> = Level::available().filter(is_wanted).collect();
 
     println!("millions of weights a second, threads: {}", arguments.threads);
     print!("{:22} {:>9}", "", "ggml");
@@ -37,13 +38,13 @@ fn main() {
             continue;
         }
         if arguments.plain {
-            bench(format, &levels, &weights, None, arguments.threads);
+            bench(format, &levels, &weights, None, &arguments);
         }
         if arguments.importance && format.importance == Importance::Used {
-            bench(format, &levels, &weights, Some(&importance), arguments.threads);
+            bench(format, &levels, &weights, Some(&importance), &arguments);
         }
         if arguments.plain && arguments.threads == 1 {
-            bench_dequantize(format, &weights);
+            bench_dequantize(format, &weights, arguments.rounds);
         }
     }
 }
@@ -53,11 +54,14 @@ struct Arguments {
     threads: usize,
     plain: bool,
     importance: bool,
+    level: Option<String>,
+    rounds: usize,
 }
 
 impl Arguments {
     fn parse() -> Self {
-        let mut arguments = Self { formats: Vec::new(), threads: 1, plain: true, importance: true };
+        let mut arguments =
+            Self { formats: Vec::new(), threads: 1, plain: true, importance: true, level: None, rounds: 9 };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             match word.as_str() {
@@ -65,6 +69,10 @@ impl Arguments {
                 "--bench" => {}
                 "--plain" => arguments.importance = false,
                 "--importance" => arguments.plain = false,
+                "--level" => arguments.level = words.next(),
+                "--rounds" => {
+                    arguments.rounds = words.next().and_then(|n| n.parse().ok()).expect("--rounds wants a number")
+                }
                 "--threads" => {
                     let number = words.next().and_then(|n| n.parse().ok()).expect("--threads wants a number");
                     arguments.threads = if number == 0 { num_cpus::get_physical() } else { number };
@@ -77,13 +85,17 @@ impl Arguments {
 }
 
 /// One line: ggml's speed, each level's, and how many times ggml's each is.
-fn bench(format: &Format, levels: &[Level], weights: &[f32], importance: Option<&[f32]>, threads: usize) {
+fn bench(format: &Format, levels: &[Level], weights: &[f32], importance: Option<&[f32]>, arguments: &Arguments) {
     let ty = format.ty;
+    let threads = arguments.threads;
     let mut buffers: Vec<Buffer> =
         (0..threads).map(|_| Buffer::new(weights.len() / ty.block_len() * ty.block_bytes())).collect();
     let mut least = vec![Duration::MAX; 1 + levels.len()];
-    for _ in 0..ROUNDS {
-        least[0] = least[0].min(time(&mut buffers, |buffer| ggml_quantize(ty, weights, importance, buffer)));
+    for _ in 0..arguments.rounds {
+        // Once is enough where only a level is looked at.
+        if arguments.level.is_none() || least[0] == Duration::MAX {
+            least[0] = least[0].min(time(&mut buffers, |buffer| ggml_quantize(ty, weights, importance, buffer)));
+        }
         for (least, &level) in least[1..].iter_mut().zip(levels) {
             *least = (*least).min(time(&mut buffers, |buffer| {
                 format.quantize_rows_at(level, weights, ROW_LEN, importance, buffer.slice());
@@ -93,13 +105,13 @@ fn bench(format: &Format, levels: &[Level], weights: &[f32], importance: Option<
     print_line(&format!("{ty}{}", if importance.is_some() { ", importance" } else { "" }), &least, threads);
 }
 
-fn bench_dequantize(format: &Format, weights: &[f32]) {
+fn bench_dequantize(format: &Format, weights: &[f32], rounds: usize) {
     let ty = format.ty;
     let mut buffer = [Buffer::new(weights.len() / ty.block_len() * ty.block_bytes())];
     format.quantize_rows(weights, ROW_LEN, None, buffer[0].slice());
     let mut back = vec![0.0; weights.len()];
     let mut least = [Duration::MAX; 2];
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         least[0] = least[0].min(time_one(|| ggml_dequantize(ty, black_box(&buffer[0]), &mut back)));
         least[1] = least[1].min(time_one(|| format.dequantize(black_box(&mut buffer[0]).slice(), &mut back)));
     }

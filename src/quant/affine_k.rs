@@ -3,9 +3,10 @@
 use super::batch::{self, AffineBatch, Batch, Fitted, weigh};
 use super::lanes::{Floats, Lanes, MAX_LANES};
 use super::pack::{six_bit_pairs, unpack_six_bit_pairs};
-use super::search::{Affine, AffineSearch, fit_affine, fit_positive, importance_weights, nearest, sum_of_squares};
+use super::search::{
+    Affine, AffineSearch, Rounding, fit_affine, fit_positive, importance_weights, nearest, sum_of_squares,
+};
 use super::{Half, Rows, search_lanes};
-use std::array;
 
 /// 256 weights but for the packing of their codes.
 pub(super) struct Fit {
@@ -22,6 +23,13 @@ pub(super) struct Search {
     pub plain: AffineSearch,
     /// Whether a searched 6-bit number above 63 (the byte of a negative one) is stored as 63, or as it is.
     pub capped: bool,
+}
+
+impl Search {
+    #[inline(always)]
+    fn rounding(self) -> Rounding {
+        Rounding { smallest: 0, largest: self.plain.max }
+    }
 }
 
 /// Fits the block `x` with codes from 0 to `search.plain.max`.
@@ -60,7 +68,7 @@ pub(super) fn fit(search: Search, x: &[f32; 256], importance: Option<&[f32; 256]
             Scales::fitted(search, d, dmin, scale_codes, min_codes)
         }
     };
-    packed.round(search, x, |j| codes[j])
+    packed.block(|scales, mins| search.rounding().codes(x, scales, mins, |j| codes[j]))
 }
 
 /// [`fit`] of all blocks of some rows, several at once; `put` gets the number and the fit of each.
@@ -107,7 +115,12 @@ pub(super) fn fit_rows<L: Lanes>(l: L, search: Search, rows: Rows, mut put: impl
                 None => Scales::spread(&found.scales[b], &found.mins[b]),
                 Some((scales, mins)) => Scales::fitted(search, scales.d[b], mins.d[b], scales.codes[b], mins.codes[b]),
             };
-            put(batch.first + b, stored.round(search, x, |j| found.codes(sub_search, b, j, x)));
+            let codes = |scales: &[f32; 8], mins: &[f32; 8]| {
+                search_lanes::codes::<_, 32, 8>(l, search.rounding(), x, scales, mins, |j| {
+                    found.codes(sub_search, b, j, x)
+                })
+            };
+            put(batch.first + b, stored.block(codes));
         }
     }
 }
@@ -142,30 +155,21 @@ impl Scales {
         Self { d: Half::new(d), dmin: Half::new(dmin), packed: six_bit_pairs(&scales, &mins) }
     }
 
-    /// The block with these scales: its codes rounded anew, or, where a sub-block's scale came out as 0, those that
-    /// `searched` gives.
+    /// The block with these scales, and with the codes that follow from d·s and dmin·t of each sub-block.
     #[inline(always)]
-    fn round(self, search: Search, x: &[f32; 256], searched: impl Fn(usize) -> [u8; 32]) -> Fit {
+    fn block(self, codes: impl FnOnce(&[f32; 8], &[f32; 8]) -> [u8; 256]) -> Fit {
         let Self { d, dmin, packed } = self;
-        let mut codes = [0; 256];
-        let (sub_blocks, _) = x.as_chunks::<32>();
-        let (sub_codes, _) = codes.as_chunks_mut::<32>();
-        for (j, (scale, min)) in sub_block_scales(d, dmin, &packed).into_iter().enumerate() {
-            sub_codes[j] = match scale != 0.0 {
-                true => sub_blocks[j].map(|x| nearest((x + min) / scale).clamp(0, search.plain.max) as u8),
-                false => searched(j),
-            };
-        }
-        Fit { d, dmin, scales: packed, codes }
+        let (scales, mins) = sub_block_scales(d, dmin, &packed);
+        Fit { d, dmin, scales: packed, codes: codes(&scales, &mins) }
     }
 }
 
-/// (d·s, dmin·t) of each sub-block.
-#[inline]
-pub(super) fn sub_block_scales(d: Half, dmin: Half, packed: &[u8; 12]) -> [(f32, f32); 8] {
+/// d·s and dmin·t of each sub-block.
+#[inline(always)]
+pub(super) fn sub_block_scales(d: Half, dmin: Half, packed: &[u8; 12]) -> ([f32; 8], [f32; 8]) {
     let (d, dmin) = (d.value(), dmin.value());
     let (scales, mins) = unpack_six_bit_pairs(packed);
-    array::from_fn(|j| (d * f32::from(scales[j]), dmin * f32::from(mins[j])))
+    (scales.map(|s| d * f32::from(s)), mins.map(|t| dmin * f32::from(t)))
 }
 
 /// The largest element, but at least 0.

@@ -11,7 +11,7 @@
 use super::Rows;
 use super::lanes::{Floats, Lanes, MAX_LANES, Mask};
 use super::search::AffineSearch;
-use super::search_lanes::{self, Start};
+use super::search_lanes::{self, Moves, Start};
 
 /// A number for each sub-block of a batch, `PER` to a block.
 pub(super) type Table<const PER: usize> = [[f32; PER]; MAX_LANES];
@@ -47,25 +47,18 @@ impl<'a, const N: usize> Batch<'a, N> {
         (0..self.sub_blocks().len()).step_by(L::LEN)
     }
 
-    /// Which sub-block is in which lane of the group from `at`: the last one fills the lanes that are left over.
-    #[inline(always)]
-    fn number(self, at: usize, lane: usize) -> usize {
-        (at + lane).min(self.sub_blocks().len() - 1)
-    }
-
-    /// The weights of the group from `at`.
+    /// The weights of the group from `at`. The first sub-blocks of it fill the lanes that are left over.
     #[inline(always)]
     pub fn columns<L: Lanes>(self, l: L, at: usize) -> [L::Floats; N] {
-        let sub_blocks = self.sub_blocks();
-        l.columns(|lane| &sub_blocks[self.number(at, lane)])
+        l.columns_of(lanes_from(l, &self.sub_blocks()[at..], 0, &mut [[0.0; N]; MAX_LANES]))
     }
 
     /// Their importance, where there is any.
     #[inline(always)]
     pub fn importance<L: Lanes>(self, l: L, at: usize) -> Option<[L::Floats; N]> {
-        let importance = self.importance?;
-        let first = Self::PER * self.first;
-        Some(l.columns(|lane| Rows::importance_of(importance, first + self.number(at, lane))))
+        let (importance, _) = self.importance?.as_chunks();
+        let first = (Self::PER * self.first + at) % importance.len();
+        Some(l.columns_of(lanes_from(l, importance, first, &mut [[0.0; N]; MAX_LANES])))
     }
 
     /// The importance of block `b` of the batch.
@@ -79,7 +72,8 @@ impl<'a, const N: usize> Batch<'a, N> {
     pub fn of_blocks<L: Lanes>(self, l: L, at: usize, numbers: &[f32; MAX_LANES]) -> L::Floats {
         let mut lanes = [0.0; MAX_LANES];
         for lane in 0..L::LEN {
-            lanes[lane] = numbers[self.number(at, lane) / Self::PER];
+            // Whatever is in the lanes that are left over.
+            lanes[lane] = numbers[((at + lane) / Self::PER).min(MAX_LANES - 1)];
         }
         l.load(&lanes)
     }
@@ -104,6 +98,26 @@ impl<'a, const N: usize> Batch<'a, N> {
         l.store(sum, &mut sums);
         sums
     }
+}
+
+/// As many of `pieces` as there are lanes, from number `first`, beginning anew at the end: where they do not lie one after
+/// the other, by way of `buffer`.
+#[inline(always)]
+fn lanes_from<'a, L: Lanes, const N: usize>(
+    _: L,
+    pieces: &'a [[f32; N]],
+    first: usize,
+    buffer: &'a mut [[f32; N]; MAX_LANES],
+) -> &'a [[f32; N]] {
+    if first + L::LEN <= pieces.len() {
+        return &pieces[first..];
+    }
+    let mut at = first;
+    for row in &mut buffer[..L::LEN] {
+        *row = pieces[at];
+        at = if at + 1 < pieces.len() { at + 1 } else { 0 };
+    }
+    buffer
 }
 
 /// Writes a number for each sub-block of the group from `at`.
@@ -210,6 +224,58 @@ impl<const PER: usize> SymmetricBatch<PER> {
     #[inline(always)]
     pub fn codes<const N: usize>(&self, half: i32, b: usize, j: usize, x: &[f32; 256]) -> [u8; N] {
         search_lanes::symmetric_codes_of_lane(half, self.inverses[b][j], &x.as_chunks().0[j])
+    }
+}
+
+/// What [`search_lanes::Moves`] found for each sub-block of a batch.
+pub(super) struct MovesBatch<const PER: usize> {
+    pub scales: Table<PER>,
+    /// Not 0 in a block that is to be left to the scalar code.
+    pub odd: Table<PER>,
+}
+
+impl<const PER: usize> MovesBatch<PER> {
+    /// Searches all sub-blocks.
+    ///
+    /// In most of them the search ends as it starts, which can be told without the wait of each step for the one before.
+    /// The others are gathered, so that the lanes that search on have company.
+    #[inline(always)]
+    pub fn search<L: Lanes, const N: usize>(l: L, half: i32, batch: Batch<N>) -> Self {
+        let mut found = Self { scales: [[0.0; PER]; MAX_LANES], odd: [[0.0; PER]; MAX_LANES] };
+        let sub_blocks = batch.sub_blocks();
+        let (mut unsettled, mut n_unsettled) = ([[0u16; PER]; MAX_LANES], 0);
+        let unsettled = unsettled.as_flattened_mut();
+        let mut moves = Moves::<L, N>::new(l, half);
+        for at in batch.groups(l) {
+            moves.start(l, batch.columns(l, at));
+            let (is_unsettled, odd) = moves.unsettled(l);
+            put(l, &mut found.scales, at, moves.scale(l));
+            mark(l, &mut found.odd, at, odd);
+            let mut lanes = is_unsettled.bits();
+            while lanes != 0 {
+                let number = at + lanes.trailing_zeros() as usize;
+                unsettled[n_unsettled] = number as u16;
+                // Not what only fills a lane that is left over.
+                n_unsettled += usize::from(number < sub_blocks.len());
+                lanes &= lanes - 1;
+            }
+        }
+        for numbers in unsettled[..n_unsettled].chunks(L::LEN) {
+            let mut company = [[0.0; N]; MAX_LANES];
+            for (row, &number) in company.iter_mut().zip(numbers) {
+                *row = sub_blocks[usize::from(number)];
+            }
+            moves.start(l, l.columns_of(&company));
+            let odd = moves.settle(l);
+            let (mut scales, mut odds) = ([0.0; MAX_LANES], [0.0; MAX_LANES]);
+            l.store(moves.scale(l), &mut scales);
+            l.store(l.splat(1.0).or_else(odd, l.splat(0.0)), &mut odds);
+            for lane in 0..numbers.len() {
+                found.scales.as_flattened_mut()[usize::from(numbers[lane])] = scales[lane];
+                found.odd.as_flattened_mut()[usize::from(numbers[lane])] += odds[lane];
+            }
+        }
+        found
     }
 }
 

@@ -5,26 +5,26 @@ use std::array;
 /// Two 4-bit codes a byte: code j in the low half of byte j, code j + 16 in the high half.
 ///
 /// The high bits of a code above 15 are not masked away but meet those of its neighbour, as in the formats' definition.
-#[inline]
+#[inline(always)]
 pub(super) fn nibbles(codes: &[u8; 32]) -> [u8; 16] {
     array::from_fn(|j| codes[j] | codes[j + 16] << 4)
 }
 
 /// The inverse of [`nibbles`].
-#[inline]
+#[inline(always)]
 pub(super) fn unpack_nibbles(bytes: &[u8; 16]) -> [u8; 32] {
     array::from_fn(|j| if j < 16 { bytes[j] & 15 } else { bytes[j - 16] >> 4 })
 }
 
 /// 32 codes of 5 bits: their low four as [`nibbles`], and bit 4 of code j as bit j of a little-endian `u32`.
-#[inline]
+#[inline(always)]
 pub(super) fn five_bits(codes: &[u8; 32]) -> ([u8; 4], [u8; 16]) {
     let high = codes.iter().enumerate().fold(0, |high, (j, &code)| high | u32::from(code >> 4 & 1) << j);
     (high.to_le_bytes(), nibbles(&codes.map(|code| code & 15)))
 }
 
 /// The inverse of [`five_bits`].
-#[inline]
+#[inline(always)]
 pub(super) fn unpack_five_bits(high: [u8; 4], low: &[u8; 16]) -> [u8; 32] {
     let high = u32::from_le_bytes(high);
     let low = unpack_nibbles(low);
@@ -32,7 +32,7 @@ pub(super) fn unpack_five_bits(high: [u8; 4], low: &[u8; 16]) -> [u8; 32] {
 }
 
 /// 256 codes of 2 bits: byte l of each half (128 codes, 32 bytes) holds codes l, l + 32, l + 64 and l + 96, lowest first.
-#[inline]
+#[inline(always)]
 pub(super) fn two_bits(codes: &[u8; 256]) -> [u8; 64] {
     let mut bytes = [0; 64];
     for (bytes, codes) in bytes.chunks_exact_mut(32).zip(codes.chunks_exact(128)) {
@@ -44,7 +44,7 @@ pub(super) fn two_bits(codes: &[u8; 256]) -> [u8; 64] {
 }
 
 /// The inverse of [`two_bits`].
-#[inline]
+#[inline(always)]
 pub(super) fn unpack_two_bits(bytes: &[u8; 64]) -> [u8; 256] {
     let mut codes = [0; 256];
     for (bytes, codes) in bytes.chunks_exact(32).zip(codes.chunks_exact_mut(128)) {
@@ -58,7 +58,7 @@ pub(super) fn unpack_two_bits(bytes: &[u8; 64]) -> [u8; 256] {
 }
 
 /// 256 codes of 4 bits: byte l of each quarter (64 codes, 32 bytes) holds code l in its low half, l + 32 in its high half.
-#[inline]
+#[inline(always)]
 pub(super) fn four_bits(codes: &[u8; 256]) -> [u8; 128] {
     let mut bytes = [0; 128];
     for (bytes, codes) in bytes.chunks_exact_mut(32).zip(codes.chunks_exact(64)) {
@@ -70,7 +70,7 @@ pub(super) fn four_bits(codes: &[u8; 256]) -> [u8; 128] {
 }
 
 /// The inverse of [`four_bits`].
-#[inline]
+#[inline(always)]
 pub(super) fn unpack_four_bits(bytes: &[u8; 128]) -> [u8; 256] {
     let mut codes = [0; 256];
     for (bytes, codes) in bytes.chunks_exact(32).zip(codes.chunks_exact_mut(64)) {
@@ -83,7 +83,7 @@ pub(super) fn unpack_four_bits(bytes: &[u8; 128]) -> [u8; 256] {
 }
 
 /// One bit of each of 256 codes, bit `bit`: that of code 32·p + l is bit p of byte l.
-#[inline]
+#[inline(always)]
 pub(super) fn one_bit(codes: &[u8; 256], bit: u32) -> [u8; 32] {
     let mut bytes = [0; 32];
     for (plane, codes) in codes.chunks_exact(32).enumerate() {
@@ -95,7 +95,7 @@ pub(super) fn one_bit(codes: &[u8; 256], bit: u32) -> [u8; 32] {
 }
 
 /// The inverse of [`one_bit`]: sets bit `bit` of the codes from `bytes`.
-#[inline]
+#[inline(always)]
 pub(super) fn unpack_one_bit(bytes: &[u8; 32], bit: u32, codes: &mut [u8; 256]) {
     for (plane, codes) in codes.chunks_exact_mut(32).enumerate() {
         for l in 0..32 {
@@ -113,7 +113,7 @@ pub(super) fn unpack_one_bit(bytes: &[u8; 32], bit: u32, codes: &mut [u8; 256]) 
 /// ```
 ///
 /// Bits above the sixth of pairs 0..4 are not masked away, as in the formats' definition.
-#[inline]
+#[inline(always)]
 pub(super) fn six_bit_pairs(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
     array::from_fn(|j| match j {
         0..4 => scales[j] | scales[j + 4] >> 4 << 6,
@@ -123,7 +123,7 @@ pub(super) fn six_bit_pairs(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
 }
 
 /// The inverse of [`six_bit_pairs`].
-#[inline]
+#[inline(always)]
 pub(super) fn unpack_six_bit_pairs(bytes: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     let scale = |j: usize| if j < 4 { bytes[j] & 63 } else { bytes[j + 4] & 15 | bytes[j - 4] >> 6 << 4 };
     let min = |j: usize| if j < 4 { bytes[j + 4] & 63 } else { bytes[j + 4] >> 4 | bytes[j] >> 6 << 4 };

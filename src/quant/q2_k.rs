@@ -16,7 +16,9 @@
 
 use super::batch::{self, AffineBatch, Batch, Fitted, weigh};
 use super::lanes::MAX_LANES;
-use super::search::{Affine, AffineSearch, fit_affine, fit_positive, importance_weights, nearest, sum_of_squares};
+use super::search::{
+    Affine, AffineSearch, Rounding, fit_affine, fit_positive, importance_weights, nearest, sum_of_squares,
+};
 use super::{Block, Half, Importance, Lanes, Rows, dequantize_blocks, pack, quantize_blocks, search_lanes};
 use crate::gguf::TensorType;
 use std::array;
@@ -40,6 +42,8 @@ const _: () = assert!(size_of::<BlockQ2K>() == 84);
 /// The search without importance.
 const PLAIN: AffineSearch =
     AffineSearch { max: 3, first: -0.5, step: 0.1, tries: 16, absolute: true, limit_first: false };
+
+const ROUNDING: Rounding = Rounding { smallest: 0, largest: 3 };
 
 impl Block for BlockQ2K {
     const TYPE: TensorType = TensorType::Q2_K;
@@ -81,7 +85,9 @@ impl Block for BlockQ2K {
                         None => [four_bits(&found.scales[b]), four_bits(&found.mins[b])],
                         Some(fitted) => fitted.each_ref().map(|fitted| (fitted.d[b], fitted.codes[b])),
                     };
-                    round(x, stored, |j| found.codes(search, b, j, x))
+                    block(stored, |scales, mins| {
+                        search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, mins, |j| found.codes(search, b, j, x))
+                    })
                 };
             }
         }
@@ -89,22 +95,24 @@ impl Block for BlockQ2K {
 
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<256, Self>(src, dst, |block| {
-            let sub_blocks = block.sub_blocks();
+            let (scales, mins) = block.sub_blocks();
             let codes = pack::unpack_two_bits(&block.qs);
-            array::from_fn(|i| {
-                let (scale, min) = sub_blocks[i / 16];
-                scale * f32::from(codes[i]) - min
-            })
+            array::from_fn(|i| scales[i / 16] * f32::from(codes[i]) - mins[i / 16])
         });
     }
 }
 
 impl BlockQ2K {
-    /// (d·s, dmin·t) of each sub-block.
-    #[inline]
-    fn sub_blocks(&self) -> [(f32, f32); 16] {
+    /// d·s and dmin·t of each sub-block.
+    #[inline(always)]
+    fn sub_blocks(&self) -> ([f32; 16], [f32; 16]) {
         let (d, dmin) = (self.d.value(), self.dmin.value());
-        self.scales.map(|byte| (d * f32::from(byte & 15), dmin * f32::from(byte >> 4)))
+        let (mut scales, mut mins) = ([0.0; 16], [0.0; 16]);
+        for j in 0..16 {
+            scales[j] = d * f32::from(self.scales[j] & 15);
+            mins[j] = dmin * f32::from(self.scales[j] >> 4);
+        }
+        (scales, mins)
     }
 }
 
@@ -137,33 +145,21 @@ fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ2K {
             })
         }
     };
-    round(x, stored, |j| codes[j])
+    block(stored, |scales, mins| ROUNDING.codes(x, scales, mins, |j| codes[j]))
 }
 
-/// The block with these d, scales, dmin and mins: its codes rounded anew, or, where a sub-block's scale came out as 0,
-/// those that `searched` gives.
+/// The block with these d, scales, dmin and mins, and with the codes that follow from d·s and dmin·t of each sub-block.
 #[inline(always)]
-fn round(
-    x: &[f32; 256],
+fn block(
     [(d, scales), (dmin, mins)]: [(f32, [u8; 16]); 2],
-    searched: impl Fn(usize) -> [u8; 16],
+    codes: impl FnOnce(&[f32; 16], &[f32; 16]) -> [u8; 256],
 ) -> BlockQ2K {
-    let mut block = BlockQ2K {
-        scales: array::from_fn(|j| scales[j] | mins[j] << 4),
-        qs: [0; 64],
-        d: Half::new(d),
-        dmin: Half::new(dmin),
-    };
-    let mut codes = [0; 256];
-    let (sub_blocks, _) = x.as_chunks::<16>();
-    let (sub_codes, _) = codes.as_chunks_mut::<16>();
-    for (j, (scale, min)) in block.sub_blocks().into_iter().enumerate() {
-        sub_codes[j] = match scale != 0.0 {
-            true => sub_blocks[j].map(|x| nearest((x + min) / scale).clamp(0, 3) as u8),
-            false => searched(j),
-        };
+    let mut block = BlockQ2K { scales: [0; 16], qs: [0; 64], d: Half::new(d), dmin: Half::new(dmin) };
+    for j in 0..16 {
+        block.scales[j] = scales[j] | mins[j] << 4;
     }
-    block.qs = pack::two_bits(&codes);
+    let (scales, mins) = block.sub_blocks();
+    block.qs = pack::two_bits(&codes(&scales, &mins));
     block
 }
 
@@ -172,7 +168,11 @@ fn four_bits(x: &[f32; 16]) -> (f32, [u8; 16]) {
     let largest = x.iter().fold(0.0, |largest, &x| if x > largest { x } else { largest });
     if largest > 0.0 {
         let inverse = 15.0 / largest;
-        (largest / 15.0, x.map(|x| nearest(inverse * x) as u8))
+        let mut codes = [0; 16];
+        for j in 0..16 {
+            codes[j] = nearest(inverse * x[j]) as u8;
+        }
+        (largest / 15.0, codes)
     } else {
         (0.0, [0; 16])
     }

@@ -18,9 +18,11 @@
 //! Source: `block_q3_K`, `quantize_row_q3_K_ref` and `quantize_row_q3_K_impl` in ggml's `ggml-common.h` and
 //! `ggml-quants.c`.
 
-use super::batch::{self, Batch, Fitted, SymmetricBatch, weigh};
+use super::batch::{self, Batch, Fitted, MovesBatch, SymmetricBatch, weigh};
 use super::lanes::MAX_LANES;
-use super::search::{extreme, fit_symmetric, fit_symmetric_by_moves, importance_weights, nearest, sum_of_squares};
+use super::search::{
+    Rounding, extreme, fit_symmetric, fit_symmetric_by_moves, importance_weights, nearest, sum_of_squares,
+};
 use super::{Block, Half, Importance, Lanes, Rows, dequantize_blocks, pack, quantize_blocks, search_lanes};
 use crate::gguf::TensorType;
 use std::array;
@@ -41,6 +43,8 @@ pub struct BlockQ3K {
 
 const _: () = assert!(size_of::<BlockQ3K>() == 110);
 
+const ROUNDING: Rounding = Rounding { smallest: -4, largest: 3 };
+
 impl Block for BlockQ3K {
     const TYPE: TensorType = TensorType::Q3_K;
     const LEN: usize = 256;
@@ -55,21 +59,18 @@ impl Block for BlockQ3K {
         for batch in Batch::<16>::of(l, rows) {
             match rows.importance {
                 None => {
-                    let (mut scales, mut odd) = ([[0.0; 16]; MAX_LANES], [[0.0; 16]; MAX_LANES]);
-                    for at in batch.groups(l) {
-                        let (scale, is_odd) = search_lanes::symmetric_by_moves(l, 4, &batch.columns(l, at));
-                        batch::put(l, &mut scales, at, scale);
-                        batch::mark(l, &mut odd, at, is_odd);
-                    }
+                    let found = MovesBatch::search(l, 4, batch);
                     for (b, x) in batch.blocks.iter().enumerate() {
-                        dst[batch.first + b] = if odd[b] != [0.0; 16] {
+                        dst[batch.first + b] = if found.odd[b] != [0.0; 16] {
                             quantize(x, None)
                         } else {
-                            let (d, scale_codes) = six_bits(&scales[b]);
-                            round(x, d, &scale_codes, |j| {
-                                let mut codes = [0; 16];
-                                fit_symmetric_by_moves(&x.as_chunks().0[j], 4, &mut codes);
-                                codes
+                            let (d, scale_codes) = six_bits(&found.scales[b]);
+                            block(d, &scale_codes, |scales| {
+                                search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, &[0.0; 16], |j| {
+                                    let mut codes = [0; 16];
+                                    fit_symmetric_by_moves(&x.as_chunks().0[j], 4, &mut codes);
+                                    codes
+                                })
                             })
                         };
                     }
@@ -91,7 +92,11 @@ impl Block for BlockQ3K {
                         dst[batch.first + b] = if odd[b] != [0.0; 16] {
                             quantize(x, batch.block_importance(b))
                         } else {
-                            round(x, fitted.d[b], &fitted.codes[b], |j| found.codes(4, b, j, x))
+                            block(fitted.d[b], &fitted.codes[b], |scales| {
+                                search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, &[0.0; 16], |j| {
+                                    found.codes(4, b, j, x)
+                                })
+                            })
                         };
                     }
                 }
@@ -111,7 +116,7 @@ impl Block for BlockQ3K {
 
 impl BlockQ3K {
     /// d·(s − 32) of each sub-block.
-    #[inline]
+    #[inline(always)]
     fn sub_blocks(&self) -> [f32; 16] {
         let d = self.d.value();
         unpack_scales(&self.scales).map(|s| d * (f32::from(s) - 32.0))
@@ -142,7 +147,7 @@ fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ3K {
             (fit_symmetric(&scales, &sums, 32, &mut scale_codes), scale_codes)
         }
     };
-    round(x, d, &scale_codes, |j| codes[j])
+    block(d, &scale_codes, |scales| ROUNDING.codes(x, scales, &[0.0; 16], |j| codes[j]))
 }
 
 /// A scale for `scales`, and these in it as 6-bit numbers, 32 more than they stand for, that give the largest magnitude an
@@ -154,25 +159,23 @@ fn six_bits(scales: &[f32; 16]) -> (f32, [u8; 16]) {
         return (0.0, [0; 16]);
     }
     let inverse = -32.0 / extreme;
-    (1.0 / inverse, scales.map(|scale| (nearest(inverse * scale).clamp(-32, 31) + 32) as u8))
+    let mut codes = [0; 16];
+    for j in 0..16 {
+        codes[j] = (nearest(inverse * scales[j]).clamp(-32, 31) + 32) as u8;
+    }
+    (1.0 / inverse, codes)
 }
 
-/// The block with these scales: its codes rounded anew, or, where a sub-block's scale came out as 0, those that
-/// `searched` gives.
+/// The block with these scales, and with the codes that follow from d·s of each sub-block.
 #[inline(always)]
-fn round(x: &[f32; 256], d: f32, scales: &[u8; 16], searched: impl Fn(usize) -> [u8; 16]) -> BlockQ3K {
+fn block(d: f32, scales: &[u8; 16], codes: impl FnOnce(&[f32; 16]) -> [u8; 256]) -> BlockQ3K {
     let mut block = BlockQ3K { hmask: [0; 32], qs: [0; 64], scales: pack_scales(scales), d: Half::new(d) };
-    let mut codes = [0; 256];
-    let (sub_blocks, _) = x.as_chunks::<16>();
-    let (sub_codes, _) = codes.as_chunks_mut::<16>();
-    for (j, scale) in block.sub_blocks().into_iter().enumerate() {
-        sub_codes[j] = match scale != 0.0 {
-            true => sub_blocks[j].map(|x| (nearest(x / scale).clamp(-4, 3) + 4) as u8),
-            false => searched(j),
-        };
-    }
+    let mut codes = codes(&block.sub_blocks());
     block.hmask = pack::one_bit(&codes, 2);
-    block.qs = pack::two_bits(&codes.map(|code| code & 3));
+    for code in &mut codes {
+        *code &= 3;
+    }
+    block.qs = pack::two_bits(&codes);
     block
 }
 
@@ -186,7 +189,7 @@ fn pack_scales(scales: &[u8; 16]) -> [u8; 12] {
 }
 
 /// The inverse of [`pack_scales`].
-#[inline]
+#[inline(always)]
 fn unpack_scales(bytes: &[u8; 12]) -> [u8; 16] {
     array::from_fn(|j| {
         let low = if j < 8 { bytes[j] & 15 } else { bytes[j - 8] >> 4 };

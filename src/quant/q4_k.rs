@@ -60,12 +60,9 @@ impl Block for BlockQ4K {
 
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<256, Self>(src, dst, |block| {
-            let sub_blocks = affine_k::sub_block_scales(block.d, block.dmin, &block.scales);
+            let (scales, mins) = affine_k::sub_block_scales(block.d, block.dmin, &block.scales);
             let codes = pack::unpack_four_bits(&block.qs);
-            std::array::from_fn(|i| {
-                let (scale, min) = sub_blocks[i / 32];
-                scale * f32::from(codes[i]) - min
-            })
+            std::array::from_fn(|i| scales[i / 32] * f32::from(codes[i]) - mins[i / 32])
         });
     }
 }

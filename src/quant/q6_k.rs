@@ -15,7 +15,7 @@
 //! `ggml-quants.c`.
 
 use super::batch::{Batch, SymmetricBatch};
-use super::search::{NEGLIGIBLE, extreme, fit_symmetric, nearest};
+use super::search::{NEGLIGIBLE, Rounding, extreme, fit_symmetric, nearest};
 use super::{Block, Half, Importance, Lanes, Rows, dequantize_blocks, pack, quantize_blocks, search_lanes};
 use crate::gguf::TensorType;
 use std::array;
@@ -36,6 +36,8 @@ pub struct BlockQ6K {
 
 const _: () = assert!(size_of::<BlockQ6K>() == 210);
 
+const ROUNDING: Rounding = Rounding { smallest: -32, largest: 31 };
+
 impl Block for BlockQ6K {
     const TYPE: TensorType = TensorType::Q6_K;
     const LEN: usize = 256;
@@ -55,7 +57,9 @@ impl Block for BlockQ6K {
                 found.search(l, at, 32, &x, &weights);
             }
             for (b, x) in batch.blocks.iter().enumerate() {
-                dst[batch.first + b] = round(x, &found.scales[b], |j| found.codes(32, b, j, x));
+                dst[batch.first + b] = block(&found.scales[b], |scales| {
+                    search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, &[0.0; 16], |j| found.codes(32, b, j, x))
+                });
             }
         }
     }
@@ -71,13 +75,17 @@ impl Block for BlockQ6K {
 
 impl BlockQ6K {
     /// d·s of each sub-block.
-    #[inline]
+    #[inline(always)]
     fn sub_blocks(&self) -> [f32; 16] {
         let d = self.d.value();
-        self.scales.map(|s| d * f32::from(s as i8))
+        let mut sub_blocks = [0.0; 16];
+        for j in 0..16 {
+            sub_blocks[j] = d * f32::from(self.scales[j] as i8);
+        }
+        sub_blocks
     }
 
-    #[inline]
+    #[inline(always)]
     fn codes(&self) -> [u8; 256] {
         let mut codes = pack::unpack_two_bits(&self.qh).map(|high| high << 4);
         for (bytes, codes) in self.ql.chunks_exact(64).zip(codes.chunks_exact_mut(128)) {
@@ -90,7 +98,11 @@ impl BlockQ6K {
     }
 
     fn set_codes(&mut self, codes: &[u8; 256]) {
-        self.qh = pack::two_bits(&codes.map(|code| code >> 4));
+        let mut high = *codes;
+        for code in &mut high {
+            *code >>= 4;
+        }
+        self.qh = pack::two_bits(&high);
         for (bytes, codes) in self.ql.chunks_exact_mut(64).zip(codes.chunks_exact(128)) {
             for l in 0..64 {
                 bytes[l] = codes[l] & 15 | codes[l + 64] << 4;
@@ -110,13 +122,12 @@ fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ6K {
         };
         scales[j] = fit_symmetric(&sub_blocks[j], &weights, 32, &mut codes[j]);
     }
-    round(x, &scales, |j| codes[j])
+    block(&scales, |scales| ROUNDING.codes(x, scales, &[0.0; 16], |j| codes[j]))
 }
 
-/// The block with these scales: its codes rounded anew, or, where a sub-block's scale came out as 0, those that
-/// `searched` gives.
+/// The block with these scales, and with the codes that follow from d·s of each sub-block.
 #[inline(always)]
-fn round(x: &[f32; 256], scales: &[f32; 16], searched: impl Fn(usize) -> [u8; 16]) -> BlockQ6K {
+fn block(scales: &[f32; 16], codes: impl FnOnce(&[f32; 16]) -> [u8; 256]) -> BlockQ6K {
     let mut block = BlockQ6K { ql: [0; 128], qh: [0; 64], scales: [0; 16], d: Half::new(0.0) };
     let extreme = extreme(scales);
     if extreme.abs() < NEGLIGIBLE {
@@ -124,17 +135,10 @@ fn round(x: &[f32; 256], scales: &[f32; 16], searched: impl Fn(usize) -> [u8; 16
     }
     let inverse = -128.0 / extreme;
     block.d = Half::new(1.0 / inverse);
-    block.scales = scales.map(|scale| nearest(inverse * scale).min(127) as u8);
-    let mut codes = [0; 256];
-    let (sub_blocks, _) = x.as_chunks::<16>();
-    let (sub_codes, _) = codes.as_chunks_mut::<16>();
-    for (j, scale) in block.sub_blocks().into_iter().enumerate() {
-        sub_codes[j] = match scale != 0.0 {
-            true => sub_blocks[j].map(|x| (nearest(x / scale).clamp(-32, 31) + 32) as u8),
-            false => searched(j),
-        };
+    for j in 0..16 {
+        block.scales[j] = nearest(inverse * scales[j]).min(127) as u8;
     }
-    block.set_codes(&codes);
+    block.set_codes(&codes(&block.sub_blocks()));
     block
 }
 

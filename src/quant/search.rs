@@ -346,6 +346,42 @@ pub(super) fn fit_affine<const N: usize>(
     Affine { scale, min: -min }
 }
 
+/// How the codes of a block follow from its scales as stored: the nearest to (x + min) / scale, from `smallest` to
+/// `largest`, less `smallest`.
+#[derive(Clone, Copy)]
+pub(super) struct Rounding {
+    pub smallest: i32,
+    pub largest: i32,
+}
+
+impl Rounding {
+    /// The codes of `x`, in `PER` sub-blocks of `N`. Where a sub-block's scale is 0 they are those that its search ended
+    /// with: `searched` gives them.
+    pub fn codes<const N: usize, const PER: usize>(
+        self,
+        x: &[f32; 256],
+        scales: &[f32; PER],
+        mins: &[f32; PER],
+        searched: impl Fn(usize) -> [u8; N],
+    ) -> [u8; 256] {
+        let mut codes = [0; 256];
+        let (sub_blocks, _) = x.as_chunks::<N>();
+        let (sub_codes, _) = codes.as_chunks_mut::<N>();
+        for j in 0..PER {
+            sub_codes[j] = match scales[j] != 0.0 {
+                true => sub_blocks[j].map(|x| self.code((x + mins[j]) / scales[j])),
+                false => searched(j),
+            };
+        }
+        codes
+    }
+
+    #[inline(always)]
+    fn code(self, quotient: f32) -> u8 {
+        (nearest(quotient).clamp(self.smallest, self.largest) - self.smallest) as u8
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,7 @@
 //! quantized by the scalar code.
 
 use super::lanes::{Floats, Lanes, Mask};
-use super::search::{AffineSearch, NEGLIGIBLE, nearest};
+use super::search::{AffineSearch, NEGLIGIBLE, Rounding, nearest};
 
 /// Magnitudes from here on `nearest` does not round.
 const BEYOND_NEAREST: f32 = 4_194_304.0;
@@ -244,6 +244,38 @@ pub(super) fn sum_of_squares<L: Lanes, const N: usize>(l: L, x: &[L::Floats; N])
     sum
 }
 
+/// [`Rounding::codes`].
+#[inline(always)]
+pub(super) fn codes<L: Lanes, const N: usize, const PER: usize>(
+    l: L,
+    rounding: Rounding,
+    x: &[f32; 256],
+    scales: &[f32; PER],
+    mins: &[f32; PER],
+    searched: impl Fn(usize) -> [u8; N],
+) -> [u8; 256] {
+    let zero = l.splat(0.0);
+    let (smallest, largest) = (l.splat(rounding.smallest as f32), l.splat(rounding.largest as f32));
+    let mut odd = zero.gt(zero);
+    let mut codes = [0; 256];
+    for at in (0..256).step_by(L::LEN) {
+        let (scale, min) = (l.spread::<N>(&scales[at / N..]), l.spread::<N>(&mins[at / N..]));
+        let quotient = (l.load(&x[at..]) + min) / scale;
+        odd = odd | (scale.ne(zero) & !quotient.abs().lt(l.splat(BEYOND_NEAREST)));
+        l.store_bytes(quotient.round().max(smallest).min(largest) - smallest, &mut codes[at..]);
+    }
+    if odd.any() {
+        return rounding.codes(x, scales, mins, searched);
+    }
+    let (sub_codes, _) = codes.as_chunks_mut::<N>();
+    for j in 0..PER {
+        if scales[j] == 0.0 {
+            sub_codes[j] = searched(j);
+        }
+    }
+    codes
+}
+
 /// What [`symmetric`] finds for each lane.
 pub(super) struct Symmetric<F> {
     pub scale: F,
@@ -332,59 +364,119 @@ pub(super) fn symmetric_codes_of_lane<const N: usize>(half: i32, inverse: f32, x
     x.map(|x| (nearest(inverse * x).clamp(-half, half - 1) + half) as u8)
 }
 
-/// [`fit_symmetric_by_moves`](super::search::fit_symmetric_by_moves), for finite `x`: gives d and the odd lanes.
-#[inline(always)]
-pub(super) fn symmetric_by_moves<L: Lanes, const N: usize>(
-    l: L,
+/// [`fit_symmetric_by_moves`](super::search::fit_symmetric_by_moves) of finite weights.
+pub(super) struct Moves<L: Lanes, const N: usize> {
     half: i32,
-    x: &[L::Floats; N],
-) -> (L::Floats, L::Mask) {
-    let zero = l.splat(0.0);
-    let nowhere = zero.gt(zero);
-    let bound = l.splat(BEYOND_NEAREST);
-    let (smallest, largest) = (l.splat(-half as f32), l.splat((half - 1) as f32));
-    let extreme = extreme(l, x);
-    let inverse = l.splat(-half as f32) / extreme;
+    x: [L::Floats; N],
+    /// x², the weights of the search.
+    w: [L::Floats; N],
+    /// x³
+    wx: [L::Floats; N],
+    q: [L::Floats; N],
+    sum_xq: L::Floats,
+    sum_qq: L::Floats,
+    negligible: L::Mask,
+}
 
-    let w = squares(l, x);
-    let (mut wx, mut q) = ([zero; N], [zero; N]);
-    let (mut sum_xq, mut sum_qq) = (zero, zero);
-    for i in 0..N {
-        wx[i] = w[i] * x[i];
-        q[i] = (inverse * x[i]).round().max(smallest).min(largest);
-        sum_xq = sum_xq + wx[i] * q[i];
-        sum_qq = sum_qq + w[i] * q[i] * q[i];
+/// How one code would move, given all others.
+struct Move<L: Lanes> {
+    /// To this code.
+    q: L::Floats,
+    sum_xq: L::Floats,
+    sum_qq: L::Floats,
+    /// Where that is better than to stay.
+    better: L::Mask,
+    odd: L::Mask,
+}
+
+impl<L: Lanes, const N: usize> Moves<L, N> {
+    /// Nothing yet.
+    #[inline(always)]
+    pub fn new(l: L, half: i32) -> Self {
+        let zero = l.splat(0.0);
+        let zeros = [zero; N];
+        let nowhere = zero.gt(zero);
+        Self { half, x: zeros, w: zeros, wx: zeros, q: zeros, sum_xq: zero, sum_qq: zero, negligible: nowhere }
     }
-    let negligible = l.splat(NEGLIGIBLE).gt(extreme.abs());
-    let mut odd = nowhere;
-    for _ in 0..5 {
-        let mut moved = nowhere;
+
+    /// The start of the search for `x`.
+    #[inline(always)]
+    pub fn start(&mut self, l: L, x: [L::Floats; N]) {
+        let (smallest, largest) = (l.splat(-self.half as f32), l.splat((self.half - 1) as f32));
+        let extreme = extreme(l, &x);
+        let inverse = l.splat(-self.half as f32) / extreme;
+        (self.sum_xq, self.sum_qq) = (l.splat(0.0), l.splat(0.0));
         for i in 0..N {
-            let xq = sum_xq - wx[i] * q[i];
-            let qq = sum_qq - w[i] * q[i] * q[i];
-            let quotient = x[i] * qq / xq;
-            let new = quotient.round().max(smallest).min(largest);
-            let may_move = xq.gt(zero);
-            odd = odd | (may_move & !quotient.abs().lt(bound));
-            let differs = may_move & new.ne(q[i]);
-            if !differs.any() {
-                continue;
-            }
-            let xq = xq + wx[i] * new;
-            let qq = qq + w[i] * new * new;
-            let moves = differs & qq.gt(zero) & (xq * xq * sum_qq).gt(sum_xq * sum_xq * qq);
-            q[i] = new.or_else(moves, q[i]);
-            sum_xq = xq.or_else(moves, sum_xq);
-            sum_qq = qq.or_else(moves, sum_qq);
-            moved = moved | moves;
+            let w = x[i] * x[i];
+            let q = (inverse * x[i]).round().max(smallest).min(largest);
+            self.sum_xq = self.sum_xq + w * x[i] * q;
+            self.sum_qq = self.sum_qq + w * q * q;
+            (self.x[i], self.w[i], self.wx[i], self.q[i]) = (x[i], w, w * x[i], q);
         }
-        // A lane that did not move in this round would not in the next.
-        if !moved.any() {
-            break;
-        }
+        self.negligible = l.splat(NEGLIGIBLE).gt(extreme.abs());
     }
-    let scale = (sum_xq / sum_qq).or_else(sum_qq.gt(zero), zero);
-    (zero.or_else(negligible, scale), odd & !negligible)
+
+    #[inline(always)]
+    fn evaluate(&self, l: L, i: usize) -> Move<L> {
+        let zero = l.splat(0.0);
+        let (smallest, largest) = (l.splat(-self.half as f32), l.splat((self.half - 1) as f32));
+        let (x, w, wx, q) = (self.x[i], self.w[i], self.wx[i], self.q[i]);
+        let xq = self.sum_xq - wx * q;
+        let qq = self.sum_qq - w * q * q;
+        let quotient = x * qq / xq;
+        let new = quotient.round().max(smallest).min(largest);
+        let may_move = xq.gt(zero);
+        let odd = may_move & !quotient.abs().lt(l.splat(BEYOND_NEAREST));
+        let sum_xq = xq + wx * new;
+        let sum_qq = qq + w * new * new;
+        let gains = (sum_xq * sum_xq * self.sum_qq).gt(self.sum_xq * self.sum_xq * sum_qq);
+        Move { q: new, sum_xq, sum_qq, better: may_move & new.ne(q) & sum_qq.gt(zero) & gains, odd }
+    }
+
+    /// The lanes in which the search does not end as it starts, and the odd ones.
+    #[inline(always)]
+    pub fn unsettled(&self, l: L) -> (L::Mask, L::Mask) {
+        let nowhere = l.splat(0.0).gt(l.splat(0.0));
+        let (mut unsettled, mut odd) = (nowhere, nowhere);
+        // While nothing moves, every code is judged by the same sums: there is no order to keep to.
+        for i in 0..N {
+            let step = self.evaluate(l, i);
+            unsettled = unsettled | step.better;
+            odd = odd | step.odd;
+        }
+        (unsettled & !self.negligible, odd & !self.negligible)
+    }
+
+    /// Searches to the end; gives the odd lanes.
+    #[inline(always)]
+    pub fn settle(&mut self, l: L) -> L::Mask {
+        let nowhere = l.splat(0.0).gt(l.splat(0.0));
+        let mut odd = nowhere;
+        for _ in 0..5 {
+            let mut moved = nowhere;
+            for i in 0..N {
+                let step = self.evaluate(l, i);
+                self.q[i] = step.q.or_else(step.better, self.q[i]);
+                self.sum_xq = step.sum_xq.or_else(step.better, self.sum_xq);
+                self.sum_qq = step.sum_qq.or_else(step.better, self.sum_qq);
+                odd = odd | step.odd;
+                moved = moved | step.better;
+            }
+            // A lane that did not move in this round would not in the next.
+            if !moved.any() {
+                break;
+            }
+        }
+        odd & !self.negligible
+    }
+
+    /// d
+    #[inline(always)]
+    pub fn scale(&self, l: L) -> L::Floats {
+        let zero = l.splat(0.0);
+        let scale = (self.sum_xq / self.sum_qq).or_else(self.sum_qq.gt(zero), zero);
+        zero.or_else(self.negligible, scale)
+    }
 }
 
 /// The first element of the largest magnitude, with its sign, in each lane.

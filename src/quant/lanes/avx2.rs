@@ -94,10 +94,12 @@ impl Floats for F32x8 {
 }
 
 impl Mask for Mask8 {
+    const LEN: usize = 8;
+
     #[inline(always)]
-    fn any(self) -> bool {
-        // SAFETY: see above.
-        unsafe { _mm256_movemask_ps(self.0) != 0 }
+    fn bits(self) -> u32 {
+        // SAFETY: see above. No more than eight bits are set.
+        unsafe { _mm256_movemask_ps(self.0) as u32 }
     }
 }
 
@@ -133,6 +135,17 @@ impl Lanes for Avx2 {
         let x: &mut [f32; 8] = x.first_chunk_mut().expect("as many floats as lanes");
         // SAFETY: the reference is to 8 floats; for the rest see above.
         unsafe { _mm256_storeu_ps(x.as_mut_ptr(), floats.0) }
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, floats: F32x8, x: &mut [u8]) {
+        let x: &mut [u8; 8] = x.first_chunk_mut().expect("as many bytes as lanes");
+        // SAFETY: the reference is to 8 bytes; for the rest see above.
+        unsafe {
+            let whole = _mm256_cvttps_epi32(floats.0);
+            let words = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256::<1>(whole));
+            _mm_storel_epi64(x.as_mut_ptr().cast(), _mm_packus_epi16(words, words));
+        }
     }
 
     #[inline(always)]

@@ -93,9 +93,11 @@ impl Floats for F32x16 {
 }
 
 impl Mask for Mask16 {
+    const LEN: usize = 16;
+
     #[inline(always)]
-    fn any(self) -> bool {
-        self.0 != 0
+    fn bits(self) -> u32 {
+        self.0.into()
     }
 }
 
@@ -146,6 +148,13 @@ impl Lanes for Avx512 {
         let x: &mut [f32; 16] = x.first_chunk_mut().expect("as many floats as lanes");
         // SAFETY: the reference is to 16 floats; for the rest see above.
         unsafe { _mm512_storeu_ps(x.as_mut_ptr(), floats.0) }
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, floats: F32x16, x: &mut [u8]) {
+        let x: &mut [u8; 16] = x.first_chunk_mut().expect("as many bytes as lanes");
+        // SAFETY: the reference is to 16 bytes; for the rest see above.
+        unsafe { _mm_storeu_si128(x.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(floats.0))) }
     }
 
     #[inline(always)]

@@ -69,8 +69,16 @@ pub trait Floats: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = 
 
 /// Yes or no for each lane.
 pub trait Mask: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + Not<Output = Self> {
+    /// Number of lanes.
+    const LEN: usize;
+
     /// Whether any lane is set.
-    fn any(self) -> bool;
+    #[inline(always)]
+    fn any(self) -> bool {
+        self.bits() != 0
+    }
+    /// A bit a lane, that of the first lane the lowest.
+    fn bits(self) -> u32;
 }
 
 /// A way to have lanes: the proof that the CPU can do it.
@@ -84,10 +92,18 @@ pub trait Lanes: Copy {
 
     /// `x` in every lane.
     fn splat(self, x: f32) -> Self::Floats;
+    /// Each of `x` in `N` lanes, as many as are needed. `N` is not below half of the lanes.
+    #[inline(always)]
+    fn spread<const N: usize>(self, x: &[f32]) -> Self::Floats {
+        const { assert!(Self::LEN <= N) };
+        self.splat(x[0])
+    }
     /// The first [`Self::LEN`] of `x`, which holds as many.
     fn load(self, x: &[f32]) -> Self::Floats;
     /// Writes the lanes to the first [`Self::LEN`] places of `x`, which has as many.
     fn store(self, floats: Self::Floats, x: &mut [f32]);
+    /// Writes the lanes, whole numbers from 0 to 255, to the first [`Self::LEN`] places of `x`, which has as many.
+    fn store_bytes(self, floats: Self::Floats, x: &mut [u8]);
     /// Transposes: lane l of vector i becomes element i of `row(l)`.
     fn transpose<'a>(self, row: impl Fn(usize) -> &'a [f32; 4]) -> [Self::Floats; 4];
 
@@ -104,6 +120,17 @@ pub trait Lanes: Copy {
             columns[at..at + 4].copy_from_slice(&four);
         }
         columns
+    }
+
+    /// [`Self::columns`] of the first [`Self::LEN`] of `rows`, which has as many.
+    #[inline(always)]
+    fn columns_of<const N: usize>(self, rows: &[[f32; N]]) -> [Self::Floats; N] {
+        // Rows that lie one after the other need one address.
+        let rows = &rows[..Self::LEN];
+        self.columns(
+            #[inline(always)]
+            |lane| &rows[lane],
+        )
     }
 }
 

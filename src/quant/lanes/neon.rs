@@ -84,10 +84,17 @@ impl Floats for F32x4 {
 }
 
 impl Mask for Mask4 {
+    const LEN: usize = 4;
+
     #[inline(always)]
     fn any(self) -> bool {
         // SAFETY: see above.
         unsafe { vmaxvq_u32(self.0) != 0 }
+    }
+    #[inline(always)]
+    fn bits(self) -> u32 {
+        // SAFETY: see above.
+        unsafe { vaddvq_u32(vandq_u32(self.0, vld1q_u32([1, 2, 4, 8].as_ptr()))) }
     }
 }
 
@@ -123,6 +130,17 @@ impl Lanes for Neon {
         let x: &mut [f32; 4] = x.first_chunk_mut().expect("as many floats as lanes");
         // SAFETY: the reference is to 4 floats; for the rest see above.
         unsafe { vst1q_f32(x.as_mut_ptr(), floats.0) }
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, floats: F32x4, x: &mut [u8]) {
+        let x: &mut [u8; 4] = x.first_chunk_mut().expect("as many bytes as lanes");
+        // SAFETY: see above.
+        let bytes = unsafe {
+            let words = vmovn_u32(vcvtq_u32_f32(floats.0));
+            vget_lane_u32::<0>(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(words, words))))
+        };
+        *x = bytes.to_le_bytes();
     }
 
     #[inline(always)]

@@ -23,6 +23,12 @@ impl<L: Lanes> Lanes for Pair<L> {
     }
 
     #[inline(always)]
+    fn spread<const N: usize>(self, x: &[f32]) -> Self::Floats {
+        const { assert!(L::LEN <= N) };
+        Both(self.0.splat(x[0]), self.0.splat(x[L::LEN / N]))
+    }
+
+    #[inline(always)]
     fn load(self, x: &[f32]) -> Self::Floats {
         Both(self.0.load(x), self.0.load(&x[L::LEN..]))
     }
@@ -31,6 +37,12 @@ impl<L: Lanes> Lanes for Pair<L> {
     fn store(self, floats: Self::Floats, x: &mut [f32]) {
         self.0.store(floats.0, x);
         self.0.store(floats.1, &mut x[L::LEN..]);
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, floats: Self::Floats, x: &mut [u8]) {
+        self.0.store_bytes(floats.0, x);
+        self.0.store_bytes(floats.1, &mut x[L::LEN..]);
     }
 
     #[inline(always)]
@@ -111,8 +123,14 @@ impl<F: Floats> Floats for Both<F> {
 }
 
 impl<M: Mask> Mask for Both<M> {
+    const LEN: usize = 2 * M::LEN;
+
     #[inline(always)]
     fn any(self) -> bool {
-        (self.0.any()) | (self.1.any())
+        (self.0 | self.1).any()
+    }
+    #[inline(always)]
+    fn bits(self) -> u32 {
+        self.0.bits() | self.1.bits() << M::LEN
     }
 }

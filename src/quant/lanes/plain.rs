@@ -77,9 +77,15 @@ impl Floats for Array {
 }
 
 impl Mask for Bits {
+    const LEN: usize = 8;
+
     #[inline(always)]
     fn any(self) -> bool {
         self.0.iter().fold(0, |any, bits| any | bits) != 0
+    }
+    #[inline(always)]
+    fn bits(self) -> u32 {
+        (0..8).fold(0, |bits, l| bits | (self.0[l] & 1) << l)
     }
 }
 
@@ -109,6 +115,15 @@ impl Lanes for Plain {
     #[inline(always)]
     fn store(self, floats: Array, x: &mut [f32]) {
         *x.first_chunk_mut().expect("as many floats as lanes") = floats.0;
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, floats: Array, x: &mut [u8]) {
+        let x: &mut [u8; 8] = x.first_chunk_mut().expect("as many bytes as lanes");
+        for l in 0..8 {
+            // Adding 2^23 leaves the number in the last bits, and is a vector instruction where a cast is none.
+            x[l] = (floats.0[l] + 8_388_608.0).to_bits() as u8;
+        }
     }
 
     #[inline(always)]
