@@ -31,14 +31,28 @@ pub(super) fn unpack_five_bits(high: [u8; 4], low: &[u8; 16]) -> [u8; 32] {
     array::from_fn(|j| low[j] | ((high >> j & 1) as u8) << 4)
 }
 
+/// Eight codes at a time: what follows shifts bytes within words, which vectorises whatever the target.
+#[inline(always)]
+fn words<const N: usize>(codes: &[u8; 256]) -> &[[u8; 8]; N] {
+    const { assert!(8 * N == 256) };
+    codes.as_chunks().0.first_chunk().expect("256 codes are 32 times eight")
+}
+
+/// Each of eight bytes shifted left, without what leaves its byte.
+#[inline(always)]
+fn shifted_left(bytes: &[u8; 8], by: u32) -> u64 {
+    (u64::from_le_bytes(*bytes) & (0x0101_0101_0101_0101 * (0xff >> by))) << by
+}
+
 /// 256 codes of 2 bits: byte l of each half (128 codes, 32 bytes) holds codes l, l + 32, l + 64 and l + 96, lowest first.
 #[inline(always)]
 pub(super) fn two_bits(codes: &[u8; 256]) -> [u8; 64] {
     let mut bytes = [0; 64];
-    for (bytes, codes) in bytes.chunks_exact_mut(32).zip(codes.chunks_exact(128)) {
-        for l in 0..32 {
-            bytes[l] = codes[l] | codes[l + 32] << 2 | codes[l + 64] << 4 | codes[l + 96] << 6;
-        }
+    let codes = words::<32>(codes);
+    for (word, bytes) in bytes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        let at = word / 4 * 16 + word % 4;
+        let packed = (0..4).fold(0, |packed, plane| packed | shifted_left(&codes[at + 4 * plane], 2 * plane as u32));
+        *bytes = packed.to_le_bytes();
     }
     bytes
 }
@@ -61,10 +75,10 @@ pub(super) fn unpack_two_bits(bytes: &[u8; 64]) -> [u8; 256] {
 #[inline(always)]
 pub(super) fn four_bits(codes: &[u8; 256]) -> [u8; 128] {
     let mut bytes = [0; 128];
-    for (bytes, codes) in bytes.chunks_exact_mut(32).zip(codes.chunks_exact(64)) {
-        for l in 0..32 {
-            bytes[l] = codes[l] & 15 | codes[l + 32] << 4;
-        }
+    let codes = words::<32>(codes);
+    for (word, bytes) in bytes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        let at = word / 4 * 8 + word % 4;
+        *bytes = (shifted_left(&codes[at], 0) | shifted_left(&codes[at + 4], 4)).to_le_bytes();
     }
     bytes
 }
@@ -86,10 +100,10 @@ pub(super) fn unpack_four_bits(bytes: &[u8; 128]) -> [u8; 256] {
 #[inline(always)]
 pub(super) fn one_bit(codes: &[u8; 256], bit: u32) -> [u8; 32] {
     let mut bytes = [0; 32];
-    for (plane, codes) in codes.chunks_exact(32).enumerate() {
-        for l in 0..32 {
-            bytes[l] |= (codes[l] >> bit & 1) << plane;
-        }
+    let codes = words::<32>(codes);
+    for (word, bytes) in bytes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        let of_plane = |plane: usize| u64::from_le_bytes(codes[word + 4 * plane]) >> bit & 0x0101_0101_0101_0101;
+        *bytes = (0..8).fold(0, |packed, plane| packed | of_plane(plane) << plane).to_le_bytes();
     }
     bytes
 }

@@ -97,17 +97,23 @@ impl BlockQ6K {
         codes
     }
 
+    #[inline(always)]
     fn set_codes(&mut self, codes: &[u8; 256]) {
-        let mut high = *codes;
+        let (mut high, mut low) = (*codes, [0; 256]);
         for code in &mut high {
             *code >>= 4;
         }
-        self.qh = pack::two_bits(&high);
-        for (bytes, codes) in self.ql.chunks_exact_mut(64).zip(codes.chunks_exact(128)) {
-            for l in 0..64 {
-                bytes[l] = codes[l] & 15 | codes[l + 64] << 4;
-            }
+        // As four_bits has them, neighbours are 32 codes apart; here it is 64.
+        for quarter in 0..4 {
+            let at = quarter / 2 * 128 + quarter % 2 * 32;
+            low[64 * quarter..][..32].copy_from_slice(&codes[at..][..32]);
+            low[64 * quarter + 32..][..32].copy_from_slice(&codes[at + 64..][..32]);
         }
+        for code in &mut low {
+            *code &= 15;
+        }
+        self.qh = pack::two_bits(&high);
+        self.ql = pack::four_bits(&low);
     }
 }
 
