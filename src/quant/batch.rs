@@ -240,12 +240,12 @@ impl<const PER: usize> MovesBatch<PER> {
     /// In most of them the search ends as it starts, which can be told without the wait of each step for the one before.
     /// The others are gathered, so that the lanes that search on have company.
     #[inline(always)]
-    pub fn search<L: Lanes, const N: usize>(l: L, half: i32, batch: Batch<N>) -> Self {
+    pub fn search<L: Lanes, const N: usize, const HALF: i32>(l: L, batch: Batch<N>) -> Self {
         let mut found = Self { scales: [[0.0; PER]; MAX_LANES], odd: [[0.0; PER]; MAX_LANES] };
         let sub_blocks = batch.sub_blocks();
         let (mut unsettled, mut n_unsettled) = ([[0u16; PER]; MAX_LANES], 0);
         let unsettled = unsettled.as_flattened_mut();
-        let mut moves = Moves::<L, N>::new(l, half);
+        let mut moves = Moves::<L, N, HALF>::new(l);
         for at in batch.groups(l) {
             moves.start(l, batch.columns(l, at));
             let (is_unsettled, odd) = moves.unsettled(l);
@@ -322,7 +322,7 @@ impl<const PER: usize> Fitted<PER> {
         // Weights are finite, but scales need not be.
         let mut is_odd = l.splat(0.0).gt(l.splat(0.0));
         for x in &scales {
-            is_odd = is_odd | !x.abs().lt(l.splat(f32::INFINITY));
+            is_odd = is_odd | x.abs().not_lt(l.splat(f32::INFINITY));
         }
         let codes = search_lanes::symmetric_codes(l, half, found.inverse, &scales);
         Self::new(l, found.scale, codes, is_odd, odd)

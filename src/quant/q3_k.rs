@@ -59,7 +59,7 @@ impl Block for BlockQ3K {
         for batch in Batch::<16>::of(l, rows) {
             match rows.importance {
                 None => {
-                    let found = MovesBatch::search(l, 4, batch);
+                    let found = MovesBatch::search::<L, 16, 4>(l, batch);
                     for (b, x) in batch.blocks.iter().enumerate() {
                         dst[batch.first + b] = if found.odd[b] != [0.0; 16] {
                             quantize(x, None)

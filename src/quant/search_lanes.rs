@@ -55,7 +55,7 @@ pub(super) fn affine<L: Lanes, const N: usize>(
     let first_min = min;
 
     let inverse = levels / (largest - min);
-    let mut odd = !(inverse * (largest - min)).lt(bound);
+    let mut odd = (inverse * (largest - min)).not_lt(bound);
     let mut scale = l.splat(1.0) / inverse;
     let mut start = Start { inverse, least: min };
     let mut least = zero;
@@ -69,7 +69,7 @@ pub(super) fn affine<L: Lanes, const N: usize>(
         let range = largest - min;
         let inverse = l.splat(search.first + search.step * trial as f32 + max_code) / range;
         if !search.limit_first {
-            odd = odd | !(inverse.abs() * range.abs().max((smallest - min).abs())).lt(bound);
+            odd = odd | (inverse.abs() * range.abs().max((smallest - min).abs())).not_lt(bound);
         }
         let (mut sum_q, mut sum_qq, mut sum_xq) = (zero, zero, zero);
         for i in 0..N {
@@ -151,7 +151,7 @@ pub(super) fn positive<L: Lanes, const N: usize>(
     let negligible = l.splat(NEGLIGIBLE).gt(largest);
     let mut inverse = levels / largest;
     // Else infinite, or so small that products with it are not near whole numbers up to the largest.
-    let mut odd = negative | !(inverse * largest).lt(bound);
+    let mut odd = negative | (inverse * largest).not_lt(bound);
     let mut least = positive_error(x, weights, one / inverse, inverse, levels, zero);
     for step in (-4..=4).filter(|&step| step != 0) {
         let trial = l.splat(0.1 * step as f32 + max) / largest;
@@ -177,7 +177,7 @@ pub(super) fn positive<L: Lanes, const N: usize>(
             let qq = sum_qq - w * q * q;
             let may_move = xq.gt(zero) & qq.gt(zero);
             let quotient = x[i] * qq / xq;
-            odd = odd | (may_move & !quotient.lt(bound));
+            odd = odd | (may_move & quotient.not_lt(bound));
             let new = quotient.round().min(levels);
             let xq = xq + w * x[i] * new;
             let qq = qq + w * new * new;
@@ -261,7 +261,7 @@ pub(super) fn codes<L: Lanes, const N: usize, const PER: usize>(
     for at in (0..256).step_by(L::LEN) {
         let (scale, min) = (l.spread::<N>(&scales[at / N..]), l.spread::<N>(&mins[at / N..]));
         let quotient = (l.load(&x[at..]) + min) / scale;
-        odd = odd | (scale.ne(zero) & !quotient.abs().lt(l.splat(BEYOND_NEAREST)));
+        odd = odd | (scale.ne(zero) & quotient.abs().not_lt(l.splat(BEYOND_NEAREST)));
         l.store_bytes(quotient.round().max(smallest).min(largest) - smallest, &mut codes[at..]);
     }
     if odd.any() {
@@ -365,8 +365,7 @@ pub(super) fn symmetric_codes_of_lane<const N: usize>(half: i32, inverse: f32, x
 }
 
 /// [`fit_symmetric_by_moves`](super::search::fit_symmetric_by_moves) of finite weights.
-pub(super) struct Moves<L: Lanes, const N: usize> {
-    half: i32,
+pub(super) struct Moves<L: Lanes, const N: usize, const HALF: i32> {
     x: [L::Floats; N],
     /// x², the weights of the search.
     w: [L::Floats; N],
@@ -389,22 +388,22 @@ struct Move<L: Lanes> {
     odd: L::Mask,
 }
 
-impl<L: Lanes, const N: usize> Moves<L, N> {
+impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
     /// Nothing yet.
     #[inline(always)]
-    pub fn new(l: L, half: i32) -> Self {
+    pub fn new(l: L) -> Self {
         let zero = l.splat(0.0);
         let zeros = [zero; N];
         let nowhere = zero.gt(zero);
-        Self { half, x: zeros, w: zeros, wx: zeros, q: zeros, sum_xq: zero, sum_qq: zero, negligible: nowhere }
+        Self { x: zeros, w: zeros, wx: zeros, q: zeros, sum_xq: zero, sum_qq: zero, negligible: nowhere }
     }
 
     /// The start of the search for `x`.
     #[inline(always)]
     pub fn start(&mut self, l: L, x: [L::Floats; N]) {
-        let (smallest, largest) = (l.splat(-self.half as f32), l.splat((self.half - 1) as f32));
+        let (smallest, largest) = (l.splat(-HALF as f32), l.splat((HALF - 1) as f32));
         let extreme = extreme(l, &x);
-        let inverse = l.splat(-self.half as f32) / extreme;
+        let inverse = l.splat(-HALF as f32) / extreme;
         (self.sum_xq, self.sum_qq) = (l.splat(0.0), l.splat(0.0));
         for i in 0..N {
             let w = x[i] * x[i];
@@ -419,14 +418,14 @@ impl<L: Lanes, const N: usize> Moves<L, N> {
     #[inline(always)]
     fn evaluate(&self, l: L, i: usize) -> Move<L> {
         let zero = l.splat(0.0);
-        let (smallest, largest) = (l.splat(-self.half as f32), l.splat((self.half - 1) as f32));
+        let (smallest, largest) = (l.splat(-HALF as f32), l.splat((HALF - 1) as f32));
         let (x, w, wx, q) = (self.x[i], self.w[i], self.wx[i], self.q[i]);
         let xq = self.sum_xq - wx * q;
         let qq = self.sum_qq - w * q * q;
         let quotient = x * qq / xq;
         let new = quotient.round().max(smallest).min(largest);
         let may_move = xq.gt(zero);
-        let odd = may_move & !quotient.abs().lt(l.splat(BEYOND_NEAREST));
+        let odd = may_move & quotient.abs().not_lt(l.splat(BEYOND_NEAREST));
         let sum_xq = xq + wx * new;
         let sum_qq = qq + w * new * new;
         let gains = (sum_xq * sum_xq * self.sum_qq).gt(self.sum_xq * self.sum_xq * sum_qq);

@@ -87,6 +87,11 @@ impl Floats for F32x8 {
         Mask8(unsafe { _mm256_cmp_ps::<_CMP_NEQ_UQ>(self.0, other.0) })
     }
     #[inline(always)]
+    fn not_lt(self, other: Self) -> Mask8 {
+        // SAFETY: see above.
+        Mask8(unsafe { _mm256_cmp_ps::<_CMP_NLT_UQ>(self.0, other.0) })
+    }
+    #[inline(always)]
     fn or_else(self, mask: Mask8, other: Self) -> Self {
         // SAFETY: see above.
         Self(unsafe { _mm256_blendv_ps(other.0, self.0, mask.0) })

@@ -86,6 +86,11 @@ impl Floats for F32x16 {
         Mask16(unsafe { _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(self.0, other.0) })
     }
     #[inline(always)]
+    fn not_lt(self, other: Self) -> Mask16 {
+        // SAFETY: see above.
+        Mask16(unsafe { _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(self.0, other.0) })
+    }
+    #[inline(always)]
     fn or_else(self, mask: Mask16, other: Self) -> Self {
         // SAFETY: see above.
         Self(unsafe { _mm512_mask_blend_ps(mask.0, other.0, self.0) })

@@ -56,6 +56,8 @@ pub trait Floats: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = 
     fn gt(self, other: Self) -> Self::Mask;
     /// Where `self` is at least as large. Not where either is NaN.
     fn ge(self, other: Self) -> Self::Mask;
+    /// Where `self` is not smaller; also where either is NaN.
+    fn not_lt(self, other: Self) -> Self::Mask;
     /// Where the two are not equal; also where either is NaN.
     fn ne(self, other: Self) -> Self::Mask;
     /// Where `self` is smaller. Not where either is NaN.

@@ -77,6 +77,10 @@ impl Floats for F32x4 {
         Mask4(unsafe { vmvnq_u32(vceqq_f32(self.0, other.0)) })
     }
     #[inline(always)]
+    fn not_lt(self, other: Self) -> Mask4 {
+        !self.lt(other)
+    }
+    #[inline(always)]
     fn or_else(self, mask: Mask4, other: Self) -> Self {
         // SAFETY: see above.
         Self(unsafe { vbslq_f32(mask.0, self.0, other.0) })

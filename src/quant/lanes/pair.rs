@@ -117,6 +117,10 @@ impl<F: Floats> Floats for Both<F> {
         Both(self.0.ne(other.0), self.1.ne(other.1))
     }
     #[inline(always)]
+    fn not_lt(self, other: Self) -> Self::Mask {
+        Both(self.0.not_lt(other.0), self.1.not_lt(other.1))
+    }
+    #[inline(always)]
     fn or_else(self, mask: Self::Mask, other: Self) -> Self {
         Self(self.0.or_else(mask.0, other.0), self.1.or_else(mask.1, other.1))
     }

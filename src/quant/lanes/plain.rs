@@ -71,6 +71,10 @@ impl Floats for Array {
         Bits(from_fn(|l| if self.0[l] != other.0[l] { u32::MAX } else { 0 }))
     }
     #[inline(always)]
+    fn not_lt(self, other: Self) -> Bits {
+        !self.lt(other)
+    }
+    #[inline(always)]
     fn or_else(self, mask: Bits, other: Self) -> Self {
         Self(from_fn(|l| f32::from_bits(self.0[l].to_bits() & mask.0[l] | other.0[l].to_bits() & !mask.0[l])))
     }
