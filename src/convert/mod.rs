@@ -2,36 +2,57 @@
 //!
 //! ```text
 //! Job::prepare   open the source ─► describe the model ─► plan types ─► lay out the file     nothing written yet
-//! Job::execute   for each chunk of rows, on every core:
-//!                    map ─► permute ─► f32 ─► quantize ─► write at its planned offset ─► give the pages back
+//! Job::execute   for each span of a few MB of the source's files, on every core:
+//!                    read ─┬► hash
+//!                          └► permute ─► f32 ─► quantize ─► write at the planned offset
 //! ```
 //!
-//! Memory is bounded by a buffer a thread: the source is mapped and its pages are given back as they are used, the output
-//! is written where the plan says. The bytes depend on nothing but the source, the recipe and the overrides: not on the
-//! CPU, the number of threads, or how the source is cut into files.
+//! What is done is noted in a journal beside the output. A run that is cut off, however suddenly, costs moments of work:
+//! the next one checks what is there and goes on, and the result is the same to the byte.
+//!
+//! Memory is bounded by a few buffers a thread, and every byte of the source is read once: for its hash, which the result
+//! records, and for what becomes of it. The bytes of the tensors depend on nothing but the source, the recipe and the
+//! overrides: not on the CPU, the number of threads, or how the source is cut into files.
 
+mod encode;
 mod execute;
+mod hash;
+mod journal;
 mod name;
 mod output;
+pub mod provenance;
+mod resume;
 mod source;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::cli::units;
 use crate::gguf::{self, DEFAULT_ALIGNMENT, Gguf, Layout, Metadata, TensorInfo, TensorType, Value};
+use crate::mmap::Mapping;
 use crate::recipe::{self, Facts, Override, Plan, PlannedTensor, Recipe};
 use crate::vocab::{self, TokenizerFiles};
 use crate::{arch, checkpoint, quant};
 use arch::Transform;
 use checkpoint::{Checkpoint, Config, ModelCard};
 
-pub use execute::{Observer, Summary};
+pub use execute::{Event, Observer, Summary};
+pub use journal::Changed;
 pub use name::{file_name, size_label};
 pub use output::free_bytes;
+pub use resume::Left;
 use source::{Bytes, Input};
 
-/// Importance of the input channels of each matrix, by the matrix's GGUF name: one value a column.
-pub type Importance = std::collections::HashMap<String, Vec<f32>>;
+/// Importance of the input channels of each matrix.
+#[derive(Clone, Debug)]
+pub struct Importance {
+    /// What it is called; recorded in the result.
+    pub name: String,
+    /// The hash of the file it comes from; recorded in the result.
+    pub blake3: blake3::Hash,
+    /// By the matrix's GGUF name: one value a column.
+    pub values: HashMap<String, Vec<f32>>,
+}
 
 /// What to make of a source.
 #[derive(Debug)]
@@ -46,6 +67,8 @@ pub struct Options {
     pub force: bool,
     /// Cut the result into files of at most this many bytes.
     pub split_max_bytes: Option<u64>,
+    /// Begin anew where an earlier run left off.
+    pub restart: bool,
     /// Go on where a weight is NaN or infinite.
     pub allow_nan: bool,
     /// Accept a source that is quantized already.
@@ -63,6 +86,7 @@ impl Options {
             output: None,
             force: false,
             split_max_bytes: None,
+            restart: false,
             allow_nan: false,
             allow_requantize: false,
             importance: None,
@@ -131,19 +155,84 @@ pub enum Error {
     #[error("{path} is a part of what is being converted; give -o another name")]
     OutputIsSource { path: PathBuf },
     #[error(
-        "not enough room in {folder}: the result needs {}, and {} are free; make room, or write to another disk with -o",
-        units::bytes(*.needed), units::bytes(*.free)
+        "not enough room in {folder}: the result needs {}, and {} are missing; make room, or write to another disk with -o",
+        units::bytes(*.needed), units::bytes(*.missing)
     )]
-    NoRoom { folder: PathBuf, needed: u64, free: u64 },
-    #[error("{path} could not be written: {source}; nothing was left behind")]
+    NoRoom { folder: PathBuf, needed: u64, missing: u64 },
+    #[error("the disk that holds {folder} is full: make room for {} more", units::bytes(*.missing))]
+    DiskFull { folder: PathBuf, missing: u64 },
+    #[error("{path} could not be read: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path} was changed while it was being read; run the command again when nobody writes to it")]
+    SourceChanged { path: PathBuf },
+    #[error("{path} could not be written: {source}")]
     Write { path: PathBuf, source: std::io::Error },
-    #[error("stopped; nothing was left behind")]
+    #[error(
+        "another nibble is at work on this output ({journal} is locked); wait until it is done, or write elsewhere with -o"
+    )]
+    Busy { journal: PathBuf },
+    #[error("{path} is no journal of nibble's, and would be replaced by one; move it away, or give -o another name")]
+    NotJournal { path: PathBuf },
+    #[error(
+        "{path} is there, and nothing says what it is a part of; remove it, or pass --restart to begin the result anew"
+    )]
+    UnknownPartial { path: PathBuf },
+    #[error("stopped")]
     Cancelled,
+    #[error("{error}; {left}")]
+    Unfinished { error: Box<Error>, left: Left },
+}
+
+impl Error {
+    /// Whether the work ended because it was asked to.
+    pub fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Cancelled => true,
+            Self::Unfinished { error, .. } => error.is_cancelled(),
+            _ => false,
+        }
+    }
+
+    /// Whether the same command may well succeed another time, so that what is done is worth keeping.
+    fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::Cancelled
+                | Self::Write { .. }
+                | Self::Read { .. }
+                | Self::DiskFull { .. }
+                | Self::OutputExists { .. }
+        )
+    }
 }
 
 enum Source {
     Checkpoint(Box<Checkpoint>),
     Gguf(Box<Gguf>),
+}
+
+impl Source {
+    /// The files that hold the tensors.
+    fn mappings(&self) -> Vec<&Mapping> {
+        match self {
+            Self::Checkpoint(checkpoint) => checkpoint.mappings().collect(),
+            Self::Gguf(gguf) => gguf.mappings().collect(),
+        }
+    }
+
+    /// Their names, without folders.
+    fn file_names(&self) -> Vec<String> {
+        let name = |file: &Mapping| file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.mappings().into_iter().map(name).collect()
+    }
+
+    /// What the source is called: the folder of a checkpoint, the file of a GGUF.
+    fn name(&self) -> String {
+        match self {
+            Self::Checkpoint(checkpoint) => checkpoint.name(),
+            Self::Gguf(_) => self.file_names().swap_remove(0),
+        }
+    }
 }
 
 /// Where the bytes of an output tensor come from.
@@ -163,7 +252,11 @@ pub struct Job {
     /// For each tensor of the plan.
     origins: Vec<Origin>,
     plan: Plan,
+    /// What the layout was made of: everything but the hashes of the source's files, which nobody knows yet.
+    metadata: Metadata,
     layout: Layout,
+    /// What was asked for: the output, or what the names of its parts are made from.
+    target: PathBuf,
     outputs: Vec<(PathBuf, u64)>,
     warnings: Vec<String>,
     options: Options,
@@ -194,17 +287,18 @@ impl Job {
 
         metadata.set("general.quantization_version", recipe::QUANTIZATION_VERSION);
         metadata.set("general.file_type", plan.file_type);
+        provenance::record(&mut metadata, &options, &source.name(), source.file_names());
         let infos = plan.tensors.iter().map(PlannedTensor::info).collect();
         let layout = Layout::new(&metadata, infos, DEFAULT_ALIGNMENT, options.split_max_bytes)?;
 
         let path = options.output.clone().unwrap_or_else(|| file_name(&name, plan.n_weights(), &plan.recipe).into());
         let outputs = output_files(&path, &layout);
         let limit = options.split_max_bytes.unwrap_or(u64::MAX);
-        for (path, bytes) in outputs.iter().filter(|(_, bytes)| *bytes > limit) {
-            let (path, bytes, limit) = (path.display(), units::bytes(*bytes), units::bytes(limit));
+        for (part, bytes) in outputs.iter().filter(|(_, bytes)| *bytes > limit) {
+            let (path, bytes, limit) = (part.display(), units::bytes(*bytes), units::bytes(limit));
             warnings.push(format!("{path} will have {bytes}, more than {limit}: a tensor is never cut in two"));
         }
-        Ok(Self { source, origins, plan, layout, outputs, warnings, options })
+        Ok(Self { source, origins, plan, metadata, layout, target: path, outputs, warnings, options })
     }
 
     /// The type of every tensor, and why.
@@ -237,18 +331,24 @@ impl Job {
     /// # Errors
     /// When a file of that name exists (unless it may be replaced), is part of the source, or does not fit.
     pub fn check_output(&self) -> Result<(), Error> {
-        let sources: Vec<PathBuf> = match &self.source {
-            Source::Checkpoint(checkpoint) => checkpoint.shards().map(Path::to_path_buf).collect(),
-            Source::Gguf(gguf) => gguf.paths().map(Path::to_path_buf).collect(),
-        };
-        for (output, _) in &self.outputs {
-            let Ok(output_real) = output.canonicalize() else { continue };
-            if sources.iter().any(|source| source.canonicalize().is_ok_and(|source| source == output_real)) {
-                return Err(Error::OutputIsSource { path: output.clone() });
+        self.check_places()?;
+        if !self.options.force {
+            output::check_names(&self.outputs)?;
+        }
+        output::check_room(&self.outputs)
+    }
+
+    /// Refuses to write where that cannot be, or where it would destroy the source.
+    fn check_places(&self) -> Result<(), Error> {
+        let sources: Vec<_> = self.source.mappings().into_iter().map(Mapping::path).collect();
+        let written = self.outputs.iter().flat_map(|(path, _)| [path.clone(), output::partial_path(path)]);
+        for path in written.chain([output::journal_path(&self.target)]) {
+            let Ok(real) = path.canonicalize() else { continue };
+            if sources.iter().any(|source| source.canonicalize().is_ok_and(|source| source == real)) {
+                return Err(Error::OutputIsSource { path });
             }
         }
-        output::check_paths(&self.outputs, self.options.force)?;
-        output::check_room(&self.outputs)
+        output::check_places(&self.outputs)
     }
 
     /// The input of tensor `i` of the plan.
@@ -454,7 +554,7 @@ fn general_metadata(name: &str, n_weights: u64, card: &ModelCard) -> Metadata {
 
 fn check_importance(importance: &Importance, tensors: &[TensorInfo], warnings: &mut Vec<String>) -> Result<(), Error> {
     for tensor in tensors.iter().filter(|t| t.dims.len() == 2) {
-        let Some(values) = importance.get(&tensor.name) else { continue };
+        let Some(values) = importance.values.get(&tensor.name) else { continue };
         let wanted = tensor.row_len() as usize;
         if values.len() != wanted {
             return Err(Error::ImportanceLength { tensor: tensor.name.clone(), found: values.len(), wanted });
@@ -463,7 +563,7 @@ fn check_importance(importance: &Importance, tensors: &[TensorInfo], warnings: &
             return Err(Error::ImportanceValue { tensor: tensor.name.clone(), column, value: values[column] });
         }
     }
-    let unknown = importance.keys().filter(|name| !tensors.iter().any(|t| t.name == **name)).count();
+    let unknown = importance.values.keys().filter(|name| !tensors.iter().any(|t| t.name == **name)).count();
     if unknown > 0 {
         warnings.push(format!("the importance names {unknown} tensors that this model does not have"));
     }
