@@ -12,26 +12,33 @@ use super::Rows;
 use super::lanes::{Floats, Lanes, MAX_LANES, Mask};
 use super::search::AffineSearch;
 use super::search_lanes::{self, Start};
+use std::array;
 
 /// A number for each sub-block of a batch, `PER` to a block.
 pub(super) type Table<const PER: usize> = [[f32; PER]; MAX_LANES];
 
-/// As many blocks of 256 weights as lanes, or what is left of them at the end, in sub-blocks of `N`.
+/// A batch of blocks of 256 weights, in sub-blocks of `N`.
+pub(super) type Batch<'a, const N: usize> = BatchOf<'a, 256, N>;
+
+/// A batch of blocks of 32 weights, each its own sub-block.
+pub(super) type SmallBatch<'a> = BatchOf<'a, 32, 32>;
+
+/// As many blocks of `LEN` weights as lanes, or what is left of them at the end, in sub-blocks of `N`.
 #[derive(Clone, Copy)]
-pub(super) struct Batch<'a, const N: usize> {
+pub(super) struct BatchOf<'a, const LEN: usize, const N: usize> {
     /// The number of the first block in the rows.
     pub first: usize,
-    pub blocks: &'a [[f32; 256]],
+    pub blocks: &'a [[f32; LEN]],
     importance: Option<&'a [f32]>,
 }
 
-impl<'a, const N: usize> Batch<'a, N> {
-    const PER: usize = 256 / N;
+impl<'a, const LEN: usize, const N: usize> BatchOf<'a, LEN, N> {
+    const PER: usize = LEN / N;
 
     /// The batches of all rows.
     #[inline(always)]
     pub fn of<L: Lanes>(_: L, rows: Rows<'a>) -> impl Iterator<Item = Self> {
-        let batches = rows.pieces::<256>().chunks(L::LEN).enumerate();
+        let batches = rows.pieces::<LEN>().chunks(L::LEN).enumerate();
         batches.map(move |(batch, blocks)| Self { first: batch * L::LEN, blocks, importance: rows.importance })
     }
 
@@ -57,20 +64,32 @@ impl<'a, const N: usize> Batch<'a, N> {
     #[inline(always)]
     pub fn columns<L: Lanes>(self, l: L, at: usize) -> [L::Floats; N] {
         let sub_blocks = self.sub_blocks();
-        l.columns(|lane| &sub_blocks[self.number(at, lane)])
+        match sub_blocks.get(at..at + L::LEN) {
+            // The usual case, in which no lane is left over, by itself: there is less to compute.
+            Some(sub_blocks) => l.columns(|lane| &sub_blocks[lane]),
+            None => l.columns(|lane| &sub_blocks[self.number(at, lane)]),
+        }
     }
 
     /// Their importance, where there is any.
     #[inline(always)]
     pub fn importance<L: Lanes>(self, l: L, at: usize) -> Option<[L::Floats; N]> {
-        let importance = self.importance?;
-        let first = Self::PER * self.first;
-        Some(l.columns(|lane| Rows::importance_of(importance, first + self.number(at, lane))))
+        let (importance, _) = self.importance?.as_chunks();
+        let first = (Self::PER * self.first + at) % importance.len();
+        Some(match importance.get(first..first + L::LEN) {
+            // The usual case again, in which no lane is left over and no row begins.
+            Some(importance) => l.columns(|lane| &importance[lane]),
+            None => {
+                let numbers: [usize; MAX_LANES] =
+                    array::from_fn(|lane| (first + self.number(at, lane) - at) % importance.len());
+                l.columns(|lane| &importance[numbers[lane]])
+            }
+        })
     }
 
     /// The importance of block `b` of the batch.
     #[inline(always)]
-    pub fn block_importance(self, b: usize) -> Option<&'a [f32; 256]> {
+    pub fn block_importance(self, b: usize) -> Option<&'a [f32; LEN]> {
         self.importance.map(|importance| Rows::importance_of(importance, self.first + b))
     }
 
@@ -92,7 +111,7 @@ impl<'a, const N: usize> Batch<'a, N> {
             return sums;
         }
         let mut sum = l.splat(0.0);
-        for at in (0..256).step_by(32) {
+        for at in (0..LEN).step_by(32) {
             let columns = l.columns::<32>(|lane| {
                 let block = &self.blocks[lane.min(self.blocks.len() - 1)];
                 block[at..].first_chunk().expect("32 columns are left")
@@ -166,7 +185,7 @@ impl<const PER: usize> AffineBatch<PER> {
 
     /// The codes with which the search ended in sub-block `j` of block `b`, whose weights are `x`.
     #[inline(always)]
-    pub fn codes<const N: usize>(&self, search: AffineSearch, b: usize, j: usize, x: &[f32; 256]) -> [u8; N] {
+    pub fn codes<const N: usize>(&self, search: AffineSearch, b: usize, j: usize, x: &[f32]) -> [u8; N] {
         let start = Start { inverse: self.inverses[b][j], least: self.leasts[b][j] };
         search_lanes::codes_of_start(search, start, &x.as_chunks().0[j])
     }
@@ -202,7 +221,7 @@ impl<const PER: usize> SymmetricBatch<PER> {
 
     /// The codes with which the search ended in sub-block `j` of block `b`, whose weights are `x`.
     #[inline(always)]
-    pub fn codes<const N: usize>(&self, half: i32, b: usize, j: usize, x: &[f32; 256]) -> [u8; N] {
+    pub fn codes<const N: usize>(&self, half: i32, b: usize, j: usize, x: &[f32]) -> [u8; N] {
         search_lanes::symmetric_codes_of_lane(half, self.inverses[b][j], &x.as_chunks().0[j])
     }
 }

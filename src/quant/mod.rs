@@ -17,7 +17,7 @@
 //! | [`iq4_nl`], [`iq4_xs`]                       | 32 or 256 weights, q standing for unevenly spaced values            |
 //!
 //! `search` holds the searches for scales that they share, `pack` how codes share bytes, `affine_k` what Q4_K and Q5_K
-//! have in common, `iq4` what the last two have; [`float`] is the 16-bit floats, for the checkpoint's readers too.
+//! have in common, `iq4` what the last two have, `small` what those of 32 weights have; [`float`] is the 16-bit floats, for the checkpoint's readers too.
 //!
 //! Beside its scalar code each format has code by lanes, several blocks at once ([`Block::quantize_rows`]), which has to
 //! give the same bytes; [`Level`] says for which CPUs.
@@ -49,6 +49,7 @@ pub mod q8_0;
 mod samples;
 mod search;
 mod search_lanes;
+mod small;
 #[cfg(test)]
 mod tests;
 

@@ -19,8 +19,13 @@ pub(super) fn unpack_nibbles(bytes: &[u8; 16]) -> [u8; 32] {
 /// 32 codes of 5 bits: their low four as [`nibbles`], and bit 4 of code j as bit j of a little-endian `u32`.
 #[inline]
 pub(super) fn five_bits(codes: &[u8; 32]) -> ([u8; 4], [u8; 16]) {
-    let high = codes.iter().enumerate().fold(0, |high, (j, &code)| high | u32::from(code >> 4 & 1) << j);
-    (high.to_le_bytes(), nibbles(&codes.map(|code| code & 15)))
+    let (eights, _) = codes.as_chunks::<8>();
+    let high = array::from_fn(|byte| {
+        // One bit a byte; the product has bit j, which byte j is shifted by, in its highest byte, and no carries.
+        let bits = u64::from_le_bytes(eights[byte]) >> 4 & 0x0101_0101_0101_0101;
+        (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
+    });
+    (high, nibbles(&codes.map(|code| code & 15)))
 }
 
 /// The inverse of [`five_bits`].

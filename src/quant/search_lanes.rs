@@ -260,8 +260,7 @@ pub(super) fn symmetric<L: Lanes, const N: usize>(
 
     let mut inverse = l.splat(-half) / extreme;
     let (sum_xq, sum_qq) = symmetric_sums(l, half, inverse, x, weights, &wx);
-    let is_zero = sum_qq.ge(zero) & zero.ge(sum_qq);
-    let mut scale = zero.or_else(is_zero, sum_xq / sum_qq);
+    let mut scale = divide_or_zero(l, sum_xq, sum_qq);
     let mut gain = scale * sum_xq;
     for step in (-9..=9).filter(|&step| step != 0) {
         let trial = l.splat(-(half + 0.1 * step as f32)) / extreme;
@@ -323,9 +322,27 @@ pub(super) fn symmetric_codes_of_lane<const N: usize>(half: i32, inverse: f32, x
     x.map(|x| (nearest(inverse * x).clamp(-half, half - 1) + half) as u8)
 }
 
+/// `a / b`, or 0 where `b` is.
+#[inline(always)]
+pub(super) fn divide_or_zero<L: Lanes>(l: L, a: L::Floats, b: L::Floats) -> L::Floats {
+    let zero = l.splat(0.0);
+    zero.or_else(b.ge(zero) & zero.ge(b), a / b)
+}
+
+/// The smallest and the largest element of each lane.
+#[inline(always)]
+pub(super) fn smallest_and_largest<F: Floats, const N: usize>(x: &[F; N]) -> (F, F) {
+    let (mut smallest, mut largest) = (x[0], x[0]);
+    for &x in &x[1..] {
+        smallest = x.min(smallest);
+        largest = x.max(largest);
+    }
+    (smallest, largest)
+}
+
 /// The first element of the largest magnitude, with its sign, in each lane.
 #[inline(always)]
-fn extreme<L: Lanes, const N: usize>(l: L, x: &[L::Floats; N]) -> L::Floats {
+pub(super) fn extreme<L: Lanes, const N: usize>(l: L, x: &[L::Floats; N]) -> L::Floats {
     let (mut magnitude, mut extreme) = (l.splat(0.0), l.splat(0.0));
     for &x in x {
         let larger = x.abs().gt(magnitude);

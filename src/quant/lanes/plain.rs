@@ -108,6 +108,12 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
+    fn truncate(self, floats: Array, x: &mut [i32]) {
+        *x.first_chunk_mut().expect("as many numbers as lanes") =
+            floats.0.map(|x| if x.abs() < 2_147_483_648.0 { x as i32 } else { 0 });
+    }
+
+    #[inline(always)]
     fn transpose<'a>(self, row: impl Fn(usize) -> &'a [f32; 4]) -> [Array; 4] {
         let rows: [&[f32; 4]; 8] = from_fn(row);
         from_fn(|i| Array(from_fn(|l| rows[l][i])))
