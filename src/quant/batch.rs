@@ -219,8 +219,10 @@ impl<const PER: usize> SymmetricBatch<PER> {
         put(l, &mut self.inverses, at, found.inverse);
     }
 
-    /// The codes with which the search ended in sub-block `j` of block `b`, whose weights are `x`.
-    #[inline(always)]
+    /// The codes with which the search ended in sub-block `j` of block `b`, whose weights are `x`. Seldom needed, and so
+    /// kept out of the way of what is.
+    #[cold]
+    #[inline(never)]
     pub fn codes<const N: usize>(&self, half: i32, b: usize, j: usize, x: &[f32]) -> [u8; N] {
         search_lanes::symmetric_codes_of_lane(half, self.inverses[b][j], &x.as_chunks().0[j])
     }

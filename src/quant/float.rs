@@ -21,7 +21,7 @@ const F16_OVERFLOW: u32 = (127 + 16) << 23;
 const REBIAS: u32 = (127 - 15) << 23;
 
 /// `x` in half precision. Above 65519.99 it becomes infinite, below 2^-25 zero; a NaN becomes `0x7e00` with its sign.
-#[inline]
+#[inline(always)]
 pub fn f32_to_f16(x: f32) -> u16 {
     let bits = x.to_bits();
     let sign = (bits >> 16) & 0x8000;
@@ -38,7 +38,7 @@ pub fn f32_to_f16(x: f32) -> u16 {
 }
 
 /// The value of a half: exact. A NaN keeps its payload and becomes quiet.
-#[inline]
+#[inline(always)]
 pub fn f16_to_f32(half: u16) -> f32 {
     let sign = u32::from(half & 0x8000) << 16;
     let magnitude = u32::from(half & 0x7fff);
@@ -53,7 +53,7 @@ pub fn f16_to_f32(half: u16) -> f32 {
 }
 
 /// `x` rounded to its upper 16 bits. Subnormals stay, a NaN keeps its upper payload and becomes quiet.
-#[inline]
+#[inline(always)]
 pub fn f32_to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
     let quiet = (bits >> 16) | 0x0040;
@@ -62,7 +62,7 @@ pub fn f32_to_bf16(x: f32) -> u16 {
 }
 
 /// The value of a BF16: exact.
-#[inline]
+#[inline(always)]
 pub fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
@@ -71,6 +71,7 @@ pub fn bf16_to_f32(bits: u16) -> f32 {
 ///
 /// # Panics
 /// When the lengths differ.
+#[inline(always)]
 pub fn f32s_to_f16s(src: &[f32], dst: &mut [[u8; 2]]) {
     assert_eq!(src.len(), dst.len());
     for (to, &from) in dst.iter_mut().zip(src) {
@@ -82,6 +83,7 @@ pub fn f32s_to_f16s(src: &[f32], dst: &mut [[u8; 2]]) {
 ///
 /// # Panics
 /// When the lengths differ.
+#[inline(always)]
 pub fn f16s_to_f32s(src: &[[u8; 2]], dst: &mut [f32]) {
     assert_eq!(src.len(), dst.len());
     for (to, &from) in dst.iter_mut().zip(src) {
@@ -93,6 +95,7 @@ pub fn f16s_to_f32s(src: &[[u8; 2]], dst: &mut [f32]) {
 ///
 /// # Panics
 /// When the lengths differ.
+#[inline(always)]
 pub fn f32s_to_bf16s(src: &[f32], dst: &mut [[u8; 2]]) {
     assert_eq!(src.len(), dst.len());
     for (to, &from) in dst.iter_mut().zip(src) {
@@ -104,6 +107,7 @@ pub fn f32s_to_bf16s(src: &[f32], dst: &mut [[u8; 2]]) {
 ///
 /// # Panics
 /// When the lengths differ.
+#[inline(always)]
 pub fn bf16s_to_f32s(src: &[[u8; 2]], dst: &mut [f32]) {
     assert_eq!(src.len(), dst.len());
     for (to, &from) in dst.iter_mut().zip(src) {
@@ -118,14 +122,14 @@ pub struct Half([u8; 2]);
 
 impl Half {
     /// The half nearest to `x`; for any NaN `0xfe00`.
-    #[inline]
+    #[inline(always)]
     pub fn new(x: f32) -> Self {
         // Infinity less infinity is a NaN whose sign depends on the processor. The bytes must not: x86's sign it is.
         Self(if x.is_nan() { 0xfe00 } else { f32_to_f16(x) }.to_le_bytes())
     }
 
     /// Its value.
-    #[inline]
+    #[inline(always)]
     pub fn value(self) -> f32 {
         f16_to_f32(u16::from_le_bytes(self.0))
     }

@@ -11,7 +11,6 @@
 //! Source: `block_iq4_nl` and `quantize_row_iq4_nl_impl` in ggml's `ggml-common.h` and `ggml-quants.c`.
 
 use super::batch::{SmallBatch, weigh};
-use super::lanes::MAX_LANES;
 use super::search::{divide_or_zero, importance_weights, sum_of_squares};
 use super::{Block, Half, Importance, Lanes, Rows, dequantize_blocks, iq4, pack, quantize_blocks, search_lanes, small};
 use crate::gguf::TensorType;
@@ -57,8 +56,7 @@ impl Block for BlockIq4Nl {
                 }
             };
             let d = iq4::fit_by_lanes(l, &x, &weights);
-            let mut inverses = [0.0; MAX_LANES];
-            l.store(search_lanes::divide_or_zero(l, l.splat(1.0), d), &mut inverses);
+            let inverses = small::stored(l, search_lanes::divide_or_zero(l, l.splat(1.0), d));
             let d = small::halves(l, d);
             for (b, x) in batch.blocks.iter().enumerate() {
                 let codes = iq4::nearest_codes_by_lanes(l, x, inverses[b]);
@@ -67,6 +65,7 @@ impl Block for BlockIq4Nl {
         }
     }
 
+    #[inline(always)]
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<32, Self>(src, dst, |block| {
             let d = block.d.value();

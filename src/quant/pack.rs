@@ -5,9 +5,13 @@ use std::array;
 /// Two 4-bit codes a byte: code j in the low half of byte j, code j + 16 in the high half.
 ///
 /// The high bits of a code above 15 are not masked away but meet those of its neighbour, as in the formats' definition.
-#[inline]
+#[inline(always)]
 pub(super) fn nibbles(codes: &[u8; 32]) -> [u8; 16] {
-    array::from_fn(|j| codes[j] | codes[j + 16] << 4)
+    let mut bytes = [0; 16];
+    for j in 0..16 {
+        bytes[j] = codes[j] | codes[j + 16] << 4;
+    }
+    bytes
 }
 
 /// The inverse of [`nibbles`].
@@ -17,15 +21,19 @@ pub(super) fn unpack_nibbles(bytes: &[u8; 16]) -> [u8; 32] {
 }
 
 /// 32 codes of 5 bits: their low four as [`nibbles`], and bit 4 of code j as bit j of a little-endian `u32`.
-#[inline]
+#[inline(always)]
 pub(super) fn five_bits(codes: &[u8; 32]) -> ([u8; 4], [u8; 16]) {
+    let (mut high, mut low) = ([0; 4], [0; 32]);
     let (eights, _) = codes.as_chunks::<8>();
-    let high = array::from_fn(|byte| {
-        // One bit a byte; the product has bit j, which byte j is shifted by, in its highest byte, and no carries.
+    for byte in 0..4 {
+        // One bit a byte; the product has that of byte j at place j of its highest byte, and nothing carries over.
         let bits = u64::from_le_bytes(eights[byte]) >> 4 & 0x0101_0101_0101_0101;
-        (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
-    });
-    (high, nibbles(&codes.map(|code| code & 15)))
+        high[byte] = (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
+    }
+    for j in 0..32 {
+        low[j] = codes[j] & 15;
+    }
+    (high, nibbles(&low))
 }
 
 /// The inverse of [`five_bits`].

@@ -10,7 +10,7 @@
 //! Source: `block_q8_0` and `quantize_row_q8_0_ref` in ggml's `ggml-common.h` and `ggml-quants.c`.
 
 use super::batch::SmallBatch;
-use super::lanes::{Floats, MAX_LANES};
+use super::lanes::Floats;
 use super::search::{divide_or_zero, extreme, truncate_to_byte};
 use super::{Block, Half, Importance, Lanes, Rows, dequantize_blocks, quantize_blocks, search_lanes, small};
 use crate::gguf::TensorType;
@@ -53,8 +53,7 @@ impl Block for BlockQ8_0 {
     fn quantize_rows<L: Lanes>(l: L, rows: Rows, dst: &mut [Self]) {
         for batch in SmallBatch::of(l, rows) {
             let d = search_lanes::extreme(l, &batch.columns(l, 0)).abs() / l.splat(127.0);
-            let mut inverses = [0.0; MAX_LANES];
-            l.store(search_lanes::divide_or_zero(l, l.splat(1.0), d), &mut inverses);
+            let inverses = small::stored(l, search_lanes::divide_or_zero(l, l.splat(1.0), d));
             let d = small::halves(l, d);
             for (b, x) in batch.blocks.iter().enumerate() {
                 let inverse = l.splat(inverses[b]);
@@ -73,6 +72,7 @@ impl Block for BlockQ8_0 {
         }
     }
 
+    #[inline(always)]
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<32, Self>(src, dst, |block| {
             let d = block.d.value();

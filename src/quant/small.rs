@@ -13,18 +13,40 @@ use super::{Half, Rows, search_lanes};
 #[inline(always)]
 pub(super) fn truncated<L: Lanes>(l: L, x: &[f32; 32], code: impl Fn(L::Floats) -> L::Floats) -> [u8; 32] {
     const { assert!(32 % L::LEN == 0) };
-    let mut codes = [0; 32];
+    let (mut numbers, mut codes) = ([0; 32], [0; 32]);
     for at in (0..32).step_by(L::LEN) {
-        l.truncate(code(l.load(&x[at..])), &mut codes[at..]);
+        l.truncate(code(l.load(&x[at..])), &mut numbers[at..]);
     }
-    codes.map(|code| code as u8)
+    // Loops here and where codes are packed: the compiler may leave an array's map a function, without the instructions
+    // of the level.
+    for i in 0..32 {
+        codes[i] = numbers[i] as u8;
+    }
+    codes
+}
+
+/// The codes, as numbers from -128 to 127, but none above `max`.
+#[inline(always)]
+fn limited(codes: &[u8; 32], max: i8) -> [u8; 32] {
+    let mut limited = [0; 32];
+    for i in 0..32 {
+        limited[i] = (codes[i] as i8).min(max) as u8;
+    }
+    limited
+}
+
+/// Each lane's number.
+#[inline(always)]
+pub(super) fn stored<L: Lanes>(l: L, floats: L::Floats) -> [f32; MAX_LANES] {
+    let mut numbers = [0.0; MAX_LANES];
+    l.store(floats, &mut numbers);
+    numbers
 }
 
 /// The half nearest to each lane's number.
 #[inline(always)]
 pub(super) fn halves<L: Lanes>(l: L, floats: L::Floats) -> [Half; MAX_LANES] {
-    let mut numbers = [0.0; MAX_LANES];
-    l.store(floats, &mut numbers);
+    let numbers = stored(l, floats);
     let mut halves = [Half::new(0.0); MAX_LANES];
     for lane in 0..L::LEN {
         halves[lane] = Half::new(numbers[lane]);
@@ -36,89 +58,66 @@ pub(super) fn halves<L: Lanes>(l: L, floats: L::Floats) -> [Half; MAX_LANES] {
 ///
 /// Without importance the weight of largest magnitude gets q = 0 and decides d, with it d is searched.
 #[inline(always)]
-pub(super) fn symmetric_rows<L: Lanes>(l: L, half: i32, rows: Rows, mut put: impl FnMut(usize, Half, &[u8; 32])) {
-    let mean_squares = MeanSquares::of(l, rows);
+pub(super) fn symmetric_rows<L: Lanes>(l: L, half: i32, rows: Rows, put: impl FnMut(usize, Half, &[u8; 32])) {
+    match rows.importance {
+        None => plain_symmetric_rows(l, half, rows, put),
+        Some(_) => searched_symmetric_rows(l, half, rows, put),
+    }
+}
+
+#[inline(always)]
+fn plain_symmetric_rows<L: Lanes>(l: L, half: i32, rows: Rows, mut put: impl FnMut(usize, Half, &[u8; 32])) {
     let size = half as f32;
     for batch in SmallBatch::of(l, rows) {
-        let x = batch.columns(l, 0);
-        let (d, inverse) = match batch.importance(l, 0) {
-            None => {
-                let d = search_lanes::extreme(l, &x) / l.splat(-size);
-                (d, search_lanes::divide_or_zero(l, l.splat(1.0), d))
-            }
-            Some(importance) => {
-                let (weights, _) = weigh(l, &x, &importance, l.load(&mean_squares.of_blocks(l, batch.first)));
-                let found = search_lanes::symmetric(l, half, &x, &weights);
-                (found.scale, found.inverse)
-            }
-        };
+        let d = search_lanes::extreme(l, &batch.columns(l, 0)) / l.splat(-size);
+        let inverses = stored(l, search_lanes::divide_or_zero(l, l.splat(1.0), d));
         let d = halves(l, d);
-        let mut inverses = [0.0; MAX_LANES];
-        l.store(inverse, &mut inverses);
         for (b, x) in batch.blocks.iter().enumerate() {
-            let codes = match rows.importance {
-                None => {
-                    let (inverse, middle) = (l.splat(inverses[b]), l.splat(size + 0.5));
-                    let codes = truncated(
-                        l,
-                        x,
-                        #[inline(always)]
-                        |x| x * inverse + middle,
-                    );
-                    codes.map(|code| (code as i8).min(2 * half as i8 - 1) as u8)
-                }
-                Some(_) => search_lanes::symmetric_codes_of_lane(half, inverses[b], x),
-            };
-            put(batch.first + b, d[b], &codes);
+            let (inverse, middle) = (l.splat(inverses[b]), l.splat(size + 0.5));
+            let codes = truncated(
+                l,
+                x,
+                #[inline(always)]
+                |x| x * inverse + middle,
+            );
+            put(batch.first + b, d[b], &limited(&codes, (2 * half - 1) as i8));
         }
     }
 }
 
-/// x ≈ d·q + m with q from 0 to `max`: `put` gets the number, d, m and q of each block of some rows.
+#[inline(always)]
+fn searched_symmetric_rows<L: Lanes>(l: L, half: i32, rows: Rows, mut put: impl FnMut(usize, Half, &[u8; 32])) {
+    let mean_squares = MeanSquares::of(l, rows);
+    for batch in SmallBatch::of(l, rows) {
+        let Some(importance) = batch.importance(l, 0) else { return };
+        let x = batch.columns(l, 0);
+        let (weights, _) = weigh(l, &x, &importance, l.load(&mean_squares.of_blocks(l, batch.first)));
+        let found = search_lanes::symmetric(l, half, &x, &weights);
+        let (d, inverses) = (halves(l, found.scale), stored(l, found.inverse));
+        for (b, x) in batch.blocks.iter().enumerate() {
+            put(batch.first + b, d[b], &search_lanes::symmetric_codes_of_lane(half, inverses[b], x));
+        }
+    }
+}
+
+/// x ≈ d·q + m with q from 0 to `max`: `put` gets the number, d and m, and q of each block of some rows.
 ///
 /// Without importance the codes span the weights from smallest to largest, with it d and m ≤ 0 are searched.
 #[inline(always)]
-pub(super) fn affine_rows<L: Lanes>(l: L, max: i32, rows: Rows, mut put: impl FnMut(usize, [Half; 2], &[u8; 32])) {
+pub(super) fn affine_rows<L: Lanes>(l: L, max: i32, rows: Rows, put: impl FnMut(usize, [Half; 2], &[u8; 32])) {
     match rows.importance {
-        None => spread_rows(l, max, rows, put),
-        Some(_) => {
-            let search = AffineSearch::weighted(max);
-            let mean_squares = MeanSquares::of(l, rows);
-            for batch in SmallBatch::of(l, rows) {
-                let mut found = AffineBatch::<1>::new();
-                let mean_squares = mean_squares.of_blocks(l, batch.first);
-                let x = batch.columns(l, 0);
-                if let Some(importance) = batch.importance(l, 0) {
-                    let (weights, _) = weigh(l, &x, &importance, l.load(&mean_squares));
-                    found.search(l, 0, search, &x, &weights);
-                }
-                for (b, x) in batch.blocks.iter().enumerate() {
-                    let mut codes = [0; 32];
-                    let affine = match batch.block_importance(b) {
-                        Some(importance) if found.odd[b] != [0.0] => {
-                            fit_affine(search, x, &importance_weights(importance, mean_squares[b], x), &mut codes)
-                        }
-                        _ => {
-                            codes = found.codes(search, b, 0, x);
-                            Affine { scale: found.scales[b][0], min: found.mins[b][0] }
-                        }
-                    };
-                    put(batch.first + b, [affine.scale, -affine.min].map(Half::new), &codes);
-                }
-            }
-        }
+        None => plain_affine_rows(l, max, rows, put),
+        Some(_) => searched_affine_rows(l, max, rows, put),
     }
 }
 
-/// [`affine_rows`] without importance.
 #[inline(always)]
-fn spread_rows<L: Lanes>(l: L, max: i32, rows: Rows, mut put: impl FnMut(usize, [Half; 2], &[u8; 32])) {
+fn plain_affine_rows<L: Lanes>(l: L, max: i32, rows: Rows, mut put: impl FnMut(usize, [Half; 2], &[u8; 32])) {
     for batch in SmallBatch::of(l, rows) {
         let (smallest, largest) = search_lanes::smallest_and_largest(&batch.columns(l, 0));
         let d = (largest - smallest) / l.splat(max as f32);
-        let (mut inverses, mut offsets) = ([0.0; MAX_LANES], [0.0; MAX_LANES]);
-        l.store(search_lanes::divide_or_zero(l, l.splat(1.0), d), &mut inverses);
-        l.store(smallest, &mut offsets);
+        let inverses = stored(l, search_lanes::divide_or_zero(l, l.splat(1.0), d));
+        let offsets = stored(l, smallest);
         let (d, m) = (halves(l, d), halves(l, smallest));
         for (b, x) in batch.blocks.iter().enumerate() {
             let (inverse, offset, half) = (l.splat(inverses[b]), l.splat(offsets[b]), l.splat(0.5));
@@ -129,8 +128,34 @@ fn spread_rows<L: Lanes>(l: L, max: i32, rows: Rows, mut put: impl FnMut(usize, 
                 |x| (x - offset) * inverse + half,
             );
             // Only Q4_1 is defined with this limit. In Q5_1 it changes nothing: no code comes out above 31.
-            let codes = codes.map(|code| (code as i8).min(max as i8) as u8);
-            put(batch.first + b, [d[b], m[b]], &codes);
+            put(batch.first + b, [d[b], m[b]], &limited(&codes, max as i8));
+        }
+    }
+}
+
+#[inline(always)]
+fn searched_affine_rows<L: Lanes>(l: L, max: i32, rows: Rows, mut put: impl FnMut(usize, [Half; 2], &[u8; 32])) {
+    let search = AffineSearch::weighted(max);
+    let mean_squares = MeanSquares::of(l, rows);
+    for batch in SmallBatch::of(l, rows) {
+        let Some(importance) = batch.importance(l, 0) else { return };
+        let mean_squares = mean_squares.of_blocks(l, batch.first);
+        let x = batch.columns(l, 0);
+        let (weights, _) = weigh(l, &x, &importance, l.load(&mean_squares));
+        let mut found = AffineBatch::<1>::new();
+        found.search(l, 0, search, &x, &weights);
+        for (b, x) in batch.blocks.iter().enumerate() {
+            let mut codes = [0; 32];
+            let affine = match batch.block_importance(b) {
+                Some(importance) if found.odd[b] != [0.0] => {
+                    fit_affine(search, x, &importance_weights(importance, mean_squares[b], x), &mut codes)
+                }
+                _ => {
+                    codes = found.codes(search, b, 0, x);
+                    Affine { scale: found.scales[b][0], min: found.mins[b][0] }
+                }
+            };
+            put(batch.first + b, [Half::new(affine.scale), Half::new(-affine.min)], &codes);
         }
     }
 }
@@ -167,9 +192,7 @@ impl MeanSquares {
                         sum = sum + x * x;
                     }
                 }
-                let mut means = [0.0; MAX_LANES];
-                l.store(sum / l.splat(row_len as f32), &mut means);
-                of_rows.extend_from_slice(&means[..n_rows]);
+                of_rows.extend_from_slice(&stored(l, sum / l.splat(row_len as f32))[..n_rows]);
             }
         }
         Self { of_rows, blocks_per_row: row_len / 32 }

@@ -109,8 +109,11 @@ impl Lanes for Plain {
 
     #[inline(always)]
     fn truncate(self, floats: Array, x: &mut [i32]) {
-        *x.first_chunk_mut().expect("as many numbers as lanes") =
-            floats.0.map(|x| if x.abs() < 2_147_483_648.0 { x as i32 } else { 0 });
+        *x.first_chunk_mut().expect("as many numbers as lanes") = floats.0.map(|x| {
+            let x = if x.abs() < 2_147_483_648.0 { x } else { 0.0 };
+            // SAFETY: it fits. (A cast would look for what does not, one number at a time.)
+            unsafe { x.to_int_unchecked() }
+        });
     }
 
     #[inline(always)]
