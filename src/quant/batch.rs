@@ -16,22 +16,28 @@ use super::search_lanes::{self, Moves, Start};
 /// A number for each sub-block of a batch, `PER` to a block.
 pub(super) type Table<const PER: usize> = [[f32; PER]; MAX_LANES];
 
-/// As many blocks of 256 weights as lanes, or what is left of them at the end, in sub-blocks of `N`.
+/// A batch of blocks of 256 weights, in sub-blocks of `N`.
+pub(super) type Batch<'a, const N: usize> = BatchOf<'a, 256, N>;
+
+/// A batch of blocks of 32 weights, each its own sub-block.
+pub(super) type SmallBatch<'a> = BatchOf<'a, 32, 32>;
+
+/// As many blocks of `LEN` weights as lanes, or what is left of them at the end, in sub-blocks of `N`.
 #[derive(Clone, Copy)]
-pub(super) struct Batch<'a, const N: usize> {
+pub(super) struct BatchOf<'a, const LEN: usize, const N: usize> {
     /// The number of the first block in the rows.
     pub first: usize,
-    pub blocks: &'a [[f32; 256]],
+    pub blocks: &'a [[f32; LEN]],
     importance: Option<&'a [f32]>,
 }
 
-impl<'a, const N: usize> Batch<'a, N> {
-    const PER: usize = 256 / N;
+impl<'a, const LEN: usize, const N: usize> BatchOf<'a, LEN, N> {
+    const PER: usize = LEN / N;
 
     /// The batches of all rows.
     #[inline(always)]
     pub fn of<L: Lanes>(_: L, rows: Rows<'a>) -> impl Iterator<Item = Self> {
-        let batches = rows.pieces::<256>().chunks(L::LEN).enumerate();
+        let batches = rows.pieces::<LEN>().chunks(L::LEN).enumerate();
         batches.map(move |(batch, blocks)| Self { first: batch * L::LEN, blocks, importance: rows.importance })
     }
 
@@ -63,7 +69,7 @@ impl<'a, const N: usize> Batch<'a, N> {
 
     /// The importance of block `b` of the batch.
     #[inline(always)]
-    pub fn block_importance(self, b: usize) -> Option<&'a [f32; 256]> {
+    pub fn block_importance(self, b: usize) -> Option<&'a [f32; LEN]> {
         self.importance.map(|importance| Rows::importance_of(importance, self.first + b))
     }
 
@@ -86,7 +92,7 @@ impl<'a, const N: usize> Batch<'a, N> {
             return sums;
         }
         let mut sum = l.splat(0.0);
-        for at in (0..256).step_by(32) {
+        for at in (0..LEN).step_by(32) {
             let columns = l.columns::<32>(|lane| {
                 let block = &self.blocks[lane.min(self.blocks.len() - 1)];
                 block[at..].first_chunk().expect("32 columns are left")
@@ -186,7 +192,7 @@ impl<const PER: usize> AffineBatch<PER> {
 
     /// The codes with which the search ended in sub-block `j` of block `b`, whose weights are `x`.
     #[inline(always)]
-    pub fn codes<const N: usize>(&self, search: AffineSearch, b: usize, j: usize, x: &[f32; 256]) -> [u8; N] {
+    pub fn codes<const N: usize>(&self, search: AffineSearch, b: usize, j: usize, x: &[f32]) -> [u8; N] {
         let start = Start { inverse: self.inverses[b][j], least: self.leasts[b][j] };
         search_lanes::codes_of_start(search, start, &x.as_chunks().0[j])
     }
@@ -220,9 +226,11 @@ impl<const PER: usize> SymmetricBatch<PER> {
         put(l, &mut self.inverses, at, found.inverse);
     }
 
-    /// The codes with which the search ended in sub-block `j` of block `b`, whose weights are `x`.
-    #[inline(always)]
-    pub fn codes<const N: usize>(&self, half: i32, b: usize, j: usize, x: &[f32; 256]) -> [u8; N] {
+    /// The codes with which the search ended in sub-block `j` of block `b`, whose weights are `x`. Seldom needed, and so
+    /// kept out of the way of what is.
+    #[cold]
+    #[inline(never)]
+    pub fn codes<const N: usize>(&self, half: i32, b: usize, j: usize, x: &[f32]) -> [u8; N] {
         search_lanes::symmetric_codes_of_lane(half, self.inverses[b][j], &x.as_chunks().0[j])
     }
 }

@@ -71,6 +71,7 @@ pub fn bf16_to_f32(bits: u16) -> f32 {
 ///
 /// # Panics
 /// When the lengths differ.
+#[inline(always)]
 pub fn f32s_to_f16s(src: &[f32], dst: &mut [[u8; 2]]) {
     assert_eq!(src.len(), dst.len());
     for (to, &from) in dst.iter_mut().zip(src) {
@@ -82,6 +83,7 @@ pub fn f32s_to_f16s(src: &[f32], dst: &mut [[u8; 2]]) {
 ///
 /// # Panics
 /// When the lengths differ.
+#[inline(always)]
 pub fn f16s_to_f32s(src: &[[u8; 2]], dst: &mut [f32]) {
     assert_eq!(src.len(), dst.len());
     for (to, &from) in dst.iter_mut().zip(src) {
@@ -93,6 +95,7 @@ pub fn f16s_to_f32s(src: &[[u8; 2]], dst: &mut [f32]) {
 ///
 /// # Panics
 /// When the lengths differ.
+#[inline(always)]
 pub fn f32s_to_bf16s(src: &[f32], dst: &mut [[u8; 2]]) {
     assert_eq!(src.len(), dst.len());
     for (to, &from) in dst.iter_mut().zip(src) {
@@ -104,6 +107,7 @@ pub fn f32s_to_bf16s(src: &[f32], dst: &mut [[u8; 2]]) {
 ///
 /// # Panics
 /// When the lengths differ.
+#[inline(always)]
 pub fn bf16s_to_f32s(src: &[[u8; 2]], dst: &mut [f32]) {
     assert_eq!(src.len(), dst.len());
     for (to, &from) in dst.iter_mut().zip(src) {

@@ -1,6 +1,8 @@
 //! What IQ4_NL and IQ4_XS share: codes that stand for 16 unevenly spaced values, and the search for their scale.
 
+use super::lanes::{Floats, Lanes, Stairs};
 use super::search::{NEGLIGIBLE, extreme};
+use super::{search_lanes, small};
 use std::array;
 
 /// The value that each code stands for, rising.
@@ -15,6 +17,28 @@ const MIDPOINTS: [f32; 15] = {
         i += 1;
     }
     midpoints
+};
+
+/// From a number to the nearest value.
+static NEAREST_VALUE: Stairs = {
+    let mut values = [0.0; 16];
+    let mut i = 0;
+    while i < 16 {
+        values[i] = VALUES[i] as f32;
+        i += 1;
+    }
+    Stairs::new(MIDPOINTS, values)
+};
+
+/// From a number to the code of the nearest value.
+static NEAREST_CODE: Stairs = {
+    let mut codes = [0.0; 16];
+    let mut i = 0;
+    while i < 16 {
+        codes[i] = i as f32;
+        i += 1;
+    }
+    Stairs::new(MIDPOINTS, codes)
 };
 
 /// Reads exactly `N` whole numbers; '#' begins a comment up to the line's end. What is wrong is an error of the build.
@@ -102,6 +126,57 @@ pub(super) fn fit(x: &[f32; 32], weights: &[f32; 32]) -> f32 {
     scale
 }
 
+/// [`nearest_codes`], by lanes.
+#[inline(always)]
+pub(super) fn nearest_codes_by_lanes<L: Lanes>(l: L, x: &[f32; 32], inverse: f32) -> [u8; 32] {
+    // Beyond the first and the last midpoint, but within the bound of the stairs. A NaN goes to the upper end.
+    let (smallest, largest) = (l.splat(-128.0), l.splat(128.0));
+    let inverse = l.splat(inverse);
+    small::truncated(
+        l,
+        x,
+        #[inline(always)]
+        |x| l.stairs(&NEAREST_CODE, (inverse * x).min(largest).max(smallest)),
+    )
+}
+
+/// [`fit`], by lanes.
+#[inline(always)]
+pub(super) fn fit_by_lanes<L: Lanes>(l: L, x: &[L::Floats; 32], weights: &[L::Floats; 32]) -> L::Floats {
+    let zero = l.splat(0.0);
+    let extreme = search_lanes::extreme(l, x);
+    let first = f32::from(VALUES[0]);
+    let (sum_xq, sum_qq) = sums_by_lanes(l, l.splat(1.0) / (extreme / l.splat(-first)), x, weights);
+    let mut scale = (sum_xq / sum_qq).or_else(sum_qq.gt(zero), zero);
+    let mut gain = scale * sum_xq;
+    for step in -7..=7 {
+        let (sum_xq, sum_qq) = sums_by_lanes(l, l.splat(step as f32 + first) / extreme, x, weights);
+        let better = sum_qq.gt(zero) & (sum_xq * sum_xq).gt(gain * sum_qq);
+        scale = (sum_xq / sum_qq).or_else(better, scale);
+        gain = (scale * sum_xq).or_else(better, gain);
+    }
+    zero.or_else(l.splat(NEGLIGIBLE).gt(extreme.abs()), scale)
+}
+
+/// (Σ w·x·q, Σ w·q²), q being the value nearest to `inverse · x`.
+#[inline(always)]
+fn sums_by_lanes<L: Lanes>(
+    l: L,
+    inverse: L::Floats,
+    x: &[L::Floats; 32],
+    weights: &[L::Floats; 32],
+) -> (L::Floats, L::Floats) {
+    let (mut sum_xq, mut sum_qq) = (l.splat(0.0), l.splat(0.0));
+    for i in 0..32 {
+        // No trial takes any x further from zero than seven beyond the first value: within the bound of the stairs.
+        let q = l.stairs(&NEAREST_VALUE, inverse * x[i]);
+        let wq = weights[i] * q;
+        sum_xq = sum_xq + wq * x[i];
+        sum_qq = sum_qq + wq * q;
+    }
+    (sum_xq, sum_qq)
+}
+
 /// The values of codes.
 #[inline]
 pub(super) fn values(codes: [u8; 32]) -> [f32; 32] {
@@ -111,6 +186,8 @@ pub(super) fn values(codes: [u8; 32]) -> [f32; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::Level;
+    use crate::quant::lanes::Body;
     use crate::quant::samples::Random;
 
     #[test]
@@ -130,6 +207,42 @@ mod tests {
             check(random.normal() * 60.0);
         }
         assert_eq!((nearest_code(f32::NEG_INFINITY), nearest_code(f32::INFINITY)), (0, 15));
+    }
+
+    /// Compares [`Lanes::stairs`] and [`nearest_codes_by_lanes`] with [`nearest_code`].
+    struct CheckStairs<'a>(&'a [f32; 32]);
+
+    impl Body for CheckStairs<'_> {
+        #[inline(always)]
+        fn run<L: Lanes>(self, l: L) {
+            let x = self.0;
+            let wanted = x.map(nearest_code);
+            assert_eq!(nearest_codes_by_lanes(l, x, 1.0), wanted, "{x:?}");
+            let mut values = [0.0; 32];
+            for at in (0..32).step_by(L::LEN) {
+                l.store(l.stairs(&NEAREST_VALUE, l.load(&x[at..])), &mut values[at..]);
+            }
+            for i in 0..32 {
+                let value = f32::from(VALUES[usize::from(wanted[i])]);
+                assert!(values[i] == value || !(x[i].abs() < Stairs::BOUND), "{}: {}, not {value}", x[i], values[i]);
+            }
+        }
+    }
+
+    #[test]
+    fn every_level_finds_the_nearest_code_and_value() {
+        let mut x = Vec::new();
+        for half_step in -280..=280 {
+            // Every midpoint and every border between buckets is a multiple of one half.
+            let exact = half_step as f32 / 2.0;
+            x.extend([exact.next_down(), exact, exact.next_up()]);
+        }
+        x.extend([-0.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, f32::MIN_POSITIVE]);
+        let mut random = Random::new(6);
+        x.extend((0..10_000).map(|_| random.normal() * 60.0));
+        for level in Level::available().filter(|&level| level != Level::Scalar) {
+            x.as_chunks::<32>().0.iter().for_each(|x| level.run(CheckStairs(x)));
+        }
     }
 
     #[test]

@@ -10,8 +10,9 @@
 //!
 //! Source: `block_iq4_nl` and `quantize_row_iq4_nl_impl` in ggml's `ggml-common.h` and `ggml-quants.c`.
 
+use super::batch::{SmallBatch, weigh};
 use super::search::{divide_or_zero, importance_weights, sum_of_squares};
-use super::{Block, Half, Importance, dequantize_blocks, iq4, pack, quantize_blocks};
+use super::{Block, Half, Importance, Lanes, Rows, dequantize_blocks, iq4, pack, quantize_blocks, search_lanes, small};
 use crate::gguf::TensorType;
 
 /// 32 weights.
@@ -43,6 +44,28 @@ impl Block for BlockIq4Nl {
         });
     }
 
+    #[inline(always)]
+    fn quantize_rows<L: Lanes>(l: L, rows: Rows, dst: &mut [Self]) {
+        for batch in SmallBatch::of(l, rows) {
+            let x = batch.columns(l, 0);
+            let weights = match batch.importance(l, 0) {
+                None => search_lanes::squares(l, &x),
+                Some(importance) => {
+                    let variance = search_lanes::sum_of_squares(l, &x) * l.splat(2.0 / 32.0);
+                    weigh(l, &x, &importance, variance).0
+                }
+            };
+            let d = iq4::fit_by_lanes(l, &x, &weights);
+            let inverses = small::stored(l, search_lanes::divide_or_zero(l, l.splat(1.0), d));
+            let d = small::halves(l, d);
+            for (b, x) in batch.blocks.iter().enumerate() {
+                let codes = iq4::nearest_codes_by_lanes(l, x, inverses[b]);
+                dst[batch.first + b] = Self { d: d[b], qs: pack::nibbles(&codes) };
+            }
+        }
+    }
+
+    #[inline(always)]
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<32, Self>(src, dst, |block| {
             let d = block.d.value();

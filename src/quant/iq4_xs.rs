@@ -14,8 +14,10 @@
 //!
 //! Source: `block_iq4_xs` and `quantize_row_iq4_nl_impl` in ggml's `ggml-common.h` and `ggml-quants.c`.
 
+use super::batch::{self, Batch, weigh};
+use super::lanes::MAX_LANES;
 use super::search::{divide_or_zero, extreme, importance_weights, nearest, sum_of_squares};
-use super::{Block, Half, Importance, dequantize_blocks, iq4, pack, quantize_blocks};
+use super::{Block, Half, Importance, Lanes, Rows, dequantize_blocks, iq4, pack, quantize_blocks, search_lanes};
 use crate::gguf::TensorType;
 use std::array;
 
@@ -44,6 +46,31 @@ impl Block for BlockIq4Xs {
         quantize_blocks(src, importance, dst, quantize);
     }
 
+    #[inline(always)]
+    fn quantize_rows<L: Lanes>(l: L, rows: Rows, dst: &mut [Self]) {
+        for batch in Batch::<32>::of(l, rows) {
+            let mut scales = [[0.0; 8]; MAX_LANES];
+            let variances = batch.sums_of_squares(l).map(|sum| sum * (2.0 / 256.0));
+            for at in batch.groups(l) {
+                let x = batch.columns(l, at);
+                let weights = match batch.importance(l, at) {
+                    None => search_lanes::squares(l, &x),
+                    Some(importance) => weigh(l, &x, &importance, batch.of_blocks(l, at, &variances)).0,
+                };
+                batch::put(l, &mut scales, at, iq4::fit_by_lanes(l, &x, &weights));
+            }
+            for (b, x) in batch.blocks.iter().enumerate() {
+                dst[batch.first + b] = round(
+                    x,
+                    &scales[b],
+                    #[inline(always)]
+                    |x, inverse| iq4::nearest_codes_by_lanes(l, x, inverse),
+                );
+            }
+        }
+    }
+
+    #[inline(always)]
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<256, Self>(src, dst, |block| {
             let mut x = [0.0; 256];
@@ -78,8 +105,14 @@ fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockIq4Xs {
             }
         }
     }
+    round(x, &scales, iq4::nearest_codes)
+}
 
-    let d = -extreme(&scales) / 32.0;
+/// The block with these scales. `codes` gives the nearest codes of weights times a number.
+#[inline(always)]
+fn round(x: &[f32; 256], scales: &[f32; 8], codes: impl Fn(&[f32; 32], f32) -> [u8; 32]) -> BlockIq4Xs {
+    let (sub_blocks, _) = x.as_chunks::<32>();
+    let d = -extreme(scales) / 32.0;
     let inverse = divide_or_zero(1.0, d);
     let scale_codes = scales.map(|scale| nearest(inverse * scale).clamp(-32, 31));
     let mut qs = [0; 128];
@@ -87,7 +120,7 @@ fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockIq4Xs {
     for j in 0..8 {
         // With d as it was found, not as it is stored.
         let scale = d * scale_codes[j] as f32;
-        packed[j] = pack::nibbles(&iq4::nearest_codes(&sub_blocks[j], divide_or_zero(1.0, scale)));
+        packed[j] = pack::nibbles(&codes(&sub_blocks[j], divide_or_zero(1.0, scale)));
     }
     let (scales_h, scales_l) = pack_scales(&scale_codes.map(|code| (code + 32) as u8));
     BlockIq4Xs { d: Half::new(d), scales_h, scales_l, qs }

@@ -17,7 +17,7 @@
 //! | [`iq4_nl`], [`iq4_xs`]                       | 32 or 256 weights, q standing for unevenly spaced values            |
 //!
 //! `search` holds the searches for scales that they share, `pack` how codes share bytes, `affine_k` what Q4_K and Q5_K
-//! have in common, `iq4` what the last two have; [`float`] is the 16-bit floats, for the checkpoint's readers too.
+//! have in common, `iq4` what the last two have, `small` what those of 32 weights have; [`float`] is the 16-bit floats, for the checkpoint's readers too.
 //!
 //! Beside its scalar code each format has code by lanes, several blocks at once ([`Block::quantize_rows`]), which has to
 //! give the same bytes; [`Level`] says for which CPUs.
@@ -49,6 +49,7 @@ pub mod q8_0;
 mod samples;
 mod search;
 mod search_lanes;
+mod small;
 #[cfg(test)]
 mod tests;
 
@@ -83,6 +84,8 @@ pub trait Block: bytemuck::Pod {
     }
 
     /// The inverse, up to what was lost: `dst` gets [`Self::LEN`] weights for each block of `src`.
+    ///
+    /// To be marked `#[inline(always)]`, so that the compiler may use the instructions of each [`Level`].
     fn dequantize_row(src: &[Self], dst: &mut [f32]);
 }
 
@@ -121,7 +124,10 @@ impl Format {
                     _ => level.run(QuantizeRows { rows, dst }),
                 }
             },
-            dequantize_row: |src, dst| B::dequantize_row(bytemuck::cast_slice(src), dst),
+            dequantize_row: |src, dst| {
+                let src = bytemuck::cast_slice::<u8, B>(src);
+                Level::best().run(DequantizeRow { src, dst });
+            },
         }
     }
 
@@ -256,6 +262,20 @@ impl<B: Block> Body for QuantizeRows<'_, B> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         B::quantize_rows(lanes, self.rows, self.dst);
+    }
+}
+
+/// [`Block::dequantize_row`], for [`Level::run`].
+struct DequantizeRow<'a, B> {
+    src: &'a [B],
+    dst: &'a mut [f32],
+}
+
+impl<B: Block> Body for DequantizeRow<'_, B> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) {
+        // No lanes of its own: each weight by itself, so that the compiler sees to the vectors.
+        B::dequantize_row(self.src, self.dst);
     }
 }
 

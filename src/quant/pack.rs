@@ -7,7 +7,11 @@ use std::array;
 /// The high bits of a code above 15 are not masked away but meet those of its neighbour, as in the formats' definition.
 #[inline(always)]
 pub(super) fn nibbles(codes: &[u8; 32]) -> [u8; 16] {
-    array::from_fn(|j| codes[j] | codes[j + 16] << 4)
+    let mut bytes = [0; 16];
+    for j in 0..16 {
+        bytes[j] = codes[j] | codes[j + 16] << 4;
+    }
+    bytes
 }
 
 /// The inverse of [`nibbles`].
@@ -19,8 +23,17 @@ pub(super) fn unpack_nibbles(bytes: &[u8; 16]) -> [u8; 32] {
 /// 32 codes of 5 bits: their low four as [`nibbles`], and bit 4 of code j as bit j of a little-endian `u32`.
 #[inline(always)]
 pub(super) fn five_bits(codes: &[u8; 32]) -> ([u8; 4], [u8; 16]) {
-    let high = codes.iter().enumerate().fold(0, |high, (j, &code)| high | u32::from(code >> 4 & 1) << j);
-    (high.to_le_bytes(), nibbles(&codes.map(|code| code & 15)))
+    let (mut high, mut low) = ([0; 4], [0; 32]);
+    let (eights, _) = codes.as_chunks::<8>();
+    for byte in 0..4 {
+        // One bit a byte; the product has that of byte j at place j of its highest byte, and nothing carries over.
+        let bits = u64::from_le_bytes(eights[byte]) >> 4 & 0x0101_0101_0101_0101;
+        high[byte] = (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
+    }
+    for j in 0..32 {
+        low[j] = codes[j] & 15;
+    }
+    (high, nibbles(&low))
 }
 
 /// The inverse of [`five_bits`].
@@ -33,8 +46,7 @@ pub(super) fn unpack_five_bits(high: [u8; 4], low: &[u8; 16]) -> [u8; 32] {
 
 /// Eight codes at a time: what follows shifts bytes within words, which vectorises whatever the target.
 #[inline(always)]
-fn words<const N: usize>(codes: &[u8; 256]) -> &[[u8; 8]; N] {
-    const { assert!(8 * N == 256) };
+fn words(codes: &[u8; 256]) -> &[[u8; 8]; 32] {
     codes.as_chunks().0.first_chunk().expect("256 codes are 32 times eight")
 }
 
@@ -48,7 +60,7 @@ fn shifted_left(bytes: &[u8; 8], by: u32) -> u64 {
 #[inline(always)]
 pub(super) fn two_bits(codes: &[u8; 256]) -> [u8; 64] {
     let mut bytes = [0; 64];
-    let codes = words::<32>(codes);
+    let codes = words(codes);
     for (word, bytes) in bytes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         let at = word / 4 * 16 + word % 4;
         let packed = (0..4).fold(0, |packed, plane| packed | shifted_left(&codes[at + 4 * plane], 2 * plane as u32));
@@ -72,13 +84,16 @@ pub(super) fn unpack_two_bits(bytes: &[u8; 64]) -> [u8; 256] {
 }
 
 /// 256 codes of 4 bits: byte l of each quarter (64 codes, 32 bytes) holds code l in its low half, l + 32 in its high half.
+///
+/// Of each code the low four bits count.
 #[inline(always)]
 pub(super) fn four_bits(codes: &[u8; 256]) -> [u8; 128] {
     let mut bytes = [0; 128];
-    let codes = words::<32>(codes);
+    let codes = words(codes);
     for (word, bytes) in bytes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         let at = word / 4 * 8 + word % 4;
-        *bytes = (shifted_left(&codes[at], 0) | shifted_left(&codes[at + 4], 4)).to_le_bytes();
+        let low = u64::from_le_bytes(codes[at]) & 0x0f0f_0f0f_0f0f_0f0f;
+        *bytes = (low | shifted_left(&codes[at + 4], 4)).to_le_bytes();
     }
     bytes
 }
@@ -100,7 +115,7 @@ pub(super) fn unpack_four_bits(bytes: &[u8; 128]) -> [u8; 256] {
 #[inline(always)]
 pub(super) fn one_bit(codes: &[u8; 256], bit: u32) -> [u8; 32] {
     let mut bytes = [0; 32];
-    let codes = words::<32>(codes);
+    let codes = words(codes);
     for (word, bytes) in bytes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         let of_plane = |plane: usize| u64::from_le_bytes(codes[word + 4 * plane]) >> bit & 0x0101_0101_0101_0101;
         *bytes = (0..8).fold(0, |packed, plane| packed | of_plane(plane) << plane).to_le_bytes();

@@ -15,7 +15,7 @@ use super::search::{
     AffineSearch, divide_or_zero, fit_affine, importance_weights, smallest_and_largest, sum_of_squares,
     truncate_to_byte,
 };
-use super::{Block, Half, Importance, dequantize_blocks, pack, quantize_blocks};
+use super::{Block, Half, Importance, Lanes, Rows, dequantize_blocks, pack, quantize_blocks, small};
 use crate::gguf::TensorType;
 
 /// 32 weights.
@@ -53,6 +53,20 @@ impl Block for BlockQ4_1 {
         });
     }
 
+    #[inline(always)]
+    fn quantize_rows<L: Lanes>(l: L, rows: Rows, dst: &mut [Self]) {
+        small::affine_rows(
+            l,
+            15,
+            rows,
+            #[inline(always)]
+            |index: usize, [d, m]: [Half; 2], codes: &[u8; 32]| {
+                dst[index] = Self { d, m, qs: pack::nibbles(codes) };
+            },
+        );
+    }
+
+    #[inline(always)]
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<32, Self>(src, dst, |block| {
             let (d, m) = (block.d.value(), block.m.value());

@@ -12,7 +12,7 @@
 //! `ggml-quants.c`.
 
 use super::search::{divide_or_zero, extreme, fit_symmetric, importance_weights, sum_of_squares, truncate_to_byte};
-use super::{Block, Half, Importance, dequantize_blocks, pack, quantize_blocks};
+use super::{Block, Half, Importance, Lanes, Rows, dequantize_blocks, pack, quantize_blocks, small};
 use crate::gguf::TensorType;
 
 /// 32 weights.
@@ -49,6 +49,21 @@ impl Block for BlockQ5_0 {
         });
     }
 
+    #[inline(always)]
+    fn quantize_rows<L: Lanes>(l: L, rows: Rows, dst: &mut [Self]) {
+        small::symmetric_rows(
+            l,
+            16,
+            rows,
+            #[inline(always)]
+            |index: usize, d: Half, codes: &[u8; 32]| {
+                let (qh, qs) = pack::five_bits(codes);
+                dst[index] = Self { d, qh, qs };
+            },
+        );
+    }
+
+    #[inline(always)]
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<32, Self>(src, dst, |block| {
             let d = block.d.value();

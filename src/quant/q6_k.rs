@@ -64,6 +64,7 @@ impl Block for BlockQ6K {
         }
     }
 
+    #[inline(always)]
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<256, Self>(src, dst, |block| {
             let sub_blocks = block.sub_blocks();
@@ -108,9 +109,6 @@ impl BlockQ6K {
             let at = quarter / 2 * 128 + quarter % 2 * 32;
             low[64 * quarter..][..32].copy_from_slice(&codes[at..][..32]);
             low[64 * quarter + 32..][..32].copy_from_slice(&codes[at + 64..][..32]);
-        }
-        for code in &mut low {
-            *code &= 15;
         }
         self.qh = pack::two_bits(&high);
         self.ql = pack::four_bits(&low);

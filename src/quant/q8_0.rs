@@ -9,8 +9,10 @@
 //!
 //! Source: `block_q8_0` and `quantize_row_q8_0_ref` in ggml's `ggml-common.h` and `ggml-quants.c`.
 
+use super::batch::SmallBatch;
+use super::lanes::Floats;
 use super::search::{divide_or_zero, extreme, truncate_to_byte};
-use super::{Block, Half, Importance, dequantize_blocks, quantize_blocks};
+use super::{Block, Half, Importance, Lanes, Rows, dequantize_blocks, quantize_blocks, search_lanes, small};
 use crate::gguf::TensorType;
 
 /// 32 weights.
@@ -25,11 +27,12 @@ pub struct BlockQ8_0 {
 
 const _: () = assert!(size_of::<BlockQ8_0>() == 34);
 
+/// The float below one half. Adding one half itself would carry 0.49999997 over to 1.
+const JUST_BELOW_HALF: f32 = 0.499_999_97;
+
 /// `x` rounded to the nearest whole number, ties away from zero, as a byte.
 #[inline(always)]
 fn round_to_byte(x: f32) -> u8 {
-    // Adding the float below one half, not one half: that would carry 0.49999997 over to 1.
-    const JUST_BELOW_HALF: f32 = 0.499_999_97;
     truncate_to_byte(x + JUST_BELOW_HALF.copysign(x))
 }
 
@@ -46,6 +49,30 @@ impl Block for BlockQ8_0 {
         });
     }
 
+    #[inline(always)]
+    fn quantize_rows<L: Lanes>(l: L, rows: Rows, dst: &mut [Self]) {
+        for batch in SmallBatch::of(l, rows) {
+            let d = search_lanes::extreme(l, &batch.columns(l, 0)).abs() / l.splat(127.0);
+            let inverses = small::stored(l, search_lanes::divide_or_zero(l, l.splat(1.0), d));
+            let d = small::halves(l, d);
+            for (b, x) in batch.blocks.iter().enumerate() {
+                let inverse = l.splat(inverses[b]);
+                let qs = small::truncated(
+                    l,
+                    x,
+                    #[inline(always)]
+                    |x| {
+                        let quotient = x * inverse;
+                        let below = quotient.lt(l.splat(0.0));
+                        quotient + l.splat(-JUST_BELOW_HALF).or_else(below, l.splat(JUST_BELOW_HALF))
+                    },
+                );
+                dst[batch.first + b] = Self { d: d[b], qs };
+            }
+        }
+    }
+
+    #[inline(always)]
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<32, Self>(src, dst, |block| {
             let d = block.d.value();

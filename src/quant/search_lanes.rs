@@ -7,6 +7,7 @@
 
 use super::lanes::{Floats, Lanes, Mask};
 use super::search::{AffineSearch, NEGLIGIBLE, Rounding, nearest};
+use std::ops::RangeInclusive;
 
 /// Magnitudes from here on `nearest` does not round.
 const BEYOND_NEAREST: f32 = 4_194_304.0;
@@ -119,12 +120,14 @@ fn weighted_error<F: Floats>(search: AffineSearch, scale: F, min: F, q: F, x: F,
 /// The codes with which a search by [`affine`] in one lane ended.
 #[inline(always)]
 pub(super) fn codes_of_start<const N: usize>(search: AffineSearch, start: Start<f32>, x: &[f32; N]) -> [u8; N] {
-    x.map(|x| {
-        let quotient = start.inverse * (x - start.least);
+    let mut codes = [0; N];
+    for i in 0..N {
+        let quotient = start.inverse * (x[i] - start.least);
         // Where the lane is not odd, limiting before rounding is the same as after it; and a NaN becomes 0.
         let limited = if quotient > 0.0 { quotient } else { 0.0 };
-        nearest(limited.min(search.max as f32)) as u8
-    })
+        codes[i] = nearest(limited.min(search.max as f32)) as u8;
+    }
+    codes
 }
 
 /// [`fit_positive`](super::search::fit_positive), for `x` that are not negative: gives d, the codes, and the odd lanes.
@@ -292,48 +295,90 @@ pub(super) fn symmetric<L: Lanes, const N: usize>(
     weights: &[L::Floats; N],
 ) -> Symmetric<L::Floats> {
     let zero = l.splat(0.0);
-    let half = half as f32;
     let extreme = extreme(l, x);
     let mut wx = [zero; N];
     for i in 0..N {
         wx[i] = weights[i] * x[i];
     }
 
-    let mut inverse = l.splat(-half) / extreme;
-    let (sum_xq, sum_qq) = symmetric_sums(l, half, inverse, x, weights, &wx);
-    let is_zero = sum_qq.ge(zero) & zero.ge(sum_qq);
-    let mut scale = zero.or_else(is_zero, sum_xq / sum_qq);
-    let mut gain = scale * sum_xq;
-    for step in (-9..=9).filter(|&step| step != 0) {
-        let trial = l.splat(-(half + 0.1 * step as f32)) / extreme;
-        let (sum_xq, sum_qq) = symmetric_sums(l, half, trial, x, weights, &wx);
-        let better = sum_qq.gt(zero) & (sum_xq * sum_xq).gt(gain * sum_qq);
-        inverse = trial.or_else(better, inverse);
-        scale = (sum_xq / sum_qq).or_else(better, scale);
-        gain = (scale * sum_xq).or_else(better, gain);
-    }
+    let start = Trials { half: half as f32, above: true, below: false };
+    let inverse = l.splat(-start.half) / extreme;
+    let (sum_xq, sum_qq) = start.sums(l, inverse, x, weights, &wx);
+    let scale = divide_or_zero(l, sum_xq, sum_qq);
+    let mut best = Best { inverse, scale, gain: scale * sum_xq };
+    // No product of a trial lies further from zero than half + 0.1 · step. So only from the fifth step on is one rounded to
+    // less than the smallest code, and up to the sixth step down none to more than the largest.
+    Trials { above: false, ..start }.run(l, -9..=-6, extreme, x, weights, &wx, &mut best);
+    start.run(l, -5..=-1, extreme, x, weights, &wx, &mut best);
+    start.run(l, 1..=4, extreme, x, weights, &wx, &mut best);
+    Trials { below: true, ..start }.run(l, 5..=9, extreme, x, weights, &wx, &mut best);
     let negligible = l.splat(NEGLIGIBLE).gt(extreme.abs());
-    Symmetric { scale: zero.or_else(negligible, scale), inverse: zero.or_else(negligible, inverse) }
+    Symmetric { scale: zero.or_else(negligible, best.scale), inverse: zero.or_else(negligible, best.inverse) }
 }
 
-/// (Σ w·x·q, Σ w·q²) with the q nearest to `inverse · x`.
-#[inline(always)]
-fn symmetric_sums<L: Lanes, const N: usize>(
-    l: L,
+/// Some of the trials of [`symmetric`].
+#[derive(Clone, Copy)]
+struct Trials {
     half: f32,
-    inverse: L::Floats,
-    x: &[L::Floats; N],
-    weights: &[L::Floats; N],
-    wx: &[L::Floats; N],
-) -> (L::Floats, L::Floats) {
-    let (smallest, largest) = (l.splat(-half), l.splat(half - 1.0));
-    let (mut sum_xq, mut sum_qq) = (l.splat(0.0), l.splat(0.0));
-    for i in 0..N {
-        let q = (inverse * x[i]).round().max(smallest).min(largest);
-        sum_xq = sum_xq + wx[i] * q;
-        sum_qq = sum_qq + weights[i] * q * q;
+    /// Whether what is rounded may come out above the largest code, and below the smallest.
+    above: bool,
+    below: bool,
+}
+
+/// The best so far.
+struct Best<F> {
+    inverse: F,
+    scale: F,
+    gain: F,
+}
+
+impl Trials {
+    #[inline(always)]
+    fn run<L: Lanes, const N: usize>(
+        self,
+        l: L,
+        steps: RangeInclusive<i32>,
+        extreme: L::Floats,
+        x: &[L::Floats; N],
+        weights: &[L::Floats; N],
+        wx: &[L::Floats; N],
+        best: &mut Best<L::Floats>,
+    ) {
+        for step in steps {
+            let inverse = l.splat(-(self.half + 0.1 * step as f32)) / extreme;
+            let (sum_xq, sum_qq) = self.sums(l, inverse, x, weights, wx);
+            let better = sum_qq.gt(l.splat(0.0)) & (sum_xq * sum_xq).gt(best.gain * sum_qq);
+            best.inverse = inverse.or_else(better, best.inverse);
+            best.scale = (sum_xq / sum_qq).or_else(better, best.scale);
+            best.gain = (best.scale * sum_xq).or_else(better, best.gain);
+        }
     }
-    (sum_xq, sum_qq)
+
+    /// (Σ w·x·q, Σ w·q²) with the q nearest to `inverse · x`.
+    #[inline(always)]
+    fn sums<L: Lanes, const N: usize>(
+        self,
+        l: L,
+        inverse: L::Floats,
+        x: &[L::Floats; N],
+        weights: &[L::Floats; N],
+        wx: &[L::Floats; N],
+    ) -> (L::Floats, L::Floats) {
+        let (smallest, largest) = (l.splat(-self.half), l.splat(self.half - 1.0));
+        let (mut sum_xq, mut sum_qq) = (l.splat(0.0), l.splat(0.0));
+        for i in 0..N {
+            let mut q = (inverse * x[i]).round();
+            if self.below {
+                q = q.max(smallest);
+            }
+            if self.above {
+                q = q.min(largest);
+            }
+            sum_xq = sum_xq + wx[i] * q;
+            sum_qq = sum_qq + weights[i] * q * q;
+        }
+        (sum_xq, sum_qq)
+    }
 }
 
 /// The codes of [`symmetric`].
@@ -358,10 +403,31 @@ pub(super) fn symmetric_codes<L: Lanes, const N: usize>(
 /// The codes of [`symmetric`] in one lane.
 #[inline(always)]
 pub(super) fn symmetric_codes_of_lane<const N: usize>(half: i32, inverse: f32, x: &[f32; N]) -> [u8; N] {
-    if inverse == 0.0 {
-        return [0; N];
+    let mut codes = [0; N];
+    if inverse != 0.0 {
+        for i in 0..N {
+            codes[i] = (nearest(inverse * x[i]).clamp(-half, half - 1) + half) as u8;
+        }
     }
-    x.map(|x| (nearest(inverse * x).clamp(-half, half - 1) + half) as u8)
+    codes
+}
+
+/// `a / b`, or 0 where `b` is.
+#[inline(always)]
+pub(super) fn divide_or_zero<L: Lanes>(l: L, a: L::Floats, b: L::Floats) -> L::Floats {
+    let zero = l.splat(0.0);
+    zero.or_else(b.ge(zero) & zero.ge(b), a / b)
+}
+
+/// The smallest and the largest element of each lane.
+#[inline(always)]
+pub(super) fn smallest_and_largest<F: Floats, const N: usize>(x: &[F; N]) -> (F, F) {
+    let (mut smallest, mut largest) = (x[0], x[0]);
+    for &x in &x[1..] {
+        smallest = x.min(smallest);
+        largest = x.max(largest);
+    }
+    (smallest, largest)
 }
 
 /// [`fit_symmetric_by_moves`](super::search::fit_symmetric_by_moves) of finite weights.
@@ -480,7 +546,7 @@ impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
 
 /// The first element of the largest magnitude, with its sign, in each lane.
 #[inline(always)]
-fn extreme<L: Lanes, const N: usize>(l: L, x: &[L::Floats; N]) -> L::Floats {
+pub(super) fn extreme<L: Lanes, const N: usize>(l: L, x: &[L::Floats; N]) -> L::Floats {
     let (mut magnitude, mut extreme) = (l.splat(0.0), l.splat(0.0));
     for &x in x {
         let larger = x.abs().gt(magnitude);

@@ -1,6 +1,6 @@
 //! 8 lanes: AVX2.
 
-use super::{Floats, Lanes, Mask};
+use super::{Floats, Lanes, Mask, Stairs};
 use std::arch::x86_64::*;
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 
@@ -151,6 +151,29 @@ impl Lanes for Avx2 {
             let words = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256::<1>(whole));
             _mm_storel_epi64(x.as_mut_ptr().cast(), _mm_packus_epi16(words, words));
         }
+    }
+
+    #[inline(always)]
+    fn truncate(self, floats: F32x8, x: &mut [i32]) {
+        let x: &mut [i32; 8] = x.first_chunk_mut().expect("as many numbers as lanes");
+        // What does not fit becomes -2^31, of which the low 8 bits are 0.
+        // SAFETY: the reference is to 8 numbers; for the rest see above.
+        unsafe { _mm256_storeu_si256(x.as_mut_ptr().cast(), _mm256_cvttps_epi32(floats.0)) }
+    }
+
+    #[inline(always)]
+    fn stairs(self, stairs: &Stairs, floats: F32x8) -> F32x8 {
+        let buckets = &stairs.wide;
+        let bucket = floats + self.splat(buckets.round);
+        let find = |table: &[f32; 8]| {
+            // SAFETY: see above. Of the index the lowest three bits count.
+            F32x8(unsafe { _mm256_permutevar8x32_ps(self.load(table).0, _mm256_castps_si256(bucket.0)) })
+        };
+        let mut value = find(&buckets.first);
+        for (steps, values) in &buckets.steps {
+            value = find(values).or_else(floats.ge(find(steps)), value);
+        }
+        value
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! 16 lanes: AVX-512.
 
-use super::{Floats, Lanes, Mask};
+use super::{Floats, Lanes, Mask, Stairs};
 use std::arch::x86_64::*;
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 
@@ -160,6 +160,27 @@ impl Lanes for Avx512 {
         let x: &mut [u8; 16] = x.first_chunk_mut().expect("as many bytes as lanes");
         // SAFETY: the reference is to 16 bytes; for the rest see above.
         unsafe { _mm_storeu_si128(x.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(floats.0))) }
+    }
+
+    #[inline(always)]
+    fn truncate(self, floats: F32x16, x: &mut [i32]) {
+        let x: &mut [i32; 16] = x.first_chunk_mut().expect("as many numbers as lanes");
+        // What does not fit becomes -2^31, of which the low 8 bits are 0.
+        // SAFETY: the reference is to 16 numbers; for the rest see above.
+        unsafe { _mm512_storeu_si512(x.as_mut_ptr().cast(), _mm512_cvttps_epi32(floats.0)) }
+    }
+
+    #[inline(always)]
+    fn stairs(self, stairs: &Stairs, floats: F32x16) -> F32x16 {
+        let buckets = &stairs.narrow;
+        let bucket = floats + self.splat(buckets.round);
+        let find = |table: &[f32; 32]| {
+            let (low, high) = (self.load(&table[..16]), self.load(&table[16..]));
+            // SAFETY: see above. Of the index the lowest five bits count.
+            F32x16(unsafe { _mm512_permutex2var_ps(low.0, _mm512_castps_si512(bucket.0), high.0) })
+        };
+        let [(steps, values)] = &buckets.steps;
+        find(values).or_else(floats.ge(find(steps)), find(&buckets.first))
     }
 
     #[inline(always)]

@@ -32,7 +32,9 @@ mod avx512;
 mod neon;
 mod pair;
 mod plain;
+mod stairs;
 
+pub use stairs::Stairs;
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 
 /// A vector of floats, one for each lane.
@@ -106,6 +108,18 @@ pub trait Lanes: Copy {
     fn store(self, floats: Self::Floats, x: &mut [f32]);
     /// Writes the lanes, whole numbers from 0 to 255, to the first [`Self::LEN`] places of `x`, which has as many.
     fn store_bytes(self, floats: Self::Floats, x: &mut [u8]);
+    /// Writes the lanes without their fractions to the first [`Self::LEN`] places of `x`, which has as many: of each
+    /// number its low 8 bits are those of its two's complement, and 0 for infinities, NaN, and from 2^31 on.
+    fn truncate(self, floats: Self::Floats, x: &mut [i32]);
+    /// The values of a step function, whose bound the lanes keep. Some value where a lane does not.
+    #[inline(always)]
+    fn stairs(self, stairs: &Stairs, floats: Self::Floats) -> Self::Floats {
+        let mut value = self.splat(stairs.values[0]);
+        for i in 0..15 {
+            value = self.splat(stairs.values[i + 1]).or_else(floats.ge(self.splat(stairs.steps[i])), value);
+        }
+        value
+    }
     /// Transposes: lane l of vector i becomes element i of `row(l)`.
     fn transpose<'a>(self, row: impl Fn(usize) -> &'a [f32; 4]) -> [Self::Floats; 4];
 

@@ -148,6 +148,15 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
+    fn truncate(self, floats: F32x4, x: &mut [i32]) {
+        let x: &mut [i32; 4] = x.first_chunk_mut().expect("as many numbers as lanes");
+        // The conversion would make 2^31 - 1 of what is larger.
+        let floats = floats.or_else(floats.lt(self.splat(2_147_483_648.0)), self.splat(0.0));
+        // SAFETY: the reference is to 4 numbers; for the rest see above.
+        unsafe { vst1q_s32(x.as_mut_ptr(), vcvtq_s32_f32(floats.0)) }
+    }
+
+    #[inline(always)]
     fn transpose<'a>(self, row: impl Fn(usize) -> &'a [f32; 4]) -> [F32x4; 4] {
         // SAFETY: every reference is to four floats; for the rest see above.
         unsafe {

@@ -1,6 +1,6 @@
 //! Two vectors side by side, as one of twice the lanes.
 
-use super::{Floats, Lanes, Mask};
+use super::{Floats, Lanes, Mask, Stairs};
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 
 /// The lanes of two `L`.
@@ -43,6 +43,17 @@ impl<L: Lanes> Lanes for Pair<L> {
     fn store_bytes(self, floats: Self::Floats, x: &mut [u8]) {
         self.0.store_bytes(floats.0, x);
         self.0.store_bytes(floats.1, &mut x[L::LEN..]);
+    }
+
+    #[inline(always)]
+    fn truncate(self, floats: Self::Floats, x: &mut [i32]) {
+        self.0.truncate(floats.0, x);
+        self.0.truncate(floats.1, &mut x[L::LEN..]);
+    }
+
+    #[inline(always)]
+    fn stairs(self, stairs: &Stairs, floats: Self::Floats) -> Self::Floats {
+        Both(self.0.stairs(stairs, floats.0), self.0.stairs(stairs, floats.1))
     }
 
     #[inline(always)]

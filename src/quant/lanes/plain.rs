@@ -131,6 +131,15 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
+    fn truncate(self, floats: Array, x: &mut [i32]) {
+        *x.first_chunk_mut().expect("as many numbers as lanes") = floats.0.map(|x| {
+            let x = if x.abs() < 2_147_483_648.0 { x } else { 0.0 };
+            // SAFETY: it fits. (A cast would look for what does not, one number at a time.)
+            unsafe { x.to_int_unchecked() }
+        });
+    }
+
+    #[inline(always)]
     fn transpose<'a>(self, row: impl Fn(usize) -> &'a [f32; 4]) -> [Array; 4] {
         let rows: [&[f32; 4]; 8] = from_fn(row);
         from_fn(|i| Array(from_fn(|l| rows[l][i])))
