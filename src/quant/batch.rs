@@ -9,7 +9,7 @@
 //! ```
 
 use super::Rows;
-use super::lanes::{Floats, Lanes, MAX_LANES, Mask};
+use super::lanes::{Floats, Lanes, MAX_LANES, Mask, Pair};
 use super::search::AffineSearch;
 use super::search_lanes::{self, Moves, Start};
 
@@ -240,50 +240,85 @@ pub(super) struct MovesBatch<const PER: usize> {
     pub scales: Table<PER>,
     /// Not 0 in a block that is to be left to the scalar code.
     pub odd: Table<PER>,
+    /// The numbers of sub-blocks whose search goes on, for the one pass and for the next.
+    unsettled: [[u16; PER]; MAX_LANES],
+    restless: [[u16; PER]; MAX_LANES],
 }
 
 impl<const PER: usize> MovesBatch<PER> {
+    #[inline(always)]
+    pub fn new() -> Self {
+        let (floats, numbers) = ([[0.0; PER]; MAX_LANES], [[0; PER]; MAX_LANES]);
+        Self { scales: floats, odd: floats, unsettled: numbers, restless: numbers }
+    }
+
     /// Searches all sub-blocks.
     ///
-    /// In most of them the search ends as it starts, which can be told without the wait of each step for the one before.
-    /// The others are gathered, so that the lanes that search on have company.
+    /// In four of five the search ends as it starts, which can be told without the wait of each step for the one before.
+    /// The others are gathered, so that lanes that search on have company; of these, most end in the second round, and
+    /// the rest is gathered once more.
     #[inline(always)]
-    pub fn search<L: Lanes, const N: usize, const HALF: i32>(l: L, batch: Batch<N>) -> Self {
-        let mut found = Self { scales: [[0.0; PER]; MAX_LANES], odd: [[0.0; PER]; MAX_LANES] };
+    pub fn search<L: Lanes, const N: usize, const HALF: i32>(
+        &mut self,
+        l: L,
+        moves: &mut Moves<L, N, HALF>,
+        many: &mut Moves<Pair<L>, N, HALF>,
+        batch: Batch<N>,
+    ) {
         let sub_blocks = batch.sub_blocks();
-        let (mut unsettled, mut n_unsettled) = ([[0u16; PER]; MAX_LANES], 0);
-        let unsettled = unsettled.as_flattened_mut();
-        let mut moves = Moves::<L, N, HALF>::new(l);
+        let mut n_unsettled = 0;
+        self.odd = [[0.0; PER]; MAX_LANES];
         for at in batch.groups(l) {
-            moves.start(l, batch.columns(l, at));
-            let (is_unsettled, odd) = moves.unsettled(l);
-            put(l, &mut found.scales, at, moves.scale(l));
-            mark(l, &mut found.odd, at, odd);
-            let mut lanes = is_unsettled.bits();
+            moves.start(l, lanes_from(l, &sub_blocks[at..], 0, &mut [[0.0; N]; MAX_LANES]));
+            let unsettled = moves.unsettled(l);
+            put(l, &mut self.scales, at, moves.scale(l));
+            let mut lanes = unsettled.bits();
             while lanes != 0 {
                 let number = at + lanes.trailing_zeros() as usize;
-                unsettled[n_unsettled] = number as u16;
+                self.unsettled.as_flattened_mut()[n_unsettled] = number as u16;
                 // Not what only fills a lane that is left over.
                 n_unsettled += usize::from(number < sub_blocks.len());
                 lanes &= lanes - 1;
             }
         }
+        let n_restless = self.settle(Pair(l), many, sub_blocks, n_unsettled, 2);
+        std::mem::swap(&mut self.unsettled, &mut self.restless);
+        self.settle(Pair(l), many, sub_blocks, n_restless, 5);
+    }
+
+    /// Searches the first `n_unsettled` sub-blocks of the list for so many rounds. Lists those that then still moved, and
+    /// gives their number.
+    #[inline(always)]
+    fn settle<L: Lanes, const N: usize, const HALF: i32>(
+        &mut self,
+        l: L,
+        moves: &mut Moves<L, N, HALF>,
+        sub_blocks: &[[f32; N]],
+        n_unsettled: usize,
+        rounds: usize,
+    ) -> usize {
+        let (unsettled, restless) = (self.unsettled.as_flattened(), self.restless.as_flattened_mut());
+        let mut n_restless = 0;
+        let mut company = [[0.0; N]; 2 * MAX_LANES];
         for numbers in unsettled[..n_unsettled].chunks(L::LEN) {
-            let mut company = [[0.0; N]; MAX_LANES];
+            // Beyond them stays what was there before.
             for (row, &number) in company.iter_mut().zip(numbers) {
                 *row = sub_blocks[usize::from(number)];
             }
-            moves.start(l, l.columns_of(&company));
-            let odd = moves.settle(l);
-            let (mut scales, mut odds) = ([0.0; MAX_LANES], [0.0; MAX_LANES]);
+            moves.start(l, &company);
+            let (still_moved, odd) = moves.settle(l, rounds);
+            let (mut scales, mut odds, mut moved) = ([0.0; 2 * MAX_LANES], [0.0; 2 * MAX_LANES], [0.0; 2 * MAX_LANES]);
             l.store(moves.scale(l), &mut scales);
             l.store(l.splat(1.0).or_else(odd, l.splat(0.0)), &mut odds);
-            for lane in 0..numbers.len() {
-                found.scales.as_flattened_mut()[usize::from(numbers[lane])] = scales[lane];
-                found.odd.as_flattened_mut()[usize::from(numbers[lane])] += odds[lane];
+            l.store(l.splat(1.0).or_else(still_moved, l.splat(0.0)), &mut moved);
+            for (lane, &number) in numbers.iter().enumerate() {
+                self.scales.as_flattened_mut()[usize::from(number)] = scales[lane];
+                self.odd.as_flattened_mut()[usize::from(number)] += odds[lane];
+                restless[n_restless] = number;
+                n_restless += usize::from(moved[lane] != 0.0);
             }
         }
-        found
+        n_restless
     }
 }
 

@@ -19,10 +19,11 @@
 //! `ggml-quants.c`.
 
 use super::batch::{self, Batch, Fitted, MovesBatch, SymmetricBatch, weigh};
-use super::lanes::MAX_LANES;
+use super::lanes::{MAX_LANES, Pair};
 use super::search::{
     Rounding, extreme, fit_symmetric, fit_symmetric_by_moves, importance_weights, nearest, sum_of_squares,
 };
+use super::search_lanes::Moves;
 use super::{Block, Half, Importance, Lanes, Rows, dequantize_blocks, pack, quantize_blocks, search_lanes};
 use crate::gguf::TensorType;
 use std::array;
@@ -56,10 +57,12 @@ impl Block for BlockQ3K {
 
     #[inline(always)]
     fn quantize_rows<L: Lanes>(l: L, rows: Rows, dst: &mut [Self]) {
+        let mut found = MovesBatch::new();
+        let (mut moves, mut many) = (Moves::<L, 16, 4>::new(l), Moves::new(Pair(l)));
         for batch in Batch::<16>::of(l, rows) {
             match rows.importance {
                 None => {
-                    let found = MovesBatch::search::<L, 16, 4>(l, batch);
+                    found.search(l, &mut moves, &mut many, batch);
                     for (b, x) in batch.blocks.iter().enumerate() {
                         dst[batch.first + b] = if found.odd[b] != [0.0; 16] {
                             quantize(x, None)

@@ -449,9 +449,14 @@ struct Move<L: Lanes> {
     q: L::Floats,
     sum_xq: L::Floats,
     sum_qq: L::Floats,
-    /// Where that is better than to stay.
-    better: L::Mask,
-    odd: L::Mask,
+    /// Where it is a move at all.
+    differs: L::Mask,
+    /// Where it is better than to stay.
+    gains: L::Mask,
+    /// Where it is considered at all.
+    is_possible: L::Mask,
+    /// Where the code is not the one that the scalar code finds, because the quotient is too large.
+    is_far: L::Mask,
 }
 
 impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
@@ -464,11 +469,14 @@ impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
         Self { x: zeros, w: zeros, wx: zeros, q: zeros, sum_xq: zero, sum_qq: zero, negligible: nowhere }
     }
 
-    /// The start of the search for `x`.
+    /// The start of the search, a row a lane: the first of `rows`, which has as many.
     #[inline(always)]
-    pub fn start(&mut self, l: L, x: [L::Floats; N]) {
+    pub fn start(&mut self, l: L, rows: &[[f32; N]]) {
+        // In place: thousands of bytes do not move for nothing.
+        l.columns_into(rows, &mut self.x);
+        let x = &self.x;
         let (smallest, largest) = (l.splat(-HALF as f32), l.splat((HALF - 1) as f32));
-        let extreme = extreme(l, &x);
+        let extreme = extreme(l, x);
         let inverse = l.splat(-HALF as f32) / extreme;
         (self.sum_xq, self.sum_qq) = (l.splat(0.0), l.splat(0.0));
         for i in 0..N {
@@ -476,7 +484,7 @@ impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
             let q = (inverse * x[i]).round().max(smallest).min(largest);
             self.sum_xq = self.sum_xq + w * x[i] * q;
             self.sum_qq = self.sum_qq + w * q * q;
-            (self.x[i], self.w[i], self.wx[i], self.q[i]) = (x[i], w, w * x[i], q);
+            (self.w[i], self.wx[i], self.q[i]) = (w, w * x[i], q);
         }
         self.negligible = l.splat(NEGLIGIBLE).gt(extreme.abs());
     }
@@ -490,49 +498,55 @@ impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
         let qq = self.sum_qq - w * q * q;
         let quotient = x * qq / xq;
         let new = quotient.round().max(smallest).min(largest);
-        let may_move = xq.gt(zero);
-        let odd = may_move & quotient.abs().not_lt(l.splat(BEYOND_NEAREST));
         let sum_xq = xq + wx * new;
         let sum_qq = qq + w * new * new;
-        let gains = (sum_xq * sum_xq * self.sum_qq).gt(self.sum_xq * self.sum_xq * sum_qq);
-        Move { q: new, sum_xq, sum_qq, better: may_move & new.ne(q) & sum_qq.gt(zero) & gains, odd }
+        Move {
+            q: new,
+            sum_xq,
+            sum_qq,
+            differs: new.ne(q),
+            gains: (sum_xq * sum_xq * self.sum_qq).gt(self.sum_xq * self.sum_xq * sum_qq),
+            is_possible: xq.gt(zero),
+            is_far: quotient.abs().not_lt(l.splat(BEYOND_NEAREST)),
+        }
     }
 
-    /// The lanes in which the search does not end as it starts, and the odd ones.
+    /// The lanes in which the search may not end as it starts: those in which a code moves, or would but for a sum that is
+    /// hardly ever zero, and those that may be odd. [`Self::settle`] tells them apart.
     #[inline(always)]
-    pub fn unsettled(&self, l: L) -> (L::Mask, L::Mask) {
-        let nowhere = l.splat(0.0).gt(l.splat(0.0));
-        let (mut unsettled, mut odd) = (nowhere, nowhere);
+    pub fn unsettled(&self, l: L) -> L::Mask {
+        let mut unsettled = l.splat(0.0).gt(l.splat(0.0));
         // While nothing moves, every code is judged by the same sums: there is no order to keep to.
         for i in 0..N {
             let step = self.evaluate(l, i);
-            unsettled = unsettled | step.better;
-            odd = odd | step.odd;
+            unsettled = unsettled | (step.is_possible & (step.differs & step.gains | step.is_far));
         }
-        (unsettled & !self.negligible, odd & !self.negligible)
+        unsettled & !self.negligible
     }
 
-    /// Searches to the end; gives the odd lanes.
+    /// Searches for at most so many rounds (of which the search has five); gives the lanes that moved in the last of them,
+    /// and the odd ones.
     #[inline(always)]
-    pub fn settle(&mut self, l: L) -> L::Mask {
+    pub fn settle(&mut self, l: L, rounds: usize) -> (L::Mask, L::Mask) {
         let nowhere = l.splat(0.0).gt(l.splat(0.0));
-        let mut odd = nowhere;
-        for _ in 0..5 {
-            let mut moved = nowhere;
+        let (mut moved, mut odd) = (nowhere, nowhere);
+        for _ in 0..rounds {
+            moved = nowhere;
             for i in 0..N {
                 let step = self.evaluate(l, i);
-                self.q[i] = step.q.or_else(step.better, self.q[i]);
-                self.sum_xq = step.sum_xq.or_else(step.better, self.sum_xq);
-                self.sum_qq = step.sum_qq.or_else(step.better, self.sum_qq);
-                odd = odd | step.odd;
-                moved = moved | step.better;
+                let moves = step.is_possible & step.differs & step.sum_qq.gt(l.splat(0.0)) & step.gains;
+                self.q[i] = step.q.or_else(moves, self.q[i]);
+                self.sum_xq = step.sum_xq.or_else(moves, self.sum_xq);
+                self.sum_qq = step.sum_qq.or_else(moves, self.sum_qq);
+                odd = odd | (step.is_possible & step.is_far);
+                moved = moved | moves;
             }
             // A lane that did not move in this round would not in the next.
             if !moved.any() {
                 break;
             }
         }
-        odd & !self.negligible
+        (moved & !self.negligible, odd & !self.negligible)
     }
 
     /// d

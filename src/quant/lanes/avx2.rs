@@ -102,9 +102,9 @@ impl Mask for Mask8 {
     const LEN: usize = 8;
 
     #[inline(always)]
-    fn bits(self) -> u32 {
+    fn bits(self) -> u64 {
         // SAFETY: see above. No more than eight bits are set.
-        unsafe { _mm256_movemask_ps(self.0) as u32 }
+        unsafe { _mm256_movemask_ps(self.0) as u64 }
     }
 }
 

@@ -101,7 +101,7 @@ impl Mask for Mask16 {
     const LEN: usize = 16;
 
     #[inline(always)]
-    fn bits(self) -> u32 {
+    fn bits(self) -> u64 {
         self.0.into()
     }
 }

@@ -32,6 +32,8 @@ mod avx512;
 mod neon;
 mod pair;
 mod plain;
+
+pub use pair::Pair;
 mod stairs;
 
 pub use stairs::Stairs;
@@ -82,7 +84,7 @@ pub trait Mask: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + Not<Output
         self.bits() != 0
     }
     /// A bit a lane, that of the first lane the lowest.
-    fn bits(self) -> u32;
+    fn bits(self) -> u64;
 }
 
 /// A way to have lanes: the proof that the CPU can do it.
@@ -136,6 +138,19 @@ pub trait Lanes: Copy {
             columns[at..at + 4].copy_from_slice(&four);
         }
         columns
+    }
+
+    /// [`Self::columns_of`], written to `columns`.
+    #[inline(always)]
+    fn columns_into<const N: usize>(self, rows: &[[f32; N]], columns: &mut [Self::Floats; N]) {
+        let rows = &rows[..Self::LEN];
+        for at in (0..N).step_by(4) {
+            let four = self.transpose(
+                #[inline(always)]
+                |lane| rows[lane][at..].first_chunk().expect("four columns are left"),
+            );
+            columns[at..at + 4].copy_from_slice(&four);
+        }
     }
 
     /// [`Self::columns`] of the first [`Self::LEN`] of `rows`, which has as many.

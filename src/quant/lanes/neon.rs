@@ -96,9 +96,9 @@ impl Mask for Mask4 {
         unsafe { vmaxvq_u32(self.0) != 0 }
     }
     #[inline(always)]
-    fn bits(self) -> u32 {
+    fn bits(self) -> u64 {
         // SAFETY: see above.
-        unsafe { vaddvq_u32(vandq_u32(self.0, vld1q_u32([1, 2, 4, 8].as_ptr()))) }
+        unsafe { vaddvq_u32(vandq_u32(self.0, vld1q_u32([1, 2, 4, 8].as_ptr()))).into() }
     }
 }
 

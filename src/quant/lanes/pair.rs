@@ -145,7 +145,7 @@ impl<M: Mask> Mask for Both<M> {
         (self.0 | self.1).any()
     }
     #[inline(always)]
-    fn bits(self) -> u32 {
+    fn bits(self) -> u64 {
         self.0.bits() | self.1.bits() << M::LEN
     }
 }

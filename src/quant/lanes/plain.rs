@@ -88,8 +88,8 @@ impl Mask for Bits {
         self.0.iter().fold(0, |any, bits| any | bits) != 0
     }
     #[inline(always)]
-    fn bits(self) -> u32 {
-        (0..8).fold(0, |bits, l| bits | (self.0[l] & 1) << l)
+    fn bits(self) -> u64 {
+        (0..8).fold(0, |bits, l| bits | u64::from(self.0[l] & 1) << l)
     }
 }
 
