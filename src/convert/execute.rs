@@ -161,11 +161,8 @@ impl Job {
     ) -> Result<(), Error> {
         let input = &task.input;
         let encoded = buffers.encoded(rows.len() * task.row_bytes);
-        if input.ty == task.ty && task.ty.block_len() > 1 {
-            // Already in the wanted quantization: decoding and encoding again could only lose.
-            for (row, encoded) in rows.clone().zip(encoded.chunks_exact_mut(task.row_bytes)) {
-                encoded.copy_from_slice(input.row(row));
-            }
+        if input.is_copied_as(task.ty) {
+            input.copy_rows(rows.clone(), encoded);
         } else {
             let (weights, encoded) = buffers.both(rows.len() * input.row_len, rows.len() * task.row_bytes);
             input.read_rows(rows.clone(), weights);

@@ -28,7 +28,8 @@ use checkpoint::{Checkpoint, Config, ModelCard};
 pub use execute::{Observer, Summary};
 pub use name::{file_name, size_label};
 pub use output::free_bytes;
-use source::{Bytes, Input};
+use source::Bytes;
+pub(crate) use source::Input;
 
 /// Importance of the input channels of each matrix, by the matrix's GGUF name: one value a column.
 pub type Importance = std::collections::HashMap<String, Vec<f32>>;
@@ -177,14 +178,7 @@ impl Job {
     /// Anything wrong with the source, the recipe, the overrides or the importance. Not yet what is wrong with the
     /// output: see [`Self::check_output`].
     pub fn prepare(source_path: &Path, options: Options) -> Result<Self, Error> {
-        if !source_path.exists() {
-            return Err(Error::NoSource { path: source_path.to_path_buf() });
-        }
-        let described = if gguf::is_gguf(source_path) {
-            describe_gguf(Gguf::open(source_path)?, source_path, options.allow_requantize)?
-        } else {
-            describe_checkpoint(Checkpoint::open(source_path)?)?
-        };
+        let described = Described::open(source_path, options.allow_requantize)?;
         let Described { source, mut metadata, tensors, origins, facts, name, mut warnings } = described;
 
         let plan = recipe::plan(&options.recipe, &facts, &tensors, options.importance.is_some(), &options.overrides)?;
@@ -254,31 +248,36 @@ impl Job {
     /// The input of tensor `i` of the plan.
     fn input(&self, i: usize) -> Input<'_> {
         let planned = &self.plan.tensors[i];
-        let (name, bytes, transform) = match (&self.origins[i], &self.source) {
-            (Origin::Checkpoint { index, transform }, Source::Checkpoint(checkpoint)) => {
-                let tensor = &checkpoint.tensors()[*index];
-                let (map, range) = checkpoint.location(tensor);
-                (tensor.name.as_str(), Bytes::Mapped(map, range), *transform)
-            }
-            (Origin::Gguf { index }, Source::Gguf(gguf)) => {
-                let tensor = &gguf.tensors()[*index];
-                let (map, range) = gguf.location(*index);
-                (tensor.name.as_str(), Bytes::Mapped(map, range), Transform::Copy)
-            }
-            (Origin::Made(values), _) => {
-                let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-                (planned.name.as_str(), Bytes::Made(bytes), Transform::Copy)
-            }
-            _ => unreachable!("origins are made together with their source"),
-        };
-        let n_weights = planned.dims.iter().product::<u64>() as usize;
-        // A bias is permuted by its elements.
-        let row_len = match planned.dims.as_slice() {
-            [_] if transform != Transform::Copy => 1,
-            dims => dims.first().copied().unwrap_or(1) as usize,
-        };
-        Input { name, ty: planned.source, bytes, row_len, n_rows: n_weights / row_len, transform }
+        input(&self.source, &self.origins[i], &planned.name, &planned.dims, planned.source)
     }
+}
+
+/// The input of the output tensor `name` of these sizes, whose weights have the type `ty` in the source.
+fn input<'a>(source: &'a Source, origin: &'a Origin, name: &'a str, dims: &[u64], ty: TensorType) -> Input<'a> {
+    let (name, bytes, transform) = match (origin, source) {
+        (Origin::Checkpoint { index, transform }, Source::Checkpoint(checkpoint)) => {
+            let tensor = &checkpoint.tensors()[*index];
+            let (map, range) = checkpoint.location(tensor);
+            (tensor.name.as_str(), Bytes::Mapped(map, range), *transform)
+        }
+        (Origin::Gguf { index }, Source::Gguf(gguf)) => {
+            let tensor = &gguf.tensors()[*index];
+            let (map, range) = gguf.location(*index);
+            (tensor.name.as_str(), Bytes::Mapped(map, range), Transform::Copy)
+        }
+        (Origin::Made(values), _) => {
+            let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            (name, Bytes::Made(bytes), Transform::Copy)
+        }
+        _ => unreachable!("origins are made together with their source"),
+    };
+    let n_weights = dims.iter().product::<u64>() as usize;
+    // A bias is permuted by its elements.
+    let row_len = match dims {
+        [_] if transform != Transform::Copy => 1,
+        dims => dims.first().copied().unwrap_or(1) as usize,
+    };
+    Input { name, ty, bytes, row_len, n_rows: n_weights / row_len, transform }
 }
 
 /// The files to write and their sizes: `path` itself, or its numbered parts.
@@ -294,15 +293,36 @@ fn output_files(path: &Path, layout: &Layout) -> Vec<(PathBuf, u64)> {
 }
 
 /// A source, and all that the plan and the file need to know of it.
-struct Described {
+pub(crate) struct Described {
     source: Source,
-    metadata: Metadata,
+    /// As the file will have it, but for what the plan adds.
+    pub metadata: Metadata,
     /// In the order of the output, with the source's types.
-    tensors: Vec<TensorInfo>,
+    pub tensors: Vec<TensorInfo>,
     origins: Vec<Origin>,
-    facts: Facts,
-    name: String,
-    warnings: Vec<String>,
+    pub facts: Facts,
+    pub name: String,
+    pub warnings: Vec<String>,
+}
+
+impl Described {
+    /// Opens the source at `path`: a GGUF, or a Hugging Face folder.
+    pub fn open(path: &Path, allow_requantize: bool) -> Result<Self, Error> {
+        if !path.exists() {
+            return Err(Error::NoSource { path: path.to_path_buf() });
+        }
+        if gguf::is_gguf(path) {
+            describe_gguf(Gguf::open(path)?, path, allow_requantize)
+        } else {
+            describe_checkpoint(Checkpoint::open(path)?)
+        }
+    }
+
+    /// The input of tensor `i` of [`Self::tensors`].
+    pub fn input(&self, i: usize) -> Input<'_> {
+        let TensorInfo { name, dims, ty } = &self.tensors[i];
+        input(&self.source, &self.origins[i], name, dims, *ty)
+    }
 }
 
 fn describe_checkpoint(checkpoint: Checkpoint) -> Result<Described, Error> {
@@ -452,7 +472,11 @@ fn general_metadata(name: &str, n_weights: u64, card: &ModelCard) -> Metadata {
     metadata
 }
 
-fn check_importance(importance: &Importance, tensors: &[TensorInfo], warnings: &mut Vec<String>) -> Result<(), Error> {
+pub(crate) fn check_importance(
+    importance: &Importance,
+    tensors: &[TensorInfo],
+    warnings: &mut Vec<String>,
+) -> Result<(), Error> {
     for tensor in tensors.iter().filter(|t| t.dims.len() == 2) {
         let Some(values) = importance.get(&tensor.name) else { continue };
         let wanted = tensor.row_len() as usize;

@@ -71,6 +71,19 @@ impl Input<'_> {
         }
     }
 
+    /// Whether the output has the source's bytes: it is in the wanted quantization already, and decoding and encoding
+    /// again could only lose.
+    pub fn is_copied_as(&self, ty: TensorType) -> bool {
+        self.ty == ty && ty.block_len() > 1
+    }
+
+    /// Copies output rows `rows` into `dst`, which holds them exactly.
+    pub fn copy_rows(&self, rows: Range<usize>, dst: &mut [u8]) {
+        for (row, dst) in rows.zip(dst.chunks_exact_mut(self.row_bytes())) {
+            dst.copy_from_slice(self.row(row));
+        }
+    }
+
     /// Tells the system that output rows `rows` will be read soon.
     pub fn will_read_rows(&self, rows: Range<usize>) {
         // Permuted rows come from the same head, so from near.

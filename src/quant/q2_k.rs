@@ -58,6 +58,10 @@ impl Block for BlockQ2K {
             })
         });
     }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite() && self.dmin.is_finite()
+    }
 }
 
 impl BlockQ2K {

@@ -57,6 +57,10 @@ impl Block for BlockQ4K {
             })
         });
     }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite() && self.dmin.is_finite()
+    }
 }
 
 #[cfg(test)]

@@ -61,6 +61,10 @@ impl Block for BlockQ5K {
             })
         });
     }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite() && self.dmin.is_finite()
+    }
 }
 
 #[cfg(test)]
