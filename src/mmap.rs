@@ -1,4 +1,5 @@
-//! Read-only file mappings. The only place in nibble that maps a file.
+//! Files to read from: mapped, for what is looked up here and there, or copied out with [`Mapping::read_at`], for what is
+//! read from one end to the other. The only place in nibble that maps a file.
 //!
 //! # Safety contract
 //!
@@ -12,11 +13,13 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// A whole file, mapped read-only.
 #[derive(Debug)]
 pub struct Mapping {
     path: PathBuf,
+    file: File,
     // None for an empty file, which cannot be mapped.
     map: Option<memmap2::Mmap>,
 }
@@ -38,7 +41,7 @@ impl Mapping {
             // SAFETY: the module's contract: a regular file, mapped read-only; see above for what may still happen.
             Some(unsafe { memmap2::Mmap::map(&file)? })
         };
-        Ok(Self { path: path.to_path_buf(), map })
+        Ok(Self { path: path.to_path_buf(), file, map })
     }
 
     /// The file's bytes.
@@ -49,6 +52,24 @@ impl Mapping {
     /// Where the file lies.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Fills `dst` with the file's bytes from `offset` on. Unlike touching the mapping, this survives a disk that fails and
+    /// a file that was cut short meanwhile: both are errors here.
+    ///
+    /// # Errors
+    /// When the system cannot read, or the file ends before `dst` is full.
+    pub fn read_at(&self, dst: &mut [u8], offset: u64) -> io::Result<()> {
+        read_exact_at(&self.file, dst, offset)
+    }
+
+    /// The file's length in bytes and when it was last changed, as of now.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn state(&self) -> io::Result<(u64, SystemTime)> {
+        let metadata = self.file.metadata()?;
+        Ok((metadata.len(), metadata.modified()?))
     }
 
     /// Tells the system that `range` (in bytes) will be read from start to end soon.
@@ -79,4 +100,30 @@ impl Mapping {
         #[cfg(not(unix))]
         let _ = range;
     }
+}
+
+/// Fills `dst` with the bytes of `file` from `offset` on, without a position that threads would share.
+///
+/// # Errors
+/// When the system cannot read, or the file ends before `dst` is full.
+#[cfg(unix)]
+pub fn read_exact_at(file: &File, dst: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, dst, offset)
+}
+
+/// Fills `dst` with the bytes of `file` from `offset` on.
+///
+/// # Errors
+/// When the system cannot read, or the file ends before `dst` is full.
+#[cfg(windows)]
+pub fn read_exact_at(file: &File, mut dst: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !dst.is_empty() {
+        let n = std::os::windows::fs::FileExt::seek_read(file, dst, offset)?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        dst = &mut dst[n..];
+        offset += n as u64;
+    }
+    Ok(())
 }

@@ -5,15 +5,15 @@ use std::fs;
 use nibble::checkpoint::testing;
 use nibble::gguf::{Gguf, TensorType};
 
-use crate::support::{Variation, convert, files, folder, has, nibble, stdout, yi_nano};
+use crate::support::{Variation, convert, files, folder, has, model, nibble, stdout, strings, yi_nano};
 
 /// The model's name is recorded in the file, so folders that are to give the same bytes have the same name.
 const NAME: &str = "yi-nano";
 
 #[test]
-fn the_bytes_do_not_depend_on_names_sharding_or_container() {
+fn the_model_does_not_depend_on_names_sharding_or_container() {
     let dir = folder();
-    let reference = fs::read(convert(&yi_nano(), &dir.path().join("reference.gguf"), &["-q", "Q4_K_M"])).unwrap();
+    let reference = model(&convert(&yi_nano(), &dir.path().join("reference.gguf"), &["-q", "Q4_K_M"]));
 
     let nano = Variation::of_yi_nano();
     let source = |kind: &str| dir.path().join(kind).join(NAME);
@@ -24,7 +24,7 @@ fn the_bytes_do_not_depend_on_names_sharding_or_container() {
     testing::rewrite_as_pytorch(&source("first-release"), &source("torch-shards"), 3).unwrap();
     for kind in ["first-release", "shards", "first-release-shards", "torch", "torch-shards"] {
         let made = convert(&source(kind), &dir.path().join(format!("{kind}.gguf")), &["-q", "Q4_K_M"]);
-        assert!(fs::read(made).unwrap() == reference, "{kind} gives other bytes");
+        assert!(model(&made) == reference, "{kind} gives another model");
     }
 }
 
@@ -47,7 +47,7 @@ fn a_16_bit_gguf_between_changes_only_what_is_recorded() {
     for between in ["F32", "BF16"] {
         let first = convert(&yi_nano(), &dir.path().join(format!("{between}.gguf")), &["-q", between]);
         let second = convert(&first, &dir.path().join(format!("{between}-q.gguf")), &["-q", "Q4_K_M"]);
-        assert!(fs::read(&direct).unwrap() == fs::read(second).unwrap(), "through {between}");
+        assert!(model(&direct) == model(&second), "through {between}");
     }
 }
 
@@ -91,7 +91,7 @@ fn a_split_source_converts_like_a_whole_one() {
     let first = files(dir.path()).into_iter().find(|n| n.contains("-00001-of-")).unwrap();
     let a = convert(&whole, &dir.path().join("a.gguf"), &["-q", "Q4_K_M"]);
     let b = convert(&dir.path().join(first), &dir.path().join("b.gguf"), &["-q", "Q4_K_M"]);
-    assert!(fs::read(a).unwrap() == fs::read(b).unwrap());
+    assert!(model(&a) == model(&b));
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn a_type_given_by_hand_goes_before_the_recipe() {
 #[test]
 fn half_precision_and_single_precision_checkpoints_convert_like_bf16_ones() {
     let dir = folder();
-    let reference = fs::read(convert(&yi_nano(), &dir.path().join("r.gguf"), &["-q", "Q6_K"])).unwrap();
+    let reference = model(&convert(&yi_nano(), &dir.path().join("r.gguf"), &["-q", "Q6_K"]));
     // Every bf16 number is an f32 number.
     let mut wide = Variation::of_yi_nano();
     for tensor in &mut wide.tensors {
@@ -151,7 +151,7 @@ fn half_precision_and_single_precision_checkpoints_convert_like_bf16_ones() {
     }
     wide.write_single(&dir.path().join("f32").join(NAME));
     let made = convert(&dir.path().join("f32").join(NAME), &dir.path().join("f32.gguf"), &["-q", "Q6_K"]);
-    assert!(fs::read(made).unwrap() == reference);
+    assert!(model(&made) == reference);
     // A power of two is a number in all of them.
     let mut half = Variation::of_yi_nano();
     for (tensor, wide) in half.tensors.iter_mut().zip(&mut wide.tensors) {
@@ -164,7 +164,7 @@ fn half_precision_and_single_precision_checkpoints_convert_like_bf16_ones() {
     wide.write_single(&dir.path().join("wide").join(NAME));
     let a = convert(&dir.path().join("half").join(NAME), &dir.path().join("half.gguf"), &[]);
     let b = convert(&dir.path().join("wide").join(NAME), &dir.path().join("wide.gguf"), &[]);
-    assert!(fs::read(a).unwrap() == fs::read(b).unwrap());
+    assert!(model(&a) == model(&b));
 }
 
 #[test]
@@ -177,4 +177,76 @@ fn tied_embeddings_give_one_tensor() {
     let gguf = Gguf::open(&convert(&dir.path().join(NAME), &dir.path().join("x.gguf"), &["-q", "Q4_K_M"])).unwrap();
     assert!(gguf.tensor("output.weight").is_none());
     assert_eq!(gguf.tensor("token_embd.weight").unwrap().ty, TensorType::Q6_K);
+}
+
+#[test]
+fn the_file_records_what_made_it() {
+    let dir = folder();
+    let source = dir.path().join(NAME);
+    Variation::of_yi_nano().write_shards(&source, 3);
+    let gguf = Gguf::open(&convert(&source, &dir.path().join("x.gguf"), &["-q", "q8_0"])).unwrap();
+    let text = |key: &str| gguf.metadata().str(key).unwrap_or_else(|| panic!("no {key}")).to_string();
+    assert_eq!(text("nibble.version"), env!("CARGO_PKG_VERSION"));
+    assert_eq!(text("nibble.recipe.name"), "Q8_0");
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/quant-tables/q8_0.toml");
+    assert_eq!(text("nibble.recipe.blake3"), blake3::hash(&fs::read(recipe).unwrap()).to_hex().as_str());
+    assert_eq!(text("nibble.source.name"), NAME);
+    let names: Vec<_> = (1..4).map(|i| format!("model-{i:05}-of-00003.safetensors")).collect();
+    assert_eq!(strings(&gguf, "nibble.source.files"), names);
+    let hash = |name: &String| blake3::hash(&fs::read(source.join(name)).unwrap()).to_hex().to_string();
+    assert_eq!(strings(&gguf, "nibble.source.blake3"), names.iter().map(hash).collect::<Vec<_>>());
+    for key in ["nibble.overrides", "nibble.importance.name", "nibble.importance.blake3"] {
+        assert!(gguf.metadata().get(key).is_none(), "{key}");
+    }
+}
+
+#[test]
+fn a_file_made_from_a_file_records_its_own_making() {
+    let dir = folder();
+    let types = ["--type", "output=Q8_0", "--type", "blk.0.*=Q6_K"];
+    let first = convert(&yi_nano(), &dir.path().join("first.gguf"), &["-q", "BF16"]);
+    let second = convert(&first, &dir.path().join("second.gguf"), &[["-q", "Q4_K_M"].as_slice(), &types].concat());
+    let gguf = Gguf::open(&second).unwrap();
+    assert_eq!(gguf.metadata().str("nibble.recipe.name"), Some("Q4_K_M"));
+    assert_eq!(gguf.metadata().str("nibble.source.name"), Some("first.gguf"));
+    assert_eq!(strings(&gguf, "nibble.overrides"), ["output=Q8_0", "blk.0.*=Q6_K"]);
+    assert_eq!(strings(&gguf, "nibble.source.files"), ["first.gguf"]);
+    let hash = blake3::hash(&fs::read(&first).unwrap()).to_hex().to_string();
+    assert_eq!(strings(&gguf, "nibble.source.blake3"), [hash]);
+    // What it was told to do by hand the first time is not what it was told the second time.
+    let third = convert(&second, &dir.path().join("third.gguf"), &["-q", "Q4_0", "--allow-requantize"]);
+    assert!(Gguf::open(&third).unwrap().metadata().get("nibble.overrides").is_none());
+}
+
+#[test]
+fn the_importance_that_was_used_is_recorded() {
+    use nibble::convert::{Importance, Job, Options};
+    let dir = folder();
+    let out = dir.path().join("x.gguf");
+    let values = [("blk.0.ffn_up.weight".to_string(), vec![1.0; 256])].into();
+    let importance = Importance { name: "books".to_string(), blake3: blake3::hash(b"books"), values };
+    let recipe = nibble::recipe::Recipe::find("Q4_K_M").unwrap().clone();
+    let options = Options { output: Some(out.clone()), importance: Some(importance), ..Options::new(recipe) };
+    Job::prepare(&yi_nano(), options).unwrap().execute(&(), &std::sync::atomic::AtomicBool::new(false)).unwrap();
+    let gguf = Gguf::open(&out).unwrap();
+    assert_eq!(gguf.metadata().str("nibble.importance.name"), Some("books"));
+    assert_eq!(gguf.metadata().str("nibble.importance.blake3"), Some(blake3::hash(b"books").to_hex().as_str()));
+}
+
+#[test]
+#[cfg(unix)]
+fn a_folder_of_links_is_read_like_the_files_they_point_to() {
+    let dir = folder();
+    let (blobs, snapshot) = (dir.path().join("blobs"), dir.path().join("models--01-ai--yi-nano/snapshots/abc"));
+    Variation::of_yi_nano().write_shards(&blobs, 2);
+    fs::create_dir_all(&snapshot).unwrap();
+    for name in files(&blobs) {
+        std::os::unix::fs::symlink(blobs.join(&name), snapshot.join(&name)).unwrap();
+    }
+    let a = Gguf::open(&convert(&blobs, &dir.path().join("a.gguf"), &[])).unwrap();
+    let b = Gguf::open(&convert(&snapshot, &dir.path().join("b.gguf"), &[])).unwrap();
+    for key in ["nibble.source.files", "nibble.source.blake3"] {
+        assert_eq!(strings(&a, key), strings(&b, key));
+    }
+    assert_eq!(b.metadata().str("nibble.source.name"), Some("yi-nano"));
 }

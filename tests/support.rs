@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use nibble::convert::provenance;
+use nibble::gguf::Value::Array;
+use nibble::gguf::{Gguf, Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -170,4 +173,21 @@ pub fn convert(source: &Path, output: &Path, more: &[&str]) -> PathBuf {
     let (source, out) = (source.to_str().unwrap(), output.to_str().unwrap());
     stdout(&nibble(["convert", source, "-o", out].iter().chain(more)));
     output.to_path_buf()
+}
+
+/// All that a file holds but what it records of its making: metadata, tensors, and their bytes.
+pub fn model(path: &Path) -> (Metadata, Vec<TensorInfo>, Vec<Vec<u8>>) {
+    let gguf = Gguf::open(path).unwrap();
+    let mut metadata = gguf.metadata().clone();
+    provenance::KEYS.iter().for_each(|key| drop(metadata.remove(key)));
+    let bytes = (0..gguf.tensors().len()).map(|i| gguf.data(i).to_vec()).collect();
+    (metadata, gguf.tensors().to_vec(), bytes)
+}
+
+/// The strings that a file has under `key`.
+pub fn strings(gguf: &Gguf, key: &str) -> Vec<String> {
+    match gguf.metadata().get(key) {
+        Some(Array(nibble::gguf::Array::String(strings))) => strings.clone(),
+        other => panic!("{key}: {other:?}"),
+    }
 }

@@ -185,6 +185,11 @@ impl Checkpoint {
         self.shards.iter().map(Mapping::path)
     }
 
+    /// The same files, mapped.
+    pub fn mappings(&self) -> impl ExactSizeIterator<Item = &Mapping> {
+        self.shards.iter()
+    }
+
     /// `config.json`
     pub fn config(&self) -> &Config {
         &self.config

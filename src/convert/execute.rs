@@ -1,24 +1,21 @@
-//! The work itself: chunks of rows, taken one by one by every thread, in the order of the output.
+//! The work itself: spans of the source, taken one by one by every thread, in the order of the source.
 
-use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use blake3::hazmat::ChainingValue;
+
+use super::encode::Encoder;
 use super::output::Outputs;
-use super::source::{self, Input};
-use super::{Error, Job};
-use crate::gguf::TensorType;
-use crate::quant::{self, Format};
-use crate::recipe::PlannedTensor;
+use super::source::{self, Bytes, SPAN_BYTES, Span};
+use super::{Error, Job, hash, provenance};
+use crate::gguf::{DEFAULT_ALIGNMENT, Layout};
+use crate::mmap::Mapping;
 
-/// Weights in a chunk: half a MiB as floats, so that a thread's buffers stay in its cache, and enough work that taking a
-/// chunk costs nothing.
-const CHUNK_WEIGHTS: usize = 128 * 1024;
-
-/// How many chunks ahead of the one being worked on the system is asked to read: a few MB, enough to keep a disk busy
-/// while every thread quantizes.
-const CHUNKS_AHEAD: usize = 32;
+/// How many spans ahead of the one being worked on the system is asked to read, beside one for each thread: enough to
+/// keep a disk busy while every thread quantizes.
+const SPANS_AHEAD: usize = 4;
 
 /// Told how the work goes. Called from every thread.
 pub trait Observer: Sync {
@@ -41,24 +38,15 @@ pub struct Summary {
     pub elapsed: Duration,
 }
 
-/// Some rows of one tensor.
-struct Chunk {
-    tensor: usize,
-    rows: Range<usize>,
-}
-
-/// What the threads need to know of a tensor.
-struct Task<'a> {
-    input: Input<'a>,
-    ty: TensorType,
-    format: &'static Format,
-    importance: Option<&'a [f32]>,
-    part: usize,
-    /// Of the tensor's first byte in its part's file.
-    offset: u64,
-    row_bytes: usize,
-    /// Chunks that are not done yet.
-    left: AtomicUsize,
+/// What the threads share.
+struct Work<'a> {
+    job: &'a Job,
+    files: Vec<&'a Mapping>,
+    encoders: Vec<Encoder<'a>>,
+    spans: Vec<Span>,
+    outputs: &'a Outputs,
+    observer: &'a dyn Observer,
+    cancel: &'a AtomicBool,
 }
 
 impl Job {
@@ -70,179 +58,141 @@ impl Job {
     pub fn execute(&self, observer: &dyn Observer, cancel: &AtomicBool) -> Result<Summary, Error> {
         let start = Instant::now();
         self.check_output()?;
-        let tasks: Vec<Task> = self.tasks();
-        let chunks = chunks(&tasks);
-        for chunk in &chunks {
-            tasks[chunk.tensor].left.fetch_add(1, Ordering::Relaxed);
-        }
-
+        let files = self.source.mappings();
+        let encoders: Vec<Encoder> = (0..self.plan.tensors.len()).map(|i| self.encoder(i)).collect();
+        let spans = spans(&files, &encoders);
         let outputs = Outputs::create(&self.outputs, self.options.force)?;
-        for (i, part) in self.layout.parts().iter().enumerate() {
+
+        let work = Work { job: self, files, encoders, spans, outputs: &outputs, observer, cancel };
+        let values = work.run()?;
+        let header_layout = self.layout_with_hashes(&work.file_hashes(&values))?;
+        for (i, part) in header_layout.parts().iter().enumerate() {
             outputs.write_at(i, &part.header, 0)?;
-        }
-        self.work(&tasks, &chunks, &outputs, observer, cancel)?;
-        if cancel.load(Ordering::Relaxed) {
-            return Err(Error::Cancelled);
         }
         outputs.finish()?;
         Ok(Summary { read_bytes: self.source_bytes(), written_bytes: self.output_bytes(), elapsed: start.elapsed() })
     }
 
-    fn tasks(&self) -> Vec<Task<'_>> {
-        let task = |(i, planned): (usize, &PlannedTensor)| {
-            let input = self.input(i);
-            let row_bytes = planned.ty.row_bytes(input.row_len as u64).expect("the plan fits types to rows") as usize;
-            let (part, offset) = self.layout.place(i);
-            Task {
-                ty: planned.ty,
-                format: quant::format(planned.ty).expect("plans use only formats that nibble has"),
-                importance: self.importance_of(&planned.name),
-                part,
-                offset,
-                row_bytes,
-                left: AtomicUsize::new(0),
-                input,
-            }
-        };
-        self.plan.tensors.iter().enumerate().map(task).collect()
+    /// The layout as planned, with the hashes of the source's files in its first header.
+    fn layout_with_hashes(&self, hashes: &[blake3::Hash]) -> Result<Layout, Error> {
+        let mut metadata = self.metadata.clone();
+        provenance::record_hashes(&mut metadata, hashes);
+        let infos = self.layout.tensors().to_vec();
+        let layout = Layout::new(&metadata, infos, DEFAULT_ALIGNMENT, self.options.split_max_bytes)?;
+        let places = |layout: &Layout| layout.parts().iter().map(|part| part.offsets.clone()).collect::<Vec<_>>();
+        assert!(places(&layout) == places(&self.layout), "hashes have a fixed length, and so has the header");
+        Ok(layout)
     }
+}
 
-    fn importance_of(&self, name: &str) -> Option<&[f32]> {
-        self.options.importance.as_ref()?.get(name).map(Vec::as_slice)
-    }
+/// The units of the work; see [`source::spans`].
+pub fn spans(files: &[&Mapping], encoders: &[Encoder]) -> Vec<Span> {
+    let lengths: Vec<u64> = files.iter().map(|file| file.bytes().len() as u64).collect();
+    let file_of = |encoder: &Encoder| match &encoder.input.bytes {
+        Bytes::Mapped(map, _) => files.iter().position(|file| std::ptr::eq(*file, *map)),
+        Bytes::Made(_) => None,
+    };
+    let inputs: Vec<_> = encoders.iter().map(|encoder| (file_of(encoder), &encoder.input)).collect();
+    source::spans(&lengths, &inputs)
+}
 
-    fn work(
-        &self,
-        tasks: &[Task],
-        chunks: &[Chunk],
-        outputs: &Outputs,
-        observer: &dyn Observer,
-        cancel: &AtomicBool,
-    ) -> Result<(), Error> {
+impl Work<'_> {
+    /// Does all spans, and gives what each adds to the hash of its file.
+    fn run(&self) -> Result<Vec<ChainingValue>, Error> {
         let next = AtomicUsize::new(0);
         let stop = AtomicBool::new(false);
-        // The failure of the earliest chunk, so that what is reported does not depend on the threads' luck.
+        let values = Mutex::new(vec![ChainingValue::default(); self.spans.len()]);
+        // The failure of the earliest span, so that what is reported does not depend on the threads' luck.
         let failure: Mutex<Option<(usize, Error)>> = Mutex::new(None);
+        let ahead = SPANS_AHEAD + rayon::current_num_threads();
+        self.spans.iter().take(ahead).for_each(|span| self.will_read(span));
         rayon::broadcast(|_| {
             let mut buffers = Buffers::default();
             while !stop.load(Ordering::Relaxed) {
                 let i = next.fetch_add(1, Ordering::Relaxed);
-                let Some(chunk) = chunks.get(i) else { break };
-                if let Some(ahead) = chunks.get(i + CHUNKS_AHEAD) {
-                    tasks[ahead.tensor].input.will_read_rows(ahead.rows.clone());
+                let Some(span) = self.spans.get(i) else { break };
+                if let Some(span) = self.spans.get(i + ahead) {
+                    self.will_read(span);
                 }
-                let result = if cancel.load(Ordering::Relaxed) {
-                    Err(Error::Cancelled)
-                } else {
-                    self.chunk(&tasks[chunk.tensor], chunk.rows.clone(), &mut buffers, outputs, observer)
-                };
-                if let Err(error) = result {
-                    stop.store(true, Ordering::Relaxed);
-                    let mut failure = failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                    if failure.as_ref().is_none_or(|(at, _)| i < *at) {
-                        *failure = Some((i, error));
+                match self.span(span, &mut buffers) {
+                    Ok(value) => values.lock().unwrap_or_else(PoisonError::into_inner)[i] = value,
+                    Err(error) => {
+                        stop.store(true, Ordering::Relaxed);
+                        let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+                        if failure.as_ref().is_none_or(|(at, _)| i < *at) {
+                            *failure = Some((i, error));
+                        }
                     }
                 }
             }
         });
-        match failure.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some((_, error)) => Err(error),
-            None => Ok(()),
+            None => Ok(values.into_inner().unwrap_or_else(PoisonError::into_inner)),
         }
     }
 
-    fn chunk(
-        &self,
-        task: &Task,
-        rows: Range<usize>,
-        buffers: &mut Buffers,
-        outputs: &Outputs,
-        observer: &dyn Observer,
-    ) -> Result<(), Error> {
-        let input = &task.input;
-        let encoded = buffers.encoded(rows.len() * task.row_bytes);
-        if input.is_copied_as(task.ty) {
-            input.copy_rows(rows.clone(), encoded);
-        } else {
-            let (weights, encoded) = buffers.both(rows.len() * input.row_len, rows.len() * task.row_bytes);
-            input.read_rows(rows.clone(), weights);
-            if !self.options.allow_nan {
-                check_weights(input, task.ty, rows.start, weights)?;
+    fn will_read(&self, span: &Span) {
+        if let Some(file) = span.file {
+            self.files[file].will_read(span.bytes.start as usize..span.bytes.end as usize);
+        }
+    }
+
+    /// Reads a span once, hashes it, and makes of its rows what they are in the output.
+    fn span(&self, span: &Span, buffers: &mut Buffers) -> Result<ChainingValue, Error> {
+        let (mut read_bytes, mut written_bytes) = (0, 0);
+        let mut value = ChainingValue::default();
+        if let Some(file) = span.file {
+            let file = self.files[file];
+            let source = room(&mut buffers.source, (span.read_end - span.bytes.start) as usize);
+            file.read_at(source, span.bytes.start)
+                .map_err(|source| Error::Read { path: file.path().to_path_buf(), source })?;
+            let hashed = &source[..(span.bytes.end - span.bytes.start) as usize];
+            value = hash::of_span(hashed, span.bytes.start, SPAN_BYTES, file.bytes().len() as u64);
+        }
+        for piece in &span.pieces {
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
             }
-            task.format.quantize_rows(weights, input.row_len, task.importance, encoded);
+            let encoder = &self.encoders[piece.tensor];
+            let n_bytes = piece.rows.len() * encoder.input.row_bytes();
+            let source = match &encoder.input.bytes {
+                Bytes::Mapped(..) => &buffers.source[(piece.offset - span.bytes.start) as usize..][..n_bytes],
+                Bytes::Made(bytes) => bytes,
+            };
+            let encoded = room(&mut buffers.encoded, piece.rows.len() * encoder.row_bytes);
+            encoder.encode(piece.rows.clone(), source, piece.rows.start, &mut buffers.weights, encoded)?;
+            let (part, offset) = self.job.layout.place(piece.tensor);
+            self.outputs.write_at(part, encoded, offset + (piece.rows.start * encoder.row_bytes) as u64)?;
+            read_bytes += n_bytes as u64;
+            written_bytes += encoded.len() as u64;
         }
-        let encoded = buffers.encoded(rows.len() * task.row_bytes);
-        outputs.write_at(task.part, encoded, task.offset + (rows.start * task.row_bytes) as u64)?;
+        self.observer.advance(read_bytes, written_bytes);
+        Ok(value)
+    }
 
-        input.release_rows(rows.clone());
-        if task.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            input.release_all();
-        }
-        observer.advance((rows.len() * input.row_bytes()) as u64, encoded.len() as u64);
-        Ok(())
+    /// The hash of each file, of what its spans added.
+    fn file_hashes(&self, values: &[ChainingValue]) -> Vec<blake3::Hash> {
+        let of = |file| {
+            let values = self.spans.iter().zip(values).filter(|(span, _)| span.file == Some(file));
+            hash::of_file(&values.map(|(_, value)| *value).collect::<Vec<_>>())
+        };
+        (0..self.files.len()).map(of).collect()
     }
 }
 
-/// Cuts every tensor into chunks of whole rows.
-fn chunks(tasks: &[Task]) -> Vec<Chunk> {
-    let mut chunks = Vec::new();
-    for (tensor, task) in tasks.iter().enumerate() {
-        let n_rows = task.input.n_rows;
-        let step = (CHUNK_WEIGHTS / task.input.row_len.max(1)).max(1);
-        chunks.extend((0..n_rows).step_by(step).map(|at| Chunk { tensor, rows: at..(at + step).min(n_rows) }));
-    }
-    chunks
-}
-
-/// From here on a number rounds to infinity as a half-precision float.
-const BEYOND_F16: f32 = 65520.0;
-
-/// The magnitude from which on a weight may make infinity of a half-precision float in its block.
-fn limit(ty: TensorType) -> f32 {
-    match ty {
-        TensorType::F32 | TensorType::BF16 => f32::INFINITY,
-        // The number itself, or the smallest of its block, is stored as such a float.
-        TensorType::F16 | TensorType::Q4_1 | TensorType::Q5_1 => BEYOND_F16,
-        // Only scales are: at most an eighth of the largest weight, in Q4_0.
-        _ => 8.0 * BEYOND_F16,
-    }
-}
-
-fn check_weights(input: &Input, ty: TensorType, first_row: usize, weights: &[f32]) -> Result<(), Error> {
-    let limit = limit(ty);
-    let largest = source::largest_magnitude(weights);
-    if largest < limit {
-        return Ok(());
-    }
-    let wrong = |w: f32| if largest.is_finite() { w.abs() >= limit } else { !w.is_finite() };
-    let Some((row, column)) = source::find(weights, input.row_len, wrong) else { return Ok(()) };
-    let (tensor, value) = (input.name.to_string(), weights[row * input.row_len + column]);
-    let row = input.source_row(first_row + row);
-    Err(match largest.is_finite() {
-        true => Error::BeyondF16 { tensor, row, column, value, ty },
-        false => Error::NotFinite { tensor, row, column, value },
-    })
-}
-
-/// A thread's buffers, grown once and used for every chunk.
+/// A thread's buffers, grown once and used for every span.
 #[derive(Default)]
 struct Buffers {
+    source: Vec<u8>,
     weights: Vec<f32>,
     encoded: Vec<u8>,
 }
 
-impl Buffers {
-    fn encoded(&mut self, n_bytes: usize) -> &mut [u8] {
-        self.both(0, n_bytes).1
+/// The first `n_bytes` of a buffer, which is made longer where it is too short.
+fn room(buffer: &mut Vec<u8>, n_bytes: usize) -> &mut [u8] {
+    if buffer.len() < n_bytes {
+        buffer.resize(n_bytes, 0);
     }
-
-    fn both(&mut self, n_weights: usize, n_bytes: usize) -> (&mut [f32], &mut [u8]) {
-        if self.weights.len() < n_weights {
-            self.weights.resize(n_weights, 0.0);
-        }
-        if self.encoded.len() < n_bytes {
-            self.encoded.resize(n_bytes, 0);
-        }
-        (&mut self.weights[..n_weights], &mut self.encoded[..n_bytes])
-    }
+    &mut buffer[..n_bytes]
 }

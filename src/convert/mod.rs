@@ -2,37 +2,59 @@
 //!
 //! ```text
 //! Job::prepare   open the source ─► describe the model ─► plan types ─► lay out the file     nothing written yet
-//! Job::execute   for each chunk of rows, on every core:
-//!                    map ─► permute ─► f32 ─► quantize ─► write at its planned offset ─► give the pages back
+//! Job::execute   for each span of a few MB of the source's files, on every core:
+//!                    read ─┬► hash
+//!                          └► permute ─► f32 ─► quantize ─► write at the planned offset
 //! ```
 //!
-//! Memory is bounded by a buffer a thread: the source is mapped and its pages are given back as they are used, the output
-//! is written where the plan says. The bytes depend on nothing but the source, the recipe and the overrides: not on the
-//! CPU, the number of threads, or how the source is cut into files.
+//! Memory is bounded by a few buffers a thread, and every byte of the source is read once: for its hash, which the result
+//! records, and for what becomes of it. The bytes of the tensors depend on nothing but the source, the recipe and the
+//! overrides: not on the CPU, the number of threads, or how the source is cut into files.
 
+mod encode;
 mod execute;
+pub(crate) mod hash;
 mod name;
 mod output;
+pub mod provenance;
 mod source;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::cli::units;
 use crate::gguf::{self, DEFAULT_ALIGNMENT, Gguf, Layout, Metadata, TensorInfo, TensorType, Value};
+use crate::mmap::Mapping;
 use crate::recipe::{self, Facts, Override, Plan, PlannedTensor, Recipe};
 use crate::vocab::{self, TokenizerFiles};
 use crate::{arch, checkpoint, quant};
 use arch::Transform;
 use checkpoint::{Checkpoint, Config, ModelCard};
 
+pub(crate) use encode::Encoder;
+pub(crate) use execute::spans;
 pub use execute::{Observer, Summary};
 pub use name::{file_name, size_label};
 pub use output::free_bytes;
-use source::Bytes;
-pub(crate) use source::Input;
+pub(crate) use source::{Bytes, Input, SPAN_BYTES, Span};
 
-/// Importance of the input channels of each matrix, by the matrix's GGUF name: one value a column.
-pub type Importance = std::collections::HashMap<String, Vec<f32>>;
+/// Importance of the input channels of each matrix.
+#[derive(Clone, Debug)]
+pub struct Importance {
+    /// What it is called; recorded in the result.
+    pub name: String,
+    /// The hash of the file it comes from; recorded in the result.
+    pub blake3: blake3::Hash,
+    /// By the matrix's GGUF name: one value a column.
+    pub values: HashMap<String, Vec<f32>>,
+}
+
+impl Importance {
+    /// That of the columns of a matrix.
+    pub fn of(&self, matrix: &str) -> Option<&[f32]> {
+        self.values.get(matrix).map(Vec::as_slice)
+    }
+}
 
 /// What to make of a source.
 #[derive(Debug)]
@@ -136,6 +158,8 @@ pub enum Error {
         units::bytes(*.needed), units::bytes(*.free)
     )]
     NoRoom { folder: PathBuf, needed: u64, free: u64 },
+    #[error("{path} could not be read: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
     #[error("{path} could not be written: {source}; nothing was left behind")]
     Write { path: PathBuf, source: std::io::Error },
     #[error("stopped; nothing was left behind")]
@@ -145,6 +169,30 @@ pub enum Error {
 enum Source {
     Checkpoint(Box<Checkpoint>),
     Gguf(Box<Gguf>),
+}
+
+impl Source {
+    /// The files that hold the tensors.
+    fn mappings(&self) -> Vec<&Mapping> {
+        match self {
+            Self::Checkpoint(checkpoint) => checkpoint.mappings().collect(),
+            Self::Gguf(gguf) => gguf.mappings().collect(),
+        }
+    }
+
+    /// Their names, without folders.
+    fn file_names(&self) -> Vec<String> {
+        let name = |file: &Mapping| file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.mappings().into_iter().map(name).collect()
+    }
+
+    /// What the source is called: the folder of a checkpoint, the file of a GGUF.
+    fn name(&self) -> String {
+        match self {
+            Self::Checkpoint(checkpoint) => checkpoint.name(),
+            Self::Gguf(_) => self.file_names().swap_remove(0),
+        }
+    }
 }
 
 /// Where the bytes of an output tensor come from.
@@ -164,6 +212,8 @@ pub struct Job {
     /// For each tensor of the plan.
     origins: Vec<Origin>,
     plan: Plan,
+    /// What the layout was made of: everything but the hashes of the source's files, which nobody knows yet.
+    metadata: Metadata,
     layout: Layout,
     outputs: Vec<(PathBuf, u64)>,
     warnings: Vec<String>,
@@ -188,6 +238,7 @@ impl Job {
 
         metadata.set("general.quantization_version", recipe::QUANTIZATION_VERSION);
         metadata.set("general.file_type", plan.file_type);
+        provenance::record(&mut metadata, &options, &source.name(), source.file_names());
         let infos = plan.tensors.iter().map(PlannedTensor::info).collect();
         let layout = Layout::new(&metadata, infos, DEFAULT_ALIGNMENT, options.split_max_bytes)?;
 
@@ -198,7 +249,7 @@ impl Job {
             let (path, bytes, limit) = (path.display(), units::bytes(*bytes), units::bytes(limit));
             warnings.push(format!("{path} will have {bytes}, more than {limit}: a tensor is never cut in two"));
         }
-        Ok(Self { source, origins, plan, layout, outputs, warnings, options })
+        Ok(Self { source, origins, plan, metadata, layout, outputs, warnings, options })
     }
 
     /// The type of every tensor, and why.
@@ -231,10 +282,7 @@ impl Job {
     /// # Errors
     /// When a file of that name exists (unless it may be replaced), is part of the source, or does not fit.
     pub fn check_output(&self) -> Result<(), Error> {
-        let sources: Vec<PathBuf> = match &self.source {
-            Source::Checkpoint(checkpoint) => checkpoint.shards().map(Path::to_path_buf).collect(),
-            Source::Gguf(gguf) => gguf.paths().map(Path::to_path_buf).collect(),
-        };
+        let sources: Vec<_> = self.source.mappings().into_iter().map(Mapping::path).collect();
         for (output, _) in &self.outputs {
             let Ok(output_real) = output.canonicalize() else { continue };
             if sources.iter().any(|source| source.canonicalize().is_ok_and(|source| source == output_real)) {
@@ -316,6 +364,16 @@ impl Described {
         } else {
             describe_checkpoint(Checkpoint::open(path)?)
         }
+    }
+
+    /// The files that hold the tensors.
+    pub fn mappings(&self) -> Vec<&Mapping> {
+        self.source.mappings()
+    }
+
+    /// Their names, without folders.
+    pub fn file_names(&self) -> Vec<String> {
+        self.source.file_names()
     }
 
     /// The input of tensor `i` of [`Self::tensors`].
@@ -478,7 +536,7 @@ pub(crate) fn check_importance(
     warnings: &mut Vec<String>,
 ) -> Result<(), Error> {
     for tensor in tensors.iter().filter(|t| t.dims.len() == 2) {
-        let Some(values) = importance.get(&tensor.name) else { continue };
+        let Some(values) = importance.values.get(&tensor.name) else { continue };
         let wanted = tensor.row_len() as usize;
         if values.len() != wanted {
             return Err(Error::ImportanceLength { tensor: tensor.name.clone(), found: values.len(), wanted });
@@ -487,7 +545,7 @@ pub(crate) fn check_importance(
             return Err(Error::ImportanceValue { tensor: tensor.name.clone(), column, value: values[column] });
         }
     }
-    let unknown = importance.keys().filter(|name| !tensors.iter().any(|t| t.name == **name)).count();
+    let unknown = importance.values.keys().filter(|name| !tensors.iter().any(|t| t.name == **name)).count();
     if unknown > 0 {
         warnings.push(format!("the importance names {unknown} tensors that this model does not have"));
     }

@@ -39,6 +39,17 @@ struct Place {
     bytes: Range<usize>,
 }
 
+/// Bytes of a file that belong to nothing: padding.
+#[derive(Debug)]
+pub struct Gap<'a> {
+    /// The file.
+    pub map: &'a Mapping,
+    /// Where they lie in it.
+    pub bytes: Range<usize>,
+    /// What comes after a gap begins at a multiple of this.
+    pub alignment: u64,
+}
+
 impl Gguf {
     /// Opens the model at `path`. Where that is one part of a split model, whichever, opens all of them.
     ///
@@ -150,20 +161,20 @@ impl Gguf {
     }
 
     /// The bytes that belong to nothing: from the end of each file's description to its first tensor, from each tensor
-    /// to the next, and what comes after the last; with the file that holds them. Empty ranges are left out.
-    pub fn gaps(&self) -> Vec<(&Mapping, Range<usize>)> {
+    /// to the next, and what comes after the last. Empty ones are left out.
+    pub fn gaps(&self) -> Vec<Gap<'_>> {
         let mut gaps = vec![];
         // The places are in the order of the parts.
         let mut places = self.places.iter().peekable();
         for (index, part) in self.parts.iter().enumerate() {
             let mut at = part.header_end;
             while let Some(place) = places.next_if(|place| place.part == index) {
-                gaps.push((&part.map, at..place.bytes.start));
+                gaps.push(Gap { map: &part.map, bytes: at..place.bytes.start, alignment: part.alignment });
                 at = place.bytes.end;
             }
-            gaps.push((&part.map, at..part.map.bytes().len()));
+            gaps.push(Gap { map: &part.map, bytes: at..part.map.bytes().len(), alignment: part.alignment });
         }
-        gaps.retain(|(_, gap)| !gap.is_empty());
+        gaps.retain(|gap| !gap.bytes.is_empty());
         gaps
     }
 
@@ -282,15 +293,13 @@ mod tests {
             bytes.extend([7; 40]);
             fs::write(last, &bytes).unwrap();
             let gguf = Gguf::open(&paths[0]).unwrap();
-            for (_, gap) in &gguf.gaps() {
-                assert!(!gap.is_empty());
-            }
+            assert!(gguf.gaps().iter().all(|gap| !gap.bytes.is_empty() && gap.alignment == 32));
             // Tensors of 128 bytes leave no gaps between them: those are after the headers, and at the end.
-            let total: usize = gguf.gaps().iter().map(|(_, gap)| gap.len()).sum();
+            let total: usize = gguf.gaps().iter().map(|gap| gap.bytes.len()).sum();
             let headers: usize = gguf.parts.iter().map(|part| part.header_end).sum();
             assert_eq!(headers + total + gguf.tensor_bytes() as usize, gguf.file_bytes() as usize);
-            let (map, end) = gguf.gaps().pop().unwrap();
-            assert_eq!((map.path(), &map.bytes()[end]), (last.as_path(), &[7; 40][..]));
+            let Gap { map, bytes, .. } = gguf.gaps().pop().unwrap();
+            assert_eq!((map.path(), &map.bytes()[bytes]), (last.as_path(), &[7; 40][..]));
         }
     }
 

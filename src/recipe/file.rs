@@ -87,7 +87,8 @@ pub(super) fn read<'a>(
 
     let mut rules: Vec<Rule> = file.rules.into_iter().map(Rule::from).collect();
     rules.extend(base.into_iter().flat_map(|base| base.rules.iter().cloned()));
-    Ok(Recipe { name: file.name, description: file.description, file_type, ty: default_type, rules })
+    let text_hash = blake3::hash(text.as_bytes());
+    Ok(Recipe { name: file.name, description: file.description, file_type, ty: default_type, rules, text_hash })
 }
 
 /// A type that a recipe may name.

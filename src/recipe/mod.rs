@@ -66,6 +66,9 @@ pub struct Recipe {
     pub ty: TensorType,
     /// The first that matches a tensor decides.
     pub rules: Vec<Rule>,
+    /// BLAKE3 of its TOML text, byte for byte as it was read: what a converted file records.
+    #[serde(skip)]
+    pub text_hash: blake3::Hash,
 }
 
 impl Recipe {

@@ -1,5 +1,6 @@
 //! `--type PATTERN=TYPE`: a type for some tensors, whatever the recipe says.
 
+use std::fmt;
 use std::str::FromStr;
 
 use super::Error;
@@ -41,6 +42,12 @@ impl FromStr for Override {
             Ok(known) if quant::format(known).is_some() => Ok(Self { pattern: pattern.to_string(), ty: known }),
             _ => Err(Error::OverrideType { text: text.to_string(), ty: ty.to_string() }),
         }
+    }
+}
+
+impl fmt::Display for Override {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.pattern, self.ty)
     }
 }
 
