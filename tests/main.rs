@@ -10,3 +10,4 @@ mod generation;
 #[cfg(all(feature = "llama", target_arch = "x86_64"))]
 mod same_bytes_as_llama_cpp;
 mod support;
+mod verification;
