@@ -20,6 +20,9 @@ use crate::sample::Random;
 /// Weights in a chunk, as in a conversion: half a MiB as floats.
 const CHUNK_WEIGHTS: u64 = 128 * 1024;
 
+/// How many units ahead of the one being worked on the system is asked to read, beside one for each thread.
+const UNITS_AHEAD: u64 = 4;
+
 /// What the threads found.
 pub struct Done {
     pub tensors: Vec<TensorReport>,
@@ -46,6 +49,19 @@ struct Task {
     left: AtomicU64,
     checked_blocks: AtomicU64,
     found: Mutex<Found>,
+}
+
+impl Task {
+    /// The rows that these blocks are.
+    fn rows(&self, blocks: &Range<u64>) -> Range<usize> {
+        (blocks.start / self.row_blocks) as usize..(blocks.end / self.row_blocks) as usize
+    }
+
+    /// Where in its file these blocks lie, in bytes, the tensor beginning at `start`.
+    fn bytes(&self, start: usize, blocks: &Range<u64>) -> Range<usize> {
+        let block_bytes = self.format.ty.block_bytes();
+        start + blocks.start as usize * block_bytes..start + blocks.end as usize * block_bytes
+    }
 }
 
 #[derive(Default)]
@@ -215,10 +231,15 @@ impl<'a> Work<'a> {
         let values = Mutex::new(vec![ChainingValue::default(); self.spans.len()]);
         let failure: Mutex<Option<Error>> = Mutex::new(None);
         let stop = AtomicBool::new(false);
+        let ahead = UNITS_AHEAD + rayon::current_num_threads() as u64;
+        (0..ahead.min(n_units)).for_each(|i| self.will_read(i));
         rayon::broadcast(|_| {
             let mut buffers = Buffers::default();
             while !cancel.load(Ordering::Relaxed) && !stop.load(Ordering::Relaxed) {
                 let i = next.fetch_add(1, Ordering::Relaxed);
+                if i + ahead < n_units {
+                    self.will_read(i + ahead);
+                }
                 let result = match self.spans.get(i as usize) {
                     _ if i >= n_units => break,
                     Some(span) => self.span(span, &mut buffers).map(|value| lock(&values)[i as usize] = value),
@@ -240,6 +261,25 @@ impl<'a> Work<'a> {
             return Err(Error::Cancelled);
         }
         Ok(values.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Asks the system to read what unit `i` needs.
+    fn will_read(&self, i: u64) {
+        let will_read = |task: &Task, blocks: Range<u64>| {
+            let (map, whole) = self.gguf.location(task.tensor);
+            map.will_read(task.bytes(whole.start, &blocks));
+        };
+        let Some(span) = self.spans.get(i as usize) else {
+            let (task, blocks) = self.chunk(i - self.spans.len() as u64);
+            return will_read(task, blocks);
+        };
+        if let Some(file) = span.file {
+            self.files[file].will_read(span.bytes.start as usize..span.bytes.end as usize);
+        }
+        for piece in &span.pieces {
+            let task = &self.tasks[self.task_of[piece.tensor]];
+            will_read(task, piece.rows.start as u64 * task.row_blocks..piece.rows.end as u64 * task.row_blocks);
+        }
     }
 
     /// Reads a span of the source once, hashes it, and checks what was made of its rows.
@@ -278,7 +318,10 @@ impl<'a> Work<'a> {
         match &encoder.input.bytes {
             Bytes::Made(bytes) => self.check(task, blocks, Some((encoder, bytes, 0)), buffers),
             Bytes::Mapped(map, range) => {
+                let rows = encoder.input.source_rows(&task.rows(&blocks));
                 self.check(task, blocks, Some((encoder, &map.bytes()[range.clone()], 0)), buffers)?;
+                let row_bytes = encoder.input.row_bytes();
+                map.release(range.start + rows.start * row_bytes..range.start + rows.end * row_bytes);
                 if task.left.load(Ordering::Acquire) == 0 {
                     map.release(range.clone());
                 }
@@ -298,13 +341,13 @@ impl<'a> Work<'a> {
     ) -> Result<(), Error> {
         let block_bytes = task.format.ty.block_bytes();
         let (map, whole) = self.gguf.location(task.tensor);
-        let range = whole.start + blocks.start as usize * block_bytes..whole.start + blocks.end as usize * block_bytes;
+        let range = task.bytes(whole.start, &blocks);
         let bytes = &map.bytes()[range.clone()];
 
         let not_finite = task.format.not_finite(bytes);
         let mut differing = None;
         if let Some((encoder, source, first_row)) = made_from {
-            let rows = (blocks.start / task.row_blocks) as usize..(blocks.end / task.row_blocks) as usize;
+            let rows = task.rows(&blocks);
             let made = room(&mut buffers.made, bytes.len());
             encoder.encode(rows, source, first_row, &mut buffers.weights, made)?;
             if made != bytes {
