@@ -3,49 +3,14 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::NamedTempFile;
 
 /// A file in the making, beside where it will be. Dropped before [`Partial::finish`], it is removed.
 #[derive(Debug)]
 pub struct Partial {
-    // Before the file, so that it is forgotten only after the file is gone.
     file: NamedTempFile,
     path: PathBuf,
-    _listed: Listed,
-}
-
-/// The files in the making, for [`remove_all`].
-static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
-
-/// Stands for a file's line in [`UNFINISHED`].
-#[derive(Debug)]
-struct Listed(PathBuf);
-
-impl Listed {
-    fn new(path: &Path) -> Self {
-        unfinished().push(path.to_path_buf());
-        Self(path.to_path_buf())
-    }
-}
-
-impl Drop for Listed {
-    fn drop(&mut self) {
-        unfinished().retain(|path| *path != self.0);
-    }
-}
-
-fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
-    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Removes every file in the making: for a program that ends at once, without dropping anything.
-pub fn remove_all() {
-    for path in unfinished().iter() {
-        // What cannot be removed now could not be removed later either.
-        let _ = std::fs::remove_file(path);
-    }
 }
 
 impl Partial {
@@ -62,8 +27,7 @@ impl Partial {
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let file = builder.tempfile_in(folder(path))?;
-        let listed = Listed::new(file.path());
-        Ok(Self { file, path: path.to_path_buf(), _listed: listed })
+        Ok(Self { file, path: path.to_path_buf() })
     }
 
     /// The file as it is so far.
@@ -77,18 +41,10 @@ impl Partial {
     /// When the system refuses, or when there is a file of that name (unless `replace`).
     pub fn finish(self, replace: bool) -> io::Result<()> {
         self.file().sync_all()?;
-        let Self { file, path, _listed } = self;
-        let named = if replace { file.persist(&path) } else { file.persist_noclobber(&path) };
-        match named {
-            Ok(_) => {}
-            // Some file systems (FUSE mounts, exFAT on a Mac) cannot rename on the condition that the name is free. To
-            // look first is nearly as good, and better than losing hours of work.
-            Err(refused) if !replace && !is_taken(&refused.error) && path.symlink_metadata().is_err() => {
-                refused.file.persist(&path).map_err(|error| error.error)?;
-            }
-            Err(refused) => return Err(refused.error),
-        }
-        sync_folder(&path);
+        give_name(self.file.path(), &self.path, replace)?;
+        // There is nothing left to remove under the old name.
+        let _ = self.file.into_temp_path().keep();
+        sync_folder(&self.path);
         Ok(())
     }
 }
@@ -103,8 +59,36 @@ impl Write for Partial {
     }
 }
 
-fn is_taken(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::AlreadyExists
+/// Renames a file; one that is called `to` already goes where `replace`.
+///
+/// # Errors
+/// When the system refuses, or when there is a file of that name (unless `replace`).
+pub fn give_name(from: &Path, to: &Path, replace: bool) -> io::Result<()> {
+    if !replace {
+        match rename_to_free_name(from, to) {
+            Ok(()) => return Ok(()),
+            // Some file systems (FUSE mounts, exFAT on a Mac) cannot rename on the condition that the name is free. To
+            // look first is nearly as good, and better than losing hours of work.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists || to.symlink_metadata().is_ok() => {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            Err(_) => {}
+        }
+    }
+    std::fs::rename(from, to)
+}
+
+fn rename_to_free_name(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_vendor = "apple"))]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
+    }
+    #[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+    {
+        let _ = (from, to);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// The folder that holds `path`.
@@ -116,7 +100,7 @@ pub fn folder(path: &Path) -> &Path {
 }
 
 /// A rename is on the disk only when its folder is.
-fn sync_folder(path: &Path) {
+pub fn sync_folder(path: &Path) {
     #[cfg(unix)]
     if let Ok(folder) = File::open(folder(path)) {
         // Best effort: the file's bytes are already safe, and some file systems cannot sync a folder.
@@ -154,17 +138,6 @@ mod tests {
         drop(Partial::create(&dir.path().join("model.gguf")).unwrap());
         assert!(names(dir.path()).is_empty());
         assert!(Partial::create(&dir.path().join("missing/model.gguf")).is_err());
-    }
-
-    #[test]
-    fn a_program_that_ends_at_once_can_clean_up() {
-        let dir = tempfile::tempdir().unwrap();
-        let partial = Partial::create(&dir.path().join("model.gguf")).unwrap();
-        let temporary = dir.path().join(&names(dir.path())[0]);
-        assert!(unfinished().contains(&temporary));
-        // Not `remove_all`, which would take the files of the tests beside this one.
-        partial.finish(false).unwrap();
-        assert!(!unfinished().contains(&temporary));
     }
 
     #[test]

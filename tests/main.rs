@@ -7,6 +7,8 @@ mod conversion;
 mod forward;
 #[cfg(feature = "llama")]
 mod generation;
+#[cfg(unix)]
+mod resume;
 #[cfg(all(feature = "llama", target_arch = "x86_64"))]
 mod same_bytes_as_llama_cpp;
 mod support;

@@ -7,13 +7,14 @@ use super::groups::groups;
 use super::out::{self, Out, printable};
 use super::table::{self, Align};
 use super::{interrupt, progress, units};
-use crate::convert::{Error, Job, Options, Summary};
+use crate::convert::{Job, Options, Summary};
 use crate::recipe::{Override, Recipe};
 
 /// Convert a Hugging Face folder, or a 16-bit GGUF, to a quantized GGUF
 ///
 /// Reads the source once and writes the final file, with no file in between and little memory. The result appears under
-/// its name only when it is complete.
+/// its name only when it is complete. What is cut off, by Ctrl-C, a full disk or a power failure, is not lost: the same
+/// command goes on where it was.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   nibble convert Yi-34B-Chat                     to Yi-34B-Chat-Q4_K_M.gguf in the current folder
@@ -43,6 +44,12 @@ pub struct Args {
     /// Replace the result where it exists
     #[arg(long)]
     force: bool,
+
+    /// Begin anew where an earlier run was cut off
+    ///
+    /// Without this, the same command goes on with what is in FILE.partial, as noted in FILE.journal.
+    #[arg(long)]
+    restart: bool,
 
     /// Print what would be done, and do nothing
     #[arg(long)]
@@ -83,18 +90,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.dry_run {
         return out::to_stdout(|out| if args.json { print_plan_json(out, &job) } else { print_plan(out, &job) });
     }
-    job.check_output()?;
 
     let cancel = interrupt::listen()?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0).into()).build()?;
-    let bar = progress::Conversion::new(job.source_bytes(), args.quiet || args.json);
+    let bar = progress::Conversion::new(job.source_bytes(), args.quiet || args.json, args.quiet);
     let result = pool.install(|| job.execute(&bar, &cancel));
     bar.clear();
     match result {
         Ok(summary) if args.json => out::to_stdout(|out| print_summary_json(out, &job, &summary)),
         Ok(summary) if !args.quiet => out::to_stdout(|out| print_summary(out, &job, &summary)),
         Ok(_) => Ok(()),
-        Err(error @ Error::Cancelled) => Err(interrupt::Interrupted(error.to_string()).into()),
+        Err(error) if error.is_cancelled() => Err(interrupt::Interrupted(error.to_string()).into()),
         Err(error) => Err(error.into()),
     }
 }
@@ -110,6 +116,7 @@ fn options(args: &Args) -> anyhow::Result<Options> {
         output: args.output.clone(),
         force: args.force,
         split_max_bytes: args.split_max_size,
+        restart: args.restart,
         allow_nan: args.allow_nan,
         allow_requantize: args.allow_requantize,
         ..Options::new(recipe)
@@ -200,7 +207,7 @@ fn print_summary(out: &mut Out, job: &Job, summary: &Summary) -> anyhow::Result<
         units::bytes(summary.read_bytes),
         units::bytes(summary.written_bytes),
         job.plan().bits_per_weight(),
-        units::bytes((summary.read_bytes as f64 / seconds.max(1e-9)) as u64),
+        units::bytes((summary.read_now_bytes as f64 / seconds.max(1e-9)) as u64),
     )?;
     Ok(())
 }
@@ -210,6 +217,7 @@ fn print_summary_json(out: &mut Out, job: &Job, summary: &Summary) -> anyhow::Re
         "outputs": files_json(job),
         "read_bytes": summary.read_bytes,
         "written_bytes": summary.written_bytes,
+        "resumed_bytes": summary.read_bytes - summary.read_now_bytes,
         "bits_per_weight": job.plan().bits_per_weight(),
         "seconds": summary.elapsed.as_secs_f64(),
         "warnings": job.warnings(),

@@ -1,5 +1,5 @@
-//! Ctrl-C: asks the work to end cleanly the first time, ends the program at once the second time. Neither leaves files in
-//! the making behind.
+//! Ctrl-C: asks the work to end cleanly the first time, ends the program at once the second time. A conversion loses next
+//! to nothing either way: the next run goes on where it was.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,6 @@ pub fn listen() -> anyhow::Result<Arc<AtomicBool>> {
     let flag = requested.clone();
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::Relaxed) {
-            crate::partial::remove_all();
             std::process::exit(EXIT_CODE.into());
         }
     })

@@ -6,30 +6,69 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::out::printable;
 use super::units;
-use crate::convert::Observer;
+use crate::convert::{Event, Observer};
 
 /// The progress of a conversion: share done, rate, time left, bytes read and written.
 pub struct Conversion {
     bar: ProgressBar,
     written: AtomicU64,
+    quiet: bool,
 }
 
 impl Conversion {
-    /// A bar for so many bytes of source; one that draws nothing when `quiet` or when stderr is not a terminal.
-    pub fn new(source_bytes: u64, quiet: bool) -> Self {
-        Self { bar: bar(source_bytes, quiet), written: AtomicU64::new(0) }
+    /// A bar for so many bytes of source; one that draws nothing when `hidden` or when stderr is not a terminal. What an
+    /// earlier run left is said in words, unless `quiet`.
+    pub fn new(source_bytes: u64, hidden: bool, quiet: bool) -> Self {
+        Self { bar: bar(source_bytes, hidden), written: AtomicU64::new(0), quiet }
     }
 
     /// Takes the bar off the screen.
     pub fn clear(&self) {
         self.bar.finish_and_clear();
     }
+
+    /// Says something in a line above the bar.
+    fn say(&self, line: &str) {
+        if !self.quiet {
+            self.bar.suspend(|| eprintln!("nibble: {}", printable(line)));
+        }
+    }
 }
 
-/// A bar for so many bytes; one that draws nothing when `quiet` or when stderr is not a terminal.
-fn bar(n_bytes: u64, quiet: bool) -> ProgressBar {
-    let target = if quiet || !std::io::stderr().is_terminal() {
+impl Observer for Conversion {
+    fn event(&self, event: Event) {
+        match event {
+            Event::StartingOver(changed) => self.say(&format!("starting over: {changed}")),
+            Event::Checking => self.bar.set_message("checking what the last run left"),
+            Event::Resuming { read_bytes, written_bytes, percent, lost_bytes } => {
+                let lost = match lost_bytes {
+                    0 => String::new(),
+                    n => format!(" ({} were damaged or lost, and are made again)", units::bytes(n)),
+                };
+                self.say(&format!("resuming: {percent}% was done already{lost}"));
+                self.written.store(written_bytes, Ordering::Relaxed);
+                self.bar.set_message("");
+                self.bar.set_position(read_bytes);
+                // The time left is that of work, not of what was there.
+                self.bar.reset_eta();
+            }
+        }
+    }
+
+    fn advance(&self, read_bytes: u64, written_bytes: u64) {
+        let written = self.written.fetch_add(written_bytes, Ordering::Relaxed) + written_bytes;
+        self.bar.inc(read_bytes);
+        if !self.bar.is_hidden() {
+            self.bar.set_message(format!("{} -> {}", units::bytes(self.bar.position()), units::bytes(written)));
+        }
+    }
+}
+
+/// A bar for so many bytes; one that draws nothing when `hidden` or when stderr is not a terminal.
+fn bar(n_bytes: u64, hidden: bool) -> ProgressBar {
+    let target = if hidden || !std::io::stderr().is_terminal() {
         ProgressDrawTarget::hidden()
     } else {
         ProgressDrawTarget::stderr_with_hz(10)
@@ -48,9 +87,9 @@ pub struct Verification {
 }
 
 impl Verification {
-    /// A bar that draws nothing when `quiet` or when stderr is not a terminal.
-    pub fn new(quiet: bool) -> Self {
-        Self { bar: bar(0, quiet) }
+    /// A bar that draws nothing when `hidden` or when stderr is not a terminal.
+    pub fn new(hidden: bool) -> Self {
+        Self { bar: bar(0, hidden) }
     }
 
     /// So many more bytes have been checked, of so many.
@@ -65,15 +104,5 @@ impl Verification {
     /// Takes the bar off the screen.
     pub fn clear(&self) {
         self.bar.finish_and_clear();
-    }
-}
-
-impl Observer for Conversion {
-    fn advance(&self, read_bytes: u64, written_bytes: u64) {
-        let written = self.written.fetch_add(written_bytes, Ordering::Relaxed) + written_bytes;
-        self.bar.inc(read_bytes);
-        if !self.bar.is_hidden() {
-            self.bar.set_message(format!("{} -> {}", units::bytes(self.bar.position()), units::bytes(written)));
-        }
     }
 }

@@ -19,8 +19,9 @@ pub struct Encoder<'a> {
     pub ty: TensorType,
     /// Bytes of a row of the output.
     pub row_bytes: usize,
+    /// Importance of its columns.
+    pub importance: Option<&'a [f32]>,
     format: &'static Format,
-    importance: Option<&'a [f32]>,
     allow_nan: bool,
 }
 

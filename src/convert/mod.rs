@@ -7,6 +7,9 @@
 //!                          └► permute ─► f32 ─► quantize ─► write at the planned offset
 //! ```
 //!
+//! What is done is noted in a journal beside the output. A run that is cut off, however suddenly, costs moments of work:
+//! the next one checks what is there and goes on, and the result is the same to the byte.
+//!
 //! Memory is bounded by a few buffers a thread, and every byte of the source is read once: for its hash, which the result
 //! records, and for what becomes of it. The bytes of the tensors depend on nothing but the source, the recipe and the
 //! overrides: not on the CPU, the number of threads, or how the source is cut into files.
@@ -14,9 +17,11 @@
 mod encode;
 mod execute;
 pub(crate) mod hash;
+mod journal;
 mod name;
 mod output;
 pub mod provenance;
+mod resume;
 mod source;
 
 use std::collections::HashMap;
@@ -33,9 +38,11 @@ use checkpoint::{Checkpoint, Config, ModelCard};
 
 pub(crate) use encode::Encoder;
 pub(crate) use execute::spans;
-pub use execute::{Observer, Summary};
+pub use execute::{Event, Observer, Summary};
+pub use journal::Changed;
 pub use name::{file_name, size_label};
 pub use output::free_bytes;
+pub use resume::Left;
 pub(crate) use source::{Bytes, Input, SPAN_BYTES, Span};
 
 /// Importance of the input channels of each matrix.
@@ -69,6 +76,8 @@ pub struct Options {
     pub force: bool,
     /// Cut the result into files of at most this many bytes.
     pub split_max_bytes: Option<u64>,
+    /// Begin anew where an earlier run left off.
+    pub restart: bool,
     /// Go on where a weight is NaN or infinite.
     pub allow_nan: bool,
     /// Accept a source that is quantized already.
@@ -86,6 +95,7 @@ impl Options {
             output: None,
             force: false,
             split_max_bytes: None,
+            restart: false,
             allow_nan: false,
             allow_requantize: false,
             importance: None,
@@ -154,16 +164,55 @@ pub enum Error {
     #[error("{path} is a part of what is being converted; give -o another name")]
     OutputIsSource { path: PathBuf },
     #[error(
-        "not enough room in {folder}: the result needs {}, and {} are free; make room, or write to another disk with -o",
-        units::bytes(*.needed), units::bytes(*.free)
+        "not enough room in {folder}: the result needs {}, and {} are missing; make room, or write to another disk with -o",
+        units::bytes(*.needed), units::bytes(*.missing)
     )]
-    NoRoom { folder: PathBuf, needed: u64, free: u64 },
+    NoRoom { folder: PathBuf, needed: u64, missing: u64 },
+    #[error("the disk of {folder} is full: {} more are needed", units::bytes(*.missing))]
+    DiskFull { folder: PathBuf, missing: u64 },
     #[error("{path} could not be read: {source}")]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{path} could not be written: {source}; nothing was left behind")]
+    #[error("{path} was changed while it was being read; run the command again when nobody writes to it")]
+    SourceChanged { path: PathBuf },
+    #[error("{path} could not be written: {source}")]
     Write { path: PathBuf, source: std::io::Error },
-    #[error("stopped; nothing was left behind")]
+    #[error(
+        "another nibble is at work on this output ({journal} is locked); wait until it is done, or write elsewhere with -o"
+    )]
+    Busy { journal: PathBuf },
+    #[error("{path} is no journal of nibble's, and would be replaced by one; move it away, or give -o another name")]
+    NotJournal { path: PathBuf },
+    #[error(
+        "{path} is there, and nothing says what it is a part of; remove it, or pass --restart to begin the result anew"
+    )]
+    UnknownPartial { path: PathBuf },
+    #[error("stopped")]
     Cancelled,
+    #[error("{error}; {left}")]
+    Unfinished { error: Box<Error>, left: Left },
+}
+
+impl Error {
+    /// Whether the work ended because it was asked to.
+    pub fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Cancelled => true,
+            Self::Unfinished { error, .. } => error.is_cancelled(),
+            _ => false,
+        }
+    }
+
+    /// Whether the same command may well succeed another time, so that what is done is worth keeping.
+    fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::Cancelled
+                | Self::Write { .. }
+                | Self::Read { .. }
+                | Self::DiskFull { .. }
+                | Self::OutputExists { .. }
+        )
+    }
 }
 
 enum Source {
@@ -215,6 +264,8 @@ pub struct Job {
     /// What the layout was made of: everything but the hashes of the source's files, which nobody knows yet.
     metadata: Metadata,
     layout: Layout,
+    /// What was asked for: the output, or what the names of its parts are made from.
+    target: PathBuf,
     outputs: Vec<(PathBuf, u64)>,
     warnings: Vec<String>,
     options: Options,
@@ -245,11 +296,11 @@ impl Job {
         let path = options.output.clone().unwrap_or_else(|| file_name(&name, plan.n_weights(), &plan.recipe).into());
         let outputs = output_files(&path, &layout);
         let limit = options.split_max_bytes.unwrap_or(u64::MAX);
-        for (path, bytes) in outputs.iter().filter(|(_, bytes)| *bytes > limit) {
-            let (path, bytes, limit) = (path.display(), units::bytes(*bytes), units::bytes(limit));
+        for (part, bytes) in outputs.iter().filter(|(_, bytes)| *bytes > limit) {
+            let (path, bytes, limit) = (part.display(), units::bytes(*bytes), units::bytes(limit));
             warnings.push(format!("{path} will have {bytes}, more than {limit}: a tensor is never cut in two"));
         }
-        Ok(Self { source, origins, plan, metadata, layout, outputs, warnings, options })
+        Ok(Self { source, origins, plan, metadata, layout, target: path, outputs, warnings, options })
     }
 
     /// The type of every tensor, and why.
@@ -282,15 +333,24 @@ impl Job {
     /// # Errors
     /// When a file of that name exists (unless it may be replaced), is part of the source, or does not fit.
     pub fn check_output(&self) -> Result<(), Error> {
+        self.check_places()?;
+        if !self.options.force {
+            output::check_names(&self.outputs)?;
+        }
+        output::check_room(&self.outputs)
+    }
+
+    /// Refuses to write where that cannot be, or where it would destroy the source.
+    fn check_places(&self) -> Result<(), Error> {
         let sources: Vec<_> = self.source.mappings().into_iter().map(Mapping::path).collect();
-        for (output, _) in &self.outputs {
-            let Ok(output_real) = output.canonicalize() else { continue };
-            if sources.iter().any(|source| source.canonicalize().is_ok_and(|source| source == output_real)) {
-                return Err(Error::OutputIsSource { path: output.clone() });
+        let written = self.outputs.iter().flat_map(|(path, _)| [path.clone(), output::partial_path(path)]);
+        for path in written.chain([output::journal_path(&self.target)]) {
+            let Ok(real) = path.canonicalize() else { continue };
+            if sources.iter().any(|source| source.canonicalize().is_ok_and(|source| source == real)) {
+                return Err(Error::OutputIsSource { path });
             }
         }
-        output::check_paths(&self.outputs, self.options.force)?;
-        output::check_room(&self.outputs)
+        output::check_places(&self.outputs)
     }
 
     /// The input of tensor `i` of the plan.

@@ -102,6 +102,13 @@ pub struct Span {
     pub pieces: Vec<Piece>,
 }
 
+impl Span {
+    /// Bytes of the file: the measure of how far the work is.
+    pub fn n_bytes(&self) -> u64 {
+        self.bytes.end - self.bytes.start
+    }
+}
+
 /// Rows of one tensor, whole groups of them (see [`Input::group_rows`]).
 #[derive(Debug, PartialEq, Eq)]
 pub struct Piece {
