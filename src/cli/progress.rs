@@ -89,7 +89,8 @@ pub struct Verification {
 impl Verification {
     /// A bar that draws nothing when `hidden` or when stderr is not a terminal.
     pub fn new(hidden: bool) -> Self {
-        Self { bar: bar(0, hidden) }
+        // The work says how much there is to do as soon as it begins.
+        Self { bar: bar(1, hidden) }
     }
 
     /// So many more bytes have been checked, of so many.

@@ -10,11 +10,12 @@ use super::inspect::{self, plain, shorten, shown};
 use super::out::{self, Out, printable};
 use super::table::{self, Align};
 use super::{interrupt, making, progress, units};
-use crate::gguf::Value;
+use crate::gguf::{Array, Value};
 use crate::quant::SomeBlocks;
 use crate::sample::new_seed;
 use crate::verify::{
-    Comparison, Error, Hashes, Job, Options, Padding, RecipeState, Report, Sample, SourceFile, TensorReport, percent,
+    Comparison, Error, Hashes, Job, KeyDifference, Options, Padding, RecipeState, Report, Sample, SourceFile,
+    TensorReport, percent,
 };
 
 /// Check that a GGUF file is whole, and that it is what nibble makes of its source
@@ -23,8 +24,8 @@ use crate::verify::{
 /// the very bytes that nibble makes of that source. Exits with 0 where all is right, and with 1 where anything is not.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  nibble verify yi.gguf                                  is it whole?
-  nibble verify yi.gguf --source Yi-34B-Chat             is it Yi-34B-Chat, to the bit?
+  nibble verify yi.gguf                                   is it whole?
+  nibble verify yi.gguf --source Yi-34B-Chat              is it Yi-34B-Chat, to the bit?
   nibble verify yi.gguf --source Yi-34B-Chat --sample 5%  the same, of a random twentieth")]
 pub struct Args {
     /// The GGUF file; of a split model, any part
@@ -138,8 +139,7 @@ fn print(out: &mut Out, job: &Job, report: &Report) -> anyhow::Result<()> {
             &["Tensor", "Found"],
             missing.chain(types).collect(),
         )?;
-        let value = |value: &Option<Value>| value.as_ref().map_or("(none)".to_string(), shown);
-        let keys = origin.metadata.iter().map(|key| [shorten(&key.key, 80), value(&key.found), value(&key.wanted)]);
+        let keys = origin.metadata.iter().map(key_row);
         print_rows(out, "Metadata", &["Key", "In the file", "From the source"], keys.collect())?;
         let files = origin.files.iter().filter(|file| file.differs());
         let files = files.map(|file| [printable(&file.name).into_owned(), state(file).to_string()]);
@@ -295,6 +295,22 @@ fn tensor_row(tensor: &TensorReport) -> Option<[String; 3]> {
     }
     let name = printable(&tensor.info.name).into_owned();
     if found.is_empty() { None } else { Some([name, tensor.info.ty.to_string(), found.join("; ")]) }
+}
+
+/// A key, and its value in the file and from the source. Of long arrays the first elements that differ are shown.
+fn key_row(key: &KeyDifference) -> [String; 3] {
+    let name = shorten(&key.key, 80);
+    if let (Some(Value::Array(found)), Some(Value::Array(wanted))) = (&key.found, &key.wanted) {
+        let n = found.len().max(wanted.len());
+        let first = (0..n).find(|&i| found.get(i) != wanted.get(i)).unwrap_or(0);
+        let element = |array: &Array| {
+            let value = array.get(first).map_or("(none)".to_string(), |value| shown(&value));
+            format!("{} elements, number {first}: {value}", array.len())
+        };
+        return [name, element(found), element(wanted)];
+    }
+    let value = |value: &Option<Value>| value.as_ref().map_or("(none)".to_string(), shown);
+    [name, value(&key.found), value(&key.wanted)]
 }
 
 fn place(tensor: &TensorReport, blocks: SomeBlocks, what: &str) -> String {

@@ -233,6 +233,7 @@ impl<'a> Work<'a> {
         let stop = AtomicBool::new(false);
         let ahead = UNITS_AHEAD + rayon::current_num_threads() as u64;
         (0..ahead.min(n_units)).for_each(|i| self.will_read(i));
+        (self.progress)(0, self.all_bytes);
         rayon::broadcast(|_| {
             let mut buffers = Buffers::default();
             while !cancel.load(Ordering::Relaxed) && !stop.load(Ordering::Relaxed) {
