@@ -8,17 +8,21 @@ use std::time::{Duration, Instant};
 use blake3::hazmat::ChainingValue;
 
 use super::encode::Encoder;
+use super::hash::{self, SpanHasher};
 use super::journal::{Changed, Identity, Journal, Record};
 use super::output::Outputs;
 use super::resume::{self, Site};
 use super::source::{self, Bytes, Piece, SPAN_BYTES, Span};
-use super::{Error, Job, hash, provenance};
+use super::{Error, Job, provenance};
 use crate::gguf::{DEFAULT_ALIGNMENT, Layout};
 use crate::mmap::Mapping;
 
 /// How many spans ahead of the one being worked on the system is asked to read, beside one for each thread: enough to
 /// keep a disk busy while every thread quantizes.
 const SPANS_AHEAD: usize = 4;
+
+/// Bytes that are read at once: few enough that they are still in the core's own cache when they are hashed.
+const READ_BYTES: usize = 256 << 10;
 
 /// How long what was written may stay in memory alone: what a power failure costs.
 const SYNC_EVERY: Duration = Duration::from_secs(2);
@@ -317,12 +321,7 @@ impl Work<'_> {
         let (mut read_bytes, mut written_bytes) = (0, 0);
         let mut value = ChainingValue::default();
         if let Some(file) = span.file {
-            let file = self.files[file];
-            let source = room(&mut buffers.source, (span.read_end - span.bytes.start) as usize);
-            file.read_at(source, span.bytes.start)
-                .map_err(|source| Error::Read { path: file.path().to_path_buf(), source })?;
-            let hashed = &source[..span.n_bytes() as usize];
-            value = hash::of_span(hashed, span.bytes.start, SPAN_BYTES, file.bytes().len() as u64);
+            value = self.read(self.files[file], span, &mut buffers.source)?;
         }
         let mut output = blake3::Hasher::new();
         for piece in &span.pieces {
@@ -345,6 +344,24 @@ impl Work<'_> {
         }
         self.observer.advance(read_bytes, written_bytes);
         Ok(Record { output: cut_short(&output), value })
+    }
+
+    /// Reads a span, and the end of the last row that begins in it, and gives what it adds to the hash of its file.
+    fn read(&self, file: &Mapping, span: &Span, buffer: &mut Vec<u8>) -> Result<ChainingValue, Error> {
+        let source = room(buffer, (span.read_end - span.bytes.start) as usize);
+        let (hashed, rest) = source.split_at_mut(span.n_bytes() as usize);
+        let read = |bytes: &mut [u8], offset: u64| {
+            file.read_at(bytes, offset).map_err(|source| Error::Read { path: file.path().to_path_buf(), source })
+        };
+        let mut hasher = SpanHasher::new(span.bytes.start, SPAN_BYTES, file.bytes().len() as u64);
+        for (bytes, offset) in hashed.chunks_mut(READ_BYTES).zip((span.bytes.start..).step_by(READ_BYTES)) {
+            read(bytes, offset)?;
+            hasher.update(bytes);
+        }
+        if !rest.is_empty() {
+            read(rest, span.bytes.end)?;
+        }
+        Ok(hasher.finish())
     }
 
     /// Writes what comes before the tensors, which names the hashes of the source and so is known last, and what lies

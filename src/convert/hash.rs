@@ -12,21 +12,30 @@
 use blake3::Hasher;
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 
-/// What one span of a file adds to the file's hash: its chaining value, or the hash itself where the file has no other
-/// span.
-///
-/// `bytes` are those of the file of `file_bytes` from `offset` on, up to the next multiple of `span_bytes` or the end of
-/// the file.
-pub fn of_span(bytes: &[u8], offset: u64, span_bytes: u64, file_bytes: u64) -> ChainingValue {
-    debug_assert!(span_bytes.is_power_of_two() && span_bytes >= 1024 && offset.is_multiple_of(span_bytes));
-    debug_assert!(bytes.len() as u64 == span_bytes.min(file_bytes - offset));
-    if file_bytes <= span_bytes {
-        return *blake3::hash(bytes).as_bytes();
+/// Hashes one span of a file, in pieces of any size: so that each can be hashed while it is still in the core's cache.
+pub struct SpanHasher {
+    hasher: Hasher,
+    is_whole_file: bool,
+}
+
+impl SpanHasher {
+    /// For the span that begins at `offset`, a multiple of `span_bytes` (a power of two), in a file of `file_bytes`.
+    pub fn new(offset: u64, span_bytes: u64, file_bytes: u64) -> Self {
+        debug_assert!(span_bytes.is_power_of_two() && span_bytes >= 1024 && offset.is_multiple_of(span_bytes));
+        let mut hasher = Hasher::new();
+        hasher.set_input_offset(offset);
+        Self { hasher, is_whole_file: file_bytes <= span_bytes }
     }
-    let mut hasher = Hasher::new();
-    hasher.set_input_offset(offset);
-    hasher.update(bytes);
-    hasher.finalize_non_root()
+
+    /// Adds the span's next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+    }
+
+    /// What the span adds to the file's hash: its chaining value, or the hash itself where the file has no other span.
+    pub fn finish(&self) -> ChainingValue {
+        if self.is_whole_file { *self.hasher.finalize().as_bytes() } else { self.hasher.finalize_non_root() }
+    }
 }
 
 /// The hash of a file whose spans gave these values, as `b3sum` prints it. A file always has a span, an empty one if need
@@ -74,8 +83,9 @@ mod tests {
                 let n_spans = file.len().div_ceil(SPAN as usize).max(1);
                 let span = |i: usize| {
                     let at = i * SPAN as usize;
-                    let end = file.len().min(at + SPAN as usize);
-                    of_span(&file[at..end], at as u64, SPAN, file.len() as u64)
+                    let mut hasher = SpanHasher::new(at as u64, SPAN, file.len() as u64);
+                    file[at..file.len().min(at + SPAN as usize)].chunks(1500).for_each(|bytes| hasher.update(bytes));
+                    hasher.finish()
                 };
                 let spans: Vec<_> = (0..n_spans).map(span).collect();
                 assert_eq!(of_file(&spans), blake3::hash(file), "{} bytes", file.len());
@@ -86,7 +96,11 @@ mod tests {
     #[test]
     fn a_hash_is_the_one_that_b3sum_prints() {
         // From the test vectors of the BLAKE3 team: no bytes, and one zero byte.
-        let of = |bytes: &[u8]| of_file(&[of_span(bytes, 0, 1024, bytes.len() as u64)]).to_hex().to_string();
+        let of = |bytes: &[u8]| {
+            let mut hasher = SpanHasher::new(0, 1024, bytes.len() as u64);
+            hasher.update(bytes);
+            of_file(&[hasher.finish()]).to_hex().to_string()
+        };
         assert_eq!(of(b""), "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262");
         assert_eq!(of(&[0]), "2d3adedff11b61f14c886e35afa036736dcd87a74d27b5c1510225d0f592e213");
     }

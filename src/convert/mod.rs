@@ -168,7 +168,7 @@ pub enum Error {
         units::bytes(*.needed), units::bytes(*.missing)
     )]
     NoRoom { folder: PathBuf, needed: u64, missing: u64 },
-    #[error("the disk of {folder} is full: {} more are needed", units::bytes(*.missing))]
+    #[error("the disk that holds {folder} is full: make room for {} more", units::bytes(*.missing))]
     DiskFull { folder: PathBuf, missing: u64 },
     #[error("{path} could not be read: {source}")]
     Read { path: PathBuf, source: std::io::Error },

@@ -33,14 +33,15 @@ impl Outputs {
         let open = |(path, bytes): &(PathBuf, u64)| {
             let make = || {
                 let partial = partial_path(path);
-                let options = OpenOptions::new().read(true).write(true).clone();
+                let mut options = OpenOptions::new();
+                options.read(true).write(true);
                 let file = match partial.symlink_metadata() {
-                    Ok(metadata) if metadata.is_file() => options.clone().open(&partial)?,
+                    Ok(metadata) if metadata.is_file() => options.open(&partial)?,
                     Ok(_) => {
                         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "its .partial is no regular file"));
                     }
                     // Nobody else's file is opened, nor what a link points to.
-                    Err(_) => options.clone().create_new(true).open(&partial)?,
+                    Err(_) => options.create_new(true).open(&partial)?,
                 };
                 reserve(&file, *bytes)?;
                 Ok(file)
@@ -48,7 +49,10 @@ impl Outputs {
             let file = make().map_err(|source| Error::Write { path: path.clone(), source })?;
             Ok(Output { file, path: path.clone(), changed: AtomicBool::new(false) })
         };
-        Ok(Self { files: paths.iter().map(open).collect::<Result<_, Error>>()? })
+        let files = paths.iter().map(open).collect::<Result<_, Error>>()?;
+        // So that the names survive a power failure, not only what they stand for.
+        paths.first().into_iter().for_each(|(path, _)| sync_folder(path));
+        Ok(Self { files })
     }
 
     /// Writes `bytes` at `offset` of file number `part`. Several threads may write at once, to different places.
@@ -104,7 +108,8 @@ impl Outputs {
                 _ => output.failed(source),
             });
         }
-        self.files.iter().for_each(|output| sync_folder(&output.path));
+        // All are in the same folder.
+        self.files.first().into_iter().for_each(|output| sync_folder(&output.path));
         Ok(())
     }
 }
