@@ -37,8 +37,8 @@ use arch::Transform;
 use checkpoint::{Checkpoint, Config, ModelCard};
 
 pub(crate) use encode::Encoder;
-pub(crate) use execute::spans;
 pub use execute::{Event, Observer, Summary};
+pub(crate) use execute::{file_hashes, spans};
 pub use journal::Changed;
 pub use name::{file_name, size_label};
 pub use output::free_bytes;

@@ -11,7 +11,8 @@ use blake3::hazmat::ChainingValue;
 
 use super::report::{Comparison, Padding, TensorReport};
 use super::{Error, Job, Sample};
-use crate::convert::{self, Bytes, Encoder, SPAN_BYTES, Span, hash};
+use crate::convert::hash::SpanHasher;
+use crate::convert::{self, Bytes, Encoder, SPAN_BYTES, Span};
 use crate::gguf::{Gap, Gguf, TensorInfo};
 use crate::mmap::Mapping;
 use crate::quant::{self, Format, SomeBlocks};
@@ -112,7 +113,10 @@ impl Job {
     pub(super) fn work(&self, progress: &(dyn Fn(u64, u64) + Sync), cancel: &AtomicBool) -> Result<Done, Error> {
         let work = Work::new(self, progress);
         let values = work.run(cancel)?;
-        let hashes = (!work.files.is_empty()).then(|| work.file_hashes(&values));
+        let hashes = (!work.files.is_empty()).then(|| {
+            let hashes = convert::file_hashes(&work.spans, &values);
+            hashes.iter().map(|hash| hash.to_hex().to_string()).collect()
+        });
         let checked_bytes = work.all_bytes;
         Ok(Done { tensors: self.reports(work.tasks), hashes, checked_bytes })
     }
@@ -293,7 +297,9 @@ impl<'a> Work<'a> {
             file.read_at(read, span.bytes.start)
                 .map_err(|source| convert::Error::Read { path: file.path().to_path_buf(), source })?;
             let hashed = &read[..(span.bytes.end - span.bytes.start) as usize];
-            value = hash::of_span(hashed, span.bytes.start, SPAN_BYTES, file.bytes().len() as u64);
+            let mut hasher = SpanHasher::new(span.bytes.start, SPAN_BYTES, file.bytes().len() as u64);
+            hasher.update(hashed);
+            value = hasher.finish();
         }
         for piece in &span.pieces {
             let (task, encoder) = (&self.tasks[self.task_of[piece.tensor]], &self.encoders[piece.tensor]);
@@ -369,15 +375,6 @@ impl<'a> Work<'a> {
             map.release(whole);
         }
         Ok(())
-    }
-
-    /// The hash of each file, of what its spans added.
-    fn file_hashes(&self, values: &[ChainingValue]) -> Vec<String> {
-        let of = |file| {
-            let values = self.spans.iter().zip(values).filter(|(span, _)| span.file == Some(file));
-            hash::of_file(&values.map(|(_, value)| *value).collect::<Vec<_>>()).to_hex().to_string()
-        };
-        (0..self.files.len()).map(of).collect()
     }
 }
 
