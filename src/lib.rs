@@ -18,6 +18,7 @@
 //! | [`quant`]      | one file a block format                                                         |
 //! | [`recipe`]     | which tensor gets which type: recipes as data, and the plan made from one       |
 //! | [`convert`]    | carries out a plan in one pass                                                  |
+//! | [`verify`]     | whether a GGUF is whole, and what nibble makes of its source                    |
 //! | [`sample`]     | from logits to a token                                                          |
 //! | [`chat`]       | chat templates and stop rules                                                   |
 //! | `runtime`      | the only user of llama.cpp (feature `llama`)                                    |
@@ -45,4 +46,5 @@ pub mod recipe;
 #[cfg(feature = "llama")]
 pub mod runtime;
 pub mod sample;
+pub mod verify;
 pub mod vocab;

@@ -4,8 +4,8 @@ use crate::support::{convert, error, folder, has, nibble, stdout, yi_nano};
 
 #[test]
 fn help_names_every_subcommand() {
-    has(&stdout(&nibble(["--help"])), &["convert", "inspect", "quants"]);
-    for command in ["convert", "inspect", "quants"] {
+    has(&stdout(&nibble(["--help"])), &["convert", "inspect", "quants", "verify"]);
+    for command in ["convert", "inspect", "quants", "verify"] {
         has(&stdout(&nibble([command, "--help"])), &["Usage: nibble", command]);
     }
 }

@@ -12,3 +12,4 @@ mod resume;
 #[cfg(all(feature = "llama", target_arch = "x86_64"))]
 mod same_bytes_as_llama_cpp;
 mod support;
+mod verification;

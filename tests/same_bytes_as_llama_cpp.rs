@@ -12,7 +12,7 @@ use nibble::recipe::Recipe;
 use crate::support::{convert, folder, yi_nano};
 
 /// Calls `llama_model_quantize`.
-fn llama_quantize(from: &Path, to: &Path, file_type: u32, importance: Option<&Importance>) {
+pub fn llama_quantize(from: &Path, to: &Path, file_type: u32, importance: Option<&Importance>) {
     let c_string = |path: &Path| CString::new(path.to_str().unwrap()).unwrap();
     let (from, to) = (c_string(from), c_string(to));
     let names: Vec<(CString, &Vec<f32>)> = importance

@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
+pub use self::json::plain;
 use self::stats::{Decoder, Histogram, Stats};
+pub use self::text::{shorten, shown};
 use super::out::{self, Out, printable, printable_lines};
 use crate::checkpoint::Checkpoint;
 use crate::gguf::{self, Gguf, TensorInfo};
@@ -86,7 +88,7 @@ fn find(path: &Path) -> anyhow::Result<Found> {
 }
 
 /// The GGUF files in `folder`; of a split model the first part only.
-fn models_in(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+pub fn models_in(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut models = vec![];
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();

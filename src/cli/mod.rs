@@ -4,6 +4,7 @@ mod convert;
 mod groups;
 mod inspect;
 pub mod interrupt;
+mod making;
 mod out;
 mod progress;
 mod quants;
@@ -13,6 +14,7 @@ pub mod table;
 #[cfg(feature = "llama")]
 mod tokenize;
 pub mod units;
+mod verify;
 
 use clap::{Parser, Subcommand};
 
@@ -33,6 +35,7 @@ enum Command {
     Quants(quants::Args),
     #[cfg(feature = "llama")]
     Tokenize(tokenize::Args),
+    Verify(verify::Args),
 }
 
 impl Cli {
@@ -49,6 +52,7 @@ impl Cli {
             Command::Quants(args) => quants::run(args),
             #[cfg(feature = "llama")]
             Command::Tokenize(args) => tokenize::run(args),
+            Command::Verify(args) => verify::run(args),
         }
     }
 }

@@ -21,17 +21,7 @@ impl Conversion {
     /// A bar for so many bytes of source; one that draws nothing when `hidden` or when stderr is not a terminal. What an
     /// earlier run left is said in words, unless `quiet`.
     pub fn new(source_bytes: u64, hidden: bool, quiet: bool) -> Self {
-        let target = if hidden || !std::io::stderr().is_terminal() {
-            ProgressDrawTarget::hidden()
-        } else {
-            ProgressDrawTarget::stderr_with_hz(10)
-        };
-        let bar = ProgressBar::with_draw_target(Some(source_bytes), target);
-        let style = ProgressStyle::with_template("{percent:>3}% {wide_bar} {decimal_bytes_per_sec}, {eta} left  {msg}")
-            .expect("the template is a constant that parses");
-        bar.set_style(style);
-        bar.enable_steady_tick(Duration::from_millis(200));
-        Self { bar, written: AtomicU64::new(0), quiet }
+        Self { bar: bar(source_bytes, hidden), written: AtomicU64::new(0), quiet }
     }
 
     /// Takes the bar off the screen.
@@ -73,5 +63,47 @@ impl Observer for Conversion {
         if !self.bar.is_hidden() {
             self.bar.set_message(format!("{} -> {}", units::bytes(self.bar.position()), units::bytes(written)));
         }
+    }
+}
+
+/// A bar for so many bytes; one that draws nothing when `hidden` or when stderr is not a terminal.
+fn bar(n_bytes: u64, hidden: bool) -> ProgressBar {
+    let target = if hidden || !std::io::stderr().is_terminal() {
+        ProgressDrawTarget::hidden()
+    } else {
+        ProgressDrawTarget::stderr_with_hz(10)
+    };
+    let bar = ProgressBar::with_draw_target(Some(n_bytes), target);
+    let style = ProgressStyle::with_template("{percent:>3}% {wide_bar} {decimal_bytes_per_sec}, {eta} left  {msg}")
+        .expect("the template is a constant that parses");
+    bar.set_style(style);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// The progress of a verification: share done, rate, time left, bytes checked.
+pub struct Verification {
+    bar: ProgressBar,
+}
+
+impl Verification {
+    /// A bar that draws nothing when `hidden` or when stderr is not a terminal.
+    pub fn new(hidden: bool) -> Self {
+        // The work says how much there is to do as soon as it begins.
+        Self { bar: bar(1, hidden) }
+    }
+
+    /// So many more bytes have been checked, of so many.
+    pub fn advance(&self, bytes: u64, of: u64) {
+        self.bar.set_length(of);
+        self.bar.inc(bytes);
+        if !self.bar.is_hidden() {
+            self.bar.set_message(format!("{} checked", units::bytes(self.bar.position())));
+        }
+    }
+
+    /// Takes the bar off the screen.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
     }
 }

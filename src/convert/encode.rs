@@ -29,20 +29,19 @@ impl Job {
     /// How tensor `i` of the plan becomes what it is in the output.
     pub(crate) fn encoder(&self, i: usize) -> Encoder<'_> {
         let planned = &self.plan.tensors[i];
-        let input = self.input(i);
-        let importance = self.options.importance.as_ref().and_then(|importance| importance.values.get(&planned.name));
-        Encoder {
-            ty: planned.ty,
-            row_bytes: planned.ty.row_bytes(input.row_len as u64).expect("the plan fits types to rows") as usize,
-            format: quant::format(planned.ty).expect("plans use only formats that nibble has"),
-            importance: importance.map(Vec::as_slice),
-            allow_nan: self.options.allow_nan,
-            input,
-        }
+        let importance = self.options.importance.as_ref().and_then(|importance| importance.of(&planned.name));
+        let format = quant::format(planned.ty).expect("plans use only formats that nibble has");
+        Encoder::new(self.input(i), format, importance, self.options.allow_nan)
     }
 }
 
-impl Encoder<'_> {
+impl<'a> Encoder<'a> {
+    /// Makes `format` of `input`, whose rows its blocks divide.
+    pub fn new(input: Input<'a>, format: &'static Format, importance: Option<&'a [f32]>, allow_nan: bool) -> Self {
+        let row_bytes = format.ty.row_bytes(input.row_len as u64).expect("types are fitted to rows") as usize;
+        Self { input, ty: format.ty, row_bytes, format, importance, allow_nan }
+    }
+
     /// Makes output rows `rows` of `source`, the tensor's source bytes from row `first_row` on (the first of a group, see
     /// [`Input::group_rows`]), and puts them in `dst`, which holds exactly that many. `weights` is room to work in, kept
     /// from one call to the next.

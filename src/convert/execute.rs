@@ -143,7 +143,7 @@ impl Job {
 }
 
 /// The units of the work; see [`source::spans`].
-fn spans(files: &[&Mapping], encoders: &[Encoder]) -> Vec<Span> {
+pub fn spans(files: &[&Mapping], encoders: &[Encoder]) -> Vec<Span> {
     let lengths: Vec<u64> = files.iter().map(|file| file.bytes().len() as u64).collect();
     let file_of = |encoder: &Encoder| match &encoder.input.bytes {
         Bytes::Mapped(map, _) => files.iter().position(|file| std::ptr::eq(*file, *map)),

@@ -16,7 +16,7 @@
 
 mod encode;
 mod execute;
-mod hash;
+pub(crate) mod hash;
 mod journal;
 mod name;
 mod output;
@@ -36,12 +36,14 @@ use crate::{arch, checkpoint, quant};
 use arch::Transform;
 use checkpoint::{Checkpoint, Config, ModelCard};
 
+pub(crate) use encode::Encoder;
 pub use execute::{Event, Observer, Summary};
+pub(crate) use execute::{file_hashes, spans};
 pub use journal::Changed;
 pub use name::{file_name, size_label};
 pub use output::free_bytes;
 pub use resume::Left;
-use source::{Bytes, Input};
+pub(crate) use source::{Bytes, Input, SPAN_BYTES, Span};
 
 /// Importance of the input channels of each matrix.
 #[derive(Clone, Debug)]
@@ -52,6 +54,13 @@ pub struct Importance {
     pub blake3: blake3::Hash,
     /// By the matrix's GGUF name: one value a column.
     pub values: HashMap<String, Vec<f32>>,
+}
+
+impl Importance {
+    /// That of the columns of a matrix.
+    pub fn of(&self, matrix: &str) -> Option<&[f32]> {
+        self.values.get(matrix).map(Vec::as_slice)
+    }
 }
 
 /// What to make of a source.
@@ -270,14 +279,7 @@ impl Job {
     /// Anything wrong with the source, the recipe, the overrides or the importance. Not yet what is wrong with the
     /// output: see [`Self::check_output`].
     pub fn prepare(source_path: &Path, options: Options) -> Result<Self, Error> {
-        if !source_path.exists() {
-            return Err(Error::NoSource { path: source_path.to_path_buf() });
-        }
-        let described = if gguf::is_gguf(source_path) {
-            describe_gguf(Gguf::open(source_path)?, source_path, options.allow_requantize)?
-        } else {
-            describe_checkpoint(Checkpoint::open(source_path)?)?
-        };
+        let described = Described::open(source_path, options.allow_requantize)?;
         let Described { source, mut metadata, tensors, origins, facts, name, mut warnings } = described;
 
         let plan = recipe::plan(&options.recipe, &facts, &tensors, options.importance.is_some(), &options.overrides)?;
@@ -354,31 +356,36 @@ impl Job {
     /// The input of tensor `i` of the plan.
     fn input(&self, i: usize) -> Input<'_> {
         let planned = &self.plan.tensors[i];
-        let (name, bytes, transform) = match (&self.origins[i], &self.source) {
-            (Origin::Checkpoint { index, transform }, Source::Checkpoint(checkpoint)) => {
-                let tensor = &checkpoint.tensors()[*index];
-                let (map, range) = checkpoint.location(tensor);
-                (tensor.name.as_str(), Bytes::Mapped(map, range), *transform)
-            }
-            (Origin::Gguf { index }, Source::Gguf(gguf)) => {
-                let tensor = &gguf.tensors()[*index];
-                let (map, range) = gguf.location(*index);
-                (tensor.name.as_str(), Bytes::Mapped(map, range), Transform::Copy)
-            }
-            (Origin::Made(values), _) => {
-                let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-                (planned.name.as_str(), Bytes::Made(bytes), Transform::Copy)
-            }
-            _ => unreachable!("origins are made together with their source"),
-        };
-        let n_weights = planned.dims.iter().product::<u64>() as usize;
-        // A bias is permuted by its elements.
-        let row_len = match planned.dims.as_slice() {
-            [_] if transform != Transform::Copy => 1,
-            dims => dims.first().copied().unwrap_or(1) as usize,
-        };
-        Input { name, ty: planned.source, bytes, row_len, n_rows: n_weights / row_len, transform }
+        input(&self.source, &self.origins[i], &planned.name, &planned.dims, planned.source)
     }
+}
+
+/// The input of the output tensor `name` of these sizes, whose weights have the type `ty` in the source.
+fn input<'a>(source: &'a Source, origin: &'a Origin, name: &'a str, dims: &[u64], ty: TensorType) -> Input<'a> {
+    let (name, bytes, transform) = match (origin, source) {
+        (Origin::Checkpoint { index, transform }, Source::Checkpoint(checkpoint)) => {
+            let tensor = &checkpoint.tensors()[*index];
+            let (map, range) = checkpoint.location(tensor);
+            (tensor.name.as_str(), Bytes::Mapped(map, range), *transform)
+        }
+        (Origin::Gguf { index }, Source::Gguf(gguf)) => {
+            let tensor = &gguf.tensors()[*index];
+            let (map, range) = gguf.location(*index);
+            (tensor.name.as_str(), Bytes::Mapped(map, range), Transform::Copy)
+        }
+        (Origin::Made(values), _) => {
+            let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            (name, Bytes::Made(bytes), Transform::Copy)
+        }
+        _ => unreachable!("origins are made together with their source"),
+    };
+    let n_weights = dims.iter().product::<u64>() as usize;
+    // A bias is permuted by its elements.
+    let row_len = match dims {
+        [_] if transform != Transform::Copy => 1,
+        dims => dims.first().copied().unwrap_or(1) as usize,
+    };
+    Input { name, ty, bytes, row_len, n_rows: n_weights / row_len, transform }
 }
 
 /// The files to write and their sizes: `path` itself, or its numbered parts.
@@ -394,15 +401,46 @@ fn output_files(path: &Path, layout: &Layout) -> Vec<(PathBuf, u64)> {
 }
 
 /// A source, and all that the plan and the file need to know of it.
-struct Described {
+pub(crate) struct Described {
     source: Source,
-    metadata: Metadata,
+    /// As the file will have it, but for what the plan adds.
+    pub metadata: Metadata,
     /// In the order of the output, with the source's types.
-    tensors: Vec<TensorInfo>,
+    pub tensors: Vec<TensorInfo>,
     origins: Vec<Origin>,
-    facts: Facts,
-    name: String,
-    warnings: Vec<String>,
+    pub facts: Facts,
+    pub name: String,
+    pub warnings: Vec<String>,
+}
+
+impl Described {
+    /// Opens the source at `path`: a GGUF, or a Hugging Face folder.
+    pub fn open(path: &Path, allow_requantize: bool) -> Result<Self, Error> {
+        if !path.exists() {
+            return Err(Error::NoSource { path: path.to_path_buf() });
+        }
+        if gguf::is_gguf(path) {
+            describe_gguf(Gguf::open(path)?, path, allow_requantize)
+        } else {
+            describe_checkpoint(Checkpoint::open(path)?)
+        }
+    }
+
+    /// The files that hold the tensors.
+    pub fn mappings(&self) -> Vec<&Mapping> {
+        self.source.mappings()
+    }
+
+    /// Their names, without folders.
+    pub fn file_names(&self) -> Vec<String> {
+        self.source.file_names()
+    }
+
+    /// The input of tensor `i` of [`Self::tensors`].
+    pub fn input(&self, i: usize) -> Input<'_> {
+        let TensorInfo { name, dims, ty } = &self.tensors[i];
+        input(&self.source, &self.origins[i], name, dims, *ty)
+    }
 }
 
 fn describe_checkpoint(checkpoint: Checkpoint) -> Result<Described, Error> {
@@ -552,7 +590,11 @@ fn general_metadata(name: &str, n_weights: u64, card: &ModelCard) -> Metadata {
     metadata
 }
 
-fn check_importance(importance: &Importance, tensors: &[TensorInfo], warnings: &mut Vec<String>) -> Result<(), Error> {
+pub(crate) fn check_importance(
+    importance: &Importance,
+    tensors: &[TensorInfo],
+    warnings: &mut Vec<String>,
+) -> Result<(), Error> {
     for tensor in tensors.iter().filter(|t| t.dims.len() == 2) {
         let Some(values) = importance.values.get(&tensor.name) else { continue };
         let wanted = tensor.row_len() as usize;

@@ -54,6 +54,12 @@ impl Input<'_> {
         }
     }
 
+    /// The rows of the source that output rows `rows` are made of, and those between them.
+    pub fn source_rows(&self, rows: &Range<usize>) -> Range<usize> {
+        let group = self.group_rows();
+        rows.start / group * group..rows.end.next_multiple_of(group).min(self.n_rows)
+    }
+
     /// The bytes of the row that becomes row `row` of the output. `source` holds the tensor's bytes from its row
     /// `first_row` on, the first of a group.
     pub fn row<'s>(&self, row: usize, source: &'s [u8], first_row: usize) -> &'s [u8] {

@@ -27,7 +27,7 @@ mod value;
 mod writer;
 
 pub use error::{Error, LayoutError, Problem, TensorProblem};
-pub use reader::Gguf;
+pub use reader::{Gap, Gguf};
 pub use split::file_name;
 pub use types::{TensorType, UnknownType};
 pub use value::{Array, Metadata, Value, ValueType};

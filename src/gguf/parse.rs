@@ -30,6 +30,8 @@ pub(super) struct Header {
     pub alignment: u64,
     pub metadata: Metadata,
     pub tensors: Vec<TensorInfo>,
+    /// Where the description of the tensors ends, before any padding.
+    pub end: usize,
     /// Where each tensor's bytes lie in the file, without padding. Inside the file, in ascending order, disjoint.
     pub ranges: Vec<Range<usize>>,
 }
@@ -54,8 +56,9 @@ impl Header {
         for index in 0..n_tensors {
             tensors.read(&mut cursor, index, alignment)?;
         }
-        let ranges = tensors.place(cursor.at, alignment, file.len())?;
-        Ok(Self { version, alignment, metadata, tensors: tensors.infos, ranges })
+        let end = cursor.at;
+        let ranges = tensors.place(end, alignment, file.len())?;
+        Ok(Self { version, alignment, metadata, tensors: tensors.infos, end, ranges })
     }
 }
 

@@ -29,12 +29,25 @@ struct OpenPart {
     version: u32,
     alignment: u64,
     metadata: Metadata,
+    /// Where the description of the tensors ends.
+    header_end: usize,
 }
 
 #[derive(Debug)]
 struct Place {
     part: usize,
     bytes: Range<usize>,
+}
+
+/// Bytes of a file that belong to nothing: padding.
+#[derive(Debug)]
+pub struct Gap<'a> {
+    /// The file.
+    pub map: &'a Mapping,
+    /// Where they lie in it.
+    pub bytes: Range<usize>,
+    /// What comes after a gap begins at a multiple of this.
+    pub alignment: u64,
 }
 
 impl Gguf {
@@ -147,6 +160,24 @@ impl Gguf {
         self.parts.iter().map(|part| &part.map)
     }
 
+    /// The bytes that belong to nothing: from the end of each file's description to its first tensor, from each tensor
+    /// to the next, and what comes after the last. Empty ones are left out.
+    pub fn gaps(&self) -> Vec<Gap<'_>> {
+        let mut gaps = vec![];
+        // The places are in the order of the parts.
+        let mut places = self.places.iter().peekable();
+        for (index, part) in self.parts.iter().enumerate() {
+            let mut at = part.header_end;
+            while let Some(place) = places.next_if(|place| place.part == index) {
+                gaps.push(Gap { map: &part.map, bytes: at..place.bytes.start, alignment: part.alignment });
+                at = place.bytes.end;
+            }
+            gaps.push(Gap { map: &part.map, bytes: at..part.map.bytes().len(), alignment: part.alignment });
+        }
+        gaps.retain(|gap| !gap.bytes.is_empty());
+        gaps
+    }
+
     /// The version of the format, of the first file: 2 or 3.
     pub fn version(&self) -> u32 {
         self.parts[0].version
@@ -180,7 +211,8 @@ fn open_part(path: &Path) -> Result<(OpenPart, Header), Error> {
     let map = Mapping::open(path).map_err(|error| problem(Problem::Open(error)))?;
     let header = Header::parse(map.bytes()).map_err(problem)?;
     let (version, alignment) = (header.version, header.alignment);
-    Ok((OpenPart { map, version, alignment, metadata: Metadata::new() }, header))
+    let header_end = header.end;
+    Ok((OpenPart { map, version, alignment, metadata: Metadata::new(), header_end }, header))
 }
 
 /// The paths of all parts of the model of which `path` is part `part` (from 0).
@@ -249,6 +281,26 @@ mod tests {
                 path
             })
             .collect()
+    }
+
+    #[test]
+    fn headers_tensors_and_gaps_are_the_whole_of_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        for (base, max_bytes) in [("one", None), ("split", Some(600))] {
+            let paths = write(folder.path(), base, max_bytes);
+            let last = paths.last().unwrap();
+            let mut bytes = fs::read(last).unwrap();
+            bytes.extend([7; 40]);
+            fs::write(last, &bytes).unwrap();
+            let gguf = Gguf::open(&paths[0]).unwrap();
+            assert!(gguf.gaps().iter().all(|gap| !gap.bytes.is_empty() && gap.alignment == 32));
+            // Tensors of 128 bytes leave no gaps between them: those are after the headers, and at the end.
+            let total: usize = gguf.gaps().iter().map(|gap| gap.bytes.len()).sum();
+            let headers: usize = gguf.parts.iter().map(|part| part.header_end).sum();
+            assert_eq!(headers + total + gguf.tensor_bytes() as usize, gguf.file_bytes() as usize);
+            let Gap { map, bytes, .. } = gguf.gaps().pop().unwrap();
+            assert_eq!((map.path(), &map.bytes()[bytes]), (last.as_path(), &[7; 40][..]));
+        }
     }
 
     fn edit(path: &Path, find: &[u8], replace: &[u8]) {

@@ -67,6 +67,18 @@ pub fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
+/// Whether a half is a number: neither NaN nor infinite.
+#[inline]
+pub fn f16_is_finite(half: u16) -> bool {
+    half & 0x7c00 != 0x7c00
+}
+
+/// Whether a BF16 is a number: neither NaN nor infinite.
+#[inline]
+pub fn bf16_is_finite(bits: u16) -> bool {
+    bits & 0x7f80 != 0x7f80
+}
+
 /// Narrows `src` to little-endian F16, element for element.
 ///
 /// # Panics
@@ -132,6 +144,12 @@ impl Half {
     #[inline(always)]
     pub fn value(self) -> f32 {
         f16_to_f32(u16::from_le_bytes(self.0))
+    }
+
+    /// Whether it is a number: neither NaN nor infinite.
+    #[inline]
+    pub fn is_finite(self) -> bool {
+        f16_is_finite(u16::from_le_bytes(self.0))
     }
 }
 

@@ -72,6 +72,10 @@ impl Block for BlockIq4Nl {
             iq4::values(pack::unpack_nibbles(&block.qs)).map(|value| d * value)
         });
     }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite()
+    }
 }
 
 #[cfg(test)]

@@ -85,6 +85,10 @@ impl Block for BlockIq4Xs {
             x
         });
     }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite()
+    }
 }
 
 fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockIq4Xs {

@@ -87,6 +87,32 @@ pub trait Block: bytemuck::Pod {
     ///
     /// To be marked `#[inline(always)]`, so that the compiler may use the instructions of each [`Level`].
     fn dequantize_row(src: &[Self], dst: &mut [f32]);
+
+    /// Whether every float that the block stores is a number: its scales, or, where it has none, the weight itself. All
+    /// its weights are numbers then.
+    fn is_finite(&self) -> bool;
+}
+
+/// Blocks of a kind among others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SomeBlocks {
+    /// How many there are, at least 1.
+    pub n: u64,
+    /// The place of the first, in blocks.
+    pub first: u64,
+}
+
+impl SomeBlocks {
+    /// Those of `blocks` that `is_meant`; `None` where there are none.
+    pub fn among<T>(mut blocks: impl Iterator<Item = T> + Clone, is_meant: impl Fn(&T) -> bool) -> Option<Self> {
+        // Nearly always there are none, and counting, which never stops early, vectorises.
+        let n = blocks.clone().filter(&is_meant).count();
+        if n == 0 {
+            return None;
+        }
+        let first = blocks.position(|block| is_meant(&block))?;
+        Some(Self { n: n as u64, first: first as u64 })
+    }
 }
 
 /// What a format does with importance. None of them needs it.
@@ -107,6 +133,7 @@ pub struct Format {
     pub importance: Importance,
     quantize_rows: fn(Level, Rows, &mut [u8]),
     dequantize_row: fn(&[u8], &mut [f32]),
+    not_finite: fn(&[u8]) -> Option<SomeBlocks>,
 }
 
 impl Format {
@@ -128,6 +155,7 @@ impl Format {
                 let src = bytemuck::cast_slice::<u8, B>(src);
                 Level::best().run(DequantizeRow { src, dst });
             },
+            not_finite: |src| SomeBlocks::among(bytemuck::cast_slice::<u8, B>(src).iter(), |block| !block.is_finite()),
         }
     }
 
@@ -169,6 +197,15 @@ impl Format {
         assert_eq!(src.len() % self.ty.block_bytes(), 0);
         assert_eq!(dst.len(), src.len() / self.ty.block_bytes() * self.ty.block_len());
         (self.dequantize_row)(src, dst);
+    }
+
+    /// The blocks among `src` that hold a NaN or an infinity, as a scale or as a weight; `None` where all are numbers.
+    ///
+    /// # Panics
+    /// When `src` is not whole blocks.
+    pub fn not_finite(&self, src: &[u8]) -> Option<SomeBlocks> {
+        assert_eq!(src.len() % self.ty.block_bytes(), 0);
+        (self.not_finite)(src)
     }
 
     fn row_bytes(&self, row_len: usize) -> usize {

@@ -44,6 +44,10 @@ impl Block for F32 {
             *x = f32::from_le_bytes(block.0);
         }
     }
+
+    fn is_finite(&self) -> bool {
+        f32::from_le_bytes(self.0).is_finite()
+    }
 }
 
 impl Block for F16 {
@@ -60,6 +64,10 @@ impl Block for F16 {
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         float::f16s_to_f32s(bytemuck::cast_slice(src), dst);
     }
+
+    fn is_finite(&self) -> bool {
+        float::f16_is_finite(u16::from_le_bytes(self.0))
+    }
 }
 
 impl Block for Bf16 {
@@ -75,6 +83,10 @@ impl Block for Bf16 {
     #[inline(always)]
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         float::bf16s_to_f32s(bytemuck::cast_slice(src), dst);
+    }
+
+    fn is_finite(&self) -> bool {
+        float::bf16_is_finite(u16::from_le_bytes(self.0))
     }
 }
 

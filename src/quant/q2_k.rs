@@ -100,6 +100,10 @@ impl Block for BlockQ2K {
             array::from_fn(|i| scales[i / 16] * f32::from(codes[i]) - mins[i / 16])
         });
     }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite() && self.dmin.is_finite()
+    }
 }
 
 impl BlockQ2K {

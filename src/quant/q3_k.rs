@@ -115,6 +115,10 @@ impl Block for BlockQ3K {
             array::from_fn(|i| sub_blocks[i / 16] * (f32::from(codes[i]) - 4.0))
         });
     }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite()
+    }
 }
 
 impl BlockQ3K {

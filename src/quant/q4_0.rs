@@ -66,6 +66,10 @@ impl Block for BlockQ4_0 {
             pack::unpack_nibbles(&block.qs).map(|q| (f32::from(q) - 8.0) * d)
         });
     }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite()
+    }
 }
 
 fn plain(x: &[f32; 32]) -> (f32, [u8; 32]) {

@@ -66,6 +66,10 @@ impl Block for BlockQ4K {
             std::array::from_fn(|i| scales[i / 32] * f32::from(codes[i]) - mins[i / 32])
         });
     }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite() && self.dmin.is_finite()
+    }
 }
 
 impl BlockQ4K {

@@ -70,6 +70,10 @@ impl Block for BlockQ5_0 {
             pack::unpack_five_bits(block.qh, &block.qs).map(|q| (f32::from(q) - 16.0) * d)
         });
     }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite()
+    }
 }
 
 fn plain(x: &[f32; 32]) -> (f32, [u8; 32]) {

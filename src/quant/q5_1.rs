@@ -77,6 +77,10 @@ impl Block for BlockQ5_1 {
             pack::unpack_five_bits(block.qh, &block.qs).map(|q| f32::from(q) * d + m)
         });
     }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite() && self.m.is_finite()
+    }
 }
 
 fn plain(x: &[f32; 32]) -> (f32, f32, [u8; 32]) {

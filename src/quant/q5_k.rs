@@ -69,6 +69,10 @@ impl Block for BlockQ5K {
             std::array::from_fn(|i| scales[i / 32] * f32::from(codes[i]) - mins[i / 32])
         });
     }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite() && self.dmin.is_finite()
+    }
 }
 
 impl BlockQ5K {

@@ -72,6 +72,10 @@ impl Block for BlockQ6K {
             array::from_fn(|i| sub_blocks[i / 16] * (f32::from(codes[i]) - 32.0))
         });
     }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite()
+    }
 }
 
 impl BlockQ6K {

@@ -79,6 +79,10 @@ impl Block for BlockQ8_0 {
             block.qs.map(|q| f32::from(q as i8) * d)
         });
     }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite()
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What holds for every format, without ggml at hand.
 
 use super::samples::{Matrix, Random, adversarial_rows, importances, portable_rows, random_blocks, yi_nano};
-use super::{FORMATS, Format, Importance, format};
+use super::{FORMATS, Format, Importance, SomeBlocks, format};
 use crate::gguf::TensorType;
 use proptest::prelude::*;
 
@@ -232,6 +232,49 @@ fn nothing_panics_on_numbers_that_are_none() {
             }
         }
         dequantize(format, &random_blocks(format.ty, 4096, 10));
+    }
+}
+
+#[test]
+fn a_block_is_finite_where_all_its_weights_are() {
+    for format in FORMATS {
+        let (block_len, block_bytes) = (format.ty.block_len(), format.ty.block_bytes());
+        let bytes = random_blocks(format.ty, 4096, 11);
+        let weights = dequantize(format, &bytes);
+        let mut n = 0;
+        let mut first = None;
+        for (i, (block, weights)) in bytes.chunks(block_bytes).zip(weights.chunks(block_len)).enumerate() {
+            let found = format.not_finite(block);
+            assert_eq!(found.is_none(), weights.iter().all(|x| x.is_finite()), "{}: block {i}", format.ty);
+            if found.is_some() {
+                n += 1;
+                first = first.or(Some(i as u64));
+            }
+        }
+        let wanted = first.map(|first| SomeBlocks { n, first });
+        assert_eq!(format.not_finite(&bytes), wanted, "{}", format.ty);
+        assert!((1..4096 / 4).contains(&n), "{}: {n}", format.ty);
+    }
+}
+
+#[test]
+fn every_scale_of_every_format_is_looked_at() {
+    let ones = [1.0; 256];
+    for format in FORMATS {
+        let block_bytes = format.ty.block_bytes();
+        let block = quantize(format, &ones[..format.ty.block_len()], format.ty.block_len(), None);
+        assert_eq!(format.not_finite(&block), None, "{}", format.ty);
+        // Wherever a NaN makes a weight NaN, it is in a scale, and seen.
+        let mut n_scales = 0;
+        for at in 0..block_bytes.saturating_sub(1) {
+            let mut broken = block.clone();
+            broken[at..at + 2].copy_from_slice(&[0xff, 0xff]);
+            if dequantize(format, &broken).iter().any(|x| x.is_nan()) {
+                n_scales += 1;
+                assert_eq!(format.not_finite(&broken), Some(SomeBlocks { n: 1, first: 0 }), "{}: {at}", format.ty);
+            }
+        }
+        assert!(n_scales > 0, "{}", format.ty);
     }
 }
 

@@ -20,6 +20,7 @@ mod random;
 pub use candidates::{Candidate, Candidates};
 pub use math::exp;
 pub use random::Random;
+pub(crate) use random::new_seed;
 
 /// What a sampler is asked to do. The defaults are llama.cpp's.
 #[derive(Clone, Debug, PartialEq)]

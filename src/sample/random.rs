@@ -46,7 +46,7 @@ fn next_split_mix(state: &mut u64) -> u64 {
 }
 
 /// A seed nobody chose. Below 2^32, so that a person can type it again.
-pub(super) fn new_seed() -> u64 {
+pub(crate) fn new_seed() -> u64 {
     // The standard library keys every `RandomState` from the system's randomness.
     let bits = std::collections::hash_map::RandomState::new().build_hasher().finish();
     bits & u64::from(u32::MAX)

@@ -139,7 +139,8 @@ fn entry(value: &Value, full: bool) -> Json {
     }
 }
 
-fn plain(value: &Value) -> Json {
+/// A value as JSON: numbers and texts as themselves, arrays whole.
+pub fn plain(value: &Value) -> Json {
     match value {
         Value::U8(v) => json!(v),
         Value::I8(v) => json!(v),

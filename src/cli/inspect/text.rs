@@ -7,10 +7,12 @@ use super::facts::{Summary, file_type};
 use super::json::info_index;
 use super::stats::Histogram;
 use crate::cli::groups::{Group, groups, layer_list};
+use crate::cli::making;
 use crate::cli::out::{Out, printable};
 use crate::cli::table::{self, Align};
 use crate::cli::units;
 use crate::gguf::{Array, Gguf, Metadata, Value};
+use crate::verify::Provenance;
 
 /// The longest text that a table shows, in characters.
 const LONGEST_TEXT: usize = 120;
@@ -53,6 +55,7 @@ fn summary_rows(gguf: &Gguf, summary: &Summary) -> Vec<(&'static str, String)> {
         let recipe = summary.file_type.map(|name| format!(" ({name})")).unwrap_or_default();
         rows.push(("Bits per weight", format!("{bits:.2}{recipe}")));
     }
+    rows.extend(making::rows(&Provenance::of(gguf.metadata())));
     rows
 }
 
@@ -139,7 +142,7 @@ fn meaning(metadata: &Metadata, key: &str, value: &Value) -> Option<String> {
 }
 
 /// A value as a table shows it.
-fn shown(value: &Value) -> String {
+pub fn shown(value: &Value) -> String {
     match value {
         Value::Array(array) if array.len() > MOST_ELEMENTS => {
             format!("{}, ...", elements(array, FIRST_ELEMENTS, LONGEST_ELEMENT))
