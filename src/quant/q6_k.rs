@@ -60,7 +60,6 @@ impl Block for BlockQ6K {
         }
     }
 
-    #[inline(always)]
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<256, Self>(src, dst, |block| {
             let sub_blocks = block.sub_blocks();
