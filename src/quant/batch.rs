@@ -66,8 +66,14 @@ impl<'a, const LEN: usize, const N: usize> BatchOf<'a, LEN, N> {
         let sub_blocks = self.sub_blocks();
         match sub_blocks.get(at..at + L::LEN) {
             // The usual case, in which no lane is left over, by itself: there is less to compute.
-            Some(sub_blocks) => l.columns(|lane| &sub_blocks[lane]),
-            None => l.columns(|lane| &sub_blocks[self.number(at, lane)]),
+            Some(sub_blocks) => l.columns(
+                #[inline(always)]
+                |lane| &sub_blocks[lane],
+            ),
+            None => l.columns(
+                #[inline(always)]
+                |lane| &sub_blocks[self.number(at, lane)],
+            ),
         }
     }
 
@@ -78,11 +84,17 @@ impl<'a, const LEN: usize, const N: usize> BatchOf<'a, LEN, N> {
         let first = (Self::PER * self.first + at) % importance.len();
         Some(match importance.get(first..first + L::LEN) {
             // The usual case again, in which no lane is left over and no row begins.
-            Some(importance) => l.columns(|lane| &importance[lane]),
+            Some(importance) => l.columns(
+                #[inline(always)]
+                |lane| &importance[lane],
+            ),
             None => {
                 let numbers: [usize; MAX_LANES] =
                     array::from_fn(|lane| (first + self.number(at, lane) - at) % importance.len());
-                l.columns(|lane| &importance[numbers[lane]])
+                l.columns(
+                    #[inline(always)]
+                    |lane| &importance[numbers[lane]],
+                )
             }
         })
     }
@@ -112,10 +124,13 @@ impl<'a, const LEN: usize, const N: usize> BatchOf<'a, LEN, N> {
         }
         let mut sum = l.splat(0.0);
         for at in (0..LEN).step_by(32) {
-            let columns = l.columns::<32>(|lane| {
-                let block = &self.blocks[lane.min(self.blocks.len() - 1)];
-                block[at..].first_chunk().expect("32 columns are left")
-            });
+            let columns = l.columns::<32>(
+                #[inline(always)]
+                |lane| {
+                    let block = &self.blocks[lane.min(self.blocks.len() - 1)];
+                    block[at..].first_chunk().expect("32 columns are left")
+                },
+            );
             for x in columns {
                 sum = sum + x * x;
             }
@@ -238,7 +253,16 @@ impl<const PER: usize> Fitted<PER> {
     /// By [`search_lanes::positive`]. Marks in `odd` the blocks for which it does not hold.
     #[inline(always)]
     pub fn positive<L: Lanes>(l: L, scales: &Table<PER>, sums: &Table<PER>, max: i32, odd: &mut Table<PER>) -> Self {
-        let (scales, sums) = (l.columns(|lane| &scales[lane]), l.columns(|lane| &sums[lane]));
+        let (scales, sums) = (
+            l.columns(
+                #[inline(always)]
+                |lane| &scales[lane],
+            ),
+            l.columns(
+                #[inline(always)]
+                |lane| &sums[lane],
+            ),
+        );
         let (d, codes, is_odd) = search_lanes::positive(l, &scales, &sums, max);
         Self::new(l, d, codes, is_odd, odd)
     }
@@ -266,7 +290,16 @@ impl<const PER: usize> Fitted<PER> {
     /// By [`search_lanes::symmetric`]. Marks in `odd` the blocks for which it does not hold.
     #[inline(always)]
     pub fn symmetric<L: Lanes>(l: L, scales: &Table<PER>, sums: &Table<PER>, half: i32, odd: &mut Table<PER>) -> Self {
-        let (scales, sums) = (l.columns(|lane| &scales[lane]), l.columns(|lane| &sums[lane]));
+        let (scales, sums) = (
+            l.columns(
+                #[inline(always)]
+                |lane| &scales[lane],
+            ),
+            l.columns(
+                #[inline(always)]
+                |lane| &sums[lane],
+            ),
+        );
         let found = search_lanes::symmetric(l, half, &scales, &sums);
         // Weights are finite, but scales need not be.
         let mut is_odd = l.splat(0.0).gt(l.splat(0.0));

@@ -197,7 +197,10 @@ pub(super) fn positive<L: Lanes, const N: usize>(
         }
     }
     let scale = (sum_xq / sum_qq).or_else(sum_qq.gt(zero), zero);
-    (zero.or_else(negligible, scale), codes.map(|q| zero.or_else(negligible, q)), odd & !(negligible & !negative))
+    for code in &mut codes {
+        *code = zero.or_else(negligible, *code);
+    }
+    (zero.or_else(negligible, scale), codes, odd & !(negligible & !negative))
 }
 
 /// Σ w (x − scale · q)², q being the nearest to `inverse · x`.
