@@ -101,11 +101,13 @@ pub(super) fn fit_rows<L: Lanes>(l: L, search: Search, rows: Rows, mut put: impl
             };
             found.search(l, at, sub_search, &x, &weights);
         }
-        let fitted = rows.importance.map(|_| {
+        // No map: its closure may stay a function, without the instructions of the level.
+        let mut fitted = None;
+        if rows.importance.is_some() {
             let odd = &mut found.odd;
             let scales = Fitted::positive(l, &found.scales, &sums, 63, odd);
-            (scales, Fitted::positive(l, &found.mins, &sums, 63, odd))
-        });
+            fitted = Some((scales, Fitted::positive(l, &found.mins, &sums, 63, odd)));
+        }
         for (b, x) in batch.blocks.iter().enumerate() {
             if found.odd[b] != [0.0; 8] {
                 put(batch.first + b, fit(search, x, batch.block_importance(b)));
@@ -115,12 +117,15 @@ pub(super) fn fit_rows<L: Lanes>(l: L, search: Search, rows: Rows, mut put: impl
                 None => Scales::spread(&found.scales[b], &found.mins[b]),
                 Some((scales, mins)) => Scales::fitted(search, scales.d[b], mins.d[b], scales.codes[b], mins.codes[b]),
             };
-            let codes = |scales: &[f32; 8], mins: &[f32; 8]| {
-                search_lanes::codes::<_, 32, 8>(l, search.rounding(), x, scales, mins, |j| {
-                    found.codes(sub_search, b, j, x)
-                })
-            };
-            put(batch.first + b, stored.block(codes));
+            let fit = stored.block(
+                #[inline(always)]
+                |scales, mins| {
+                    search_lanes::codes::<_, 32, 8>(l, search.rounding(), x, scales, mins, |j| {
+                        found.codes(sub_search, b, j, x)
+                    })
+                },
+            );
+            put(batch.first + b, fit);
         }
     }
 }

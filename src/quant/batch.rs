@@ -93,10 +93,13 @@ impl<'a, const LEN: usize, const N: usize> BatchOf<'a, LEN, N> {
         }
         let mut sum = l.splat(0.0);
         for at in (0..LEN).step_by(32) {
-            let columns = l.columns::<32>(|lane| {
-                let block = &self.blocks[lane.min(self.blocks.len() - 1)];
-                block[at..].first_chunk().expect("32 columns are left")
-            });
+            let columns = l.columns::<32>(
+                #[inline(always)]
+                |lane| {
+                    let block = &self.blocks[lane.min(self.blocks.len() - 1)];
+                    block[at..].first_chunk().expect("32 columns are left")
+                },
+            );
             for x in columns {
                 sum = sum + x * x;
             }
@@ -332,7 +335,16 @@ impl<const PER: usize> Fitted<PER> {
     /// By [`search_lanes::positive`]. Marks in `odd` the blocks for which it does not hold.
     #[inline(always)]
     pub fn positive<L: Lanes>(l: L, scales: &Table<PER>, sums: &Table<PER>, max: i32, odd: &mut Table<PER>) -> Self {
-        let (scales, sums) = (l.columns(|lane| &scales[lane]), l.columns(|lane| &sums[lane]));
+        let (scales, sums) = (
+            l.columns(
+                #[inline(always)]
+                |lane| &scales[lane],
+            ),
+            l.columns(
+                #[inline(always)]
+                |lane| &sums[lane],
+            ),
+        );
         let (d, codes, is_odd) = search_lanes::positive(l, &scales, &sums, max);
         Self::new(l, d, codes, is_odd, odd)
     }
@@ -360,7 +372,16 @@ impl<const PER: usize> Fitted<PER> {
     /// By [`search_lanes::symmetric`]. Marks in `odd` the blocks for which it does not hold.
     #[inline(always)]
     pub fn symmetric<L: Lanes>(l: L, scales: &Table<PER>, sums: &Table<PER>, half: i32, odd: &mut Table<PER>) -> Self {
-        let (scales, sums) = (l.columns(|lane| &scales[lane]), l.columns(|lane| &sums[lane]));
+        let (scales, sums) = (
+            l.columns(
+                #[inline(always)]
+                |lane| &scales[lane],
+            ),
+            l.columns(
+                #[inline(always)]
+                |lane| &sums[lane],
+            ),
+        );
         let found = search_lanes::symmetric(l, half, &scales, &sums);
         // Weights are finite, but scales need not be.
         let mut is_odd = l.splat(0.0).gt(l.splat(0.0));

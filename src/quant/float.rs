@@ -11,6 +11,9 @@
 //! or an IEEE addition, without branches, so the results are the same on every machine and the slice functions
 //! vectorise. They take `[u8; 2]`, little-endian, because the bytes of a file may begin anywhere.
 
+use super::Level;
+use super::lanes::{Body, Lanes};
+
 /// Infinity in single precision.
 const F32_INFINITY: u32 = 0xff << 23;
 /// The smallest normal half, 2^-14, in single precision.
@@ -83,47 +86,73 @@ pub fn bf16_is_finite(bits: u16) -> bool {
 ///
 /// # Panics
 /// When the lengths differ.
-#[inline(always)]
 pub fn f32s_to_f16s(src: &[f32], dst: &mut [[u8; 2]]) {
-    assert_eq!(src.len(), dst.len());
-    for (to, &from) in dst.iter_mut().zip(src) {
-        *to = f32_to_f16(from).to_le_bytes();
-    }
+    convert(
+        src,
+        dst,
+        #[inline(always)]
+        |x| f32_to_f16(x).to_le_bytes(),
+    );
 }
 
 /// Widens little-endian F16, element for element.
 ///
 /// # Panics
 /// When the lengths differ.
-#[inline(always)]
 pub fn f16s_to_f32s(src: &[[u8; 2]], dst: &mut [f32]) {
-    assert_eq!(src.len(), dst.len());
-    for (to, &from) in dst.iter_mut().zip(src) {
-        *to = f16_to_f32(u16::from_le_bytes(from));
-    }
+    convert(
+        src,
+        dst,
+        #[inline(always)]
+        |half| f16_to_f32(u16::from_le_bytes(half)),
+    );
 }
 
 /// Narrows `src` to little-endian BF16, element for element.
 ///
 /// # Panics
 /// When the lengths differ.
-#[inline(always)]
 pub fn f32s_to_bf16s(src: &[f32], dst: &mut [[u8; 2]]) {
-    assert_eq!(src.len(), dst.len());
-    for (to, &from) in dst.iter_mut().zip(src) {
-        *to = f32_to_bf16(from).to_le_bytes();
-    }
+    convert(
+        src,
+        dst,
+        #[inline(always)]
+        |x| f32_to_bf16(x).to_le_bytes(),
+    );
 }
 
 /// Widens little-endian BF16, element for element.
 ///
 /// # Panics
 /// When the lengths differ.
-#[inline(always)]
 pub fn bf16s_to_f32s(src: &[[u8; 2]], dst: &mut [f32]) {
+    convert(
+        src,
+        dst,
+        #[inline(always)]
+        |bits| bf16_to_f32(u16::from_le_bytes(bits)),
+    );
+}
+
+/// Converts element for element, with the best instructions that this CPU has.
+fn convert<A: Copy, B>(src: &[A], dst: &mut [B], one: impl Fn(A) -> B) {
     assert_eq!(src.len(), dst.len());
-    for (to, &from) in dst.iter_mut().zip(src) {
-        *to = bf16_to_f32(u16::from_le_bytes(from));
+    Level::best().run(Convert { src, dst, one });
+}
+
+/// What [`convert`] does, for [`Level::run`]. No lanes of its own: the compiler sees to the vectors.
+struct Convert<'a, A, B, F> {
+    src: &'a [A],
+    dst: &'a mut [B],
+    one: F,
+}
+
+impl<A: Copy, B, F: Fn(A) -> B> Body for Convert<'_, A, B, F> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) {
+        for (to, &from) in self.dst.iter_mut().zip(self.src) {
+            *to = (self.one)(from);
+        }
     }
 }
 

@@ -224,7 +224,12 @@ mod tests {
             }
             for i in 0..32 {
                 let value = f32::from(VALUES[usize::from(wanted[i])]);
-                assert!(values[i] == value || !(x[i].abs() < Stairs::BOUND), "{}: {}, not {value}", x[i], values[i]);
+                assert!(
+                    values[i] == value || x[i].is_nan() || x[i].abs() >= Stairs::BOUND,
+                    "{}: {}, not {value}",
+                    x[i],
+                    values[i]
+                );
             }
         }
     }

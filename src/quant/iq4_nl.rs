@@ -65,7 +65,6 @@ impl Block for BlockIq4Nl {
         }
     }
 
-    #[inline(always)]
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<32, Self>(src, dst, |block| {
             let d = block.d.value();

@@ -70,7 +70,6 @@ impl Block for BlockIq4Xs {
         }
     }
 
-    #[inline(always)]
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<256, Self>(src, dst, |block| {
             let mut x = [0.0; 256];

@@ -22,6 +22,10 @@
 //! Beside its scalar code each format has code by lanes, several blocks at once ([`Block::quantize_rows`]), which has to
 //! give the same bytes; [`Level`] says for which CPUs.
 
+// Several arrays are indexed alike; and an iterator's closures may stay functions, which lack the instructions of their
+// level.
+#![allow(clippy::needless_range_loop)]
+
 mod affine_k;
 mod batch;
 pub mod float;
@@ -84,8 +88,6 @@ pub trait Block: bytemuck::Pod {
     }
 
     /// The inverse, up to what was lost: `dst` gets [`Self::LEN`] weights for each block of `src`.
-    ///
-    /// To be marked `#[inline(always)]`, so that the compiler may use the instructions of each [`Level`].
     fn dequantize_row(src: &[Self], dst: &mut [f32]);
 
     /// Whether every float that the block stores is a number: its scales, or, where it has none, the weight itself. All
@@ -151,10 +153,7 @@ impl Format {
                     _ => level.run(QuantizeRows { rows, dst }),
                 }
             },
-            dequantize_row: |src, dst| {
-                let src = bytemuck::cast_slice::<u8, B>(src);
-                Level::best().run(DequantizeRow { src, dst });
-            },
+            dequantize_row: |src, dst| B::dequantize_row(bytemuck::cast_slice(src), dst),
             not_finite: |src| SomeBlocks::among(bytemuck::cast_slice::<u8, B>(src).iter(), |block| !block.is_finite()),
         }
     }
@@ -299,20 +298,6 @@ impl<B: Block> Body for QuantizeRows<'_, B> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         B::quantize_rows(lanes, self.rows, self.dst);
-    }
-}
-
-/// [`Block::dequantize_row`], for [`Level::run`].
-struct DequantizeRow<'a, B> {
-    src: &'a [B],
-    dst: &'a mut [f32],
-}
-
-impl<B: Block> Body for DequantizeRow<'_, B> {
-    #[inline(always)]
-    fn run<L: Lanes>(self, _: L) {
-        // No lanes of its own: each weight by itself, so that the compiler sees to the vectors.
-        B::dequantize_row(self.src, self.dst);
     }
 }
 

@@ -31,14 +31,12 @@ impl Block for F32 {
     const LEN: usize = 1;
     const IMPORTANCE: Importance = Importance::Ignored;
 
-    #[inline(always)]
     fn quantize_row(src: &[f32], _: Option<&[f32]>, dst: &mut [Self]) {
         for (block, x) in dst.iter_mut().zip(src) {
             block.0 = x.to_le_bytes();
         }
     }
 
-    #[inline(always)]
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         for (x, block) in dst.iter_mut().zip(src) {
             *x = f32::from_le_bytes(block.0);
@@ -55,12 +53,10 @@ impl Block for F16 {
     const LEN: usize = 1;
     const IMPORTANCE: Importance = Importance::Ignored;
 
-    #[inline(always)]
     fn quantize_row(src: &[f32], _: Option<&[f32]>, dst: &mut [Self]) {
         float::f32s_to_f16s(src, bytemuck::cast_slice_mut(dst));
     }
 
-    #[inline(always)]
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         float::f16s_to_f32s(bytemuck::cast_slice(src), dst);
     }
@@ -75,12 +71,10 @@ impl Block for Bf16 {
     const LEN: usize = 1;
     const IMPORTANCE: Importance = Importance::Ignored;
 
-    #[inline(always)]
     fn quantize_row(src: &[f32], _: Option<&[f32]>, dst: &mut [Self]) {
         float::f32s_to_bf16s(src, bytemuck::cast_slice_mut(dst));
     }
 
-    #[inline(always)]
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         float::bf16s_to_f32s(bytemuck::cast_slice(src), dst);
     }

@@ -73,10 +73,12 @@ impl Block for BlockQ2K {
                 };
                 found.search(l, at, search, &x, &weights);
             }
-            let fitted = rows.importance.map(|_| {
+            let mut fitted = None;
+            if rows.importance.is_some() {
                 let odd = &mut found.odd;
-                [&found.scales, &found.mins].map(|numbers| Fitted::positive(l, numbers, &sums, 15, odd))
-            });
+                let scales = Fitted::positive(l, &found.scales, &sums, 15, odd);
+                fitted = Some([scales, Fitted::positive(l, &found.mins, &sums, 15, odd)]);
+            }
             for (b, x) in batch.blocks.iter().enumerate() {
                 dst[batch.first + b] = if found.odd[b] != [0.0; 16] {
                     quantize(x, batch.block_importance(b))
@@ -85,9 +87,15 @@ impl Block for BlockQ2K {
                         None => [four_bits(&found.scales[b]), four_bits(&found.mins[b])],
                         Some(fitted) => fitted.each_ref().map(|fitted| (fitted.d[b], fitted.codes[b])),
                     };
-                    block(stored, |scales, mins| {
-                        search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, mins, |j| found.codes(search, b, j, x))
-                    })
+                    block(
+                        stored,
+                        #[inline(always)]
+                        |scales, mins| {
+                            search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, mins, |j| {
+                                found.codes(search, b, j, x)
+                            })
+                        },
+                    )
                 };
             }
         }

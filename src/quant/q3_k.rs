@@ -68,13 +68,18 @@ impl Block for BlockQ3K {
                             quantize(x, None)
                         } else {
                             let (d, scale_codes) = six_bits(&found.scales[b]);
-                            block(d, &scale_codes, |scales| {
-                                search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, &[0.0; 16], |j| {
-                                    let mut codes = [0; 16];
-                                    fit_symmetric_by_moves(&x.as_chunks().0[j], 4, &mut codes);
-                                    codes
-                                })
-                            })
+                            block(
+                                d,
+                                &scale_codes,
+                                #[inline(always)]
+                                |scales| {
+                                    search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, &[0.0; 16], |j| {
+                                        let mut codes = [0; 16];
+                                        fit_symmetric_by_moves(&x.as_chunks().0[j], 4, &mut codes);
+                                        codes
+                                    })
+                                },
+                            )
                         };
                     }
                 }
@@ -95,11 +100,16 @@ impl Block for BlockQ3K {
                         dst[batch.first + b] = if odd[b] != [0.0; 16] {
                             quantize(x, batch.block_importance(b))
                         } else {
-                            block(fitted.d[b], &fitted.codes[b], |scales| {
-                                search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, &[0.0; 16], |j| {
-                                    found.codes(4, b, j, x)
-                                })
-                            })
+                            block(
+                                fitted.d[b],
+                                &fitted.codes[b],
+                                #[inline(always)]
+                                |scales| {
+                                    search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, &[0.0; 16], |j| {
+                                        found.codes(4, b, j, x)
+                                    })
+                                },
+                            )
                         };
                     }
                 }

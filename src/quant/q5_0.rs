@@ -63,7 +63,6 @@ impl Block for BlockQ5_0 {
         );
     }
 
-    #[inline(always)]
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<32, Self>(src, dst, |block| {
             let d = block.d.value();

@@ -70,7 +70,6 @@ impl Block for BlockQ5_1 {
         );
     }
 
-    #[inline(always)]
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<32, Self>(src, dst, |block| {
             let (d, m) = (block.d.value(), block.m.value());

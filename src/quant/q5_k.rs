@@ -60,7 +60,6 @@ impl Block for BlockQ5K {
         );
     }
 
-    #[inline(always)]
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<256, Self>(src, dst, |block| {
             let (scales, mins) = affine_k::sub_block_scales(block.d, block.dmin, &block.scales);

@@ -53,18 +53,26 @@ impl Block for BlockQ6K {
             let mut found = SymmetricBatch::new();
             for at in batch.groups(l) {
                 let x = batch.columns(l, at);
-                let weights = batch.importance(l, at).unwrap_or_else(|| search_lanes::squares(l, &x));
+                let weights = match batch.importance(l, at) {
+                    None => search_lanes::squares(l, &x),
+                    Some(importance) => importance,
+                };
                 found.search(l, at, 32, &x, &weights);
             }
             for (b, x) in batch.blocks.iter().enumerate() {
-                dst[batch.first + b] = block(&found.scales[b], |scales| {
-                    search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, &[0.0; 16], |j| found.codes(32, b, j, x))
-                });
+                dst[batch.first + b] = block(
+                    &found.scales[b],
+                    #[inline(always)]
+                    |scales| {
+                        search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, &[0.0; 16], |j| {
+                            found.codes(32, b, j, x)
+                        })
+                    },
+                );
             }
         }
     }
 
-    #[inline(always)]
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<256, Self>(src, dst, |block| {
             let sub_blocks = block.sub_blocks();

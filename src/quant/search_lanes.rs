@@ -196,7 +196,10 @@ pub(super) fn positive<L: Lanes, const N: usize>(
         }
     }
     let scale = (sum_xq / sum_qq).or_else(sum_qq.gt(zero), zero);
-    (zero.or_else(negligible, scale), codes.map(|q| zero.or_else(negligible, q)), odd & !(negligible & !negative))
+    for code in &mut codes {
+        *code = zero.or_else(negligible, *code);
+    }
+    (zero.or_else(negligible, scale), codes, odd & !(negligible & !negative))
 }
 
 /// Σ w (x − scale · q)², q being the nearest to `inverse · x`.
@@ -300,18 +303,19 @@ pub(super) fn symmetric<L: Lanes, const N: usize>(
     for i in 0..N {
         wx[i] = weights[i] * x[i];
     }
+    let columns = Columns { x, weights, wx: &wx };
 
     let start = Trials { half: half as f32, above: true, below: false };
     let inverse = l.splat(-start.half) / extreme;
-    let (sum_xq, sum_qq) = start.sums(l, inverse, x, weights, &wx);
+    let (sum_xq, sum_qq) = start.sums(l, inverse, columns);
     let scale = divide_or_zero(l, sum_xq, sum_qq);
     let mut best = Best { inverse, scale, gain: scale * sum_xq };
     // No product of a trial lies further from zero than half + 0.1 · step. So only from the fifth step on is one rounded to
     // less than the smallest code, and up to the sixth step down none to more than the largest.
-    Trials { above: false, ..start }.run(l, -9..=-6, extreme, x, weights, &wx, &mut best);
-    start.run(l, -5..=-1, extreme, x, weights, &wx, &mut best);
-    start.run(l, 1..=4, extreme, x, weights, &wx, &mut best);
-    Trials { below: true, ..start }.run(l, 5..=9, extreme, x, weights, &wx, &mut best);
+    Trials { above: false, ..start }.run(l, -9..=-6, extreme, columns, &mut best);
+    start.run(l, -5..=-1, extreme, columns, &mut best);
+    start.run(l, 1..=4, extreme, columns, &mut best);
+    Trials { below: true, ..start }.run(l, 5..=9, extreme, columns, &mut best);
     let negligible = l.splat(NEGLIGIBLE).gt(extreme.abs());
     Symmetric { scale: zero.or_else(negligible, best.scale), inverse: zero.or_else(negligible, best.inverse) }
 }
@@ -323,6 +327,14 @@ struct Trials {
     /// Whether what is rounded may come out above the largest code, and below the smallest.
     above: bool,
     below: bool,
+}
+
+/// What the trials sum over: weights of the model, of the search, and their products.
+#[derive(Clone, Copy)]
+struct Columns<'a, F, const N: usize> {
+    x: &'a [F; N],
+    weights: &'a [F; N],
+    wx: &'a [F; N],
 }
 
 /// The best so far.
@@ -339,14 +351,12 @@ impl Trials {
         l: L,
         steps: RangeInclusive<i32>,
         extreme: L::Floats,
-        x: &[L::Floats; N],
-        weights: &[L::Floats; N],
-        wx: &[L::Floats; N],
+        columns: Columns<L::Floats, N>,
         best: &mut Best<L::Floats>,
     ) {
         for step in steps {
             let inverse = l.splat(-(self.half + 0.1 * step as f32)) / extreme;
-            let (sum_xq, sum_qq) = self.sums(l, inverse, x, weights, wx);
+            let (sum_xq, sum_qq) = self.sums(l, inverse, columns);
             let better = sum_qq.gt(l.splat(0.0)) & (sum_xq * sum_xq).gt(best.gain * sum_qq);
             best.inverse = inverse.or_else(better, best.inverse);
             best.scale = (sum_xq / sum_qq).or_else(better, best.scale);
@@ -360,10 +370,9 @@ impl Trials {
         self,
         l: L,
         inverse: L::Floats,
-        x: &[L::Floats; N],
-        weights: &[L::Floats; N],
-        wx: &[L::Floats; N],
+        columns: Columns<L::Floats, N>,
     ) -> (L::Floats, L::Floats) {
+        let Columns { x, weights, wx } = columns;
         let (smallest, largest) = (l.splat(-self.half), l.splat(self.half - 1.0));
         let (mut sum_xq, mut sum_qq) = (l.splat(0.0), l.splat(0.0));
         for i in 0..N {

@@ -117,6 +117,15 @@ impl Not for Mask8 {
     }
 }
 
+impl Avx2 {
+    /// The entries of a table that the lowest three bits of the lanes number.
+    #[inline(always)]
+    fn find(self, table: &[f32; 8], lanes: F32x8) -> F32x8 {
+        // SAFETY: see above.
+        F32x8(unsafe { _mm256_permutevar8x32_ps(self.load(table).0, _mm256_castps_si256(lanes.0)) })
+    }
+}
+
 impl Lanes for Avx2 {
     const LEN: usize = 8;
     type Floats = F32x8;
@@ -165,13 +174,9 @@ impl Lanes for Avx2 {
     fn stairs(self, stairs: &Stairs, floats: F32x8) -> F32x8 {
         let buckets = &stairs.wide;
         let bucket = floats + self.splat(buckets.round);
-        let find = |table: &[f32; 8]| {
-            // SAFETY: see above. Of the index the lowest three bits count.
-            F32x8(unsafe { _mm256_permutevar8x32_ps(self.load(table).0, _mm256_castps_si256(bucket.0)) })
-        };
-        let mut value = find(&buckets.first);
+        let mut value = self.find(&buckets.first, bucket);
         for (steps, values) in &buckets.steps {
-            value = find(values).or_else(floats.ge(find(steps)), value);
+            value = self.find(values, bucket).or_else(floats.ge(self.find(steps, bucket)), value);
         }
         value
     }
@@ -181,8 +186,12 @@ impl Lanes for Avx2 {
         // Half h of vector k holds row 4·h + k, so that transposing each half by itself is enough.
         // SAFETY: every reference is to four floats; for the rest see above.
         unsafe {
-            let halves = |k: usize| _mm256_loadu2_m128(row(4 + k).as_ptr(), row(k).as_ptr());
-            let (a, b, c, d) = (halves(0), halves(1), halves(2), halves(3));
+            // A loop, since a closure that is not inlined would not have the instructions.
+            let mut halves = [_mm256_setzero_ps(); 4];
+            for (k, rows_of_halves) in halves.iter_mut().enumerate() {
+                *rows_of_halves = _mm256_loadu2_m128(row(4 + k).as_ptr(), row(k).as_ptr());
+            }
+            let [a, b, c, d] = halves;
             let (ab_low, ab_high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
             let (cd_low, cd_high) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
             [

@@ -130,6 +130,16 @@ impl Not for Mask16 {
     }
 }
 
+impl Avx512 {
+    /// The entries of a table that the lowest five bits of the lanes number.
+    #[inline(always)]
+    fn find(self, table: &[f32; 32], lanes: F32x16) -> F32x16 {
+        let (low, high) = (self.load(&table[..16]), self.load(&table[16..]));
+        // SAFETY: see above.
+        F32x16(unsafe { _mm512_permutex2var_ps(low.0, _mm512_castps_si512(lanes.0), high.0) })
+    }
+}
+
 impl Lanes for Avx512 {
     const LEN: usize = 16;
     type Floats = F32x16;
@@ -174,13 +184,9 @@ impl Lanes for Avx512 {
     fn stairs(self, stairs: &Stairs, floats: F32x16) -> F32x16 {
         let buckets = &stairs.narrow;
         let bucket = floats + self.splat(buckets.round);
-        let find = |table: &[f32; 32]| {
-            let (low, high) = (self.load(&table[..16]), self.load(&table[16..]));
-            // SAFETY: see above. Of the index the lowest five bits count.
-            F32x16(unsafe { _mm512_permutex2var_ps(low.0, _mm512_castps_si512(bucket.0), high.0) })
-        };
         let [(steps, values)] = &buckets.steps;
-        find(values).or_else(floats.ge(find(steps)), find(&buckets.first))
+        let at_step = floats.ge(self.find(steps, bucket));
+        self.find(values, bucket).or_else(at_step, self.find(&buckets.first, bucket))
     }
 
     #[inline(always)]
@@ -188,14 +194,16 @@ impl Lanes for Avx512 {
         // Quarter q of vector k holds row 4·q + k, so that transposing each quarter by itself is enough.
         // SAFETY: every reference is to four floats; for the rest see above.
         unsafe {
-            let quarters = |k: usize| {
-                let quarter = |q: usize| _mm_loadu_ps(row(4 * q + k).as_ptr());
-                let rows = _mm512_castps128_ps512(quarter(0));
-                let rows = _mm512_mask_broadcast_f32x4(rows, 0x00f0, quarter(1));
-                let rows = _mm512_mask_broadcast_f32x4(rows, 0x0f00, quarter(2));
-                _mm512_mask_broadcast_f32x4(rows, 0xf000, quarter(3))
-            };
-            let (a, b, c, d) = (quarters(0), quarters(1), quarters(2), quarters(3));
+            // A loop, since a closure that is not inlined would not have the instructions.
+            let mut quarters = [_mm512_setzero_ps(); 4];
+            for (k, rows_of_quarters) in quarters.iter_mut().enumerate() {
+                let [w, x, y, z] = [row(k), row(4 + k), row(8 + k), row(12 + k)];
+                let rows = _mm512_castps128_ps512(_mm_loadu_ps(w.as_ptr()));
+                let rows = _mm512_mask_broadcast_f32x4(rows, 0x00f0, _mm_loadu_ps(x.as_ptr()));
+                let rows = _mm512_mask_broadcast_f32x4(rows, 0x0f00, _mm_loadu_ps(y.as_ptr()));
+                *rows_of_quarters = _mm512_mask_broadcast_f32x4(rows, 0xf000, _mm_loadu_ps(z.as_ptr()));
+            }
+            let [a, b, c, d] = quarters;
             let (ab_low, ab_high) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
             let (cd_low, cd_high) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
             [
