@@ -15,7 +15,7 @@
 //! | [`checkpoint`] | Hugging Face folders: tensors, configuration, model card                        |
 //! | [`arch`]       | one file an architecture: names, hyperparameters, roles, Q/K permutation        |
 //! | [`vocab`]      | tokenizer files to GGUF metadata, and text to token ids                         |
-//! | [`quant`]      | one file a block format                                                         |
+//! | [`quant`]      | one file a block format; several blocks at once, by what the CPU has            |
 //! | [`recipe`]     | which tensor gets which type: recipes as data, and the plan made from one       |
 //! | [`convert`]    | carries out a plan in one pass                                                  |
 //! | [`verify`]     | whether a GGUF is whole, and what nibble makes of its source                    |

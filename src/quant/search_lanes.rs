@@ -495,7 +495,12 @@ impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
     #[inline(always)]
     pub fn start(&mut self, l: L, rows: &[[f32; N]]) {
         // In place: thousands of bytes do not move for nothing.
-        l.columns_into(rows, &mut self.x);
+        let rows = &rows[..L::LEN];
+        l.columns_into(
+            #[inline(always)]
+            |lane| &rows[lane],
+            &mut self.x,
+        );
         let x = &self.x;
         let (smallest, largest) = (l.splat(-HALF as f32), l.splat((HALF - 1) as f32));
         let extreme = extreme(l, x);

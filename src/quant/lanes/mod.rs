@@ -128,26 +128,19 @@ pub trait Lanes: Copy {
     /// Transposes: lane l of vector i becomes element i of `row(l)`. `N` is a multiple of 4.
     #[inline(always)]
     fn columns<'a, const N: usize>(self, row: impl Fn(usize) -> &'a [f32; N]) -> [Self::Floats; N] {
-        const { assert!(N.is_multiple_of(4)) };
         let mut columns = [self.splat(0.0); N];
+        self.columns_into(row, &mut columns);
+        columns
+    }
+
+    /// [`Self::columns`], written to `columns`.
+    #[inline(always)]
+    fn columns_into<'a, const N: usize>(self, row: impl Fn(usize) -> &'a [f32; N], columns: &mut [Self::Floats; N]) {
+        const { assert!(N.is_multiple_of(4)) };
         for at in (0..N).step_by(4) {
             let four = self.transpose(
                 #[inline(always)]
                 |lane| row(lane)[at..].first_chunk().expect("four columns are left"),
-            );
-            columns[at..at + 4].copy_from_slice(&four);
-        }
-        columns
-    }
-
-    /// [`Self::columns_of`], written to `columns`.
-    #[inline(always)]
-    fn columns_into<const N: usize>(self, rows: &[[f32; N]], columns: &mut [Self::Floats; N]) {
-        let rows = &rows[..Self::LEN];
-        for at in (0..N).step_by(4) {
-            let four = self.transpose(
-                #[inline(always)]
-                |lane| rows[lane][at..].first_chunk().expect("four columns are left"),
             );
             columns[at..at + 4].copy_from_slice(&four);
         }
