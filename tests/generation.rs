@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use nibble::chat::{self, Message, Origin, Place, Prompt, Template};
 use nibble::runtime::{
     self, Error, Finish, FlashAttention, GenerateOptions, KvType, Logits, Model, ModelOptions, Session, SessionOptions,
+    Writer,
 };
 use nibble::sample::{Params, Sampler};
 
@@ -83,7 +84,14 @@ pub fn check_golden(path: &Path, tolerance: f64) -> f64 {
         // The reference went on after end tokens, as this does.
         let options = GenerateOptions { max_tokens: Some(wanted.len()), ignore_end: true, ..Default::default() };
         let written =
-            runtime::generate(&mut session, &mut sampler, &tokens, &options, |_| ControlFlow::Continue(())).unwrap();
+            runtime::generate(
+                &mut session,
+                Writer::new(&mut sampler),
+                &tokens,
+                &options,
+                |_| ControlFlow::Continue(()),
+            )
+            .unwrap();
         assert_eq!(written.tokens, wanted, "greedy tokens after {text:?}");
         assert_eq!(written.reused_tokens, tokens.len() - 1);
     }
@@ -260,10 +268,11 @@ fn a_full_context_ends_a_text() {
     let mut session = Session::new(&model, &SessionOptions { n_ctx: Some(16), ..exact() }).unwrap();
     let prompt = chat::encode(&Prompt::plain("Once upon a time"), model.codec()).unwrap();
     let mut sampler = Sampler::new(&Params::greedy()).unwrap();
-    let written = runtime::generate(&mut session, &mut sampler, &prompt, &GenerateOptions::default(), |_| {
-        ControlFlow::Continue(())
-    })
-    .unwrap();
+    let written =
+        runtime::generate(&mut session, Writer::new(&mut sampler), &prompt, &GenerateOptions::default(), |_| {
+            ControlFlow::Continue(())
+        })
+        .unwrap();
     assert_eq!(written.finish, Finish::ContextFull);
     // The last token is written but not read any more, so it needs no room.
     assert_eq!(prompt.len() + written.tokens.len(), 17);
@@ -305,7 +314,7 @@ fn sessions_are_made_and_used_on_several_threads() {
         let run = || {
             let mut session = Session::new(&model, &SessionOptions { threads: Some(1), ..exact() }).unwrap();
             session.eval(&[475, 505, 267, 447, 2616, 428, 306, 267, 449], Logits::Last).unwrap();
-            Sampler::new(&Params::greedy()).unwrap().sample(session.logits(0).unwrap()).unwrap()
+            Sampler::new(&Params::greedy()).unwrap().sample(session.logits(0).unwrap(), None).unwrap()
         };
         let threads: Vec<_> = (0..6).map(|_| scope.spawn(run)).collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()

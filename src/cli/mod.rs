@@ -4,12 +4,16 @@ mod convert;
 mod groups;
 mod inspect;
 pub mod interrupt;
+#[cfg(feature = "llama")]
+mod machine;
 mod making;
 mod out;
 mod progress;
 mod quants;
 #[cfg(feature = "llama")]
 mod run;
+#[cfg(feature = "llama")]
+mod sampling;
 pub mod table;
 #[cfg(feature = "llama")]
 mod tokenize;

@@ -3,20 +3,17 @@
 use std::io::{self, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
-use clap::{ArgAction, ValueEnum};
+use clap::ArgAction;
 
 use super::interrupt::{self, Interrupted};
+use super::machine::MachineArgs;
+use super::sampling::SamplingArgs;
 use super::units;
 use crate::chat::{self, Message, Prompt, Template};
-use crate::runtime::{
-    self, Error, Finish, FlashAttention, GenerateOptions, Generated, KvType, Model, ModelOptions, Session,
-    SessionOptions,
-};
-use crate::sample::{Params, Sampler};
+use crate::runtime::{self, Error, Finish, GenerateOptions, Generated, Model, Session, Writer};
+use crate::sample::Sampler;
 
 /// Write text with a model
 #[derive(Debug, clap::Args)]
@@ -69,7 +66,7 @@ pub struct Args {
     stop: Vec<String>,
 
     #[command(flatten)]
-    sampling: Sampling,
+    sampling: SamplingArgs,
 
     #[command(flatten)]
     machine: MachineArgs,
@@ -87,115 +84,6 @@ pub struct Args {
     verbose: bool,
 }
 
-#[derive(Debug, clap::Args)]
-struct Sampling {
-    /// Above 1 is more surprising, below 1 less; 0 always takes the most likely token
-    #[arg(long, visible_alias = "temp", value_name = "T", default_value_t = Params::default().temperature,
-          allow_negative_numbers = true,
-          help_heading = "Sampling")]
-    temperature: f32,
-
-    /// Choose among this many of the most likely tokens; 0 among all
-    #[arg(long, value_name = "K", default_value_t = Params::default().top_k, help_heading = "Sampling")]
-    top_k: u32,
-
-    /// Choose among the most likely tokens that make up this share of the probability; 1 among all
-    #[arg(long, value_name = "P", default_value_t = Params::default().top_p, allow_negative_numbers = true,
-          help_heading = "Sampling")]
-    top_p: f32,
-
-    /// Choose among tokens at least this likely, relative to the most likely one; 0 among all
-    #[arg(long, value_name = "P", default_value_t = Params::default().min_p, allow_negative_numbers = true,
-          help_heading = "Sampling")]
-    min_p: f32,
-
-    /// Where the random numbers begin: the same seed gives the same text [default: a new one]
-    #[arg(long, value_name = "N", help_heading = "Sampling")]
-    seed: Option<u64>,
-
-    /// Always take the most likely token
-    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p", "seed"], help_heading = "Sampling")]
-    greedy: bool,
-}
-
-#[derive(Debug, clap::Args)]
-struct MachineArgs {
-    /// Tokens the model can look back on, prompt and answer together [default: what it was trained on, up to 4096]
-    #[arg(long, value_name = "N", help_heading = "Machine")]
-    ctx: Option<u32>,
-
-    /// Threads [default: one a physical core]
-    #[arg(short, long, value_name = "N", help_heading = "Machine")]
-    threads: Option<u32>,
-
-    /// Layers to put on the GPU [default: all, where there is a GPU]
-    #[arg(long, value_name = "N", help_heading = "Machine")]
-    gpu_layers: Option<u32>,
-
-    /// How to keep what the model remembers of the text: q8_0 takes half the memory of f16
-    #[arg(long, value_name = "TYPE", value_enum, default_value_t = KvTypeArg::F16, help_heading = "Machine")]
-    kv_type: KvTypeArg,
-
-    /// Compute attention in one fused step
-    #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Auto, help_heading = "Machine")]
-    flash_attn: When,
-
-    /// Run a model that does not fit in memory, which is slow: weights come from the disk again for every token
-    #[arg(long, help_heading = "Machine")]
-    allow_swap: bool,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum KvTypeArg {
-    F32,
-    F16,
-    #[value(name = "q8_0")]
-    Q8_0,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum When {
-    Auto,
-    On,
-    Off,
-}
-
-impl Sampling {
-    fn params(&self) -> Params {
-        if self.greedy {
-            return Params::greedy();
-        }
-        Params {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            seed: self.seed,
-        }
-    }
-}
-
-impl MachineArgs {
-    fn session(&self, cancel: Arc<AtomicBool>) -> SessionOptions {
-        SessionOptions {
-            n_ctx: self.ctx,
-            threads: self.threads,
-            kv_type: match self.kv_type {
-                KvTypeArg::F32 => KvType::F32,
-                KvTypeArg::F16 => KvType::F16,
-                KvTypeArg::Q8_0 => KvType::Q8_0,
-            },
-            flash_attention: match self.flash_attn {
-                When::Auto => FlashAttention::Auto,
-                When::On => FlashAttention::On,
-                When::Off => FlashAttention::Off,
-            },
-            cancel,
-            ..SessionOptions::default()
-        }
-    }
-}
-
 pub fn run(args: Args) -> anyhow::Result<()> {
     // What can be wrong with the command line comes out before gigabytes are loaded.
     let mut sampler = Sampler::new(&args.sampling.params())?;
@@ -205,7 +93,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     runtime::set_verbose(args.verbose);
     let session = args.machine.session(interrupt::listen()?);
-    let model = match load(&args, &session) {
+    let model = match args.machine.load(&args.model, &session) {
         Err(error @ Error::LoadCancelled) => return Err(Interrupted(error.to_string()).into()),
         loaded => loaded?,
     };
@@ -223,19 +111,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let options =
         GenerateOptions { max_tokens: args.max_tokens, stop: args.stop.clone(), ..GenerateOptions::default() };
     let mut out = Output { stdout: io::stdout().lock(), quiet: args.json, ended_line: true, error: None };
-    let written = runtime::generate(&mut session, &mut sampler, &tokens, &options, |step| out.text(step.text))?;
+    let written =
+        runtime::generate(&mut session, Writer::new(&mut sampler), &tokens, &options, |step| out.text(step.text))?;
     finish(&args, out, &written, sampler.seed())
-}
-
-fn load(args: &Args, session: &SessionOptions) -> Result<Model, Error> {
-    let cancel = session.cancel.clone();
-    let options = ModelOptions {
-        gpu_layers: args.machine.gpu_layers,
-        allow_swap: args.machine.allow_swap,
-        session: session.clone(),
-        progress: Some(Box::new(move |_| !cancel.load(Ordering::Relaxed))),
-    };
-    Model::load(&args.model, options)
 }
 
 /// The prompt's text: from the command line, a file, or standard input where something is piped into it.
@@ -355,11 +233,7 @@ fn statistics(args: &Args, written: &Generated, seed: u64) -> String {
         Finish::Dropped => "nobody reads on".to_string(),
         Finish::Cancelled => "interrupted".to_string(),
     };
-    let seed = if args.sampling.greedy || args.sampling.temperature == 0.0 {
-        String::new()
-    } else {
-        format!("seed:      {seed}\n")
-    };
+    let seed = if args.sampling.is_greedy() { String::new() } else { format!("seed:      {seed}\n") };
     format!(
         "\nprompt:    {}{}\nwritten:   {}{}\nended:     {why}\n{seed}",
         tokens(written.prompt_tokens),
@@ -405,6 +279,8 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::runtime::KvType;
+    use crate::sample::Params;
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -420,7 +296,7 @@ mod tests {
     fn the_defaults_are_those_of_llama_cpp() {
         let args = parse("m.gguf -p hi").unwrap();
         assert_eq!(args.sampling.params(), Params::default());
-        let session = args.machine.session(Arc::default());
+        let session = args.machine.session(std::sync::Arc::default());
         assert_eq!((session.n_ctx, session.threads, session.kv_type), (None, None, KvType::F16));
     }
 
@@ -430,7 +306,7 @@ mod tests {
         let args = args.unwrap();
         let wanted = Params { temperature: 0.5, top_k: 0, top_p: 1.0, min_p: 0.0, seed: Some(9) };
         assert_eq!(args.sampling.params(), wanted);
-        let session = args.machine.session(Arc::default());
+        let session = args.machine.session(std::sync::Arc::default());
         assert_eq!((session.n_ctx, session.kv_type), (Some(99), KvType::Q8_0));
         assert_eq!(args.max_tokens, Some(3));
         assert_eq!(parse("m --greedy -p x").unwrap().sampling.params(), Params::greedy());

@@ -99,6 +99,20 @@ fn rate(n: usize, time: Duration) -> f64 {
     if n == 0 { 0.0 } else { n as f64 / time.as_secs_f64().max(1e-9) }
 }
 
+/// What decides on the next token.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    /// Draws it.
+    pub sampler: &'a mut Sampler,
+}
+
+impl<'a> Writer<'a> {
+    /// A sampler alone.
+    pub fn new(sampler: &'a mut Sampler) -> Self {
+        Self { sampler }
+    }
+}
+
 /// Continues `prompt`, giving text to `on_step` as it becomes certain, until an end token, a stop text, a limit, or
 /// until `on_step` breaks or the session's flag is set.
 ///
@@ -109,11 +123,12 @@ fn rate(n: usize, time: Duration) -> f64 {
 /// Where the prompt is empty or does not fit the context, llama.cpp fails, or the logits are broken.
 pub fn generate(
     session: &mut Session,
-    sampler: &mut Sampler,
+    writer: Writer<'_>,
     prompt: &[u32],
     options: &GenerateOptions,
     mut on_step: impl FnMut(Step<'_>) -> ControlFlow<()>,
 ) -> Result<Generated, Error> {
+    let Writer { sampler } = writer;
     let model = session.model().clone();
     let codec = model.codec();
     let mut utf8 = Utf8Stream::default();
@@ -143,16 +158,18 @@ pub fn generate(
     }
     out.prompt_time = start.elapsed();
 
+    sampler.begin(prompt);
     let start = Instant::now();
     out.finish = loop {
         if options.max_tokens.is_some_and(|most| out.tokens.len() >= most) {
             break Finish::MaxTokens;
         }
-        let token = sampler.sample(session.logits(0)?)?;
+        let token = sampler.sample(session.logits(0)?, None)?;
         if codec.is_end(token) && !options.ignore_end {
             break Finish::End { token };
         }
         out.tokens.push(token);
+        sampler.accept(token);
 
         decoded.clear();
         text.clear();

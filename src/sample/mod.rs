@@ -149,6 +149,7 @@ pub struct Sampler {
     seed: u64,
     random: Random,
     kept: Vec<Candidate>,
+    history: Vec<u32>,
 }
 
 impl Sampler {
@@ -159,7 +160,7 @@ impl Sampler {
     pub fn new(params: &Params) -> Result<Self, Error> {
         let chain = params.chain()?;
         let seed = params.seed.unwrap_or_else(random::new_seed);
-        Ok(Self { chain, seed, random: Random::new(seed), kept: Vec::new() })
+        Ok(Self { chain, seed, random: Random::new(seed), kept: Vec::new(), history: Vec::new() })
     }
 
     /// The seed in use: the one that was given, or the one that was picked.
@@ -167,11 +168,24 @@ impl Sampler {
         self.seed
     }
 
-    /// Chooses the next token: an index into `logits`.
+    /// Begins a text with `prompt`: what is penalised as a repetition is looked up there too.
+    pub fn begin(&mut self, prompt: &[u32]) {
+        self.history.clear();
+        self.history.extend_from_slice(prompt);
+    }
+
+    /// Takes note that the text goes on with `token`.
+    pub fn accept(&mut self, token: u32) {
+        self.history.push(token);
+    }
+
+    /// Chooses the next token: an index into `logits`. Where `allowed` is given, only among the tokens whose bit is set
+    /// in it: token i is bit i % 32 of word i / 32.
     ///
     /// # Errors
-    /// Where a logit is NaN or plus infinity, or all are minus infinity.
-    pub fn sample(&mut self, logits: &[f32]) -> Result<u32, Error> {
+    /// Where a logit is NaN or plus infinity, or no token is possible.
+    pub fn sample(&mut self, logits: &[f32], allowed: Option<&[u32]>) -> Result<u32, Error> {
+        debug_assert!(allowed.is_none(), "not yet");
         let mut candidates = Candidates::new(logits, &mut self.kept)?;
         if self.chain.is_empty() {
             return Ok(candidates.most_likely());
@@ -302,9 +316,9 @@ mod tests {
         fn greedy_takes_the_first_of_the_highest(logits in any_logits()) {
             let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let wanted = logits.iter().position(|l| *l == best).unwrap() as u32;
-            prop_assert_eq!(Sampler::new(&Params::greedy()).unwrap().sample(&logits).unwrap(), wanted);
+            prop_assert_eq!(Sampler::new(&Params::greedy()).unwrap().sample(&logits, None).unwrap(), wanted);
             let one = Params { top_k: 1, ..Params::default() };
-            prop_assert_eq!(Sampler::new(&one).unwrap().sample(&logits).unwrap(), wanted);
+            prop_assert_eq!(Sampler::new(&one).unwrap().sample(&logits, None).unwrap(), wanted);
         }
     }
 
@@ -338,7 +352,7 @@ mod tests {
             let mut counts = vec![0u32; logits.len()];
             const DRAWS: usize = 200_000;
             for _ in 0..DRAWS {
-                counts[sampler.sample(&logits).unwrap() as usize] += 1;
+                counts[sampler.sample(&logits, None).unwrap() as usize] += 1;
             }
             let drawn: u32 = wanted.iter().map(|(id, _)| counts[*id as usize]).sum();
             assert_eq!(drawn as usize, DRAWS, "drew a token that was ruled out, with {params:?}");
@@ -361,7 +375,7 @@ mod tests {
         let logits: Vec<f32> = (0..1000).map(|i| ((i * 31) % 97) as f32 * 0.05).collect();
         let draw = |seed| {
             let mut sampler = Sampler::new(&Params { seed: Some(seed), ..Params::default() }).unwrap();
-            (0..12).map(|_| sampler.sample(&logits).unwrap()).collect::<Vec<_>>()
+            (0..12).map(|_| sampler.sample(&logits, None).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(draw(42), draw(42));
         assert_ne!(draw(42), draw(43));
@@ -377,7 +391,7 @@ mod tests {
         let mut first = Sampler::new(&Params { top_k: 0, ..Params::default() }).unwrap();
         let mut again = Sampler::new(&Params { top_k: 0, seed: Some(first.seed()), ..Params::default() }).unwrap();
         for _ in 0..50 {
-            assert_eq!(first.sample(&logits), again.sample(&logits));
+            assert_eq!(first.sample(&logits, None), again.sample(&logits, None));
         }
     }
 
@@ -385,13 +399,13 @@ mod tests {
     fn broken_logits_are_an_error() {
         for params in [Params::default(), Params::greedy(), Params { top_k: 0, ..Params::default() }] {
             let mut sampler = Sampler::new(&params).unwrap();
-            assert_eq!(sampler.sample(&[]), Err(Error::Empty));
-            let error = sampler.sample(&[0.5, f32::NAN, 2.0]).unwrap_err();
+            assert_eq!(sampler.sample(&[], None), Err(Error::Empty));
+            let error = sampler.sample(&[0.5, f32::NAN, 2.0], None).unwrap_err();
             assert!(matches!(error, Error::NotFinite { token: 1, value } if value.is_nan()), "{error}");
-            let error = sampler.sample(&[0.5, 1.0, f32::INFINITY]).unwrap_err();
+            let error = sampler.sample(&[0.5, 1.0, f32::INFINITY], None).unwrap_err();
             assert!(matches!(error, Error::NotFinite { token: 2, .. }), "{error}");
-            assert_eq!(sampler.sample(&[f32::NEG_INFINITY; 3]), Err(Error::AllRuledOut));
-            assert_eq!(sampler.sample(&[f32::NEG_INFINITY, -3.0e38]), Ok(1));
+            assert_eq!(sampler.sample(&[f32::NEG_INFINITY; 3], None), Err(Error::AllRuledOut));
+            assert_eq!(sampler.sample(&[f32::NEG_INFINITY, -3.0e38], None), Ok(1));
         }
     }
 
@@ -416,10 +430,10 @@ mod tests {
         let logits = [f32::MAX, 0.0, f32::MIN, f32::NEG_INFINITY];
         for temperature in [1e-38f32, 1e-3, 1e3, f32::MAX] {
             let params = Params { temperature, top_k: 0, top_p: 1.0, min_p: 0.0, seed: Some(3) };
-            let token = Sampler::new(&params).unwrap().sample(&logits).unwrap();
+            let token = Sampler::new(&params).unwrap().sample(&logits, None).unwrap();
             assert!(token < 3, "temperature {temperature} drew token {token}, which is ruled out");
             let params = Params { temperature, seed: Some(3), ..Params::default() };
-            assert_eq!(Sampler::new(&params).unwrap().sample(&logits), Ok(0));
+            assert_eq!(Sampler::new(&params).unwrap().sample(&logits, None), Ok(0));
         }
     }
 }

@@ -1,0 +1,86 @@
+//! Flags that set up the machine, for every command that runs a model.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::ValueEnum;
+
+use crate::runtime::{Error, FlashAttention, KvType, Model, ModelOptions, SessionOptions};
+
+/// The machine that a model runs on.
+#[derive(Debug, clap::Args)]
+pub(super) struct MachineArgs {
+    /// Tokens the model can look back on, prompt and answer together [default: what it was trained on, up to 4096]
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    ctx: Option<u32>,
+
+    /// Threads [default: one a physical core]
+    #[arg(short, long, value_name = "N", help_heading = "Machine")]
+    threads: Option<u32>,
+
+    /// Layers to put on the GPU [default: all, where there is a GPU]
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    gpu_layers: Option<u32>,
+
+    /// How to keep what the model remembers of the text: q8_0 takes half the memory of f16
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = KvTypeArg::F16, help_heading = "Machine")]
+    kv_type: KvTypeArg,
+
+    /// Compute attention in one fused step
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Auto, help_heading = "Machine")]
+    flash_attn: When,
+
+    /// Run a model that does not fit in memory, which is slow: weights come from the disk again for every token
+    #[arg(long, help_heading = "Machine")]
+    allow_swap: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum KvTypeArg {
+    F32,
+    F16,
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum When {
+    Auto,
+    On,
+    Off,
+}
+
+impl MachineArgs {
+    /// How to make a session. `cancel` interrupts it.
+    pub fn session(&self, cancel: Arc<AtomicBool>) -> SessionOptions {
+        SessionOptions {
+            n_ctx: self.ctx,
+            threads: self.threads,
+            kv_type: match self.kv_type {
+                KvTypeArg::F32 => KvType::F32,
+                KvTypeArg::F16 => KvType::F16,
+                KvTypeArg::Q8_0 => KvType::Q8_0,
+            },
+            flash_attention: match self.flash_attn {
+                When::Auto => FlashAttention::Auto,
+                When::On => FlashAttention::On,
+                When::Off => FlashAttention::Off,
+            },
+            cancel,
+            ..SessionOptions::default()
+        }
+    }
+
+    /// Loads the model at `path` for such a session.
+    pub fn load(&self, path: &Path, session: &SessionOptions) -> Result<Model, Error> {
+        let cancel = session.cancel.clone();
+        let options = ModelOptions {
+            gpu_layers: self.gpu_layers,
+            allow_swap: self.allow_swap,
+            session: session.clone(),
+            progress: Some(Box::new(move |_| !cancel.load(Ordering::Relaxed))),
+        };
+        Model::load(path, options)
+    }
+}
