@@ -120,7 +120,7 @@ pub(super) fn fit_rows<L: Lanes>(l: L, search: Search, rows: Rows, mut put: impl
             let fit = stored.block(
                 #[inline(always)]
                 |scales, mins| {
-                    search_lanes::codes::<_, 32, 8>(l, search.rounding(), x, scales, mins, |j| {
+                    search_lanes::codes::<_, 32, 8>(l, search.rounding(), x, scales, Some(mins), |j| {
                         found.codes(sub_search, b, j, x)
                     })
                 },

@@ -9,9 +9,9 @@
 //! ```
 
 use super::Rows;
-use super::lanes::{Floats, Lanes, MAX_LANES, Mask, Pair};
-use super::search::AffineSearch;
-use super::search_lanes::{self, Moves, Start};
+use super::lanes::{Floats, Lanes, MAX_LANES, Mask};
+use super::search::{AffineSearch, fit_symmetric_by_moves};
+use super::search_lanes::{self, Look, Moves, Start};
 
 /// A number for each sub-block of a batch, `PER` to a block.
 pub(super) type Table<const PER: usize> = [[f32; PER]; MAX_LANES];
@@ -243,7 +243,9 @@ pub(super) struct MovesBatch<const PER: usize> {
     pub scales: Table<PER>,
     /// Not 0 in a block that is to be left to the scalar code.
     pub odd: Table<PER>,
-    /// The numbers of sub-blocks whose search goes on, for the one pass and for the next.
+    /// Of each sub-block whose search goes on, the code with which it does.
+    next: Table<PER>,
+    /// The numbers of these sub-blocks, for the one pass and for the next.
     unsettled: [[u16; PER]; MAX_LANES],
     restless: [[u16; PER]; MAX_LANES],
 }
@@ -252,30 +254,30 @@ impl<const PER: usize> MovesBatch<PER> {
     #[inline(always)]
     pub fn new() -> Self {
         let (floats, numbers) = ([[0.0; PER]; MAX_LANES], [[0; PER]; MAX_LANES]);
-        Self { scales: floats, odd: floats, unsettled: numbers, restless: numbers }
+        Self { scales: floats, odd: floats, next: floats, unsettled: numbers, restless: numbers }
     }
 
     /// Searches all sub-blocks.
     ///
-    /// In four of five the search ends as it starts, which can be told without the wait of each step for the one before.
-    /// The others are gathered, so that lanes that search on have company; of these, most end in the second round, and
-    /// the rest is gathered once more.
+    /// In four of five the search ends as it starts, which one look tells. The others are gathered, so that lanes that
+    /// search on have company. Half of these move one code and are done; those that still search after two are gathered
+    /// once more. After ten, which one in a thousand gets to, the scalar search is as good.
     #[inline(always)]
     pub fn search<L: Lanes, const N: usize, const HALF: i32>(
         &mut self,
         l: L,
         moves: &mut Moves<L, N, HALF>,
-        many: &mut Moves<Pair<L>, N, HALF>,
         batch: Batch<N>,
     ) {
         let sub_blocks = batch.sub_blocks();
         let mut n_unsettled = 0;
-        self.odd = [[0.0; PER]; MAX_LANES];
         for at in batch.groups(l) {
             moves.start(l, lanes_from(l, &sub_blocks[at..], 0, &mut [[0.0; N]; MAX_LANES]));
-            let unsettled = moves.unsettled(l);
+            let look = moves.look::<true>(l);
             put(l, &mut self.scales, at, moves.scale(l));
-            let mut lanes = unsettled.bits();
+            put(l, &mut self.next, at, look.next);
+            mark(l, &mut self.odd, at, look.odd);
+            let mut lanes = look.unsettled.bits();
             while lanes != 0 {
                 let number = at + lanes.trailing_zeros() as usize;
                 self.unsettled.as_flattened_mut()[n_unsettled] = number as u16;
@@ -284,13 +286,17 @@ impl<const PER: usize> MovesBatch<PER> {
                 lanes &= lanes - 1;
             }
         }
-        let n_restless = self.settle(Pair(l), many, sub_blocks, n_unsettled, 2);
+        let n_restless = self.settle(l, moves, sub_blocks, n_unsettled, 2);
         std::mem::swap(&mut self.unsettled, &mut self.restless);
-        self.settle(Pair(l), many, sub_blocks, n_restless, 5);
+        let n_restless = self.settle(l, moves, sub_blocks, n_restless, 10);
+        for &number in &self.restless.as_flattened()[..n_restless] {
+            let number = usize::from(number);
+            self.scales.as_flattened_mut()[number] = fit_symmetric_by_moves(&sub_blocks[number], HALF, &mut [0; N]);
+        }
     }
 
-    /// Searches the first `n_unsettled` sub-blocks of the list for so many rounds. Lists those that then still moved, and
-    /// gives their number.
+    /// Lets the first `n_unsettled` sub-blocks of the list move so many codes. Lists those that then search on, and gives
+    /// their number.
     #[inline(always)]
     fn settle<L: Lanes, const N: usize, const HALF: i32>(
         &mut self,
@@ -298,27 +304,40 @@ impl<const PER: usize> MovesBatch<PER> {
         moves: &mut Moves<L, N, HALF>,
         sub_blocks: &[[f32; N]],
         n_unsettled: usize,
-        rounds: usize,
+        steps: usize,
     ) -> usize {
         let (unsettled, restless) = (self.unsettled.as_flattened(), self.restless.as_flattened_mut());
         let mut n_restless = 0;
-        let mut company = [[0.0; N]; 2 * MAX_LANES];
+        let (mut company, mut next) = ([[0.0; N]; MAX_LANES], [0.0; MAX_LANES]);
         for numbers in unsettled[..n_unsettled].chunks(L::LEN) {
             // Beyond them stays what was there before.
-            for (row, &number) in company.iter_mut().zip(numbers) {
-                *row = sub_blocks[usize::from(number)];
+            for (lane, &number) in numbers.iter().enumerate() {
+                company[lane] = sub_blocks[usize::from(number)];
+                next[lane] = self.next.as_flattened()[usize::from(number)];
             }
             moves.start(l, &company);
-            let (still_moved, odd) = moves.settle(l, rounds);
-            let (mut scales, mut odds, mut moved) = ([0.0; 2 * MAX_LANES], [0.0; 2 * MAX_LANES], [0.0; 2 * MAX_LANES]);
+            let nowhere = l.splat(0.0).gt(l.splat(0.0));
+            let mut look = Look { next: l.load(&next), unsettled: !nowhere, odd: nowhere };
+            for _ in 0..steps {
+                let odd = look.odd | moves.step(l, look);
+                look = moves.look::<false>(l);
+                look.odd = look.odd | odd;
+                if !look.unsettled.any() {
+                    break;
+                }
+            }
+            let mut scales = [0.0; MAX_LANES];
             l.store(moves.scale(l), &mut scales);
-            l.store(l.splat(1.0).or_else(odd, l.splat(0.0)), &mut odds);
-            l.store(l.splat(1.0).or_else(still_moved, l.splat(0.0)), &mut moved);
+            let (still, odd) = (look.unsettled.bits(), look.odd.bits());
             for (lane, &number) in numbers.iter().enumerate() {
                 self.scales.as_flattened_mut()[usize::from(number)] = scales[lane];
-                self.odd.as_flattened_mut()[usize::from(number)] += odds[lane];
                 restless[n_restless] = number;
-                n_restless += usize::from(moved[lane] != 0.0);
+                n_restless += (still >> lane & 1) as usize;
+            }
+            if odd != 0 {
+                for (lane, &number) in numbers.iter().enumerate() {
+                    self.odd.as_flattened_mut()[usize::from(number)] += (odd >> lane & 1) as f32;
+                }
             }
         }
         n_restless

@@ -91,7 +91,7 @@ impl Block for BlockQ2K {
                         stored,
                         #[inline(always)]
                         |scales, mins| {
-                            search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, mins, |j| {
+                            search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, Some(mins), |j| {
                                 found.codes(search, b, j, x)
                             })
                         },

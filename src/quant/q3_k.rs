@@ -19,7 +19,7 @@
 //! `ggml-quants.c`.
 
 use super::batch::{self, Batch, Fitted, MovesBatch, SymmetricBatch, weigh};
-use super::lanes::{MAX_LANES, Pair};
+use super::lanes::MAX_LANES;
 use super::search::{
     Rounding, extreme, fit_symmetric, fit_symmetric_by_moves, importance_weights, nearest, sum_of_squares,
 };
@@ -58,11 +58,11 @@ impl Block for BlockQ3K {
     #[inline(always)]
     fn quantize_rows<L: Lanes>(l: L, rows: Rows, dst: &mut [Self]) {
         let mut found = MovesBatch::new();
-        let (mut moves, mut many) = (Moves::<L, 16, 4>::new(l), Moves::new(Pair(l)));
+        let mut moves = Moves::<L, 16, 4>::new(l);
         for batch in Batch::<16>::of(l, rows) {
             match rows.importance {
                 None => {
-                    found.search(l, &mut moves, &mut many, batch);
+                    found.search(l, &mut moves, batch);
                     for (b, x) in batch.blocks.iter().enumerate() {
                         dst[batch.first + b] = if found.odd[b] != [0.0; 16] {
                             quantize(x, None)
@@ -73,7 +73,7 @@ impl Block for BlockQ3K {
                                 &scale_codes,
                                 #[inline(always)]
                                 |scales| {
-                                    search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, &[0.0; 16], |j| {
+                                    search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, None, |j| {
                                         let mut codes = [0; 16];
                                         fit_symmetric_by_moves(&x.as_chunks().0[j], 4, &mut codes);
                                         codes
@@ -105,7 +105,7 @@ impl Block for BlockQ3K {
                                 &fitted.codes[b],
                                 #[inline(always)]
                                 |scales| {
-                                    search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, &[0.0; 16], |j| {
+                                    search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, None, |j| {
                                         found.codes(4, b, j, x)
                                     })
                                 },
@@ -197,12 +197,18 @@ fn block(d: f32, scales: &[u8; 16], codes: impl FnOnce(&[f32; 16]) -> [u8; 256])
 }
 
 /// The 6-bit scales in the places that the module's diagram gives.
+#[inline(always)]
 fn pack_scales(scales: &[u8; 16]) -> [u8; 12] {
-    let high = |j: usize| scales[j] >> 4;
-    array::from_fn(|i| match i {
-        0..8 => scales[i] & 15 | scales[i + 8] << 4,
-        _ => high(i - 8) | high(i - 4) << 2 | high(i) << 4 | high(i + 4) << 6,
-    })
+    // Eight at a time, or four: no bit leaves its byte.
+    let all = u128::from_le_bytes(*scales);
+    let (first, last) = (all as u64, (all >> 64) as u64);
+    let low = first & 0x0f0f_0f0f_0f0f_0f0f | (last & 0x0f0f_0f0f_0f0f_0f0f) << 4;
+    let high = |word: u64| (word >> 4 & 0x0303_0303_0303_0303) as u32;
+    let high = high(first) | high(first >> 32) << 2 | high(last) << 4 | high(last >> 32) << 6;
+    let mut bytes = [0; 12];
+    bytes[..8].copy_from_slice(&low.to_le_bytes());
+    bytes[8..].copy_from_slice(&high.to_le_bytes());
+    bytes
 }
 
 /// The inverse of [`pack_scales`].

@@ -270,21 +270,31 @@ pub(super) fn codes<L: Lanes, const N: usize, const PER: usize>(
     rounding: Rounding,
     x: &[f32; 256],
     scales: &[f32; PER],
-    mins: &[f32; PER],
+    mins: Option<&[f32; PER]>,
     searched: impl Fn(usize) -> [u8; N],
 ) -> [u8; 256] {
-    let zero = l.splat(0.0);
     let (smallest, largest) = (l.splat(rounding.smallest as f32), l.splat(rounding.largest as f32));
-    let mut odd = zero.gt(zero);
+    let mut odd = false;
+    let mut divisors = [0.0; PER];
+    for j in 0..PER {
+        // What a scale of zero gives is not used.
+        divisors[j] = if scales[j] == 0.0 { 1.0 } else { scales[j] };
+        let is_finite = divisors[j].abs() < f32::INFINITY && mins.is_none_or(|mins| mins[j].abs() < f32::INFINITY);
+        odd |= !is_finite;
+    }
+    let mut farthest = l.splat(0.0);
     let mut codes = [0; 256];
     for at in (0..256).step_by(L::LEN) {
-        let (scale, min) = (l.spread::<N>(&scales[at / N..]), l.spread::<N>(&mins[at / N..]));
-        let quotient = (l.load(&x[at..]) + min) / scale;
-        odd = odd | (scale.ne(zero) & quotient.abs().not_lt(l.splat(BEYOND_NEAREST)));
+        let mut numerator = l.load(&x[at..]);
+        if let Some(mins) = mins {
+            numerator = numerator + l.spread::<N>(&mins[at / N..]);
+        }
+        let quotient = numerator / l.spread::<N>(&divisors[at / N..]);
+        farthest = quotient.abs().max(farthest);
         l.store_bytes(quotient.round().max(smallest).min(largest) - smallest, &mut codes[at..]);
     }
-    if odd.any() {
-        return rounding.codes(x, scales, mins, searched);
+    if odd | farthest.not_lt(l.splat(BEYOND_NEAREST)).any() {
+        return rounding.codes(x, scales, mins.unwrap_or(&[0.0; PER]), searched);
     }
     let (sub_codes, _) = codes.as_chunks_mut::<N>();
     for j in 0..PER {
@@ -453,42 +463,66 @@ pub(super) fn smallest_and_largest<F: Floats, const N: usize>(x: &[F; N]) -> (F,
 }
 
 /// [`fit_symmetric_by_moves`](super::search::fit_symmetric_by_moves) of finite weights.
+///
+/// Each move of a code changes the sums by which the next is judged: done code by code, that is a wait of some 60 cycles
+/// (a division, seven products and sums, a comparison) sixteen times a round, nearly always to find that nothing moves. So
+/// all codes are looked at first, and then each lane considers the one code of its own that may move next.
+///
+/// ```text
+/// S = Σ w x q,  Q = Σ w q²        where a code wants to go, given the others:  x (Q − w q²) / (S − w x q)
+///
+/// x (Q − w q²) / (S − w x q) − q  =  (x Q/S − q) / (1 − w x q / S)        as w q² · x and w x q · q cancel
+/// ```
+///
+/// A code stays where this is between −½ and ½, or where it is at an end of the range and wants to go beyond: so the look
+/// takes no division a code and no sum without the code. It compares with a margin (0.0001) far above what rounding can do
+/// to either side (some 30 units in the last place): a code that it passes over does not move in the scalar search either.
 pub(super) struct Moves<L: Lanes, const N: usize, const HALF: i32> {
     x: [L::Floats; N],
-    /// x², the weights of the search.
-    w: [L::Floats; N],
-    /// x³
-    wx: [L::Floats; N],
     q: [L::Floats; N],
+    /// w x q, with w = x²
+    share: [L::Floats; N],
+    /// S
     sum_xq: L::Floats,
+    /// Q
     sum_qq: L::Floats,
-    negligible: L::Mask,
+    /// The element of the largest magnitude.
+    extreme: L::Floats,
+    /// The code from which on this round goes.
+    place: L::Floats,
+    /// Rounds that are over.
+    rounds: L::Floats,
 }
 
-/// How one code would move, given all others.
-struct Move<L: Lanes> {
-    /// To this code.
-    q: L::Floats,
-    sum_xq: L::Floats,
-    sum_qq: L::Floats,
-    /// Where it is a move at all.
-    differs: L::Mask,
-    /// Where it is better than to stay.
-    gains: L::Mask,
-    /// Where it is considered at all.
-    is_possible: L::Mask,
-    /// Where the code is not the one that the scalar code finds, because the quotient is too large.
-    is_far: L::Mask,
+/// What a look at all codes finds.
+#[derive(Clone, Copy)]
+pub(super) struct Look<F, M> {
+    /// The next code that may move; any number where none may.
+    pub next: F,
+    /// Where there is one: elsewhere the search is over.
+    pub unsettled: M,
+    /// Where this cannot be told, and the scalar code has to do it.
+    pub odd: M,
 }
 
 impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
+    const ROUNDS: f32 = 5.0;
+
     /// Nothing yet.
     #[inline(always)]
     pub fn new(l: L) -> Self {
         let zero = l.splat(0.0);
         let zeros = [zero; N];
-        let nowhere = zero.gt(zero);
-        Self { x: zeros, w: zeros, wx: zeros, q: zeros, sum_xq: zero, sum_qq: zero, negligible: nowhere }
+        Self {
+            x: zeros,
+            q: zeros,
+            share: zeros,
+            sum_xq: zero,
+            sum_qq: zero,
+            extreme: zero,
+            place: zero,
+            rounds: zero,
+        }
     }
 
     /// The start of the search, a row a lane: the first of `rows`, which has as many.
@@ -502,78 +536,97 @@ impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
             &mut self.x,
         );
         let x = &self.x;
-        let (smallest, largest) = (l.splat(-HALF as f32), l.splat((HALF - 1) as f32));
-        let extreme = extreme(l, x);
-        let inverse = l.splat(-HALF as f32) / extreme;
-        (self.sum_xq, self.sum_qq) = (l.splat(0.0), l.splat(0.0));
+        let (zero, smallest, largest) = (l.splat(0.0), l.splat(-HALF as f32), l.splat((HALF - 1) as f32));
+        self.extreme = extreme(l, x);
+        let inverse = l.splat(-HALF as f32) / self.extreme;
+        let (mut sum_xq, mut sum_qq) = (zero, zero);
         for i in 0..N {
             let w = x[i] * x[i];
             let q = (inverse * x[i]).round().max(smallest).min(largest);
-            self.sum_xq = self.sum_xq + w * x[i] * q;
-            self.sum_qq = self.sum_qq + w * q * q;
-            (self.w[i], self.wx[i], self.q[i]) = (w, w * x[i], q);
+            let share = w * x[i] * q;
+            sum_xq = sum_xq + share;
+            sum_qq = sum_qq + w * q * q;
+            (self.q[i], self.share[i]) = (q, share);
         }
-        self.negligible = l.splat(NEGLIGIBLE).gt(extreme.abs());
+        (self.sum_xq, self.sum_qq, self.place, self.rounds) = (sum_xq, sum_qq, zero, zero);
     }
 
+    /// Looks at all codes. `BEGINS` says that no code was considered yet.
     #[inline(always)]
-    fn evaluate(&self, l: L, i: usize) -> Move<L> {
-        let zero = l.splat(0.0);
-        let (smallest, largest) = (l.splat(-HALF as f32), l.splat((HALF - 1) as f32));
-        let (x, w, wx, q) = (self.x[i], self.w[i], self.wx[i], self.q[i]);
+    pub fn look<const BEGINS: bool>(&mut self, l: L) -> Look<L::Floats, L::Mask> {
+        let (zero, smallest, largest) = (l.splat(0.0), l.splat(-HALF as f32), l.splat((HALF - 1) as f32));
+        let nowhere = zero.gt(zero);
+        let slope = self.sum_qq / self.sum_xq;
+        let half = l.splat(0.5) / self.sum_xq;
+        let margin = l.splat(0.4999);
+        // Codes before the place come after the others, in the next round.
+        let (round, none) = (l.splat(N as f32), l.splat(2.0 * N as f32));
+        let mut next = none;
+        for i in (0..N).rev() {
+            let wanted = (self.x[i] * slope).max(smallest).min(largest);
+            let may_move = (wanted - self.q[i]).abs().not_lt(margin - self.share[i] * half);
+            let number = l.splat(i as f32);
+            let turn = match BEGINS {
+                true => number,
+                false => number.or_else(number.ge(self.place), number + round),
+            };
+            next = turn.min(next).or_else(may_move, next);
+        }
+        let any = none.gt(next);
+        let mut is_over = nowhere;
+        if !BEGINS {
+            let wraps = next.ge(round);
+            next = (next - round).or_else(wraps, next);
+            self.rounds = (self.rounds + l.splat(1.0)).or_else(wraps, self.rounds);
+            is_over = self.rounds.ge(l.splat(Self::ROUNDS));
+        }
+        let (positive, negligible) = (!zero.ge(self.sum_xq), self.negligible(l));
+        // As long as S is positive, and the products of three weights keep their bits, and no quotient leaves the range of
+        // `nearest`. All shares have one sign: if it is minus, a sum without one of them is not above zero, and no code
+        // ever moves.
+        let fine = self.sum_xq.gt(l.splat(1e-30)) & l.splat(1e30).gt(self.sum_xq);
+        let odd = !fine | (self.extreme.abs() * slope).not_lt(l.splat(64.0));
+        Look {
+            next,
+            unsettled: any & !is_over & positive & !negligible,
+            odd: odd & positive & !negligible,
+        }
+    }
+
+    /// Moves the code that `look` found in each lane, where that is better than to stay. Gives the odd lanes.
+    #[inline(always)]
+    pub fn step(&mut self, l: L, look: Look<L::Floats, L::Mask>) -> L::Mask {
+        let (zero, smallest, largest) = (l.splat(0.0), l.splat(-HALF as f32), l.splat((HALF - 1) as f32));
+        // No code has this number.
+        let next = look.next.or_else(look.unsettled, l.splat(-1.0));
+        let (mut x, mut q) = (zero, zero);
+        for i in 0..N {
+            let is_next = !next.ne(l.splat(i as f32));
+            x = self.x[i].or_else(is_next, x);
+            q = self.q[i].or_else(is_next, q);
+        }
+        let w = x * x;
+        let wx = w * x;
         let xq = self.sum_xq - wx * q;
         let qq = self.sum_qq - w * q * q;
         let quotient = x * qq / xq;
         let new = quotient.round().max(smallest).min(largest);
-        let sum_xq = xq + wx * new;
+        let share = wx * new;
+        let sum_xq = xq + share;
         let sum_qq = qq + w * new * new;
-        Move {
-            q: new,
-            sum_xq,
-            sum_qq,
-            differs: new.ne(q),
-            gains: (sum_xq * sum_xq * self.sum_qq).gt(self.sum_xq * self.sum_xq * sum_qq),
-            is_possible: xq.gt(zero),
-            is_far: quotient.abs().not_lt(l.splat(BEYOND_NEAREST)),
-        }
-    }
-
-    /// The lanes in which the search may not end as it starts: those in which a code moves, or would but for a sum that is
-    /// hardly ever zero, and those that may be odd. [`Self::settle`] tells them apart.
-    #[inline(always)]
-    pub fn unsettled(&self, l: L) -> L::Mask {
-        let mut unsettled = l.splat(0.0).gt(l.splat(0.0));
-        // While nothing moves, every code is judged by the same sums: there is no order to keep to.
+        let gains = (sum_xq * sum_xq * self.sum_qq).gt(self.sum_xq * self.sum_xq * sum_qq);
+        let is_possible = look.unsettled & xq.gt(zero);
+        let moves = is_possible & new.ne(q) & sum_qq.gt(zero) & gains;
+        self.sum_xq = sum_xq.or_else(moves, self.sum_xq);
+        self.sum_qq = sum_qq.or_else(moves, self.sum_qq);
+        self.place = (next + l.splat(1.0)).or_else(look.unsettled, self.place);
+        let moving = next.or_else(moves, l.splat(-1.0));
         for i in 0..N {
-            let step = self.evaluate(l, i);
-            unsettled = unsettled | (step.is_possible & (step.differs & step.gains | step.is_far));
+            let is_moving = !moving.ne(l.splat(i as f32));
+            self.q[i] = new.or_else(is_moving, self.q[i]);
+            self.share[i] = share.or_else(is_moving, self.share[i]);
         }
-        unsettled & !self.negligible
-    }
-
-    /// Searches for at most so many rounds (of which the search has five); gives the lanes that moved in the last of them,
-    /// and the odd ones.
-    #[inline(always)]
-    pub fn settle(&mut self, l: L, rounds: usize) -> (L::Mask, L::Mask) {
-        let nowhere = l.splat(0.0).gt(l.splat(0.0));
-        let (mut moved, mut odd) = (nowhere, nowhere);
-        for _ in 0..rounds {
-            moved = nowhere;
-            for i in 0..N {
-                let step = self.evaluate(l, i);
-                let moves = step.is_possible & step.differs & step.sum_qq.gt(l.splat(0.0)) & step.gains;
-                self.q[i] = step.q.or_else(moves, self.q[i]);
-                self.sum_xq = step.sum_xq.or_else(moves, self.sum_xq);
-                self.sum_qq = step.sum_qq.or_else(moves, self.sum_qq);
-                odd = odd | (step.is_possible & step.is_far);
-                moved = moved | moves;
-            }
-            // A lane that did not move in this round would not in the next.
-            if !moved.any() {
-                break;
-            }
-        }
-        (moved & !self.negligible, odd & !self.negligible)
+        is_possible & quotient.abs().not_lt(l.splat(BEYOND_NEAREST))
     }
 
     /// d
@@ -581,13 +634,29 @@ impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
     pub fn scale(&self, l: L) -> L::Floats {
         let zero = l.splat(0.0);
         let scale = (self.sum_xq / self.sum_qq).or_else(self.sum_qq.gt(zero), zero);
-        zero.or_else(self.negligible, scale)
+        zero.or_else(self.negligible(l), scale)
+    }
+
+    #[inline(always)]
+    fn negligible(&self, l: L) -> L::Mask {
+        l.splat(NEGLIGIBLE).gt(self.extreme.abs())
     }
 }
 
 /// The first element of the largest magnitude, with its sign, in each lane.
 #[inline(always)]
 pub(super) fn extreme<L: Lanes, const N: usize>(l: L, x: &[L::Floats; N]) -> L::Floats {
+    let (smallest, largest) = smallest_and_largest(x);
+    let beneath = l.splat(0.0) - smallest;
+    // Both signs with one magnitude: which is first?
+    if (largest.gt(l.splat(0.0)) & !largest.ne(beneath)).any() {
+        return first_extreme(l, x);
+    }
+    largest.or_else(largest.gt(beneath), smallest)
+}
+
+#[inline(always)]
+fn first_extreme<L: Lanes, const N: usize>(l: L, x: &[L::Floats; N]) -> L::Floats {
     let (mut magnitude, mut extreme) = (l.splat(0.0), l.splat(0.0));
     for &x in x {
         let larger = x.abs().gt(magnitude);

@@ -32,8 +32,6 @@ mod avx512;
 mod neon;
 mod pair;
 mod plain;
-
-pub use pair::Pair;
 mod stairs;
 
 pub use stairs::Stairs;
