@@ -37,8 +37,14 @@ impl<'a, const LEN: usize, const N: usize> BatchOf<'a, LEN, N> {
     /// The batches of all rows.
     #[inline(always)]
     pub fn of<L: Lanes>(_: L, rows: Rows<'a>) -> impl Iterator<Item = Self> {
-        let batches = rows.pieces::<LEN>().chunks(L::LEN).enumerate();
-        batches.map(move |(batch, blocks)| Self { first: batch * L::LEN, blocks, importance: rows.importance })
+        Self::of_len(L::LEN, rows)
+    }
+
+    /// All rows in batches of so many blocks.
+    #[inline(always)]
+    pub fn of_len(len: usize, rows: Rows<'a>) -> impl Iterator<Item = Self> {
+        let batches = rows.pieces::<LEN>().chunks(len).enumerate();
+        batches.map(move |(batch, blocks)| Self { first: batch * len, blocks, importance: rows.importance })
     }
 
     /// The sub-blocks.
@@ -131,13 +137,13 @@ fn lanes_from<'a, L: Lanes, const N: usize>(
 
 /// Writes a number for each sub-block of the group from `at`.
 #[inline(always)]
-pub(super) fn put<L: Lanes, const PER: usize>(l: L, table: &mut Table<PER>, at: usize, numbers: L::Floats) {
+pub(super) fn put<L: Lanes, const PER: usize>(l: L, table: &mut [[f32; PER]], at: usize, numbers: L::Floats) {
     l.store(numbers, &mut table.as_flattened_mut()[at..]);
 }
 
 /// Writes 1 for the lanes of the group from `at` that are in `mask`, 0 for the others.
 #[inline(always)]
-pub(super) fn mark<L: Lanes, const PER: usize>(l: L, table: &mut Table<PER>, at: usize, mask: L::Mask) {
+pub(super) fn mark<L: Lanes, const PER: usize>(l: L, table: &mut [[f32; PER]], at: usize, mask: L::Mask) {
     put(l, table, at, l.splat(1.0).or_else(mask, l.splat(0.0)));
 }
 
@@ -240,20 +246,25 @@ impl<const PER: usize> SymmetricBatch<PER> {
 
 /// What [`search_lanes::Moves`] found for each sub-block of a batch.
 pub(super) struct MovesBatch<const PER: usize> {
-    pub scales: Table<PER>,
+    pub scales: [[f32; PER]; MOVES_BLOCKS],
     /// Not 0 in a block that is to be left to the scalar code.
-    pub odd: Table<PER>,
+    pub odd: [[f32; PER]; MOVES_BLOCKS],
     /// Of each sub-block whose search goes on, the code with which it does.
-    next: Table<PER>,
+    next: [[f32; PER]; MOVES_BLOCKS],
     /// The numbers of these sub-blocks, for the one pass and for the next.
-    unsettled: [[u16; PER]; MAX_LANES],
-    restless: [[u16; PER]; MAX_LANES],
+    unsettled: [[u16; PER]; MOVES_BLOCKS],
+    restless: [[u16; PER]; MOVES_BLOCKS],
 }
+
+/// Blocks in a batch of these: more than lanes, so that few lanes are left over where the sub-blocks whose search goes on
+/// are gathered.
+pub(super) const MOVES_BLOCKS: usize = 128;
+const _: () = assert!(MOVES_BLOCKS.is_multiple_of(MAX_LANES));
 
 impl<const PER: usize> MovesBatch<PER> {
     #[inline(always)]
     pub fn new() -> Self {
-        let (floats, numbers) = ([[0.0; PER]; MAX_LANES], [[0; PER]; MAX_LANES]);
+        let (floats, numbers) = ([[0.0; PER]; MOVES_BLOCKS], [[0; PER]; MOVES_BLOCKS]);
         Self { scales: floats, odd: floats, next: floats, unsettled: numbers, restless: numbers }
     }
 

@@ -57,63 +57,9 @@ impl Block for BlockQ3K {
 
     #[inline(always)]
     fn quantize_rows<L: Lanes>(l: L, rows: Rows, dst: &mut [Self]) {
-        let mut found = MovesBatch::new();
-        let mut moves = Moves::<L, 16, 4>::new(l);
-        for batch in Batch::<16>::of(l, rows) {
-            match rows.importance {
-                None => {
-                    found.search(l, &mut moves, batch);
-                    for (b, x) in batch.blocks.iter().enumerate() {
-                        dst[batch.first + b] = if found.odd[b] != [0.0; 16] {
-                            quantize(x, None)
-                        } else {
-                            let (d, scale_codes) = six_bits(&found.scales[b]);
-                            block(
-                                d,
-                                &scale_codes,
-                                #[inline(always)]
-                                |scales| {
-                                    search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, None, |j| {
-                                        let mut codes = [0; 16];
-                                        fit_symmetric_by_moves(&x.as_chunks().0[j], 4, &mut codes);
-                                        codes
-                                    })
-                                },
-                            )
-                        };
-                    }
-                }
-                Some(_) => {
-                    let mut found = SymmetricBatch::new();
-                    let mut sums = [[0.0; 16]; MAX_LANES];
-                    let variances = batch.sums_of_squares(l).map(|sum| 2.0 * sum / 256.0);
-                    for at in batch.groups(l) {
-                        let x = batch.columns(l, at);
-                        let importance = batch.importance(l, at).expect("there is importance");
-                        let (weights, sum) = weigh(l, &x, &importance, batch.of_blocks(l, at, &variances));
-                        batch::put(l, &mut sums, at, sum);
-                        found.search(l, at, 4, &x, &weights);
-                    }
-                    let mut odd = [[0.0; 16]; MAX_LANES];
-                    let fitted = Fitted::symmetric(l, &found.scales, &sums, 32, &mut odd);
-                    for (b, x) in batch.blocks.iter().enumerate() {
-                        dst[batch.first + b] = if odd[b] != [0.0; 16] {
-                            quantize(x, batch.block_importance(b))
-                        } else {
-                            block(
-                                fitted.d[b],
-                                &fitted.codes[b],
-                                #[inline(always)]
-                                |scales| {
-                                    search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, None, |j| {
-                                        found.codes(4, b, j, x)
-                                    })
-                                },
-                            )
-                        };
-                    }
-                }
-            }
+        match rows.importance {
+            None => by_moves(l, rows, dst),
+            Some(_) => with_importance(l, rows, dst),
         }
     }
 
@@ -138,6 +84,69 @@ impl BlockQ3K {
         let d = self.d.value();
         unpack_scales(&self.scales).map(|s| d * (f32::from(s) - 32.0))
     }
+}
+
+#[inline(always)]
+fn by_moves<L: Lanes>(l: L, rows: Rows, dst: &mut [BlockQ3K]) {
+    let mut found = MovesBatch::new();
+    let mut moves = Moves::<L, 16, 4>::new(l);
+    for batch in Batch::<16>::of_len(batch::MOVES_BLOCKS, rows) {
+        found.search(l, &mut moves, batch);
+        for (b, x) in batch.blocks.iter().enumerate() {
+            dst[batch.first + b] = if found.odd[b] != [0.0; 16] {
+                quantize(x, None)
+            } else {
+                let (d, scale_codes) = six_bits(&found.scales[b]);
+                by_lanes(l, d, &scale_codes, x, |j| {
+                    let mut codes = [0; 16];
+                    fit_symmetric_by_moves(&x.as_chunks().0[j], 4, &mut codes);
+                    codes
+                })
+            };
+        }
+    }
+}
+
+#[inline(always)]
+fn with_importance<L: Lanes>(l: L, rows: Rows, dst: &mut [BlockQ3K]) {
+    for batch in Batch::<16>::of(l, rows) {
+        let mut found = SymmetricBatch::new();
+        let mut sums = [[0.0; 16]; MAX_LANES];
+        let variances = batch.sums_of_squares(l).map(|sum| 2.0 * sum / 256.0);
+        for at in batch.groups(l) {
+            let x = batch.columns(l, at);
+            let importance = batch.importance(l, at).expect("there is importance");
+            let (weights, sum) = weigh(l, &x, &importance, batch.of_blocks(l, at, &variances));
+            batch::put(l, &mut sums, at, sum);
+            found.search(l, at, 4, &x, &weights);
+        }
+        let mut odd = [[0.0; 16]; MAX_LANES];
+        let fitted = Fitted::symmetric(l, &found.scales, &sums, 32, &mut odd);
+        for (b, x) in batch.blocks.iter().enumerate() {
+            dst[batch.first + b] = if odd[b] != [0.0; 16] {
+                quantize(x, batch.block_importance(b))
+            } else {
+                by_lanes(l, fitted.d[b], &fitted.codes[b], x, |j| found.codes(4, b, j, x))
+            };
+        }
+    }
+}
+
+/// The block with these scales; where one is 0, with the codes that its search ended with.
+#[inline(always)]
+fn by_lanes<L: Lanes>(
+    l: L,
+    d: f32,
+    scale_codes: &[u8; 16],
+    x: &[f32; 256],
+    searched: impl Fn(usize) -> [u8; 16],
+) -> BlockQ3K {
+    block(
+        d,
+        scale_codes,
+        #[inline(always)]
+        |scales| search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, None, searched),
+    )
 }
 
 fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ3K {

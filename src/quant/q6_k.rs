@@ -64,9 +64,7 @@ impl Block for BlockQ6K {
                     &found.scales[b],
                     #[inline(always)]
                     |scales| {
-                        search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, None, |j| {
-                            found.codes(32, b, j, x)
-                        })
+                        search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, None, |j| found.codes(32, b, j, x))
                     },
                 );
             }

@@ -12,11 +12,10 @@
 //! | [`affine`]                    | 5 for the code, 6 for the sums, 6 for the error | 21, 16, 16; 37 | 392, 307, 302; 669 (Q4_K, Q5_K, Q2_K; with importance) |
 //! | [`symmetric`]                 | 4 for the code, 5 for the sums                  | 19             | 190          |
 //! | IQ4's                         | 7 for the value, 5 for the sums                 | 17             | 220          |
-//! | [`Moves`]                     | 14 to start, 33 for a look at a move            | see below      | 85, of them 2.4 divisions, if one of five sub-blocks moves |
+//! | [`Moves`]                     | 13 to start, 10 for a look at all codes, 18 for a move and the look after it | see there | 40, if one of five sub-blocks moves |
 //!
-//! The first three wait for nothing but a sum's last addition. [`Moves::settle`] is different: whether a code moves decides
-//! the sums by which the next is judged, a wait of some 60 cycles from one to the other (a division, seven products and
-//! sums, a comparison), which only more lanes can fill.
+//! The first three wait for nothing but a sum's last addition. [`Moves`] gathers, moves and looks again: less arithmetic
+//! than the others, more waiting and copying.
 
 use super::lanes::{Floats, Lanes, Mask};
 use super::search::{AffineSearch, NEGLIGIBLE, Rounding, nearest};
@@ -494,6 +493,9 @@ pub(super) struct Moves<L: Lanes, const N: usize, const HALF: i32> {
     rounds: L::Floats,
 }
 
+/// Whole numbers as floats: to load one is less than to convert one.
+static NUMBERS: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
+
 /// What a look at all codes finds.
 #[derive(Clone, Copy)]
 pub(super) struct Look<F, M> {
@@ -513,16 +515,7 @@ impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
     pub fn new(l: L) -> Self {
         let zero = l.splat(0.0);
         let zeros = [zero; N];
-        Self {
-            x: zeros,
-            q: zeros,
-            share: zeros,
-            sum_xq: zero,
-            sum_qq: zero,
-            extreme: zero,
-            place: zero,
-            rounds: zero,
-        }
+        Self { x: zeros, q: zeros, share: zeros, sum_xq: zero, sum_qq: zero, extreme: zero, place: zero, rounds: zero }
     }
 
     /// The start of the search, a row a lane: the first of `rows`, which has as many.
@@ -565,7 +558,7 @@ impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
         for i in (0..N).rev() {
             let wanted = (self.x[i] * slope).max(smallest).min(largest);
             let may_move = (wanted - self.q[i]).abs().not_lt(margin - self.share[i] * half);
-            let number = l.splat(i as f32);
+            let number = l.splat(NUMBERS[i]);
             let turn = match BEGINS {
                 true => number,
                 false => number.or_else(number.ge(self.place), number + round),
@@ -586,11 +579,7 @@ impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
         // ever moves.
         let fine = self.sum_xq.gt(l.splat(1e-30)) & l.splat(1e30).gt(self.sum_xq);
         let odd = !fine | (self.extreme.abs() * slope).not_lt(l.splat(64.0));
-        Look {
-            next,
-            unsettled: any & !is_over & positive & !negligible,
-            odd: odd & positive & !negligible,
-        }
+        Look { next, unsettled: any & !is_over & positive & !negligible, odd: odd & positive & !negligible }
     }
 
     /// Moves the code that `look` found in each lane, where that is better than to stay. Gives the odd lanes.
@@ -601,7 +590,7 @@ impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
         let next = look.next.or_else(look.unsettled, l.splat(-1.0));
         let (mut x, mut q) = (zero, zero);
         for i in 0..N {
-            let is_next = !next.ne(l.splat(i as f32));
+            let is_next = !next.ne(l.splat(NUMBERS[i]));
             x = self.x[i].or_else(is_next, x);
             q = self.q[i].or_else(is_next, q);
         }
@@ -622,7 +611,7 @@ impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
         self.place = (next + l.splat(1.0)).or_else(look.unsettled, self.place);
         let moving = next.or_else(moves, l.splat(-1.0));
         for i in 0..N {
-            let is_moving = !moving.ne(l.splat(i as f32));
+            let is_moving = !moving.ne(l.splat(NUMBERS[i]));
             self.q[i] = new.or_else(is_moving, self.q[i]);
             self.share[i] = share.or_else(is_moving, self.share[i]);
         }
@@ -652,7 +641,8 @@ pub(super) fn extreme<L: Lanes, const N: usize>(l: L, x: &[L::Floats; N]) -> L::
     if (largest.gt(l.splat(0.0)) & !largest.ne(beneath)).any() {
         return first_extreme(l, x);
     }
-    largest.or_else(largest.gt(beneath), smallest)
+    // Of zeros the positive one.
+    largest.or_else(largest.gt(beneath), smallest + l.splat(0.0))
 }
 
 #[inline(always)]
