@@ -209,3 +209,110 @@ impl Seed {
         Ok(Self(params.seed))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        sampling: SamplingArgs,
+    }
+
+    fn parse(line: &str) -> Result<Params, clap::Error> {
+        Line::try_parse_from(std::iter::once("run").chain(line.split_whitespace())).map(|line| line.sampling.params())
+    }
+
+    #[test]
+    fn nothing_typed_is_what_llama_cpp_does() {
+        assert_eq!(parse("").unwrap(), Params::default());
+        assert_eq!(parse("--greedy").unwrap(), Params::greedy());
+    }
+
+    /// Lines as people have them in their scripts.
+    #[test]
+    fn flags_are_spelled_as_in_llama_cpp() {
+        let params = parse(
+            "--temp 0.5 --top-k -1 --top-p 1 --min-p 0 --typical 0.9 --top-nsigma 1.5 --repeat-last-n 7 \
+             --repeat-penalty 1.1 --frequency-penalty -0.5 --presence-penalty 0.25 --dry-multiplier 0.8 --dry-base 2 \
+             --dry-allowed-length 3 --dry-penalty-last-n -1 --dry-sequence-breaker \\n --dry-sequence-breaker -- \
+             --xtc-probability 0.5 --xtc-threshold 0.2 --dynatemp-range 0.3 --dynatemp-exp 2 --mirostat 2 \
+             --mirostat-lr 0.2 --mirostat-ent 4 --adaptive-target 0.4 --adaptive-decay 0.5 -l 15043+1 \
+             --logit-bias 2-inf --samplers top_k;min-p;temperature --seed 9 --min-keep 2",
+        )
+        .unwrap();
+        let wanted = Params {
+            temperature: 0.5,
+            dynatemp_range: 0.3,
+            dynatemp_exponent: 2.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            typical_p: 0.9,
+            top_n_sigma: 1.5,
+            xtc_probability: 0.5,
+            xtc_threshold: 0.2,
+            repeat_last_n: 7,
+            repeat_penalty: 1.1,
+            frequency_penalty: -0.5,
+            presence_penalty: 0.25,
+            dry_multiplier: 0.8,
+            dry_base: 2.0,
+            dry_allowed_length: 3,
+            dry_penalty_last_n: u32::MAX,
+            dry_sequence_breakers: vec!["\n".to_string(), "--".to_string()],
+            mirostat: 2,
+            mirostat_tau: 4.0,
+            mirostat_eta: 0.2,
+            adaptive_target: 0.4,
+            adaptive_decay: 0.5,
+            logit_bias: vec![(15043, 1.0), (2, f32::NEG_INFINITY)],
+            samplers: vec![SamplerKind::TopK, SamplerKind::MinP, SamplerKind::Temperature],
+            min_keep: 2,
+            seed: Some(9),
+        };
+        assert_eq!(params, wanted);
+        assert_eq!(parse("--sampler-seq kmt").unwrap().samplers, wanted.samplers);
+        assert_eq!(parse("--seed -1").unwrap().seed, None);
+        assert_eq!(parse("--dry-sequence-breaker none").unwrap().dry_sequence_breakers, [] as [&str; 0]);
+    }
+
+    #[test]
+    fn what_is_out_of_range_or_contradicts_itself_is_refused_in_a_sentence() {
+        for (line, words) in [
+            ("--temp -1", "temperature cannot be '-1'; it has to be a number of 0 or more"),
+            ("--temp warm", "it has to be a number of 0 or more"),
+            ("--top-p 1.5", "it has to be a number from 0 to 1"),
+            ("--top-k x", "it has to be a whole number, 0 for all"),
+            ("--repeat-penalty 0", "it has to be a number above 0"),
+            ("--mirostat 3", "it has to be 0 for off, 1 or 2"),
+            ("--samplers top_q", "did you mean"),
+            ("--sampler-seq kq", "there is no sampler 'q'"),
+            ("--logit-bias 5=1", "15043+1"),
+            ("--seed x", "a whole number"),
+            ("--greedy --temp 1", "cannot be used with"),
+            ("--samplers top_k --sampler-seq k", "cannot be used with"),
+        ] {
+            let error = parse(line).unwrap_err().to_string();
+            assert!(error.contains(words), "{line}: {error}");
+        }
+    }
+
+    /// A parameter without a flag, or the other way round, is one that was forgotten.
+    #[test]
+    fn every_parameter_has_a_flag_with_its_default() {
+        let command = Line::command();
+        for name in Params::names() {
+            let flag = name.replace("dry_sequence_breakers", "dry_sequence_breaker");
+            let argument = command.get_arguments().find(|argument| argument.get_id() == flag.as_str());
+            let argument = argument.unwrap_or_else(|| panic!("no flag for {name}"));
+            assert_eq!(argument.get_help_heading(), Some("Sampling"), "{name}");
+            if let [default] = argument.get_default_values() {
+                assert_eq!(default.to_str().unwrap(), Params::default().get(name).unwrap(), "{name}");
+            }
+        }
+    }
+}

@@ -2,8 +2,8 @@
 
 use super::Error;
 use super::marks::Marks;
-use super::math::{exp, ln, pow};
-use super::scan::{BLOCK, Field, mask_len};
+use super::math::{ROUGH_HIGH, ROUGH_LOW, exp, exp_roughly, ln, pow};
+use super::scan::{Field, mask_len};
 
 /// A token that may be chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,7 +37,6 @@ pub struct Buffers {
     sums: Vec<f64>,
     list: Vec<Candidate>,
     spare: Vec<Candidate>,
-    floats: Vec<f32>,
     ranks: Vec<u64>,
 }
 
@@ -267,13 +266,16 @@ impl<'a> Candidates<'a> {
     }
 
     /// A logit that at least `k` tokens reach, and few more: as many blocks have one that high.
-    fn bar_of(&mut self, k: usize) -> f32 {
-        let Buffers { tops, floats, .. } = &mut *self.buffers;
-        if k >= tops.len() {
+    fn bar_of(&self, k: usize) -> f32 {
+        if k >= self.logits.len() {
             return f32::MIN;
         }
-        floats.clone_from(tops);
-        *floats.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
+        let tops = &self.buffers.tops;
+        if k <= tops.len() / 2 {
+            bar_of(k, self.top, |bar| tops.iter().map(|top| u32::from(*top >= bar)).sum())
+        } else {
+            bar_of(k, self.top, |bar| self.field().count(tops, bar))
+        }
     }
 
     /// Makes a list of the tokens whose logit is at least `bar`: in the order of their ids, the changed ones last.
@@ -315,19 +317,21 @@ impl<'a> Candidates<'a> {
             let wanted = p * self.total();
             self.nucleus(wanted, wanted, min_keep);
         } else {
-            // Most blocks have next to no weight. Where that alone decides it, they are not even looked at.
-            let (low, high) = self.bounds_of_total();
+            // The total is needed only to know where to cut, and mostly a rough one is enough to know that.
             let floor = floor.filter(|_| min_keep == 0).map_or(f32::MIN, |floor| self.at_weight(floor));
             let mut depth = 4.0;
+            let mut bounds = None;
             loop {
                 let bar = if depth > 100.0 { f32::MIN } else { self.below_top(depth) }.max(floor);
                 self.list_from(bar);
-                let is_enough = self.total() >= p * high && self.buffers.list.len() >= min_keep;
-                if is_enough || bar <= floor {
+                let sum = self.total();
+                let (_, high) = *bounds.get_or_insert_with(|| self.bounds_of_total(sum, bar));
+                if bar <= floor || (sum >= p * high && self.buffers.list.len() >= min_keep) {
                     break;
                 }
                 depth *= 2.0;
             }
+            let (low, high) = bounds.unwrap_or_default();
             if !self.nucleus(p * low, p * high, min_keep) {
                 let wanted = p * self.total_of_field();
                 self.nucleus(wanted, wanted, min_keep);
@@ -340,7 +344,7 @@ impl<'a> Candidates<'a> {
     /// Keeps the most likely of the list until they weigh as much as wanted. Where that is only known to lie between
     /// two bounds, and they differ in what to keep, nothing is done and false is given.
     fn nucleus(&mut self, low: f64, high: f64, min_keep: usize) -> bool {
-        let (top, weight) = (self.top, self.weight());
+        let (top, t, weight) = (self.top, self.temperature, self.weight());
         let Buffers { list, spare, .. } = &mut *self.buffers;
         if list.len() <= SORTED_AT_MOST {
             list.sort_unstable_by_key(|c| c.rank());
@@ -364,7 +368,8 @@ impl<'a> Candidates<'a> {
             return false;
         }
         let below = |c: Candidate| f64::from(top) - f64::from(c.logit);
-        keep_best(list, spare, below, |c| c.rank().into(), weight, |sum, n| sum >= low && n >= min_keep);
+        let weights = move |chunk: &[Candidate]| weigh(chunk, top.into(), t);
+        keep_best(list, spare, below, |c| c.rank().into(), weights, |sum, n| sum >= low && n >= min_keep);
         true
     }
 
@@ -394,22 +399,28 @@ impl<'a> Candidates<'a> {
         if self.n <= 1 {
             return Ok(());
         }
-        let list: &[Candidate] = if self.is_list { &self.buffers.list } else { &[] };
-        let more = || list.iter().copied().chain(self.changed().filter(|_| !self.is_list)).map(|c| f64::from(c.logit));
-        let (mut n, mut sum) = match self.is_list {
-            true => (0, 0.0),
-            false => self.field().count_and_sum(&self.buffers.tops),
-        };
-        more().for_each(|logit| {
-            n += 1;
-            sum += logit;
-        });
-        let mean = sum / n as f64;
-        let mut squares = match self.is_list {
-            true => 0.0,
-            false => self.field().sum_of_squares(&self.buffers.tops, mean),
-        };
-        squares += more().map(|logit| (logit - mean) * (logit - mean)).sum::<f64>();
+        let mut squares;
+        let n;
+        if self.is_list || self.is_masked && self.changed().next().is_some() {
+            // Few, or not all in one place.
+            let mut list = std::mem::take(&mut self.buffers.spare);
+            list.clear();
+            if self.is_list {
+                list.extend_from_slice(&self.buffers.list);
+            } else {
+                self.collect(f32::MIN, &mut list);
+            }
+            n = list.len();
+            let mean = list.iter().map(|c| f64::from(c.logit)).sum::<f64>() / n as f64;
+            squares = 0.0;
+            for c in &list {
+                let difference = f64::from(c.logit) - mean;
+                squares += difference * difference;
+            }
+            self.buffers.spare = list;
+        } else {
+            (n, _, squares) = self.field().moments(&self.buffers.tops);
+        }
         let bar = (f64::from(self.top) - sigmas * (squares / n as f64).sqrt()) as f32;
         if self.is_list {
             self.buffers.list.retain(|c| c.logit >= bar);
@@ -438,19 +449,17 @@ impl<'a> Candidates<'a> {
                 if !is_all {
                     self.buffers.list.retain(|c| distance(*c) <= radius);
                 }
-                let weight = self.weight();
-                let sum: f64 = self.buffers.list.iter().map(|c| weight(c.logit)).sum();
-                if is_all || (sum > p * total && self.buffers.list.len() >= min_keep) {
+                if is_all || (self.total() > p * total && self.buffers.list.len() >= min_keep) {
                     break;
                 }
                 radius *= 2.0;
             }
         }
-        let weight = self.weight();
+        let weights = move |chunk: &[Candidate]| weigh(chunk, top, t);
         let Buffers { list, spare, .. } = &mut *self.buffers;
         // The bits of floats that are not negative are in the order of the numbers.
         let rank = |c: Candidate| u128::from(distance(c).to_bits()) << 64 | u128::from(c.rank());
-        keep_best(list, spare, distance, rank, weight, |sum, n| sum > p * total && n >= min_keep);
+        keep_best(list, spare, distance, rank, weights, |sum, n| sum > p * total && n >= min_keep);
         self.n = self.buffers.list.len();
         self.is_scanned = false;
         Ok(())
@@ -593,15 +602,23 @@ impl<'a> Candidates<'a> {
                 }
             }
         }
-        for c in list.iter().copied().chain(self.changed().filter(|_| !self.is_list)) {
-            let weight = weight(c.logit);
+        let mut pass = |id: u32, weight: f64| {
             if weight > 0.0 {
                 left -= weight;
-                last = Some(c.id);
+                last = Some(id);
             }
-            if left < 0.0 {
+            left < 0.0
+        };
+        let (top, t) = (f64::from(self.top), self.temperature);
+        for chunk in list.chunks(CHUNK) {
+            if let Some((c, _)) = chunk.iter().zip(weigh(chunk, top, t)).find(|(c, weight)| pass(c.id, *weight)) {
                 return Ok(c.id);
             }
+        }
+        if !self.is_list
+            && let Some(c) = self.changed().find(|c| pass(c.id, weight(c.logit)))
+        {
+            return Ok(c.id);
         }
         // Rounding may leave a crumb when the share is close to 1.
         match last {
@@ -680,8 +697,14 @@ impl<'a> Candidates<'a> {
         if !self.is_list {
             return self.total_of_field();
         }
-        let weight = self.weight();
-        self.buffers.list.iter().map(|c| weight(c.logit)).sum()
+        let (top, t) = (f64::from(self.top), self.temperature);
+        let mut sums = [0.0; CHUNK];
+        for chunk in self.buffers.list.chunks(CHUNK) {
+            for (sum, weight) in sums.iter_mut().zip(weigh(chunk, top, t)) {
+                *sum += weight;
+            }
+        }
+        sums.iter().sum()
     }
 
     /// The weight of all that was in the running before there was a list.
@@ -693,29 +716,22 @@ impl<'a> Candidates<'a> {
         self.buffers.sums.iter().sum::<f64>() + self.changed().map(|c| weight(c.logit)).sum::<f64>()
     }
 
-    /// What [`Candidates::total_of_field`] lies between, from the blocks that matter and bounds for the others; both are
-    /// the total itself where those bounds are not much use.
-    fn bounds_of_total(&mut self) -> (f64, f64) {
-        const DEPTH: f64 = 12.0;
+    /// What [`Candidates::total_of_field`] lies between, where what is at least at `bar` weighs `sum`.
+    fn bounds_of_total(&self, sum: f64, bar: f32) -> (f64, f64) {
         let (top, scale) = (self.top, self.scale());
-        let bar = self.below_top(DEPTH);
+        // Of what is in the list, only the rest.
+        let all = self.field().weigh_roughly(&self.buffers.tops, top, scale);
+        let of_model =
+            self.buffers.list.iter().take(self.buffers.list.len() - self.changed().filter(|c| c.logit >= bar).count());
+        let counted = of_model.map(|c| f64::from(exp_roughly((c.logit - top) * scale))).sum::<f64>();
+        let rough = (all - counted).max(0.0);
         let weight = self.weight();
-        let (mut known, mut more) = (0.0, 0.0);
-        for (index, block_top) in self.buffers.tops.iter().enumerate() {
-            if *block_top >= bar {
-                known += self.field().weigh_block(index, *block_top, top, scale);
-            } else {
-                more += BLOCK as f64 * weight(*block_top);
-            }
-        }
-        known += self.changed().map(|c| weight(c.logit)).sum::<f64>();
+        let more = self.changed().filter(|c| c.logit < bar).map(|c| weight(c.logit)).sum::<f64>();
         // As much as 32-bit weights and sums may be off.
         const ROUNDING: f64 = 4e-6;
-        if more > 0.01 * known {
-            let total = self.total_of_field();
-            return (total, total);
-        }
-        (known * (1.0 - ROUNDING), (known + more) * (1.0 + ROUNDING))
+        let low = sum + more + rough / ROUGH_HIGH;
+        let high = sum + more + rough / ROUGH_LOW;
+        (low * (1.0 - ROUNDING), high * (1.0 + ROUNDING))
     }
 
     /// The weight of all that is in the running, and the mean of how many temperatures a logit lies below the highest
@@ -759,6 +775,46 @@ impl<'a> Candidates<'a> {
     }
 }
 
+/// A number that at least `k` of those that `count` counts reach, and not many more where that can be. The highest of
+/// them is `top`.
+///
+/// By counting at bars that close in on one: a pass of vector instructions is quicker than any sort.
+fn bar_of(k: usize, top: f32, count: impl Fn(f32) -> u32) -> f32 {
+    // There are enough at `low`, and not enough at `high`.
+    let (mut low, mut high) = (f32::MIN, top);
+    let mut depth = 4.0;
+    for _ in 0..16 {
+        let bar = if low > f32::MIN { low + (high - low) * 0.5 } else { top - depth };
+        let n = count(bar) as usize;
+        if n < k {
+            high = bar;
+            depth *= 2.0;
+            continue;
+        }
+        low = bar;
+        if n <= k + k / 4 {
+            break;
+        }
+    }
+    low
+}
+
+/// Candidates weighed together, in a shape that compilers turn into vector instructions.
+const CHUNK: usize = 8;
+
+/// The weights of up to 8 candidates; 0 where there is none.
+#[inline(always)]
+fn weigh(chunk: &[Candidate], top: f64, temperature: f64) -> [f64; CHUNK] {
+    let mut weights = [f64::NEG_INFINITY; CHUNK];
+    for (x, c) in weights.iter_mut().zip(chunk) {
+        *x = (f64::from(c.logit) - top) / temperature;
+    }
+    for x in &mut weights {
+        *x = exp(*x);
+    }
+    weights
+}
+
 /// Keeps the candidates of lowest rank until they are enough by their weight and number, or all where they never are.
 ///
 /// Sorting a long list would be most of the work, and nearly all of it for nothing. So first a coarse look: how much
@@ -769,14 +825,15 @@ fn keep_best(
     spare: &mut Vec<Candidate>,
     score: impl Fn(Candidate) -> f64,
     rank: impl Fn(Candidate) -> u128,
-    weight: impl Fn(f32) -> f64,
+    weights: impl Fn(&[Candidate]) -> [f64; CHUNK],
     is_enough: impl Fn(f64, usize) -> bool,
 ) {
+    let weight = |c: &Candidate| weights(std::slice::from_ref(c))[0];
     if list.len() <= SORTED_AT_MOST {
         list.sort_unstable_by_key(|c| rank(*c));
         let (mut sum, mut n) = (0.0, 0);
         let end = list.iter().position(|c| {
-            sum += weight(c.logit);
+            sum += weight(c);
             n += 1;
             is_enough(sum, n)
         });
@@ -788,9 +845,12 @@ fn keep_best(
     let width = if most > 0.0 && most < f64::INFINITY { STEPS as f64 / most } else { 0.0 };
     let step = |c: Candidate| ((score(c) * width) as usize).min(STEPS - 1);
     let (mut sums, mut counts) = ([0.0; STEPS], [0usize; STEPS]);
-    for c in list.iter() {
-        sums[step(*c)] += weight(c.logit);
-        counts[step(*c)] += 1;
+    for chunk in list.chunks(CHUNK) {
+        for (c, weight) in chunk.iter().zip(weights(chunk)) {
+            let step = step(*c);
+            sums[step] += weight;
+            counts[step] += 1;
+        }
     }
     let (mut sum, mut n) = (0.0, 0);
     let Some(last) = (0..STEPS).find(|i| {
@@ -807,7 +867,7 @@ fn keep_best(
     spare.extend(list.iter().filter(|c| step(**c) == last));
     spare.sort_unstable_by_key(|c| rank(*c));
     let end = spare.iter().position(|c| {
-        sum += weight(c.logit);
+        sum += weight(c);
         n += 1;
         is_enough(sum, n)
     });

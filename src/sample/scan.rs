@@ -9,7 +9,7 @@
 //! Sums are taken in one order: down the 16 columns of a block, across them by halves, then block after block. So they
 //! are the same whatever vectors the CPU has.
 
-use super::math::{EXP_F32_LOWEST, exp_f32};
+use super::math::{EXP_F32_LOWEST, exp_f32, exp_roughly};
 use super::{Candidate, Error};
 
 /// Logits looked at together.
@@ -155,7 +155,7 @@ impl Field<'_> {
                 sum[lane] += exp_f32((row[lane] - top) * scale);
             }
         }
-        sum_of(sum.map(f64::from))
+        sum_of(&sum.map(f64::from))
     }
 
     /// The weight of all blocks, and the sum of weights times exponents, which the entropy is made of.
@@ -177,10 +177,50 @@ impl Field<'_> {
                     sum_of_products[lane] += weight * if x >= EXP_F32_LOWEST { x } else { 0.0 };
                 }
             }
-            total += sum_of(sum.map(f64::from));
-            product += sum_of(sum_of_products.map(f64::from));
+            total += sum_of(&sum.map(f64::from));
+            product += sum_of(&sum_of_products.map(f64::from));
         }
         (total, product)
+    }
+
+    /// About the weight of all blocks: the sum of [`exp_roughly`].
+    pub fn weigh_roughly(&self, tops: &[f32], top: f32, scale: f32) -> f64 {
+        let mut room = [0.0; BLOCK];
+        let mut total = 0.0;
+        for (index, block_top) in tops.iter().enumerate() {
+            if !((block_top - top) * scale >= EXP_F32_LOWEST) {
+                continue;
+            }
+            let Some(block) = self.block(index, &mut room) else { continue };
+            let mut sum = [0f32; LANES];
+            for row in block.as_chunks::<LANES>().0 {
+                for lane in 0..LANES {
+                    sum[lane] += exp_roughly((row[lane] - top) * scale);
+                }
+            }
+            total += sum_of(&sum.map(f64::from));
+        }
+        total
+    }
+
+    /// How many logits are at least `bar`.
+    pub fn count(&self, tops: &[f32], bar: f32) -> u32 {
+        let mut room = [0.0; BLOCK];
+        let mut total = 0;
+        for (index, block_top) in tops.iter().enumerate() {
+            if *block_top < bar {
+                continue;
+            }
+            let Some(block) = self.block(index, &mut room) else { continue };
+            let mut count = [0u32; LANES];
+            for row in block.as_chunks::<LANES>().0 {
+                for lane in 0..LANES {
+                    count[lane] += u32::from(row[lane] >= bar);
+                }
+            }
+            total += count.iter().sum::<u32>();
+        }
+        total
     }
 
     /// Calls `each` with the tokens of a block and their weights as [`Field::weigh_block`] has them, until it says stop.
@@ -195,8 +235,20 @@ impl Field<'_> {
         }
     }
 
-    /// How many logits are above minus infinity, and their sum.
-    pub fn count_and_sum(&self, tops: &[f32]) -> (usize, f64) {
+    /// How many logits are above minus infinity, their sum, and the sum of the squares of how far they lie from their
+    /// mean.
+    pub fn moments(&self, tops: &[f32]) -> (usize, f64, f64) {
+        let (n, sum) = self.count_and_sum::<f32>(tops);
+        let squares = self.sum_of_squares::<f32>(tops, sum / n as f64);
+        if squares.is_finite() {
+            return (n, sum, squares);
+        }
+        // Some square is beyond what 32 bits hold.
+        let (n, sum) = self.count_and_sum::<f64>(tops);
+        (n, sum, self.sum_of_squares::<f64>(tops, sum / n as f64))
+    }
+
+    fn count_and_sum<F: Float>(&self, tops: &[f32]) -> (usize, f64) {
         let mut room = [0.0; BLOCK];
         let (mut count, mut total) = (0, 0.0);
         for (index, top) in tops.iter().enumerate() {
@@ -204,22 +256,22 @@ impl Field<'_> {
                 continue;
             }
             let Some(block) = self.block(index, &mut room) else { continue };
-            let (mut n, mut sum) = ([0u32; LANES], [0f64; LANES]);
+            let (mut n, mut sum) = ([0u32; LANES], [F::from(0.0); LANES]);
             for row in block.as_chunks::<LANES>().0 {
                 for lane in 0..LANES {
                     let is_possible = row[lane] > f32::NEG_INFINITY;
                     n[lane] += u32::from(is_possible);
-                    sum[lane] += f64::from(if is_possible { row[lane] } else { 0.0 });
+                    sum[lane] += F::from(if is_possible { row[lane] } else { 0.0 });
                 }
             }
             count += n.iter().sum::<u32>() as usize;
-            total += sum_of(sum);
+            total += sum_of(&sum.map(F::into));
         }
         (count, total)
     }
 
-    /// The sum of the squares of how far the logits lie from `mean`; those at minus infinity do not count.
-    pub fn sum_of_squares(&self, tops: &[f32], mean: f64) -> f64 {
+    fn sum_of_squares<F: Float>(&self, tops: &[f32], mean: f64) -> f64 {
+        let mean = F::of(mean);
         let mut room = [0.0; BLOCK];
         let mut total = 0.0;
         for (index, top) in tops.iter().enumerate() {
@@ -227,16 +279,37 @@ impl Field<'_> {
                 continue;
             }
             let Some(block) = self.block(index, &mut room) else { continue };
-            let mut sum = [0f64; LANES];
+            let mut sum = [F::from(0.0); LANES];
             for row in block.as_chunks::<LANES>().0 {
                 for lane in 0..LANES {
-                    let difference = f64::from(row[lane]) - mean;
-                    sum[lane] += if row[lane] > f32::NEG_INFINITY { difference * difference } else { 0.0 };
+                    let difference = F::from(row[lane]) - mean;
+                    let is_possible = row[lane] > f32::NEG_INFINITY;
+                    sum[lane] += if is_possible { difference * difference } else { F::from(0.0) };
                 }
             }
-            total += sum_of(sum);
+            total += sum_of(&sum.map(F::into));
         }
         total
+    }
+}
+
+/// 32 bits, or 64 where they are not enough.
+trait Float:
+    Copy + From<f32> + Into<f64> + std::ops::AddAssign + std::ops::Sub<Output = Self> + std::ops::Mul<Output = Self>
+{
+    /// The nearest.
+    fn of(number: f64) -> Self;
+}
+
+impl Float for f32 {
+    fn of(number: f64) -> Self {
+        number as f32
+    }
+}
+
+impl Float for f64 {
+    fn of(number: f64) -> Self {
+        number
     }
 }
 
@@ -259,7 +332,8 @@ pub fn highest(floats: &[f32]) -> f32 {
 }
 
 /// By halves, which is how vectors do it.
-#[inline(always)]
+// Not inlined: compilers would take the columns apart for it.
+#[inline(never)]
 fn highest_of(lanes: &[f32; LANES]) -> f32 {
     let mut high = *lanes;
     let mut half = LANES / 2;
@@ -273,8 +347,9 @@ fn highest_of(lanes: &[f32; LANES]) -> f32 {
 }
 
 /// By halves, which is how vectors do it.
-#[inline(always)]
-fn sum_of(mut lanes: [f64; LANES]) -> f64 {
+#[inline(never)]
+fn sum_of(lanes: &[f64; LANES]) -> f64 {
+    let mut lanes = *lanes;
     let mut half = LANES / 2;
     while half > 0 {
         for lane in 0..half {
@@ -287,8 +362,9 @@ fn sum_of(mut lanes: [f64; LANES]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Random;
+    use super::super::math::{ROUGH_HIGH, ROUGH_LOW};
     use super::*;
-    use crate::sample::Random;
 
     /// Logits of some length with masks of every kind: none, full words, empty words, mixed ones.
     fn fields() -> Vec<(Vec<f32>, Option<Vec<u32>>)> {
@@ -349,11 +425,18 @@ mod tests {
                 });
             }
             assert!((one_by_one - got).abs() < 1e-6 * got);
-            let (n, sum) = field.count_and_sum(&tops);
+            let (n, sum, squares) = field.moments(&tops);
             assert_eq!(n, left.len());
-            assert!((sum - left.iter().map(|(_, l)| f64::from(*l)).sum::<f64>()).abs() < 1e-9);
-            let wanted: f64 = left.iter().map(|(_, l)| (f64::from(*l) - 1.0).powi(2)).sum();
-            assert!((field.sum_of_squares(&tops, 1.0) - wanted).abs() < 1e-9 * wanted.max(1.0));
+            let wanted: f64 = left.iter().map(|(_, l)| f64::from(*l)).sum();
+            assert!((sum - wanted).abs() < 1e-6 * n as f64 * 20.0);
+            let mean = wanted / n as f64;
+            let wanted: f64 = left.iter().map(|(_, l)| (f64::from(*l) - mean).powi(2)).sum();
+            assert!((squares - wanted).abs() < 1e-5 * wanted.max(1.0));
+            for bar in [-30.0, -3.0, 7.5] {
+                assert_eq!(field.count(&tops, bar) as usize, left.iter().filter(|(_, l)| *l >= bar).count());
+            }
+            let roughly = field.weigh_roughly(&tops, top, 0.7);
+            assert!(roughly >= ROUGH_LOW * got && roughly <= ROUGH_HIGH * got, "{roughly} {got}");
         }
     }
 }
