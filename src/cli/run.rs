@@ -13,7 +13,6 @@ use super::sampling::SamplingArgs;
 use super::units;
 use crate::chat::{self, Message, Prompt, Template};
 use crate::runtime::{self, Error, Finish, GenerateOptions, Generated, Model, Session, Writer};
-use crate::sample::Sampler;
 
 /// Write text with a model
 #[derive(Debug, clap::Args)]
@@ -86,7 +85,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> anyhow::Result<()> {
     // What can be wrong with the command line comes out before gigabytes are loaded.
-    let mut sampler = Sampler::new(&args.sampling.params())?;
+    args.sampling.params().check()?;
     let mut text = prompt_text(args.prompt.as_deref(), args.file.as_deref())?;
     if args.prompt.as_deref().is_none_or(|given| given == "-") {
         cut_last_line_break(&mut text);
@@ -101,6 +100,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if tokens.is_empty() {
         bail!("the prompt is empty, and the model's tokenizer begins no text of its own");
     }
+    let mut sampler = args.sampling.sampler(model.codec())?;
     let mut session = Session::new(&model, &session)?;
     if !args.quiet
         && let Some(trained) = model.n_ctx_train().filter(|trained| session.n_ctx() > *trained)
@@ -304,7 +304,7 @@ mod tests {
     fn what_is_typed_is_what_is_done() {
         let args = parse("m.gguf -f x --temp 0.5 --top-k 0 --top-p 1 --min-p 0 --seed 9 --kv-type q8_0 --ctx 99 -n 3");
         let args = args.unwrap();
-        let wanted = Params { temperature: 0.5, top_k: 0, top_p: 1.0, min_p: 0.0, seed: Some(9) };
+        let wanted = Params { temperature: 0.5, top_k: 0, top_p: 1.0, min_p: 0.0, seed: Some(9), ..Params::default() };
         assert_eq!(args.sampling.params(), wanted);
         let session = args.machine.session(std::sync::Arc::default());
         assert_eq!((session.n_ctx, session.kv_type), (Some(99), KvType::Q8_0));

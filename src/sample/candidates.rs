@@ -1,119 +1,499 @@
 //! What is left to choose from.
 
-use std::cmp::Ordering;
-
-use super::{Error, Random, exp};
+use super::Error;
+use super::marks::Marks;
+use super::math::{ROUGH_HIGH, ROUGH_LOW, exp, exp_roughly, ln, pow};
+use super::scan::{Field, mask_len};
 
 /// A token that may be chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
     /// The token.
     pub id: u32,
-    /// Its logit, as the model gave it.
+    /// Its logit: the model's, or what penalties and biases made of it.
     pub logit: f32,
 }
 
-/// Most likely first; ties go to the lower id. There are no NaNs here, and the two zeros are equal.
-fn order(a: &Candidate, b: &Candidate) -> Ordering {
-    b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal).then(a.id.cmp(&b.id))
+impl Candidate {
+    /// Lower for what is more likely; ties go to the lower id.
+    fn rank(self) -> u64 {
+        // Adding 0 makes the two zeros equal. Then the bits of floats, with those of negative ones turned over, are in
+        // the order of the numbers.
+        let bits = (self.logit + 0.0).to_bits();
+        let turned = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
+        u64::from(!turned) << 32 | u64::from(self.id)
+    }
 }
+
+/// Memory that is used again from token to token.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    mask: Vec<u32>,
+    // Tokens whose logits are not the model's any more: a bit each, which they are, and their logits by id.
+    is_changed: Vec<u32>,
+    changed: Vec<u32>,
+    values: Vec<f32>,
+    tops: Vec<f32>,
+    sums: Vec<f64>,
+    list: Vec<Candidate>,
+    spare: Vec<Candidate>,
+    ranks: Vec<u64>,
+}
+
+/// A copy of a sampler brings no buffers along; it fills its own.
+impl Clone for Buffers {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+/// Lists up to this long are sorted where their order matters; of longer ones only the part that is in question.
+const SORTED_AT_MOST: usize = 1024;
 
 /// The tokens still in the running: at first all of a borrowed slice of logits, once a stage has narrowed them a list.
 ///
 /// ```text
-/// logits  [f32; vocabulary]  borrowed ── narrow ──►  kept  [Candidate; a few]
-///                                                    [0..sorted) in order, the rest less likely
+/// logits  [f32; vocabulary]  borrowed ─┐
+/// mask    [u32; vocabulary / 32]       ├── narrow ──►  list  [Candidate; a few]
+/// changed [f32; a few]                ─┘
 /// ```
+///
+/// Where nothing is ruled out or changed there is no mask, and nothing is copied. A temperature is only remembered: all
+/// weights are e^((logit - top) / temperature), with `top` the highest logit, so that the most likely token has weight 1.
 #[derive(Debug)]
 pub struct Candidates<'a> {
     logits: &'a [f32],
-    // None while every token is in the running.
-    kept: Option<&'a mut Vec<Candidate>>,
-    spare: Option<&'a mut Vec<Candidate>>,
-    most_likely: Candidate,
+    buffers: &'a mut Buffers,
+    is_list: bool,
+    is_masked: bool,
+    // Whether `tops` and `top` are those of what is in the running.
+    is_scanned: bool,
+    top: f32,
     temperature: f64,
+    // How many there are with those at minus infinity, which llama.cpp keeps in its lists: what dynamic temperature
+    // counts.
+    n: usize,
 }
 
 impl<'a> Candidates<'a> {
-    /// All tokens of `logits`; those at minus infinity are ruled out. `buffer` is used again from token to token.
+    /// All tokens of `logits` whose bit is set in `allowed`; those at minus infinity are ruled out.
     ///
     /// # Errors
-    /// Where a logit is NaN or plus infinity, or all are minus infinity.
-    pub fn new(logits: &'a [f32], buffer: &'a mut Vec<Candidate>) -> Result<Self, Error> {
+    /// Where there are no logits.
+    pub fn new(logits: &'a [f32], allowed: Option<&[u32]>, buffers: &'a mut Buffers) -> Result<Self, Error> {
         if logits.is_empty() {
             return Err(Error::Empty);
         }
-        let (highest, all_below_infinity) = scan(logits);
-        if !all_below_infinity {
-            let token = logits.iter().position(|l| !is_below_infinity(*l)).unwrap_or(0);
-            return Err(Error::NotFinite { token, value: logits[token] });
+        for id in buffers.changed.drain(..) {
+            buffers.is_changed[id as usize / 32] = 0;
         }
-        if highest == f32::NEG_INFINITY {
-            return Err(Error::AllRuledOut);
+        let n = logits.len();
+        let mut new = Self {
+            logits,
+            buffers,
+            is_list: false,
+            is_masked: false,
+            is_scanned: false,
+            top: f32::NEG_INFINITY,
+            temperature: 1.0,
+            n,
+        };
+        if let Some(allowed) = allowed {
+            new.mask(allowed);
         }
-        let id = logits.iter().position(|l| *l == highest).unwrap_or(0);
-        let most_likely = Candidate { id: id as u32, logit: highest };
-        buffer.clear();
-        Ok(Self { logits, kept: None, spare: Some(buffer), most_likely, temperature: 1.0 })
+        Ok(new)
     }
 
-    /// The token with the highest logit; the lowest id among equals. No stage ever rules it out.
-    pub fn most_likely(&self) -> u32 {
-        self.most_likely.id
+    /// How many tokens the model has.
+    pub fn n_vocabulary(&self) -> usize {
+        self.logits.len()
     }
 
-    /// Keeps the `k` most likely, in order.
-    pub fn top_k(&mut self, k: usize) {
+    /// How many are left, with those at minus infinity that llama.cpp would keep in its list.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    fn mask(&mut self, words: &[u32]) {
+        let n = self.logits.len();
+        let mask = &mut self.buffers.mask;
+        mask.clear();
+        mask.extend_from_slice(&words[..words.len().min(n.div_ceil(32))]);
+        mask.resize(mask_len(n), 0);
+        if n % 32 != 0 {
+            mask[n / 32] &= (1 << (n % 32)) - 1;
+        }
+        self.is_masked = true;
+    }
+
+    fn field(&self) -> Field<'_> {
+        Field { logits: self.logits, mask: self.is_masked.then_some(&self.buffers.mask[..]) }
+    }
+
+    /// The tokens that are not the model's any more and not ruled out. Nothing of a list.
+    fn changed(&self) -> impl Iterator<Item = Candidate> + '_ {
+        let Buffers { changed, values, .. } = &*self.buffers;
+        changed.iter().map(|&id| Candidate { id, logit: values[id as usize] }).filter(|c| c.logit > f32::NEG_INFINITY)
+    }
+
+    /// Finds the highest logit, where it is not known.
+    ///
+    /// # Errors
+    /// Where a logit is NaN or plus infinity, or nothing is left.
+    pub fn scan(&mut self) -> Result<(), Error> {
+        if !self.is_scanned {
+            self.top = if self.is_list {
+                self.buffers.list.iter().map(|c| c.logit).fold(f32::NEG_INFINITY, f32::max)
+            } else {
+                let mut tops = std::mem::take(&mut self.buffers.tops);
+                let top = self.field().tops(&mut tops);
+                self.buffers.tops = tops;
+                self.changed().map(|c| c.logit).fold(top?, f32::max)
+            };
+            self.is_scanned = true;
+        }
+        if self.top == f32::NEG_INFINITY { Err(Error::AllRuledOut) } else { Ok(()) }
+    }
+
+    /// The token with the highest logit; the lowest id among equals.
+    pub fn most_likely(&mut self) -> Result<u32, Error> {
+        self.scan()?;
+        let top = self.top;
+        let best = if self.is_list {
+            self.buffers.list.iter().filter(|c| c.logit == top).map(|c| c.id).min()
+        } else {
+            let changed = self.changed().filter(|c| c.logit == top).map(|c| c.id);
+            changed.chain(self.field().first_at(&self.buffers.tops, top)).min()
+        };
+        best.ok_or(Error::AllRuledOut)
+    }
+
+    /// Gives new logits to tokens in the running that are marked: `change` gets the mark and the logit.
+    ///
+    /// # Errors
+    /// Where such a logit is NaN or plus infinity.
+    pub fn change(&mut self, marks: &Marks, change: impl Fn(u32, f32) -> f32) -> Result<(), Error> {
+        let t = self.temperature;
+        // Stages see logits that earlier temperatures have divided. What runs over stays a number: only a bias of minus
+        // infinity rules out.
+        let clamp = |logit: f32| logit.clamp(f32::MIN, f32::MAX);
+        let new = |mark, logit: f32| {
+            if t == 1.0 {
+                return change(mark, logit).min(f32::MAX);
+            }
+            let changed = change(mark, clamp((f64::from(logit) / t) as f32));
+            if changed == f32::NEG_INFINITY { changed } else { clamp((f64::from(changed) * t) as f32) }
+        };
+        if self.is_list {
+            for c in &mut self.buffers.list {
+                if let Some(mark) = marks.get(c.id) {
+                    c.logit = new(mark, c.logit);
+                }
+            }
+            self.buffers.list.retain(|c| c.logit > f32::NEG_INFINITY);
+        } else {
+            for &id in marks.ids() {
+                let Some(logit) = self.logit(id)? else { continue };
+                self.set(id, new(marks.get(id).unwrap_or(0), logit));
+            }
+        }
+        self.is_scanned = false;
+        Ok(())
+    }
+
+    /// The logit of a token, where all are in the running and this one is.
+    fn logit(&self, id: u32) -> Result<Option<f32>, Error> {
+        let token = id as usize;
+        let Some(&logit) = self.logits.get(token) else { return Ok(None) };
+        let bit = |words: &[u32]| words.get(token / 32).is_some_and(|word| word >> (token % 32) & 1 == 1);
+        let value = if bit(&self.buffers.is_changed) {
+            self.buffers.values[token]
+        } else if self.is_masked && !bit(&self.buffers.mask) {
+            return Ok(None);
+        } else {
+            logit
+        };
+        if value.is_nan() || value == f32::INFINITY {
+            return Err(Error::NotFinite { token, value });
+        }
+        Ok(Some(value).filter(|value| *value > f32::NEG_INFINITY))
+    }
+
+    /// Gives a token another logit, where all are in the running and this one is.
+    fn set(&mut self, id: u32, logit: f32) {
+        if !self.is_masked {
+            // All ones.
+            let n = self.logits.len();
+            let mut mask = std::mem::take(&mut self.buffers.mask);
+            mask.clear();
+            mask.resize(mask_len(n), 0);
+            mask[..n / 32].fill(u32::MAX);
+            if n % 32 != 0 {
+                mask[n / 32] = (1 << (n % 32)) - 1;
+            }
+            self.buffers.mask = mask;
+            self.is_masked = true;
+        }
+        let n = self.logits.len();
+        let Buffers { mask, is_changed, changed, values, .. } = &mut *self.buffers;
+        if values.len() < n {
+            values.resize(n, 0.0);
+        }
+        if is_changed.len() < mask.len() {
+            is_changed.resize(mask.len(), 0);
+        }
+        let (word, bit) = (id as usize / 32, 1 << (id % 32));
+        if is_changed[word] & bit == 0 {
+            is_changed[word] |= bit;
+            mask[word] &= !bit;
+            changed.push(id);
+        }
+        values[id as usize] = logit;
+        self.is_scanned = false;
+    }
+
+    /// Keeps the `k` most likely.
+    pub fn top_k(&mut self, k: usize) -> Result<(), Error> {
         let k = k.max(1);
-        match &mut self.kept {
-            Some(kept) => {
-                kept.sort_unstable_by(order);
-                kept.truncate(k);
-            }
-            None => {
-                let Some(kept) = self.spare.take() else { return };
-                highest(self.logits, k, kept);
-                kept.sort_unstable_by(order);
-                self.kept = Some(kept);
-            }
+        self.scan()?;
+        if !self.is_list {
+            let bar = self.bar_of(k);
+            self.list_from(bar);
+        }
+        self.cut(k);
+        self.n = self.n.min(k);
+        Ok(())
+    }
+
+    /// A logit that at least `k` tokens reach, and few more: as many blocks have one that high.
+    fn bar_of(&self, k: usize) -> f32 {
+        if k >= self.logits.len() {
+            return f32::MIN;
+        }
+        let tops = &self.buffers.tops;
+        if k <= tops.len() / 2 {
+            bar_of(k, self.top, |bar| tops.iter().map(|top| u32::from(*top >= bar)).sum())
+        } else {
+            bar_of(k, self.top, |bar| self.field().count(tops, bar))
         }
     }
 
-    /// Keeps the most likely until their probabilities add up to `p`, in order.
-    pub fn top_p(&mut self, p: f64) {
-        // Sorting all would be most of the work, and nearly all of it for nothing. So first a coarse look: how much
-        // weight lies within each quarter of a unit below the highest logit? That tells how far down to sort.
-        const BINS: usize = 256;
-        let weight = self.weights();
-        let (top, t) = (f64::from(self.most_likely.logit), self.temperature);
-        // As a cast saturates, the last bin takes all that is far below.
-        let bin = move |c: Candidate| ((4.0 * (top - f64::from(c.logit)) / t) as usize).min(BINS - 1);
-        let mut bins = [0.0; BINS];
-        self.each().for_each(|c| bins[bin(c)] += weight(c));
-        let wanted = p * bins.iter().sum::<f64>();
-        let mut sum = 0.0;
-        let last = bins.iter().position(|share| {
-            sum += share;
-            sum >= wanted
-        });
-        let last = last.unwrap_or(BINS - 1);
-        self.narrow(|c| bin(c) <= last);
-
-        let Some(kept) = &mut self.kept else { return };
-        kept.sort_unstable_by(order);
-        let mut sum = 0.0;
-        let end = kept.iter().position(|c| {
-            sum += weight(*c);
-            sum >= wanted
-        });
-        // Sums in two orders differ in their last bits: it may all be needed.
-        kept.truncate(end.map_or(kept.len(), |end| end + 1));
+    /// Makes a list of the tokens whose logit is at least `bar`: in the order of their ids, the changed ones last.
+    fn list_from(&mut self, bar: f32) {
+        let mut list = std::mem::take(&mut self.buffers.list);
+        list.clear();
+        self.collect(bar, &mut list);
+        self.buffers.list = list;
+        self.is_list = true;
     }
 
-    /// Keeps those whose probability is at least `p` times the highest.
-    pub fn min_p(&mut self, p: f64) {
-        let weight = self.weights();
-        self.narrow(|c| weight(c) >= p);
+    fn collect(&self, bar: f32, list: &mut Vec<Candidate>) {
+        self.field().collect(&self.buffers.tops, bar, list);
+        list.extend(self.changed().filter(|c| c.logit >= bar));
+    }
+
+    /// Keeps the `k` most likely of the list.
+    fn cut(&mut self, k: usize) {
+        let Buffers { list, ranks, .. } = &mut *self.buffers;
+        if list.len() <= k {
+            return;
+        }
+        if list.len() <= SORTED_AT_MOST {
+            list.sort_unstable_by_key(|c| c.rank());
+            list.truncate(k);
+        } else {
+            ranks.clear();
+            ranks.extend(list.iter().map(|c| c.rank()));
+            let last = *ranks.select_nth_unstable(k - 1).1;
+            list.retain(|c| c.rank() <= last);
+        }
+    }
+
+    /// Keeps the most likely until their probabilities add up to `p`, and at least `min_keep`. What is below `floor`
+    /// times the most likely one's probability may be kept or not: the next stage does away with it.
+    pub fn top_p(&mut self, p: f64, min_keep: usize, floor: Option<f64>) -> Result<(), Error> {
+        self.scan()?;
+        if self.is_list {
+            let wanted = p * self.total();
+            self.nucleus(wanted, wanted, min_keep);
+        } else {
+            // The total is needed only to know where to cut, and mostly a rough one is enough to know that.
+            let floor = floor.filter(|_| min_keep == 0).map_or(f32::MIN, |floor| self.at_weight(floor));
+            let mut depth = 4.0;
+            let mut bounds = None;
+            loop {
+                let bar = if depth > 100.0 { f32::MIN } else { self.below_top(depth) }.max(floor);
+                self.list_from(bar);
+                let sum = self.total();
+                let (_, high) = *bounds.get_or_insert_with(|| self.bounds_of_total(sum, bar));
+                if bar <= floor || (sum >= p * high && self.buffers.list.len() >= min_keep) {
+                    break;
+                }
+                depth *= 2.0;
+            }
+            let (low, high) = bounds.unwrap_or_default();
+            if !self.nucleus(p * low, p * high, min_keep) {
+                let wanted = p * self.total_of_field();
+                self.nucleus(wanted, wanted, min_keep);
+            }
+        }
+        self.n = self.buffers.list.len();
+        Ok(())
+    }
+
+    /// Keeps the most likely of the list until they weigh as much as wanted. Where that is only known to lie between
+    /// two bounds, and they differ in what to keep, nothing is done and false is given.
+    fn nucleus(&mut self, low: f64, high: f64, min_keep: usize) -> bool {
+        let (top, t, weight) = (self.top, self.temperature, self.weight());
+        let Buffers { list, spare, .. } = &mut *self.buffers;
+        if list.len() <= SORTED_AT_MOST {
+            list.sort_unstable_by_key(|c| c.rank());
+            let (mut sum, mut end) = (0.0, None);
+            for (i, c) in list.iter().enumerate() {
+                sum += weight(c.logit);
+                if end.is_none() && sum >= low && i + 1 >= min_keep {
+                    end = Some(i + 1);
+                }
+                if sum >= high && i + 1 >= min_keep {
+                    let is_clear = end == Some(i + 1);
+                    if is_clear {
+                        list.truncate(i + 1);
+                    }
+                    return is_clear;
+                }
+            }
+            return end.is_none() || low == high;
+        }
+        if low < high {
+            return false;
+        }
+        let below = |c: Candidate| f64::from(top) - f64::from(c.logit);
+        let weights = move |chunk: &[Candidate]| weigh(chunk, top.into(), t);
+        keep_best(list, spare, below, |c| c.rank().into(), weights, |sum, n| sum >= low && n >= min_keep);
+        true
+    }
+
+    /// Keeps those whose probability is at least `p` times the highest, and at least `min_keep`.
+    pub fn min_p(&mut self, p: f64, min_keep: usize) -> Result<(), Error> {
+        self.scan()?;
+        let bar = self.at_weight(p);
+        let was_list = self.is_list;
+        let enough = if was_list {
+            self.buffers.list.iter().filter(|c| c.logit >= bar).count() >= min_keep
+        } else {
+            self.list_from(bar);
+            self.buffers.list.len() >= min_keep
+        };
+        if !enough {
+            self.is_list = was_list;
+            return self.top_k(min_keep);
+        }
+        self.buffers.list.retain(|c| c.logit >= bar);
+        self.n = self.buffers.list.len();
+        Ok(())
+    }
+
+    /// Keeps those whose logit is at most `sigmas` standard deviations below the highest.
+    pub fn top_n_sigma(&mut self, sigmas: f64) -> Result<(), Error> {
+        self.scan()?;
+        if self.n <= 1 {
+            return Ok(());
+        }
+        let mut squares;
+        let n;
+        if self.is_list || self.is_masked && self.changed().next().is_some() {
+            // Few, or not all in one place.
+            let mut list = std::mem::take(&mut self.buffers.spare);
+            list.clear();
+            if self.is_list {
+                list.extend_from_slice(&self.buffers.list);
+            } else {
+                self.collect(f32::MIN, &mut list);
+            }
+            n = list.len();
+            let mean = list.iter().map(|c| f64::from(c.logit)).sum::<f64>() / n as f64;
+            squares = 0.0;
+            for c in &list {
+                let difference = f64::from(c.logit) - mean;
+                squares += difference * difference;
+            }
+            self.buffers.spare = list;
+        } else {
+            (n, _, squares) = self.field().moments(&self.buffers.tops);
+        }
+        let bar = (f64::from(self.top) - sigmas * (squares / n as f64).sqrt()) as f32;
+        if self.is_list {
+            self.buffers.list.retain(|c| c.logit >= bar);
+        } else {
+            self.list_from(bar);
+        }
+        // How many there are does not change: llama.cpp puts them at minus infinity.
+        Ok(())
+    }
+
+    /// Keeps those whose surprise is nearest to the one to be expected, until their probabilities add up to more than
+    /// `p`, and at least `min_keep`.
+    pub fn typical(&mut self, p: f64, min_keep: usize) -> Result<(), Error> {
+        self.scan()?;
+        // With x how far a logit lies below the top, -ln p = ln total - x, and the entropy is its mean. So the distance
+        // of -ln p from the entropy is the distance of x from its own mean.
+        let (total, mean) = self.total_and_mean();
+        let (top, t) = (f64::from(self.top), self.temperature);
+        let distance = move |c: Candidate| ((f64::from(c.logit) - top) / t - mean).abs();
+        if !self.is_list {
+            let mut radius = 2.0;
+            loop {
+                let is_all = radius > 200.0;
+                let bar = if is_all { f32::MIN } else { self.below_top(radius - mean) };
+                self.list_from(bar);
+                if !is_all {
+                    self.buffers.list.retain(|c| distance(*c) <= radius);
+                }
+                if is_all || (self.total() > p * total && self.buffers.list.len() >= min_keep) {
+                    break;
+                }
+                radius *= 2.0;
+            }
+        }
+        let weights = move |chunk: &[Candidate]| weigh(chunk, top, t);
+        let Buffers { list, spare, .. } = &mut *self.buffers;
+        // The bits of floats that are not negative are in the order of the numbers.
+        let rank = |c: Candidate| u128::from(distance(c).to_bits()) << 64 | u128::from(c.rank());
+        keep_best(list, spare, distance, rank, weights, |sum, n| sum > p * total && n >= min_keep);
+        self.n = self.buffers.list.len();
+        self.is_scanned = false;
+        Ok(())
+    }
+
+    /// Takes away all tokens of at least probability `threshold` but the least likely of them; nothing where fewer than
+    /// `min_keep` would be left.
+    pub fn exclude_top_choices(&mut self, threshold: f64, min_keep: usize) -> Result<(), Error> {
+        self.scan()?;
+        let total = self.total();
+        let weight = self.weight();
+        let is_choice = |c: &Candidate| weight(c.logit) >= threshold * total;
+        let mut choices = std::mem::take(&mut self.buffers.spare);
+        choices.clear();
+        if self.is_list {
+            choices.extend(self.buffers.list.iter().filter(|c| is_choice(c)));
+        } else {
+            // A little lower, for rounding.
+            self.collect(self.at_weight(threshold * total * 0.999), &mut choices);
+            choices.retain(is_choice);
+        }
+        let last = choices.iter().map(|c| c.rank()).max();
+        choices.retain(|c| Some(c.rank()) != last);
+        if !choices.is_empty() && self.n - choices.len() >= min_keep {
+            self.n -= choices.len();
+            if self.is_list {
+                self.buffers.list.retain(|c| !is_choice(c) || Some(c.rank()) == last);
+            } else {
+                choices.iter().for_each(|c| self.set(c.id, f32::NEG_INFINITY));
+            }
+            self.is_scanned = false;
+        }
+        self.buffers.spare = choices;
+        Ok(())
     }
 
     /// Divides the logits by `temperature`, which must be above 0.
@@ -121,107 +501,377 @@ impl<'a> Candidates<'a> {
         self.temperature *= temperature;
     }
 
-    /// Draws one token by its probability: the first at which the running sum passes a random share of the total.
-    pub fn draw(self, random: &mut Random) -> u32 {
-        let share = random.unit();
-        let weight = self.weights();
-        let total: f64 = self.each().map(&weight).sum();
-        let mut left = share * total;
-        for c in self.each() {
-            left -= weight(c);
-            if left < 0.0 {
-                return c.id;
+    /// Divides the logits by a temperature between `low` and `high`: the nearer to `high` the less certain the model is.
+    pub fn dynamic_temperature(&mut self, low: f64, high: f64, exponent: f64) -> Result<(), Error> {
+        self.scan()?;
+        if self.n <= 1 {
+            return Ok(());
+        }
+        let (total, mean) = self.total_and_mean();
+        let entropy = (ln(total) - mean).max(0.0);
+        let temperature = low + (high - low) * pow(entropy / ln(self.n as f64), exponent);
+        if temperature as f32 > 0.0 {
+            self.temperature(temperature);
+            Ok(())
+        } else {
+            self.only_most_likely()
+        }
+    }
+
+    /// Keeps the most likely token alone.
+    pub fn only_most_likely(&mut self) -> Result<(), Error> {
+        let id = self.most_likely()?;
+        self.buffers.list.clear();
+        self.buffers.list.push(Candidate { id, logit: self.top });
+        self.is_list = true;
+        Ok(())
+    }
+
+    /// Mirostat's first way to keep the surprise near a target: as many of the most likely as Zipf's law, fitted to the
+    /// 100 most likely, says stay below a surprise of `mu` bits.
+    pub fn zipf(&mut self, mu: f64) -> Result<(), Error> {
+        const MOST: usize = 100;
+        self.scan()?;
+        let mut few = std::mem::take(&mut self.buffers.spare);
+        few.clear();
+        if self.is_list {
+            few.extend_from_slice(&self.buffers.list);
+        } else {
+            let bar = self.bar_of(MOST);
+            self.collect(bar, &mut few);
+        }
+        few.sort_unstable_by_key(|c| c.rank());
+        few.truncate(MOST);
+        let (mut products, mut squares) = (0.0, 0.0);
+        for (i, pair) in few.windows(2).enumerate() {
+            let t = ln((i + 2) as f64 / (i + 1) as f64);
+            let b = (f64::from(pair[0].logit) - f64::from(pair[1].logit)) / self.temperature;
+            products += t * b;
+            squares += t * t;
+        }
+        self.buffers.spare = few;
+        let s = products / squares;
+        let epsilon = s - 1.0;
+        let vocabulary = self.logits.len() as f64;
+        let k = pow(epsilon * pow(2.0, mu) / (1.0 - pow(vocabulary, -epsilon)), 1.0 / s);
+        // A cast takes NaN, which comes of a single candidate or a flat distribution, for 0.
+        self.top_k((k as usize).max(1))
+    }
+
+    /// Mirostat's second way: those with a surprise of up to `mu` bits, and always the most likely one.
+    pub fn less_surprising_than(&mut self, mu: f64) -> Result<(), Error> {
+        self.scan()?;
+        let total = self.total();
+        let bar = self.at_weight(total * exp(-mu * std::f64::consts::LN_2));
+        if bar > self.top {
+            return self.only_most_likely();
+        }
+        if self.is_list {
+            self.buffers.list.retain(|c| c.logit >= bar);
+        } else {
+            self.list_from(bar);
+        }
+        Ok(())
+    }
+
+    /// Draws one token by its probability, the first at which the running sum passes `share` of the total, in the order
+    /// in which they are kept.
+    pub fn draw(&mut self, share: f64) -> Result<u32, Error> {
+        self.scan()?;
+        let weight = self.weight();
+        let mut left = share * self.total();
+        let list: &[Candidate] = if self.is_list { &self.buffers.list } else { &[] };
+        let mut last = None;
+        if !self.is_list {
+            // The block first, by the sums that the total was made of; then the token in it.
+            let (top, scale) = (self.top, self.scale());
+            for (index, sum) in self.buffers.sums.iter().enumerate() {
+                if left >= *sum {
+                    left -= sum;
+                    continue;
+                }
+                let mut found = None;
+                self.field().weights(index, top, scale, |id, weight| {
+                    left -= weight;
+                    // Where rounding leaves a crumb, the last one takes it.
+                    found = Some(id);
+                    left >= 0.0
+                });
+                if found.is_some() {
+                    return found.ok_or(Error::AllRuledOut);
+                }
             }
+        }
+        let mut pass = |id: u32, weight: f64| {
+            if weight > 0.0 {
+                left -= weight;
+                last = Some(id);
+            }
+            left < 0.0
+        };
+        let (top, t) = (f64::from(self.top), self.temperature);
+        for chunk in list.chunks(CHUNK) {
+            if let Some((c, _)) = chunk.iter().zip(weigh(chunk, top, t)).find(|(c, weight)| pass(c.id, *weight)) {
+                return Ok(c.id);
+            }
+        }
+        if !self.is_list
+            && let Some(c) = self.changed().find(|c| pass(c.id, weight(c.logit)))
+        {
+            return Ok(c.id);
         }
         // Rounding may leave a crumb when the share is close to 1.
-        self.most_likely.id
+        match last {
+            Some(id) => Ok(id),
+            None => self.most_likely(),
+        }
     }
 
-    /// Ids and probabilities of what is left. They add up to 1.
-    pub fn probabilities(&self) -> Vec<(u32, f64)> {
-        let weight = self.weights();
-        let total: f64 = self.each().map(&weight).sum();
-        self.each().map(|c| (c.id, weight(c) / total)).collect()
+    /// Adds ids and probabilities of what is left, which add up to 1.
+    pub fn probabilities(&mut self, out: &mut Vec<(u32, f64)>) -> Result<(), Error> {
+        self.scan()?;
+        let from = out.len();
+        let weight = self.weight();
+        if self.is_list {
+            out.extend(self.buffers.list.iter().map(|c| (c.id, weight(c.logit))));
+        } else {
+            for index in 0..self.buffers.tops.len() {
+                self.field().weights(index, self.top, self.scale(), |id, weight| {
+                    out.push((id, weight));
+                    true
+                });
+            }
+            out.extend(self.changed().map(|c| (c.id, weight(c.logit))));
+        }
+        let total: f64 = out[from..].iter().map(|(_, weight)| weight).sum();
+        out[from..].iter_mut().for_each(|(_, weight)| *weight /= total);
+        out.retain(|(_, p)| *p > 0.0);
+        Ok(())
     }
 
-    fn weights(&self) -> impl Fn(Candidate) -> f64 + use<> {
-        let (top, t) = (f64::from(self.most_likely.logit), self.temperature);
-        move |c| exp((f64::from(c.logit) - top) / t)
+    /// The natural logarithms of the probabilities of `token` and, in order in `out`, of the `n` most likely ones, where
+    /// all are in the running.
+    pub fn logprobs(&mut self, token: u32, n: usize, out: &mut Vec<(u32, f64)>) -> Result<f64, Error> {
+        self.scan()?;
+        let (top, log_total) = (f64::from(self.top), ln(self.total()));
+        let logprob = |logit: f32| f64::from(logit) - top - log_total;
+        let of_token = self.logits.get(token as usize).map_or(f64::NEG_INFINITY, |logit| logprob(*logit));
+        out.clear();
+        if n > 0 {
+            self.top_k(n)?;
+            self.buffers.list.sort_unstable_by_key(|c| c.rank());
+            out.extend(self.buffers.list.iter().map(|c| (c.id, logprob(c.logit))));
+        }
+        Ok(of_token)
     }
 
-    fn each(&self) -> impl Iterator<Item = Candidate> + '_ {
-        let kept = self.kept.as_deref().map(|kept| kept.iter().copied());
-        let all = if self.kept.is_some() { &[] } else { self.logits };
-        kept.into_iter().flatten().chain(possible(all))
+    /// The weight of a logit.
+    fn weight(&self) -> impl Fn(f32) -> f64 + Copy + use<> {
+        let (top, t) = (f64::from(self.top), self.temperature);
+        move |logit| exp((f64::from(logit) - top) / t)
     }
 
-    fn narrow(&mut self, keep: impl Fn(Candidate) -> bool) {
-        match &mut self.kept {
-            Some(kept) => kept.retain(|c| keep(*c)),
-            None => {
-                let Some(kept) = self.spare.take() else { return };
-                kept.extend(possible(self.logits).filter(|c| keep(*c)));
-                self.kept = Some(kept);
+    /// What differences of logits are multiplied with in passes over all.
+    fn scale(&self) -> f32 {
+        // Infinity times no difference would be NaN.
+        ((1.0 / self.temperature) as f32).min(f32::MAX)
+    }
+
+    /// The logit `depth` temperatures below the highest.
+    fn below_top(&self, depth: f64) -> f32 {
+        (f64::from(self.top) - depth * self.temperature) as f32
+    }
+
+    /// The logit whose weight is `weight`.
+    fn at_weight(&self, weight: f64) -> f32 {
+        if self.temperature == 1.0 {
+            // As llama.cpp has it, to the bit.
+            self.top + ln(weight) as f32
+        } else {
+            (f64::from(self.top) + ln(weight) * self.temperature) as f32
+        }
+    }
+
+    /// The weight of all that is in the running.
+    fn total(&mut self) -> f64 {
+        if !self.is_list {
+            return self.total_of_field();
+        }
+        let (top, t) = (f64::from(self.top), self.temperature);
+        let mut sums = [0.0; CHUNK];
+        for chunk in self.buffers.list.chunks(CHUNK) {
+            for (sum, weight) in sums.iter_mut().zip(weigh(chunk, top, t)) {
+                *sum += weight;
             }
         }
+        sums.iter().sum()
     }
-}
 
-/// Logits looked at together, in a shape that compilers turn into vector instructions.
-const LANES: usize = 16;
+    /// The weight of all that was in the running before there was a list.
+    fn total_of_field(&mut self) -> f64 {
+        let mut sums = std::mem::take(&mut self.buffers.sums);
+        self.field().weigh(&self.buffers.tops, self.top, self.scale(), &mut sums);
+        self.buffers.sums = sums;
+        let weight = self.weight();
+        self.buffers.sums.iter().sum::<f64>() + self.changed().map(|c| weight(c.logit)).sum::<f64>()
+    }
 
-fn is_below_infinity(logit: f32) -> bool {
-    // False for NaN too.
-    logit < f32::INFINITY
-}
+    /// What [`Candidates::total_of_field`] lies between, where what is at least at `bar` weighs `sum`.
+    fn bounds_of_total(&self, sum: f64, bar: f32) -> (f64, f64) {
+        let (top, scale) = (self.top, self.scale());
+        // Of what is in the list, only the rest.
+        let all = self.field().weigh_roughly(&self.buffers.tops, top, scale);
+        let of_model =
+            self.buffers.list.iter().take(self.buffers.list.len() - self.changed().filter(|c| c.logit >= bar).count());
+        let counted = of_model.map(|c| f64::from(exp_roughly((c.logit - top) * scale))).sum::<f64>();
+        let rough = (all - counted).max(0.0);
+        let weight = self.weight();
+        let more = self.changed().filter(|c| c.logit < bar).map(|c| weight(c.logit)).sum::<f64>();
+        // As much as 32-bit weights and sums may be off.
+        const ROUNDING: f64 = 4e-6;
+        let low = sum + more + rough / ROUGH_HIGH;
+        let high = sum + more + rough / ROUGH_LOW;
+        (low * (1.0 - ROUNDING), high * (1.0 + ROUNDING))
+    }
 
-/// The highest of `logits`, and whether all are numbers below infinity. Without that, the first means nothing.
-fn scan(logits: &[f32]) -> (f32, bool) {
-    let mut highest = [f32::NEG_INFINITY; LANES];
-    let mut fine = [true; LANES];
-    let mut look = |chunk: &[f32]| {
-        for ((highest, fine), &logit) in highest.iter_mut().zip(&mut fine).zip(chunk) {
-            *highest = if logit > *highest { logit } else { *highest };
-            *fine &= is_below_infinity(logit);
+    /// The weight of all that is in the running, and the mean of how many temperatures a logit lies below the highest
+    /// one (0 or less).
+    fn total_and_mean(&mut self) -> (f64, f64) {
+        let (top, t) = (f64::from(self.top), self.temperature);
+        let list: &[Candidate] = if self.is_list { &self.buffers.list } else { &[] };
+        let (mut total, mut products) = match self.is_list {
+            true => (0.0, 0.0),
+            false => self.field().weigh_with_exponents(&self.buffers.tops, self.top, self.scale()),
+        };
+        for c in list.iter().copied().chain(self.changed().filter(|_| !self.is_list)) {
+            let x = (f64::from(c.logit) - top) / t;
+            let weight = exp(x);
+            total += weight;
+            // 0 times infinity would be NaN.
+            products += if weight > 0.0 { weight * x } else { 0.0 };
         }
-    };
-    let chunks = logits.chunks_exact(LANES);
-    look(chunks.remainder());
-    chunks.for_each(&mut look);
-    (highest.into_iter().fold(f32::NEG_INFINITY, f32::max), fine.into_iter().all(|fine| fine))
-}
-
-fn possible(logits: &[f32]) -> impl Iterator<Item = Candidate> + '_ {
-    (0u32..).zip(logits).filter(|(_, l)| **l > f32::NEG_INFINITY).map(|(id, &logit)| Candidate { id, logit })
-}
-
-/// Collects the `k` highest of `logits` in `kept`, in no order, in one pass over the logits.
-///
-/// What cannot be among them is turned away by one comparison with the lowest of the best so far; that bar rises each
-/// time the buffer, a few times larger than `k`, has filled and been cut down to `k` again.
-fn highest(logits: &[f32], k: usize, kept: &mut Vec<Candidate>) {
-    if k >= logits.len() {
-        kept.extend(possible(logits));
-        return;
+        (total, products / total)
     }
-    let room = k.saturating_mul(4).clamp(256, logits.len().max(256));
-    let mut bar = f32::NEG_INFINITY;
-    for (first, chunk) in (0u32..).step_by(LANES).zip(logits.chunks(LANES)) {
-        // An equal logit with a higher id loses the tie: turned away. Most chunks are, as a whole.
-        if !chunk.iter().fold(false, |any, l| any | (*l > bar)) {
+
+    /// Makes a list of all that is in the running.
+    pub fn list(&mut self) -> Result<(), Error> {
+        self.scan()?;
+        if !self.is_list {
+            self.list_from(f32::MIN);
+        }
+        Ok(())
+    }
+
+    /// Gives the candidates, a list by now, other logits in place of theirs: `new` gets their probabilities.
+    pub fn replace(&mut self, new: impl Fn(f64) -> f64) -> Result<(), Error> {
+        self.list()?;
+        let (total, weight) = (self.total(), self.weight());
+        for c in &mut self.buffers.list {
+            c.logit = new(weight(c.logit) / total) as f32;
+        }
+        self.temperature = 1.0;
+        self.is_scanned = false;
+        Ok(())
+    }
+}
+
+/// A number that at least `k` of those that `count` counts reach, and not many more where that can be. The highest of
+/// them is `top`.
+///
+/// By counting at bars that close in on one: a pass of vector instructions is quicker than any sort.
+fn bar_of(k: usize, top: f32, count: impl Fn(f32) -> u32) -> f32 {
+    // There are enough at `low`, and not enough at `high`.
+    let (mut low, mut high) = (f32::MIN, top);
+    let mut depth = 4.0;
+    for _ in 0..16 {
+        let bar = if low > f32::MIN { low + (high - low) * 0.5 } else { top - depth };
+        let n = count(bar) as usize;
+        if n < k {
+            high = bar;
+            depth *= 2.0;
             continue;
         }
-        for (id, &logit) in (first..).zip(chunk).filter(|(_, l)| **l > bar) {
-            kept.push(Candidate { id, logit });
-        }
-        if kept.len() + LANES > room && k < kept.len() {
-            kept.select_nth_unstable_by(k - 1, order);
-            kept.truncate(k);
-            bar = kept[k - 1].logit;
+        low = bar;
+        if n <= k + k / 4 {
+            break;
         }
     }
-    if k < kept.len() {
-        kept.select_nth_unstable_by(k - 1, order);
-        kept.truncate(k);
+    low
+}
+
+/// Candidates weighed together, in a shape that compilers turn into vector instructions.
+const CHUNK: usize = 8;
+
+/// The weights of up to 8 candidates; 0 where there is none.
+#[inline(always)]
+fn weigh(chunk: &[Candidate], top: f64, temperature: f64) -> [f64; CHUNK] {
+    let mut weights = [f64::NEG_INFINITY; CHUNK];
+    for (x, c) in weights.iter_mut().zip(chunk) {
+        *x = (f64::from(c.logit) - top) / temperature;
     }
+    for x in &mut weights {
+        *x = exp(*x);
+    }
+    weights
+}
+
+/// Keeps the candidates of lowest rank until they are enough by their weight and number, or all where they never are.
+///
+/// Sorting a long list would be most of the work, and nearly all of it for nothing. So first a coarse look: how much
+/// weight lies within each of 512 steps of `score`, which must rise with the rank? Only the step in which it becomes
+/// enough is sorted. The order of what is kept does not change then.
+fn keep_best(
+    list: &mut Vec<Candidate>,
+    spare: &mut Vec<Candidate>,
+    score: impl Fn(Candidate) -> f64,
+    rank: impl Fn(Candidate) -> u128,
+    weights: impl Fn(&[Candidate]) -> [f64; CHUNK],
+    is_enough: impl Fn(f64, usize) -> bool,
+) {
+    let weight = |c: &Candidate| weights(std::slice::from_ref(c))[0];
+    if list.len() <= SORTED_AT_MOST {
+        list.sort_unstable_by_key(|c| rank(*c));
+        let (mut sum, mut n) = (0.0, 0);
+        let end = list.iter().position(|c| {
+            sum += weight(c);
+            n += 1;
+            is_enough(sum, n)
+        });
+        list.truncate(end.map_or(list.len(), |end| end + 1));
+        return;
+    }
+    const STEPS: usize = 512;
+    let most = list.iter().map(|c| score(*c)).fold(0.0, f64::max);
+    let width = if most > 0.0 && most < f64::INFINITY { STEPS as f64 / most } else { 0.0 };
+    let step = |c: Candidate| ((score(c) * width) as usize).min(STEPS - 1);
+    let (mut sums, mut counts) = ([0.0; STEPS], [0usize; STEPS]);
+    for chunk in list.chunks(CHUNK) {
+        for (c, weight) in chunk.iter().zip(weights(chunk)) {
+            let step = step(*c);
+            sums[step] += weight;
+            counts[step] += 1;
+        }
+    }
+    let (mut sum, mut n) = (0.0, 0);
+    let Some(last) = (0..STEPS).find(|i| {
+        let is_last = is_enough(sum + sums[*i], n + counts[*i]);
+        if !is_last {
+            sum += sums[*i];
+            n += counts[*i];
+        }
+        is_last
+    }) else {
+        return;
+    };
+    spare.clear();
+    spare.extend(list.iter().filter(|c| step(**c) == last));
+    spare.sort_unstable_by_key(|c| rank(*c));
+    let end = spare.iter().position(|c| {
+        sum += weight(c);
+        n += 1;
+        is_enough(sum, n)
+    });
+    // Sums in two orders differ in their last bits: it may all be needed.
+    let Some(boundary) = end.or(spare.len().checked_sub(1)).map(|end| rank(spare[end])) else { return };
+    list.retain(|c| step(*c) < last || (step(*c) == last && rank(*c) <= boundary));
 }

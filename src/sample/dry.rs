@@ -1,0 +1,239 @@
+//! DRY ("don't repeat yourself"): tokens that would go on with a repetition are the less likely the longer it is.
+//!
+//! ```text
+//! text       a b c d  x  a b c        the last three have been here before,
+//! repeats          3  .               so d, which followed them then, is penalised by multiplier · base^(3 - allowed)
+//! ```
+//!
+//! Source: <https://github.com/oobabooga/text-generation-webui/pull/5677>, and llama.cpp's `llama-sampler.cpp`. Unlike
+//! there, a sequence breaker of several tokens is found by its text, in whatever tokens it was written.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::Params;
+use super::marks::Marks;
+
+/// Longer sequence breakers are refused.
+pub const BREAKER_BYTES: usize = 40;
+
+/// The sampler with its parameters.
+#[derive(Clone, Debug)]
+pub struct Dry {
+    multiplier: f32,
+    base: f32,
+    allowed_length: usize,
+    last_n: usize,
+    breakers: Arc<Breakers>,
+    // Lengths of repetitions by how far back they end.
+    repeats: Vec<u32>,
+}
+
+impl Dry {
+    /// `None` where the parameters turn it off.
+    pub fn new(params: &Params, breakers: Breakers) -> Option<Self> {
+        let is_on = params.dry_multiplier != 0.0 && params.dry_base >= 1.0 && params.dry_penalty_last_n > 0;
+        is_on.then(|| Self {
+            multiplier: params.dry_multiplier,
+            base: params.dry_base,
+            allowed_length: params.dry_allowed_length as usize,
+            last_n: params.dry_penalty_last_n as usize,
+            breakers: Arc::new(breakers),
+            repeats: Vec::new(),
+        })
+    }
+
+    /// How far back it looks, in tokens.
+    pub fn last_n(&self) -> usize {
+        self.last_n
+    }
+
+    /// Marks the tokens that would go on with a repetition: 1 more than its length.
+    pub fn mark(&mut self, history: &[u32], marks: &mut Marks) {
+        let text = &history[history.len().saturating_sub(self.last_n)..];
+        if text.len() <= self.allowed_length {
+            return;
+        }
+        let longest = self.breakers.since(text);
+        if longest < self.allowed_length {
+            return;
+        }
+        common_with_end(text, &mut self.repeats);
+        for back in 1..text.len() {
+            let repeat = (self.repeats[back] as usize).min(longest);
+            let next = text[text.len() - back];
+            if repeat >= self.allowed_length && !self.breakers.is_breaker(next) {
+                marks.update(next, |mark| mark.max(repeat as u32 + 1));
+            }
+        }
+    }
+
+    /// What such a mark takes from the token's logit.
+    pub fn penalty(&self, mark: u32) -> f32 {
+        let length = mark as usize - 1 - self.allowed_length;
+        // llama.cpp's guard against numbers beyond 32-bit floats: the logarithm of the largest by that of the base.
+        let most =
+            if self.base > 1.000_001 { (88.722_84 / super::math::ln(self.base.into()) as f32) as usize } else { 0 };
+        let exponent = if most > 0 { length.min(most) } else { length };
+        let mut power = 1.0;
+        if self.base > 1.0 {
+            // Beyond that it is infinite anyway.
+            (0..exponent.min(1 << 16)).for_each(|_| power *= f64::from(self.base));
+        }
+        (f64::from(self.multiplier) * power) as f32
+    }
+}
+
+/// For each distance from the end, how many tokens before it are the same as those at the end: the Z function of the text
+/// read backwards, in linear time.
+fn common_with_end(text: &[u32], out: &mut Vec<u32>) {
+    let n = text.len();
+    let at = |i: usize| text[n - 1 - i];
+    out.clear();
+    out.resize(n, 0);
+    // The stretch that reaches furthest so far: as the text from 0 on, so from left to right.
+    let (mut left, mut right) = (0, 0);
+    for i in 1..n {
+        let mut length = if i < right { (out[i - left] as usize).min(right - i) } else { 0 };
+        while i + length < n && at(length) == at(i + length) {
+            length += 1;
+        }
+        if i + length > right {
+            (left, right) = (i, i + length);
+        }
+        out[i] = length as u32;
+    }
+}
+
+/// Which tokens contain, end in or go on with a sequence breaker.
+#[derive(Clone, Debug, Default)]
+pub struct Breakers {
+    // A bit for each token with a whole breaker in it.
+    whole: Vec<u64>,
+    // Tokens that end in the beginning of breakers: which, and how many bytes of them.
+    heads: HashMap<u32, Vec<(usize, usize)>>,
+    // Breaker, bytes matched before, token: bytes matched after it.
+    next: HashMap<(usize, usize, u32), usize>,
+    lengths: Vec<usize>,
+}
+
+impl Breakers {
+    /// Looks up `breakers` in the `n_tokens` tokens whose bytes `bytes` gives.
+    pub fn new<'a>(breakers: &[String], n_tokens: usize, bytes: impl Fn(u32) -> &'a [u8]) -> Self {
+        let breakers: Vec<&[u8]> = breakers.iter().map(String::as_bytes).filter(|b| !b.is_empty()).collect();
+        let mut new = Self { whole: vec![0; n_tokens.div_ceil(64)], ..Self::default() };
+        new.lengths = breakers.iter().map(|b| b.len()).collect();
+        for id in 0..u32::try_from(n_tokens).unwrap_or(u32::MAX) {
+            let token = bytes(id);
+            for (which, breaker) in breakers.iter().enumerate() {
+                let is_whole = token.windows(breaker.len()).any(|window| window == *breaker);
+                if is_whole {
+                    new.whole[id as usize / 64] |= 1 << (id % 64);
+                }
+                for matched in 1..breaker.len() {
+                    if !is_whole && token.ends_with(&breaker[..matched]) {
+                        new.heads.entry(id).or_default().push((which, matched));
+                    }
+                    let rest = &breaker[matched..];
+                    if token.starts_with(rest) {
+                        new.next.insert((which, matched, id), breaker.len());
+                    } else if !token.is_empty() && rest.starts_with(token) {
+                        new.next.insert((which, matched, id), matched + token.len());
+                    }
+                }
+            }
+        }
+        new
+    }
+
+    /// Whether a whole breaker is in this token.
+    fn is_breaker(&self, id: u32) -> bool {
+        self.whole.get(id as usize / 64).is_some_and(|word| word >> (id % 64) & 1 == 1)
+    }
+
+    /// How many tokens come after the last breaker in `text`.
+    fn since(&self, text: &[u32]) -> usize {
+        let n = text.len();
+        (0..n).find_map(|back| self.longest_from(&text[n - 1 - back..]).map(|length| back - length)).unwrap_or(n)
+    }
+
+    /// How many more tokens the longest breaker takes that begins in the first of `tokens`.
+    fn longest_from(&self, tokens: &[u32]) -> Option<usize> {
+        let (&head, tail) = tokens.split_first()?;
+        let whole = self.is_breaker(head).then_some(0);
+        let heads = self.heads.get(&head).map_or(&[][..], Vec::as_slice);
+        let several = heads.iter().filter_map(|&(which, mut matched)| {
+            tail.iter()
+                .position(|&token| {
+                    // Past the whole breaker's length nothing matches.
+                    matched = self.next.get(&(which, matched, token)).copied().unwrap_or(usize::MAX);
+                    matched >= self.lengths[which]
+                })
+                .filter(|_| matched == self.lengths[which])
+                .map(|last| last + 1)
+        });
+        whole.into_iter().chain(several).max()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn repeats_are_what_counting_gives(text in prop::collection::vec(0u32..3, 0..60)) {
+            let mut repeats = Vec::new();
+            common_with_end(&text, &mut repeats);
+            for back in 1..text.len() {
+                let earlier = &text[..text.len() - back];
+                let wanted = earlier.iter().rev().zip(text.iter().rev()).take_while(|(a, b)| a == b).count();
+                prop_assert_eq!(repeats[back] as usize, wanted);
+            }
+        }
+
+        /// Whatever tokens a breaker is written in, it counts from where it ends.
+        #[test]
+        fn a_breaker_is_found_in_whatever_tokens(text in prop::collection::vec(0u32..6, 0..12)) {
+            let pieces: [&[u8]; 6] = [b"a", b"b", b"ab", b"ba", b"c", b"bc"];
+            for breaker in ["ab", "abc", "aba", "c"] {
+                let breakers = Breakers::new(&[breaker.to_string()], 6, |id| pieces[id as usize]);
+                // The fewest tokens from the end on, before which the text has the breaker in it; from the beginning
+                // of the token where it begins latest.
+                let wanted = (0..text.len()).find_map(|back| {
+                    let begin = text.len() - 1 - back;
+                    let head = pieces[text[begin] as usize].len();
+                    let mut end = begin;
+                    let mut bytes = Vec::new();
+                    let mut best = None;
+                    while end < text.len() {
+                        bytes.extend_from_slice(pieces[text[end] as usize]);
+                        end += 1;
+                        // It begins in the first token and ends in the last.
+                        let last = pieces[text[end - 1] as usize].len();
+                        let found = bytes.windows(breaker.len()).enumerate().any(|(at, window)| {
+                            window == breaker.as_bytes() && at < head && at + breaker.len() > bytes.len() - last
+                        });
+                        if found {
+                            best = Some(text.len() - end);
+                        }
+                    }
+                    best
+                });
+                prop_assert_eq!(breakers.since(&text), wanted.unwrap_or(text.len()), "{:?} in {:?}", breaker, text);
+            }
+        }
+    }
+
+    #[test]
+    fn the_penalty_grows_with_the_repetition_up_to_what_floats_hold() {
+        let params = Params { dry_multiplier: 0.8, ..Params::default() };
+        let dry = Dry::new(&params, Breakers::default()).unwrap();
+        assert_eq!(dry.penalty(3), 0.8);
+        assert!((dry.penalty(5) - 0.8 * 1.75 * 1.75).abs() < 1e-6);
+        assert!(dry.penalty(1_000_000).is_finite());
+        assert_eq!(dry.penalty(1_000_000), dry.penalty(500));
+    }
+}

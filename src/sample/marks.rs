@@ -1,0 +1,49 @@
+//! Numbers on a few tokens of many.
+
+/// A number of 1 or more on some tokens, found by their id; as quick to clear as there are few.
+#[derive(Debug, Default)]
+pub struct Marks {
+    // By id; 0 where there is none.
+    numbers: Vec<u32>,
+    ids: Vec<u32>,
+}
+
+/// A copy of a sampler brings no buffers along; it fills its own.
+impl Clone for Marks {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl Marks {
+    /// Takes all away; from now on tokens below `n_tokens` can be marked.
+    pub fn clear(&mut self, n_tokens: usize) {
+        for id in self.ids.drain(..) {
+            self.numbers[id as usize] = 0;
+        }
+        if self.numbers.len() < n_tokens {
+            self.numbers.resize(n_tokens, 0);
+        }
+    }
+
+    /// Changes the number on a token by `new`. Tokens that do not exist are passed over.
+    pub fn update(&mut self, id: u32, new: impl FnOnce(u32) -> u32) {
+        if let Some(number) = self.numbers.get_mut(id as usize) {
+            let before = *number;
+            *number = new(before).max(1);
+            if before == 0 {
+                self.ids.push(id);
+            }
+        }
+    }
+
+    /// The number on a token.
+    pub fn get(&self, id: u32) -> Option<u32> {
+        self.numbers.get(id as usize).copied().filter(|number| *number > 0)
+    }
+
+    /// The marked tokens, each once, in the order in which they were marked.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+}
