@@ -179,6 +179,41 @@ impl Sampler {
         self.history.push(token);
     }
 
+    /// The tokens that [`Self::sample`] would draw from, with their probabilities, which add up to 1; in no order.
+    ///
+    /// # Errors
+    /// As [`Self::sample`].
+    pub fn distribution(
+        &mut self,
+        logits: &[f32],
+        allowed: Option<&[u32]>,
+        out: &mut Vec<(u32, f64)>,
+    ) -> Result<(), Error> {
+        debug_assert!(allowed.is_none(), "not yet");
+        let mut candidates = Candidates::new(logits, &mut self.kept)?;
+        out.clear();
+        if self.chain.is_empty() {
+            out.push((candidates.most_likely(), 1.0));
+            return Ok(());
+        }
+        for stage in &self.chain {
+            stage.apply(&mut candidates);
+        }
+        out.extend(candidates.probabilities());
+        out.retain(|(_, p)| *p > 0.0);
+        Ok(())
+    }
+
+    /// The next number from 0 up to but without 1 of the random stream.
+    pub fn unit(&mut self) -> f64 {
+        self.random.unit()
+    }
+
+    /// Whether the most likely token is always taken.
+    pub fn is_greedy(&self) -> bool {
+        self.chain.is_empty()
+    }
+
     /// Chooses the next token: an index into `logits`. Where `allowed` is given, only among the tokens whose bit is set
     /// in it: token i is bit i % 32 of word i / 32.
     ///
