@@ -74,11 +74,17 @@ impl MachineArgs {
 
     /// Loads the model at `path` for such a session.
     pub fn load(&self, path: &Path, session: &SessionOptions) -> Result<Model, Error> {
+        self.load_beside(path, session, 0)
+    }
+
+    /// Loads the model at `path` for such a session, beside models that take `beside` bytes.
+    pub fn load_beside(&self, path: &Path, session: &SessionOptions, beside: u64) -> Result<Model, Error> {
         let cancel = session.cancel.clone();
         let options = ModelOptions {
             gpu_layers: self.gpu_layers,
             allow_swap: self.allow_swap,
             session: session.clone(),
+            beside,
             progress: Some(Box::new(move |_| !cancel.load(Ordering::Relaxed))),
         };
         Model::load(path, options)

@@ -10,6 +10,7 @@ use clap::ArgAction;
 use super::interrupt::{self, Interrupted};
 use super::machine::MachineArgs;
 use super::sampling::SamplingArgs;
+use super::speculation::{self, SpeculationArgs};
 use super::units;
 use crate::chat::{self, Message, Prompt, Template};
 use crate::runtime::{self, Error, Finish, GenerateOptions, Generated, Model, Session, Writer};
@@ -71,6 +72,9 @@ pub struct Args {
     #[command(flatten)]
     machine: MachineArgs,
 
+    #[command(flatten)]
+    speculation: SpeculationArgs,
+
     /// Print one JSON object at the end in place of text
     #[arg(long, help_heading = "Output")]
     json: bool,
@@ -92,11 +96,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         cut_last_line_break(&mut text);
     }
     runtime::set_verbose(args.verbose);
-    let session = args.machine.session(interrupt::listen()?);
-    let model = match args.machine.load(&args.model, &session) {
-        Err(error @ Error::LoadCancelled) => return Err(Interrupted(error.to_string()).into()),
-        loaded => loaded?,
-    };
+    let session = args.speculation.session(args.machine.session(interrupt::listen()?))?;
+    let model = interruptible(args.machine.load(&args.model, &session))?;
+    let mut draft = interruptible(args.speculation.draft(&args.machine, &model, &session))?;
     let tokens = chat::encode(&prompt(&args, text, &model)?, model.codec()).map_err(Error::from)?;
     if tokens.is_empty() {
         bail!("the prompt is empty, and the model's tokenizer begins no text of its own");
@@ -111,9 +113,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let options =
         GenerateOptions { max_tokens: args.max_tokens, stop: args.stop.clone(), ..GenerateOptions::default() };
     let mut out = Output { stdout: io::stdout().lock(), quiet: args.json, ended_line: true, error: None };
-    let written =
-        runtime::generate(&mut session, Writer::new(&mut sampler), &tokens, &options, |step| out.text(step.text))?;
+    let writer = Writer { draft: draft.as_mut(), ..Writer::new(&mut sampler) };
+    let written = runtime::generate(&mut session, writer, &tokens, &options, |step| out.text(step.text))?;
     finish(&args, out, &written, sampler.seed())
+}
+
+/// What was loaded, unless it was interrupted.
+fn interruptible<T>(loaded: Result<T, Error>) -> anyhow::Result<T> {
+    loaded.map_err(|error| match error {
+        Error::LoadCancelled => Interrupted(error.to_string()).into(),
+        error => error.into(),
+    })
 }
 
 /// The prompt's text: from the command line, a file, or standard input where something is piped into it.
@@ -234,12 +244,14 @@ fn statistics(args: &Args, written: &Generated, seed: u64) -> String {
         Finish::Cancelled => "interrupted".to_string(),
     };
     let seed = if args.sampling.is_greedy() { String::new() } else { format!("seed:      {seed}\n") };
+    let guessed = written.speculation.as_ref().map(|s| format!("guessed:   {}\n", speculation::line(s)));
     format!(
-        "\nprompt:    {}{}\nwritten:   {}{}\nended:     {why}\n{seed}",
+        "\nprompt:    {}{}\nwritten:   {}{}\n{}ended:     {why}\n{seed}",
         tokens(written.prompt_tokens),
         speed(written.prompt_rate()),
         tokens(written.tokens.len()),
         speed(written.generate_rate()),
+        guessed.unwrap_or_default(),
     )
 }
 
@@ -271,6 +283,7 @@ fn report(args: &Args, written: &Generated, seed: u64) -> serde_json::Value {
         "generate_seconds": written.generate_time.as_secs_f64(),
         "prompt_tokens_per_second": written.prompt_rate(),
         "generated_tokens_per_second": written.generate_rate(),
+        "speculation": written.speculation.as_ref().map(speculation::json),
     })
 }
 

@@ -22,6 +22,7 @@ mod generate;
 mod memory;
 mod model;
 mod session;
+mod speculate;
 
 pub use backend::{set_verbose, system_info};
 pub use error::Error;
@@ -29,3 +30,4 @@ pub use generate::{Finish, GenerateOptions, Generated, Step, Writer, generate};
 pub use memory::{Estimate, Machine, Shape};
 pub use model::{Model, ModelOptions};
 pub use session::{FlashAttention, KvType, Logits, Session, SessionOptions};
+pub use speculate::{Draft, DraftOptions, Speculation, take_or_redraw};

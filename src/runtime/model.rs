@@ -30,6 +30,8 @@ pub struct ModelOptions {
     pub allow_swap: bool,
     /// The session that will be made: its memory counts in the check before loading.
     pub session: SessionOptions,
+    /// Bytes of memory that other models of this process take: see [`Model::memory`].
+    pub beside: u64,
     /// Told how far loading is.
     pub progress: Option<Progress>,
 }
@@ -40,6 +42,7 @@ impl fmt::Debug for ModelOptions {
             .field("gpu_layers", &self.gpu_layers)
             .field("allow_swap", &self.allow_swap)
             .field("session", &self.session)
+            .field("beside", &self.beside)
             .field("progress", &self.progress.is_some())
             .finish()
     }
@@ -58,7 +61,8 @@ struct Inner {
     metadata: Metadata,
     shape: Shape,
     n_vocab: u32,
-    has_weights: bool,
+    // Layers on a GPU; None where only the vocabulary was loaded.
+    gpu_layers: Option<u64>,
 }
 
 impl fmt::Debug for Model {
@@ -92,7 +96,9 @@ impl Model {
         if !options.allow_swap
             && let Some(machine) = Machine::this()
         {
-            machine.check(&shape, &options.session, gpu_layers).map_err(|e| Error::Memory(Box::new(e)))?;
+            machine
+                .check(&shape, &options.session, gpu_layers, options.beside)
+                .map_err(|e| Error::Memory(Box::new(e)))?;
         }
 
         let mut params = LlamaModelParams::default();
@@ -109,7 +115,7 @@ impl Model {
             let what = "a model with an encoder, as translation and embedding models have";
             return Err(Error::Unsupported { path: path.to_path_buf(), what });
         }
-        Self::with_llama(path, &gguf, pieces, shape, llama, true)
+        Self::with_llama(path, &gguf, pieces, shape, llama, Some(gpu_layers))
     }
 
     /// Loads the vocabulary alone: enough for [`Self::codec`], in a moment and a few megabytes.
@@ -123,7 +129,7 @@ impl Model {
         let first = gguf.paths().next().unwrap_or(path);
         let llama = load(llama_backend, first, LlamaModelParams::default().with_vocab_only(true), None)?;
         let shape = Shape::of(&gguf);
-        Self::with_llama(path, &gguf, pieces, shape, llama, false)
+        Self::with_llama(path, &gguf, pieces, shape, llama, None)
     }
 
     fn with_llama(
@@ -132,7 +138,7 @@ impl Model {
         pieces: Pieces,
         shape: Shape,
         llama: LlamaModel,
-        has_weights: bool,
+        gpu_layers: Option<u64>,
     ) -> Result<Self, Error> {
         let llama = Arc::new(llama);
         let n_vocab = u32::try_from(llama.n_vocab()).unwrap_or(0);
@@ -143,7 +149,7 @@ impl Model {
         let metadata = gguf.metadata().clone();
         let codec = Codec::new(pieces, llama.clone(), &metadata)?;
         Ok(Self {
-            inner: Arc::new(Inner { llama, codec, path: path.to_path_buf(), metadata, shape, n_vocab, has_weights }),
+            inner: Arc::new(Inner { llama, codec, path: path.to_path_buf(), metadata, shape, n_vocab, gpu_layers }),
         })
     }
 
@@ -162,6 +168,12 @@ impl Model {
         &self.inner.shape
     }
 
+    /// Bytes of the machine's memory that it takes with a session of these options: an estimate.
+    pub fn memory(&self, session: &SessionOptions) -> u64 {
+        let shape = &self.inner.shape;
+        shape.estimate(session).on_host(self.inner.gpu_layers.unwrap_or(0), shape.n_layers).total()
+    }
+
     /// Tokens in the vocabulary: the length of a row of logits.
     pub fn n_vocab(&self) -> u32 {
         self.inner.n_vocab
@@ -177,9 +189,15 @@ impl Model {
         &self.inner.codec
     }
 
+    /// Whether the end of what it has read can be taken back: not from models that keep one state for all of it.
+    pub fn can_be_cut(&self) -> bool {
+        // SAFETY: the pointer is that of a live model; the functions only read it.
+        unsafe { !sys::llama_model_is_recurrent(self.pointer()) && !sys::llama_model_is_hybrid(self.pointer()) }
+    }
+
     /// Whether it was loaded with its weights.
     pub(super) fn has_weights(&self) -> bool {
-        self.inner.has_weights
+        self.inner.gpu_layers.is_some()
     }
 
     /// llama.cpp's model. Good as long as `self` or a clone of it lives.
@@ -208,10 +226,10 @@ fn load(
     }
     let params = pin!(params);
     let _making = backend::making();
-    let (loaded, reason) = backend::listen(|| LlamaModel::load_from_file(backend, path, &params));
+    let (loaded, heard) = backend::listen(|| LlamaModel::load_from_file(backend, path, &params));
     loaded.map_err(|error| match error {
         LlamaModelLoadError::NullResult if cancelled.load(std::sync::atomic::Ordering::Relaxed) => Error::LoadCancelled,
-        LlamaModelLoadError::NullResult => Error::Load { path: path.to_path_buf(), reason },
+        LlamaModelLoadError::NullResult => Error::Load { path: path.to_path_buf(), reason: heard.reason() },
         other => Error::Load { path: path.to_path_buf(), reason: other.to_string() },
     })
 }

@@ -182,9 +182,21 @@ struct Batch {
     tokens: Vec<sys::llama_token>,
     positions: Vec<sys::llama_pos>,
     n_sequences: Vec<i32>,
-    sequences: Vec<sys::llama_seq_id>,
+    // The sequences of each token: the one and only, for all.
+    sequences: Vec<SequenceList>,
     wanted: Vec<i8>,
 }
+
+/// A pointer to a list of sequences that a token belongs to.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct SequenceList(*const sys::llama_seq_id);
+
+/// The sequence of all tokens. llama.cpp reads it through a pointer that may be written to, and does not write.
+static SEQUENCE: sys::llama_seq_id = 0;
+
+// SAFETY: it points to a static that nobody writes to.
+unsafe impl Send for SequenceList {}
 
 impl Session {
     /// A session with an empty context.
@@ -223,13 +235,13 @@ impl Session {
         // The flag lives in `options`, which the session keeps for as long as the context.
         params.abort_callback_data = Arc::as_ptr(&options.cancel).cast_mut().cast();
 
-        let (context, reason) = backend::listen(|| {
+        let (context, heard) = backend::listen(|| {
             let _making = backend::making();
             // SAFETY: the model is alive and stays so, as the session keeps a clone of it; the parameters were
             // checked; no other context is being made.
             unsafe { sys::llama_init_from_model(model.pointer(), params) }
         });
-        let context = NonNull::new(context).ok_or(Error::Context { n_ctx, reason })?;
+        let context = NonNull::new(context).ok_or_else(|| Error::Context { n_ctx, reason: heard.reason() })?;
         let context = Context(context);
         // SAFETY: the context is alive.
         let (n_batch, room) = unsafe { (sys::llama_n_batch(context.0.as_ptr()), sys::llama_n_ctx(context.0.as_ptr())) };
@@ -255,6 +267,11 @@ impl Session {
         self.options.n_batch as usize
     }
 
+    /// Rows of logits that one evaluation can give.
+    pub fn rows(&self) -> usize {
+        self.n_batch().min(self.options.rows as usize)
+    }
+
     /// The tokens in the context.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
@@ -270,6 +287,11 @@ impl Session {
         &self.options.cancel
     }
 
+    /// Whether the flag is set.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.options.cancel.load(Ordering::Relaxed)
+    }
+
     /// Reads `tokens`, after those already in the context.
     ///
     /// # Errors
@@ -278,7 +300,7 @@ impl Session {
     pub fn eval(&mut self, tokens: &[u32], logits: Logits) -> Result<(), Error> {
         self.check(tokens)?;
         if logits == Logits::All {
-            let most = self.n_batch().min(self.options.rows as usize);
+            let most = self.rows();
             if tokens.len() > most {
                 return Err(Error::Rows { wanted: tokens.len(), most });
             }
@@ -304,7 +326,7 @@ impl Session {
         for batch in silent.chunks(self.n_batch()) {
             self.decode(batch, batch.len())?;
         }
-        let size = self.n_batch().min(self.options.rows as usize);
+        let size = self.rows();
         for (i, batch) in scored.chunks(size).enumerate() {
             self.decode(batch, 0)?;
             for row in 0..batch.len() {
@@ -342,13 +364,19 @@ impl Session {
     /// # Errors
     /// As [`Self::eval`].
     pub fn prefill(&mut self, prompt: &[u32]) -> Result<usize, Error> {
+        self.go_on(prompt, 0)
+    }
+
+    /// As [`Self::prefill`], where the first `known` tokens are known to be those of the context.
+    pub(super) fn go_on(&mut self, prompt: &[u32], known: usize) -> Result<usize, Error> {
         if prompt.len() > self.n_ctx as usize {
             return Err(Error::ContextFull { wanted: prompt.len(), n_ctx: self.n_ctx });
         }
         let Some(last) = prompt.len().checked_sub(1) else { return Err(Error::NoTokens) };
-        let same = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let known = known.min(last).min(self.tokens.len());
+        let same = self.tokens[known..].iter().zip(&prompt[known..]).take_while(|(a, b)| a == b).count();
         // The last token is evaluated in any case, for its logits.
-        let kept = self.truncate(same.min(last));
+        let kept = self.truncate((known + same).min(last));
         self.eval(&prompt[kept..], Logits::Last)?;
         Ok(kept)
     }
@@ -370,22 +398,20 @@ impl Session {
     /// Evaluates one batch of checked tokens; those from `from` on give logits.
     fn decode(&mut self, tokens: &[u32], from: usize) -> Result<(), Error> {
         self.rows.clear();
-        if self.options.cancel.load(Ordering::Relaxed) {
+        if self.is_cancelled() {
             return Err(Error::Cancelled);
         }
         self.batch.fill(tokens, self.tokens.len(), from);
         let context = self.context.0.as_ptr();
         let batch = &mut self.batch;
-        let (status, reason) = backend::listen(|| {
-            let mut sequences: Vec<*mut sys::llama_seq_id> =
-                batch.sequences.iter_mut().map(std::ptr::from_mut).collect();
+        let (status, heard) = backend::listen(|| {
             let batch = sys::llama_batch {
                 n_tokens: i32::try_from(batch.tokens.len()).unwrap_or(0),
                 token: batch.tokens.as_mut_ptr(),
                 embd: std::ptr::null_mut(),
                 pos: batch.positions.as_mut_ptr(),
                 n_seq_id: batch.n_sequences.as_mut_ptr(),
-                seq_id: sequences.as_mut_ptr(),
+                seq_id: batch.sequences.as_mut_ptr().cast(),
                 logits: batch.wanted.as_mut_ptr(),
             };
             // SAFETY: every array has `n_tokens` entries and outlives the call, which copies them. Tokens are in the
@@ -401,7 +427,7 @@ impl Session {
             return Err(match status {
                 1 => Error::ContextFull { wanted: self.tokens.len() + tokens.len(), n_ctx: self.n_ctx },
                 2 => Error::Cancelled,
-                status => Error::Decode { status, reason },
+                status => Error::Decode { status, reason: heard.reason() },
             });
         }
         self.tokens.extend_from_slice(tokens);
@@ -439,7 +465,7 @@ impl Batch {
             tokens: Vec::with_capacity(size),
             positions: Vec::with_capacity(size),
             n_sequences: vec![1; size],
-            sequences: vec![0; size],
+            sequences: vec![SequenceList(&raw const SEQUENCE); size],
             wanted: Vec::with_capacity(size),
         }
     }
