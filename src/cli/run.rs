@@ -13,7 +13,9 @@ use super::sampling::SamplingArgs;
 use super::speculation::{self, SpeculationArgs};
 use super::units;
 use crate::chat::{self, Message, Prompt, Template};
-use crate::runtime::{self, Error, Finish, GenerateOptions, Generated, Model, Session, Writer};
+use crate::runtime::{
+    self, CacheError, Error, Finish, GenerateOptions, Generated, Model, PromptCache, Session, Writer,
+};
 use crate::sample::Sampler;
 
 /// Write text with a model
@@ -53,6 +55,10 @@ pub struct Args {
     /// With --chat: a Jinja template from a file, or 'chatml', in place of the model's own
     #[arg(long, value_name = "FILE", requires = "chat", help_heading = "Prompt")]
     chat_template: Option<PathBuf>,
+
+    /// Keep what the model makes of the prompt in this file, and start from there when the next prompt begins alike
+    #[arg(long, value_name = "FILE", help_heading = "Prompt")]
+    prompt_cache: Option<PathBuf>,
 
     /// Read control tokens where the prompt spells them, such as <|endoftext|>; otherwise they are just text
     #[arg(long, conflicts_with = "chat", help_heading = "Prompt")]
@@ -112,10 +118,26 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
     let options =
         GenerateOptions { max_tokens: args.max_tokens, stop: args.stop.clone(), ..GenerateOptions::default() };
+    let warn = |warning: &CacheError| {
+        if let Some(path) = args.prompt_cache.as_deref().filter(|_| !args.quiet) {
+            eprintln!("warning: the prompt cache {}: {warning}", path.display());
+        }
+    };
+    let mut cache = None;
+    if let Some(path) = &args.prompt_cache {
+        let (loaded, unused) = PromptCache::load(path, &mut session, &tokens)?;
+        cache = Some(loaded);
+        unused.iter().for_each(warn);
+    }
     let mut out = Output { stdout: io::stdout().lock(), quiet: args.json, ended_line: true, error: None };
     let writer = Writer { draft: draft.as_mut(), ..Writer::new(&mut sampler) };
     let written = runtime::generate(&mut session, writer, &tokens, &options, |step| out.text(step.text))?;
-    finish(&args, out, &written, sampler.seed())
+    let finished = finish(&args, out, &written, sampler.seed());
+    // At the very end: nobody waits for it, and nothing that can go wrong here takes the text away.
+    if let Some(Err(error)) = cache.map(|mut cache| cache.save(&mut session, tokens.len())) {
+        warn(&error);
+    }
+    finished
 }
 
 /// What was loaded, unless it was interrupted.
@@ -244,9 +266,13 @@ fn statistics(args: &Args, written: &Generated, seed: u64) -> String {
         Finish::Cancelled => "interrupted".to_string(),
     };
     let seed = if args.sampling.is_greedy() { String::new() } else { format!("seed:      {seed}\n") };
+    let reused = match written.reused_tokens {
+        0 => String::new(),
+        n => format!(" ({} of them from the prompt cache)", units::count(n as u64)),
+    };
     let guessed = written.speculation.as_ref().map(|s| format!("guessed:   {}\n", speculation::line(s)));
     format!(
-        "\nprompt:    {}{}\nwritten:   {}{}\n{}ended:     {why}\n{seed}",
+        "\nprompt:    {}{reused}{}\nwritten:   {}{}\n{}ended:     {why}\n{seed}",
         tokens(written.prompt_tokens),
         speed(written.prompt_rate()),
         tokens(written.tokens.len()),
@@ -278,6 +304,7 @@ fn report(args: &Args, written: &Generated, seed: u64) -> serde_json::Value {
         "stop_text": stop_text,
         "seed": seed,
         "prompt_tokens": written.prompt_tokens,
+        "reused_tokens": written.reused_tokens,
         "generated_tokens": written.tokens.len(),
         "prompt_seconds": written.prompt_time.as_secs_f64(),
         "generate_seconds": written.generate_time.as_secs_f64(),

@@ -77,6 +77,14 @@ pub enum Error {
         /// The range.
         wanted: String,
     },
+    /// A LoRA adapter that does not go with the model.
+    #[error("{}: cannot be used as a LoRA adapter: {reason}", path.display())]
+    Lora {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// A share outside its range.
     #[error("{name} is {value}; it has to be {wanted}")]
     Share {

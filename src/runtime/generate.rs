@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use super::speculate::{Draft, Speculation, take_or_redraw};
+use super::speculate::{Draft, Guess, Speculation, take_or_redraw};
 use super::{Error, Logits, Session};
 use crate::chat::{StopText, Utf8Stream};
 use crate::sample::Sampler;
@@ -184,14 +184,14 @@ pub fn generate(
         }
         let guess = draft.as_deref().and_then(|draft| draft.guess(row));
         let token = match guess {
-            Some((guess, Some(drawn_from))) => {
+            Some(Guess { token, drawn_from: Some(drawn_from) }) => {
                 sampler.distribution(session.logits(row)?, None, &mut distribution)?;
-                take_or_redraw(guess, &distribution, drawn_from, || sampler.unit())
+                take_or_redraw(token, &distribution, drawn_from, || sampler.unit())
             }
             // A guess that could have been no other is right where it is what would be drawn without it.
             _ => sampler.sample(session.logits(row)?, None)?,
         };
-        let guessed = guess.is_some_and(|(guess, _)| guess == token);
+        let guessed = guess.is_some_and(|guess| guess.token == token);
         if codec.is_end(token) && !options.ignore_end {
             break Finish::End { token };
         }

@@ -11,6 +11,7 @@ use llama_cpp_2::{LlamaModelLoadError, llama_backend::LlamaBackend};
 use llama_cpp_sys_2 as sys;
 
 use super::codec::Codec;
+use super::lora::{self, Adapter, Lora};
 use super::memory::{Machine, Shape};
 use super::session::SessionOptions;
 use super::{Error, accept, backend};
@@ -30,6 +31,8 @@ pub struct ModelOptions {
     pub allow_swap: bool,
     /// The session that will be made: its memory counts in the check before loading.
     pub session: SessionOptions,
+    /// Adapters to use with it, all at once.
+    pub lora: Vec<Lora>,
     /// Bytes of memory that other models of this process take: see [`Model::memory`].
     pub beside: u64,
     /// Told how far loading is.
@@ -42,6 +45,7 @@ impl fmt::Debug for ModelOptions {
             .field("gpu_layers", &self.gpu_layers)
             .field("allow_swap", &self.allow_swap)
             .field("session", &self.session)
+            .field("lora", &self.lora)
             .field("beside", &self.beside)
             .field("progress", &self.progress.is_some())
             .finish()
@@ -61,8 +65,18 @@ struct Inner {
     metadata: Metadata,
     shape: Shape,
     n_vocab: u32,
-    // Layers on a GPU; None where only the vocabulary was loaded.
-    gpu_layers: Option<u64>,
+    // None where only the vocabulary was loaded.
+    weights: Option<Weights>,
+}
+
+/// How the weights were loaded, and what was loaded beside them.
+struct Weights {
+    // Layers on a GPU.
+    gpu_layers: u64,
+    // They go with the model.
+    adapters: Vec<Adapter>,
+    // Tells apart what the adapters make of the model.
+    lora: Vec<u8>,
 }
 
 impl fmt::Debug for Model {
@@ -83,7 +97,9 @@ impl Model {
         // llama.cpp ends the process over some vocabularies, such as one that has a piece twice.
         let pieces = Pieces::from_metadata(gguf.metadata())?;
         accept::check(path, gguf.metadata(), gguf.tensors())?;
-        let shape = Shape::of(&gguf);
+        let mut shape = Shape::of(&gguf);
+        let lora = options.lora.iter().map(|lora| lora::check(lora, &gguf)).collect::<Result<Vec<_>, _>>()?;
+        shape.weight_bytes = lora.iter().fold(shape.weight_bytes, |sum, lora| sum.saturating_add(lora.bytes));
         options.session.check()?;
         // llama.cpp finds the other parts of a split model from the first.
         let first = gguf.paths().next().unwrap_or(path).to_path_buf();
@@ -115,7 +131,10 @@ impl Model {
             let what = "a model with an encoder, as translation and embedding models have";
             return Err(Error::Unsupported { path: path.to_path_buf(), what });
         }
-        Self::with_llama(path, &gguf, pieces, shape, llama, Some(gpu_layers))
+        // Before any context is made, which reserves what they need too.
+        let adapters = lora.iter().map(|lora| lora::load(pointer(&llama), lora)).collect::<Result<_, _>>()?;
+        let weights = Weights { gpu_layers, adapters, lora: lora::identity(&lora) };
+        Self::with_llama(path, &gguf, pieces, shape, llama, Some(weights))
     }
 
     /// Loads the vocabulary alone: enough for [`Self::codec`], in a moment and a few megabytes.
@@ -138,7 +157,7 @@ impl Model {
         pieces: Pieces,
         shape: Shape,
         llama: LlamaModel,
-        gpu_layers: Option<u64>,
+        weights: Option<Weights>,
     ) -> Result<Self, Error> {
         let llama = Arc::new(llama);
         let n_vocab = u32::try_from(llama.n_vocab()).unwrap_or(0);
@@ -149,7 +168,7 @@ impl Model {
         let metadata = gguf.metadata().clone();
         let codec = Codec::new(pieces, llama.clone(), &metadata)?;
         Ok(Self {
-            inner: Arc::new(Inner { llama, codec, path: path.to_path_buf(), metadata, shape, n_vocab, gpu_layers }),
+            inner: Arc::new(Inner { llama, codec, path: path.to_path_buf(), metadata, shape, n_vocab, weights }),
         })
     }
 
@@ -171,7 +190,8 @@ impl Model {
     /// Bytes of the machine's memory that it takes with a session of these options: an estimate.
     pub fn memory(&self, session: &SessionOptions) -> u64 {
         let shape = &self.inner.shape;
-        shape.estimate(session).on_host(self.inner.gpu_layers.unwrap_or(0), shape.n_layers).total()
+        let gpu_layers = self.inner.weights.as_ref().map_or(0, |weights| weights.gpu_layers);
+        shape.estimate(session).on_host(gpu_layers, shape.n_layers).total()
     }
 
     /// Tokens in the vocabulary: the length of a row of logits.
@@ -197,7 +217,17 @@ impl Model {
 
     /// Whether it was loaded with its weights.
     pub(super) fn has_weights(&self) -> bool {
-        self.inner.gpu_layers.is_some()
+        self.inner.weights.is_some()
+    }
+
+    /// The adapters it is used with.
+    pub(super) fn adapters(&self) -> &[Adapter] {
+        self.inner.weights.as_ref().map_or(&[], |weights| &weights.adapters)
+    }
+
+    /// What the adapters make of it: the same bytes for the same adapters and scales.
+    pub(super) fn lora_identity(&self) -> &[u8] {
+        self.inner.weights.as_ref().map_or(&[], |weights| &weights.lora)
     }
 
     /// llama.cpp's model. Good as long as `self` or a clone of it lives.

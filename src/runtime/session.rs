@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use llama_cpp_sys_2 as sys;
 
 use super::model::Model;
-use super::{Error, backend};
+use super::{Error, backend, lora};
 
 /// How the KV cache keeps its values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -243,6 +243,10 @@ impl Session {
         });
         let context = NonNull::new(context).ok_or_else(|| Error::Context { n_ctx, reason: heard.reason() })?;
         let context = Context(context);
+        if !model.adapters().is_empty() {
+            // SAFETY: the context is alive, and of this model, for which the adapters were loaded.
+            unsafe { lora::apply(context.0, model.adapters()) };
+        }
         // SAFETY: the context is alive.
         let (n_batch, room) = unsafe { (sys::llama_n_batch(context.0.as_ptr()), sys::llama_n_ctx(context.0.as_ptr())) };
         // llama.cpp makes the batch no larger than the context. A larger batch than its own ends the process.
@@ -379,6 +383,57 @@ impl Session {
         let kept = self.truncate((known + same).min(last));
         self.eval(&prompt[kept..], Logits::Last)?;
         Ok(kept)
+    }
+
+    /// How it was made.
+    pub(super) fn options(&self) -> &SessionOptions {
+        &self.options
+    }
+
+    /// What the model remembers of the tokens in the context, as llama.cpp writes it.
+    ///
+    /// # Errors
+    /// Where there is no memory for it: the bytes it takes.
+    pub(super) fn state(&mut self) -> Result<Vec<u8>, u64> {
+        let context = self.context.0.as_ptr();
+        // SAFETY: the context is alive, and sequence 0 exists.
+        let size = unsafe { sys::llama_state_seq_get_size(context, 0) };
+        let mut state = Vec::new();
+        state.try_reserve_exact(size).map_err(|_| size as u64)?;
+        state.resize(size, 0);
+        // SAFETY: there is room for `size` bytes, and llama.cpp writes no more than that.
+        let written = unsafe { sys::llama_state_seq_get_data(context, state.as_mut_ptr(), size, 0) };
+        state.truncate(written);
+        Ok(state)
+    }
+
+    /// Makes the context hold `tokens`, with what the model remembers of them in `state`, which [`Self::state`] gave for
+    /// a session of the same model and settings. There are no more tokens than there is room for, and all are in the
+    /// vocabulary.
+    ///
+    /// # Errors
+    /// Where llama.cpp does not take it, and why not; the context is then empty.
+    pub(super) fn restore(&mut self, tokens: &[u32], state: &[u8]) -> Result<(), String> {
+        self.truncate(0);
+        self.rows.clear();
+        let context = self.context.0.as_ptr();
+        let (read, heard) = backend::listen(|| {
+            // SAFETY: the context is alive, and sequence 0 exists. llama.cpp reads no more than `state.len()` bytes.
+            unsafe { sys::llama_state_seq_set_data(context, state.as_ptr(), state.len(), 0) }
+        });
+        // SAFETY: the context is alive, and nothing is being evaluated.
+        let (first, last) = unsafe {
+            let memory = sys::llama_get_memory(context);
+            (sys::llama_memory_seq_pos_min(memory, 0), sys::llama_memory_seq_pos_max(memory, 0))
+        };
+        // Models that look back over a window only keep no more than that, which cannot be cut.
+        let is_whole = first == 0 && usize::try_from(last).is_ok_and(|last| last + 1 == tokens.len());
+        if read != state.len() || !is_whole {
+            self.forget_the_rest();
+            return Err(if read == 0 { heard.reason() } else { "it holds other tokens than it says".to_string() });
+        }
+        self.tokens.extend_from_slice(tokens);
+        Ok(())
     }
 
     fn check(&self, tokens: &[u32]) -> Result<(), Error> {

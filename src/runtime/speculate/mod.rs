@@ -128,6 +128,15 @@ pub struct Draft {
     spare: Vec<(u32, f64)>,
 }
 
+/// A guess for one token.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Guess<'a> {
+    /// The token.
+    pub token: u32,
+    /// What it was drawn from, sorted by token; `None` where it could have been no other.
+    pub drawn_from: Option<&'a [(u32, f64)]>,
+}
+
 #[derive(Debug)]
 enum Source {
     Ngram(Ngrams),
@@ -240,8 +249,8 @@ impl Draft {
     }
 
     /// The guess for the token that row `row` of the logits decides on, and what it was drawn from.
-    pub(super) fn guess(&self, row: usize) -> Option<(u32, Option<&[(u32, f64)]>)> {
-        Some((*self.tokens.get(row)?, self.drawn_from.get(row)?.as_deref()))
+    pub(super) fn guess(&self, row: usize) -> Option<Guess<'_>> {
+        Some(Guess { token: *self.tokens.get(row)?, drawn_from: self.drawn_from.get(row)?.as_deref() })
     }
 
     /// The text goes on with `token`.
