@@ -3,7 +3,7 @@
 //! ```text
 //! cargo bench --bench generate                       the tests' model, where a token takes a fraction of a millisecond
 //! cargo bench --bench generate -- MODEL.gguf         any other
-//! cargo bench --bench generate -- MODEL.gguf --threads 4 --tokens 64 --rounds 15
+//! cargo bench --bench generate -- MODEL.gguf --threads 4 --tokens 8 --seconds 60
 //! ```
 //!
 //! A model of two layers of Yi-34B's shapes, which is made in a minute:
@@ -13,8 +13,9 @@
 //! nibble convert /tmp/yi-2 -q Q4_K_M -o /tmp/yi-2.gguf
 //! ```
 //!
-//! All run in one process, on the same file with the same threads, and take turns round by round, so that what else the
-//! machine does hits all alike. The best of the rounds counts; the spread is that of the ratios round by round.
+//! All run in one process, on the same file with the same threads, and take turns in short rounds, so that what else the
+//! machine does hits all alike, and so that some rounds are not hit. The best of the rounds counts; the spread is that of
+//! the ratios round by round.
 
 use std::hint::black_box;
 use std::ops::ControlFlow;
@@ -53,7 +54,8 @@ fn main() {
     };
     println!("{}: {} tokens a round, {threads} threads", path.display(), arguments.tokens);
     let (mut times, mut same) = ([const { Vec::new() }; 3], true);
-    for round in 0..=arguments.rounds {
+    let begun = Instant::now();
+    for round in 0.. {
         let mut texts: [Vec<u32>; 3] = Default::default();
         let mut seconds = [0.0; 3];
         // Each is as often the first as the others.
@@ -69,6 +71,9 @@ fn main() {
         // The first round warms up.
         if round > 0 {
             (0..3).for_each(|who| times[who].push(seconds[who]));
+        }
+        if round >= 3 && begun.elapsed().as_secs_f64() > arguments.seconds as f64 {
+            break;
         }
     }
     assert!(same, "the loops wrote different texts");
@@ -97,12 +102,12 @@ struct Arguments {
     model: Option<PathBuf>,
     threads: Option<u32>,
     tokens: usize,
-    rounds: usize,
+    seconds: usize,
 }
 
 impl Arguments {
     fn parse() -> Self {
-        let mut arguments = Self { model: None, threads: None, tokens: 200, rounds: 30 };
+        let mut arguments = Self { model: None, threads: None, tokens: 20, seconds: 20 };
         let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
         while let Some(word) = words.next() {
             let mut number = || -> usize {
@@ -112,7 +117,7 @@ impl Arguments {
             match word.as_str() {
                 "--threads" => arguments.threads = Some(number() as u32),
                 "--tokens" => arguments.tokens = number().max(2),
-                "--rounds" => arguments.rounds = number(),
+                "--seconds" => arguments.seconds = number(),
                 model => arguments.model = Some(model.into()),
             }
         }

@@ -154,7 +154,11 @@ fn what_another_model_or_setting_made_is_not_used() {
     check(&other, &exact(), "another model");
     check(&MODEL, &SessionOptions { kv_type: KvType::F16, ..exact() }, "another --kv-type");
     check(&MODEL, &SessionOptions { flash_attention: FlashAttention::On, ..exact() }, "another --flash-attn");
-    check(&MODEL, &SessionOptions { n_ctx: Some(39), ..exact() }.clone(), "it holds 40 tokens");
+    std::fs::write(&path, &whole).unwrap();
+    let small = SessionOptions { n_ctx: Some(39), ..exact() };
+    let (with, unused, saved) = with_cache(&MODEL, &small, &path, &prompt[..20]);
+    assert!(matches!(unused, Some(CacheError::TooLong { n_tokens: 40, n_ctx: 39 })), "{unused:?}");
+    assert!(with.reused_tokens == 0 && saved);
     // One weight of the same file changed: the middle of a tensor.
     let mut bytes = std::fs::read(&*PATH).unwrap();
     let gguf = nibble::gguf::Gguf::open(&PATH).unwrap();

@@ -176,7 +176,7 @@ fn a_seed_gives_the_same_text_where_guesses_come_from_the_text() {
     let options = GenerateOptions { max_tokens: Some(80), ..Default::default() };
     let mut accepted = 0;
     for prompt in prompts() {
-        for seed in 0..6 {
+        for seed in 0..3 {
             let params = Params { temperature: 0.7, seed: Some(seed), ..Params::default() };
             let mut session = Session::new(&MODEL, &exact()).unwrap();
             let plain = write(&prompt, &params, &options, &mut session, None);
@@ -186,7 +186,7 @@ fn a_seed_gives_the_same_text_where_guesses_come_from_the_text() {
             accepted += guessed.speculation.unwrap().accepted;
         }
     }
-    assert!(accepted > 30, "{accepted} guesses were right");
+    assert!(accepted > 15, "{accepted} guesses were right");
 }
 
 #[test]
@@ -244,15 +244,17 @@ fn chi_squared(counts: impl Fn(&[u32; 3]) -> f64, wanted: &[([u32; 3], f64)], n:
 
 #[test]
 fn texts_that_are_drawn_keep_their_distribution() {
-    const TEXTS: u32 = 2500;
-    let prompt = encode("Once upon a time, there was a");
+    const TEXTS: u32 = 1500;
+    // It has been said before, so that there is something to look up.
+    let prompt = encode("there was a cat. Once there was a");
     let params = Params { temperature: 1.5, top_k: 5, top_p: 1.0, min_p: 0.0, seed: None };
     let wanted = joint(&MODEL, &prompt, &params);
     let theirs = joint(&Q2_K, &prompt, &params);
     // The draft's own distribution is so different that it would be noticed.
     let of = |tokens: &[u32; 3]| theirs.iter().find(|(t, _)| t == tokens).map_or(0.0, |(_, p)| p * f64::from(TEXTS));
     let (statistic, limit) = chi_squared(of, &wanted, TEXTS.into());
-    assert!(statistic > 2.0 * limit, "the draft is too good to tell: {statistic:.1}, limit {limit:.1}");
+    eprintln!("the draft alone: chi-squared {statistic:.1}, limit {limit:.1}");
+    assert!(statistic > 2.0 * limit, "the draft is too good to tell");
 
     // One more, so that two can be guessed after the first.
     let options = GenerateOptions { max_tokens: Some(4), ignore_end: true, ..Default::default() };
@@ -272,7 +274,7 @@ fn texts_that_are_drawn_keep_their_distribution() {
         assert_eq!(known, f64::from(TEXTS), "{by:?}: a text that cannot be drawn");
         let (statistic, limit) = chi_squared(|t| counts.get(t).copied().unwrap_or(0.0), &wanted, TEXTS.into());
         assert!(statistic < limit, "{by:?}: chi-squared {statistic:.1}, limit {limit:.1}");
-        assert!(matches!(by, By::Ngram) || drafted > 2000, "{by:?}: {drafted} tokens were guessed");
+        assert!(drafted > TEXTS as usize / 8, "{by:?}: {drafted} tokens were guessed");
     }
 }
 
@@ -347,7 +349,7 @@ fn an_end_inside_of_what_was_guessed_is_an_end() {
     let greedy = Params::greedy();
     let mut ended = 0;
     for prompt in [ask("Tell me a story."), ask("Say hello."), ask("What is a cat?"), encode("Once upon a time")] {
-        let all = GenerateOptions { max_tokens: Some(300), ..Default::default() };
+        let all = GenerateOptions { max_tokens: Some(200), ..Default::default() };
         let mut session = Session::new(&MODEL, &exact()).unwrap();
         let plain = write(&prompt, &greedy, &all, &mut session, None);
         let words: Vec<&str> = plain.text.split_whitespace().collect();
@@ -437,6 +439,82 @@ fn a_draft_of_another_vocabulary_is_refused() {
     let ends = MODEL.metadata().u64("tokenizer.ggml.eos_token_id").unwrap() as u8;
     let told = refused(&with(ends), &with(300u32 as u8));
     support::has(&told, &["in its vocabulary token", "end token"]);
+}
+
+/// A Mamba of one layer, with `yi-nano`'s vocabulary and numbers that mean nothing: what it has read is one state, from
+/// which no token can be taken back.
+fn recurrent() -> tempfile::NamedTempFile {
+    use nibble::gguf::{Layout, TensorInfo, TensorType};
+    let (embd, inner, state, conv, rank) = (64u64, 128u64, 16u64, 4u64, 4u64);
+    let mut metadata = MODEL.metadata().clone();
+    metadata.set("general.architecture", "mamba");
+    for (key, value) in [("context_length", 512u64), ("embedding_length", embd), ("block_count", 1)] {
+        metadata.set(format!("mamba.{key}"), value as u32);
+    }
+    for (key, value) in [("conv_kernel", conv), ("inner_size", inner), ("state_size", state), ("time_step_rank", rank)]
+    {
+        metadata.set(format!("mamba.ssm.{key}"), value as u32);
+    }
+    for (key, value) in [("feed_forward_length", 0u32), ("attention.head_count", 0)] {
+        metadata.set(format!("mamba.{key}"), value);
+    }
+    metadata.set("mamba.attention.layer_norm_rms_epsilon", 1e-5f32);
+    let tensors: Vec<TensorInfo> = [
+        ("token_embd.weight", vec![embd, u64::from(MODEL.n_vocab())]),
+        ("output_norm.weight", vec![embd]),
+        ("blk.0.attn_norm.weight", vec![embd]),
+        ("blk.0.ssm_in.weight", vec![embd, 2 * inner]),
+        ("blk.0.ssm_conv1d.weight", vec![conv, inner]),
+        ("blk.0.ssm_conv1d.bias", vec![inner]),
+        ("blk.0.ssm_x.weight", vec![inner, rank + 2 * state]),
+        ("blk.0.ssm_dt.weight", vec![rank, inner]),
+        ("blk.0.ssm_dt.bias", vec![inner]),
+        ("blk.0.ssm_a", vec![state, inner]),
+        ("blk.0.ssm_d", vec![inner]),
+        ("blk.0.ssm_out.weight", vec![inner, embd]),
+    ]
+    .map(|(name, dims)| TensorInfo { name: name.to_string(), dims, ty: TensorType::F32 })
+    .to_vec();
+    let layout = Layout::new(&metadata, tensors.clone(), 32, None).unwrap();
+    let mut random = nibble::sample::Random::new(2);
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let numbers = |i: usize| {
+        let n = tensors[i].n_elements().unwrap();
+        (0..n).flat_map(|_| (-random.unit() as f32).to_le_bytes()).collect::<Vec<u8>>()
+    };
+    layout.write_part(0, file.as_file_mut(), numbers).unwrap();
+    file
+}
+
+#[test]
+fn a_model_that_cannot_take_tokens_back_is_neither_guessed_for_nor_guesses() {
+    let file = recurrent();
+    let model = Model::load(file.path(), ModelOptions::default()).unwrap();
+    assert!(!model.can_be_cut() && MODEL.can_be_cut());
+    let error = Draft::model(&MODEL, &model, &exact(), DraftOptions::default()).unwrap_err().to_string();
+    support::has(&error, &["cannot take back tokens"]);
+    let prompt = encode("Once upon a time");
+    let options = GenerateOptions { max_tokens: Some(12), ignore_end: true, ..Default::default() };
+    let mut session = Session::new(&model, &exact()).unwrap();
+    let plain = write(&prompt, &Params::greedy(), &options, &mut session, None);
+    assert_eq!(plain.tokens.len(), 12);
+    let mut sampler = Sampler::new(&Params::greedy()).unwrap();
+    let mut draft = Draft::ngram(DraftOptions::default()).unwrap();
+    let writer = Writer { draft: Some(&mut draft), ..Writer::new(&mut sampler) };
+    let error = runtime::generate(&mut session, writer, &prompt, &options, go_on).unwrap_err().to_string();
+    support::has(&error, &["cannot be used with --draft", "cannot take back tokens"]);
+    // A prompt that goes another way is read from the beginning, and gives what it gave.
+    write(&encode("ROMEO:"), &Params::greedy(), &options, &mut session, None);
+    assert_eq!(write(&prompt, &Params::greedy(), &options, &mut session, None).tokens, plain.tokens);
+
+    let cache = support::folder();
+    let cache = cache.path().join("cache");
+    let run = ["run", file.path().to_str().unwrap(), "-p", "Once", "-n", "3", "--greedy"];
+    let out = support::nibble(run.iter().copied().chain(["--prompt-cache", cache.to_str().unwrap()]));
+    support::stdout(&out);
+    support::has(&String::from_utf8_lossy(&out.stderr), &["warning: the prompt cache", "cannot be kept"]);
+    assert!(!cache.exists());
+    support::has(&support::error(&support::nibble(run.iter().copied().chain(["--draft", "ngram"]))), &["--draft"]);
 }
 
 #[test]

@@ -81,9 +81,17 @@ impl MachineArgs {
         Model::load(path, ModelOptions { lora: self.lora.clone(), ..self.options(session) })
     }
 
-    /// Loads the model at `path` for such a session, beside one that takes `beside` bytes.
-    pub fn load_beside(&self, path: &Path, session: &SessionOptions, beside: u64) -> Result<Model, Error> {
-        Model::load(path, ModelOptions { beside, ..self.options(session) })
+    /// Loads the model at `path` for such a session, beside one that takes `beside` bytes; with other layers on the GPU
+    /// where that is said.
+    pub fn load_beside(
+        &self,
+        path: &Path,
+        session: &SessionOptions,
+        beside: u64,
+        gpu_layers: Option<u32>,
+    ) -> Result<Model, Error> {
+        let options = self.options(session);
+        Model::load(path, ModelOptions { beside, gpu_layers: gpu_layers.or(options.gpu_layers), ..options })
     }
 
     fn options(&self, session: &SessionOptions) -> ModelOptions {

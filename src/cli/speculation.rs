@@ -27,6 +27,10 @@ pub(super) struct SpeculationArgs {
     #[arg(long, value_name = "P", default_value_t = DraftOptions::default().p_min, requires = "draft",
           allow_negative_numbers = true, help_heading = "Speculation")]
     draft_p_min: f32,
+
+    /// With a model: its layers to put on the GPU [default: as --gpu-layers]
+    #[arg(long, value_name = "N", requires = "draft", help_heading = "Speculation")]
+    draft_gpu_layers: Option<u32>,
 }
 
 impl SpeculationArgs {
@@ -61,7 +65,7 @@ impl SpeculationArgs {
             Some(path) if path == Path::new("ngram") => Draft::ngram(self.options()).map(Some),
             Some(path) => {
                 let its_session = Draft::session_options(model, session);
-                let draft = machine.load_beside(path, &its_session, model.memory(session))?;
+                let draft = machine.load_beside(path, &its_session, model.memory(session), self.draft_gpu_layers)?;
                 Draft::model(model, &draft, session, self.options()).map(Some)
             }
         }
