@@ -7,11 +7,17 @@ mod conversion;
 mod forward;
 #[cfg(feature = "llama")]
 mod generation;
+#[cfg(feature = "llama")]
+mod lora;
+#[cfg(feature = "llama")]
+mod prompt_cache;
 #[cfg(unix)]
 mod resume;
 #[cfg(all(feature = "llama", target_arch = "x86_64"))]
 mod same_bytes_as_llama_cpp;
 #[cfg(feature = "llama")]
 mod sampling;
+#[cfg(feature = "llama")]
+mod speculation;
 mod support;
 mod verification;

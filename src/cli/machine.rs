@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::ValueEnum;
+use clap::{ArgAction, ValueEnum};
 
-use crate::runtime::{Error, FlashAttention, KvType, Model, ModelOptions, SessionOptions};
+use crate::runtime::{Error, FlashAttention, KvType, Lora, Model, ModelOptions, SessionOptions};
 
 /// The machine that a model runs on.
 #[derive(Debug, clap::Args)]
@@ -30,6 +30,10 @@ pub(super) struct MachineArgs {
     /// Compute attention in one fused step
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Auto, help_heading = "Machine")]
     flash_attn: When,
+
+    /// Use the model with this LoRA adapter, a GGUF file; can be given several times, with more or less than 1 of each
+    #[arg(long, value_name = "FILE[=SCALE]", action = ArgAction::Append, help_heading = "Machine")]
+    lora: Vec<Lora>,
 
     /// Run a model that does not fit in memory, which is slow: weights come from the disk again for every token
     #[arg(long, help_heading = "Machine")]
@@ -72,15 +76,32 @@ impl MachineArgs {
         }
     }
 
-    /// Loads the model at `path` for such a session.
+    /// Loads the model at `path` for such a session, with the adapters that were asked for.
     pub fn load(&self, path: &Path, session: &SessionOptions) -> Result<Model, Error> {
+        Model::load(path, ModelOptions { lora: self.lora.clone(), ..self.options(session) })
+    }
+
+    /// Loads the model at `path` for such a session, beside one that takes `beside` bytes; with other layers on the GPU
+    /// where that is said.
+    pub fn load_beside(
+        &self,
+        path: &Path,
+        session: &SessionOptions,
+        beside: u64,
+        gpu_layers: Option<u32>,
+    ) -> Result<Model, Error> {
+        let options = self.options(session);
+        Model::load(path, ModelOptions { beside, gpu_layers: gpu_layers.or(options.gpu_layers), ..options })
+    }
+
+    fn options(&self, session: &SessionOptions) -> ModelOptions {
         let cancel = session.cancel.clone();
-        let options = ModelOptions {
+        ModelOptions {
             gpu_layers: self.gpu_layers,
             allow_swap: self.allow_swap,
             session: session.clone(),
             progress: Some(Box::new(move |_| !cancel.load(Ordering::Relaxed))),
-        };
-        Model::load(path, options)
+            ..ModelOptions::default()
+        }
     }
 }

@@ -10,9 +10,12 @@ use clap::ArgAction;
 use super::interrupt::{self, Interrupted};
 use super::machine::MachineArgs;
 use super::sampling::SamplingArgs;
+use super::speculation::{self, SpeculationArgs};
 use super::units;
 use crate::chat::{self, Message, Prompt, Template};
-use crate::runtime::{self, Error, Finish, GenerateOptions, Generated, Model, Session, Writer};
+use crate::runtime::{
+    self, CacheError, Error, Finish, GenerateOptions, Generated, Model, PromptCache, Session, Writer,
+};
 
 /// Write text with a model
 #[derive(Debug, clap::Args)]
@@ -52,6 +55,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE", requires = "chat", help_heading = "Prompt")]
     chat_template: Option<PathBuf>,
 
+    /// Keep what the model makes of the prompt in this file, and start from there when the next prompt begins alike
+    #[arg(long, value_name = "FILE", help_heading = "Prompt")]
+    prompt_cache: Option<PathBuf>,
+
     /// Read control tokens where the prompt spells them, such as <|endoftext|>; otherwise they are just text
     #[arg(long, conflicts_with = "chat", help_heading = "Prompt")]
     special: bool,
@@ -69,6 +76,9 @@ pub struct Args {
 
     #[command(flatten)]
     machine: MachineArgs,
+
+    #[command(flatten)]
+    speculation: SpeculationArgs,
 
     /// Print one JSON object at the end in place of text
     #[arg(long, help_heading = "Output")]
@@ -91,11 +101,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         cut_last_line_break(&mut text);
     }
     runtime::set_verbose(args.verbose);
-    let session = args.machine.session(interrupt::listen()?);
-    let model = match args.machine.load(&args.model, &session) {
-        Err(error @ Error::LoadCancelled) => return Err(Interrupted(error.to_string()).into()),
-        loaded => loaded?,
-    };
+    let session = args.speculation.session(args.machine.session(interrupt::listen()?))?;
+    let model = interruptible(args.machine.load(&args.model, &session))?;
+    let mut draft = interruptible(args.speculation.draft(&args.machine, &model, &session))?;
     let tokens = chat::encode(&prompt(&args, text, &model)?, model.codec()).map_err(Error::from)?;
     if tokens.is_empty() {
         bail!("the prompt is empty, and the model's tokenizer begins no text of its own");
@@ -110,10 +118,34 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
     let options =
         GenerateOptions { max_tokens: args.max_tokens, stop: args.stop.clone(), ..GenerateOptions::default() };
+    let warn = |warning: &CacheError| {
+        if let Some(path) = args.prompt_cache.as_deref().filter(|_| !args.quiet) {
+            eprintln!("warning: the prompt cache {}: {warning}", path.display());
+        }
+    };
+    let mut cache = None;
+    if let Some(path) = &args.prompt_cache {
+        let (loaded, unused) = PromptCache::load(path, &mut session, &tokens)?;
+        cache = Some(loaded);
+        unused.iter().for_each(warn);
+    }
     let mut out = Output { stdout: io::stdout().lock(), quiet: args.json, ended_line: true, error: None };
-    let written =
-        runtime::generate(&mut session, Writer::new(&mut sampler), &tokens, &options, |step| out.text(step.text))?;
-    finish(&args, out, &written, sampler.seed())
+    let writer = Writer { draft: draft.as_mut(), ..Writer::new(&mut sampler) };
+    let written = runtime::generate(&mut session, writer, &tokens, &options, |step| out.text(step.text))?;
+    let finished = finish(&args, out, &written, sampler.seed());
+    // At the very end: nobody waits for it, and nothing that can go wrong here takes the text away.
+    if let Some(Err(error)) = cache.map(|mut cache| cache.save(&mut session, tokens.len())) {
+        warn(&error);
+    }
+    finished
+}
+
+/// What was loaded, unless it was interrupted.
+fn interruptible<T>(loaded: Result<T, Error>) -> anyhow::Result<T> {
+    loaded.map_err(|error| match error {
+        Error::LoadCancelled => Interrupted(error.to_string()).into(),
+        error => error.into(),
+    })
 }
 
 /// The prompt's text: from the command line, a file, or standard input where something is piped into it.
@@ -234,12 +266,18 @@ fn statistics(args: &Args, written: &Generated, seed: u64) -> String {
         Finish::Cancelled => "interrupted".to_string(),
     };
     let seed = if args.sampling.is_greedy() { String::new() } else { format!("seed:      {seed}\n") };
+    let reused = match written.reused_tokens {
+        0 => String::new(),
+        n => format!(" ({} of them from the prompt cache)", units::count(n as u64)),
+    };
+    let guessed = written.speculation.as_ref().map(|s| format!("guessed:   {}\n", speculation::line(s)));
     format!(
-        "\nprompt:    {}{}\nwritten:   {}{}\nended:     {why}\n{seed}",
+        "\nprompt:    {}{reused}{}\nwritten:   {}{}\n{}ended:     {why}\n{seed}",
         tokens(written.prompt_tokens),
         speed(written.prompt_rate()),
         tokens(written.tokens.len()),
         speed(written.generate_rate()),
+        guessed.unwrap_or_default(),
     )
 }
 
@@ -266,11 +304,13 @@ fn report(args: &Args, written: &Generated, seed: u64) -> serde_json::Value {
         "stop_text": stop_text,
         "seed": seed,
         "prompt_tokens": written.prompt_tokens,
+        "reused_tokens": written.reused_tokens,
         "generated_tokens": written.tokens.len(),
         "prompt_seconds": written.prompt_time.as_secs_f64(),
         "generate_seconds": written.generate_time.as_secs_f64(),
         "prompt_tokens_per_second": written.prompt_rate(),
         "generated_tokens_per_second": written.generate_rate(),
+        "speculation": written.speculation.as_ref().map(speculation::json),
     })
 }
 

@@ -68,24 +68,38 @@ thread_local! {
     static LINES: RefCell<Lines> = RefCell::default();
 }
 
-/// Runs `call`. Gives what it gives, and the reasons llama.cpp logged meanwhile: its errors, or without any its
-/// warnings.
-pub(super) fn listen<T>(call: impl FnOnce() -> T) -> (T, String) {
-    LINES.with_borrow_mut(|lines| *lines = Lines::default());
+/// What llama.cpp logged during a call.
+#[must_use]
+pub(super) struct Heard(Vec<(bool, String)>);
+
+impl Heard {
+    /// The reasons for which the call failed: the errors that were logged, or without any the warnings.
+    pub fn reason(&self) -> String {
+        let told = |errors: bool| {
+            let mut texts: Vec<&str> =
+                self.0.iter().filter(|(error, _)| *error == errors).map(|(_, text)| without_function(text)).collect();
+            texts.dedup();
+            // What the caller of this says anyway.
+            texts.retain(|text| *text != "failed to load model");
+            // The first says what was wrong; those that follow, that the caller noticed.
+            texts.truncate(3);
+            texts.join("; ")
+        };
+        let reason = [told(true), told(false)].into_iter().find(|r| !r.is_empty());
+        reason.unwrap_or_else(|| "it gave no reason; --verbose shows its log".to_string())
+    }
+}
+
+/// Runs `call`. Gives what it gives, and what llama.cpp logged meanwhile. Cheap where that is nothing: this is around
+/// the evaluation of every token.
+pub(super) fn listen<T>(call: impl FnOnce() -> T) -> (T, Heard) {
+    LINES.with_borrow_mut(|lines| {
+        lines.recent.clear();
+        lines.open = false;
+    });
     let out = call();
-    let lines = LINES.with_borrow_mut(std::mem::take).recent;
-    let told = |errors: bool| {
-        let mut texts: Vec<&str> =
-            lines.iter().filter(|(error, _)| *error == errors).map(|(_, text)| without_function(text)).collect();
-        texts.dedup();
-        // What the caller of this says anyway.
-        texts.retain(|text| *text != "failed to load model");
-        // The first says what was wrong; those that follow, that the caller noticed.
-        texts.truncate(3);
-        texts.join("; ")
-    };
-    let reason = [told(true), told(false)].into_iter().find(|r| !r.is_empty());
-    (out, reason.unwrap_or_else(|| "it gave no reason; --verbose shows its log".to_string()))
+    let recent = LINES.with_borrow_mut(|lines| std::mem::take(&mut lines.recent));
+    (out, Heard(recent))
 }
 
 /// llama.cpp begins its lines with the name of the C++ function: `llama_model_load: error loading model: ...`.
@@ -153,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_reason_is_what_was_logged_as_an_error() {
-        let ((), reason) = listen(|| {
+        let ((), heard) = listen(|| {
             log(sys::GGML_LOG_LEVEL_INFO, "llama_model_loader: loaded meta data\n");
             log(sys::GGML_LOG_LEVEL_WARN, "load: a warning\n");
             log(sys::GGML_LOG_LEVEL_ERROR, "llama_model_load: error loading model: ");
@@ -161,29 +175,30 @@ mod tests {
             log(sys::GGML_LOG_LEVEL_CONT, "stray\n");
             log(sys::GGML_LOG_LEVEL_ERROR, "failed to load\n");
         });
+        let reason = heard.reason();
         assert_eq!(reason, "error loading model: missing tensor 'x'; failed to load");
-        let ((), reason) = listen(|| log(sys::GGML_LOG_LEVEL_WARN, "find_slot: no room\n"));
-        assert_eq!(reason, "no room");
-        let ((), reason) = listen(|| ());
-        assert!(reason.contains("--verbose"), "{reason}");
+        let ((), heard) = listen(|| log(sys::GGML_LOG_LEVEL_WARN, "find_slot: no room\n"));
+        assert_eq!(heard.reason(), "no room");
+        let ((), heard) = listen(|| ());
+        assert!(heard.reason().contains("--verbose"));
     }
 
     #[test]
     fn threads_do_not_hear_each_other() {
-        let ((), reason) = listen(|| {
+        let ((), heard) = listen(|| {
             std::thread::spawn(|| log(sys::GGML_LOG_LEVEL_ERROR, "theirs\n")).join().unwrap();
             log(sys::GGML_LOG_LEVEL_ERROR, "ours\n");
         });
-        assert_eq!(reason, "ours");
+        assert_eq!(heard.reason(), "ours");
     }
 
     #[test]
     fn a_flood_of_lines_is_not_kept() {
-        let ((), reason) = listen(|| {
+        let ((), heard) = listen(|| {
             for i in 0..10_000 {
                 log(sys::GGML_LOG_LEVEL_ERROR, &format!("line {i} {}", "x".repeat(5000)));
             }
         });
-        assert!(reason.len() < 4 * KEPT_BYTES);
+        assert!(heard.reason().len() < 4 * KEPT_BYTES);
     }
 }

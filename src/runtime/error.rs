@@ -77,6 +77,32 @@ pub enum Error {
         /// The range.
         wanted: String,
     },
+    /// A LoRA adapter that does not go with the model.
+    #[error("{}: cannot be used as a LoRA adapter: {reason}", path.display())]
+    Lora {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A share outside its range.
+    #[error("{name} is {value}; it has to be {wanted}")]
+    Share {
+        /// The option as the command line spells it.
+        name: &'static str,
+        /// What was given.
+        value: f32,
+        /// The range.
+        wanted: &'static str,
+    },
+    /// A model that cannot draft, or for which nothing can be drafted.
+    #[error("{}: cannot be used with --draft: {reason}", path.display())]
+    Draft {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// llama.cpp made no context.
     #[error("llama.cpp made no room for a context of {n_ctx} tokens: {reason}; try a smaller --ctx, or --kv-type q8_0")]
     Context {
@@ -148,6 +174,8 @@ pub struct NoRoom {
     pub needs: Estimate,
     /// Memory of the machine, in bytes.
     pub has: u64,
+    /// What another model takes of it already.
+    pub beside: u64,
     /// Tokens of context the estimate is for.
     pub n_ctx: u32,
     /// The largest power of two of tokens that fits, where one of 512 or more does.
@@ -161,7 +189,7 @@ impl std::fmt::Display for NoRoom {
         write!(
             f,
             "the model needs about {} GB (weights {}, KV cache {} for {} tokens, working memory {}); this machine has \
-             {} GB. ",
+             {} GB",
             gb(self.needs.total()),
             gb(weights),
             gb(kv_cache),
@@ -169,6 +197,10 @@ impl std::fmt::Display for NoRoom {
             gb(compute),
             gb(self.has),
         )?;
+        if self.beside > 0 {
+            write!(f, ", of which the other model takes {}", gb(self.beside))?;
+        }
+        write!(f, ". ")?;
         match self.fits {
             Some(n_ctx) => write!(f, "Try --ctx {n_ctx}, --kv-type q8_0, or a smaller quantization")?,
             None => write!(f, "Try a smaller quantization ('nibble quants' lists them)")?,

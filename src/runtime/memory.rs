@@ -144,7 +144,7 @@ impl Estimate {
     }
 
     /// What stays in main memory when `gpu_layers` of `n_layers`, counting the output layer as one, lie on a GPU.
-    fn on_host(&self, gpu_layers: u64, n_layers: u64) -> Self {
+    pub(super) fn on_host(&self, gpu_layers: u64, n_layers: u64) -> Self {
         let all = n_layers.saturating_add(1);
         let here = all.saturating_sub(gpu_layers);
         let share = |bytes: u64| (u128::from(bytes) * u128::from(here) / u128::from(all)) as u64;
@@ -177,22 +177,24 @@ impl Machine {
         (machine.total > 0).then_some(machine)
     }
 
-    /// Whether a model of this shape runs here without reading its weights from disk for every token.
+    /// Whether a model of this shape runs here without reading its weights from disk for every token, beside what takes
+    /// `beside` bytes already.
     ///
     /// # Errors
     /// Where it does not, with what is needed.
-    pub fn check(&self, shape: &Shape, options: &SessionOptions, gpu_layers: u64) -> Result<(), NoRoom> {
+    pub fn check(&self, shape: &Shape, options: &SessionOptions, gpu_layers: u64, beside: u64) -> Result<(), NoRoom> {
         let needs = |options: &SessionOptions| shape.estimate(options).on_host(gpu_layers, shape.n_layers);
         let wanted = needs(options);
-        if wanted.total() <= self.total {
+        let room = self.total.saturating_sub(beside);
+        if wanted.total() <= room {
             return Ok(());
         }
         let n_ctx = options.n_ctx_for(shape.n_ctx_train);
         let fits = (9..32).rev().map(|power| 1u32 << power).find(|&smaller| {
             let options = SessionOptions { n_ctx: Some(smaller), ..options.clone() };
-            smaller < n_ctx && needs(&options).total() <= self.total
+            smaller < n_ctx && needs(&options).total() <= room
         });
-        Err(NoRoom { needs: wanted, has: self.total, n_ctx, fits })
+        Err(NoRoom { needs: wanted, has: self.total, beside, n_ctx, fits })
     }
 }
 
@@ -254,25 +256,34 @@ mod tests {
     fn a_model_larger_than_the_machine_is_refused_with_what_would_fit() {
         let machine = |gb: u64| Machine { total: gb * 1_000_000_000, available: 0 };
         let options = SessionOptions { n_ctx: Some(32_768), ..SessionOptions::default() };
-        assert!(machine(32).check(&yi_34b(), &options, 0).is_ok());
-        let refused = machine(24).check(&yi_34b(), &options, 0).unwrap_err();
+        assert!(machine(32).check(&yi_34b(), &options, 0, 0).is_ok());
+        let refused = machine(24).check(&yi_34b(), &options, 0, 0).unwrap_err();
         assert_eq!(refused.fits, Some(8192));
         let text = refused.to_string();
         assert!(text.contains("needs about 28.9 GB (weights 20.7, KV cache 8.1 for 32768 tokens"), "{text}");
         assert!(text.contains("this machine has 24.0 GB. Try --ctx 8192"), "{text}");
-        let refused = machine(16).check(&yi_34b(), &options, 0).unwrap_err();
+        let refused = machine(16).check(&yi_34b(), &options, 0, 0).unwrap_err();
         assert_eq!(refused.fits, None);
         assert!(refused.to_string().contains("Try a smaller quantization"), "{refused}");
+    }
+
+    #[test]
+    fn a_second_model_has_what_the_first_one_leaves() {
+        let machine = Machine { total: 32_000_000_000, available: 0 };
+        let options = SessionOptions::default();
+        assert!(machine.check(&yi_34b(), &options, 0, 8_000_000_000).is_ok());
+        let refused = machine.check(&yi_34b(), &options, 0, 16_000_000_000).unwrap_err().to_string();
+        assert!(refused.contains("this machine has 32.0 GB, of which the other model takes 16.0"), "{refused}");
     }
 
     #[test]
     fn layers_on_a_gpu_are_not_counted() {
         let machine = Machine { total: 8_000_000_000, available: 0 };
         let options = SessionOptions::default();
-        assert!(machine.check(&yi_34b(), &options, 0).is_err());
-        assert!(machine.check(&yi_34b(), &options, 30).is_err());
-        assert!(machine.check(&yi_34b(), &options, 45).is_ok());
-        assert!(machine.check(&yi_34b(), &options, u64::MAX).is_ok());
+        assert!(machine.check(&yi_34b(), &options, 0, 0).is_err());
+        assert!(machine.check(&yi_34b(), &options, 30, 0).is_err());
+        assert!(machine.check(&yi_34b(), &options, 45, 0).is_ok());
+        assert!(machine.check(&yi_34b(), &options, u64::MAX, 0).is_ok());
     }
 
     #[test]
@@ -290,7 +301,7 @@ mod tests {
         };
         let options = SessionOptions { n_ctx: Some(u32::MAX), ..SessionOptions::default() };
         assert_eq!(shape.estimate(&options).total(), u64::MAX);
-        assert!(Machine { total: 1, available: 1 }.check(&shape, &options, 0).is_err());
+        assert!(Machine { total: 1, available: 1 }.check(&shape, &options, 0, 0).is_err());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use llama_cpp_2::{LlamaModelLoadError, llama_backend::LlamaBackend};
 use llama_cpp_sys_2 as sys;
 
 use super::codec::Codec;
+use super::lora::{self, Adapter, Lora};
 use super::memory::{Machine, Shape};
 use super::session::SessionOptions;
 use super::{Error, accept, backend};
@@ -30,6 +31,10 @@ pub struct ModelOptions {
     pub allow_swap: bool,
     /// The session that will be made: its memory counts in the check before loading.
     pub session: SessionOptions,
+    /// Adapters to use with it, all at once.
+    pub lora: Vec<Lora>,
+    /// Bytes of memory that other models of this process take: see [`Model::memory`].
+    pub beside: u64,
     /// Told how far loading is.
     pub progress: Option<Progress>,
 }
@@ -40,6 +45,8 @@ impl fmt::Debug for ModelOptions {
             .field("gpu_layers", &self.gpu_layers)
             .field("allow_swap", &self.allow_swap)
             .field("session", &self.session)
+            .field("lora", &self.lora)
+            .field("beside", &self.beside)
             .field("progress", &self.progress.is_some())
             .finish()
     }
@@ -58,7 +65,18 @@ struct Inner {
     metadata: Metadata,
     shape: Shape,
     n_vocab: u32,
-    has_weights: bool,
+    // None where only the vocabulary was loaded.
+    weights: Option<Weights>,
+}
+
+/// How the weights were loaded, and what was loaded beside them.
+struct Weights {
+    // Layers on a GPU.
+    gpu_layers: u64,
+    // They go with the model.
+    adapters: Vec<Adapter>,
+    // Tells apart what the adapters make of the model.
+    lora: Vec<u8>,
 }
 
 impl fmt::Debug for Model {
@@ -79,7 +97,9 @@ impl Model {
         // llama.cpp ends the process over some vocabularies, such as one that has a piece twice.
         let pieces = Pieces::from_metadata(gguf.metadata())?;
         accept::check(path, gguf.metadata(), gguf.tensors())?;
-        let shape = Shape::of(&gguf);
+        let mut shape = Shape::of(&gguf);
+        let lora = options.lora.iter().map(|lora| lora::check(lora, &gguf)).collect::<Result<Vec<_>, _>>()?;
+        shape.weight_bytes = lora.iter().fold(shape.weight_bytes, |sum, lora| sum.saturating_add(lora.bytes));
         options.session.check()?;
         // llama.cpp finds the other parts of a split model from the first.
         let first = gguf.paths().next().unwrap_or(path).to_path_buf();
@@ -92,7 +112,9 @@ impl Model {
         if !options.allow_swap
             && let Some(machine) = Machine::this()
         {
-            machine.check(&shape, &options.session, gpu_layers).map_err(|e| Error::Memory(Box::new(e)))?;
+            machine
+                .check(&shape, &options.session, gpu_layers, options.beside)
+                .map_err(|e| Error::Memory(Box::new(e)))?;
         }
 
         let mut params = LlamaModelParams::default();
@@ -109,7 +131,10 @@ impl Model {
             let what = "a model with an encoder, as translation and embedding models have";
             return Err(Error::Unsupported { path: path.to_path_buf(), what });
         }
-        Self::with_llama(path, &gguf, pieces, shape, llama, true)
+        // Before any context is made, which reserves what they need too.
+        let adapters = lora.iter().map(|lora| lora::load(pointer(&llama), lora)).collect::<Result<_, _>>()?;
+        let weights = Weights { gpu_layers, adapters, lora: lora::identity(&lora) };
+        Self::with_llama(path, &gguf, pieces, shape, llama, Some(weights))
     }
 
     /// Loads the vocabulary alone: enough for [`Self::codec`], in a moment and a few megabytes.
@@ -123,7 +148,7 @@ impl Model {
         let first = gguf.paths().next().unwrap_or(path);
         let llama = load(llama_backend, first, LlamaModelParams::default().with_vocab_only(true), None)?;
         let shape = Shape::of(&gguf);
-        Self::with_llama(path, &gguf, pieces, shape, llama, false)
+        Self::with_llama(path, &gguf, pieces, shape, llama, None)
     }
 
     fn with_llama(
@@ -132,7 +157,7 @@ impl Model {
         pieces: Pieces,
         shape: Shape,
         llama: LlamaModel,
-        has_weights: bool,
+        weights: Option<Weights>,
     ) -> Result<Self, Error> {
         let llama = Arc::new(llama);
         let n_vocab = u32::try_from(llama.n_vocab()).unwrap_or(0);
@@ -143,7 +168,7 @@ impl Model {
         let metadata = gguf.metadata().clone();
         let codec = Codec::new(pieces, llama.clone(), &metadata)?;
         Ok(Self {
-            inner: Arc::new(Inner { llama, codec, path: path.to_path_buf(), metadata, shape, n_vocab, has_weights }),
+            inner: Arc::new(Inner { llama, codec, path: path.to_path_buf(), metadata, shape, n_vocab, weights }),
         })
     }
 
@@ -162,6 +187,13 @@ impl Model {
         &self.inner.shape
     }
 
+    /// Bytes of the machine's memory that it takes with a session of these options: an estimate.
+    pub fn memory(&self, session: &SessionOptions) -> u64 {
+        let shape = &self.inner.shape;
+        let gpu_layers = self.inner.weights.as_ref().map_or(0, |weights| weights.gpu_layers);
+        shape.estimate(session).on_host(gpu_layers, shape.n_layers).total()
+    }
+
     /// Tokens in the vocabulary: the length of a row of logits.
     pub fn n_vocab(&self) -> u32 {
         self.inner.n_vocab
@@ -177,9 +209,25 @@ impl Model {
         &self.inner.codec
     }
 
+    /// Whether the end of what it has read can be taken back: not from models that keep one state for all of it.
+    pub fn can_be_cut(&self) -> bool {
+        // SAFETY: the pointer is that of a live model; the functions only read it.
+        unsafe { !sys::llama_model_is_recurrent(self.pointer()) && !sys::llama_model_is_hybrid(self.pointer()) }
+    }
+
     /// Whether it was loaded with its weights.
     pub(super) fn has_weights(&self) -> bool {
-        self.inner.has_weights
+        self.inner.weights.is_some()
+    }
+
+    /// The adapters it is used with.
+    pub(super) fn adapters(&self) -> &[Adapter] {
+        self.inner.weights.as_ref().map_or(&[], |weights| &weights.adapters)
+    }
+
+    /// What the adapters make of it: the same bytes for the same adapters and scales.
+    pub(super) fn lora_identity(&self) -> &[u8] {
+        self.inner.weights.as_ref().map_or(&[], |weights| &weights.lora)
     }
 
     /// llama.cpp's model. Good as long as `self` or a clone of it lives.
@@ -208,10 +256,10 @@ fn load(
     }
     let params = pin!(params);
     let _making = backend::making();
-    let (loaded, reason) = backend::listen(|| LlamaModel::load_from_file(backend, path, &params));
+    let (loaded, heard) = backend::listen(|| LlamaModel::load_from_file(backend, path, &params));
     loaded.map_err(|error| match error {
         LlamaModelLoadError::NullResult if cancelled.load(std::sync::atomic::Ordering::Relaxed) => Error::LoadCancelled,
-        LlamaModelLoadError::NullResult => Error::Load { path: path.to_path_buf(), reason },
+        LlamaModelLoadError::NullResult => Error::Load { path: path.to_path_buf(), reason: heard.reason() },
         other => Error::Load { path: path.to_path_buf(), reason: other.to_string() },
     })
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use llama_cpp_sys_2 as sys;
 
 use super::model::Model;
-use super::{Error, backend};
+use super::{Error, backend, lora};
 
 /// How the KV cache keeps its values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -182,9 +182,21 @@ struct Batch {
     tokens: Vec<sys::llama_token>,
     positions: Vec<sys::llama_pos>,
     n_sequences: Vec<i32>,
-    sequences: Vec<sys::llama_seq_id>,
+    // The sequences of each token: the one and only, for all.
+    sequences: Vec<SequenceList>,
     wanted: Vec<i8>,
 }
+
+/// A pointer to a list of sequences that a token belongs to.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct SequenceList(*const sys::llama_seq_id);
+
+/// The sequence of all tokens. llama.cpp reads it through a pointer that may be written to, and does not write.
+static SEQUENCE: sys::llama_seq_id = 0;
+
+// SAFETY: it points to a static that nobody writes to.
+unsafe impl Send for SequenceList {}
 
 impl Session {
     /// A session with an empty context.
@@ -223,14 +235,18 @@ impl Session {
         // The flag lives in `options`, which the session keeps for as long as the context.
         params.abort_callback_data = Arc::as_ptr(&options.cancel).cast_mut().cast();
 
-        let (context, reason) = backend::listen(|| {
+        let (context, heard) = backend::listen(|| {
             let _making = backend::making();
             // SAFETY: the model is alive and stays so, as the session keeps a clone of it; the parameters were
             // checked; no other context is being made.
             unsafe { sys::llama_init_from_model(model.pointer(), params) }
         });
-        let context = NonNull::new(context).ok_or(Error::Context { n_ctx, reason })?;
+        let context = NonNull::new(context).ok_or_else(|| Error::Context { n_ctx, reason: heard.reason() })?;
         let context = Context(context);
+        if !model.adapters().is_empty() {
+            // SAFETY: the context is alive, and of this model, for which the adapters were loaded.
+            unsafe { lora::apply(context.0, model.adapters()) };
+        }
         // SAFETY: the context is alive.
         let (n_batch, room) = unsafe { (sys::llama_n_batch(context.0.as_ptr()), sys::llama_n_ctx(context.0.as_ptr())) };
         // llama.cpp makes the batch no larger than the context. A larger batch than its own ends the process.
@@ -255,6 +271,11 @@ impl Session {
         self.options.n_batch as usize
     }
 
+    /// Rows of logits that one evaluation can give.
+    pub fn rows(&self) -> usize {
+        self.n_batch().min(self.options.rows as usize)
+    }
+
     /// The tokens in the context.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
@@ -270,6 +291,11 @@ impl Session {
         &self.options.cancel
     }
 
+    /// Whether the flag is set.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.options.cancel.load(Ordering::Relaxed)
+    }
+
     /// Reads `tokens`, after those already in the context.
     ///
     /// # Errors
@@ -278,7 +304,7 @@ impl Session {
     pub fn eval(&mut self, tokens: &[u32], logits: Logits) -> Result<(), Error> {
         self.check(tokens)?;
         if logits == Logits::All {
-            let most = self.n_batch().min(self.options.rows as usize);
+            let most = self.rows();
             if tokens.len() > most {
                 return Err(Error::Rows { wanted: tokens.len(), most });
             }
@@ -304,7 +330,7 @@ impl Session {
         for batch in silent.chunks(self.n_batch()) {
             self.decode(batch, batch.len())?;
         }
-        let size = self.n_batch().min(self.options.rows as usize);
+        let size = self.rows();
         for (i, batch) in scored.chunks(size).enumerate() {
             self.decode(batch, 0)?;
             for row in 0..batch.len() {
@@ -342,15 +368,72 @@ impl Session {
     /// # Errors
     /// As [`Self::eval`].
     pub fn prefill(&mut self, prompt: &[u32]) -> Result<usize, Error> {
+        self.go_on(prompt, 0)
+    }
+
+    /// As [`Self::prefill`], where the first `known` tokens are known to be those of the context.
+    pub(super) fn go_on(&mut self, prompt: &[u32], known: usize) -> Result<usize, Error> {
         if prompt.len() > self.n_ctx as usize {
             return Err(Error::ContextFull { wanted: prompt.len(), n_ctx: self.n_ctx });
         }
         let Some(last) = prompt.len().checked_sub(1) else { return Err(Error::NoTokens) };
-        let same = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let known = known.min(last).min(self.tokens.len());
+        let same = self.tokens[known..].iter().zip(&prompt[known..]).take_while(|(a, b)| a == b).count();
         // The last token is evaluated in any case, for its logits.
-        let kept = self.truncate(same.min(last));
+        let kept = self.truncate((known + same).min(last));
         self.eval(&prompt[kept..], Logits::Last)?;
         Ok(kept)
+    }
+
+    /// How it was made.
+    pub(super) fn options(&self) -> &SessionOptions {
+        &self.options
+    }
+
+    /// What the model remembers of the tokens in the context, as llama.cpp writes it.
+    ///
+    /// # Errors
+    /// Where there is no memory for it: the bytes it takes.
+    pub(super) fn state(&mut self) -> Result<Vec<u8>, u64> {
+        let context = self.context.0.as_ptr();
+        // SAFETY: the context is alive, and sequence 0 exists.
+        let size = unsafe { sys::llama_state_seq_get_size(context, 0) };
+        let mut state = Vec::new();
+        state.try_reserve_exact(size).map_err(|_| size as u64)?;
+        state.resize(size, 0);
+        // SAFETY: there is room for `size` bytes, and llama.cpp writes no more than that.
+        let written = unsafe { sys::llama_state_seq_get_data(context, state.as_mut_ptr(), size, 0) };
+        state.truncate(written);
+        Ok(state)
+    }
+
+    /// Makes the context hold `tokens`, with what the model remembers of them in `state`, which [`Self::state`] gave for
+    /// a session of the same model and settings. There are no more tokens than there is room for, and all are in the
+    /// vocabulary.
+    ///
+    /// # Errors
+    /// Where llama.cpp does not take it, and why not; the context is then empty.
+    pub(super) fn restore(&mut self, tokens: &[u32], state: &[u8]) -> Result<(), String> {
+        self.truncate(0);
+        self.rows.clear();
+        let context = self.context.0.as_ptr();
+        let (read, heard) = backend::listen(|| {
+            // SAFETY: the context is alive, and sequence 0 exists. llama.cpp reads no more than `state.len()` bytes.
+            unsafe { sys::llama_state_seq_set_data(context, state.as_ptr(), state.len(), 0) }
+        });
+        // SAFETY: the context is alive, and nothing is being evaluated.
+        let (first, last) = unsafe {
+            let memory = sys::llama_get_memory(context);
+            (sys::llama_memory_seq_pos_min(memory, 0), sys::llama_memory_seq_pos_max(memory, 0))
+        };
+        // Models that look back over a window only keep no more than that, which cannot be cut.
+        let is_whole = first == 0 && usize::try_from(last).is_ok_and(|last| last + 1 == tokens.len());
+        if read != state.len() || !is_whole {
+            self.forget_the_rest();
+            return Err(if read == 0 { heard.reason() } else { "it holds other tokens than it says".to_string() });
+        }
+        self.tokens.extend_from_slice(tokens);
+        Ok(())
     }
 
     fn check(&self, tokens: &[u32]) -> Result<(), Error> {
@@ -370,22 +453,20 @@ impl Session {
     /// Evaluates one batch of checked tokens; those from `from` on give logits.
     fn decode(&mut self, tokens: &[u32], from: usize) -> Result<(), Error> {
         self.rows.clear();
-        if self.options.cancel.load(Ordering::Relaxed) {
+        if self.is_cancelled() {
             return Err(Error::Cancelled);
         }
         self.batch.fill(tokens, self.tokens.len(), from);
         let context = self.context.0.as_ptr();
         let batch = &mut self.batch;
-        let (status, reason) = backend::listen(|| {
-            let mut sequences: Vec<*mut sys::llama_seq_id> =
-                batch.sequences.iter_mut().map(std::ptr::from_mut).collect();
+        let (status, heard) = backend::listen(|| {
             let batch = sys::llama_batch {
                 n_tokens: i32::try_from(batch.tokens.len()).unwrap_or(0),
                 token: batch.tokens.as_mut_ptr(),
                 embd: std::ptr::null_mut(),
                 pos: batch.positions.as_mut_ptr(),
                 n_seq_id: batch.n_sequences.as_mut_ptr(),
-                seq_id: sequences.as_mut_ptr(),
+                seq_id: batch.sequences.as_mut_ptr().cast(),
                 logits: batch.wanted.as_mut_ptr(),
             };
             // SAFETY: every array has `n_tokens` entries and outlives the call, which copies them. Tokens are in the
@@ -401,7 +482,7 @@ impl Session {
             return Err(match status {
                 1 => Error::ContextFull { wanted: self.tokens.len() + tokens.len(), n_ctx: self.n_ctx },
                 2 => Error::Cancelled,
-                status => Error::Decode { status, reason },
+                status => Error::Decode { status, reason: heard.reason() },
             });
         }
         self.tokens.extend_from_slice(tokens);
@@ -439,7 +520,7 @@ impl Batch {
             tokens: Vec::with_capacity(size),
             positions: Vec::with_capacity(size),
             n_sequences: vec![1; size],
-            sequences: vec![0; size],
+            sequences: vec![SequenceList(&raw const SEQUENCE); size],
             wanted: Vec::with_capacity(size),
         }
     }

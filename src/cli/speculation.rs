@@ -1,0 +1,97 @@
+//! Flags for speculation, for every command that writes text: what guesses ahead, and how far.
+
+use std::path::{Path, PathBuf};
+
+use super::machine::MachineArgs;
+use crate::runtime::{Draft, DraftOptions, Error, Model, SessionOptions, Speculation};
+
+/// What guesses how the text goes on, for the model to read several tokens at once.
+#[derive(Debug, clap::Args)]
+pub(super) struct SpeculationArgs {
+    /// Write faster, the same text: 'ngram' guesses from what the text said before; a smaller model with the same
+    /// vocabulary, as Yi-6B is for Yi-34B, guesses itself
+    #[arg(long, value_name = "ngram|MODEL", help_heading = "Speculation")]
+    draft: Option<PathBuf>,
+
+    /// Tokens to guess at a time at most; fewer are guessed where guesses fail
+    #[arg(long, value_name = "N", default_value_t = DraftOptions::default().max, requires = "draft",
+          help_heading = "Speculation")]
+    draft_max: usize,
+
+    /// Make no use of fewer guesses than this; as many as --draft-max guesses so many every time
+    #[arg(long, value_name = "N", default_value_t = DraftOptions::default().min, requires = "draft",
+          help_heading = "Speculation")]
+    draft_min: usize,
+
+    /// With a model: end a guess where its most likely token is less likely than this
+    #[arg(long, value_name = "P", default_value_t = DraftOptions::default().p_min, requires = "draft",
+          allow_negative_numbers = true, help_heading = "Speculation")]
+    draft_p_min: f32,
+
+    /// With a model: its layers to put on the GPU [default: as --gpu-layers]
+    #[arg(long, value_name = "N", requires = "draft", help_heading = "Speculation")]
+    draft_gpu_layers: Option<u32>,
+}
+
+impl SpeculationArgs {
+    fn options(&self) -> DraftOptions {
+        DraftOptions { max: self.draft_max, min: self.draft_min, p_min: self.draft_p_min }
+    }
+
+    /// How to make the session of the model that writes, where `session` is how it is made without guesses.
+    ///
+    /// # Errors
+    /// Where a flag is out of its range.
+    pub fn session(&self, session: SessionOptions) -> Result<SessionOptions, Error> {
+        if self.draft.is_none() {
+            return Ok(session);
+        }
+        self.options().check()?;
+        Ok(SessionOptions { rows: self.options().rows().min(session.n_batch), ..session })
+    }
+
+    /// What guesses for `model`, whose session is made by `session`; `None` where nothing is to be guessed.
+    ///
+    /// # Errors
+    /// Where the draft model cannot be loaded beside the model, or does not go with it.
+    pub fn draft(
+        &self,
+        machine: &MachineArgs,
+        model: &Model,
+        session: &SessionOptions,
+    ) -> Result<Option<Draft>, Error> {
+        match &self.draft {
+            None => Ok(None),
+            Some(path) if path == Path::new("ngram") => Draft::ngram(self.options()).map(Some),
+            Some(path) => {
+                let its_session = Draft::session_options(model, session);
+                let draft = machine.load_beside(path, &its_session, model.memory(session), self.draft_gpu_layers)?;
+                Draft::model(model, &draft, session, self.options()).map(Some)
+            }
+        }
+    }
+}
+
+/// What came of guessing, in a line.
+pub(super) fn line(speculation: &Speculation) -> String {
+    let Speculation { drafted, accepted, .. } = speculation;
+    if *drafted == 0 {
+        return "nothing was guessed".to_string();
+    }
+    format!(
+        "{accepted} of {drafted} tokens right ({:.0}%), {:.2} tokens an evaluation",
+        100.0 * speculation.acceptance(),
+        speculation.tokens_per_evaluation(),
+    )
+}
+
+/// What came of guessing, for programs.
+pub(super) fn json(speculation: &Speculation) -> serde_json::Value {
+    serde_json::json!({
+        "drafted_tokens": speculation.drafted,
+        "accepted_tokens": speculation.accepted,
+        "acceptance": speculation.acceptance(),
+        "evaluations": speculation.evaluations,
+        "tokens_per_evaluation": speculation.tokens_per_evaluation(),
+    })
+}
