@@ -185,7 +185,16 @@ impl Sampler {
     /// # Errors
     /// Where a logit is NaN or plus infinity, or no token is possible.
     pub fn sample(&mut self, logits: &[f32], allowed: Option<&[u32]>) -> Result<u32, Error> {
-        debug_assert!(allowed.is_none(), "not yet");
+        let masked: Vec<f32>;
+        let logits = match allowed {
+            None => logits,
+            Some(mask) => {
+                let is_allowed = |id: usize| mask.get(id / 32).is_some_and(|word| word >> (id % 32) & 1 == 1);
+                let each = logits.iter().enumerate();
+                masked = each.map(|(id, logit)| if is_allowed(id) { *logit } else { f32::NEG_INFINITY }).collect();
+                &masked
+            }
+        };
         let mut candidates = Candidates::new(logits, &mut self.kept)?;
         if self.chain.is_empty() {
             return Ok(candidates.most_likely());
