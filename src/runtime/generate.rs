@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Error, Logits, Session};
 use crate::chat::{StopText, Utf8Stream};
+use crate::constrain::Constraint;
 use crate::sample::Sampler;
 
 /// When to stop, other than at the model's own end tokens.
@@ -31,6 +32,8 @@ pub enum Finish {
         /// Which.
         text: String,
     },
+    /// The text keeps to its grammar in full, and nothing can be added.
+    Complete,
     /// As many tokens as were asked for.
     MaxTokens,
     /// The context has no more room.
@@ -45,7 +48,7 @@ impl Finish {
     /// One word, as OpenAI's API has it: `stop` or `length`; where that API has none, `cancelled`.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::End { .. } | Self::Stop { .. } => "stop",
+            Self::End { .. } | Self::Stop { .. } | Self::Complete => "stop",
             Self::MaxTokens | Self::ContextFull => "length",
             Self::Dropped | Self::Cancelled => "cancelled",
         }
@@ -104,12 +107,14 @@ fn rate(n: usize, time: Duration) -> f64 {
 pub struct Writer<'a> {
     /// Draws it.
     pub sampler: &'a mut Sampler,
+    /// Holds the text to a grammar, from its first token on.
+    pub constraint: Option<&'a mut Constraint>,
 }
 
 impl<'a> Writer<'a> {
     /// A sampler alone.
     pub fn new(sampler: &'a mut Sampler) -> Self {
-        Self { sampler }
+        Self { sampler, constraint: None }
     }
 }
 
@@ -120,7 +125,8 @@ impl<'a> Writer<'a> {
 /// what is new.
 ///
 /// # Errors
-/// Where the prompt is empty or does not fit the context, llama.cpp fails, or the logits are broken.
+/// Where the prompt is empty or does not fit the context, llama.cpp fails, the logits are broken, or what
+/// may come next by a grammar cannot be worked out.
 pub fn generate(
     session: &mut Session,
     writer: Writer<'_>,
@@ -128,7 +134,7 @@ pub fn generate(
     options: &GenerateOptions,
     mut on_step: impl FnMut(Step<'_>) -> ControlFlow<()>,
 ) -> Result<Generated, Error> {
-    let Writer { sampler } = writer;
+    let Writer { sampler, mut constraint } = writer;
     let model = session.model().clone();
     let codec = model.codec();
     let mut utf8 = Utf8Stream::default();
@@ -164,12 +170,26 @@ pub fn generate(
         if options.max_tokens.is_some_and(|most| out.tokens.len() >= most) {
             break Finish::MaxTokens;
         }
-        let token = sampler.sample(session.logits(0)?, None)?;
+        let allowed = match &mut constraint {
+            Some(constraint) => {
+                constraint.mask()?;
+                if constraint.is_finished() {
+                    break Finish::Complete;
+                }
+                Some(constraint.mask()?)
+            }
+            None => None,
+        };
+        let token = sampler.sample(session.logits(0)?, allowed)?;
         if codec.is_end(token) && !options.ignore_end {
             break Finish::End { token };
         }
         out.tokens.push(token);
         sampler.accept(token);
+        if let Some(constraint) = &mut constraint {
+            // What may come next is worked out while the model evaluates the token.
+            constraint.accept(token)?;
+        }
 
         decoded.clear();
         text.clear();
@@ -181,6 +201,9 @@ pub fn generate(
         }
         if let Some(text) = stopped {
             break Finish::Stop { text };
+        }
+        if constraint.as_ref().is_some_and(|constraint| constraint.is_finished()) {
+            break Finish::Complete;
         }
         if options.max_tokens.is_some_and(|most| out.tokens.len() >= most) {
             break Finish::MaxTokens;
