@@ -14,6 +14,8 @@ mod quants;
 mod run;
 #[cfg(feature = "llama")]
 mod sampling;
+#[cfg(feature = "llama")]
+mod structure;
 pub mod table;
 #[cfg(feature = "llama")]
 mod tokenize;

@@ -10,6 +10,7 @@ use clap::ArgAction;
 use super::interrupt::{self, Interrupted};
 use super::machine::MachineArgs;
 use super::sampling::SamplingArgs;
+use super::structure::StructureArgs;
 use super::units;
 use crate::chat::{self, Message, Prompt, Template};
 use crate::runtime::{self, Error, Finish, GenerateOptions, Generated, Model, Session, Writer};
@@ -21,6 +22,7 @@ use crate::sample::Sampler;
 Examples:
   nibble run yi-34b-chat-q4_k.gguf --chat -p 'Tell me about the Song dynasty.'
   nibble run yi-34b-q4_k.gguf -p 'Once upon a time' -n 200 --seed 7
+  nibble run yi-34b-chat-q4_k.gguf --chat -p 'Three dynasties, as JSON.' --json-schema dynasties.json
   git diff | nibble run yi-34b-chat-q4_k.gguf --chat --system 'Write a commit message for this diff.'")]
 pub struct Args {
     /// The model: a GGUF file, or any part of a split one
@@ -69,6 +71,9 @@ pub struct Args {
     sampling: SamplingArgs,
 
     #[command(flatten)]
+    structure: StructureArgs,
+
+    #[command(flatten)]
     machine: MachineArgs,
 
     /// Print one JSON object at the end in place of text
@@ -87,6 +92,7 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     // What can be wrong with the command line comes out before gigabytes are loaded.
     let mut sampler = Sampler::new(&args.sampling.params())?;
+    let grammar = args.structure.grammar()?;
     let mut text = prompt_text(args.prompt.as_deref(), args.file.as_deref())?;
     if args.prompt.as_deref().is_none_or(|given| given == "-") {
         cut_last_line_break(&mut text);
@@ -101,6 +107,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if tokens.is_empty() {
         bail!("the prompt is empty, and the model's tokenizer begins no text of its own");
     }
+    let mut constraint = match &grammar {
+        Some(grammar) => Some(StructureArgs::constraint(grammar, model.codec())?),
+        None => None,
+    };
     let mut session = Session::new(&model, &session)?;
     if !args.quiet
         && let Some(trained) = model.n_ctx_train().filter(|trained| session.n_ctx() > *trained)
@@ -111,9 +121,28 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let options =
         GenerateOptions { max_tokens: args.max_tokens, stop: args.stop.clone(), ..GenerateOptions::default() };
     let mut out = Output { stdout: io::stdout().lock(), quiet: args.json, ended_line: true, error: None };
-    let written =
-        runtime::generate(&mut session, Writer::new(&mut sampler), &tokens, &options, |step| out.text(step.text))?;
-    finish(&args, out, &written, sampler.seed())
+    let writer = Writer { constraint: constraint.as_mut(), ..Writer::new(&mut sampler) };
+    let written = runtime::generate(&mut session, writer, &tokens, &options, |step| out.text(step.text))?;
+    // Where a stop text ends it, what was written lacks at least that.
+    let stopped = matches!(written.finish, Finish::Stop { .. });
+    let complete = constraint.as_mut().map(|constraint| constraint.is_complete() && !stopped);
+    finish(&args, out, &written, sampler.seed(), complete)?;
+    if let (Some(false), Some(grammar), false) = (complete, grammar, args.quiet) {
+        eprint!("{}", cut(&written.finish, grammar.what()));
+    }
+    Ok(())
+}
+
+/// What to tell where a text was cut before it kept to what was asked for in full.
+fn cut(finish: &Finish, what: &str) -> String {
+    let why = match finish {
+        Finish::MaxTokens => "-n allows no more tokens; ask for more",
+        Finish::ContextFull => "the context is full; --ctx makes it larger",
+        Finish::Stop { .. } => "a stop text came up",
+        // The model's end, nobody who reads on, an interrupt: said elsewhere.
+        _ => return String::new(),
+    };
+    format!("warning: the text was cut, and does not keep to {what} as a whole: {why}\n")
 }
 
 /// The prompt's text: from the command line, a file, or standard input where something is piped into it.
@@ -196,9 +225,9 @@ impl Output {
     }
 }
 
-fn finish(args: &Args, mut out: Output, written: &Generated, seed: u64) -> anyhow::Result<()> {
+fn finish(args: &Args, mut out: Output, written: &Generated, seed: u64, complete: Option<bool>) -> anyhow::Result<()> {
     let last = if args.json {
-        format!("{}\n", serde_json::to_string_pretty(&report(args, written, seed))?)
+        format!("{}\n", serde_json::to_string_pretty(&report(args, written, seed, complete))?)
     } else if out.ended_line {
         String::new()
     } else {
@@ -228,6 +257,7 @@ fn statistics(args: &Args, written: &Generated, seed: u64) -> String {
     let why = match &written.finish {
         Finish::End { token } => format!("the model ended with token {token}"),
         Finish::Stop { text } => format!("stopped at {text:?}"),
+        Finish::Complete => "the text is complete".to_string(),
         Finish::MaxTokens => "as many tokens as asked for".to_string(),
         Finish::ContextFull => "the context is full; --ctx makes it larger".to_string(),
         Finish::Dropped => "nobody reads on".to_string(),
@@ -243,7 +273,7 @@ fn statistics(args: &Args, written: &Generated, seed: u64) -> String {
     )
 }
 
-fn report(args: &Args, written: &Generated, seed: u64) -> serde_json::Value {
+fn report(args: &Args, written: &Generated, seed: u64, complete: Option<bool>) -> serde_json::Value {
     let (end_token, stop_text) = match &written.finish {
         Finish::End { token } => (Some(*token), None),
         Finish::Stop { text } => (None, Some(text.as_str())),
@@ -252,6 +282,7 @@ fn report(args: &Args, written: &Generated, seed: u64) -> serde_json::Value {
     let detail = match &written.finish {
         Finish::End { .. } => "end_token",
         Finish::Stop { .. } => "stop_text",
+        Finish::Complete => "complete",
         Finish::MaxTokens => "max_tokens",
         Finish::ContextFull => "context_full",
         Finish::Dropped | Finish::Cancelled => "cancelled",
@@ -264,6 +295,7 @@ fn report(args: &Args, written: &Generated, seed: u64) -> serde_json::Value {
         "finish_detail": detail,
         "end_token": end_token,
         "stop_text": stop_text,
+        "complete": complete,
         "seed": seed,
         "prompt_tokens": written.prompt_tokens,
         "generated_tokens": written.tokens.len(),
