@@ -11,5 +11,7 @@ mod generation;
 mod resume;
 #[cfg(all(feature = "llama", target_arch = "x86_64"))]
 mod same_bytes_as_llama_cpp;
+#[cfg(feature = "llama")]
+mod structure;
 mod support;
 mod verification;
