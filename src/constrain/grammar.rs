@@ -1,6 +1,7 @@
 //! What was asked for.
 
 use llguidance::api::TopLevelGrammar;
+use llguidance::derivre::RegexBuilder;
 use serde_json::Value;
 
 use super::constraint::matcher;
@@ -23,6 +24,7 @@ enum Source {
 }
 
 const SCHEMA: &str = "the JSON schema";
+const OBJECT: &str = "the form of a JSON object";
 const REGEX: &str = "the regular expression";
 const GRAMMAR: &str = "the grammar";
 
@@ -47,7 +49,8 @@ impl Grammar {
     /// # Errors
     /// None that is known.
     pub fn json_object() -> Result<Self, Error> {
-        Self::json_schema(r#"{"type": "object"}"#)
+        let made = Self::json_schema(r#"{"type": "object"}"#)?;
+        Ok(Self { what: OBJECT, ..made })
     }
 
     /// Text that `pattern` matches from beginning to end, in the syntax of the `regex` crate, without look-around,
@@ -63,7 +66,11 @@ impl Grammar {
         if pattern.len() > LONGEST {
             return refused(format!("it has {} bytes; at most {LONGEST} are taken", pattern.len()));
         }
-        let lark = format!("start: /{}/", llguidance::regex_to_lark(pattern, ""));
+        let pattern = llguidance::regex_to_lark(pattern, "");
+        if let Err(error) = RegexBuilder::new().mk_regex(&pattern) {
+            return refused(plain(&error.to_string()));
+        }
+        let lark = format!("start: /{pattern}/");
         Self { what: REGEX, source: Source::Lark(lark) }.prepared()
     }
 
@@ -163,7 +170,16 @@ pub(super) fn plain(message: &str) -> String {
             "it is larger or stranger than can be worked with".to_string()
         };
     }
+    // The parser of regular expressions draws the expression, and says what is wrong with it in the last line.
+    if let Some((before, drawn)) = message.split_once("regex parse error:") {
+        let why = drawn.lines().filter_map(|line| line.trim().strip_prefix("error: ")).next_back().unwrap_or("broken");
+        let place = before.trim().strip_prefix("at ").unwrap_or(before.trim());
+        let place = placed(place).and_then(|line| Some(line.split_once(": ")?.0.to_string() + ": "));
+        return format!("{}{why}", place.unwrap_or_default()).chars().take(500).collect();
+    }
     for (theirs, ours) in [
+        ("lookarounds not supported", "word boundaries, and ^ and $ but at its ends, are not supported"),
+        ("is not present in a registry", "it refers to something outside itself, and nothing is fetched"),
         (
             "oneOf constraints are not supported",
             "'oneOf' with options that a text may satisfy two of cannot be kept to; \
@@ -192,8 +208,61 @@ fn placed(line: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// Whether `text` is one of the grammar's, byte by byte.
+    pub fn matches(grammar: &Grammar, text: &str) -> bool {
+        let mut matcher = matcher(grammar, Tokens::single_bytes().unwrap()).unwrap();
+        for byte in text.bytes() {
+            if !matcher.compute_mask_or_eos().unwrap().is_allowed(byte.into()) {
+                return false;
+            }
+            matcher.consume_token(byte.into()).unwrap();
+        }
+        matcher.is_accepting().unwrap()
+    }
+
+    #[track_caller]
+    fn check(grammar: Grammar, good: &[&str], bad: &[&str]) {
+        good.iter().for_each(|text| assert!(matches(&grammar, text), "{text:?} is not taken"));
+        bad.iter().for_each(|text| assert!(!matches(&grammar, text), "{text:?} is taken"));
+    }
+
+    #[test]
+    fn names_have_one_spelling() {
+        let schema = r#"{"type": "object", "properties": {"a": {"type": "boolean"}},
+                         "additionalProperties": {"type": "integer"}}"#;
+        check(
+            Grammar::json_schema(schema).unwrap(),
+            &[r#"{"a":true,"\n\\":3}"#, r#"{"零":0}"#, "{}"],
+            &[r#"{"a":3}"#, r#"{"a":true,"a":3}"#, r#"{"a":true,"\u0061":3}"#],
+        );
+        // What the schema has is written all the same.
+        check(Grammar::json_schema(r#"{"const": "\u0007"}"#).unwrap(), &[r#""\u0007""#], &["\"\u{7}\"", "\"\""]);
+    }
+
+    #[test]
+    fn white_space_has_an_end() {
+        let grammar = || Grammar::json_schema(r#"{"type": "array", "items": {"type": "null"}}"#).unwrap();
+        let lines = format!("[\n{0}null,\n{0}null\n]", " ".repeat(40));
+        let long = format!("[\n{}null]", " ".repeat(41));
+        check(
+            grammar(),
+            &["[]", "[ null, null ]", "[\n\tnull\n]", &lines],
+            &["[  null]", "[\n\nnull]", &long, " []", "[] "],
+        );
+    }
+
+    #[test]
+    fn expressions_match_from_beginning_to_end() {
+        let regex = |pattern| Grammar::regex(pattern).unwrap();
+        check(regex("^a+$"), &["a", "aaa"], &["", "ab", "ba"]);
+        check(regex("a|bc"), &["a", "bc"], &["ac", "b"]);
+        check(regex("a/b\\/\n.\0"), &["a/b/\nx\0"], &["a/b/\n\n\0"]);
+        check(regex("(?i)yes|\\p{Han}{2}"), &["YeS", "梁山"], &["y", "梁"]);
+        check(regex("(?s:.)*"), &["", "\n零"], &[]);
+    }
 
     #[test]
     fn messages_become_one_line_with_a_place() {
@@ -202,5 +271,8 @@ mod tests {
         assert_eq!(plain("Unsatisfiable schema: schema is false"), "nothing satisfies it: schema is false");
         assert_eq!(plain("panic: whatever\n<backtrace>"), "it is larger or stranger than can be worked with");
         assert_eq!(plain("a (b): c"), "a (b): c");
+        let drawn = "regex parse error:\n    (a\n    ^\nerror: unclosed group";
+        assert_eq!(plain(drawn), "unclosed group");
+        assert_eq!(plain(&format!("at 2(4): invalid regex (in regex): {drawn}")), "line 2, column 4: unclosed group");
     }
 }

@@ -8,8 +8,8 @@ use super::Error;
 /// Stack for the recursion of parsers and regular expressions; address space only, until it is used.
 pub(super) const STACK_BYTES: usize = 256 << 20;
 
-/// Longest time to prepare a grammar. All that people are known to use take well below a second.
-pub(super) const PREPARE: Duration = Duration::from_secs(10);
+/// Longest time to prepare a grammar. What people use takes milliseconds.
+pub(super) const PREPARE: Duration = Duration::from_secs(20);
 
 /// Does `work` on a thread with room for deep recursion, and waits for it no longer than [`PREPARE`].
 ///

@@ -5,7 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use llguidance::derivre::RegexBuilder;
 use serde_json::{Map, Value, json};
+
+use super::grammar::plain;
 
 /// Largest schema, in bytes. The largest in use (FHIR) has about 4 MB.
 const LONGEST: usize = 8 << 20;
@@ -38,6 +41,18 @@ const UNSUPPORTED: [&str; 19] = [
     "unevaluatedProperties",
     "divisibleBy",
 ];
+
+/// The dialects there are; each is known by heart.
+const DIALECTS: [&str; 5] = [
+    "http://json-schema.org/draft-04/schema",
+    "http://json-schema.org/draft-06/schema",
+    "http://json-schema.org/draft-07/schema",
+    "https://json-schema.org/draft/2019-09/schema",
+    "https://json-schema.org/draft/2020-12/schema",
+];
+
+/// Names that one object may list: the work grows with their square.
+const MOST_NAMES: usize = 1000;
 
 const MAPS: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
 const LISTS: [&str; 4] = ["prefixItems", "anyOf", "oneOf", "allOf"];
@@ -82,10 +97,28 @@ pub(super) fn prepare(mut schema: Value) -> Result<Value, String> {
     }
     visit(&mut schema, "#")?;
     check_ends(&schema)?;
+    // With \u escapes a name could be spelled in a second way, and so come twice. Without them most control characters
+    // cannot be written, which only matters where the schema has some.
+    let escapes = if has_control(&schema) { "nrbtf\\\"u" } else { "nrbtf\\\"" };
     if let Some(object) = schema.as_object_mut() {
-        object.insert("x-guidance".to_string(), json!({ "whitespace_pattern": SPACE }));
+        let options = json!({ "whitespace_pattern": SPACE, "json_allowed_escapes": escapes });
+        object.insert("x-guidance".to_string(), options);
     }
     Ok(schema)
+}
+
+/// Whether a text in it has a control character that JSON writes with its number.
+fn has_control(value: &Value) -> bool {
+    let odd = |text: &str| text.chars().any(|c| c < ' ' && !matches!(c, '\n' | '\r' | '\t' | '\x08' | '\x0c'));
+    match value {
+        Value::String(text) => odd(text),
+        Value::Array(list) => list.iter().any(has_control),
+        Value::Object(object) => object.iter().any(|(name, value)| {
+            !matches!(name.as_str(), "description" | "title" | "$comment" | "default" | "examples")
+                && (odd(name) || has_control(value))
+        }),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -106,8 +139,12 @@ fn visit(schema: &mut Value, path: &str) -> Result<(), String> {
         Value::Bool(_) => return Ok(()),
         other => return Err(format!("{path} is {}, and has to be an object, true or false", kind(other))),
     };
-    // What asks for nothing.
-    object.retain(|key, value| !(key == "uniqueItems" && *value == Value::Bool(false)));
+    // What asks for nothing, and dialects that nobody else knows.
+    object.retain(|key, value| match key.as_str() {
+        "uniqueItems" => *value != Value::Bool(false),
+        "$schema" => value.as_str().is_some_and(|name| DIALECTS.contains(&name.trim_end_matches('#'))),
+        _ => true,
+    });
     check_keys(object, path)?;
     check_bounds(object, path)?;
     exact_format(object, path)?;
@@ -118,6 +155,12 @@ fn visit(schema: &mut Value, path: &str) -> Result<(), String> {
             let Value::Object(map) = value else {
                 return Err(format!("{} is {}, and has to be an object", at(), kind(value)));
             };
+            if map.len() > MOST_NAMES && key.ends_with("roperties") {
+                return Err(format!("{} has {} names; at most {MOST_NAMES} are taken", at(), map.len()));
+            }
+            if key == "patternProperties" {
+                map.keys().try_for_each(|pattern| check_pattern(pattern, &at()))?;
+            }
             for (name, schema) in map {
                 visit(schema, &format!("{}/{}", at(), escape(name)))?;
             }
@@ -170,7 +213,15 @@ fn check_keys(object: &Map<String, Value>, path: &str) -> Result<(), String> {
     {
         return Err(format!("{path}/enum is empty, so nothing satisfies it"));
     }
-    Ok(())
+    match object.get("pattern") {
+        Some(Value::String(pattern)) => check_pattern(pattern, &format!("{path}/pattern")),
+        _ => Ok(()),
+    }
+}
+
+fn check_pattern(pattern: &str, path: &str) -> Result<(), String> {
+    let made = RegexBuilder::new().mk_regex_for_serach(&llguidance::regex_to_lark(pattern, "dw"));
+    made.map(drop).map_err(|error| format!("{path}: {}", plain(&error.to_string())))
 }
 
 fn check_bounds(object: &Map<String, Value>, path: &str) -> Result<(), String> {
@@ -344,6 +395,8 @@ mod tests {
             (r#"{"minProperties": 2}"#, &["minProperties"]),
             (r#"{"properties": 3}"#, &["#/properties is a number"]),
             (r#"{"items": "a"}"#, &["#/items is a string"]),
+            (r#"{"items": {"pattern": "(["}}"#, &["#/items/pattern: ", "unclosed character class"]),
+            (r#"{"patternProperties": {"(?=a)": {}}}"#, &["#/patternProperties: ", "look"]),
             ("[1]", &["it is a list"]),
             ("false", &["nothing satisfies"]),
             ("{\"a\": ", &["not JSON", "line 1 column 6"]),
@@ -358,7 +411,7 @@ mod tests {
     #[test]
     fn what_is_not_a_schema_is_left_alone() {
         let schema = r#"{"const": {"not": 1, "$ref": 2}, "default": {"enum": []}, "properties": {"not": {"type": "null"}},
-                         "examples": [{"uniqueItems": true}], "format": "int32", "uniqueItems": false}"#;
+                         "examples": [{"uniqueItems": true}], "format": "int32", "uniqueItems": false, "$schema": "x:y"}"#;
         let read = read(schema).unwrap();
         assert_eq!(read["properties"]["not"]["type"], "null");
         assert!(read.get("format").is_none() && read.get("uniqueItems").is_none());
