@@ -301,8 +301,8 @@ fn the_mask_is_what_trying_every_token_gives() {
     // JSON from a schema, white space and all.
     let mut all = Vec::new();
     let mut spaces = vec![String::new(), " ".to_string()];
-    spaces.extend((0..=40).map(|n| format!("\n{}", " ".repeat(n))));
-    spaces.extend((1..=10).map(|n| format!("\n{}", "\t".repeat(n))));
+    spaces.extend((0..=20).map(|n| format!("\n{}", " ".repeat(n))));
+    spaces.extend((1..=8).map(|n| format!("\n{}", "\t".repeat(n))));
     for first in &spaces {
         for second in &spaces {
             for value in ["\"苹果\"", "\"香蕉\"", "17"] {
@@ -315,6 +315,106 @@ fn the_mask_is_what_trying_every_token_gives() {
     let viable = |text: &[u8]| all.iter().any(|whole| whole.starts_with(text));
     let grammar = Grammar::json_schema(&grammar.to_string()).unwrap();
     check_mask(&grammar, viable, |text| all.iter().any(|whole| whole == text), 4);
+}
+
+/// A grammar as llama.cpp reads it, with what it allows next.
+struct Theirs(*mut llama_cpp_sys_2::llama_sampler, *mut llama_cpp_sys_2::llama_model);
+
+impl Theirs {
+    fn new(grammar: &str) -> Self {
+        use llama_cpp_sys_2 as llama;
+        let path = std::ffi::CString::new(yi_nano().to_str().unwrap()).unwrap();
+        let grammar = std::ffi::CString::new(grammar).unwrap();
+        // SAFETY: the strings outlive the calls, the parameters are llama.cpp's own, and the model outlives the sampler.
+        unsafe {
+            let mut parameters = llama::llama_model_default_params();
+            parameters.vocab_only = true;
+            let model = llama::llama_model_load_from_file(path.as_ptr(), parameters);
+            assert!(!model.is_null());
+            let vocab = llama::llama_model_get_vocab(model);
+            let sampler = llama::llama_sampler_init_grammar(vocab, grammar.as_ptr(), c"root".as_ptr());
+            assert!(!sampler.is_null(), "llama.cpp refused the grammar");
+            Self(sampler, model)
+        }
+    }
+
+    fn allowed(&mut self, n_tokens: usize) -> Vec<bool> {
+        use llama_cpp_sys_2 as llama;
+        let token = |id| llama::llama_token_data { id, logit: 0.0, p: 0.0 };
+        let mut data: Vec<_> = (0..n_tokens as i32).map(token).collect();
+        let mut array =
+            llama::llama_token_data_array { data: data.as_mut_ptr(), size: data.len(), selected: -1, sorted: false };
+        // SAFETY: the sampler is alive, and the array describes the vector, which outlives the call.
+        unsafe { llama::llama_sampler_apply(self.0, &mut array) };
+        data.iter().map(|token| token.logit == 0.0).collect()
+    }
+
+    fn accept(&mut self, token: u32) {
+        // SAFETY: the sampler is alive, and the token is one that it allows.
+        unsafe { llama_cpp_sys_2::llama_sampler_accept(self.0, token as i32) };
+    }
+}
+
+impl Drop for Theirs {
+    fn drop(&mut self) {
+        // SAFETY: both were made once, and are freed once, the sampler first.
+        unsafe {
+            llama_cpp_sys_2::llama_sampler_free(self.0);
+            llama_cpp_sys_2::llama_model_free(self.1);
+        }
+    }
+}
+
+/// llama.cpp's own engine, on texts that ours writes at random, over all tokens that are whole characters.
+#[test]
+fn gbnf_means_what_it_means_to_llama_cpp() {
+    let codec = model().0.codec();
+    let whole: Vec<u32> = (0..codec.n_tokens() as u32)
+        .filter(|id| !codec.bytes(*id).is_empty() && std::str::from_utf8(codec.bytes(*id)).is_ok())
+        .filter(|id| !codec.markers().contains(*id) && !codec.is_end(*id))
+        .collect();
+    assert!(whole.len() > 5000, "{}", whole.len());
+    let mut random = Random::new(5);
+    let mut compared = 0;
+    for grammar in [
+        "root ::= \"1. \" move \" \" move \"\\n\" ([1-9] [0-9]? \". \" move \" \" move \"\\n\")+\n\
+         move ::= ([NBKQR] [a-h]? \"x\"? [a-h] [1-8] | [a-h] [1-8] | \"O-O\" \"-O\"?) [+#]?",
+        "root ::= value\nvalue ::= object | list | string | number | \"true\" | \"null\"\n\
+         object ::= \"{\" ws (string \":\" ws value (\",\" ws string \":\" ws value)*)? ws \"}\"\n\
+         list ::= \"[\" ws (value (\",\" ws value)*)? ws \"]\"\nstring ::= \"\\\"\" ([^\"\\\\\\x00-\\x1F] | \"\\\\\" [nt\"])* \"\\\"\"\n\
+         number ::= \"-\"? [1-9]? [0-9]{0,3} (\".\" [0-9]+)?\nws ::= | \" \" | \"\\n\" [ \\t]{0,4}",
+        "root ::= (\"- \" item){1,3}\nitem ::= [^\\n]+ \"\\n\"",
+        "root ::= [一-龥ぁ-ゟ]{2,5} [。！] | \"(\" root \")\" [a-z]* root?",
+        "root ::= word (\" \" word)* \".\" \"\"\nword ::= \"a\" | \"ab\" | \"abc\" [x-z]{2} | \"(\" root \")\" | [A-Z] [a-z]{0,7}",
+        "root ::= (expr \"=\" ws term \"\\n\")+\nexpr ::= term ([-+*/] ws term)*\nterm ::= ident | num | \"(\" ws expr \")\" ws\n\
+         ident ::= [a-z] [a-z0-9_]* ws\nnum ::= [0-9]+ ws\nws ::= [ \\t\\n]*",
+    ] {
+        let made = Grammar::gbnf(grammar).unwrap();
+        for _ in 0..3 {
+            let mut theirs = Theirs::new(grammar);
+            let mut ours = Constraint::new(&made, &model().1).unwrap();
+            let mut text = String::new();
+            for _ in 0..10 {
+                let wanted = theirs.allowed(codec.n_tokens());
+                let mask = ours.mask().unwrap();
+                for &id in whole.iter().chain(&[2, 7]) {
+                    assert_eq!(
+                        is_allowed(mask, id),
+                        wanted[id as usize],
+                        "token {id} {:?} after {text:?} in\n{grammar}",
+                        codec.piece(id)
+                    );
+                    compared += 1;
+                }
+                let next: Vec<u32> = whole.iter().copied().filter(|id| is_allowed(mask, *id)).collect();
+                let Some(&token) = next.get((random.unit() * next.len() as f64) as usize) else { break };
+                text.push_str(std::str::from_utf8(codec.bytes(token)).unwrap());
+                ours.accept(token).unwrap();
+                theirs.accept(token);
+            }
+        }
+    }
+    assert!(compared > 500_000, "{compared}");
 }
 
 #[test]
@@ -489,7 +589,7 @@ fn abuse_is_bounded() {
         ("regex repetition", "((a{1000}){1000}){1000}".to_string()),
         ("regex repetition of optionals", "((a?){500}b?){500}".to_string()),
         ("regex depth", deep("(", ")", 10_000)),
-        ("regex length", "ab?".repeat(100_000)),
+        ("regex length", "ab?".repeat(20_000)),
         ("regex blowup", "(.*a.{24}b.*)|(.*c.{25})".to_string()),
         ("regex that matches nothing", "[^\\s\\S]".to_string()),
         ("regex back-reference", r"(a)\1".to_string()),
@@ -503,7 +603,7 @@ fn abuse_is_bounded() {
         results.push((name, start.elapsed(), made));
     }
     let rules: Vec<String> =
-        (0..5_000).map(|i| format!("r{i} ::= \"a\" r{} \"b\" | [0-9]+", (i + 1) % 5_000)).collect();
+        (0..4_000).map(|i| format!("r{i} ::= \"a\" r{} \"b\" | [0-9]+", (i + 1) % 4_000)).collect();
     let doubling: Vec<String> = (0..60).map(|i| format!("d{i} ::= d{0} d{0}", i + 1)).collect();
     for (name, grammar) in [
         ("grammar left recursion", "root ::= root \"a\" | root root | \"\"".to_string()),

@@ -26,6 +26,8 @@ use llguidance::derivre::{ExprRef, RegexAst, RegexBuilder};
 const DEEPEST: usize = 200;
 /// Largest count of a repetition.
 const MOST_REPEATED: u32 = 1_000_000;
+/// Rules.
+const MOST_RULES: usize = 5_000;
 /// Pairs of lexemes that are held against each other, and effort for each, before the grammar is taken by the character.
 const MOST_CHECKS: usize = 20_000;
 const CHECK_FUEL: u64 = 20_000;
@@ -193,6 +195,9 @@ impl<'a> Parser<'a> {
         if let Some(number) = self.bodies.iter().position(Option::is_none) {
             self.at = self.mentioned[number];
             return Err(self.error(format!("there is no rule '{}'", self.names[number])));
+        }
+        if self.names.len() > MOST_RULES {
+            return Err(format!("it has {} rules; at most {MOST_RULES} are taken", self.names.len()));
         }
         let names = self.names.iter().map(|name| name.to_string()).collect();
         Ok(Rules { names, bodies: self.bodies.into_iter().flatten().collect() })

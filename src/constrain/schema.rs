@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use llguidance::derivre::RegexBuilder;
 use serde_json::{Map, Value, json};
 
-use super::grammar::plain;
+use super::grammar::{LONGEST_REGEX, plain};
 
 /// Largest schema, in bytes. The largest in use (FHIR) has about 4 MB.
 const LONGEST: usize = 8 << 20;
@@ -16,8 +16,8 @@ const LONGEST: usize = 8 << 20;
 const LARGEST_EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// Between the parts of a JSON text: nothing, a space, or a line break with indentation. Once, so that a model cannot
-/// write white space for ever.
-const SPACE: &str = r" |\n(?: {0,40}|\t{0,10})";
+/// write white space for ever; as much as llama.cpp's own grammars of JSON allow.
+const SPACE: &str = r" |\n(?: {0,20}|\t{0,8})";
 
 /// What cannot be kept to while writing from left to right.
 const UNSUPPORTED: [&str; 19] = [
@@ -220,6 +220,9 @@ fn check_keys(object: &Map<String, Value>, path: &str) -> Result<(), String> {
 }
 
 fn check_pattern(pattern: &str, path: &str) -> Result<(), String> {
+    if pattern.len() > LONGEST_REGEX {
+        return Err(format!("{path} has a pattern of {} bytes; at most {LONGEST_REGEX} are taken", pattern.len()));
+    }
     let made = RegexBuilder::new().mk_regex_for_serach(&llguidance::regex_to_lark(pattern, "dw"));
     made.map(drop).map_err(|error| format!("{path}: {}", plain(&error.to_string())))
 }
