@@ -22,6 +22,7 @@
 //! | [`sample`]     | from logits to a token                                                          |
 //! | [`chat`]       | chat templates and stop rules                                                   |
 //! | `runtime`      | the only user of llama.cpp (feature `llama`)                                    |
+//! | `constrain`    | text that keeps to a JSON schema, a regex or a grammar (feature `llama`)         |
 //! | [`cli`]        | the subcommands                                                                 |
 //! | `partial`      | files that get their name when they are complete                                |
 //! | `near`         | what somebody may have meant by a name that does not exist                      |
@@ -36,6 +37,8 @@ pub mod arch;
 pub mod chat;
 pub mod checkpoint;
 pub mod cli;
+#[cfg(feature = "llama")]
+pub mod constrain;
 pub mod convert;
 pub mod gguf;
 pub mod mmap;

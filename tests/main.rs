@@ -19,5 +19,7 @@ mod same_bytes_as_llama_cpp;
 mod sampling;
 #[cfg(feature = "llama")]
 mod speculation;
+#[cfg(feature = "llama")]
+mod structure;
 mod support;
 mod verification;

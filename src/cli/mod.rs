@@ -16,6 +16,8 @@ mod run;
 mod sampling;
 #[cfg(feature = "llama")]
 mod speculation;
+#[cfg(feature = "llama")]
+mod structure;
 pub mod table;
 #[cfg(feature = "llama")]
 mod tokenize;

@@ -11,6 +11,7 @@ use super::interrupt::{self, Interrupted};
 use super::machine::MachineArgs;
 use super::sampling::SamplingArgs;
 use super::speculation::{self, SpeculationArgs};
+use super::structure::StructureArgs;
 use super::units;
 use crate::chat::{self, Message, Prompt, Template};
 use crate::runtime::{
@@ -23,6 +24,7 @@ use crate::runtime::{
 Examples:
   nibble run yi-34b-chat-q4_k.gguf --chat -p 'Tell me about the Song dynasty.'
   nibble run yi-34b-q4_k.gguf -p 'Once upon a time' -n 200 --seed 7
+  nibble run yi-34b-chat-q4_k.gguf --chat -p 'Three dynasties, as JSON.' --json-schema dynasties.json
   git diff | nibble run yi-34b-chat-q4_k.gguf --chat --system 'Write a commit message for this diff.'")]
 pub struct Args {
     /// The model: a GGUF file, or any part of a split one
@@ -75,6 +77,9 @@ pub struct Args {
     sampling: SamplingArgs,
 
     #[command(flatten)]
+    structure: StructureArgs,
+
+    #[command(flatten)]
     machine: MachineArgs,
 
     #[command(flatten)]
@@ -96,6 +101,7 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     // What can be wrong with the command line comes out before gigabytes are loaded.
     args.sampling.params().check()?;
+    let grammar = args.structure.grammar()?;
     let mut text = prompt_text(args.prompt.as_deref(), args.file.as_deref())?;
     if args.prompt.as_deref().is_none_or(|given| given == "-") {
         cut_last_line_break(&mut text);
@@ -109,6 +115,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         bail!("the prompt is empty, and the model's tokenizer begins no text of its own");
     }
     let mut sampler = args.sampling.sampler(model.codec())?;
+    let mut constraint = match &grammar {
+        Some(grammar) => Some(StructureArgs::constraint(grammar, model.codec())?),
+        None => None,
+    };
     let mut session = Session::new(&model, &session)?;
     if !args.quiet
         && let Some(trained) = model.n_ctx_train().filter(|trained| session.n_ctx() > *trained)
@@ -130,9 +140,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         unused.iter().for_each(warn);
     }
     let mut out = Output { stdout: io::stdout().lock(), quiet: args.json, ended_line: true, error: None };
-    let writer = Writer { draft: draft.as_mut(), ..Writer::new(&mut sampler) };
+    let writer = Writer { draft: draft.as_mut(), constraint: constraint.as_mut(), ..Writer::new(&mut sampler) };
     let written = runtime::generate(&mut session, writer, &tokens, &options, |step| out.text(step.text))?;
-    let finished = finish(&args, out, &written, sampler.seed());
+    // Where a stop text ends it, what was written lacks at least that.
+    let stopped = matches!(written.finish, Finish::Stop { .. });
+    let complete = constraint.as_mut().map(|constraint| constraint.is_complete() && !stopped);
+    let finished = finish(&args, out, &written, sampler.seed(), complete);
+    if let (Some(false), Some(grammar), false) = (complete, grammar, args.quiet) {
+        eprint!("{}", cut(&written.finish, grammar.what()));
+    }
     // At the very end: nobody waits for it, and nothing that can go wrong here takes the text away.
     if let Some(Err(error)) = cache.map(|mut cache| cache.save(&mut session, tokens.len())) {
         warn(&error);
@@ -146,6 +162,18 @@ fn interruptible<T>(loaded: Result<T, Error>) -> anyhow::Result<T> {
         Error::LoadCancelled => Interrupted(error.to_string()).into(),
         error => error.into(),
     })
+}
+
+/// What to tell where a text was cut before it kept to what was asked for in full.
+fn cut(finish: &Finish, what: &str) -> String {
+    let why = match finish {
+        Finish::MaxTokens => "-n allows no more tokens; ask for more",
+        Finish::ContextFull => "the context is full; --ctx makes it larger",
+        Finish::Stop { .. } => "a stop text came up",
+        // The model's end, nobody who reads on, an interrupt: said elsewhere.
+        _ => return String::new(),
+    };
+    format!("warning: the text was cut before it was whole, and does not keep to {what}: {why}\n")
 }
 
 /// The prompt's text: from the command line, a file, or standard input where something is piped into it.
@@ -228,9 +256,9 @@ impl Output {
     }
 }
 
-fn finish(args: &Args, mut out: Output, written: &Generated, seed: u64) -> anyhow::Result<()> {
+fn finish(args: &Args, mut out: Output, written: &Generated, seed: u64, complete: Option<bool>) -> anyhow::Result<()> {
     let last = if args.json {
-        format!("{}\n", serde_json::to_string_pretty(&report(args, written, seed))?)
+        format!("{}\n", serde_json::to_string_pretty(&report(args, written, seed, complete))?)
     } else if out.ended_line {
         String::new()
     } else {
@@ -260,6 +288,7 @@ fn statistics(args: &Args, written: &Generated, seed: u64) -> String {
     let why = match &written.finish {
         Finish::End { token } => format!("the model ended with token {token}"),
         Finish::Stop { text } => format!("stopped at {text:?}"),
+        Finish::Complete => "the text is complete".to_string(),
         Finish::MaxTokens => "as many tokens as asked for".to_string(),
         Finish::ContextFull => "the context is full; --ctx makes it larger".to_string(),
         Finish::Dropped => "nobody reads on".to_string(),
@@ -281,7 +310,7 @@ fn statistics(args: &Args, written: &Generated, seed: u64) -> String {
     )
 }
 
-fn report(args: &Args, written: &Generated, seed: u64) -> serde_json::Value {
+fn report(args: &Args, written: &Generated, seed: u64, complete: Option<bool>) -> serde_json::Value {
     let (end_token, stop_text) = match &written.finish {
         Finish::End { token } => (Some(*token), None),
         Finish::Stop { text } => (None, Some(text.as_str())),
@@ -290,6 +319,7 @@ fn report(args: &Args, written: &Generated, seed: u64) -> serde_json::Value {
     let detail = match &written.finish {
         Finish::End { .. } => "end_token",
         Finish::Stop { .. } => "stop_text",
+        Finish::Complete => "complete",
         Finish::MaxTokens => "max_tokens",
         Finish::ContextFull => "context_full",
         Finish::Dropped | Finish::Cancelled => "cancelled",
@@ -302,6 +332,7 @@ fn report(args: &Args, written: &Generated, seed: u64) -> serde_json::Value {
         "finish_detail": detail,
         "end_token": end_token,
         "stop_text": stop_text,
+        "complete": complete,
         "seed": seed,
         "prompt_tokens": written.prompt_tokens,
         "reused_tokens": written.reused_tokens,

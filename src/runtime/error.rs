@@ -165,6 +165,9 @@ pub enum Error {
     /// No token could be chosen.
     #[error(transparent)]
     Sample(#[from] crate::sample::Error),
+    /// The text cannot be held to its grammar.
+    #[error(transparent)]
+    Constrain(#[from] crate::constrain::Error),
 }
 
 /// What is needed, and what there is.

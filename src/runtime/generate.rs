@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::speculate::{Draft, Guess, Speculation, take_or_redraw};
 use super::{Error, Logits, Session};
 use crate::chat::{StopText, Utf8Stream};
+use crate::constrain::Constraint;
 use crate::sample::Sampler;
 
 /// When to stop, other than at the model's own end tokens.
@@ -32,6 +33,8 @@ pub enum Finish {
         /// Which.
         text: String,
     },
+    /// The text keeps to its grammar in full, and nothing can be added.
+    Complete,
     /// As many tokens as were asked for.
     MaxTokens,
     /// The context has no more room.
@@ -46,7 +49,7 @@ impl Finish {
     /// One word, as OpenAI's API has it: `stop` or `length`; where that API has none, `cancelled`.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::End { .. } | Self::Stop { .. } => "stop",
+            Self::End { .. } | Self::Stop { .. } | Self::Complete => "stop",
             Self::MaxTokens | Self::ContextFull => "length",
             Self::Dropped | Self::Cancelled => "cancelled",
         }
@@ -109,12 +112,14 @@ pub struct Writer<'a> {
     pub sampler: &'a mut Sampler,
     /// Guesses several tokens ahead, for the model to read at once. It changes the speed, and nothing of the text.
     pub draft: Option<&'a mut Draft>,
+    /// Holds the text to a grammar, from its first token on.
+    pub constraint: Option<&'a mut Constraint>,
 }
 
 impl<'a> Writer<'a> {
     /// A sampler alone.
     pub fn new(sampler: &'a mut Sampler) -> Self {
-        Self { sampler, draft: None }
+        Self { sampler, draft: None, constraint: None }
     }
 }
 
@@ -125,7 +130,8 @@ impl<'a> Writer<'a> {
 /// what is new.
 ///
 /// # Errors
-/// Where the prompt is empty or does not fit the context, llama.cpp fails, or the logits are broken.
+/// Where the prompt is empty or does not fit the context, llama.cpp fails, the logits are broken, or what
+/// may come next by a grammar cannot be worked out.
 pub fn generate(
     session: &mut Session,
     writer: Writer<'_>,
@@ -133,7 +139,7 @@ pub fn generate(
     options: &GenerateOptions,
     mut on_step: impl FnMut(Step<'_>) -> ControlFlow<()>,
 ) -> Result<Generated, Error> {
-    let Writer { sampler, mut draft } = writer;
+    let Writer { sampler, mut draft, mut constraint } = writer;
     let model = session.model().clone();
     let codec = model.codec();
     let mut utf8 = Utf8Stream::default();
@@ -182,14 +188,24 @@ pub fn generate(
         if options.max_tokens.is_some_and(|most| out.tokens.len() >= most) {
             break Finish::MaxTokens;
         }
+        let allowed = match &mut constraint {
+            Some(constraint) => {
+                constraint.mask()?;
+                if constraint.is_finished() {
+                    break Finish::Complete;
+                }
+                Some(constraint.mask()?)
+            }
+            None => None,
+        };
         let guess = draft.as_deref().and_then(|draft| draft.guess(row));
         let token = match guess {
             Some(Guess { token, drawn_from: Some(drawn_from) }) => {
-                sampler.distribution(session.logits(row)?, None, &mut distribution)?;
+                sampler.distribution(session.logits(row)?, allowed, &mut distribution)?;
                 take_or_redraw(token, &distribution, drawn_from, || sampler.unit())
             }
             // A guess that could have been no other is right where it is what would be drawn without it.
-            _ => sampler.sample(session.logits(row)?, None)?,
+            _ => sampler.sample(session.logits(row)?, allowed)?,
         };
         let guessed = guess.is_some_and(|guess| guess.token == token);
         if codec.is_end(token) && !options.ignore_end {
@@ -197,6 +213,10 @@ pub fn generate(
         }
         out.tokens.push(token);
         sampler.accept(token);
+        if let Some(constraint) = &mut constraint {
+            // What may come next is worked out while the model evaluates the token.
+            constraint.accept(token)?;
+        }
 
         decoded.clear();
         text.clear();
@@ -208,6 +228,9 @@ pub fn generate(
         }
         if let Some(text) = stopped {
             break Finish::Stop { text };
+        }
+        if constraint.as_ref().is_some_and(|constraint| constraint.is_finished()) {
+            break Finish::Complete;
         }
         if options.max_tokens.is_some_and(|most| out.tokens.len() >= most) {
             break Finish::MaxTokens;

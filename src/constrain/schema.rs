@@ -1,0 +1,463 @@
+//! JSON schemas: what is refused before they are compiled, and what is put more exactly.
+//!
+//! Specification: <https://json-schema.org/draft/2020-12>. What a schema asks for is kept to in full or refused: a text
+//! that was not cut is valid.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use llguidance::derivre::RegexBuilder;
+use serde_json::{Map, Value, json};
+
+use super::grammar::{LONGEST_REGEX, plain};
+
+/// Largest schema, in bytes. The largest in use (FHIR) has about 4 MB.
+const LONGEST: usize = 8 << 20;
+/// The largest number whose neighbours a 64-bit float tells apart.
+const LARGEST_EXACT: f64 = 9_007_199_254_740_992.0;
+
+/// Between the parts of a JSON text: nothing, a space, or a line break with indentation. Once, so that a model cannot
+/// write white space for ever; as much as llama.cpp's own grammars of JSON allow.
+const SPACE: &str = r" |\n(?: {0,20}|\t{0,8})";
+
+/// What cannot be kept to while writing from left to right.
+const UNSUPPORTED: [&str; 19] = [
+    "$dynamicRef",
+    "$recursiveRef",
+    "contains",
+    "contentSchema",
+    "dependencies",
+    "dependentRequired",
+    "dependentSchemas",
+    "else",
+    "extends",
+    "disallow",
+    "if",
+    "maxContains",
+    "minContains",
+    "not",
+    "propertyNames",
+    "then",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "divisibleBy",
+];
+
+/// The dialects there are; each is known by heart.
+const DIALECTS: [&str; 5] = [
+    "http://json-schema.org/draft-04/schema",
+    "http://json-schema.org/draft-06/schema",
+    "http://json-schema.org/draft-07/schema",
+    "https://json-schema.org/draft/2019-09/schema",
+    "https://json-schema.org/draft/2020-12/schema",
+];
+
+/// Names that one object may list: the work grows with their square.
+const MOST_NAMES: usize = 1000;
+
+const MAPS: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
+const LISTS: [&str; 4] = ["prefixItems", "anyOf", "oneOf", "allOf"];
+const SINGLE: [&str; 3] = ["items", "additionalItems", "additionalProperties"];
+
+/// Formats of the specification that there is no expression for. Names that are not in the specification say nothing
+/// about a text.
+const UNSUPPORTED_FORMATS: [&str; 9] = [
+    "idn-email",
+    "idn-hostname",
+    "iri",
+    "iri-reference",
+    "json-pointer",
+    "regex",
+    "relative-json-pointer",
+    "uri-reference",
+    "uri-template",
+];
+const FORMATS: [&str; 7] = ["duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"];
+
+/// The schema in `text`, ready to be compiled.
+///
+/// # Errors
+/// In words that follow `the JSON schema: `.
+pub(super) fn read(text: &str) -> Result<Value, String> {
+    if text.len() > LONGEST {
+        return Err(format!("it has {} bytes; at most {LONGEST} are taken", text.len()));
+    }
+    let schema = serde_json::from_str(text).map_err(|error| format!("this is not JSON: {error}"))?;
+    prepare(schema)
+}
+
+/// As [`read`], of a schema in memory.
+pub(super) fn prepare(mut schema: Value) -> Result<Value, String> {
+    match &schema {
+        Value::Object(_) => {}
+        Value::Bool(true) => schema = json!({}),
+        Value::Bool(false) => return Err("it is 'false', which nothing satisfies".to_string()),
+        other => {
+            return Err(format!("it is {}, and has to be an object such as {{\"type\": \"object\"}}", kind(other)));
+        }
+    }
+    visit(&mut schema, "#")?;
+    check_ends(&schema)?;
+    // With \u escapes a name could be spelled in a second way, and so come twice. Without them most control characters
+    // cannot be written, which only matters where the schema has some.
+    let escapes = if has_control(&schema) { "nrbtf\\\"u" } else { "nrbtf\\\"" };
+    if let Some(object) = schema.as_object_mut() {
+        let options = json!({ "whitespace_pattern": SPACE, "json_allowed_escapes": escapes });
+        object.insert("x-guidance".to_string(), options);
+    }
+    Ok(schema)
+}
+
+/// Whether a text in it has a control character that JSON writes with its number.
+fn has_control(value: &Value) -> bool {
+    let odd = |text: &str| text.chars().any(|c| c < ' ' && !matches!(c, '\n' | '\r' | '\t' | '\x08' | '\x0c'));
+    match value {
+        Value::String(text) => odd(text),
+        Value::Array(list) => list.iter().any(has_control),
+        Value::Object(object) => object.iter().any(|(name, value)| {
+            !matches!(name.as_str(), "description" | "title" | "$comment" | "default" | "examples")
+                && (odd(name) || has_control(value))
+        }),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// Checks the schema at `path` and those within it, and puts formats more exactly.
+fn visit(schema: &mut Value, path: &str) -> Result<(), String> {
+    let object = match schema {
+        Value::Object(object) => object,
+        Value::Bool(_) => return Ok(()),
+        other => return Err(format!("{path} is {}, and has to be an object, true or false", kind(other))),
+    };
+    // What asks for nothing, and dialects that nobody else knows.
+    object.retain(|key, value| match key.as_str() {
+        "uniqueItems" => *value != Value::Bool(false),
+        "$schema" => value.as_str().is_some_and(|name| DIALECTS.contains(&name.trim_end_matches('#'))),
+        _ => true,
+    });
+    check_keys(object, path)?;
+    check_bounds(object, path)?;
+    exact_format(object, path)?;
+
+    for (key, value) in object.iter_mut() {
+        let at = || format!("{path}/{}", escape(key));
+        if MAPS.contains(&key.as_str()) {
+            let Value::Object(map) = value else {
+                return Err(format!("{} is {}, and has to be an object", at(), kind(value)));
+            };
+            if map.len() > MOST_NAMES && key.ends_with("roperties") {
+                return Err(format!("{} has {} names; at most {MOST_NAMES} are taken", at(), map.len()));
+            }
+            if key == "patternProperties" {
+                map.keys().try_for_each(|pattern| check_pattern(pattern, &at()))?;
+            }
+            for (name, schema) in map {
+                visit(schema, &format!("{}/{}", at(), escape(name)))?;
+            }
+        } else if LISTS.contains(&key.as_str()) || (key == "items" && value.is_array()) {
+            let Value::Array(list) = value else {
+                return Err(format!("{} is {}, and has to be a list", at(), kind(value)));
+            };
+            if list.is_empty() && key != "items" && key != "prefixItems" {
+                return Err(format!("{} is empty", at()));
+            }
+            for (i, schema) in list.iter_mut().enumerate() {
+                visit(schema, &format!("{}/{i}", at()))?;
+            }
+        } else if SINGLE.contains(&key.as_str()) {
+            visit(value, &at())?;
+        }
+    }
+    Ok(())
+}
+
+/// A name in a JSON pointer (RFC 6901), cut where a hostile schema makes it long.
+fn escape(name: &str) -> String {
+    let short: String = name.chars().take(60).collect();
+    short.replace('~', "~0").replace('/', "~1")
+}
+
+fn check_keys(object: &Map<String, Value>, path: &str) -> Result<(), String> {
+    for key in object.keys() {
+        if UNSUPPORTED.contains(&key.as_str()) || key == "uniqueItems" {
+            return Err(format!(
+                "{path} asks for '{key}', which cannot be kept to while the text is being written; take it out and \
+                 check the text afterwards"
+            ));
+        }
+    }
+    match object.get("$ref") {
+        None => {}
+        Some(Value::String(reference)) if reference.starts_with('#') => {}
+        Some(Value::String(reference)) => {
+            let reference: String = reference.chars().take(200).collect();
+            return Err(format!(
+                "{path} refers to '{reference}'; only references into the same schema are followed, such as \
+                 '#/$defs/name'"
+            ));
+        }
+        Some(other) => return Err(format!("{path}/$ref is {}, and has to be a string", kind(other))),
+    }
+    if let Some(Value::Array(list)) = object.get("enum")
+        && list.is_empty()
+    {
+        return Err(format!("{path}/enum is empty, so nothing satisfies it"));
+    }
+    match object.get("pattern") {
+        Some(Value::String(pattern)) => check_pattern(pattern, &format!("{path}/pattern")),
+        _ => Ok(()),
+    }
+}
+
+fn check_pattern(pattern: &str, path: &str) -> Result<(), String> {
+    if pattern.len() > LONGEST_REGEX {
+        return Err(format!("{path} has a pattern of {} bytes; at most {LONGEST_REGEX} are taken", pattern.len()));
+    }
+    let made = RegexBuilder::new().mk_regex_for_serach(&llguidance::regex_to_lark(pattern, "dw"));
+    made.map(drop).map_err(|error| format!("{path}: {}", plain(&error.to_string())))
+}
+
+fn check_bounds(object: &Map<String, Value>, path: &str) -> Result<(), String> {
+    let exact = |at: &str, value: &Value| match value.as_f64() {
+        Some(number) if number.abs() > LARGEST_EXACT => Err(format!(
+            "{path}/{at} is {value}; numbers beyond {LARGEST_EXACT} are not exact in JSON, and cannot be kept to"
+        )),
+        _ => Ok(()),
+    };
+    for key in ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "const"] {
+        object.get(key).map_or(Ok(()), |value| exact(key, value))?;
+    }
+    if let Some(Value::Array(list)) = object.get("enum") {
+        list.iter().try_for_each(|value| exact("enum", value))?;
+    }
+    for (low, high) in [
+        ("minimum", "maximum"),
+        ("minLength", "maxLength"),
+        ("minItems", "maxItems"),
+        ("minProperties", "maxProperties"),
+    ] {
+        if let (Some(low_value), Some(high_value)) = (object.get(low), object.get(high))
+            && let (Some(l), Some(h)) = (low_value.as_f64(), high_value.as_f64())
+            && l > h
+        {
+            return Err(format!("{path} has {low} {low_value} above {high} {high_value}, so nothing satisfies it"));
+        }
+    }
+    // A name may come twice, and readers count it once.
+    let required = object.get("required").and_then(Value::as_array).map_or(0, Vec::len);
+    if object.get("minProperties").and_then(Value::as_u64).is_some_and(|least| least > 1.max(required as u64)) {
+        return Err(format!(
+            "{path} has more minProperties than required names, which cannot be kept to; list the names under 'required'"
+        ));
+    }
+    Ok(())
+}
+
+/// Dates with the right days in February, times without leap seconds: what readers take.
+fn exact_format(object: &mut Map<String, Value>, path: &str) -> Result<(), String> {
+    const DATE: &str = concat!(
+        r"(?:[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)",
+        r"|02-(?:0[1-9]|1[0-9]|2[0-8]))",
+        r"|(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)",
+    );
+    const TIME: &str = concat!(
+        r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?",
+        r"(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+    );
+    let Some(Value::String(format)) = object.get("format") else { return Ok(()) };
+    let pattern = match format.as_str() {
+        "date" => format!("^{DATE}$"),
+        "time" => format!("^{TIME}$"),
+        "date-time" => format!("^{DATE}T{TIME}$"),
+        known if FORMATS.contains(&known) => return Ok(()),
+        known if UNSUPPORTED_FORMATS.contains(&known) => {
+            return Err(format!(
+                "{path} asks for the format '{known}', which there is no expression for; use 'pattern'"
+            ));
+        }
+        _ => String::new(),
+    };
+    object.remove("format");
+    if pattern.is_empty() {
+        return Ok(());
+    }
+    if !object.contains_key("pattern") {
+        object.insert("pattern".to_string(), pattern.into());
+    } else if let Value::Array(all) = object.entry("allOf").or_insert_with(|| json!([])) {
+        all.push(json!({ "pattern": pattern }));
+    }
+    Ok(())
+}
+
+/// Refuses a schema that asks for itself without end, such as an object that requires an object of the same kind.
+///
+/// Of the schemas that are referred to, those that some finite text satisfies are found step by step: first those that
+/// need no other, then those that need only them.
+fn check_ends(schema: &Value) -> Result<(), String> {
+    let mut targets = BTreeMap::new();
+    references(schema, schema, &mut targets);
+    let mut ends = BTreeSet::new();
+    loop {
+        let before = ends.len();
+        for (reference, target) in &targets {
+            if target.is_none_or(|target| can_end(target, &ends)) {
+                ends.insert(*reference);
+            }
+        }
+        if ends.len() == before {
+            break;
+        }
+    }
+    if can_end(schema, &ends) {
+        return Ok(());
+    }
+    let endless = targets.keys().find(|reference| !ends.contains(*reference)).copied().unwrap_or("#");
+    let endless: String = endless.chars().take(200).collect();
+    Err(format!("'{endless}' asks for itself again and again, so that no text satisfies it; make something optional"))
+}
+
+/// The references in a schema, and what they refer to; `None` where that is not known.
+fn references<'a>(schema: &'a Value, root: &'a Value, found: &mut BTreeMap<&'a str, Option<&'a Value>>) {
+    let Value::Object(object) = schema else { return };
+    if let Some(Value::String(reference)) = object.get("$ref") {
+        let pointer = &reference[1..];
+        let known = pointer.is_empty() || (pointer.starts_with('/') && !pointer.contains('%'));
+        found.entry(reference).or_insert_with(|| if known { root.pointer(pointer) } else { None });
+    }
+    for (key, value) in object {
+        if MAPS.contains(&key.as_str()) {
+            value.as_object().into_iter().flatten().for_each(|(_, schema)| references(schema, root, found));
+        } else if LISTS.contains(&key.as_str()) || SINGLE.contains(&key.as_str()) {
+            value.as_array().into_iter().flatten().for_each(|schema| references(schema, root, found));
+            references(value, root, found);
+        }
+    }
+}
+
+/// Whether some finite text satisfies `schema`, as far as references in `ends` do. Says yes where it cannot tell.
+fn can_end(schema: &Value, ends: &BTreeSet<&str>) -> bool {
+    let Value::Object(object) = schema else { return *schema != Value::Bool(false) };
+    let list = |key: &str| object.get(key).and_then(Value::as_array);
+    let reference = object.get("$ref").and_then(Value::as_str);
+    let only = |name: &str| match object.get("type") {
+        Some(Value::String(kind)) => kind == name,
+        Some(Value::Array(kinds)) => kinds.len() == 1 && kinds[0] == name,
+        _ => false,
+    };
+    if reference.is_some_and(|reference| !ends.contains(reference))
+        || list("allOf").is_some_and(|all| !all.iter().all(|schema| can_end(schema, ends)))
+        || ["anyOf", "oneOf"].iter().any(|key| list(key).is_some_and(|any| !any.iter().any(|s| can_end(s, ends))))
+    {
+        return false;
+    }
+    if only("object") {
+        let names = list("required").into_iter().flatten().filter_map(Value::as_str);
+        let properties = object.get("properties").and_then(Value::as_object);
+        let mut required = names.filter_map(|name| properties.and_then(|p| p.get(name)));
+        return required.all(|schema| can_end(schema, ends));
+    }
+    if only("array") {
+        let least = object.get("minItems").and_then(Value::as_u64).unwrap_or(0) as usize;
+        let first = list("prefixItems").map_or(&[][..], Vec::as_slice);
+        return first.iter().take(least).all(|schema| can_end(schema, ends))
+            && (least <= first.len() || object.get("items").is_none_or(|schema| can_end(schema, ends)));
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(schema: &str) -> String {
+        read(schema).unwrap_err()
+    }
+
+    #[test]
+    fn what_cannot_be_kept_to_is_refused_with_its_place() {
+        for (schema, words) in [
+            (r#"{"properties": {"a/b": {"uniqueItems": true}}}"#, &["#/properties/a~1b", "uniqueItems"][..]),
+            (r#"{"items": [{"not": {}}]}"#, &["#/items/0", "'not'"]),
+            (r#"{"anyOf": []}"#, &["#/anyOf is empty"]),
+            (r#"{"$ref": "https://example.com/s.json"}"#, &["refers to 'https://example.com/s.json'", "same schema"]),
+            (r#"{"$ref": 3}"#, &["#/$ref is a number"]),
+            (r#"{"enum": []}"#, &["#/enum is empty"]),
+            (r#"{"minimum": 3, "maximum": 2.5}"#, &["minimum 3 above maximum 2.5"]),
+            (r#"{"const": 12345678901234567890}"#, &["#/const is 12345678901234567890"]),
+            (r#"{"format": "iri"}"#, &["format 'iri'", "pattern"]),
+            (r#"{"minProperties": 2}"#, &["minProperties"]),
+            (r#"{"properties": 3}"#, &["#/properties is a number"]),
+            (r#"{"items": "a"}"#, &["#/items is a string"]),
+            (r#"{"items": {"pattern": "(["}}"#, &["#/items/pattern: ", "unclosed character class"]),
+            (r#"{"patternProperties": {"(?=a)": {}}}"#, &["#/patternProperties: ", "look"]),
+            ("[1]", &["it is a list"]),
+            ("false", &["nothing satisfies"]),
+            ("{\"a\": ", &["not JSON", "line 1 column 6"]),
+        ] {
+            let error = refused(schema);
+            words.iter().for_each(|word| assert!(error.contains(word), "no '{word}' in: {error}"));
+        }
+        assert!(refused(&"[".repeat(200)).contains("recursion limit"));
+        assert!(refused(&" ".repeat(LONGEST + 1)).contains("bytes"));
+    }
+
+    #[test]
+    fn what_is_not_a_schema_is_left_alone() {
+        let schema = r#"{"const": {"not": 1, "$ref": 2}, "default": {"enum": []}, "properties": {"not": {"type": "null"}},
+                         "examples": [{"uniqueItems": true}], "format": "int32", "uniqueItems": false, "$schema": "x:y"}"#;
+        let read = read(schema).unwrap();
+        assert_eq!(read["properties"]["not"]["type"], "null");
+        assert!(read.get("format").is_none() && read.get("uniqueItems").is_none());
+    }
+
+    #[test]
+    fn a_schema_without_end_is_refused() {
+        for schema in [
+            r##"{"$ref": "#"}"##,
+            r##"{"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}"##,
+            r##"{"type": "array", "items": {"$ref": "#"}, "minItems": 1}"##,
+            r##"{"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"anyOf": [{"$ref": "#/$defs/a"}]}}}"##,
+        ] {
+            assert!(refused(schema).contains("again and again"), "{schema}");
+        }
+        for schema in [
+            r##"{"type": "object", "properties": {"a": {"$ref": "#"}}}"##,
+            r##"{"type": "array", "items": {"$ref": "#"}}"##,
+            r##"{"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#"}, "minItems": 2}]}"##,
+            r##"{"$ref": "#/$defs/a%20b", "$defs": {"a b": true}}"##,
+        ] {
+            assert!(read(schema).is_ok(), "{schema}");
+        }
+    }
+
+    #[test]
+    fn dates_have_the_days_that_they_have() {
+        let schema = read(r#"{"format": "date"}"#).unwrap();
+        let mut regex = llguidance::derivre::Regex::new(schema["pattern"].as_str().unwrap()).unwrap();
+        for (date, wanted) in [
+            ("2024-02-29", true),
+            ("2023-02-29", false),
+            ("1900-02-29", false),
+            ("2000-02-29", true),
+            ("2023-02-28", true),
+            ("2023-04-31", false),
+            ("2023-12-31", true),
+            ("2023-13-01", false),
+        ] {
+            assert_eq!(regex.is_match(date), wanted, "{date}");
+        }
+        let both = read(r#"{"format": "time", "pattern": "^1"}"#).unwrap();
+        assert_eq!(both["pattern"], "^1");
+        assert!(both["allOf"][0]["pattern"].as_str().unwrap().contains("[0-5][0-9]"));
+    }
+}
