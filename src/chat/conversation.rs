@@ -339,10 +339,10 @@ mod tests {
         conversation.forget(2);
         let (messages, spoken) = conversation.read(0);
         assert_eq!(contents(&messages), ["Be brief.", "question 3", "answer 3", "question 4", "answer 4"]);
-        assert_eq!(spoken.iter().map(|s| (s.text, s.tokens)).collect::<Vec<_>>(), [
-            ("answer 3", &[3][..]),
-            ("answer 4", &[4][..])
-        ]);
+        assert_eq!(
+            spoken.iter().map(|s| (s.text, s.tokens)).collect::<Vec<_>>(),
+            [("answer 3", &[3][..]), ("answer 4", &[4][..])]
+        );
         assert_eq!(contents(&conversation.read(1).0), ["Be brief.", "question 4", "answer 4"]);
         assert_eq!(conversation.messages().len(), 9);
         // Back beyond what was forgotten: it is read again.

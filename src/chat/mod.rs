@@ -24,6 +24,6 @@ mod template;
 
 pub use codec::{CodecError, Markers, Place, TextCodec};
 pub use conversation::{Conversation, Fit, SavedError, Written};
-pub use prompt::{Origin, Prompt, Span, Spoken, after_last_marker, encode, encode_conversation};
+pub use prompt::{Origin, Prompt, Span, Spoken, after_last_marker, encode, encode_conversation, encode_inside};
 pub use stream::{StopText, Utf8Stream};
 pub use template::{CHATML, Error, Message, Template};

@@ -168,6 +168,17 @@ pub fn encode_conversation(
     Ok(ids)
 }
 
+/// The tokens of a message that stands right after other text, such as an answer after what the template writes before
+/// it. No marker comes of it.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_inside(message: &str, codec: &dyn TextCodec) -> Result<Vec<u32>, CodecError> {
+    let mut ids = Vec::new();
+    encode_run(message, Place::Inside, codec, &mut ids)?;
+    Ok(ids)
+}
+
 /// Whether a run begins with an answer and what stood before it.
 fn is_in(answer: &Spoken<'_>, run: &Run) -> bool {
     let rest = run.text.strip_prefix(answer.after).and_then(|rest| rest.strip_prefix(answer.text));

@@ -74,12 +74,25 @@ impl MachineArgs {
 
     /// Loads the model at `path` for such a session.
     pub fn load(&self, path: &Path, session: &SessionOptions) -> Result<Model, Error> {
+        self.load_watched(path, session, |_| {})
+    }
+
+    /// As [`Self::load`]; `watch` is told how far it is, from 0 to 1.
+    pub fn load_watched(
+        &self,
+        path: &Path,
+        session: &SessionOptions,
+        watch: impl Fn(f32) + 'static,
+    ) -> Result<Model, Error> {
         let cancel = session.cancel.clone();
         let options = ModelOptions {
             gpu_layers: self.gpu_layers,
             allow_swap: self.allow_swap,
             session: session.clone(),
-            progress: Some(Box::new(move |_| !cancel.load(Ordering::Relaxed))),
+            progress: Some(Box::new(move |part| {
+                watch(part);
+                !cancel.load(Ordering::Relaxed)
+            })),
         };
         Model::load(path, options)
     }
