@@ -102,7 +102,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> anyhow::Result<()> {
     // What can be wrong with the command line comes out before gigabytes are loaded.
-    let mut settings = Settings { params: args.sampling.params(), max_tokens: None, stats: args.stats };
+    let mut settings = Settings { params: args.sampling.params(), stats: args.stats, ..Settings::default() };
     crate::sample::Sampler::new(&settings.params)?;
     if let Some(n) = args.max_tokens {
         settings.set("max_tokens", &n.to_string()).map_err(anyhow::Error::msg)?;
@@ -345,6 +345,7 @@ impl Chat {
         {
             self.screen.note(&format!("{}; {}", wrote(turn), read(turn)));
         }
+        self.screen.gap();
         Ok(Next::ask())
     }
 
@@ -373,12 +374,7 @@ impl Chat {
             Command::Save { file, replace } => self.save(file.as_deref(), replace),
             Command::Load(file) => self.load(&file),
             Command::Set(None) => {
-                let value = |name| self.talk.settings().get(name).unwrap_or_default();
-                self.screen.list(
-                    settings::KNOWN
-                        .iter()
-                        .map(|known| (format!("{} {}", known.name, value(known.name)), Cow::Borrowed(known.help))),
-                );
+                self.settings();
                 Ok(())
             }
             Command::Set(Some((name, value))) => self.talk.set(&name, &value),
@@ -398,6 +394,7 @@ impl Chat {
                 }));
                 self.screen.say("");
                 command::TYPING.iter().for_each(|line| self.screen.say(line));
+                self.screen.gap();
                 Ok(())
             }
         };
@@ -489,6 +486,14 @@ impl Chat {
         Ok(())
     }
 
+    fn settings(&self) {
+        let value = |name| self.talk.settings().get(name).unwrap_or_default();
+        let lines = settings::KNOWN.iter();
+        self.screen
+            .list(lines.map(|known| (format!("{} {}", known.name, value(known.name)), Cow::Borrowed(known.help))));
+        self.screen.gap();
+    }
+
     fn stats(&self) {
         let (session, conversation) = (self.talk.session(), &self.talk.conversation);
         let forgotten = match conversation.n_forgotten() {
@@ -507,6 +512,7 @@ impl Chat {
             lines.push(("all answers", format!("{}; {}", wrote(&self.talk.total), read(&self.talk.total))));
         }
         self.screen.list(lines.into_iter().map(|(name, what)| (name.to_string(), Cow::Owned(what))));
+        self.screen.gap();
     }
 }
 

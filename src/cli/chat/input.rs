@@ -14,7 +14,7 @@ use rustyline::history::FileHistory;
 use rustyline::validate::Validator;
 use rustyline::{
     Cmd, CompletionType, ConditionalEventHandler, Config, Context, Editor, Event, EventContext, EventHandler, Helper,
-    KeyCode, KeyEvent, Modifiers, Movement, RepeatCount,
+    KeyCode, KeyEvent, Modifiers, RepeatCount,
 };
 
 use super::command::{self, is_open};
@@ -136,6 +136,7 @@ impl Terminal {
     fn next(&mut self, prefill: &str) -> anyhow::Result<Line> {
         match self.editor.readline_with_initial(&self.prompt, (prefill, "")) {
             Ok(text) => {
+                let text = joined(&text);
                 self.keep(&text);
                 Ok(Line::Text(text))
             }
@@ -179,6 +180,15 @@ pub fn history_file() -> Option<PathBuf> {
     Some(state?.join("nibble").join("chat-history"))
 }
 
+/// Stands between a backslash and the line break that was typed after it: both go when the message is sent, while such
+/// pairs in a pasted program stay. It is not shown.
+const TYPED: char = '\u{2060}';
+
+/// What was typed, without the backslashes that only carried it to the next line.
+fn joined(text: &str) -> String {
+    text.replace(&format!("\\{TYPED}\n"), "\n").replace(&format!("{TYPED}\n"), "\n")
+}
+
 /// Enter sends what was typed, unless it goes on.
 struct Enter;
 
@@ -189,7 +199,7 @@ impl ConditionalEventHandler for Enter {
             return Some(Cmd::Newline);
         }
         let at_end = context.pos() == line.len() && goes_on(line).is_some();
-        Some(if at_end { Cmd::Replace(Movement::BackwardChar(1), Some("\n".to_string())) } else { Cmd::AcceptLine })
+        Some(if at_end { Cmd::Insert(1, format!("{TYPED}\n")) } else { Cmd::AcceptLine })
     }
 }
 
@@ -206,7 +216,7 @@ impl Hinter for Assistant {
 impl Highlighter for Assistant {
     fn highlight<'l>(&self, line: &'l str, _: usize) -> Cow<'l, str> {
         // The editor gives them no room, and prints them as they are: an edited message may come from anywhere.
-        let drives = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+        let drives = |c: char| c == TYPED || (c.is_control() && !matches!(c, '\n' | '\t'));
         if line.contains(drives) { Cow::Owned(line.replace(drives, "")) } else { Cow::Borrowed(line) }
     }
 }
@@ -267,6 +277,13 @@ mod tests {
         assert_eq!(piped(""), []);
         let mut bad: Box<dyn BufRead> = Box::new(io::Cursor::new(b"\xff\n".to_vec()));
         assert!(read_piped(&mut *bad).unwrap_err().to_string().contains("not UTF-8"));
+    }
+
+    #[test]
+    fn a_backslash_goes_when_it_was_typed_before_a_line_break() {
+        let typed = format!("a\\{TYPED}\nb\\\nc\\");
+        assert_eq!(joined(&typed), "a\nb\\\nc\\");
+        assert_eq!(Assistant.highlight("a\u{1b}[2J\u{2060}\n\t你", 0), "a[2J\n\t你");
     }
 
     #[test]

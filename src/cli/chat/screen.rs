@@ -18,6 +18,8 @@ pub struct Screen {
     /// Nothing of the answer has been shown yet.
     fresh: bool,
     ended_line: bool,
+    /// Breaks the answer's lines between words.
+    wrap: Option<Wrap>,
     error: Option<io::Error>,
 }
 
@@ -33,6 +35,7 @@ impl Screen {
             colour: io::stderr().is_terminal() && wants_colour(),
             fresh: true,
             ended_line: true,
+            wrap: None,
             error: None,
         }
     }
@@ -42,41 +45,53 @@ impl Screen {
         self.colour
     }
 
-    /// An answer begins.
-    pub fn begin(&mut self) {
+    /// An answer begins. On a terminal its lines are broken between words where `wrap`.
+    pub fn begin(&mut self, wrap: bool) {
         (self.fresh, self.ended_line) = (true, true);
+        self.wrap = (wrap && self.terminal).then(|| Wrap::new(width()));
     }
 
     /// Shows more of an answer. Breaks where nobody reads it.
     pub fn text(&mut self, text: &str) -> ControlFlow<()> {
-        let text = match self.terminal {
-            false => Cow::Borrowed(text),
-            true => shown(if self.fresh { text.trim_start() } else { text }),
-        };
-        if text.is_empty() {
-            return ControlFlow::Continue(());
+        if !self.terminal {
+            return self.write(text);
         }
-        self.fresh = false;
-        self.write(&text)
+        let text = shown(if self.fresh { text.trim_start() } else { text });
+        self.fresh &= text.is_empty();
+        match &mut self.wrap {
+            None => self.write(&text),
+            Some(wrap) => {
+                let mut out = String::with_capacity(text.len() + 16);
+                wrap.push(&text, &mut out);
+                self.write(&out)
+            }
+        }
     }
 
     /// The answer is over; what follows stands on a line of its own.
     pub fn end(&mut self) {
-        let ending = match (self.ended_line && !self.fresh, self.terminal) {
-            (false, false) => "\n",
-            (true, false) => "",
-            // An empty line before the next prompt.
-            (false, true) => "\n\n",
-            (true, true) => "\n",
-        };
+        let mut rest = String::new();
+        if let Some(mut wrap) = self.wrap.take() {
+            wrap.finish(&mut rest);
+        }
+        if !(if rest.is_empty() { self.ended_line && !self.fresh } else { rest.ends_with('\n') }) {
+            rest.push('\n');
+        }
         // An error is kept, and seen to at the end of the turn.
-        let _ = self.write(ending);
+        let _ = self.write(&rest);
+    }
+
+    /// An empty line before the next prompt.
+    pub fn gap(&self) {
+        if self.terminal {
+            eprintln!();
+        }
     }
 
     fn write(&mut self, text: &str) -> ControlFlow<()> {
-        if let Some(last) = text.chars().next_back() {
-            self.ended_line = last == '\n';
-        }
+        let Some(last) = text.chars().next_back() else { return ControlFlow::Continue(()) };
+        self.ended_line = last == '\n';
+        self.fresh = false;
         let mut stdout = io::stdout().lock();
         match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
             Ok(()) => ControlFlow::Continue(()),
@@ -200,6 +215,96 @@ fn wrap(text: &str, width: usize, indent: usize) -> String {
     out
 }
 
+/// Breaks lines between words as text comes. A word is held back until its end is known; what stands between three
+/// backticks is a program, whose lines are left alone.
+struct Wrap {
+    width: usize,
+    /// Where the next character goes.
+    column: usize,
+    spaces: usize,
+    word: String,
+    wide: usize,
+    /// Whether its last character is Chinese, or as wide.
+    ends_wide: bool,
+    /// The line's first characters.
+    head: String,
+    in_code: bool,
+}
+
+/// What belongs to the word before it.
+const CLOSING: &str = "，。、；：！？）】》」』”’…,.;:!?)]}";
+
+/// Opens and closes a program in an answer.
+const FENCE: &str = "```";
+
+impl Wrap {
+    fn new(width: usize) -> Self {
+        let (word, head) = (String::new(), String::new());
+        Self { width, column: 0, spaces: 0, word, wide: 0, ends_wide: false, head, in_code: false }
+    }
+
+    fn push(&mut self, text: &str, out: &mut String) {
+        for c in text.chars() {
+            if c != '\n' && self.head.len() < FENCE.len() {
+                self.head.push(c);
+                self.in_code ^= self.head == FENCE;
+            }
+            match c {
+                '\n' => {
+                    self.finish(out);
+                    out.push('\n');
+                    self.column = 0;
+                    self.head.clear();
+                }
+                ' ' => {
+                    self.place(out);
+                    self.spaces += 1;
+                }
+                c => {
+                    let wide = c.width().unwrap_or(0);
+                    // Chinese breaks before and after any character, but no line begins with what closes.
+                    if (wide > 1 || self.ends_wide) && !CLOSING.contains(c) {
+                        self.place(out);
+                    }
+                    self.word.push(c);
+                    self.wide += wide;
+                    self.ends_wide = wide > 1;
+                }
+            }
+        }
+    }
+
+    /// Puts the word where it fits.
+    fn place(&mut self, out: &mut String) {
+        if self.word.is_empty() {
+            return;
+        }
+        let fits = self.column + self.spaces + self.wide <= self.width;
+        if fits || self.column == 0 || self.in_code {
+            out.push_str(&" ".repeat(self.spaces));
+            self.column += self.spaces;
+        } else {
+            out.push('\n');
+            self.column = 0;
+        }
+        self.spaces = 0;
+        out.push_str(&self.word);
+        self.column += self.wide;
+        if self.column > self.width {
+            // The terminal has broken it.
+            self.column = self.column % self.width.max(1);
+        }
+        self.word.clear();
+        (self.wide, self.ends_wide) = (0, false);
+    }
+
+    /// Holds nothing back any more.
+    fn finish(&mut self, out: &mut String) {
+        self.place(out);
+        out.push_str(&" ".repeat(std::mem::take(&mut self.spaces)));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,5 +325,35 @@ mod tests {
         assert_eq!(wrap("incomprehensibilities it is", 5, 0), "incomprehensibilities\nit is");
         assert_eq!(wrap("零一 万物 模型", 9, 0), "零一 万物\n模型");
         assert_eq!(wrap("short\n  lines  stay", 80, 4), "short\n  lines  stay");
+    }
+
+    /// `text` as it is wrapped when it comes in pieces of so many characters.
+    fn streamed(text: &str, width: usize, piece: usize) -> String {
+        let (mut wrap, mut out) = (Wrap::new(width), String::new());
+        let characters: Vec<char> = text.chars().collect();
+        for piece in characters.chunks(piece) {
+            wrap.push(&piece.iter().collect::<String>(), &mut out);
+        }
+        wrap.finish(&mut out);
+        out
+    }
+
+    #[test]
+    fn an_answer_breaks_between_words_in_whatever_pieces_it_comes() {
+        for (text, wanted) in [
+            ("the quick brown fox jumps", "the quick\nbrown fox\njumps"),
+            ("a  b\n  c\n\nd ", "a  b\n  c\n\nd "),
+            ("exactly 10\nand 10 too", "exactly 10\nand 10 too"),
+            ("incomprehensibilities it is", "incomprehensibilities it is"),
+            ("零一万物，模型。你好", "零一万物，\n模型。你好"),
+            ("一二三四五。六", "一二三四\n五。六"),
+            ("Yi是零一万物的模型", "Yi是零一万\n物的模型"),
+            ("零一万物Yi-34B, 34B", "零一万物\nYi-34B,\n34B"),
+            ("```\nlet a = 1 + 1 + 1;\n```\nand on it goes", "```\nlet a = 1 + 1 + 1;\n```\nand on it\ngoes"),
+        ] {
+            for piece in [1, 2, 3, 100] {
+                assert_eq!(streamed(text, 10, piece), wanted, "{piece} at a time");
+            }
+        }
     }
 }

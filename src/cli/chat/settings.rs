@@ -9,7 +9,7 @@ use crate::near;
 use crate::sample::{Params, Sampler};
 
 /// The settings.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// How tokens are drawn.
     pub params: Params,
@@ -17,6 +17,14 @@ pub struct Settings {
     pub max_tokens: Option<usize>,
     /// Show the speed after each answer.
     pub stats: bool,
+    /// Break the lines of answers between words.
+    pub wrap: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { params: Params::default(), max_tokens: None, stats: false, wrap: true }
+    }
 }
 
 /// What a setting is called, and what it does.
@@ -28,7 +36,7 @@ pub struct Known {
 }
 
 /// The settings there are.
-pub const KNOWN: [Known; 7] = [
+pub const KNOWN: [Known; 8] = [
     Known { name: "temperature", help: "above 1 is more surprising, below 1 less; 0 is always the most likely token" },
     Known { name: "top_k", help: "choose among so many of the most likely tokens; 0 among all" },
     Known { name: "top_p", help: "choose among the most likely tokens of this share; 1 among all" },
@@ -36,12 +44,14 @@ pub const KNOWN: [Known; 7] = [
     Known { name: "seed", help: "begin the random numbers here; 'new' for others every time" },
     Known { name: "max_tokens", help: "tokens an answer has at most; 'none' for no limit" },
     Known { name: "stats", help: "show the speed after each answer: 'on' or 'off'" },
+    Known { name: "wrap", help: "break the lines of answers between words: 'on' or 'off'" },
 ];
 
 impl Settings {
     /// The value of a setting, as `/set` would take it.
     pub fn get(&self, name: &str) -> Option<String> {
         let or = |value: Option<String>, none: &str| value.unwrap_or_else(|| none.to_string());
+        let on = |on: bool| if on { "on" } else { "off" }.to_string();
         let params = &self.params;
         Some(match name {
             "temperature" => params.temperature.to_string(),
@@ -50,7 +60,8 @@ impl Settings {
             "min_p" => params.min_p.to_string(),
             "seed" => or(params.seed.map(|n| n.to_string()), "new"),
             "max_tokens" => or(self.max_tokens.map(|n| n.to_string()), "none"),
-            "stats" => if self.stats { "on" } else { "off" }.to_string(),
+            "stats" => on(self.stats),
+            "wrap" => on(self.wrap),
             _ => return None,
         })
     }
@@ -78,11 +89,8 @@ impl Settings {
                 0 => return Err("max_tokens is 0; it has to be 1 or more, or 'none'".to_string()),
                 n => changed.max_tokens = Some(n),
             },
-            "stats" => match value {
-                "on" => changed.stats = true,
-                "off" => changed.stats = false,
-                _ => return Err(format!("stats is '{value}'; it has to be 'on' or 'off'")),
-            },
+            "stats" => changed.stats = switch(&name, value)?,
+            "wrap" => changed.wrap = switch(&name, value)?,
             _ => return Err(unknown(&name)),
         }
         // Whatever it refuses for reasons of its own.
@@ -98,7 +106,7 @@ impl Settings {
 
     /// Those that a saved conversation keeps.
     pub fn to_json(&self) -> Map<String, Value> {
-        let kept = KNOWN.iter().filter(|known| known.name != "stats");
+        let kept = KNOWN.iter().filter(|known| !matches!(known.name, "stats" | "wrap"));
         kept.filter_map(|Known { name, .. }| {
             let text = self.get(name)?;
             // Numbers as they are typed: 0.8, and not the 0.800000011920929 that an f32 is.
@@ -111,6 +119,14 @@ impl Settings {
 
 fn number<T: FromStr>(name: &str, value: &str, wanted: impl Display) -> Result<T, String> {
     value.parse().map_err(|_| format!("{name} is '{value}'; it has to be {wanted}"))
+}
+
+fn switch(name: &str, value: &str) -> Result<bool, String> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("{name} is '{value}'; it has to be 'on' or 'off'")),
+    }
 }
 
 /// There is no such setting.
@@ -144,6 +160,7 @@ mod tests {
             ("seed", "7"),
             ("max_tokens", "9"),
             ("stats", "on"),
+            ("wrap", "off"),
         ] {
             settings.set(name, value).unwrap();
             assert_eq!(settings.get(name).unwrap(), value);

@@ -283,7 +283,7 @@ impl Talk {
             Fit::TooLong(tokens) => return Err(Unanswered::TooLong { tokens, n_ctx, least }),
         };
         let mut turn = Turn::default();
-        screen.begin();
+        screen.begin(self.settings.wrap);
         let (ended, after) = loop {
             let (mut prompt, after) = self.prompt(&self.conversation, forgotten)?;
             prompt.extend(&reply.tokens);
