@@ -318,7 +318,10 @@ impl Chat {
             Err(why) => {
                 self.talk.conversation = before;
                 if let Unanswered::Stopped = why {
-                    self.screen.note("stopped before it began; your message is back in the line");
+                    self.screen.note(match text {
+                        "" => "stopped before it began",
+                        _ => "stopped before it began; your message is back in the line",
+                    });
                     return Ok(Next::Ask(text.to_string()));
                 }
                 return Ok(self.wrong(&message(&why.into()), text));
@@ -428,7 +431,11 @@ impl Chat {
                 let text = (text != "-").then_some(text);
                 let gone = text.is_none();
                 self.set_system(text)?;
-                self.screen.note(if gone { "no system message any more" } else { "from now on" });
+                self.screen.note(if gone {
+                    "no system message any more"
+                } else {
+                    "the model is told this from now on"
+                });
             }
         }
         Ok(())

@@ -54,7 +54,7 @@ pub fn load(path: &Path) -> anyhow::Result<Conversation> {
     if bytes.len() as u64 > MAX_BYTES {
         bail!("{} has more than {} MB, which is no conversation", path.display(), MAX_BYTES >> 20);
     }
-    let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8 text", path.display()))?;
+    let Ok(text) = String::from_utf8(bytes) else { bail!("{} is not UTF-8 text", path.display()) };
     Conversation::from_json(&text).with_context(cannot)
 }
 

@@ -17,6 +17,9 @@ use rustyline::{
     KeyCode, KeyEvent, Modifiers, RepeatCount,
 };
 
+use unicode_width::UnicodeWidthChar;
+
+use super::super::out::drives;
 use super::command::{self, is_open};
 use super::files;
 use super::settings;
@@ -215,9 +218,14 @@ impl Hinter for Assistant {
 
 impl Highlighter for Assistant {
     fn highlight<'l>(&self, line: &'l str, _: usize) -> Cow<'l, str> {
-        // The editor gives them no room, and prints them as they are: an edited message may come from anywhere.
-        let drives = |c: char| c == TYPED || (c.is_control() && !matches!(c, '\n' | '\t'));
-        if line.contains(drives) { Cow::Owned(line.replace(drives, "")) } else { Cow::Borrowed(line) }
+        // The editor would print them as they are, and an edited message may come from anywhere. Most have no width.
+        let hidden = |c: char| c == TYPED || (drives(c) && !matches!(c, '\n' | '\t'));
+        if !line.contains(hidden) {
+            return Cow::Borrowed(line);
+        }
+        let spaces = |c: char| std::iter::repeat_n(' ', c.width().unwrap_or(0));
+        let shown = line.chars().map(|c| if hidden(c) { (None, Some(spaces(c))) } else { (Some(c), None) });
+        Cow::Owned(shown.flat_map(|(c, spaces)| c.into_iter().chain(spaces.into_iter().flatten())).collect())
     }
 }
 
@@ -283,7 +291,7 @@ mod tests {
     fn a_backslash_goes_when_it_was_typed_before_a_line_break() {
         let typed = format!("a\\{TYPED}\nb\\\nc\\");
         assert_eq!(joined(&typed), "a\nb\\\nc\\");
-        assert_eq!(Assistant.highlight("a\u{1b}[2J\u{2060}\n\t你", 0), "a[2J\n\t你");
+        assert_eq!(Assistant.highlight("a\u{1b}[2J\u{2060}\n\t你\u{202e}\u{9b}", 0), "a[2J\n\t你");
     }
 
     #[test]

@@ -138,7 +138,7 @@ impl Screen {
         let width = width();
         for (word, meaning) in pairs {
             let (word, meaning) = (printable(&word), printable(&meaning));
-            if longest + 40 <= width {
+            if width.saturating_sub(longest) >= 28 {
                 let padding = " ".repeat(longest - columns(&word));
                 eprintln!("{}", wrap(&format!("  {word}{padding}  {meaning}"), width, longest + 4));
             } else {
@@ -155,8 +155,11 @@ fn wants_colour() -> bool {
     set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Columns of the terminal.
+/// Columns that lines are broken at; as good as endless where they go to no terminal.
 fn width() -> usize {
+    if !io::stderr().is_terminal() && !io::stdout().is_terminal() {
+        return usize::MAX;
+    }
     let columns = comfy_table::Table::new().width().map_or(80, usize::from);
     if columns < 10 { 80 } else { columns }
 }
