@@ -230,6 +230,8 @@ fn encode_part(text: &str, place: Place, codec: &dyn TextCodec, ids: &mut Vec<u3
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::codec::tests::Toy;
     use super::*;
 
@@ -376,5 +378,35 @@ mod tests {
         let spoken = [Spoken { after: "", text: "a<", tokens: &tokens }];
         let ids = encode_conversation(&prompt, &spoken, &Toy::new()).unwrap();
         assert_eq!(Toy::show(&ids), "{6}a<|im_end|>");
+    }
+
+    proptest! {
+        #[test]
+        fn however_answers_were_spelled_the_prompt_says_the_same(
+            said in prop::collection::vec(("[<p>|a ]{0,4}|(<p>|<\\|im_end\\|>| a ){0,2}", any::<bool>(), any::<bool>()), 0..7),
+            trims in any::<bool>(),
+            space_prefix in any::<bool>(),
+        ) {
+            let mut toy = Toy::new();
+            toy.space_prefix = space_prefix;
+            let content = |text: &str| if trims { text.trim().to_string() } else { text.to_string() };
+            let messages: Vec<(&str, String)> = said
+                .iter()
+                .map(|(text, answers, _)| (if *answers { "assistant" } else { "user" }, content(text)))
+                .collect();
+            let messages: Vec<(&str, &str)> = messages.iter().map(|(role, text)| (*role, text.as_str())).collect();
+            let prompt = chatml(&messages, true);
+            // Some of the answers, as they were before the template trimmed them.
+            let tokens: Vec<Vec<u32>> = said.iter().map(|(text, ..)| letters(text)).collect();
+            let spoken: Vec<Spoken<'_>> = said
+                .iter()
+                .zip(&tokens)
+                .filter(|((_, answers, kept), _)| *answers && *kept)
+                .map(|((text, ..), tokens)| Spoken { after: "assistant\n", text, tokens })
+                .collect();
+            let says = |ids: Vec<u32>| Toy::show(&ids).replace("{5}", "<p>");
+            let ids = encode_conversation(&prompt, &spoken, &toy).unwrap();
+            prop_assert_eq!(says(ids), says(encode(&prompt, &toy).unwrap()));
+        }
     }
 }

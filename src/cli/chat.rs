@@ -129,10 +129,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     runtime::set_verbose(args.verbose);
     let session = load(&args, &interrupt)?;
     if let Some(warning) = source.warning(session.model().codec()) {
-        eprintln!("warning: {warning}");
+        screen.say(&format!("warning: {warning}"));
     }
     if let Some(trained) = session.model().n_ctx_train().filter(|trained| session.n_ctx() > *trained) {
-        eprintln!("warning: the model was trained on {trained} tokens at a time; beyond them it may write nonsense");
+        screen.say(&format!("warning: the model was trained on {trained} tokens; beyond them it may write nonsense"));
     }
 
     let talk = Talk::new(session, template, settings, args.stop.clone())?;

@@ -1,9 +1,10 @@
 //! Progress bars: the only place that draws them. They go to stderr, and only where that is a terminal.
 
+#[cfg(feature = "llama")]
+mod patient;
+
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, Sender};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -11,6 +12,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::out::printable;
 use super::units;
 use crate::convert::{Event, Observer};
+
+#[cfg(feature = "llama")]
+pub use self::patient::Patient;
 
 /// The progress of a conversion: share done, rate, time left, bytes read and written.
 pub struct Conversion {
@@ -106,55 +110,6 @@ impl Verification {
 
     /// Takes the bar off the screen.
     pub fn clear(&self) {
-        self.bar.finish_and_clear();
-    }
-}
-
-/// How long something takes before it is worth a bar.
-const PATIENCE: Duration = Duration::from_millis(500);
-
-/// Progress of what is mostly done in a moment: nothing is drawn before it has taken a while.
-pub struct Patient {
-    bar: ProgressBar,
-    /// Wakes the thread that waits to draw the bar; it goes with the sender.
-    done: Option<(Sender<()>, JoinHandle<()>)>,
-}
-
-impl Patient {
-    /// Progress of `what`, in so many steps.
-    pub fn new(what: &'static str, steps: u64) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::hidden());
-        if !std::io::stderr().is_terminal() {
-            return Self { bar, done: None };
-        }
-        let style = ProgressStyle::with_template("{msg} {percent:>3}% {wide_bar}")
-            .expect("the template is a constant that parses");
-        bar.set_style(style);
-        bar.set_message(what);
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let waiting = bar.clone();
-        let thread = std::thread::spawn(move || {
-            if receiver.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                waiting.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
-                waiting.enable_steady_tick(Duration::from_millis(200));
-            }
-        });
-        Self { bar, done: Some((sender, thread)) }
-    }
-
-    /// So many steps are done.
-    pub fn at(&self, steps: u64) {
-        self.bar.set_position(steps);
-    }
-}
-
-impl Drop for Patient {
-    fn drop(&mut self) {
-        if let Some((sender, thread)) = self.done.take() {
-            drop(sender);
-            // It draws nothing after this.
-            let _ = thread.join();
-        }
         self.bar.finish_and_clear();
     }
 }

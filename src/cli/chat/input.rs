@@ -223,9 +223,14 @@ impl Highlighter for Assistant {
         if !line.contains(hidden) {
             return Cow::Borrowed(line);
         }
-        let spaces = |c: char| std::iter::repeat_n(' ', c.width().unwrap_or(0));
-        let shown = line.chars().map(|c| if hidden(c) { (None, Some(spaces(c))) } else { (Some(c), None) });
-        Cow::Owned(shown.flat_map(|(c, spaces)| c.into_iter().chain(spaces.into_iter().flatten())).collect())
+        let mut shown = String::with_capacity(line.len());
+        for c in line.chars() {
+            match hidden(c) {
+                false => shown.push(c),
+                true => shown.extend(std::iter::repeat_n(' ', c.width().unwrap_or(0))),
+            }
+        }
+        Cow::Owned(shown)
     }
 }
 

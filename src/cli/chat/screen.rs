@@ -295,7 +295,7 @@ impl Wrap {
         self.column += self.wide;
         if self.column > self.width {
             // The terminal has broken it.
-            self.column = self.column % self.width.max(1);
+            self.column %= self.width.max(1);
         }
         self.word.clear();
         (self.wide, self.ends_wide) = (0, false);
@@ -324,7 +324,7 @@ mod tests {
     #[test]
     fn lines_break_between_words() {
         assert_eq!(wrap("the quick brown fox", 10, 0), "the quick\nbrown fox");
-        assert_eq!(wrap("  /set  changes a setting", 14, 8), "  /set \n        changes\n        a\n        setting");
+        assert_eq!(wrap("  /set  changes a setting", 15, 8), "  /set  changes\n        a\n        setting");
         assert_eq!(wrap("incomprehensibilities it is", 5, 0), "incomprehensibilities\nit is");
         assert_eq!(wrap("零一 万物 模型", 9, 0), "零一 万物\n模型");
         assert_eq!(wrap("short\n  lines  stay", 80, 4), "short\n  lines  stay");

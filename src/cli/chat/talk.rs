@@ -143,7 +143,7 @@ impl Reply {
     fn finish(&mut self, was_cut: bool, codec: &dyn TextCodec, screen: &mut Screen) {
         let (mut decoded, mut text) = (String::new(), String::new());
         if was_cut {
-            drop_half_character(&mut self.tokens, codec);
+            drop_half_character(&mut self.tokens, |id| codec.bytes(id));
         } else {
             self.utf8.finish(&mut decoded);
         }
@@ -156,15 +156,15 @@ impl Reply {
 }
 
 /// Takes away the tokens at the end that begin a character and do not end it.
-fn drop_half_character(tokens: &mut Vec<u32>, codec: &dyn TextCodec) {
-    let bytes: Vec<u8> = tokens.iter().flat_map(|id| codec.bytes(*id)).copied().collect();
-    let mut half = match bytes.utf8_chunks().last().map(|chunk| chunk.invalid()) {
+fn drop_half_character<'a>(tokens: &mut Vec<u32>, bytes: impl Fn(u32) -> &'a [u8]) {
+    let text: Vec<u8> = tokens.iter().flat_map(|id| bytes(*id)).copied().collect();
+    let mut half = match text.utf8_chunks().last().map(|chunk| chunk.invalid()) {
         // Bytes that cannot begin a character are no half of one.
         Some(invalid) if std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none()) => invalid.len(),
         _ => 0,
     };
     while half > 0
-        && let Some(last) = tokens.last().map(|id| codec.bytes(*id).len())
+        && let Some(last) = tokens.last().map(|id| bytes(*id).len())
         && last <= half
     {
         tokens.pop();
@@ -393,11 +393,28 @@ impl Talk {
 
 /// Whether tokens spell a text exactly, and no control token is among them: then they can stand for it.
 fn spells(tokens: &[u32], text: &str, codec: &dyn TextCodec) -> bool {
-    let mut rest = text.as_bytes();
-    tokens.iter().all(|id| {
-        let bytes = codec.bytes(*id);
-        let Some(after) = rest.strip_prefix(bytes) else { return false };
-        rest = after;
-        !codec.markers().contains(*id)
-    }) && rest.is_empty()
+    let bytes = tokens.iter().flat_map(|id| codec.bytes(*id));
+    bytes.eq(text.as_bytes()) && !tokens.iter().any(|id| codec.markers().contains(*id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_a_character_goes_and_a_whole_one_stays() {
+        const PIECES: [&[u8]; 6] = [b"a", "\u{8bdd}".as_bytes(), &[0xe8], &[0xaf], &[0xff], b"b\xe8\xaf"];
+        let cut = |tokens: &[u32]| {
+            let mut tokens = tokens.to_vec();
+            drop_half_character(&mut tokens, |id| PIECES[id as usize]);
+            tokens
+        };
+        assert_eq!(cut(&[0, 1]), [0, 1]);
+        assert_eq!(cut(&[0, 2]), [0]);
+        assert_eq!(cut(&[1, 2, 3]), [1]);
+        assert_eq!(cut(&[0, 4]), [0, 4], "no half of anything");
+        assert_eq!(cut(&[0, 5]), [0, 5], "the token has a whole character too");
+        assert_eq!(cut(&[2]), []);
+        assert_eq!(cut(&[]), []);
+    }
 }
