@@ -20,7 +20,7 @@
 //! | [`convert`]    | carries out a plan in one pass                                                  |
 //! | [`verify`]     | whether a GGUF is whole, and what nibble makes of its source                    |
 //! | [`sample`]     | from logits to a token                                                          |
-//! | [`chat`]       | chat templates and stop rules                                                   |
+//! | [`chat`]       | conversations, chat templates and stop rules                                    |
 //! | `runtime`      | the only user of llama.cpp (feature `llama`)                                    |
 //! | `constrain`    | text that keeps to a JSON schema, a regex or a grammar (feature `llama`)         |
 //! | [`cli`]        | the subcommands                                                                 |

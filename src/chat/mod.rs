@@ -11,14 +11,19 @@
 //! therefore says of every piece of a prompt where it came from, and [`encode`] looks for markers in the template's
 //! pieces alone.
 //!
+//! A [`Conversation`] keeps what was said, and the tokens that the model wrote its answers with; [`encode_conversation`]
+//! spells them so again, and a turn costs only what is new in it.
+//!
 //! Nothing here knows llama.cpp: a tokenizer is a [`TextCodec`].
 
 mod codec;
+mod conversation;
 mod prompt;
 mod stream;
 mod template;
 
 pub use codec::{CodecError, Markers, Place, TextCodec};
-pub use prompt::{Origin, Prompt, Span, encode};
+pub use conversation::{Conversation, Fit, SavedError, Written};
+pub use prompt::{Origin, Prompt, Span, Spoken, after_last_marker, encode, encode_conversation, encode_inside};
 pub use stream::{StopText, Utf8Stream};
 pub use template::{CHATML, Error, Message, Template};

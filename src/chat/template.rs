@@ -40,7 +40,8 @@ pub const CHATML: &str = "{% for message in messages %}\
 
 /// The roles a message can have. Templates write roles between markers (`<|` + role + `|>`), so a role is not for
 /// everyone to choose.
-const ROLES: [&str; 8] = ["system", "developer", "user", "assistant", "tool", "function", "ipython", "model"];
+pub(super) const ROLES: [&str; 8] =
+    ["system", "developer", "user", "assistant", "tool", "function", "ipython", "model"];
 
 /// What rendering may cost, in minijinja's units: one for an instruction or 64 bytes of text. Enough for megabytes of
 /// messages, spent in a second or two by a template that never ends.

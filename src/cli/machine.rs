@@ -78,7 +78,17 @@ impl MachineArgs {
 
     /// Loads the model at `path` for such a session, with the adapters that were asked for.
     pub fn load(&self, path: &Path, session: &SessionOptions) -> Result<Model, Error> {
-        Model::load(path, ModelOptions { lora: self.lora.clone(), ..self.options(session) })
+        self.load_watched(path, session, |_| {})
+    }
+
+    /// As [`Self::load`]; `watch` is told how far it is, from 0 to 1.
+    pub fn load_watched(
+        &self,
+        path: &Path,
+        session: &SessionOptions,
+        watch: impl Fn(f32) + 'static,
+    ) -> Result<Model, Error> {
+        Model::load(path, ModelOptions { lora: self.lora.clone(), ..self.options(session, watch) })
     }
 
     /// Loads the model at `path` for such a session, beside one that takes `beside` bytes; with other layers on the GPU
@@ -90,17 +100,20 @@ impl MachineArgs {
         beside: u64,
         gpu_layers: Option<u32>,
     ) -> Result<Model, Error> {
-        let options = self.options(session);
+        let options = self.options(session, |_| {});
         Model::load(path, ModelOptions { beside, gpu_layers: gpu_layers.or(options.gpu_layers), ..options })
     }
 
-    fn options(&self, session: &SessionOptions) -> ModelOptions {
+    fn options(&self, session: &SessionOptions, watch: impl Fn(f32) + 'static) -> ModelOptions {
         let cancel = session.cancel.clone();
         ModelOptions {
             gpu_layers: self.gpu_layers,
             allow_swap: self.allow_swap,
             session: session.clone(),
-            progress: Some(Box::new(move |_| !cancel.load(Ordering::Relaxed))),
+            progress: Some(Box::new(move |part| {
+                watch(part);
+                !cancel.load(Ordering::Relaxed)
+            })),
             ..ModelOptions::default()
         }
     }

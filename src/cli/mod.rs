@@ -1,5 +1,7 @@
 //! The subcommands: a file each, with what can be typed and what it does.
 
+#[cfg(feature = "llama")]
+mod chat;
 mod convert;
 mod groups;
 mod inspect;
@@ -20,6 +22,8 @@ mod speculation;
 mod structure;
 pub mod table;
 #[cfg(feature = "llama")]
+mod template;
+#[cfg(feature = "llama")]
 mod tokenize;
 pub mod units;
 mod verify;
@@ -38,6 +42,8 @@ pub struct Cli {
 enum Command {
     Convert(convert::Args),
     #[cfg(feature = "llama")]
+    Chat(chat::Args),
+    #[cfg(feature = "llama")]
     Run(run::Args),
     Inspect(inspect::Args),
     Quants(quants::Args),
@@ -54,6 +60,8 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Convert(args) => convert::run(args),
+            #[cfg(feature = "llama")]
+            Command::Chat(args) => chat::run(args),
             #[cfg(feature = "llama")]
             Command::Run(args) => run::run(args),
             Command::Inspect(args) => inspect::run(args),

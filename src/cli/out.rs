@@ -86,7 +86,7 @@ pub fn printable_lines(text: &str) -> Cow<'_, str> {
 }
 
 fn escape(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
-    let drives = |c: char| !keep(c) && (c.is_control() || is_format(c));
+    let drives = |c: char| !keep(c) && drives(c);
     if !text.contains(drives) {
         return Cow::Borrowed(text);
     }
@@ -102,6 +102,11 @@ fn escape(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
         }
     }
     Cow::Owned(escaped)
+}
+
+/// Whether a character moves the cursor, colours what follows, or turns the direction of writing.
+pub fn drives(c: char) -> bool {
+    c.is_control() || is_format(c)
 }
 
 /// Characters that are not seen and change what is: marks and overrides of the direction of writing, separators of

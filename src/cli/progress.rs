@@ -1,5 +1,8 @@
 //! Progress bars: the only place that draws them. They go to stderr, and only where that is a terminal.
 
+#[cfg(feature = "llama")]
+mod patient;
+
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,6 +12,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::out::printable;
 use super::units;
 use crate::convert::{Event, Observer};
+
+#[cfg(feature = "llama")]
+pub use self::patient::Patient;
 
 /// The progress of a conversion: share done, rate, time left, bytes read and written.
 pub struct Conversion {

@@ -12,8 +12,8 @@ use super::machine::MachineArgs;
 use super::sampling::SamplingArgs;
 use super::speculation::{self, SpeculationArgs};
 use super::structure::StructureArgs;
-use super::units;
-use crate::chat::{self, Message, Prompt, Template};
+use super::{template, units};
+use crate::chat::{self, Message, Prompt};
 use crate::runtime::{
     self, CacheError, Error, Finish, GenerateOptions, Generated, Model, PromptCache, Session, Writer,
 };
@@ -211,22 +211,11 @@ fn prompt(args: &Args, text: String, model: &Model) -> anyhow::Result<Prompt> {
     if !args.chat {
         return Ok(Prompt::plain(text));
     }
-    let metadata = model.metadata();
-    let template = match &args.chat_template {
-        None => Template::from_metadata(metadata)?,
-        Some(name) if name.as_os_str() == "chatml" => {
-            let codec = model.codec();
-            if codec.markers().at_start("<|im_start|>").is_none() && !args.quiet {
-                eprintln!("warning: the model has no token <|im_start|>, so it was hardly trained on ChatML");
-            }
-            Template::with_metadata(chat::CHATML, metadata)?
-        }
-        Some(path) => {
-            let source = std::fs::read_to_string(path)
-                .with_context(|| format!("cannot read the chat template in {}", path.display()))?;
-            Template::with_metadata(&source, metadata)?
-        }
-    };
+    let source = template::Source::read(args.chat_template.as_ref())?;
+    let template = source.template(model.metadata())?;
+    if let Some(warning) = source.warning(model.codec()).filter(|_| !args.quiet) {
+        eprintln!("warning: {warning}");
+    }
     let system = args.system.as_deref().map(|text| Message::new("system", text));
     let messages: Vec<Message> = system.into_iter().chain([Message::new("user", text)]).collect();
     Ok(template.render(&messages, true, model.codec().markers())?)
