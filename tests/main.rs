@@ -1,6 +1,8 @@
 //! The one integration test binary: the program as people use it, and whole conversions.
 
 mod bad_input;
+#[cfg(feature = "llama")]
+mod bench;
 mod command_line;
 mod conversion;
 #[cfg(feature = "llama")]

@@ -1,6 +1,6 @@
 //! `nibble inspect`
 
-mod facts;
+pub(super) mod facts;
 mod folder;
 mod json;
 mod stats;

@@ -1,5 +1,7 @@
 //! The subcommands: a file each, with what can be typed and what it does.
 
+#[cfg(feature = "llama")]
+mod bench;
 mod convert;
 mod groups;
 mod inspect;
@@ -32,6 +34,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[cfg(feature = "llama")]
+    Bench(bench::Args),
     Convert(convert::Args),
     #[cfg(feature = "llama")]
     Run(run::Args),
@@ -49,6 +53,8 @@ impl Cli {
     /// Whatever the subcommand ran into, ready to print.
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
+            #[cfg(feature = "llama")]
+            Command::Bench(args) => bench::run(args),
             Command::Convert(args) => convert::run(args),
             #[cfg(feature = "llama")]
             Command::Run(args) => run::run(args),

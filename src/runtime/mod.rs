@@ -23,7 +23,7 @@ mod memory;
 mod model;
 mod session;
 
-pub use backend::{set_verbose, system_info};
+pub use backend::{has_gpu, set_verbose, system_info};
 pub use error::Error;
 pub use generate::{Finish, GenerateOptions, Generated, Step, Writer, generate};
 pub use memory::{Estimate, Machine, Shape};
