@@ -9,6 +9,8 @@ mod conversion;
 mod forward;
 #[cfg(feature = "llama")]
 mod generation;
+#[cfg(feature = "llama")]
+mod lora;
 #[cfg(unix)]
 mod resume;
 #[cfg(all(feature = "llama", target_arch = "x86_64"))]
