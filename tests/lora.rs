@@ -12,7 +12,7 @@ use std::ptr::null_mut;
 use llama_cpp_sys_2 as sys;
 use nibble::checkpoint::DType;
 use nibble::checkpoint::testing::{PickledTensor, pickle_state_dict, write_zip};
-use nibble::gguf::{Gguf, TensorType};
+use nibble::gguf::{Gguf, Metadata, TensorInfo, TensorType};
 use nibble::quant;
 use serde_json::{Map, Value, json};
 
@@ -328,11 +328,11 @@ fn embedding_and_output_can_be_adapted() {
     );
 }
 
-/// Metadata but for the source's name and hash, tensors, and their bytes.
-fn contents(path: &Path) -> (Vec<(String, String)>, Vec<nibble::gguf::TensorInfo>, Vec<Vec<u8>>) {
-    let (metadata, tensors, bytes) = crate::support::model(path);
-    let about = |(key, value): (&str, &nibble::gguf::Value)| (key.to_string(), format!("{value:?}"));
-    (metadata.iter().map(about).filter(|(key, _)| key != "general.name").collect(), tensors, bytes)
+/// Metadata but for what it records of its making and the folder's name; tensors, and their bytes.
+fn contents(path: &Path) -> (Metadata, Vec<TensorInfo>, Vec<Vec<u8>>) {
+    let (mut metadata, tensors, bytes) = crate::support::model(path);
+    metadata.remove("general.name");
+    (metadata, tensors, bytes)
 }
 
 #[test]
@@ -458,7 +458,10 @@ fn convert_and_inspect_speak_of_adapters() {
     let file = dir.path().join("诗-adapter-F32-LoRA.gguf");
     assert_eq!(json["outputs"][0]["bytes"], std::fs::metadata(&file).unwrap().len());
     assert_eq!(json["tensors"].as_array().unwrap().len(), 56);
-    has(&error(&nibble(arguments.iter().chain(&["-o", file.to_str().unwrap()]))), &["exists already", "--force"]);
+    has(
+        &error(&nibble(arguments.iter().chain(&["-o", file.to_str().unwrap(), "--quiet"]))),
+        &["exists already", "--force"],
+    );
     assert!(here(&["--force", "--quiet"]).stdout.is_empty());
     assert_eq!(files(dir.path()).len(), 2, "{:?}", files(dir.path()));
 
@@ -511,7 +514,9 @@ fn a_missing_base_is_asked_for() {
     let dir = folder();
     small().write(dir.path());
     let lora = converted(dir.path(), &["--base", yi_nano().to_str().unwrap()]);
-    refuses(&small(), &["--base", lora.to_str().unwrap()], &["adapter.gguf", "llama.embedding_length"]);
+    refuses(&small(), &["--base", lora.to_str().unwrap()], &["adapter.gguf", "an adapter too"]);
+    has(&error(&nibble(["convert", lora.to_str().unwrap()])), &["adapter.gguf", "this GGUF is an adapter"]);
+    has(&error(&nibble(["run", lora.to_str().unwrap(), "-p", "x"])), &["adapter.gguf", "an adapter", "is none"]);
     refuses_folder(&yi_nano(), &[], &["yi-nano", "no adapter", "--base"]);
 }
 

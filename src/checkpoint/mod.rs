@@ -346,7 +346,7 @@ fn parent(path: &Path) -> &Path {
 }
 
 /// The folder itself, or the snapshot of the main branch where it is a repository in Hugging Face's cache.
-fn snapshot(dir: &Path) -> PathBuf {
+pub(crate) fn snapshot(dir: &Path) -> PathBuf {
     let main = dir.join("refs").join("main");
     let Ok(Some(revision)) = json::read_bytes(&main, 1024) else { return dir.to_path_buf() };
     let revision = String::from_utf8_lossy(&revision).trim().to_string();

@@ -1,7 +1,7 @@
 //! `nibble bench`
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -36,7 +36,8 @@ use crate::runtime::{self, Error, KvType, Machine, Shape};
         .action(ArgAction::Append)
         .value_delimiter(',')
         .value_name("N,...")
-        .help("Threads; several numbers are measured one after the other [default: one a physical core]"))
+        .help("Threads; several numbers are measured one after the other [default: one a physical core]")),
+    mut_arg("ctx", |arg| arg.help("Tokens of context to set aside [default: as many as the largest test needs]"))
 )]
 pub struct Args {
     /// The model: a GGUF file, or any part of a split one
@@ -219,7 +220,7 @@ fn plan(args: &Args, shape: &Shape, cancel: Arc<AtomicBool>) -> anyhow::Result<P
     Ok(Plan { threads, tests, repeat: args.repeat, memory: memory.then_some((time, buffer)), session })
 }
 
-fn begin_file(path: &PathBuf, force: bool) -> anyhow::Result<Partial> {
+fn begin_file(path: &Path, force: bool) -> anyhow::Result<Partial> {
     if !force && path.symlink_metadata().is_ok() {
         bail!("{} exists already; pass --force to replace it, or -o to write elsewhere", path.display());
     }
@@ -552,7 +553,8 @@ fn about_memory(facts: &Facts, outcome: &Outcome, report: &Report) -> Option<Str
         None => {
             let cache = size(facts.caches.map_or(0, |caches| caches.bytes_for(outcome.threads)) as f64);
             format!(
-                "{reads}; {needs}, which fit in the CPU's cache of {cache}, so that memory sets no limit; it does {}",
+                "{reads}; {needs}, which fits the CPU's cache of {cache}, so that memory sets no limit; it does {} \
+                 tokens a second",
                 rate(does)
             )
         }
@@ -710,7 +712,11 @@ mod tests {
     #[test]
     fn no_share_is_above_the_whole() {
         let cached = sentences(&facts(4_000_000, 1 << 30), 1e-4);
-        assert!(cached[1].contains("fit in the CPU's cache of 1.1 GB, so that memory sets no limit"), "{}", cached[1]);
+        assert!(
+            cached[1].contains("which fits the CPU's cache of 1.1 GB, so that memory sets no limit; it does"),
+            "{}",
+            cached[1]
+        );
         let partly = sentences(&facts(2_000_000_000, 1 << 30), 1e-3);
         assert!(partly[1].contains("a part stays in the CPU's cache"), "{}", partly[1]);
         assert!(!cached.concat().contains('%') && !partly.concat().contains('%'));

@@ -507,6 +507,9 @@ fn describe_checkpoint(checkpoint: Checkpoint) -> Result<Described, Error> {
 
 fn describe_gguf(gguf: Gguf, path: &Path, allow_requantize: bool) -> Result<Described, Error> {
     let metadata = gguf.metadata().clone();
+    if metadata.str("general.type") == Some("adapter") {
+        return Err(lora::Error::Gguf { path: path.to_path_buf() }.into());
+    }
     let architecture = metadata.str("general.architecture").unwrap_or_default().to_string();
     if architecture != "llama" {
         return Err(Error::ForeignArchitecture { path: path.to_path_buf(), found: architecture });

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::Error;
 use crate::arch::{self, Architecture, Hyperparameters, Llama, Origin, Slot, Transform};
-use crate::checkpoint::Config;
+use crate::checkpoint::{Config, snapshot};
 use crate::convert;
 use crate::gguf::{self, Gguf, Value};
 
@@ -45,7 +45,7 @@ impl Base {
         if path.is_file() && gguf::is_gguf(path) {
             return of_gguf(path, &Gguf::open(path)?);
         }
-        let file = if path.is_file() { path.to_path_buf() } else { path.join("config.json") };
+        let file = if path.is_file() { path.to_path_buf() } else { snapshot(path).join("config.json") };
         let config = Config::read(&file)?.ok_or_else(|| convert::Error::NoSource { path: file.clone() })?;
         let map = config.map();
         let of = || {
@@ -77,6 +77,9 @@ impl Base {
 /// From the numbers of a GGUF: the names in a checkpoint are those of the architecture.
 fn of_gguf(path: &Path, gguf: &Gguf) -> Result<Base, convert::Error> {
     let metadata = gguf.metadata();
+    if metadata.str("general.type") == Some("adapter") {
+        return Err(Error::BaseIsAdapter { path: path.to_path_buf() }.into());
+    }
     let architecture = metadata.str("general.architecture").unwrap_or_default();
     if architecture != "llama" {
         return Err(Error::ForeignBase { path: path.to_path_buf(), found: architecture.to_string() }.into());

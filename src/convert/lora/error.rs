@@ -19,6 +19,9 @@ pub enum Error {
     )]
     ForeignBase { path: PathBuf, found: String },
 
+    #[error("{path}: this is an adapter too; --base is for the model that the adapter was trained on")]
+    BaseIsAdapter { path: PathBuf },
+
     #[error("{path}: the key '{key}' is missing or not a number that a model has; is this a whole model?")]
     BaseKey { path: PathBuf, key: String },
 
@@ -35,6 +38,9 @@ pub enum Error {
 
     #[error("{path}: the pattern '{pattern}' of '{key}' is none that nibble understands: {problem}")]
     Pattern { path: PathBuf, key: &'static str, pattern: String, problem: String },
+
+    #[error("{path}: this GGUF is an adapter, which is made from the folder that PEFT saved and converted no further")]
+    Gguf { path: PathBuf },
 
     #[error("{path}: there are no LoRA tensors in the adapter")]
     Empty { path: PathBuf },
