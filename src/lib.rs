@@ -23,6 +23,7 @@
 //! | [`chat`]       | conversations, chat templates and stop rules                                    |
 //! | `runtime`      | the only user of llama.cpp (feature `llama`)                                    |
 //! | `constrain`    | text that keeps to a JSON schema, a regex or a grammar (feature `llama`)         |
+//! | `bench`        | how fast a model runs here, and how fast it could (feature `llama`)             |
 //! | [`cli`]        | the subcommands                                                                 |
 //! | `partial`      | files that get their name when they are complete                                |
 //! | `near`         | what somebody may have meant by a name that does not exist                      |
@@ -34,6 +35,8 @@
 #![warn(missing_docs)]
 
 pub mod arch;
+#[cfg(feature = "llama")]
+pub mod bench;
 pub mod chat;
 pub mod checkpoint;
 pub mod cli;

@@ -1,6 +1,10 @@
 //! The one integration test binary: the program as people use it, and whole conversions.
 
+#[cfg(feature = "llama")]
+mod adapter;
 mod bad_input;
+#[cfg(feature = "llama")]
+mod bench;
 #[cfg(feature = "llama")]
 mod chat;
 mod command_line;

@@ -25,9 +25,13 @@ pub enum Error {
 
     #[error(
         "{dir}: this is an adapter (adapter_config.json), not a whole model; merge it into its base model{base} with \
-         peft's merge_and_unload(), save the result, and open that folder"
+         peft's merge_and_unload(), save the result, and open that folder; or make a GGUF of the adapter alone with \
+         'nibble convert'"
     )]
     OnlyAdapter { dir: PathBuf, base: String },
+
+    #[error("{dir}: no weights beside adapter_config.json; wanted adapter_model.safetensors or adapter_model.bin")]
+    NoAdapterWeights { dir: PathBuf },
 
     #[error("{path}: this is a GGUF file, not a Hugging Face checkpoint; give it to nibble as it is")]
     Gguf { path: PathBuf },

@@ -11,6 +11,9 @@
 //! pytorch_model.bin                    or pytorch_model-00001-of-00007.bin ... and pytorch_model.bin.index.json
 //! ```
 //!
+//! A folder with an adapter, as the PEFT library saves it, has adapter_config.json in the place of config.json, and its
+//! weights in adapter_model.safetensors or adapter_model.bin: [`Checkpoint::open_adapter`].
+//!
 //! Opening a folder maps its weights and reads their headers; no tensor's bytes are touched. All ranges are checked
 //! against their files, so that [`Checkpoint::data`] cannot fail. Of several forms of the same weights the one that
 //! `transformers` prefers is taken: one safetensors file, safetensors shards, one PyTorch file, PyTorch shards.
@@ -141,6 +144,51 @@ impl Checkpoint {
         })
     }
 
+    /// Opens the adapter at `path`, a folder as PEFT saves it, or a file of one. It has the adapter's configuration,
+    /// `adapter_config.json`, as its [`Self::config`], and the adapter's tensors alone, whatever else the folder holds.
+    ///
+    /// # Errors
+    /// When the folder holds no whole adapter, or a file of it is broken.
+    pub fn open_adapter(path: &Path) -> Result<Self, Error> {
+        let is_file = std::fs::metadata(path).map_err(Error::io(path))?.is_file();
+        let dir = if is_file { parent(path).to_path_buf() } else { snapshot(path) };
+        let mut warnings = Vec::new();
+        let config =
+            Config::read(&dir.join(ADAPTER_CONFIG))?.ok_or_else(|| Error::NotFound(dir.join(ADAPTER_CONFIG)))?;
+        let weights = find_stems(&dir, &list(&dir)?, ADAPTER_STEMS, &mut warnings)?;
+        let weights = weights.ok_or_else(|| Error::NoAdapterWeights { dir: dir.clone() })?;
+        let card = read_card(&dir, &mut warnings);
+        let (shards, tensors) = load(&dir, weights, &mut warnings)?;
+        Ok(Self {
+            name: presentable_name(&dir),
+            shards,
+            tensors,
+            config,
+            generation_config: None,
+            tokenizer_config: None,
+            special_tokens_map: None,
+            added_tokens: None,
+            chat_template: None,
+            card,
+            warnings,
+            dir,
+        })
+    }
+
+    /// Whether what lies at `path` is an adapter: a folder with `adapter_config.json` and no whole model beside it, or an
+    /// adapter's file.
+    pub fn is_adapter(path: &Path) -> bool {
+        if path.is_file() {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let begins = ADAPTER_STEMS.iter().any(|(stem, _)| name.starts_with(stem));
+            return (begins || name == ADAPTER_CONFIG) && parent(path).join(ADAPTER_CONFIG).is_file();
+        }
+        let dir = snapshot(path);
+        let Ok(files) = list(&dir) else { return false };
+        let is_model = matches!(find_stems(&dir, &files, MODEL_STEMS, &mut Vec::new()), Ok(Some(_)) | Err(_));
+        files.contains(ADAPTER_CONFIG) && !(is_model && files.contains("config.json"))
+    }
+
     /// The folder.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -248,6 +296,15 @@ impl Checkpoint {
     }
 }
 
+/// What a model's files of weights are called: `model.safetensors`, `model-00001-of-00015.safetensors`, ...
+const MODEL_STEMS: [(&str, &str); 2] = [("model", "safetensors"), ("pytorch_model", "bin")];
+
+/// What an adapter's are.
+const ADAPTER_STEMS: [(&str, &str); 2] = [("adapter_model", "safetensors"), ("adapter_model", "bin")];
+
+/// What says that a folder holds an adapter, and which.
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+
 /// Where to read weights from.
 enum Weights {
     /// The shards that this index names.
@@ -289,7 +346,7 @@ fn parent(path: &Path) -> &Path {
 }
 
 /// The folder itself, or the snapshot of the main branch where it is a repository in Hugging Face's cache.
-fn snapshot(dir: &Path) -> PathBuf {
+pub(crate) fn snapshot(dir: &Path) -> PathBuf {
     let main = dir.join("refs").join("main");
     let Ok(Some(revision)) = json::read_bytes(&main, 1024) else { return dir.to_path_buf() };
     let revision = String::from_utf8_lossy(&revision).trim().to_string();
@@ -339,10 +396,15 @@ fn is_pytorch(name: &str) -> bool {
     [".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end))
 }
 
-/// The weights of a folder.
-fn find_weights(dir: &Path, files: &BTreeSet<String>, warnings: &mut Vec<String>) -> Result<Weights, Error> {
+/// The weights of a folder that are called by one of these stems and extensions, the first that is there.
+fn find_stems(
+    dir: &Path,
+    files: &BTreeSet<String>,
+    stems: [(&str, &str); 2],
+    warnings: &mut Vec<String>,
+) -> Result<Option<Weights>, Error> {
     let mut missing = None;
-    for (stem, extension) in [("model", "safetensors"), ("pytorch_model", "bin")] {
+    for (stem, extension) in stems {
         let single = format!("{stem}.{extension}");
         let index = format!("{stem}.{extension}.index.json");
         let shards =
@@ -352,18 +414,23 @@ fn find_weights(dir: &Path, files: &BTreeSet<String>, warnings: &mut Vec<String>
             if let Some(shard) = shard {
                 warnings.push(format!("{}: holds {single} and {shard}; the shards are left out", dir.display()));
             }
-            return Ok(Weights::Files(vec![single]));
+            return Ok(Some(Weights::Files(vec![single])));
         }
         match (files.contains(&index), shard.and_then(|name| ShardName::parse(name))) {
-            (true, Some(_)) => return Ok(Weights::Index(index)),
+            (true, Some(_)) => return Ok(Some(Weights::Index(index))),
             // Shards of any name, or none: perhaps only the other form was downloaded.
             (true, None) => _ = missing.get_or_insert(Weights::Index(index)),
-            (false, Some(shard)) => return whole_set(dir, shard, files),
+            (false, Some(shard)) => return whole_set(dir, shard, files).map(Some),
             (false, None) => {}
         }
     }
-    if let Some(index) = missing {
-        return Ok(index);
+    Ok(missing)
+}
+
+/// The weights of a folder.
+fn find_weights(dir: &Path, files: &BTreeSet<String>, warnings: &mut Vec<String>) -> Result<Weights, Error> {
+    if let Some(weights) = find_stems(dir, files, MODEL_STEMS, warnings)? {
+        return Ok(weights);
     }
     // Names that are not Hugging Face's, such as Mistral's consolidated.safetensors.
     let others: Vec<_> =
@@ -379,8 +446,8 @@ fn find_weights(dir: &Path, files: &BTreeSet<String>, warnings: &mut Vec<String>
 
 fn no_weights(dir: &Path, files: &BTreeSet<String>) -> Error {
     let ending = |ends: &[&str]| files.iter().find(|f| ends.iter().any(|end| f.ends_with(end)));
-    if files.contains("adapter_config.json") {
-        let config = Config::read(&dir.join("adapter_config.json")).ok().flatten();
+    if files.contains(ADAPTER_CONFIG) {
+        let config = Config::read(&dir.join(ADAPTER_CONFIG)).ok().flatten();
         let base = config.as_ref().and_then(|c| c.opt_str("base_model_name_or_path").ok().flatten());
         let base = base.map_or(String::new(), |base| format!(" ({})", shown(base)));
         return Error::OnlyAdapter { dir: dir.to_path_buf(), base };

@@ -3,14 +3,17 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use anyhow::bail;
+
 use super::groups::groups;
 use super::out::{self, Out, printable};
 use super::table::{self, Align};
 use super::{interrupt, progress, units};
-use crate::convert::{Job, Options, Summary};
+use crate::checkpoint::Checkpoint;
+use crate::convert::{Job, Options, Summary, lora};
 use crate::recipe::{Override, Recipe};
 
-/// Convert a Hugging Face folder, or a 16-bit GGUF, to a quantized GGUF
+/// Convert a Hugging Face folder, a 16-bit GGUF or a LoRA adapter to GGUF
 ///
 /// Reads the source once and writes the final file, with no file in between and little memory. The result appears under
 /// its name only when it is complete. What is cut off, by Ctrl-C, a full disk or a power failure, is not lost: the same
@@ -20,14 +23,15 @@ use crate::recipe::{Override, Recipe};
   nibble convert Yi-34B-Chat                     to Yi-34B-Chat-Q4_K_M.gguf in the current folder
   nibble convert Yi-34B-Chat -q IQ4_XS -o yi.gguf
   nibble convert Yi-34B-Chat --dry-run           which tensor would get which type, and the size
-  nibble convert Yi-34B-Chat --type output=Q8_0 --type 'blk.0.*=Q6_K'")]
+  nibble convert Yi-34B-Chat --type output=Q8_0 --type 'blk.0.*=Q6_K'
+  nibble convert my-adapter --base Yi-34B-Chat   a LoRA adapter, to my-adapter-F32-LoRA.gguf")]
 pub struct Args {
-    /// A Hugging Face model folder, or a GGUF file
+    /// A Hugging Face model folder, a GGUF file, or the folder of a LoRA adapter as PEFT saves it
     source: PathBuf,
 
-    /// The recipe: which tensor gets which type; 'nibble quants' lists them
-    #[arg(short = 'q', long = "quantize", value_name = "RECIPE", default_value = "Q4_K_M", conflicts_with = "recipe")]
-    quantize: String,
+    /// The recipe: which tensor gets which type; 'nibble quants' lists them [default: Q4_K_M; for an adapter F32]
+    #[arg(short = 'q', long = "quantize", value_name = "RECIPE", conflicts_with = "recipe")]
+    quantize: Option<String>,
 
     /// A recipe of your own, a TOML file; 'nibble quants --show Q4_K_M' prints one to start from
     #[arg(long, value_name = "FILE")]
@@ -36,6 +40,11 @@ pub struct Args {
     /// Give a tensor, a pattern of tensors ('blk.0.*') or a role ('ffn_down') a type, whatever the recipe says
     #[arg(long = "type", value_name = "PATTERN=TYPE")]
     types: Vec<String>,
+
+    /// For an adapter: the model that it was trained on, a folder with its config.json or a GGUF file
+    /// [default: the folder that the adapter names, where it is here]
+    #[arg(long, value_name = "FOLDER|FILE")]
+    base: Option<PathBuf>,
 
     /// Where the result goes [default: the model's name and the recipe, in the current folder]
     #[arg(short, long, value_name = "FILE")]
@@ -81,7 +90,16 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let job = Job::prepare(&args.source, options(&args)?)?;
+    if Checkpoint::is_adapter(&args.source) {
+        return convert_adapter(&args);
+    }
+    if args.base.is_some() {
+        bail!(
+            "{}: this is no adapter (it has no adapter_config.json), and --base is for adapters",
+            args.source.display()
+        );
+    }
+    let job = Job::prepare(&args.source, options(&args, "Q4_K_M")?)?;
     if !args.quiet {
         for warning in job.warnings() {
             eprintln!("nibble: warning: {}", printable(warning));
@@ -105,10 +123,83 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-fn options(args: &Args) -> anyhow::Result<Options> {
+/// An adapter is small: no threads, no journal, no bar.
+fn convert_adapter(args: &Args) -> anyhow::Result<()> {
+    if args.recipe.is_some() {
+        return Err(lora::Error::Flag { flag: "--recipe" }.into());
+    }
+    let job = lora::Job::prepare(&args.source, args.base.as_deref(), &options(args, "F32")?)?;
+    if !args.quiet {
+        for warning in job.warnings() {
+            eprintln!("nibble: warning: {}", printable(warning));
+        }
+    }
+    let (path, bytes) = job.output();
+    if !args.dry_run {
+        let cancel = interrupt::listen()?;
+        match job.execute(&cancel) {
+            Err(error) if error.is_cancelled() => return Err(interrupt::Interrupted(error.to_string()).into()),
+            result => result?,
+        }
+    } else if let Err(error) = job.check_output() {
+        eprintln!("nibble: warning: {error}");
+    }
+    let (least, most) = job.ranks();
+    out::to_stdout(|out| {
+        if args.json {
+            let tensors: Vec<_> = job
+                .tensors()
+                .iter()
+                .map(|t| serde_json::json!({"name": t.name, "dims": t.dims, "type": t.ty.name()}))
+                .collect();
+            let json = serde_json::json!({
+                "outputs": [{"path": path, "bytes": bytes}],
+                "adapter": {"alpha": job.alpha(), "ranks": [least, most], "type": job.ty().name()},
+                "tensors": tensors,
+                "warnings": job.warnings(),
+            });
+            return Ok(writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?);
+        }
+        if args.dry_run {
+            let mut rows = table::new(&[
+                ("tensor", Align::Left),
+                ("number", Align::Right),
+                ("shape", Align::Right),
+                ("type", Align::Left),
+                ("size", Align::Right),
+            ]);
+            let tensors = job.tensors().iter();
+            for group in &groups(tensors.map(|t| (t.name.as_str(), t.dims.as_slice(), t.n_bytes().unwrap_or(0)))) {
+                rows.add_row([
+                    printable(&group.name).into_owned(),
+                    group.n_tensors.to_string(),
+                    units::shape(group.alike),
+                    job.ty().name().to_string(),
+                    units::bytes(group.n_bytes),
+                ]);
+            }
+            out.table(rows)?;
+            writeln!(out)?;
+        } else if args.quiet {
+            return Ok(());
+        }
+        let rank = if least == most { format!("rank {least}") } else { format!("ranks {least} to {most}") };
+        let n = job.tensors().len() / 2;
+        let matrices = if n == 1 { "matrix" } else { "matrices" };
+        writeln!(out, "LoRA adapter for {n} {matrices}, {rank}, alpha {}, {}", job.alpha(), job.ty().name())?;
+        match args.dry_run {
+            true => writeln!(out, "would write {} ({})", path.display(), units::bytes(bytes))?,
+            false => writeln!(out, "{}  {}", path.display(), units::bytes(bytes))?,
+        }
+        Ok(())
+    })
+}
+
+/// What was asked for, with the recipe `default` where none was.
+fn options(args: &Args, default: &str) -> anyhow::Result<Options> {
     let recipe = match &args.recipe {
         Some(path) => Recipe::from_file(path)?,
-        None => Recipe::find(&args.quantize)?.clone(),
+        None => Recipe::find(args.quantize.as_deref().unwrap_or(default))?.clone(),
     };
     let overrides = args.types.iter().map(|text| text.parse()).collect::<Result<Vec<Override>, _>>()?;
     Ok(Options {

@@ -1,6 +1,6 @@
 //! `nibble inspect`
 
-mod facts;
+pub(super) mod facts;
 mod folder;
 mod json;
 mod stats;
@@ -72,7 +72,7 @@ fn find(path: &Path) -> anyhow::Result<Found> {
         let checkpoint = path.is_file() && path.extension().is_some() && !gguf::is_gguf(path);
         return Ok(if checkpoint { Found::Checkpoint(path.into()) } else { Found::Gguf(path.into()) });
     }
-    if path.join("config.json").exists() {
+    if path.join("config.json").exists() || Checkpoint::is_adapter(path) {
         return Ok(Found::Checkpoint(path.into()));
     }
     let models = models_in(path).with_context(|| format!("{}: cannot be listed", path.display()))?;
@@ -104,9 +104,11 @@ pub fn models_in(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
 
 /// A Hugging Face folder, or a safetensors file.
 fn inspect_folder(path: &Path, args: &Args, out: &mut Out) -> anyhow::Result<()> {
-    let checkpoint = Checkpoint::open(path)?;
+    let adapter = Checkpoint::is_adapter(path);
+    let checkpoint = if adapter { Checkpoint::open_adapter(path)? } else { Checkpoint::open(path)? };
     if let Some(key) = &args.key {
-        bail!("{}: --key is for GGUF files; config.json has '{key}' or not", path.display());
+        let config = folder::config_name(&checkpoint);
+        bail!("{}: --key is for GGUF files; {config} has '{key}' or not", path.display());
     }
     if let Some(name) = &args.tensor {
         let report = folder::report(&checkpoint, name)?;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{ArgAction, ValueEnum};
 
-use crate::runtime::{Error, FlashAttention, KvType, Lora, Model, ModelOptions, SessionOptions};
+use crate::runtime::{self, Error, FlashAttention, KvType, Lora, Model, ModelOptions, SessionOptions};
 
 /// The machine that a model runs on.
 #[derive(Debug, clap::Args)]
@@ -74,6 +74,11 @@ impl MachineArgs {
             cancel,
             ..SessionOptions::default()
         }
+    }
+
+    /// Whether layers of the model lie on a GPU.
+    pub fn uses_gpu(&self) -> Result<bool, Error> {
+        Ok(self.gpu_layers != Some(0) && runtime::has_gpu()?)
     }
 
     /// Loads the model at `path` for such a session, with the adapters that were asked for.

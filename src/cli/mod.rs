@@ -1,6 +1,8 @@
 //! The subcommands: a file each, with what can be typed and what it does.
 
 #[cfg(feature = "llama")]
+mod bench;
+#[cfg(feature = "llama")]
 mod chat;
 mod convert;
 mod groups;
@@ -40,6 +42,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[cfg(feature = "llama")]
+    Bench(bench::Args),
     Convert(convert::Args),
     #[cfg(feature = "llama")]
     Chat(chat::Args),
@@ -59,6 +63,8 @@ impl Cli {
     /// Whatever the subcommand ran into, ready to print.
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
+            #[cfg(feature = "llama")]
+            Command::Bench(args) => bench::run(args),
             Command::Convert(args) => convert::run(args),
             #[cfg(feature = "llama")]
             Command::Chat(args) => chat::run(args),

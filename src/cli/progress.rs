@@ -113,3 +113,41 @@ impl Verification {
         self.bar.finish_and_clear();
     }
 }
+
+/// The progress of a benchmark: what is being measured, and the time so far.
+#[cfg(feature = "llama")]
+pub struct Bench {
+    bar: ProgressBar,
+}
+
+#[cfg(feature = "llama")]
+impl Bench {
+    /// A line that is not drawn when `hidden` or when stderr is not a terminal.
+    pub fn new(hidden: bool) -> Self {
+        let target = if hidden || !std::io::stderr().is_terminal() {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr_with_hz(10)
+        };
+        let bar = ProgressBar::with_draw_target(None, target);
+        let style = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}");
+        bar.set_style(style.expect("the template is a constant that parses"));
+        Self { bar }
+    }
+
+    /// Says what is being done. Nothing else draws the line: a thread that did would take time from what is measured.
+    pub fn say(&self, message: String) {
+        self.bar.set_message(message);
+        self.bar.tick();
+    }
+
+    /// Does something with the line off the screen.
+    pub fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
+        self.bar.suspend(print)
+    }
+
+    /// Takes the line off the screen.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}

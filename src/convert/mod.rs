@@ -18,6 +18,7 @@ mod encode;
 mod execute;
 pub(crate) mod hash;
 mod journal;
+pub mod lora;
 mod name;
 mod output;
 pub mod provenance;
@@ -119,6 +120,8 @@ pub enum Error {
     Vocab(#[from] vocab::Error),
     #[error(transparent)]
     Recipe(#[from] recipe::Error),
+    #[error(transparent)]
+    Lora(#[from] lora::Error),
     #[error("{path}: no such file or folder")]
     NoSource { path: PathBuf },
     #[error(
@@ -504,6 +507,9 @@ fn describe_checkpoint(checkpoint: Checkpoint) -> Result<Described, Error> {
 
 fn describe_gguf(gguf: Gguf, path: &Path, allow_requantize: bool) -> Result<Described, Error> {
     let metadata = gguf.metadata().clone();
+    if metadata.str("general.type") == Some("adapter") {
+        return Err(lora::Error::Gguf { path: path.to_path_buf() }.into());
+    }
     let architecture = metadata.str("general.architecture").unwrap_or_default().to_string();
     if architecture != "llama" {
         return Err(Error::ForeignArchitecture { path: path.to_path_buf(), found: architecture });
@@ -570,17 +576,7 @@ fn general_metadata(name: &str, n_weights: u64, card: &ModelCard) -> Metadata {
             metadata.set(key, text.as_str());
         }
     }
-    if !card.base_model.is_empty() {
-        metadata.set("general.base_model.count", card.base_model.len() as u32);
-        for (i, id) in card.base_model.iter().enumerate() {
-            let (organization, name) = id.split_once('/').unwrap_or(("", id));
-            metadata.set(format!("general.base_model.{i}.name"), name.replace('-', " "));
-            if !organization.is_empty() {
-                metadata.set(format!("general.base_model.{i}.organization"), organization);
-                metadata.set(format!("general.base_model.{i}.repo_url"), format!("https://huggingface.co/{id}"));
-            }
-        }
-    }
+    set_base_models(&mut metadata, &card.base_model);
     if !card.tags.is_empty() {
         metadata.set("general.tags", card.tags.clone());
     }
@@ -588,6 +584,22 @@ fn general_metadata(name: &str, n_weights: u64, card: &ModelCard) -> Metadata {
         metadata.set("general.languages", card.language.clone());
     }
     metadata
+}
+
+/// The models that this one was made from, by their ids: `01-ai/Yi-34B`.
+fn set_base_models(metadata: &mut Metadata, ids: &[String]) {
+    if ids.is_empty() {
+        return;
+    }
+    metadata.set("general.base_model.count", ids.len() as u32);
+    for (i, id) in ids.iter().enumerate() {
+        let (organization, name) = id.split_once('/').unwrap_or(("", id));
+        metadata.set(format!("general.base_model.{i}.name"), name.replace('-', " "));
+        if !organization.is_empty() {
+            metadata.set(format!("general.base_model.{i}.organization"), organization);
+            metadata.set(format!("general.base_model.{i}.repo_url"), format!("https://huggingface.co/{id}"));
+        }
+    }
 }
 
 pub(crate) fn check_importance(

@@ -39,6 +39,13 @@ pub fn file_name(name: &str, n_weights: u64, encoding: &str) -> String {
     format!("{base}-{encoding}.gguf")
 }
 
+/// The file name for an adapter called `name` in `encoding`, as llama.cpp's converter ends it.
+pub fn adapter_file_name(name: &str, encoding: &str) -> String {
+    let base = plain(name);
+    let base = if base.is_empty() { "adapter" } else { &base };
+    format!("{base}-{}-LoRA.gguf", plain(encoding))
+}
+
 /// `text` without what is awkward in file names. One that starts with a dot would be hidden, with a dash look like an
 /// option.
 fn plain(text: &str) -> String {
@@ -78,6 +85,12 @@ mod tests {
         assert_eq!(file_name("Yi-1.5-9B", 8_829_407_232, "Q4_0"), "Yi-1.5-9B-Q4_0.gguf");
         assert_eq!(file_name("yi-nano", 6_424_832, "IQ4_XS"), "yi-nano-6.4M-IQ4_XS.gguf");
         assert_eq!(file_name("Mixtral-8x7B", 46_700_000_000, "Q4_0"), "Mixtral-8x7B-Q4_0.gguf");
+    }
+
+    #[test]
+    fn an_adapter_is_called_one() {
+        assert_eq!(adapter_file_name("yi-34b-poems", "F16"), "yi-34b-poems-F16-LoRA.gguf");
+        assert_eq!(adapter_file_name("../..", "F32"), "adapter-F32-LoRA.gguf");
     }
 
     #[test]

@@ -50,6 +50,14 @@ pub fn system_info() -> Result<String, Error> {
     Ok(text.to_string_lossy().trim().to_string())
 }
 
+/// Whether there is a GPU that this build can put layers on.
+///
+/// # Errors
+/// Where llama.cpp cannot be started.
+pub fn has_gpu() -> Result<bool, Error> {
+    Ok(get()?.supports_gpu_offload())
+}
+
 /// The last errors and warnings that llama.cpp logged on this thread.
 #[derive(Default)]
 struct Lines {

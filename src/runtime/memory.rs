@@ -85,6 +85,11 @@ impl Shape {
         }
     }
 
+    /// Bytes that a token leaves in the KV cache.
+    pub fn kv_bytes_a_token(&self, kv_type: KvType) -> u64 {
+        self.k_values.saturating_add(self.v_values).saturating_mul(kv_type.bytes_of_32()) / 32
+    }
+
     /// What a session with these options needs, in bytes.
     pub fn estimate(&self, options: &SessionOptions) -> Estimate {
         let n_ctx = u64::from(options.n_ctx_for(self.n_ctx_train)).next_multiple_of(256);

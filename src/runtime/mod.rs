@@ -26,7 +26,7 @@ mod prompt_cache;
 mod session;
 mod speculate;
 
-pub use backend::{set_verbose, system_info};
+pub use backend::{has_gpu, set_verbose, system_info};
 pub use error::Error;
 pub use generate::{Finish, GenerateOptions, Generated, Step, Writer, generate};
 pub use lora::Lora;

@@ -94,6 +94,10 @@ impl Model {
     pub fn load(path: &Path, options: ModelOptions) -> Result<Self, Error> {
         let llama_backend = backend::get()?;
         let gguf = Gguf::open(path)?;
+        if gguf.metadata().str("general.type") == Some("adapter") {
+            let what = "an adapter, which changes a model and is none";
+            return Err(Error::Unsupported { path: path.to_path_buf(), what });
+        }
         // llama.cpp ends the process over some vocabularies, such as one that has a piece twice.
         let pieces = Pieces::from_metadata(gguf.metadata())?;
         accept::check(path, gguf.metadata(), gguf.tensors())?;

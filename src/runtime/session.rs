@@ -92,6 +92,11 @@ impl SessionOptions {
     /// The most tokens of context taken without being asked for: it costs memory.
     pub const DEFAULT_N_CTX: u32 = 4096;
 
+    /// Threads that a session of these options uses.
+    pub fn n_threads(&self) -> u32 {
+        self.threads.unwrap_or_else(default_threads)
+    }
+
     /// Tokens of context for a model that was trained on `n_ctx_train`.
     pub fn n_ctx_for(&self, n_ctx_train: Option<u32>) -> u32 {
         let default = n_ctx_train.unwrap_or(Self::DEFAULT_N_CTX).min(Self::DEFAULT_N_CTX);
@@ -211,8 +216,7 @@ impl Session {
             return Err(Error::Unsupported { path: model.path().to_path_buf(), what });
         }
         let n_ctx = options.n_ctx_for(model.n_ctx_train());
-        let threads = options.threads.unwrap_or_else(default_threads);
-        let threads = i32::try_from(threads).unwrap_or(1);
+        let threads = i32::try_from(options.n_threads()).unwrap_or(1);
 
         // SAFETY: takes nothing, gives a struct.
         let mut params = unsafe { sys::llama_context_default_params() };

@@ -23,7 +23,8 @@ pub fn model(checkpoint: &Checkpoint, each_tensor: bool, full: bool, out: &mut O
     writeln!(out)?;
     out.table(types(checkpoint))?;
     let config = checkpoint.config().map();
-    writeln!(out, "\nconfig.json, {}\n", text::plural(config.len(), "key", "keys"))?;
+    let name = config_name(checkpoint);
+    writeln!(out, "\n{name}, {}\n", text::plural(config.len(), "key", "keys"))?;
     let longest = if full { usize::MAX } else { LONGEST_VALUE };
     let mut rows = table::new(&[("Key", Align::Left), ("Value", Align::Left)]);
     for (key, value) in config {
@@ -38,6 +39,21 @@ pub fn model(checkpoint: &Checkpoint, each_tensor: bool, full: bool, out: &mut O
     Ok(())
 }
 
+/// `config.json`, or an adapter's `adapter_config.json`.
+pub fn config_name(checkpoint: &Checkpoint) -> String {
+    checkpoint.config().path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Whether this is an adapter, and what it says of itself: `LORA, rank 16, alpha 32`.
+fn adapter(checkpoint: &Checkpoint) -> Option<String> {
+    let config = checkpoint.config();
+    let mut words = vec![shorten(config.opt_str("peft_type").ok()??, LONGEST_VALUE)];
+    words.extend(config.opt_u64("r").ok().flatten().map(|rank| format!("rank {rank}")));
+    words.extend(config.opt_f64("lora_alpha").ok().flatten().map(|alpha| format!("alpha {alpha}")));
+    words.extend(config.opt_bool("use_rslora").ok()?.filter(|is| *is).map(|_| "rank-stabilized".to_string()));
+    Some(words.join(", "))
+}
+
 fn summary_rows(checkpoint: &Checkpoint) -> Vec<(&'static str, String)> {
     let config = checkpoint.config();
     let first =
@@ -48,6 +64,8 @@ fn summary_rows(checkpoint: &Checkpoint) -> Vec<(&'static str, String)> {
     let mut rows = vec![("Name", shorten(&checkpoint.name(), LONGEST_VALUE))];
     let mut push = |name, value: Option<String>| rows.extend(value.map(|value| (name, value)));
     push("Architecture", first("architectures"));
+    push("Adapter", adapter(checkpoint));
+    push("For", config.opt_str("base_model_name_or_path").ok().flatten().map(|base| shorten(base, LONGEST_VALUE)));
     push("Context", number("max_position_embeddings").map(|n| format!("{n} tokens")));
     push("Vocabulary", number("vocab_size").map(|n| format!("{n} tokens")));
     push(
@@ -143,7 +161,7 @@ pub fn model_json(checkpoint: &Checkpoint, out: &mut Out) -> anyhow::Result<()> 
         checkpoint.tensors().iter().map(|tensor| tensor_info(checkpoint, tensor, &files)).collect();
     let card = checkpoint.card();
     let model = json!({
-        "format": "checkpoint",
+        "format": if adapter(checkpoint).is_some() { "adapter" } else { "checkpoint" },
         "name": checkpoint.name(),
         "files": files,
         "parameters": checkpoint.tensors().iter().map(Tensor::n_elements).fold(0, u64::saturating_add),

@@ -1,0 +1,96 @@
+//! What can be wrong with an adapter.
+
+use std::path::PathBuf;
+
+use crate::checkpoint;
+
+/// Why an adapter cannot become a GGUF file.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error(
+        "{dir}: the adapter has to be laid out for its base model{id}, which is not here; name its folder (config.json is \
+         enough) or a GGUF of it with --base"
+    )]
+    NoBase { dir: PathBuf, id: String },
+
+    #[error(
+        "{path}: the base model's architecture is '{found}', and nibble converts adapters of 'llama' models (Yi, Llama, Mistral)"
+    )]
+    ForeignBase { path: PathBuf, found: String },
+
+    #[error("{path}: this is an adapter too; --base is for the model that the adapter was trained on")]
+    BaseIsAdapter { path: PathBuf },
+
+    #[error("{path}: the key '{key}' is missing or not a number that a model has; is this a whole model?")]
+    BaseKey { path: PathBuf, key: String },
+
+    #[error("{path}: adapters are of type '{found}' here, and llama.cpp loads only LoRA ('peft_type' \"LORA\")")]
+    Kind { path: PathBuf, found: String },
+
+    #[error(
+        "{path}: '{key}' is {found}: {why}; merge the adapter into its base model with peft's merge_and_unload(), and convert the result"
+    )]
+    Unsupported { path: PathBuf, key: &'static str, found: String, why: &'static str },
+
+    #[error("{path}: '{key}' is {found}; wanted {wanted}")]
+    Value { path: PathBuf, key: String, found: String, wanted: &'static str },
+
+    #[error("{path}: the pattern '{pattern}' of '{key}' is none that nibble understands: {problem}")]
+    Pattern { path: PathBuf, key: &'static str, pattern: String, problem: String },
+
+    #[error("{path}: this GGUF is an adapter, which is made from the folder that PEFT saved and converted no further")]
+    Gguf { path: PathBuf },
+
+    #[error("{path}: there are no LoRA tensors in the adapter")]
+    Empty { path: PathBuf },
+
+    #[error("tensor {tensor} has no partner: wanted '{partner}' as well; the adapter was not saved whole")]
+    NoPartner { tensor: String, partner: String },
+
+    #[error("tensor {tensor} is for a module that the base model {base} does not have{hint}")]
+    UnknownModule { tensor: String, base: String, hint: String },
+
+    #[error("tensors {first} and {second} are of two adapters, and a LoRA file holds one; save one adapter at a time")]
+    Several { first: String, second: String },
+
+    #[error(
+        "tensor {tensor} has shape {found:?}, slowest dimension first; wanted {wanted:?}, as the base model {base} and rank \
+         {rank} make it"
+    )]
+    Shape { tensor: String, found: Vec<u64>, wanted: [u64; 2], base: String, rank: u64 },
+
+    #[error(
+        "tensor {tensor} has rank {found}, and adapter_config.json makes it {wanted}; the two files do not belong together"
+    )]
+    Rank { tensor: String, found: u64, wanted: u64 },
+
+    #[error(
+        "tensor {tensor} {what}; merge the adapter into its base model with peft's merge_and_unload(), and convert the result"
+    )]
+    Foreign { tensor: String, what: &'static str },
+
+    #[error(
+        "tensor '{tensor}' has {value} at row {row}, column {column} (rows and columns count from 0): the adapter is \
+         damaged or its training diverged; check the download, or pass --allow-nan to go on all the same"
+    )]
+    NotFinite { tensor: String, row: usize, column: usize, value: f32 },
+
+    #[error(
+        "tensor '{tensor}' has {value} at row {row}, column {column} (rows and columns count from 0), which is beyond F16, \
+         whose largest number is 65504; convert with -q F32 or -q BF16"
+    )]
+    BeyondF16 { tensor: String, row: usize, column: usize, value: f32 },
+
+    #[error(
+        "recipe '{found}' quantizes, and an adapter is too small for that to save anything: its rows of rank numbers are \
+         shorter than the blocks; use -q F32, F16 or BF16"
+    )]
+    Recipe { found: String },
+
+    #[error("{flag} is for models; an adapter has one type for all of its tensors, and one file")]
+    Flag { flag: &'static str },
+
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::Error),
+}
