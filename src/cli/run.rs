@@ -11,7 +11,7 @@ use super::interrupt::{self, Interrupted};
 use super::machine::MachineArgs;
 use super::sampling::SamplingArgs;
 use super::units;
-use crate::chat::{self, Message, Prompt, Template};
+use crate::chat::{self, Message, Prompt, Template, TextCodec};
 use crate::runtime::{self, Error, Finish, GenerateOptions, Generated, Model, Session, Writer};
 
 /// Write text with a model
@@ -74,6 +74,10 @@ pub struct Args {
     #[arg(long, help_heading = "Output")]
     json: bool,
 
+    /// With --json: the log-probability of each token, and of this many of the most likely ones in its place
+    #[arg(long, value_name = "N", requires = "json", help_heading = "Output")]
+    logprobs: Option<usize>,
+
     /// Print nothing but the text
     #[arg(short, long, conflicts_with = "verbose", help_heading = "Output")]
     quiet: bool,
@@ -108,12 +112,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         eprintln!("warning: the model was trained on {trained} tokens at a time; beyond them it may write nonsense");
     }
 
-    let options =
-        GenerateOptions { max_tokens: args.max_tokens, stop: args.stop.clone(), ..GenerateOptions::default() };
+    let options = GenerateOptions {
+        max_tokens: args.max_tokens,
+        stop: args.stop.clone(),
+        logprobs: args.logprobs,
+        ..GenerateOptions::default()
+    };
     let mut out = Output { stdout: io::stdout().lock(), quiet: args.json, ended_line: true, error: None };
     let written =
         runtime::generate(&mut session, Writer::new(&mut sampler), &tokens, &options, |step| out.text(step.text))?;
-    finish(&args, out, &written, sampler.seed())
+    finish(&args, out, &written, sampler.seed(), model.codec())
 }
 
 /// The prompt's text: from the command line, a file, or standard input where something is piped into it.
@@ -196,9 +204,13 @@ impl Output {
     }
 }
 
-fn finish(args: &Args, mut out: Output, written: &Generated, seed: u64) -> anyhow::Result<()> {
+fn finish(args: &Args, mut out: Output, written: &Generated, seed: u64, codec: &dyn TextCodec) -> anyhow::Result<()> {
     let last = if args.json {
-        format!("{}\n", serde_json::to_string_pretty(&report(args, written, seed))?)
+        let mut report = report(args, written, seed);
+        if args.logprobs.is_some() {
+            report["logprobs"] = logprobs(written, codec);
+        }
+        format!("{}\n", serde_json::to_string_pretty(&report)?)
     } else if out.ended_line {
         String::new()
     } else {
@@ -272,6 +284,22 @@ fn report(args: &Args, written: &Generated, seed: u64) -> serde_json::Value {
         "prompt_tokens_per_second": written.prompt_rate(),
         "generated_tokens_per_second": written.generate_rate(),
     })
+}
+
+/// For each token that was written what the model itself thought of it, in the words of OpenAI's API, and its number.
+fn logprobs(written: &Generated, codec: &dyn TextCodec) -> serde_json::Value {
+    let entry = |id: u32, logprob: f64| {
+        let bytes = codec.bytes(id);
+        // JSON has no infinity.
+        let logprob = logprob.max(f64::MIN);
+        serde_json::json!({"id": id, "token": String::from_utf8_lossy(bytes), "bytes": bytes, "logprob": logprob})
+    };
+    let tokens = written.tokens.iter().zip(&written.logprobs).map(|(&token, logprobs)| {
+        let mut of_token = entry(token, logprobs.logprob);
+        of_token["top_logprobs"] = logprobs.top.iter().map(|&(id, logprob)| entry(id, logprob)).collect();
+        of_token
+    });
+    tokens.collect()
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ mod session;
 
 pub use backend::{set_verbose, system_info};
 pub use error::Error;
-pub use generate::{Finish, GenerateOptions, Generated, Step, Writer, generate};
+pub use generate::{Finish, GenerateOptions, Generated, Step, TokenLogprobs, Writer, generate};
 pub use memory::{Estimate, Machine, Shape};
 pub use model::{Model, ModelOptions};
 pub use session::{FlashAttention, KvType, Logits, Session, SessionOptions};
