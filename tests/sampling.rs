@@ -603,3 +603,59 @@ fn mirostat_and_adaptive_p_go_the_way_of_llama_cpp() {
         assert!(n > 80 && drawn.len() > 5 && rounded <= n / 10, "{name}: {rounded} of {n} only within rounding");
     }
 }
+
+/// `nibble run` on the tiny model; gives the JSON that it prints.
+fn run(more: &[&str]) -> serde_json::Value {
+    LazyLock::force(&NANO);
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sampling-yi-nano-F16.gguf");
+    let fixed = ["run", file.to_str().unwrap(), "--json", "-p", "The Song dynasty"];
+    serde_json::from_str(&support::stdout(&support::nibble(fixed.iter().chain(more)))).unwrap()
+}
+
+#[test]
+fn logprobs_are_printed_for_what_was_written() {
+    let json = run(&["-n", "4", "--temp", "0", "--logprobs", "3", "--ignore-eos"]);
+    let logprobs = json["logprobs"].as_array().unwrap();
+    assert_eq!(logprobs.len(), 4);
+    for (token, logprob) in json["tokens"].as_array().unwrap().iter().zip(logprobs) {
+        assert_eq!(&logprob["id"], token);
+        let top = logprob["top_logprobs"].as_array().unwrap();
+        assert_eq!(top.len(), 3);
+        // Greedy takes the first of them, but for the end token, which was ruled out.
+        let first = if top[0]["id"] == *token { &top[0] } else { &top[1] };
+        assert_eq!(first["id"], *token);
+        assert_eq!(first["logprob"], logprob["logprob"]);
+        let p: Vec<f64> = top.iter().map(|t| t["logprob"].as_f64().unwrap().exp()).collect();
+        assert!(p[0] >= p[1] && p[1] >= p[2] && p.iter().sum::<f64>() <= 1.0 + 1e-6, "{p:?}");
+    }
+    assert!(run(&["-n", "2"]).get("logprobs").is_none());
+}
+
+#[test]
+fn one_seed_gives_one_text_with_every_sampler() {
+    let all = [
+        "-n",
+        "20",
+        "--seed",
+        "5",
+        "--dry-multiplier",
+        "0.8",
+        "--xtc-probability",
+        "0.5",
+        "--xtc-threshold",
+        "0.05",
+        "--repeat-penalty",
+        "1.1",
+        "--dynatemp-range",
+        "0.2",
+        "--typical-p",
+        "0.95",
+        "--top-n-sigma",
+        "3",
+    ];
+    let text = run(&all)["text"].clone();
+    assert_eq!(run(&all)["text"], text);
+    let mirostat = ["-n", "20", "--seed", "5", "--mirostat", "2"];
+    assert_eq!(run(&mirostat)["text"], run(&mirostat)["text"]);
+    assert_ne!(run(&mirostat)["text"], text);
+}

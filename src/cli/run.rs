@@ -13,7 +13,7 @@ use super::sampling::SamplingArgs;
 use super::speculation::{self, SpeculationArgs};
 use super::structure::StructureArgs;
 use super::{template, units};
-use crate::chat::{self, Message, Prompt};
+use crate::chat::{self, Message, Prompt, TextCodec};
 use crate::runtime::{
     self, CacheError, Error, Finish, GenerateOptions, Generated, Model, PromptCache, Session, Writer,
 };
@@ -89,6 +89,10 @@ pub struct Args {
     #[arg(long, help_heading = "Output")]
     json: bool,
 
+    /// With --json: the log-probability of each token, and of this many of the most likely ones in its place
+    #[arg(long, value_name = "N", requires = "json", help_heading = "Output")]
+    logprobs: Option<usize>,
+
     /// Print nothing but the text
     #[arg(short, long, conflicts_with = "verbose", help_heading = "Output")]
     quiet: bool,
@@ -126,8 +130,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         eprintln!("warning: the model was trained on {trained} tokens at a time; beyond them it may write nonsense");
     }
 
-    let options =
-        GenerateOptions { max_tokens: args.max_tokens, stop: args.stop.clone(), ..GenerateOptions::default() };
+    let options = GenerateOptions {
+        max_tokens: args.max_tokens,
+        stop: args.stop.clone(),
+        logprobs: args.logprobs,
+        ..GenerateOptions::default()
+    };
     let warn = |warning: &CacheError| {
         if let Some(path) = args.prompt_cache.as_deref().filter(|_| !args.quiet) {
             eprintln!("warning: the prompt cache {}: {warning}", path.display());
@@ -145,7 +153,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     // Where a stop text ends it, what was written lacks at least that.
     let stopped = matches!(written.finish, Finish::Stop { .. });
     let complete = constraint.as_mut().map(|constraint| constraint.is_complete() && !stopped);
-    let finished = finish(&args, out, &written, sampler.seed(), complete);
+    let finished = finish(&args, out, &written, sampler.seed(), complete, model.codec());
     if let (Some(false), Some(grammar), false) = (complete, grammar, args.quiet) {
         eprint!("{}", cut(&written.finish, grammar.what()));
     }
@@ -245,9 +253,20 @@ impl Output {
     }
 }
 
-fn finish(args: &Args, mut out: Output, written: &Generated, seed: u64, complete: Option<bool>) -> anyhow::Result<()> {
+fn finish(
+    args: &Args,
+    mut out: Output,
+    written: &Generated,
+    seed: u64,
+    complete: Option<bool>,
+    codec: &dyn TextCodec,
+) -> anyhow::Result<()> {
     let last = if args.json {
-        format!("{}\n", serde_json::to_string_pretty(&report(args, written, seed, complete))?)
+        let mut report = report(args, written, seed, complete);
+        if args.logprobs.is_some() {
+            report["logprobs"] = logprobs(written, codec);
+        }
+        format!("{}\n", serde_json::to_string_pretty(&report)?)
     } else if out.ended_line {
         String::new()
     } else {
@@ -332,6 +351,22 @@ fn report(args: &Args, written: &Generated, seed: u64, complete: Option<bool>) -
         "generated_tokens_per_second": written.generate_rate(),
         "speculation": written.speculation.as_ref().map(speculation::json),
     })
+}
+
+/// For each token that was written what the model itself thought of it, in the words of OpenAI's API, and its number.
+fn logprobs(written: &Generated, codec: &dyn TextCodec) -> serde_json::Value {
+    let entry = |id: u32, logprob: f64| {
+        let bytes = codec.bytes(id);
+        // JSON has no infinity.
+        let logprob = logprob.max(f64::MIN);
+        serde_json::json!({"id": id, "token": String::from_utf8_lossy(bytes), "bytes": bytes, "logprob": logprob})
+    };
+    let tokens = written.tokens.iter().zip(&written.logprobs).map(|(&token, logprobs)| {
+        let mut of_token = entry(token, logprobs.logprob);
+        of_token["top_logprobs"] = logprobs.top.iter().map(|&(id, logprob)| entry(id, logprob)).collect();
+        of_token
+    });
+    tokens.collect()
 }
 
 #[cfg(test)]

@@ -18,6 +18,8 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Go on after end tokens: for measuring speed.
     pub ignore_end: bool,
+    /// Tell the probability of each token that is written, and of this many of the most likely ones besides.
+    pub logprobs: Option<usize>,
 }
 
 /// Why it ended.
@@ -65,11 +67,22 @@ pub struct Step<'a> {
     pub text: &'a str,
 }
 
+/// What the model itself thought of a token that was written: natural logarithms of probabilities.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// The token's.
+    pub logprob: f64,
+    /// The most likely tokens and theirs, in order.
+    pub top: Vec<(u32, f64)>,
+}
+
 /// What was written, and how long it took.
 #[derive(Clone, Debug)]
 pub struct Generated {
     /// The tokens, without the end token.
     pub tokens: Vec<u32>,
+    /// For each of them what the model thought of it, where that was asked for.
+    pub logprobs: Vec<TokenLogprobs>,
     /// The text that was given out.
     pub text: String,
     /// Why it ended.
@@ -149,6 +162,7 @@ pub fn generate(
     let start = Instant::now();
     let mut out = Generated {
         tokens: Vec::new(),
+        logprobs: Vec::new(),
         text: String::new(),
         finish: Finish::MaxTokens,
         prompt_tokens: prompt.len(),
@@ -210,6 +224,11 @@ pub fn generate(
         let guessed = guess.is_some_and(|guess| guess.token == token);
         if codec.is_end(token) && !options.ignore_end {
             break Finish::End { token };
+        }
+        if let Some(n) = options.logprobs {
+            let mut top = Vec::new();
+            let logprob = sampler.logprobs(session.logits(row)?, token, n, &mut top)?;
+            out.logprobs.push(TokenLogprobs { logprob, top });
         }
         out.tokens.push(token);
         sampler.accept(token);

@@ -28,7 +28,7 @@ mod speculate;
 
 pub use backend::{has_gpu, set_verbose, system_info};
 pub use error::Error;
-pub use generate::{Finish, GenerateOptions, Generated, Step, Writer, generate};
+pub use generate::{Finish, GenerateOptions, Generated, Step, TokenLogprobs, Writer, generate};
 pub use lora::Lora;
 pub use memory::{Estimate, Machine, Shape};
 pub use model::{Model, ModelOptions};

@@ -120,7 +120,7 @@ impl<'a> Candidates<'a> {
         mask.clear();
         mask.extend_from_slice(&words[..words.len().min(n.div_ceil(32))]);
         mask.resize(mask_len(n), 0);
-        if n % 32 != 0 {
+        if !n.is_multiple_of(32) {
             mask[n / 32] &= (1 << (n % 32)) - 1;
         }
         self.is_masked = true;
@@ -228,7 +228,7 @@ impl<'a> Candidates<'a> {
             mask.clear();
             mask.resize(mask_len(n), 0);
             mask[..n / 32].fill(u32::MAX);
-            if n % 32 != 0 {
+            if !n.is_multiple_of(32) {
                 mask[n / 32] = (1 << (n % 32)) - 1;
             }
             self.buffers.mask = mask;
@@ -265,7 +265,7 @@ impl<'a> Candidates<'a> {
         Ok(())
     }
 
-    /// A logit that at least `k` tokens reach, and few more: as many blocks have one that high.
+    /// A logit that at least `k` tokens reach, and few more. For a few it is enough that as many blocks have one that high.
     fn bar_of(&self, k: usize) -> f32 {
         if k >= self.logits.len() {
             return f32::MIN;
@@ -399,8 +399,7 @@ impl<'a> Candidates<'a> {
         if self.n <= 1 {
             return Ok(());
         }
-        let mut squares;
-        let n;
+        let (n, mut squares);
         if self.is_list || self.is_masked && self.changed().next().is_some() {
             // Few, or not all in one place.
             let mut list = std::mem::take(&mut self.buffers.spare);

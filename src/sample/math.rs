@@ -59,7 +59,7 @@ pub const EXP_F32_LOWEST: f32 = -87.0;
 pub fn exp_f32(x: f32) -> f32 {
     const ROUNDER: f32 = 12_582_912.0;
     // 9 bits, and the rest.
-    const HIGH: f32 = 0.693_359_375;
+    const HIGH: f32 = 355.0 / 512.0;
     const LOW: f32 = -2.121_944_4e-4;
     let shifted = x * std::f32::consts::LOG2_E + ROUNDER;
     let k = shifted - ROUNDER;

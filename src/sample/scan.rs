@@ -9,6 +9,9 @@
 //! Sums are taken in one order: down the 16 columns of a block, across them by halves, then block after block. So they
 //! are the same whatever vectors the CPU has.
 
+// Loops over lanes go by their index, as several arrays are walked at once.
+#![allow(clippy::needless_range_loop)]
+
 use super::math::{EXP_F32_LOWEST, exp_f32, exp_roughly};
 use super::{Candidate, Error};
 
@@ -144,8 +147,7 @@ impl Field<'_> {
     #[inline]
     pub fn weigh_block(&self, index: usize, block_top: f32, top: f32, scale: f32) -> f64 {
         let mut room = [0.0; BLOCK];
-        // Written so that a NaN is no reason to go on.
-        if !((block_top - top) * scale >= EXP_F32_LOWEST) {
+        if !has_weight(block_top, top, scale) {
             return 0.0;
         }
         let Some(block) = self.block(index, &mut room) else { return 0.0 };
@@ -163,7 +165,7 @@ impl Field<'_> {
         let mut room = [0.0; BLOCK];
         let (mut total, mut product) = (0.0, 0.0);
         for (index, block_top) in tops.iter().enumerate() {
-            if !((block_top - top) * scale >= EXP_F32_LOWEST) {
+            if !has_weight(*block_top, top, scale) {
                 continue;
             }
             let Some(block) = self.block(index, &mut room) else { continue };
@@ -188,7 +190,7 @@ impl Field<'_> {
         let mut room = [0.0; BLOCK];
         let mut total = 0.0;
         for (index, block_top) in tops.iter().enumerate() {
-            if !((block_top - top) * scale >= EXP_F32_LOWEST) {
+            if !has_weight(*block_top, top, scale) {
                 continue;
             }
             let Some(block) = self.block(index, &mut room) else { continue };
@@ -311,6 +313,12 @@ impl Float for f64 {
     fn of(number: f64) -> Self {
         number
     }
+}
+
+/// Whether a logit is not too far below the highest to weigh anything.
+#[inline(always)]
+fn has_weight(logit: f32, top: f32, scale: f32) -> bool {
+    (logit - top) * scale >= EXP_F32_LOWEST
 }
 
 /// False for NaN too.
