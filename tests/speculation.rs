@@ -246,7 +246,9 @@ fn chi_squared(counts: impl Fn(&[u32; 3]) -> f64, wanted: &[([u32; 3], f64)], n:
 fn texts_that_are_drawn_keep_their_distribution() {
     const TEXTS: u32 = 1500;
     // It has been said before, so that there is something to look up.
-    let prompt = encode("there was a cat. Once there was a");
+    let prompt = encode(
+        "Once there was a little girl. Once there was a boy. Once there was a big dog. Once there was a man. Once there was a",
+    );
     let params = Params { temperature: 1.5, top_k: 5, top_p: 1.0, min_p: 0.0, ..Params::default() };
     let wanted = joint(&MODEL, &prompt, &params);
     let theirs = joint(&Q2_K, &prompt, &params);
@@ -348,13 +350,13 @@ fn a_text_ends_where_it_would_have_ended() {
 fn an_end_inside_of_what_was_guessed_is_an_end() {
     let greedy = Params::greedy();
     let mut ended = 0;
-    for prompt in [ask("Tell me a story."), ask("Say hello."), ask("What is a cat?"), encode("Once upon a time")] {
-        let all = GenerateOptions { max_tokens: Some(200), ..Default::default() };
+    for prompt in [ask("Tell me a story."), ask("Say hello."), ask("What is a cat?")] {
+        let all = GenerateOptions { max_tokens: Some(300), ..Default::default() };
         let mut session = Session::new(&MODEL, &exact()).unwrap();
         let plain = write(&prompt, &greedy, &all, &mut session, None);
         let words: Vec<&str> = plain.text.split_whitespace().collect();
         let stop = |k: usize| GenerateOptions { stop: vec![words[k..k + 2].join(" ")], ..all.clone() };
-        for options in [all.clone(), stop(1), stop(2), stop(3), stop(4)] {
+        for options in [all.clone(), stop(1), stop(2), stop(4)] {
             session.truncate(0);
             let plain = write(&prompt, &greedy, &options, &mut session, None);
             let left = session.tokens().to_vec();
