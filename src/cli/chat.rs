@@ -28,17 +28,19 @@ use self::input::{Input, Line};
 use self::screen::Screen;
 use self::settings::Settings;
 use self::signal::Interrupt;
-use self::talk::{Answered, Ended, Talk, Turn, Unanswered};
+use self::talk::{Aids, Answered, Ended, Talk, Turn, Unanswered};
 use super::interrupt::Interrupted;
 use super::machine::MachineArgs;
 use super::message;
 use super::progress::Patient;
 use super::sampling::SamplingArgs;
+use super::speculation::{self, SpeculationArgs};
+use super::structure::StructureArgs;
 use super::template::Source;
 use super::units;
 use crate::chat::{self, Conversation};
 use crate::gguf::Gguf;
-use crate::runtime::{self, Error, Session};
+use crate::runtime::{self, Draft, Error, Session};
 
 /// Talk with a model in the terminal
 #[derive(Debug, clap::Args)]
@@ -89,7 +91,13 @@ pub struct Args {
     sampling: SamplingArgs,
 
     #[command(flatten)]
+    structure: StructureArgs,
+
+    #[command(flatten)]
     machine: MachineArgs,
+
+    #[command(flatten)]
+    speculation: SpeculationArgs,
 
     /// Show the speed after each answer
     #[arg(long, help_heading = "Output")]
@@ -103,7 +111,8 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     // What can be wrong with the command line comes out before gigabytes are loaded.
     let mut settings = Settings { params: args.sampling.params(), stats: args.stats, ..Settings::default() };
-    crate::sample::Sampler::new(&settings.params)?;
+    settings.params.check()?;
+    let grammar = args.structure.grammar()?;
     if let Some(n) = args.max_tokens {
         settings.set("max_tokens", &n.to_string()).map_err(anyhow::Error::msg)?;
     }
@@ -127,7 +136,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let input = Input::open(history, screen.colour())?;
     let interrupt = Interrupt::listen(input.is_terminal())?;
     runtime::set_verbose(args.verbose);
-    let session = load(&args, &interrupt)?;
+    let (session, draft) = load(&args, &interrupt)?;
     if let Some(warning) = source.warning(session.model().codec()) {
         screen.say(&format!("warning: {warning}"));
     }
@@ -135,8 +144,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         screen.say(&format!("warning: the model was trained on {trained} tokens; beyond them it may write nonsense"));
     }
 
-    let talk = Talk::new(session, template, settings, args.stop.clone())?;
-    let mut chat = Chat { talk, screen, input, interrupt, file: None, failed: false };
+    let codec = session.model().codec();
+    settings.params = args.sampling.params_for(codec);
+    let constraint = grammar.as_ref().map(|grammar| StructureArgs::constraint(grammar, codec)).transpose()?;
+    let kept_to = grammar.as_ref().map(|grammar| grammar.what());
+    let talk = Talk::new(session, template, settings, Aids { constraint, draft }, args.stop.clone())?;
+    let mut chat = Chat { talk, screen, input, interrupt, file: None, kept_to, failed: false };
     if chat.input.is_terminal() {
         chat.greet();
     }
@@ -150,16 +163,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     chat.talk()
 }
 
-fn load(args: &Args, interrupt: &Interrupt) -> anyhow::Result<Session> {
+fn load(args: &Args, interrupt: &Interrupt) -> anyhow::Result<(Session, Option<Draft>)> {
     let _busy = interrupt.busy();
-    let options = args.machine.session(interrupt.flag());
+    let options = args.speculation.session(args.machine.session(interrupt.flag()))?;
     let bar = Patient::new("loading", 1000);
     let loaded = args.machine.load_watched(&args.model, &options, move |part| bar.at((part * 1000.0) as u64));
-    let model = match loaded {
-        Err(error @ Error::LoadCancelled) => return Err(Interrupted(error.to_string()).into()),
-        loaded => loaded?,
+    let interruptible = |error| match error {
+        Error::LoadCancelled => anyhow::Error::from(Interrupted(error.to_string())),
+        error => error.into(),
     };
-    Ok(Session::new(&model, &options)?)
+    let model = loaded.map_err(interruptible)?;
+    let draft = args.speculation.draft(&args.machine, &model, &options).map_err(interruptible)?;
+    Ok((Session::new(&model, &options)?, draft))
 }
 
 /// A chat from its first prompt to its end.
@@ -170,6 +185,8 @@ struct Chat {
     interrupt: Interrupt,
     /// Where the conversation came from, or was saved last.
     file: Option<PathBuf>,
+    /// What answers are held to.
+    kept_to: Option<&'static str>,
     /// Something could not be done.
     failed: bool,
 }
@@ -313,7 +330,7 @@ impl Chat {
         if was_stopped && !self.input.is_terminal() {
             return Err(Interrupted(String::new()).into());
         }
-        let Answered { ended, forgotten, is_empty } = match answered {
+        let Answered { ended, forgotten, is_empty, is_whole } = match answered {
             Ok(answered) => answered,
             Err(why) => {
                 self.talk.conversation = before;
@@ -336,6 +353,9 @@ impl Chat {
                 self.screen.note("the context is full, so the answer ends here; --ctx makes it larger");
             }
             Ended::Failed(error) => drop(self.wrong(&message(&error.into()), "")),
+        }
+        if let (false, Some(kept_to)) = (is_whole, self.kept_to) {
+            self.screen.note(&format!("cut before it was whole, the answer does not keep to {kept_to}"));
         }
         if forgotten > 0 {
             self.screen.note(&format!(
@@ -498,6 +518,8 @@ impl Chat {
         let lines = settings::KNOWN.iter();
         self.screen
             .list(lines.map(|known| (format!("{} {}", known.name, value(known.name)), Cow::Borrowed(known.help))));
+        let others: Vec<String> = settings::others().map(|name| format!("{name} {}", value(name))).collect();
+        self.screen.say(&format!("\nand, as 'nibble chat --help' explains them: {}", others.join(", ")));
         self.screen.gap();
     }
 
@@ -517,6 +539,9 @@ impl Chat {
         if let Some(turn) = &self.talk.last {
             lines.push(("last answer", format!("{}; {}", wrote(turn), read(turn))));
             lines.push(("all answers", format!("{}; {}", wrote(&self.talk.total), read(&self.talk.total))));
+            if self.talk.has_draft() {
+                lines.push(("guessed", speculation::line(&self.talk.total.speculation)));
+            }
         }
         self.screen.list(lines.into_iter().map(|(name, what)| (name.to_string(), Cow::Owned(what))));
         self.screen.gap();

@@ -169,12 +169,17 @@ impl SamplingArgs {
     /// # Errors
     /// Where a parameter lies outside its range.
     pub fn sampler(&self, codec: &dyn TextCodec) -> Result<Sampler, Error> {
+        Sampler::with_text(&self.params_for(codec), codec.n_tokens(), |id| codec.bytes(id))
+    }
+
+    /// What a sampler for this tokenizer is asked to do.
+    pub fn params_for(&self, codec: &dyn TextCodec) -> Params {
         let mut params = self.params();
         if self.ignore_eos {
             let ids = 0..u32::try_from(codec.n_tokens()).unwrap_or(u32::MAX);
             params.logit_bias.extend(ids.filter(|id| codec.is_end(*id)).map(|id| (id, f32::NEG_INFINITY)));
         }
-        Sampler::with_text(&params, codec.n_tokens(), |id| codec.bytes(id))
+        params
     }
 }
 

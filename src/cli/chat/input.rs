@@ -258,8 +258,8 @@ fn complete(line: &str) -> (usize, Vec<Pair>) {
             (line.len() - begun.len(), names.iter().map(|name| pair(name, "")).collect())
         }
         "set" => {
-            let names = settings::KNOWN.iter().filter(|known| known.name.starts_with(after));
-            (start, names.map(|known| pair(known.name, " ")).collect())
+            let names = settings::names().filter(|name| name.starts_with(after));
+            (start, names.map(|name| pair(name, " ")).collect())
         }
         _ => (start, Vec::new()),
     }

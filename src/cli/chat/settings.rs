@@ -1,12 +1,9 @@
 //! What `/set` changes: how tokens are drawn, and what is shown.
 
-use std::fmt::Display;
-use std::str::FromStr;
-
 use serde_json::{Map, Value};
 
 use crate::near;
-use crate::sample::{Params, Sampler};
+use crate::sample::{self, Params};
 
 /// The settings.
 #[derive(Clone, Debug)]
@@ -41,28 +38,31 @@ pub const KNOWN: [Known; 8] = [
     Known { name: "top_k", help: "choose among so many of the most likely tokens; 0 among all" },
     Known { name: "top_p", help: "choose among the most likely tokens of this share; 1 among all" },
     Known { name: "min_p", help: "choose among tokens at least this likely, relative to the first; 0 among all" },
-    Known { name: "seed", help: "begin the random numbers here; 'new' for others every time" },
+    Known { name: "seed", help: "begin the random numbers here; 'random' for others every time" },
     Known { name: "max_tokens", help: "tokens an answer has at most; 'none' for no limit" },
     Known { name: "stats", help: "show the speed after each answer: 'on' or 'off'" },
     Known { name: "wrap", help: "break the lines of answers between words: 'on' or 'off'" },
 ];
 
+/// The names of the parameters that [`KNOWN`] does not explain.
+pub fn others() -> impl Iterator<Item = &'static str> {
+    Params::names().filter(|name| KNOWN.iter().all(|known| known.name != *name))
+}
+
+/// The names of all settings.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    KNOWN.iter().map(|known| known.name).chain(others())
+}
+
 impl Settings {
     /// The value of a setting, as `/set` would take it.
     pub fn get(&self, name: &str) -> Option<String> {
-        let or = |value: Option<String>, none: &str| value.unwrap_or_else(|| none.to_string());
         let on = |on: bool| if on { "on" } else { "off" }.to_string();
-        let params = &self.params;
         Some(match name {
-            "temperature" => params.temperature.to_string(),
-            "top_k" => params.top_k.to_string(),
-            "top_p" => params.top_p.to_string(),
-            "min_p" => params.min_p.to_string(),
-            "seed" => or(params.seed.map(|n| n.to_string()), "new"),
-            "max_tokens" => or(self.max_tokens.map(|n| n.to_string()), "none"),
+            "max_tokens" => self.max_tokens.map_or("none".to_string(), |n| n.to_string()),
             "stats" => on(self.stats),
             "wrap" => on(self.wrap),
-            _ => return None,
+            name => return self.params.get(name).ok(),
         })
     }
 
@@ -71,31 +71,21 @@ impl Settings {
     /// # Errors
     /// A sentence, where there is no such setting, or it cannot have that value.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
-        let mut changed = self.clone();
         // The command line's spelling is understood as well.
-        let name = match name.trim_start_matches('-').replace('-', "_") {
-            short if short == "temp" => "temperature".to_string(),
-            name => name,
-        };
+        let name = name.trim_start_matches('-').replace('-', "_");
         match name.as_str() {
-            "temperature" => changed.params.temperature = number(&name, value, "a number")?,
-            "top_k" => changed.params.top_k = number(&name, value, "a whole number")?,
-            "top_p" => changed.params.top_p = number(&name, value, "a number")?,
-            "min_p" => changed.params.min_p = number(&name, value, "a number")?,
-            "seed" if value == "new" => changed.params.seed = None,
-            "seed" => changed.params.seed = Some(number(&name, value, "a whole number, or 'new'")?),
-            "max_tokens" if value == "none" => changed.max_tokens = None,
-            "max_tokens" => match number(&name, value, "a whole number, or 'none'")? {
-                0 => return Err("max_tokens is 0; it has to be 1 or more, or 'none'".to_string()),
-                n => changed.max_tokens = Some(n),
+            "max_tokens" if value == "none" => self.max_tokens = None,
+            "max_tokens" => match value.parse() {
+                Ok(n) if n > 0 => self.max_tokens = Some(n),
+                _ => return Err(format!("max_tokens cannot be '{value}'; it has to be 1 or more, or 'none'")),
             },
-            "stats" => changed.stats = switch(&name, value)?,
-            "wrap" => changed.wrap = switch(&name, value)?,
-            _ => return Err(unknown(&name)),
+            "stats" => self.stats = switch(&name, value)?,
+            "wrap" => self.wrap = switch(&name, value)?,
+            _ => match self.params.set(&name, value) {
+                Err(sample::Error::Unknown { what: "parameter", .. }) => return Err(unknown(&name)),
+                done => done.map_err(|error| error.to_string())?,
+            },
         }
-        // Whatever it refuses for reasons of its own.
-        Sampler::new(&changed.params).map_err(|e| e.to_string())?;
-        *self = changed;
         Ok(())
     }
 
@@ -104,34 +94,36 @@ impl Settings {
         self.params.temperature == 0.0
     }
 
-    /// Those that a saved conversation keeps.
+    /// Those that a saved conversation keeps: what [`KNOWN`] explains, and what else is not as it is by default.
     pub fn to_json(&self) -> Map<String, Value> {
-        let kept = KNOWN.iter().filter(|known| !matches!(known.name, "stats" | "wrap"));
-        kept.filter_map(|Known { name, .. }| {
+        let default = Self::default();
+        let kept = names().filter(|name| !matches!(*name, "stats" | "wrap"));
+        let kept =
+            kept.filter(|name| KNOWN.iter().any(|known| known.name == *name) || self.get(name) != default.get(name));
+        kept.filter_map(|name| {
             let text = self.get(name)?;
             // Numbers as they are typed: 0.8, and not the 0.800000011920929 that an f32 is.
-            let value = serde_json::from_str(&text).unwrap_or(Value::Null);
-            Some(((*name).to_string(), value))
+            let value = serde_json::from_str(&text).unwrap_or(match text.as_str() {
+                "none" | "random" => Value::Null,
+                _ => Value::String(text),
+            });
+            Some((name.to_string(), value))
         })
         .collect()
     }
-}
-
-fn number<T: FromStr>(name: &str, value: &str, wanted: impl Display) -> Result<T, String> {
-    value.parse().map_err(|_| format!("{name} is '{value}'; it has to be {wanted}"))
 }
 
 fn switch(name: &str, value: &str) -> Result<bool, String> {
     match value {
         "on" => Ok(true),
         "off" => Ok(false),
-        _ => Err(format!("{name} is '{value}'; it has to be 'on' or 'off'")),
+        _ => Err(format!("{name} cannot be '{value}'; it has to be 'on' or 'off'")),
     }
 }
 
 /// There is no such setting.
 fn unknown(name: &str) -> String {
-    let near: Vec<String> = near::near(name, KNOWN.iter().map(|k| k.name)).into_iter().map(str::to_string).collect();
+    let near: Vec<String> = near::near(name, names()).into_iter().map(str::to_string).collect();
     match near::question(&near) {
         Some(question) => format!("there is no setting '{name}'; {question}"),
         None => format!("there is no setting '{name}'; /set lists them"),
@@ -145,12 +137,12 @@ mod tests {
     #[test]
     fn every_setting_takes_the_value_it_shows() {
         let mut settings = Settings::default();
-        for Known { name, help } in &KNOWN {
+        for name in names() {
             let value = settings.get(name).unwrap();
             settings.set(name, &value).unwrap();
             assert_eq!(settings.get(name).unwrap(), value);
-            assert!(name.len() + help.len() < 100);
         }
+        assert!(KNOWN.iter().all(|Known { name, help }| name.len() + help.len() < 100));
         assert_eq!(settings.params, Params::default());
         for (name, value) in [
             ("temperature", "0.5"),
@@ -161,6 +153,7 @@ mod tests {
             ("max_tokens", "9"),
             ("stats", "on"),
             ("wrap", "off"),
+            ("xtc_probability", "0.5"),
         ] {
             settings.set(name, value).unwrap();
             assert_eq!(settings.get(name).unwrap(), value);
@@ -170,7 +163,7 @@ mod tests {
         assert!(settings.params.top_k == 9 && settings.is_greedy());
         assert_eq!(
             Value::Object(settings.to_json()).to_string(),
-            r#"{"temperature":0,"top_k":9,"top_p":0.9,"min_p":0.1,"seed":7,"max_tokens":9}"#
+            r#"{"temperature":0,"top_k":9,"top_p":0.9,"min_p":0.1,"seed":7,"max_tokens":9,"xtc_probability":0.5}"#
         );
     }
 
@@ -178,12 +171,13 @@ mod tests {
     fn a_value_that_is_refused_changes_nothing() {
         let mut settings = Settings::default();
         for (name, value, wanted) in [
-            ("temperature", "hot", "temperature is 'hot'; it has to be a number"),
-            ("temperature", "-1", "temperature is -1; it has to be 0 or more"),
+            ("temperature", "hot", "temperature cannot be 'hot'; it has to be a number of 0 or more"),
+            ("temperature", "-1", "temperature cannot be '-1'; it has to be"),
             ("temperature", "NaN", "it has to be"),
-            ("top_k", "1.5", "top_k is '1.5'; it has to be a whole number"),
-            ("top_p", "0", "top-p is 0; it has to be above 0"),
-            ("max_tokens", "0", "max_tokens is 0"),
+            ("top_k", "1.5", "top_k cannot be '1.5'; it has to be a whole number"),
+            ("top_p", "2", "top_p cannot be '2'; it has to be a number from 0 to 1"),
+            ("samplers", "top_k;topp", "topp"),
+            ("max_tokens", "0", "max_tokens cannot be '0'"),
             ("stats", "maybe", "it has to be 'on' or 'off'"),
             ("temprature", "1", "there is no setting 'temprature'; did you mean temperature?"),
             ("colour", "1", "there is no setting 'colour'; /set lists them"),

@@ -7,7 +7,8 @@ use super::super::progress::Patient;
 use super::screen::Screen;
 use super::settings::Settings;
 use crate::chat::{self, CodecError, Conversation, Fit, StopText, Template, TextCodec, Utf8Stream, Written};
-use crate::runtime::{self, Finish, GenerateOptions, Model, Session, Writer};
+use crate::constrain::Constraint;
+use crate::runtime::{self, Draft, Finish, GenerateOptions, Model, Session, Speculation, Writer};
 use crate::sample::Sampler;
 
 /// A model that somebody talks to.
@@ -15,6 +16,7 @@ pub struct Talk {
     session: Session,
     template: Template,
     sampler: Sampler,
+    aids: Aids,
     stop: Vec<String>,
     settings: Settings,
     /// What was said.
@@ -23,6 +25,15 @@ pub struct Talk {
     pub last: Option<Turn>,
     /// How all of them went, together.
     pub total: Turn,
+}
+
+/// What has a say in the tokens, besides the model and the sampler.
+#[derive(Debug, Default)]
+pub struct Aids {
+    /// Holds each answer to a grammar.
+    pub constraint: Option<Constraint>,
+    /// Guesses ahead.
+    pub draft: Option<Draft>,
 }
 
 /// How an answer went.
@@ -40,6 +51,8 @@ pub struct Turn {
     pub evaluated: usize,
     /// How long it took.
     pub write_time: Duration,
+    /// What came of guessing ahead.
+    pub speculation: Speculation,
 }
 
 impl Turn {
@@ -50,6 +63,7 @@ impl Turn {
         self.written += other.written;
         self.evaluated += other.evaluated;
         self.write_time += other.write_time;
+        self.speculation += other.speculation;
     }
 }
 
@@ -79,6 +93,8 @@ pub struct Answered {
     pub forgotten: usize,
     /// Whether it says nothing.
     pub is_empty: bool,
+    /// Whether it is all that its grammar asks for; true where there is none.
+    pub is_whole: bool,
 }
 
 /// Why there is no answer. The conversation is as it was.
@@ -178,11 +194,12 @@ impl Talk {
         session: Session,
         template: Template,
         settings: Settings,
+        aids: Aids,
         stop: Vec<String>,
     ) -> Result<Self, runtime::Error> {
-        let sampler = Sampler::new(&settings.params)?;
+        let sampler = sampler(&settings, session.model().codec())?;
         let (conversation, total) = (Conversation::default(), Turn::default());
-        Ok(Self { session, template, sampler, stop, settings, conversation, last: None, total })
+        Ok(Self { session, template, sampler, aids, stop, settings, conversation, last: None, total })
     }
 
     /// The model.
@@ -193,6 +210,11 @@ impl Talk {
     /// The context.
     pub fn session(&self) -> &Session {
         &self.session
+    }
+
+    /// Whether something guesses ahead.
+    pub fn has_draft(&self) -> bool {
+        self.aids.draft.is_some()
     }
 
     /// The settings.
@@ -209,7 +231,7 @@ impl Talk {
         settings.set(name, value)?;
         // The random numbers go on where they are, unless they are asked to begin anew.
         if settings.params != self.settings.params || settings.params.seed.is_some() {
-            self.sampler = Sampler::new(&settings.params).map_err(|e| e.to_string())?;
+            self.sampler = sampler(&settings, self.model().codec()).map_err(|e| e.to_string())?;
         }
         self.settings = settings;
         Ok(())
@@ -282,6 +304,12 @@ impl Talk {
             Fit::Without(n) => n,
             Fit::TooLong(tokens) => return Err(Unanswered::TooLong { tokens, n_ctx, least }),
         };
+        if let Some(constraint) = &mut self.aids.constraint {
+            constraint.restart().map_err(runtime::Error::from)?;
+            for token in &reply.tokens {
+                constraint.accept(*token).map_err(runtime::Error::from)?;
+            }
+        }
         let mut turn = Turn::default();
         screen.begin(self.settings.wrap);
         let (ended, after) = loop {
@@ -311,7 +339,8 @@ impl Talk {
         let is_empty = reply.text.trim().is_empty();
         let written = spells(&reply.tokens, &reply.text, self.model().codec());
         self.conversation.answer(reply.text, written.then_some(Written { after, tokens: reply.tokens }));
-        Ok(Answered { ended, forgotten, is_empty })
+        let is_whole = self.aids.constraint.as_mut().is_none_or(Constraint::is_complete);
+        Ok(Answered { ended, forgotten, is_empty, is_whole })
     }
 
     /// Turns to forget where the context is full and an answer of so many tokens is not done; `None` where that would not
@@ -349,8 +378,8 @@ impl Talk {
         let model = self.session.model().clone();
         let options = GenerateOptions { max_tokens: most, ..GenerateOptions::default() };
         let (mut stopped, mut unread) = (false, false);
-        // The one place where it is decided who writes.
-        let writer = Writer::new(&mut self.sampler);
+        let Aids { constraint, draft } = &mut self.aids;
+        let writer = Writer { sampler: &mut self.sampler, constraint: constraint.as_mut(), draft: draft.as_mut() };
         let done = runtime::generate(&mut self.session, writer, prompt, &options, |step| {
             progress = None;
             let Some(token) = step.token else { return ControlFlow::Continue(()) };
@@ -364,6 +393,7 @@ impl Talk {
         turn.read_time += read_time + done.prompt_time;
         turn.evaluated += done.evaluated_tokens;
         turn.write_time += done.generate_time;
+        turn.speculation += done.speculation.unwrap_or_default();
         Ok(match done.finish {
             _ if unread => Ended::Unread,
             _ if stopped => Ended::Itself,
@@ -389,6 +419,10 @@ impl Talk {
         }
         Ok(held)
     }
+}
+
+fn sampler(settings: &Settings, codec: &dyn TextCodec) -> Result<Sampler, crate::sample::Error> {
+    Sampler::with_text(&settings.params, codec.n_tokens(), |id| codec.bytes(id))
 }
 
 /// Whether tokens spell a text exactly, and no control token is among them: then they can stand for it.

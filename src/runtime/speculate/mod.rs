@@ -89,6 +89,14 @@ pub struct Speculation {
     pub evaluations: usize,
 }
 
+impl std::ops::AddAssign for Speculation {
+    fn add_assign(&mut self, other: Self) {
+        self.drafted += other.drafted;
+        self.accepted += other.accepted;
+        self.evaluations += other.evaluations;
+    }
+}
+
 impl Speculation {
     /// The share of the drafted tokens that was taken; 0 where none was drafted.
     pub fn acceptance(&self) -> f64 {
