@@ -281,6 +281,34 @@ fn saved_conversations_are_those_of_other_programs() {
 }
 
 #[test]
+fn every_answer_keeps_to_what_was_asked_for() {
+    let dir = support::folder();
+    let file = dir.path().join("talk.json");
+    let lines = format!("Is it?\nAnd now?\n/retry\n/set samplers temperature\nWhy?\n/save {}\n", file.display());
+    let out = piped(&lines, &["--regex", "(yes|no|也许)\\.", "--seed", "3"]);
+    let answers = stdout(&out);
+    assert_eq!(answers.lines().count(), 4, "{answers}");
+    assert!(answers.lines().all(|answer| ["yes.", "no.", "也许."].contains(&answer)), "{answers}");
+    assert_eq!(saved(&file).len(), 6);
+
+    let cut = piped("Tell me.\n", &["--regex", "[a-z]{200}", "-n", "3"]);
+    has(&unwrapped(&stderr(&cut)), &["cut before it was whole, the answer does not keep to", "max_tokens"]);
+    let wrong = piped("Hi\n", &["--regex", "("]);
+    assert_eq!(wrong.status.code(), Some(1));
+}
+
+#[test]
+fn guessing_ahead_changes_nothing_of_what_is_said() {
+    let lines = "Once upon a time.\nOnce upon a time.\n/stats\n";
+    let greedy = ["--greedy", "-n", "60", "--kv-type", "f32", "--flash-attn", "off"];
+    let alone = piped(lines, &greedy);
+    let guessed = piped(lines, &[&greedy[..], &["--draft", "ngram"]].concat());
+    assert_eq!(stdout(&guessed), stdout(&alone));
+    has(&stderr(&guessed), &["guessed", "tokens right"]);
+    assert!(!stderr(&alone).contains("guessed"));
+}
+
+#[test]
 fn what_is_wrong_with_the_command_line_is_told_at_once() {
     let dir = support::folder();
     for (arguments, wanted) in [
