@@ -143,11 +143,11 @@ sampling_args! {
     counts {
         /// Choose among this many of the most likely tokens; 0 among all
         top_k,
-        /// How many of the last tokens the three penalties look at; -1 at all
+        /// How many of the last tokens the three penalties look at; -1 for the whole text
         repeat_last_n,
         /// With --dry-multiplier: repetitions up to this many tokens are free
         dry_allowed_length,
-        /// With --dry-multiplier: how many of the last tokens are searched for repetitions; -1 all
+        /// With --dry-multiplier: how many of the last tokens are searched for repetitions; -1 for the whole text
         dry_penalty_last_n,
         /// Keep the text equally surprising throughout (Mirostat): 1 or 2 for its first or second version, 0 for off.
         /// Only --temperature and --logit-bias count besides
