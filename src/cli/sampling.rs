@@ -22,8 +22,7 @@ macro_rules! sampling_args {
         #[command(next_help_heading = HEADING)]
         pub(super) struct SamplingArgs {
             $($( $(#[$number_meta])*
-            #[arg(long, value_name = "N", default_value_t = Params::default().$number, allow_negative_numbers = true,
-                  value_parser = |text: &str| checked(stringify!($number), text, |params| params.$number))]
+            #[arg(long, value_name = "N", default_value_t = Params::default().$number, allow_negative_numbers = true)]
             $number: f32, )*)?
 
             $($( $(#[$count_meta])*
@@ -67,7 +66,7 @@ macro_rules! sampling_args {
         }
 
         impl SamplingArgs {
-            /// What the sampler is asked to do.
+            /// What the sampler is asked to do. Whether it is within its ranges is for [`Params::check`] to say.
             pub fn params(&self) -> Params {
                 let order = self.samplers.as_ref().or(self.sampler_seq.as_ref());
                 let mut params = Params {
@@ -283,11 +282,8 @@ mod tests {
     #[test]
     fn what_is_out_of_range_or_contradicts_itself_is_refused_in_a_sentence() {
         for (line, words) in [
-            ("--temp -1", "temperature cannot be '-1'; it has to be a number of 0 or more"),
-            ("--temp warm", "it has to be a number of 0 or more"),
-            ("--top-p 1.5", "it has to be a number from 0 to 1"),
+            ("--temp warm", "invalid float literal"),
             ("--top-k x", "it has to be a whole number, 0 for all"),
-            ("--repeat-penalty 0", "it has to be a number above 0"),
             ("--mirostat 3", "it has to be 0 for off, 1 or 2"),
             ("--samplers top_q", "did you mean"),
             ("--sampler-seq kq", "there is no sampler 'q'"),
@@ -297,6 +293,14 @@ mod tests {
             ("--samplers top_k --sampler-seq k", "cannot be used with"),
         ] {
             let error = parse(line).unwrap_err().to_string();
+            assert!(error.contains(words), "{line}: {error}");
+        }
+        for (line, words) in [
+            ("--temp -1", "temperature cannot be '-1'; it has to be a number of 0 or more"),
+            ("--top-p 1.5", "it has to be a number from 0 to 1"),
+            ("--repeat-penalty 0", "it has to be a number above 0"),
+        ] {
+            let error = parse(line).unwrap().check().unwrap_err().to_string();
             assert!(error.contains(words), "{line}: {error}");
         }
     }
