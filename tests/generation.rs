@@ -601,8 +601,8 @@ fn run_says_in_one_line_what_is_wrong() {
     let long = "Once upon a time. ".repeat(400);
     for (arguments, wanted) in [
         (&["run", "/nowhere.gguf", "-p", "x"][..], "/nowhere.gguf"),
-        (&["run", model, "-p", "x", "--temp", "-1"], "temperature is -1; it has to be 0 or more"),
-        (&["run", model, "-p", "x", "--temp=-1"], "temperature is -1; it has to be 0 or more"),
+        (&["run", model, "-p", "x", "--temp", "-1"], "temperature cannot be '-1'; it has to be a number of 0 or more"),
+        (&["run", model, "-p", "x", "--temp=-1"], "temperature cannot be '-1'; it has to be a number of 0 or more"),
         (&["run", model, "-p", &long], "and the context holds 512"),
         (&["run", model, "-p", "x", "--ctx", "0"], "--ctx is 0"),
         (&["run", model, "-f", "/nowhere.txt"], "/nowhere.txt"),

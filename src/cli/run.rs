@@ -74,7 +74,8 @@ pub struct Args {
     stop: Vec<String>,
 
     #[command(flatten)]
-    sampling: SamplingArgs,
+    // Many, and the other commands have few.
+    sampling: Box<SamplingArgs>,
 
     #[command(flatten)]
     structure: StructureArgs,

@@ -22,8 +22,7 @@ macro_rules! sampling_args {
         #[command(next_help_heading = HEADING)]
         pub(super) struct SamplingArgs {
             $($( $(#[$number_meta])*
-            #[arg(long, value_name = "N", default_value_t = Params::default().$number, allow_negative_numbers = true,
-                  value_parser = |text: &str| checked(stringify!($number), text, |params| params.$number))]
+            #[arg(long, value_name = "N", default_value_t = Params::default().$number, allow_negative_numbers = true)]
             $number: f32, )*)?
 
             $($( $(#[$count_meta])*
@@ -67,7 +66,7 @@ macro_rules! sampling_args {
         }
 
         impl SamplingArgs {
-            /// What the sampler is asked to do.
+            /// What the sampler is asked to do. Whether it is within its ranges is for [`Params::check`] to say.
             pub fn params(&self) -> Params {
                 let order = self.samplers.as_ref().or(self.sampler_seq.as_ref());
                 let mut params = Params {
@@ -143,11 +142,11 @@ sampling_args! {
     counts {
         /// Choose among this many of the most likely tokens; 0 among all
         top_k,
-        /// How many of the last tokens the three penalties look at; -1 at all
+        /// How many of the last tokens the three penalties look at; -1 for the whole text
         repeat_last_n,
         /// With --dry-multiplier: repetitions up to this many tokens are free
         dry_allowed_length,
-        /// With --dry-multiplier: how many of the last tokens are searched for repetitions; -1 all
+        /// With --dry-multiplier: how many of the last tokens are searched for repetitions; -1 for the whole text
         dry_penalty_last_n,
         /// Keep the text equally surprising throughout (Mirostat): 1 or 2 for its first or second version, 0 for off.
         /// Only --temperature and --logit-bias count besides
@@ -288,11 +287,8 @@ mod tests {
     #[test]
     fn what_is_out_of_range_or_contradicts_itself_is_refused_in_a_sentence() {
         for (line, words) in [
-            ("--temp -1", "temperature cannot be '-1'; it has to be a number of 0 or more"),
-            ("--temp warm", "it has to be a number of 0 or more"),
-            ("--top-p 1.5", "it has to be a number from 0 to 1"),
+            ("--temp warm", "invalid float literal"),
             ("--top-k x", "it has to be a whole number, 0 for all"),
-            ("--repeat-penalty 0", "it has to be a number above 0"),
             ("--mirostat 3", "it has to be 0 for off, 1 or 2"),
             ("--samplers top_q", "did you mean"),
             ("--sampler-seq kq", "there is no sampler 'q'"),
@@ -302,6 +298,14 @@ mod tests {
             ("--samplers top_k --sampler-seq k", "cannot be used with"),
         ] {
             let error = parse(line).unwrap_err().to_string();
+            assert!(error.contains(words), "{line}: {error}");
+        }
+        for (line, words) in [
+            ("--temp -1", "temperature cannot be '-1'; it has to be a number of 0 or more"),
+            ("--top-p 1.5", "it has to be a number from 0 to 1"),
+            ("--repeat-penalty 0", "it has to be a number above 0"),
+        ] {
+            let error = parse(line).unwrap().check().unwrap_err().to_string();
             assert!(error.contains(words), "{line}: {error}");
         }
     }
