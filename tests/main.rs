@@ -1,5 +1,7 @@
 //! The one integration test binary: the program as people use it, and whole conversions.
 
+#[cfg(feature = "llama")]
+mod adapters;
 mod bad_input;
 mod command_line;
 mod conversion;
@@ -7,8 +9,6 @@ mod conversion;
 mod forward;
 #[cfg(feature = "llama")]
 mod generation;
-#[cfg(feature = "llama")]
-mod lora;
 #[cfg(feature = "llama")]
 mod prompt_cache;
 #[cfg(unix)]
