@@ -2,6 +2,8 @@
 
 #[cfg(feature = "llama")]
 mod adapter;
+#[cfg(feature = "llama")]
+mod adapters;
 mod bad_input;
 #[cfg(feature = "llama")]
 mod bench;
@@ -13,8 +15,6 @@ mod conversion;
 mod forward;
 #[cfg(feature = "llama")]
 mod generation;
-#[cfg(feature = "llama")]
-mod lora;
 #[cfg(feature = "llama")]
 mod prompt_cache;
 #[cfg(unix)]

@@ -11,7 +11,7 @@ use crate::support;
 
 /// `yi-nano` in 32-bit floats.
 static MODEL: LazyLock<PathBuf> = LazyLock::new(|| {
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lora-yi-nano-F32.gguf");
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("adapters-yi-nano-F32.gguf");
     support::convert(&support::yi_nano(), &file, &["-q", "F32", "--force"])
 });
 
