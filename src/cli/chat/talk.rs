@@ -414,7 +414,7 @@ mod tests {
         assert_eq!(cut(&[1, 2, 3]), [1]);
         assert_eq!(cut(&[0, 4]), [0, 4], "no half of anything");
         assert_eq!(cut(&[0, 5]), [0, 5], "the token has a whole character too");
-        assert_eq!(cut(&[2]), []);
-        assert_eq!(cut(&[]), []);
+        assert!(cut(&[2]).is_empty());
+        assert!(cut(&[]).is_empty());
     }
 }
