@@ -658,8 +658,8 @@ mod terminal {
     fn commands_are_completed() {
         let mut terminal = Terminal::open(yi_nano(), &[]);
         terminal.say("/und\t", "there is nothing to take back");
-        terminal.keys("/set temp\t0.5\r/set\r");
-        terminal.wait("temperature 0.5");
+        terminal.say("/set temp\t0.5", "/set temperature 0.5\n");
+        terminal.say("/set", "temperature 0.5");
         terminal.keys(CTRL_D);
         assert_eq!(terminal.end().0, 0);
     }
