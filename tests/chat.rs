@@ -162,17 +162,24 @@ fn an_answer_goes_on_where_it_was_cut_short() {
 
 #[test]
 fn another_answer_is_another_one_unless_the_seed_is_set_again() {
-    let lines =
-        "Tell me a story.\n/retry\n/set seed 7\n/retry\n/set seed 7\n/retry\n/set temperature 0\n/retry\n/retry\n";
-    let out = piped(lines, &["-n", "12"]);
-    let out_text = stdout(&out);
-    let answers: Vec<&str> = out_text.lines().collect();
-    // Stories have line breaks; these openings have none.
-    assert_eq!(answers.len(), 6, "{out_text}");
+    let dir = support::folder();
+    let file = |i: usize| dir.path().join(format!("{i}.json"));
+    let asked = [
+        "Tell me a story.",
+        "/retry",
+        "/set seed 7\n/retry",
+        "/set seed 7\n/retry",
+        "/set temperature 0\n/retry",
+        "/retry",
+    ];
+    let lines: String = (0..).zip(asked).map(|(i, line)| format!("{line}\n/save {}\n", file(i).display())).collect();
+    let out = piped(&lines, &["-n", "30", "--seed", "1"]);
+    stdout(&out);
+    let answers: Vec<String> = (0..asked.len()).map(|i| saved(&file(i))[1].1.clone()).collect();
     assert_ne!(answers[0], answers[1]);
     assert_eq!(answers[2], answers[3]);
     assert_eq!(answers[4], answers[5]);
-    has(&unwrapped(&stderr(&out)), &["with temperature 0 every answer is the same"]);
+    has(&stderr(&out), &["with temperature 0 every answer is the same"]);
 }
 
 #[test]
