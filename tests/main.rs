@@ -1,9 +1,5 @@
 //! The one integration test binary: the program as people use it, and whole conversions.
 
-#[cfg(feature = "llama")]
-mod adapter;
-#[cfg(feature = "llama")]
-mod adapters;
 mod bad_input;
 #[cfg(feature = "llama")]
 mod bench;
@@ -15,6 +11,10 @@ mod conversion;
 mod forward;
 #[cfg(feature = "llama")]
 mod generation;
+#[cfg(feature = "llama")]
+mod lora;
+#[cfg(feature = "llama")]
+mod lora_conversion;
 #[cfg(feature = "llama")]
 mod prompt_cache;
 #[cfg(unix)]
