@@ -114,7 +114,7 @@ fn a_script_in_which_something_fails_goes_on_and_tells_in_the_end() {
         &unwrapped(&stderr),
         &[
             "there is no command /unod; did you mean /undo?",
-            "temperature is 'hot'; it has to be a number",
+            "temperature cannot be 'hot'; it has to be a number",
             "cannot read /nowhere",
             "there is no message to answer",
             "there is no answer to go on with",
@@ -319,8 +319,8 @@ fn guessing_ahead_changes_nothing_of_what_is_said() {
 fn what_is_wrong_with_the_command_line_is_told_at_once() {
     let dir = support::folder();
     for (arguments, wanted) in [
-        (&["--temp", "-1"][..], "temperature is -1"),
-        (&["-n", "0"], "max_tokens is 0"),
+        (&["--temp", "-1"][..], "temperature cannot be '-1'"),
+        (&["-n", "0"], "max_tokens cannot be '0'"),
         (&["--system-file", "/nowhere"], "/nowhere"),
         (&["--chat-template", "/nowhere"], "cannot read the chat template in /nowhere"),
         (&["--load", "/nowhere"], "cannot read /nowhere"),

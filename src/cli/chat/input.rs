@@ -310,7 +310,7 @@ mod tests {
             ways("/s"),
             (1, vec!["system ".to_string(), "set ".to_string(), "save ".to_string(), "stats".to_string()])
         );
-        assert_eq!(ways("/set to"), (5, vec!["top_k ".to_string(), "top_p ".to_string()]));
+        assert_eq!(ways("/set top_"), (5, ["top_k ", "top_p ", "top_n_sigma "].map(str::to_string).to_vec()));
         assert_eq!(ways("hello /s").1.len(), 0);
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("my chat.json"), "").unwrap();

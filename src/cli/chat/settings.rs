@@ -176,7 +176,7 @@ mod tests {
             ("temperature", "NaN", "it has to be"),
             ("top_k", "1.5", "top_k cannot be '1.5'; it has to be a whole number"),
             ("top_p", "2", "top_p cannot be '2'; it has to be a number from 0 to 1"),
-            ("samplers", "top_k;topp", "topp"),
+            ("samplers", "top_k;top_q", "no sampler 'top_q'"),
             ("max_tokens", "0", "max_tokens cannot be '0'"),
             ("stats", "maybe", "it has to be 'on' or 'off'"),
             ("temprature", "1", "there is no setting 'temprature'; did you mean temperature?"),
