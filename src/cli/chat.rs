@@ -515,10 +515,12 @@ impl Chat {
 
     fn settings(&self) {
         let value = |name| self.talk.settings().get(name).unwrap_or_default();
-        let lines = settings::KNOWN.iter();
-        self.screen
-            .list(lines.map(|known| (format!("{} {}", known.name, value(known.name)), Cow::Borrowed(known.help))));
-        let others: Vec<String> = settings::others().map(|name| format!("{name} {}", value(name))).collect();
+        let default = Settings::default();
+        let (changed, others): (Vec<_>, Vec<_>) =
+            settings::others().partition(|name| self.talk.settings().get(name) != default.get(name));
+        let known = settings::KNOWN.iter().map(|known| (known.name, known.help));
+        let lines = known.chain(changed.into_iter().map(|name| (name, "see 'nibble chat --help'")));
+        self.screen.list(lines.map(|(name, help)| (format!("{name} {}", value(name)), Cow::Borrowed(help))));
         self.screen.say(&format!("\nand, as 'nibble chat --help' explains them: {}", others.join(", ")));
         self.screen.gap();
     }

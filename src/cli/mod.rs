@@ -42,18 +42,18 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    #[cfg(feature = "llama")]
-    Bench(bench::Args),
     Convert(convert::Args),
+    #[cfg(feature = "llama")]
+    Run(run::Args),
     #[cfg(feature = "llama")]
     Chat(chat::Args),
     #[cfg(feature = "llama")]
-    Run(run::Args),
+    Bench(bench::Args),
+    Verify(verify::Args),
     Inspect(inspect::Args),
     Quants(quants::Args),
     #[cfg(feature = "llama")]
     Tokenize(tokenize::Args),
-    Verify(verify::Args),
 }
 
 impl Cli {
@@ -63,18 +63,18 @@ impl Cli {
     /// Whatever the subcommand ran into, ready to print.
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
-            #[cfg(feature = "llama")]
-            Command::Bench(args) => bench::run(args),
             Command::Convert(args) => convert::run(args),
+            #[cfg(feature = "llama")]
+            Command::Run(args) => run::run(args),
             #[cfg(feature = "llama")]
             Command::Chat(args) => chat::run(args),
             #[cfg(feature = "llama")]
-            Command::Run(args) => run::run(args),
+            Command::Bench(args) => bench::run(args),
+            Command::Verify(args) => verify::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Quants(args) => quants::run(args),
             #[cfg(feature = "llama")]
             Command::Tokenize(args) => tokenize::run(args),
-            Command::Verify(args) => verify::run(args),
         }
     }
 }
