@@ -5,7 +5,7 @@
 //!  safetensors, .bin ──► checkpoint ─┐                                         ▲
 //!  config.json ────────► arch ───────┼─► recipe ─► convert ─► model.gguf ─► runtime ─► sample
 //!  tokenizer.model ────► vocab ──────┘   (Plan)    (quant)      (gguf)         ▲
-//!                                                                             chat
+//!                                                                      chat, constrain
 //! ```
 //!
 //! | module         | what it does                                                                    |
@@ -30,7 +30,7 @@
 //!
 //! Words: a *block* is 32 or 256 weights with their scales; a *row* runs along a tensor's fastest dimension;
 //! *importance* is a weight per input channel (llama.cpp's "imatrix"); a *recipe* says which tensor gets which type;
-//! a *plan* is a recipe applied to one model.
+//! a *plan* is a recipe applied to one model; a *draft* guesses tokens ahead, which the model then reads at once.
 
 #![warn(missing_docs)]
 

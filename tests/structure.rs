@@ -771,22 +771,8 @@ fn run_says_what_is_wrong_before_it_loads_a_model() {
 #[test]
 #[ignore = "a measurement"]
 fn how_long_a_mask_takes() {
-    let Some(tokenizer) = support::shared("tokenizer/yi/tokenizer.model") else { return };
-    let folder = tokenizer.parent().unwrap();
     let dir = support::folder();
-    let mut nano = support::Variation::of_yi_nano();
-    nano.config.insert("vocab_size".to_string(), 64000.into());
-    for name in ["lm_head.weight", "model.embed_tokens.weight"] {
-        let tensor = nano.tensor(name);
-        tensor.shape[0] = 64000;
-        tensor.bytes = vec![0; 64000 * 256 * 2];
-    }
-    nano.write_single(dir.path());
-    for file in ["tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"] {
-        std::fs::copy(folder.join(file), dir.path().join(file)).unwrap();
-    }
-    std::fs::copy(folder.join("Yi-6B-Chat.generation_config.json"), dir.path().join("generation_config.json")).unwrap();
-    let file = support::convert(dir.path(), &dir.path().join("yi.gguf"), &["-q", "Q8_0"]);
+    let Some(file) = support::yi_vocabulary(dir.path()) else { return };
     let model = Model::load_vocabulary(&file).unwrap();
     let codec = model.codec();
     let ms = |time: Duration| time.as_secs_f64() * 1e3;

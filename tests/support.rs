@@ -25,6 +25,27 @@ pub fn shared(path: &str) -> Option<PathBuf> {
     None
 }
 
+/// A model with Yi's real tokenizer, its 64,000 tokens and no weights that mean anything, made in `dir`; `None` where the
+/// shared data is not there.
+#[cfg(feature = "llama")]
+pub fn yi_vocabulary(dir: &Path) -> Option<PathBuf> {
+    let tokenizer = shared("tokenizer/yi/tokenizer.model")?;
+    let folder = tokenizer.parent().unwrap();
+    let mut nano = Variation::of_yi_nano();
+    nano.config.insert("vocab_size".to_string(), 64000.into());
+    for name in ["lm_head.weight", "model.embed_tokens.weight"] {
+        let tensor = nano.tensor(name);
+        tensor.shape[0] = 64000;
+        tensor.bytes = vec![0; 64000 * 256 * 2];
+    }
+    nano.write_single(dir);
+    for file in ["tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"] {
+        std::fs::copy(folder.join(file), dir.join(file)).unwrap();
+    }
+    std::fs::copy(folder.join("Yi-6B-Chat.generation_config.json"), dir.join("generation_config.json")).unwrap();
+    Some(convert(dir, &dir.join("yi.gguf"), &["-q", "Q8_0"]))
+}
+
 /// Runs the program.
 pub fn nibble<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
     Command::new(env!("CARGO_BIN_EXE_nibble")).args(args).output().expect("the program starts")
