@@ -192,7 +192,7 @@ impl Field<'_> {
     /// About the weight of all blocks: the sum of [`exp_roughly`].
     pub fn weigh_roughly(&self, tops: &[f32], top: f32, scale: f32) -> f64 {
         let mut room = [0.0; BLOCK];
-        let mut total = 0.0;
+        let mut total = [0.0f64; LANES];
         for (index, block_top) in tops.iter().enumerate() {
             if !has_weight(*block_top, top, scale) {
                 continue;
@@ -204,9 +204,11 @@ impl Field<'_> {
                     sum[lane] += exp_roughly((row[lane] - top) * scale);
                 }
             }
-            total += sum_of(&sum.map(f64::from));
+            for lane in 0..LANES {
+                total[lane] += f64::from(sum[lane]);
+            }
         }
-        total
+        sum_of(&total)
     }
 
     /// How many logits are at least `bar`.
