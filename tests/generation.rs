@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 
 use nibble::chat::{self, Message, Origin, Place, Prompt, Template};
 use nibble::runtime::{
-    self, Error, Finish, FlashAttention, GenerateOptions, KvType, Logits, Model, ModelOptions, Session, SessionOptions,
-    Writer,
+    self, Error, Finish, GenerateOptions, KvType, Logits, Model, ModelOptions, Session, SessionOptions, Writer,
 };
 use nibble::sample::{Params, Sampler};
 
@@ -33,16 +32,6 @@ fn converted(recipe: &str) -> PathBuf {
 
 fn load(path: &Path) -> Model {
     Model::load(path, ModelOptions::default()).unwrap()
-}
-
-/// As exact as llama.cpp gets: no 16-bit floats on the way.
-fn exact() -> SessionOptions {
-    SessionOptions {
-        kv_type: KvType::F32,
-        flash_attention: FlashAttention::Off,
-        threads: Some(1),
-        ..SessionOptions::default()
-    }
 }
 
 fn golden() -> serde_json::Value {
@@ -69,7 +58,7 @@ pub fn check_golden(path: &Path, tolerance: f64) -> f64 {
         let tokens = chat::encode(&prompt, model.codec()).unwrap();
         assert_eq!(tokens, ids(&case["ids"]), "ids of {text:?}");
 
-        let mut session = Session::new(&model, &exact()).unwrap();
+        let mut session = Session::new(&model, &support::exact()).unwrap();
         session.eval(&tokens, Logits::Last).unwrap();
         let logits = session.logits(0).unwrap().to_vec();
         for pair in case["top10"].as_array().unwrap() {
@@ -111,7 +100,7 @@ fn mean_nll(path: &Path, text: &Path) -> (usize, f64) {
     let model = load(path);
     let tokens = chat::encode(&Prompt::plain(std::fs::read_to_string(text).unwrap()), model.codec()).unwrap();
     let (mut sum, mut n) = (0f64, 0u32);
-    let mut session = Session::new(&model, &exact()).unwrap();
+    let mut session = Session::new(&model, &support::exact()).unwrap();
     for window in tokens.chunks_exact(256) {
         session.truncate(0);
         session
@@ -180,10 +169,10 @@ fn the_evaluation_of_a_text_does_not_depend_on_its_batches() {
         assert_eq!(session.tokens(), tokens);
         rows
     };
-    let whole = rows(&SessionOptions { rows: 512, ..exact() }, 0);
+    let whole = rows(&SessionOptions { rows: 512, ..support::exact() }, 0);
     assert_eq!(whole.len(), tokens.len());
     for (n_batch, most, from) in [(7, 7, 0), (64, 5, 0), (64, 64, 33), (512, 1, 60), (512, 512, tokens.len())] {
-        let pieces = rows(&SessionOptions { n_batch, rows: most, ..exact() }, from);
+        let pieces = rows(&SessionOptions { n_batch, rows: most, ..support::exact() }, from);
         assert_eq!(pieces.len(), tokens.len() - from);
         for (a, b) in pieces.iter().zip(&whole[from..]) {
             let difference = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -200,11 +189,11 @@ fn a_cut_context_goes_on_as_a_fresh_one_would() {
     let (first, second) =
         (encode("Once upon a time, there was a little girl"), encode("Once upon a time, the king said"));
     let fresh = |tokens: &[u32]| {
-        let mut session = Session::new(&model, &exact()).unwrap();
+        let mut session = Session::new(&model, &support::exact()).unwrap();
         session.eval(tokens, Logits::Last).unwrap();
         session.logits(0).unwrap().to_vec()
     };
-    let mut session = Session::new(&model, &exact()).unwrap();
+    let mut session = Session::new(&model, &support::exact()).unwrap();
     assert_eq!(session.prefill(&first).unwrap(), 0);
     let same = first.iter().zip(&second).take_while(|(a, b)| a == b).count();
     assert!(same >= 4);
@@ -225,7 +214,8 @@ fn a_cut_context_goes_on_as_a_fresh_one_would() {
 fn what_llama_cpp_does_not_check_is_checked() {
     let path = yi_nano();
     let model = load(&path);
-    let mut session = Session::new(&model, &SessionOptions { n_ctx: Some(20), n_batch: 8, ..exact() }).unwrap();
+    let mut session =
+        Session::new(&model, &SessionOptions { n_ctx: Some(20), n_batch: 8, ..support::exact() }).unwrap();
     assert_eq!(session.n_ctx(), 20);
     assert!(matches!(session.eval(&[], Logits::Last), Err(Error::NoTokens)));
     assert!(matches!(session.prefill(&[]), Err(Error::NoTokens)));
@@ -242,7 +232,7 @@ fn what_llama_cpp_does_not_check_is_checked() {
     assert_eq!(session.room(), 0);
 
     let vocabulary = Model::load_vocabulary(&path).unwrap();
-    assert!(matches!(Session::new(&vocabulary, &exact()), Err(Error::Unsupported { .. })));
+    assert!(matches!(Session::new(&vocabulary, &support::exact()), Err(Error::Unsupported { .. })));
     assert_eq!(vocabulary.n_vocab(), model.n_vocab());
 }
 
@@ -250,7 +240,7 @@ fn what_llama_cpp_does_not_check_is_checked() {
 fn a_full_context_ends_a_text() {
     let path = yi_nano();
     let model = load(&path);
-    let mut session = Session::new(&model, &SessionOptions { n_ctx: Some(16), ..exact() }).unwrap();
+    let mut session = Session::new(&model, &SessionOptions { n_ctx: Some(16), ..support::exact() }).unwrap();
     let prompt = chat::encode(&Prompt::plain("Once upon a time"), model.codec()).unwrap();
     let mut sampler = Sampler::new(&Params::greedy()).unwrap();
     let written =
@@ -268,7 +258,7 @@ fn an_evaluation_can_be_interrupted_and_the_session_used_again() {
     let path = yi_nano();
     let model = load(&path);
     let cancel = Arc::new(AtomicBool::new(false));
-    let options = SessionOptions { n_ctx: Some(8192), n_batch: 2048, cancel: cancel.clone(), ..exact() };
+    let options = SessionOptions { n_ctx: Some(8192), n_batch: 2048, cancel: cancel.clone(), ..support::exact() };
     let mut session = Session::new(&model, &options).unwrap();
     session.eval(&[475, 505], Logits::Last).unwrap();
     let setter = std::thread::spawn(move || {
@@ -285,7 +275,7 @@ fn an_evaluation_can_be_interrupted_and_the_session_used_again() {
     session.cancel().store(false, Ordering::Relaxed);
     session.truncate(2);
     session.eval(&[267], Logits::Last).unwrap();
-    let mut fresh = Session::new(&model, &exact()).unwrap();
+    let mut fresh = Session::new(&model, &support::exact()).unwrap();
     fresh.eval(&[475, 505, 267], Logits::Last).unwrap();
     let pairs = session.logits(0).unwrap().iter().zip(fresh.logits(0).unwrap());
     assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-3));
@@ -297,7 +287,7 @@ fn sessions_are_made_and_used_on_several_threads() {
     let model = load(&path);
     let best: Vec<u32> = std::thread::scope(|scope| {
         let run = || {
-            let mut session = Session::new(&model, &SessionOptions { threads: Some(1), ..exact() }).unwrap();
+            let mut session = Session::new(&model, &SessionOptions { threads: Some(1), ..support::exact() }).unwrap();
             session.eval(&[475, 505, 267, 447, 2616, 428, 306, 267, 449], Logits::Last).unwrap();
             Sampler::new(&Params::greedy()).unwrap().sample(session.logits(0).unwrap(), None).unwrap()
         };

@@ -20,15 +20,6 @@ fn converted(recipe: &str) -> PathBuf {
 static PATH: LazyLock<PathBuf> = LazyLock::new(|| converted("F32"));
 static MODEL: LazyLock<Model> = LazyLock::new(|| Model::load(&PATH, ModelOptions::default()).unwrap());
 
-fn exact() -> SessionOptions {
-    SessionOptions {
-        kv_type: KvType::F32,
-        flash_attention: FlashAttention::Off,
-        threads: Some(1),
-        ..SessionOptions::default()
-    }
-}
-
 fn prompt(n: u32) -> Vec<u32> {
     (0..n).map(|i| 475 + i * 37 % 4000).collect()
 }
@@ -61,7 +52,7 @@ fn the_next_prompt_that_begins_alike_is_not_read_again() {
     let path = dir.path().join("cache");
     for kv_type in [KvType::F32, KvType::F16, KvType::Q8_0] {
         let flash_attention = if kv_type == KvType::F32 { FlashAttention::Off } else { FlashAttention::Auto };
-        let options = SessionOptions { kv_type, flash_attention, ..exact() };
+        let options = SessionOptions { kv_type, flash_attention, ..support::exact() };
         let plain = |prompt: &[u32]| write(&mut Session::new(&MODEL, &options).unwrap(), prompt).tokens;
         let _ = std::fs::remove_file(&path);
         let long = prompt(100);
@@ -98,11 +89,11 @@ fn a_file_that_is_not_whole_is_noticed_and_replaced() {
     let dir = support::folder();
     let path = dir.path().join("cache");
     let prompt = prompt(40);
-    let (plain, ..) = with_cache(&MODEL, &exact(), &path, &prompt);
+    let (plain, ..) = with_cache(&MODEL, &support::exact(), &path, &prompt);
     let whole = std::fs::read(&path).unwrap();
     let check = |bytes: &[u8], what: &str| {
         std::fs::write(&path, bytes).unwrap();
-        let (with, unused, saved) = with_cache(&MODEL, &exact(), &path, &prompt);
+        let (with, unused, saved) = with_cache(&MODEL, &support::exact(), &path, &prompt);
         assert!(matches!(unused, Some(CacheError::Damaged | CacheError::Version { .. })), "{what}: {unused:?}");
         assert_eq!((with.reused_tokens, with.tokens), (0, plain.tokens.clone()), "{what}");
         assert!(saved && std::fs::read(&path).unwrap() == whole, "{what}");
@@ -126,11 +117,11 @@ fn a_file_that_is_something_else_is_left_alone() {
     let path = dir.path().join("thesis.txt");
     for text in ["It was a dark and stormy night.".repeat(10), "n0".to_string()] {
         std::fs::write(&path, &text).unwrap();
-        let (_, unused, saved) = with_cache(&MODEL, &exact(), &path, &prompt(20));
+        let (_, unused, saved) = with_cache(&MODEL, &support::exact(), &path, &prompt(20));
         assert!(matches!(unused, Some(CacheError::NotOurs)) && !saved, "{unused:?}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
     }
-    let (_, unused, saved) = with_cache(&MODEL, &exact(), dir.path(), &prompt(20));
+    let (_, unused, saved) = with_cache(&MODEL, &support::exact(), dir.path(), &prompt(20));
     assert!(matches!(unused, Some(CacheError::NotOurs | CacheError::Read(_))) && !saved, "{unused:?}");
 }
 
@@ -140,7 +131,7 @@ fn what_another_model_or_setting_made_is_not_used() {
     let path = dir.path().join("cache");
     let prompt = prompt(40);
     let other = Model::load(&converted("Q8_0"), ModelOptions::default()).unwrap();
-    let plain = with_cache(&MODEL, &exact(), &path, &prompt).0;
+    let plain = with_cache(&MODEL, &support::exact(), &path, &prompt).0;
     let whole = std::fs::read(&path).unwrap();
     let check = |model: &Model, options: &SessionOptions, what: &str| {
         std::fs::write(&path, &whole).unwrap();
@@ -151,11 +142,11 @@ fn what_another_model_or_setting_made_is_not_used() {
         let (again, unused, _) = with_cache(model, options, &path, &prompt);
         assert!(unused.is_none() && again.reused_tokens == 39);
     };
-    check(&other, &exact(), "another model");
-    check(&MODEL, &SessionOptions { kv_type: KvType::F16, ..exact() }, "another --kv-type");
-    check(&MODEL, &SessionOptions { flash_attention: FlashAttention::On, ..exact() }, "another --flash-attn");
+    check(&other, &support::exact(), "another model");
+    check(&MODEL, &SessionOptions { kv_type: KvType::F16, ..support::exact() }, "another --kv-type");
+    check(&MODEL, &SessionOptions { flash_attention: FlashAttention::On, ..support::exact() }, "another --flash-attn");
     std::fs::write(&path, &whole).unwrap();
-    let small = SessionOptions { n_ctx: Some(39), ..exact() };
+    let small = SessionOptions { n_ctx: Some(39), ..support::exact() };
     let (with, unused, saved) = with_cache(&MODEL, &small, &path, &prompt[..20]);
     assert!(matches!(unused, Some(CacheError::TooLong { n_tokens: 40, n_ctx: 39 })), "{unused:?}");
     assert!(with.reused_tokens == 0 && saved);
@@ -166,12 +157,12 @@ fn what_another_model_or_setting_made_is_not_used() {
     bytes[range.start + range.len() / 2] ^= 1;
     let file = dir.path().join("changed.gguf");
     std::fs::write(&file, bytes).unwrap();
-    check(&Model::load(&file, ModelOptions::default()).unwrap(), &exact(), "another model");
+    check(&Model::load(&file, ModelOptions::default()).unwrap(), &support::exact(), "another model");
     // The same file somewhere else is the same model.
     std::fs::write(&path, &whole).unwrap();
     std::fs::copy(&*PATH, &file).unwrap();
     let copy = Model::load(&file, ModelOptions::default()).unwrap();
-    let (with, unused, saved) = with_cache(&copy, &exact(), &path, &prompt);
+    let (with, unused, saved) = with_cache(&copy, &support::exact(), &path, &prompt);
     assert!(unused.is_none() && !saved && with.reused_tokens == 39);
     assert_eq!(with.tokens, plain.tokens);
 }
@@ -180,7 +171,7 @@ fn what_another_model_or_setting_made_is_not_used() {
 fn a_state_that_lies_about_itself_is_refused_by_llama_cpp_and_not_used() {
     let dir = support::folder();
     let path = dir.path().join("cache");
-    with_cache(&MODEL, &exact(), &path, &prompt(40));
+    with_cache(&MODEL, &support::exact(), &path, &prompt(40));
     let whole = std::fs::read(&path).unwrap();
     let number = |at: usize| u32::from_le_bytes(whole[at..at + 4].try_into().unwrap()) as usize;
     let state = 28 + number(12) + 4 * number(16);
@@ -192,7 +183,7 @@ fn a_state_that_lies_about_itself_is_refused_by_llama_cpp_and_not_used() {
         let hash = blake3::hash(&bytes[..end]);
         bytes[end..].copy_from_slice(hash.as_bytes());
         std::fs::write(&path, bytes).unwrap();
-        let (with, unused, saved) = with_cache(&MODEL, &exact(), &path, &prompt(40));
+        let (with, unused, saved) = with_cache(&MODEL, &support::exact(), &path, &prompt(40));
         assert!(matches!(unused, Some(CacheError::Refused(_))), "{unused:?}");
         assert!(with.reused_tokens == 0 && saved);
         assert!(std::fs::read(&path).unwrap() == whole);
@@ -242,7 +233,7 @@ fn run_starts_from_the_prompt_it_knows() {
 #[test]
 fn a_full_disk_takes_nothing_away() {
     // A device whose writes fail with "no space left": the cache would go beside it, where nothing can be made either.
-    let mut session = Session::new(&MODEL, &exact()).unwrap();
+    let mut session = Session::new(&MODEL, &support::exact()).unwrap();
     let prompt = prompt(20);
     let (mut cache, unused) = PromptCache::load(Path::new("/proc/cache"), &mut session, &prompt).unwrap();
     assert!(unused.is_none());
@@ -279,7 +270,7 @@ fn an_adapter_has_states_of_its_own() {
     };
     let prompt = prompt(30);
     let reused = |model: &Model| {
-        let (with, unused, _) = with_cache(model, &exact(), &path, &prompt);
+        let (with, unused, _) = with_cache(model, &support::exact(), &path, &prompt);
         (with.reused_tokens, unused.map(|error| error.to_string()).unwrap_or_default())
     };
     let (whole, half) = (load(1.0), load(0.5));

@@ -25,6 +25,17 @@ pub fn shared(path: &str) -> Option<PathBuf> {
     None
 }
 
+/// As exact as llama.cpp gets: no 16-bit floats on the way.
+#[cfg(feature = "llama")]
+pub fn exact() -> nibble::runtime::SessionOptions {
+    nibble::runtime::SessionOptions {
+        kv_type: nibble::runtime::KvType::F32,
+        flash_attention: nibble::runtime::FlashAttention::Off,
+        threads: Some(1),
+        ..nibble::runtime::SessionOptions::default()
+    }
+}
+
 /// A model with Yi's real tokenizer, its 64,000 tokens and no weights that mean anything, made in `dir`; `None` where the
 /// shared data is not there.
 #[cfg(feature = "llama")]

@@ -127,20 +127,14 @@ impl Checkpoint {
             refuse_pointer_file(&dir.join(name))?;
         }
         let card = read_card(&dir, &mut warnings);
-        let (shards, tensors) = load(&dir, weights, &mut warnings)?;
+        let loaded = load(&dir, weights, &mut warnings)?;
         Ok(Self {
-            name: presentable_name(&dir),
-            shards,
-            tensors,
-            config,
             generation_config: read("generation_config.json")?,
             tokenizer_config,
             special_tokens_map: read("special_tokens_map.json")?,
             added_tokens: read("added_tokens.json")?,
             chat_template,
-            card,
-            warnings,
-            dir,
+            ..Self::of_weights(dir, config, loaded, card, warnings)
         })
     }
 
@@ -158,8 +152,19 @@ impl Checkpoint {
         let weights = find_stems(&dir, &list(&dir)?, ADAPTER_STEMS, &mut warnings)?;
         let weights = weights.ok_or_else(|| Error::NoAdapterWeights { dir: dir.clone() })?;
         let card = read_card(&dir, &mut warnings);
-        let (shards, tensors) = load(&dir, weights, &mut warnings)?;
-        Ok(Self {
+        let loaded = load(&dir, weights, &mut warnings)?;
+        Ok(Self::of_weights(dir, config, loaded, card, warnings))
+    }
+
+    /// Weights and their configuration, and nothing that says how text is put to them.
+    fn of_weights(
+        dir: PathBuf,
+        config: Config,
+        (shards, tensors): (Vec<Mapping>, Vec<Tensor>),
+        card: ModelCard,
+        warnings: Vec<String>,
+    ) -> Self {
+        Self {
             name: presentable_name(&dir),
             shards,
             tensors,
@@ -172,7 +177,7 @@ impl Checkpoint {
             card,
             warnings,
             dir,
-        })
+        }
     }
 
     /// Whether what lies at `path` is an adapter: a folder with `adapter_config.json` and no whole model beside it, or an

@@ -12,14 +12,14 @@ use serde_json::{Value, json};
 
 use super::inspect::facts::Summary;
 use super::interrupt::{self, Interrupted};
-use super::machine::MachineArgs;
+use super::machine::{MachineArgs, interruptible};
 use super::out::{Out, printable};
 use super::table::{self, Align};
 use super::{out, progress, units};
 use crate::bench::{self, Bandwidth, Caches, Cost, Event, Outcome, Plan, Report, Test};
 use crate::gguf::Gguf;
 use crate::partial::Partial;
-use crate::runtime::{self, Error, KvType, Machine, Shape};
+use crate::runtime::{self, KvType, Machine, Shape};
 
 /// Measure how fast a model runs here, and how fast it could
 ///
@@ -128,10 +128,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     drop(gguf);
     // Before gigabytes are loaded, and not at the very end, it comes out that the file cannot be written.
     let file = args.output.as_ref().map(|path| begin_file(path, args.force)).transpose()?;
-    let model = match args.machine.load(&args.model, &plan.session) {
-        Err(error @ Error::LoadCancelled) => return Err(Interrupted(error.to_string()).into()),
-        loaded => loaded?,
-    };
+    let model = interruptible(args.machine.load(&args.model, &plan.session))?;
     if let Some(trained) = model.n_ctx_train().filter(|trained| facts.n_ctx > *trained) {
         eprintln!("warning: the model was trained on {trained} tokens at a time; the tests need {}", facts.n_ctx);
     }
@@ -597,17 +594,7 @@ mod tests {
 
     /// A model of so many bytes, trained on so many tokens at a time.
     fn shape(weight_bytes: u64, n_ctx_train: u32) -> Shape {
-        Shape {
-            weight_bytes,
-            n_layers: 60,
-            k_values: 60 * 8 * 128,
-            v_values: 60 * 8 * 128,
-            n_heads: 56,
-            n_embd: 7168,
-            n_ff: 20_480,
-            n_vocab: 64_000,
-            n_ctx_train: Some(n_ctx_train),
-        }
+        Shape { weight_bytes, n_ctx_train: Some(n_ctx_train), ..Shape::of_yi_34b() }
     }
 
     fn planned(line: &str, n_ctx_train: u32) -> anyhow::Result<Plan> {

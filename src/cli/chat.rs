@@ -30,7 +30,7 @@ use self::settings::Settings;
 use self::signal::Interrupt;
 use self::talk::{Aids, Answered, Ended, Talk, Turn, Unanswered};
 use super::interrupt::Interrupted;
-use super::machine::MachineArgs;
+use super::machine::{MachineArgs, interruptible};
 use super::message;
 use super::progress::Patient;
 use super::sampling::SamplingArgs;
@@ -40,7 +40,7 @@ use super::template::Source;
 use super::units;
 use crate::chat::{self, Conversation};
 use crate::gguf::Gguf;
-use crate::runtime::{self, Draft, Error, Session};
+use crate::runtime::{self, Draft, Session};
 
 /// Talk with a model in the terminal
 #[derive(Debug, clap::Args)]
@@ -168,12 +168,8 @@ fn load(args: &Args, interrupt: &Interrupt) -> anyhow::Result<(Session, Option<D
     let options = args.speculation.session(args.machine.session(interrupt.flag()))?;
     let bar = Patient::new("loading", 1000);
     let loaded = args.machine.load_watched(&args.model, &options, move |part| bar.at((part * 1000.0) as u64));
-    let interruptible = |error| match error {
-        Error::LoadCancelled => anyhow::Error::from(Interrupted(error.to_string())),
-        error => error.into(),
-    };
-    let model = loaded.map_err(interruptible)?;
-    let draft = args.speculation.draft(&args.machine, &model, &options).map_err(interruptible)?;
+    let model = interruptible(loaded)?;
+    let draft = interruptible(args.speculation.draft(&args.machine, &model, &options))?;
     Ok((Session::new(&model, &options)?, draft))
 }
 

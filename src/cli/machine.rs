@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{ArgAction, ValueEnum};
 
+use super::interrupt::Interrupted;
 use crate::runtime::{self, Error, FlashAttention, KvType, Lora, Model, ModelOptions, SessionOptions};
 
 /// The machine that a model runs on.
@@ -122,4 +123,12 @@ impl MachineArgs {
             ..ModelOptions::default()
         }
     }
+}
+
+/// What was loaded, unless it was interrupted.
+pub(super) fn interruptible<T>(loaded: Result<T, Error>) -> anyhow::Result<T> {
+    loaded.map_err(|error| match error {
+        Error::LoadCancelled => Interrupted(error.to_string()).into(),
+        error => error.into(),
+    })
 }

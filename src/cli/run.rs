@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::ArgAction;
 
 use super::interrupt::{self, Interrupted};
-use super::machine::MachineArgs;
+use super::machine::{MachineArgs, interruptible};
 use super::sampling::SamplingArgs;
 use super::speculation::{self, SpeculationArgs};
 use super::structure::StructureArgs;
@@ -163,14 +163,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         warn(&error);
     }
     finished
-}
-
-/// What was loaded, unless it was interrupted.
-fn interruptible<T>(loaded: Result<T, Error>) -> anyhow::Result<T> {
-    loaded.map_err(|error| match error {
-        Error::LoadCancelled => Interrupted(error.to_string()).into(),
-        error => error.into(),
-    })
 }
 
 /// What to tell where a text was cut before it kept to what was asked for in full.

@@ -204,12 +204,10 @@ impl Machine {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
+impl Shape {
     /// Yi-34B at Q4_K_M.
-    fn yi_34b() -> Shape {
-        Shape {
+    pub(crate) fn of_yi_34b() -> Self {
+        Self {
             weight_bytes: 20_658_000_000,
             n_layers: 60,
             k_values: 60 * 8 * 128,
@@ -221,11 +219,16 @@ mod tests {
             n_ctx_train: Some(4096),
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn the_kv_cache_of_yi_34b_takes_240_kib_a_token() {
         let estimate = |n_ctx, kv_type| {
-            yi_34b().estimate(&SessionOptions { n_ctx: Some(n_ctx), kv_type, ..SessionOptions::default() })
+            Shape::of_yi_34b().estimate(&SessionOptions { n_ctx: Some(n_ctx), kv_type, ..SessionOptions::default() })
         };
         assert_eq!(estimate(4096, KvType::F16).kv_cache, 4096 * 240 * 1024);
         assert_eq!(estimate(4096, KvType::F32).kv_cache, 4096 * 480 * 1024);
@@ -238,7 +241,7 @@ mod tests {
     fn working_memory_is_not_less_than_llama_cpp_takes() {
         let compute = |flash_attention, n_ctx| {
             let options = SessionOptions { n_ctx: Some(n_ctx), flash_attention, ..SessionOptions::default() };
-            yi_34b().estimate(&options).compute as f64 / f64::from(1 << 20)
+            Shape::of_yi_34b().estimate(&options).compute as f64 / f64::from(1 << 20)
         };
         // In MiB: llama.cpp's compute and output buffers for two layers of Yi-34B's width on a CPU, in batches of 512.
         for (flash_attention, n_ctx, measured) in [
@@ -261,13 +264,13 @@ mod tests {
     fn a_model_larger_than_the_machine_is_refused_with_what_would_fit() {
         let machine = |gb: u64| Machine { total: gb * 1_000_000_000, available: 0 };
         let options = SessionOptions { n_ctx: Some(32_768), ..SessionOptions::default() };
-        assert!(machine(32).check(&yi_34b(), &options, 0, 0).is_ok());
-        let refused = machine(24).check(&yi_34b(), &options, 0, 0).unwrap_err();
+        assert!(machine(32).check(&Shape::of_yi_34b(), &options, 0, 0).is_ok());
+        let refused = machine(24).check(&Shape::of_yi_34b(), &options, 0, 0).unwrap_err();
         assert_eq!(refused.fits, Some(8192));
         let text = refused.to_string();
         assert!(text.contains("needs about 28.9 GB (weights 20.7, KV cache 8.1 for 32768 tokens"), "{text}");
         assert!(text.contains("this machine has 24.0 GB. Try --ctx 8192"), "{text}");
-        let refused = machine(16).check(&yi_34b(), &options, 0, 0).unwrap_err();
+        let refused = machine(16).check(&Shape::of_yi_34b(), &options, 0, 0).unwrap_err();
         assert_eq!(refused.fits, None);
         assert!(refused.to_string().contains("Try a smaller quantization"), "{refused}");
     }
@@ -276,8 +279,8 @@ mod tests {
     fn a_second_model_has_what_the_first_one_leaves() {
         let machine = Machine { total: 32_000_000_000, available: 0 };
         let options = SessionOptions::default();
-        assert!(machine.check(&yi_34b(), &options, 0, 8_000_000_000).is_ok());
-        let refused = machine.check(&yi_34b(), &options, 0, 16_000_000_000).unwrap_err().to_string();
+        assert!(machine.check(&Shape::of_yi_34b(), &options, 0, 8_000_000_000).is_ok());
+        let refused = machine.check(&Shape::of_yi_34b(), &options, 0, 16_000_000_000).unwrap_err().to_string();
         assert!(refused.contains("this machine has 32.0 GB, of which the other model takes 16.0"), "{refused}");
     }
 
@@ -285,10 +288,10 @@ mod tests {
     fn layers_on_a_gpu_are_not_counted() {
         let machine = Machine { total: 8_000_000_000, available: 0 };
         let options = SessionOptions::default();
-        assert!(machine.check(&yi_34b(), &options, 0, 0).is_err());
-        assert!(machine.check(&yi_34b(), &options, 30, 0).is_err());
-        assert!(machine.check(&yi_34b(), &options, 45, 0).is_ok());
-        assert!(machine.check(&yi_34b(), &options, u64::MAX, 0).is_ok());
+        assert!(machine.check(&Shape::of_yi_34b(), &options, 0, 0).is_err());
+        assert!(machine.check(&Shape::of_yi_34b(), &options, 30, 0).is_err());
+        assert!(machine.check(&Shape::of_yi_34b(), &options, 45, 0).is_ok());
+        assert!(machine.check(&Shape::of_yi_34b(), &options, u64::MAX, 0).is_ok());
     }
 
     #[test]
