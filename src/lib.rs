@@ -19,6 +19,7 @@
 //! | [`recipe`]     | which tensor gets which type: recipes as data, and the plan made from one       |
 //! | [`convert`]    | carries out a plan in one pass                                                  |
 //! | [`verify`]     | whether a GGUF is whole, and what nibble makes of its source                    |
+//! | [`quality`]    | which file is better, by how much, and whether that is noise                    |
 //! | [`sample`]     | from logits to a token                                                          |
 //! | [`chat`]       | conversations, chat templates and stop rules                                    |
 //! | `runtime`      | the only user of llama.cpp (feature `llama`)                                    |
@@ -47,6 +48,7 @@ pub mod gguf;
 pub mod mmap;
 mod near;
 mod partial;
+pub mod quality;
 pub mod quant;
 pub mod recipe;
 #[cfg(feature = "llama")]

@@ -164,7 +164,52 @@ impl fmt::Debug for Session {
     }
 }
 
-struct Context(NonNull<sys::llama_context>);
+/// llama.cpp's side of a session. It goes before its model does: whoever keeps it keeps the model in a later field.
+pub(super) struct Context(NonNull<sys::llama_context>);
+
+impl Context {
+    /// A context of `n_ctx` tokens. `tune` changes what llama.cpp is asked for, after the options have been put there.
+    /// The flag in `options.cancel` has to live as long as the context.
+    pub(super) fn make(
+        model: &Model,
+        options: &SessionOptions,
+        n_ctx: u32,
+        tune: impl FnOnce(&mut sys::llama_context_params),
+    ) -> Result<Self, Error> {
+        let threads = i32::try_from(options.n_threads()).unwrap_or(1);
+        // SAFETY: takes nothing, gives a struct.
+        let mut params = unsafe { sys::llama_context_default_params() };
+        params.n_ctx = n_ctx;
+        params.n_batch = options.n_batch;
+        params.n_ubatch = options.n_batch;
+        params.n_seq_max = 1;
+        params.n_outputs_max = options.rows;
+        params.n_threads = threads;
+        params.n_threads_batch = threads;
+        params.type_k = options.kv_type.number();
+        params.type_v = options.kv_type.number();
+        params.flash_attn_type = match options.flash_attention {
+            FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+            FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+            FlashAttention::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        };
+        params.no_perf = true;
+        params.abort_callback = Some(is_cancelled);
+        // The flag lives in the options, which whoever asks for a context keeps for as long as it.
+        params.abort_callback_data = Arc::as_ptr(&options.cancel).cast_mut().cast();
+
+        tune(&mut params);
+
+        let (context, heard) = backend::listen(|| {
+            let _making = backend::making();
+            // SAFETY: the model is alive and stays so, as whoever asks keeps a clone of it; the parameters were
+            // checked; no other context is being made.
+            unsafe { sys::llama_init_from_model(model.pointer(), params) }
+        });
+        let context = NonNull::new(context).ok_or_else(|| Error::Context { n_ctx, reason: heard.reason() })?;
+        Ok(Self(context))
+    }
+}
 
 impl Drop for Context {
     fn drop(&mut self) {
@@ -216,37 +261,7 @@ impl Session {
             return Err(Error::Unsupported { path: model.path().to_path_buf(), what });
         }
         let n_ctx = options.n_ctx_for(model.n_ctx_train());
-        let threads = i32::try_from(options.n_threads()).unwrap_or(1);
-
-        // SAFETY: takes nothing, gives a struct.
-        let mut params = unsafe { sys::llama_context_default_params() };
-        params.n_ctx = n_ctx;
-        params.n_batch = options.n_batch;
-        params.n_ubatch = options.n_batch;
-        params.n_seq_max = 1;
-        params.n_outputs_max = options.rows;
-        params.n_threads = threads;
-        params.n_threads_batch = threads;
-        params.type_k = options.kv_type.number();
-        params.type_v = options.kv_type.number();
-        params.flash_attn_type = match options.flash_attention {
-            FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
-            FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
-            FlashAttention::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
-        };
-        params.no_perf = true;
-        params.abort_callback = Some(is_cancelled);
-        // The flag lives in `options`, which the session keeps for as long as the context.
-        params.abort_callback_data = Arc::as_ptr(&options.cancel).cast_mut().cast();
-
-        let (context, heard) = backend::listen(|| {
-            let _making = backend::making();
-            // SAFETY: the model is alive and stays so, as the session keeps a clone of it; the parameters were
-            // checked; no other context is being made.
-            unsafe { sys::llama_init_from_model(model.pointer(), params) }
-        });
-        let context = NonNull::new(context).ok_or_else(|| Error::Context { n_ctx, reason: heard.reason() })?;
-        let context = Context(context);
+        let context = Context::make(model, options, n_ctx, |_| {})?;
         if !model.adapters().is_empty() {
             // SAFETY: the context is alive, and of this model, for which the adapters were loaded.
             unsafe { lora::apply(context.0, model.adapters()) };
