@@ -7,4 +7,7 @@
 //!
 //! What all of it comes to is [`results`], which everything that prints or draws takes and nothing else.
 
+pub mod metrics;
 pub mod results;
+pub mod text;
+pub mod trace;

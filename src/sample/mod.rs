@@ -30,7 +30,7 @@
 mod candidates;
 mod dry;
 mod marks;
-mod math;
+pub(crate) mod math;
 mod params;
 mod random;
 mod scan;
