@@ -7,7 +7,12 @@
 //!
 //! What all of it comes to is [`results`], which everything that prints or draws takes and nothing else.
 
+pub mod file;
+#[cfg(feature = "llama")]
+pub mod measure;
 pub mod metrics;
+#[cfg(feature = "llama")]
+pub mod read;
 pub mod results;
 pub mod text;
 pub mod trace;
