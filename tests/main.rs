@@ -6,6 +6,8 @@ mod bench;
 #[cfg(feature = "llama")]
 mod chat;
 mod command_line;
+#[cfg(feature = "llama")]
+mod compare;
 mod conversion;
 #[cfg(feature = "llama")]
 mod forward;

@@ -166,9 +166,12 @@ impl Observer for Tracer<'_> {
 
     fn rows(&mut self, _model: usize, _step: usize, rows: Rows) -> Result<Option<Vec<f32>>, Failure> {
         let summaries = summaries(&rows)?;
-        for (i, summary) in summaries.iter().enumerate() {
-            self.writer.add(rows.row(i), summary, self.right[rows.first + i])?;
-        }
+        let (header, before, right) = (self.writer.header(), self.writer.rows(), &self.right[rows.first..]);
+        let encoded: Vec<Vec<u8>> = (0..rows.len())
+            .into_par_iter()
+            .map(|i| header.row(before + i as u64, rows.row(i), &summaries[i], right[i]))
+            .collect();
+        encoded.iter().try_for_each(|row| self.writer.add(row))?;
         Ok(Some(rows.logits))
     }
 }

@@ -5,24 +5,27 @@
 //! "nibtrace"  version  length   header (JSON)   tokens             rows                       BLAKE3 of all before
 //!  8 bytes     u32      u32                      windows x window   windows x scored           32 bytes
 //!
-//! row         right    tail     first    range    ids               steps
-//!             f32      f32      f32      f32      k, 2 or 3 bytes   k - 1 u16
+//! row         right    tail     first    range    ids               steps        drawn
+//!             f32      f32      f32      f32      k, 2 or 3 bytes   k - 1 u16    n ids, n u16
 //! ```
 //!
 //! All numbers are little-endian. `right` is the logarithm of the probability of the token that the text has there, `first`
 //! that of the most likely token. Token `i` of the `k` most likely ones has `first - (step_i / 65535)² range`, which is
-//! finest where it counts most; `tail` is the probability of all others together. With k = 64 and a vocabulary of at most 65,536 tokens a row is 270 bytes, where
-//! logits of Yi's 64,000 tokens are 256,000.
+//! finest where it counts most; `tail` is the probability of all others together, and `drawn` are `n` of those, drawn by
+//! their probability, which is `first - step / 65535 * 64`. With k = 64, n = 6 and a vocabulary of at most 65,536 tokens a row
+//! is 294 bytes, where logits of Yi's 64,000 tokens are 256,000.
 //!
-//! The file has the texts' tokens, and not the texts: who has a trace needs nothing else to measure a candidate. Taking
-//! all tokens outside of the `k` for one makes KLD smaller than it is, never larger.
+//! The file has the texts' tokens, and not the texts: who has a trace needs nothing else to measure a candidate. To take
+//! all tokens outside of the `k` for one makes KLD smaller than it is, by a fifth and more where a model is unsure. The ones
+//! that were drawn make up for that: with them the mean over a text is neither too small nor too large, while that of a
+//! single token is off by chance. With n = 0 it is a lower bound.
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::metrics::{Summary, Traced, top_k};
+use super::metrics::{Summary, Traced, draw_others, top_k};
 use super::text::{Cut, Text};
 use crate::mmap::Mapping;
 use crate::partial::Partial;
@@ -34,6 +37,8 @@ const HASH_BYTES: usize = 32;
 const LONGEST_HEADER: usize = 1 << 24;
 /// How far below the most likely token another one can be, in nats. e^-100 is nothing.
 const DEEPEST: f64 = 100.0;
+/// The same, of tokens that were drawn.
+const DEEPEST_DRAWN: f64 = 64.0;
 
 /// Why there is no trace to read, or to write.
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +86,10 @@ pub struct Header {
     pub n_vocab: u32,
     /// Tokens of a window.
     pub window: u32,
-    /// Tokens that a position has of its own.
+    /// The most likely tokens that a position has.
     pub k: u32,
+    /// How many of the others it has.
+    pub drawn: u32,
     /// The texts.
     pub texts: Vec<TracedText>,
 }
@@ -127,7 +134,43 @@ impl Header {
 
     /// Bytes of a row.
     pub fn row_bytes(&self) -> usize {
-        16 + self.k as usize * self.id_bytes() + (self.k as usize).saturating_sub(1) * 2
+        16 + self.k as usize * self.id_bytes()
+            + (self.k as usize).saturating_sub(1) * 2
+            + self.drawn as usize * (self.id_bytes() + 2)
+    }
+
+    /// A row: the reference's logits, and the token that the text has there. It is the row `row` of the file, which what is
+    /// drawn depends on.
+    pub fn row(&self, row: u64, logits: &[f32], summary: &Summary, right: u32) -> Vec<u8> {
+        let top = top_k(logits, self.k as usize);
+        let log_p: Vec<f64> = top.iter().map(|(logit, _)| summary.log_probability(*logit)).collect();
+        let first = log_p.first().copied().unwrap_or(0.0) as f32;
+        let depth = |log_p: f64| (f64::from(first) - log_p).clamp(0.0, DEEPEST);
+        let range = log_p.last().map_or(0.0, |log_p| depth(*log_p)) as f32;
+        let right = summary.log_probability(logits.get(right as usize).copied().unwrap_or(f32::NEG_INFINITY));
+        let tail = 1.0 - log_p.iter().map(|log_p| log_p.exp()).sum::<f64>();
+        let step = |share: f64| ((share * f64::from(u16::MAX)).round() as u16).to_le_bytes();
+
+        let mut bytes = Vec::with_capacity(self.row_bytes());
+        for number in [right as f32, tail.clamp(0.0, 1.0) as f32, first, range] {
+            bytes.extend(number.to_le_bytes());
+        }
+        let ids: Vec<u32> = top.iter().map(|(_, id)| *id).collect();
+        ids.iter().for_each(|id| bytes.extend(&id.to_le_bytes()[..self.id_bytes()]));
+        for log_p in &log_p[1..] {
+            bytes.extend(step((depth(*log_p) / f64::from(range.max(f32::MIN_POSITIVE))).sqrt()));
+        }
+        // The golden ratio's multiples spread evenly, however many there are.
+        const GOLDEN: f64 = 0.618_033_988_749_894_8;
+        let mut drawn = draw_others(logits, summary, &ids, self.drawn as usize, (row as f64 * GOLDEN).fract());
+        // With nothing left to draw from, the tail is 0 and nobody looks at these.
+        drawn.resize(self.drawn as usize, 0);
+        drawn.iter().for_each(|id| bytes.extend(&id.to_le_bytes()[..self.id_bytes()]));
+        for id in drawn {
+            let log_p = summary.log_probability(logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY));
+            bytes.extend(step((depth(log_p) / DEEPEST_DRAWN).min(1.0)));
+        }
+        bytes
     }
 }
 
@@ -136,7 +179,6 @@ pub struct Writer {
     header: Header,
     out: BufWriter<Hashing>,
     rows: u64,
-    row: Vec<u8>,
 }
 
 struct Hashing {
@@ -157,7 +199,8 @@ impl Write for Hashing {
 }
 
 impl Writer {
-    /// Begins the trace that will be at `path`. `header.texts` and `header.k` are filled in.
+    /// Begins the trace that will be at `path`. `header.texts` and `header.k` are filled in; `header.drawn` says how many
+    /// tokens to draw of those that are not among the `k` most likely ones.
     ///
     /// # Errors
     /// Where the file cannot be written.
@@ -182,34 +225,26 @@ impl Writer {
         for token in texts.iter().flat_map(|text| &text.tokens) {
             out.write_all(&token.to_le_bytes()[..header.id_bytes()])?;
         }
-        Ok(Self { header, out, rows: 0, row: Vec::new() })
+        Ok(Self { header, out, rows: 0 })
     }
 
-    /// A row: the reference's logits, and the token that the text has there.
+    /// What the header says so far: rows are made by [`Header::row`].
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// How many rows there are.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Writes the next row.
     ///
     /// # Errors
     /// Where the file cannot be written.
-    pub fn add(&mut self, logits: &[f32], summary: &Summary, right: u32) -> io::Result<()> {
-        let top = top_k(logits, self.header.k as usize);
-        let log_p: Vec<f64> = top.iter().map(|(logit, _)| summary.log_probability(*logit)).collect();
-        let first = log_p.first().copied().unwrap_or(0.0) as f32;
-        let depth = |log_p: &f64| (f64::from(first) - log_p).clamp(0.0, DEEPEST);
-        let range = log_p.last().map_or(0.0, depth) as f32;
-        let right = summary.log_probability(logits.get(right as usize).copied().unwrap_or(f32::NEG_INFINITY));
-        let tail = 1.0 - log_p.iter().map(|log_p| log_p.exp()).sum::<f64>();
-        self.row.clear();
-        for number in [right as f32, tail.clamp(0.0, 1.0) as f32, first, range] {
-            self.row.extend(number.to_le_bytes());
-        }
-        for (_, id) in &top {
-            self.row.extend(&id.to_le_bytes()[..self.header.id_bytes()]);
-        }
-        for log_p in &log_p[1..] {
-            let step = (depth(log_p) / f64::from(range.max(f32::MIN_POSITIVE))).sqrt() * f64::from(u16::MAX);
-            self.row.extend((step.round() as u16).to_le_bytes());
-        }
+    pub fn add(&mut self, row: &[u8]) -> io::Result<()> {
         self.rows += 1;
-        self.out.write_all(&self.row)
+        self.out.write_all(row)
     }
 
     /// Ends the file and gives it its name; one of that name goes where `replace`. Gives its bytes a scored token.
@@ -347,16 +382,23 @@ impl Trace {
         let (numbers, rest) = bytes.split_at(16);
         let float = |i: usize| numbers[4 * i..].first_chunk().map_or(0.0, |four| f64::from(f32::from_le_bytes(*four)));
         let (right, tail, first, range) = (float(0), float(1), float(2), float(3));
-        let (ids, steps) = rest.split_at(self.header.k as usize * self.header.id_bytes());
-        let steps = steps.as_chunks::<2>().0.iter().map(|step| f64::from(u16::from_le_bytes(*step)));
-        let share = |step: f64| step / f64::from(u16::MAX);
-        let log_p = [0.0].into_iter().chain(steps).map(|step| first - share(step) * share(step) * range);
-        let mut top: Vec<(u32, f64)> = ids.chunks_exact(self.header.id_bytes()).map(id).zip(log_p).collect();
+        let (k, n_drawn, id_bytes) = (self.header.k as usize, self.header.drawn as usize, self.header.id_bytes());
+        let (ids, rest) = rest.split_at(k * id_bytes);
+        let (steps, rest) = rest.split_at(k.saturating_sub(1) * 2);
+        let (drawn, drawn_steps) = rest.split_at(n_drawn * id_bytes);
+        let shares = |steps: &[u8]| -> Vec<f64> {
+            let share = |step: &[u8; 2]| f64::from(u16::from_le_bytes(*step)) / f64::from(u16::MAX);
+            steps.as_chunks::<2>().0.iter().map(share).collect()
+        };
+        let log_p = [0.0].into_iter().chain(shares(steps)).map(|share| first - share * share * range);
+        let mut top: Vec<(u32, f64)> = ids.chunks_exact(id_bytes).map(id).zip(log_p).collect();
+        let drawn_log_p = shares(drawn_steps).into_iter().map(|share| first - share * DEEPEST_DRAWN);
+        let mut drawn: Vec<(u32, f64)> = drawn.chunks_exact(id_bytes).map(id).zip(drawn_log_p).collect();
         // Rounding leaves them a hair off 1, which would stand in every KLD.
         let total = tail + top.iter().map(|(_, log_p)| log_p.exp()).sum::<f64>();
         let shift = total.ln();
-        top.iter_mut().for_each(|(_, log_p)| *log_p -= shift);
-        Some(Traced { top, tail: tail / total, right })
+        top.iter_mut().chain(&mut drawn).for_each(|(_, log_p)| *log_p -= shift);
+        Some(Traced { top, tail: tail / total, drawn, right })
     }
 }
 
@@ -384,7 +426,7 @@ mod tests {
     /// A trace of two texts in a file of the folder.
     fn written(dir: &Path, n_vocab: u32, k: u32) -> (PathBuf, f64) {
         let path = dir.join("a.trace");
-        let header = Header { n_vocab, window: WINDOW, nibble: "0".to_string(), ..Header::default() };
+        let header = Header { n_vocab, window: WINDOW, drawn: 6, nibble: "0".to_string(), ..Header::default() };
         let texts = [text("en", 2, n_vocab), text("zh", 1, n_vocab)];
         let mut writer = Writer::create(&path, header, k, &texts).unwrap();
         let mut row = 0;
@@ -392,7 +434,9 @@ mod tests {
             for (_, scored) in (Cut { window: WINDOW }).windows(text) {
                 for right in scored {
                     let logits = logits(row, n_vocab as usize);
-                    writer.add(&logits, &Summary::of(&logits).unwrap(), *right).unwrap();
+                    let bytes = writer.header().row(row as u64, &logits, &Summary::of(&logits).unwrap(), *right);
+                    assert_eq!(bytes.len(), writer.header().row_bytes());
+                    writer.add(&bytes).unwrap();
                     row += 1;
                 }
             }
@@ -432,6 +476,13 @@ mod tests {
                     sum += log_p.exp();
                 }
                 assert!((sum - 1.0).abs() < 1e-12, "{sum}");
+                if traced.tail > 1e-6 {
+                    assert_eq!(traced.drawn.len(), 6);
+                    for (id, log_p) in &traced.drawn {
+                        assert!(traced.top.iter().all(|(top, _)| top != id));
+                        assert!((log_p - summary.log_probability(logits[*id as usize])).abs() < 1e-3);
+                    }
+                }
                 assert!((traced.right - summary.log_probability(logits[*right as usize])).abs() < 1e-6);
             }
             assert_eq!(trace.row(scored.len()), None);
@@ -440,8 +491,8 @@ mod tests {
 
     #[test]
     fn a_row_of_yis_vocabulary_takes_less_than_300_bytes() {
-        let header = Header { n_vocab: 64_000, k: 64, ..Header::default() };
-        assert_eq!(header.row_bytes(), 270);
+        let header = Header { n_vocab: 64_000, k: 64, drawn: 6, ..Header::default() };
+        assert_eq!(header.row_bytes(), 294);
     }
 
     #[test]
