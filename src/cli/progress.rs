@@ -114,6 +114,49 @@ impl Verification {
     }
 }
 
+/// The progress of work in steps: share done, time left, what is being done.
+pub struct Steps {
+    bar: ProgressBar,
+}
+
+impl Steps {
+    /// A bar of so many steps; one that draws nothing when `hidden` or when stderr is not a terminal.
+    pub fn new(n: u64, hidden: bool) -> Self {
+        let bar = bar(n, hidden);
+        let style = ProgressStyle::with_template("{percent:>3}% {wide_bar} {eta} left  {msg}");
+        bar.set_style(style.expect("the template is a constant that parses"));
+        Self { bar }
+    }
+
+    /// Says what is being done.
+    pub fn say(&self, message: &str) {
+        self.bar.set_message(printable(message).into_owned());
+    }
+
+    /// Begins anew with so many steps.
+    pub fn begin(&self, n: usize, message: &str) {
+        self.bar.set_length(n as u64);
+        self.bar.reset();
+        self.say(message);
+    }
+
+    /// So many steps are done.
+    pub fn set(&self, done: u64) {
+        self.bar.set_position(done);
+    }
+
+    /// So many more steps are done.
+    pub fn advance(&self, steps: u64) {
+        self.bar.inc(steps);
+    }
+
+    /// Takes the bar off the screen.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(feature = "llama")]
 /// The progress of a benchmark: what is being measured, and the time so far.
 #[cfg(feature = "llama")]
 pub struct Bench {
