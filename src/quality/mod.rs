@@ -14,5 +14,6 @@ pub mod metrics;
 #[cfg(feature = "llama")]
 pub mod read;
 pub mod results;
+pub mod statistics;
 pub mod text;
 pub mod trace;
