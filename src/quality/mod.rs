@@ -7,4 +7,7 @@
 //!
 //! What all of it comes to is [`results`], which everything that prints or draws takes and nothing else.
 
+#[cfg(feature = "llama")]
+pub mod calibrate;
+pub mod importance;
 pub mod results;
