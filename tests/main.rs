@@ -14,6 +14,8 @@ mod forward;
 #[cfg(feature = "llama")]
 mod generation;
 #[cfg(feature = "llama")]
+mod importance;
+#[cfg(feature = "llama")]
 mod lora;
 #[cfg(feature = "llama")]
 mod lora_conversion;

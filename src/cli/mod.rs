@@ -3,9 +3,12 @@
 #[cfg(feature = "llama")]
 mod bench;
 #[cfg(feature = "llama")]
+mod calibrate;
+#[cfg(feature = "llama")]
 mod chat;
 mod convert;
 mod groups;
+mod importance;
 mod inspect;
 pub mod interrupt;
 #[cfg(feature = "llama")]
@@ -49,6 +52,8 @@ enum Command {
     Chat(chat::Args),
     #[cfg(feature = "llama")]
     Bench(bench::Args),
+    #[cfg(feature = "llama")]
+    Calibrate(calibrate::Args),
     Verify(verify::Args),
     Inspect(inspect::Args),
     Quants(quants::Args),
@@ -70,6 +75,8 @@ impl Cli {
             Command::Chat(args) => chat::run(args),
             #[cfg(feature = "llama")]
             Command::Bench(args) => bench::run(args),
+            #[cfg(feature = "llama")]
+            Command::Calibrate(args) => calibrate::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Quants(args) => quants::run(args),

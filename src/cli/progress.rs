@@ -194,3 +194,41 @@ impl Bench {
         self.bar.finish_and_clear();
     }
 }
+
+/// The progress of a calibration: windows read, and the time left.
+#[cfg(feature = "llama")]
+pub struct Calibration {
+    bar: ProgressBar,
+}
+
+#[cfg(feature = "llama")]
+impl Calibration {
+    /// A bar that draws nothing when `hidden` or when stderr is not a terminal.
+    pub fn new(hidden: bool) -> Self {
+        let bar = bar(1, hidden);
+        let style = ProgressStyle::with_template("{percent:>3}% {wide_bar} {pos} of {len} windows, {eta} left");
+        bar.set_style(style.expect("the template is a constant that parses"));
+        Self { bar }
+    }
+
+    /// So many windows of so many are done.
+    pub fn at(&self, done: u64, all: u64) {
+        if self.bar.length() != Some(all) {
+            self.bar.set_length(all);
+            self.bar.set_position(done);
+            // The time left is that of work, not of what an earlier run has done.
+            self.bar.reset_eta();
+        }
+        self.bar.set_position(done);
+    }
+
+    /// Says something in a line above the bar.
+    pub fn say(&self, line: &str) {
+        self.bar.suspend(|| eprintln!("nibble: {}", printable(line)));
+    }
+
+    /// Takes the bar off the screen.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}

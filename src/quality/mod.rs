@@ -5,9 +5,17 @@
 //!                 └──► candidates ─► logits ─┴► metrics ─► statistics ─► results ─► report, JSON, CSV, table
 //! ```
 //!
+//! [`weights`] compares the files themselves, with no model run. A [`trace`]
+//! stands in for a reference that is not at hand. [`importance`] is what conversion goes by to lose less.
+//!
 //! What all of it comes to is [`results`], which everything that prints or draws takes and nothing else.
 
+#[cfg(feature = "llama")]
+pub mod assemble;
+#[cfg(feature = "llama")]
+pub mod calibrate;
 pub mod file;
+pub mod importance;
 #[cfg(feature = "llama")]
 pub mod measure;
 pub mod metrics;
@@ -17,3 +25,4 @@ pub mod results;
 pub mod statistics;
 pub mod text;
 pub mod trace;
+pub mod weights;
