@@ -4,6 +4,7 @@
 mod bench;
 #[cfg(feature = "llama")]
 mod chat;
+mod compare;
 mod convert;
 mod groups;
 mod inspect;
@@ -49,6 +50,7 @@ enum Command {
     Chat(chat::Args),
     #[cfg(feature = "llama")]
     Bench(bench::Args),
+    Compare(compare::Args),
     Verify(verify::Args),
     Inspect(inspect::Args),
     Quants(quants::Args),
@@ -70,6 +72,7 @@ impl Cli {
             Command::Chat(args) => chat::run(args),
             #[cfg(feature = "llama")]
             Command::Bench(args) => bench::run(args),
+            Command::Compare(args) => compare::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Quants(args) => quants::run(args),
