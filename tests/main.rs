@@ -29,3 +29,4 @@ mod speculation;
 mod structure;
 mod support;
 mod verification;
+mod weights;
