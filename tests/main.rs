@@ -6,6 +6,8 @@ mod bench;
 #[cfg(feature = "llama")]
 mod chat;
 mod command_line;
+#[cfg(unix)]
+mod compare_recipes;
 mod conversion;
 #[cfg(feature = "llama")]
 mod forward;
