@@ -13,7 +13,7 @@ use nibble::quality::weights::{Error, Job};
 use nibble::sample::Random;
 use serde_json::Value;
 
-use crate::support::{Tensor, Variation, convert, error, folder, has, nibble, stdout, yi_nano};
+use crate::support::{self, Tensor, Variation, convert, error, folder, has, nibble, stdout, yi_nano};
 
 /// Compares with the library, on so many threads.
 fn compare_on(
@@ -259,7 +259,13 @@ fn numbers_depend_on_nothing_but_the_files() {
     for (together, file) in together.iter().zip(&files) {
         assert_eq!(together.as_ref().unwrap(), &compare(&yi_nano(), file), "alone as among others");
     }
-    // Cut otherwise, the sums are rounded otherwise, and no more than that.
+    let parts = dir.path().join("parts");
+    fs::create_dir(&parts).unwrap();
+    convert(&yi_nano(), &parts.join("q.gguf"), &["-q", "Q4_K_S", "--split-max-size", "1M"]);
+    let parts: Vec<_> = support::files(&parts).iter().map(|name| parts.join(name)).collect();
+    assert!(parts.len() > 2);
+    assert_eq!(together[0].as_ref().unwrap(), &compare(&yi_nano(), &parts[1]), "a candidate in parts");
+    // Where the source is cut otherwise, the sums are rounded otherwise, and no more than that.
     let shards = dir.path().join("shards");
     Variation::of_yi_nano().write_shards(&shards, 3);
     let bf16 = made(dir.path(), "BF16");
@@ -346,7 +352,8 @@ fn what_cannot_be_compared_is_said_and_the_rest_is_compared() {
         "tensor 'blk.1.attn_q.weight' has NaN or infinity in this file, the first in row 2 (counted from 0)",
     ];
     let (mut skipped, mut wanted) = (found.skipped.clone(), wanted.map(str::to_string).to_vec());
-    (skipped.sort(), wanted.sort());
+    skipped.sort();
+    wanted.sort();
     assert_eq!(skipped, wanted);
     assert_eq!(found.tensors.len(), 39 - 5);
     for tensor in &found.tensors {
@@ -430,7 +437,11 @@ fn the_program_prints_tables_and_json_and_exits_with_1_where_a_file_failed() {
         &["Relative error by role", "ffn_down", "Worst tensors of Q4_K_M", "Worst tensors of Q8_0", "Its error"],
     );
 
-    let json: Value = serde_json::from_str(&stdout(&nibble(["compare", nano, q4, "--weights", "--json"]))).unwrap();
+    let json = dir.path().join("found.json");
+    let to_json = ["compare", nano, q4, "--weights", "--json", json.to_str().unwrap()];
+    has(&stdout(&nibble(to_json)), &["Worst tensors of Q4_K_M"]);
+    has(&error(&nibble(to_json)), &["found.json could not be written"]);
+    let json: Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
     let weights = &json["candidates"][0]["weights"];
     let found = compare(&yi_nano(), Path::new(q4));
     assert_eq!(weights["overall"]["relative"].as_f64(), Some(found.overall.unwrap().relative));

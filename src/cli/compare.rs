@@ -2,13 +2,15 @@
 
 mod weights;
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use serde_json::json;
 
 use super::interrupt;
 use super::out;
+use crate::partial::Partial;
 
 /// Compare quantized files with what they were made from
 #[derive(Debug, clap::Args)]
@@ -26,9 +28,13 @@ pub struct Args {
     #[arg(long, required = true)]
     weights: bool,
 
-    /// Print the result as JSON
+    /// Write everything for programs
+    #[arg(long, value_name = "FILE.json")]
+    json: Option<PathBuf>,
+
+    /// Replace files that exist
     #[arg(long)]
-    json: bool,
+    force: bool,
 
     /// Threads [default: one a core]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -47,24 +53,23 @@ struct Failed;
 pub fn run(args: Args) -> anyhow::Result<()> {
     let cancel = interrupt::listen()?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0).into()).build()?;
-    let quiet = args.quiet || args.json;
-    let mut found =
-        pool.install(|| weights::measure(&args.reference, &args.candidates, None, quiet, args.quiet, &cancel))?;
+    let mut found = pool.install(|| weights::measure(&args.reference, &args.candidates, None, args.quiet, &cancel))?;
     if let [Err(_)] = found.as_slice()
         && let Some(Err(error)) = found.pop()
     {
         return Err(error.into());
     }
     let results: Vec<_> = args.candidates.iter().zip(&found).collect();
+    if let Some(path) = &args.json {
+        let candidates = results.iter().map(|(path, result)| match result {
+            Ok(weights) => json!({"path": path, "weights": weights}),
+            Err(error) => json!({"path": path, "failure": error.to_string()}),
+        });
+        let json = json!({"source": args.reference, "candidates": candidates.collect::<Vec<_>>()});
+        let text = serde_json::to_string_pretty(&json)?;
+        write(path, &text, args.force).with_context(|| format!("{} could not be written", path.display()))?;
+    }
     out::to_stdout(|out| {
-        if args.json {
-            let candidates = results.iter().map(|(path, result)| match result {
-                Ok(weights) => json!({"path": path, "weights": weights}),
-                Err(error) => json!({"path": path, "failure": error.to_string()}),
-            });
-            let json = json!({"source": args.reference, "candidates": candidates.collect::<Vec<_>>()});
-            return Ok(writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?);
-        }
         let measured: Vec<_> = results
             .iter()
             .filter_map(|(path, result)| {
@@ -78,4 +83,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         eprintln!("nibble: {}", out::printable(&error.to_string()));
     }
     if found.iter().any(Result::is_err) { Err(Failed.into()) } else { Ok(()) }
+}
+
+fn write(path: &Path, text: &str, force: bool) -> io::Result<()> {
+    let mut file = Partial::create(path)?;
+    writeln!(file, "{text}")?;
+    file.finish(force)
 }

@@ -5,6 +5,8 @@
 //!                 └──► candidates ─► logits ─┴► metrics ─► statistics ─► results ─► report, JSON, CSV, table
 //! ```
 //!
+//! [`weights`] compares the files themselves, with no model run.
+//!
 //! What all of it comes to is [`results`], which everything that prints or draws takes and nothing else.
 
 pub mod results;

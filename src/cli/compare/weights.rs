@@ -31,7 +31,7 @@ pub struct Measured<'a> {
 }
 
 /// Compares the weights of `candidates` with those of `source`, on the threads of the current rayon pool: for each what was
-/// found, or why it could not be compared. Draws a bar unless `hidden`, and says warnings unless `silent`.
+/// found, or why it could not be compared. Draws a bar and says warnings unless `quiet`.
 ///
 /// # Errors
 /// Those of the source, and [`interrupt::Interrupted`] where `cancel` was set.
@@ -39,17 +39,16 @@ pub fn measure(
     source: &Path,
     candidates: &[PathBuf],
     importance: Option<&Importance>,
-    hidden: bool,
-    silent: bool,
+    quiet: bool,
     cancel: &AtomicBool,
 ) -> anyhow::Result<Vec<Result<WeightErrors, Error>>> {
     let job = Job::prepare(source, candidates, importance)?;
-    if !silent {
+    if !quiet {
         for warning in job.warnings() {
             eprintln!("nibble: warning: {}", printable(warning));
         }
     }
-    let bar = progress::Reading::new(hidden, "read");
+    let bar = progress::Reading::new(quiet, "read");
     let result = job.execute(&|bytes, of| bar.advance(bytes, of), cancel);
     bar.clear();
     match result {
@@ -180,7 +179,7 @@ fn print_skipped(out: &mut Out, measured: &[Measured]) -> anyhow::Result<()> {
         }
         let rest = m.weights.skipped.len().saturating_sub(MOST_SKIPPED);
         if rest > 0 {
-            writeln!(out, "and {rest} more, which --json lists")?;
+            writeln!(out, "and {rest} more, which --json FILE lists")?;
         }
     }
     Ok(())
