@@ -8,6 +8,8 @@ mod chat;
 mod command_line;
 #[cfg(feature = "llama")]
 mod compare;
+#[cfg(all(unix, feature = "llama"))]
+mod compare_recipes;
 mod conversion;
 #[cfg(feature = "llama")]
 mod forward;
@@ -33,3 +35,4 @@ mod speculation;
 mod structure;
 mod support;
 mod verification;
+mod weights;

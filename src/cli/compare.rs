@@ -1,7 +1,9 @@
 //! `nibble compare`
 
 mod outputs;
+#[cfg(feature = "llama")]
 mod texts;
+mod weights;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,16 +12,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, bail};
 
 use self::outputs::Outputs;
-pub(super) use self::texts::WindowArgs;
+#[cfg(feature = "llama")]
+pub(super) use self::texts::{WindowArgs, check_window, describe_failure};
 use super::interrupt::{self, Interrupted};
-use super::machine::EngineArgs;
 use super::out::{self, printable};
-use super::progress;
+use super::{importance, progress};
 use crate::gguf::Gguf;
 use crate::quality::file::{self, unique_names};
 use crate::quality::report;
 use crate::quality::results::{Candidate, File, Results, Settings};
-use crate::quality::text::Named;
 use crate::quality::trace::Trace;
 
 /// Find out which of several files of a model is better, by how much, and whether that is more than noise
@@ -31,63 +32,61 @@ use crate::quality::trace::Trace;
   nibble compare Yi-6B-BF16.gguf Yi-6B-Q4_K_M.gguf Yi-6B-IQ4_XS.gguf --text en=wiki.txt --text zh=novel.txt
   nibble compare Yi-6B-BF16.gguf Yi-6B-*.gguf --text wiki.txt --report yi-6b.html
   nibble compare Yi-34B.trace Yi-34B-Q4_K_M.gguf Yi-34B-Q3_K_M.gguf     no reference in memory: see nibble trace
-  nibble compare --weights Yi-6B/ Yi-6B-Q4_K_M.gguf                     weights alone: no model is run")]
+  nibble compare Yi-6B/ Yi-6B-Q4_K_M.gguf --weights                     weights alone: no model is run")]
 pub struct Args {
     /// What to compare with: the model in 16 bits or the best file there is, or a trace of it; for --weights, a Hugging
     /// Face folder too
     reference: PathBuf,
 
-    /// The files to compare
+    /// The files to compare; of a split model, any part
     #[arg(required = true, value_name = "CANDIDATE")]
     candidates: Vec<PathBuf>,
 
-    /// A text to compare on; a name keeps texts apart in the results, as in --text en=wiki.txt --text zh=novel.txt
-    #[arg(long, value_name = "NAME=FILE", help_heading = "Measures")]
-    text: Vec<Named>,
-
+    #[cfg(feature = "llama")]
     #[command(flatten)]
-    windows: WindowArgs,
+    texts: texts::TextArgs,
+
+    /// Compare the weights, which runs no model
+    #[arg(long, help_heading = "Measures")]
+    weights: bool,
+
+    /// With --weights: importance, as `nibble calibrate` makes it, by which columns count
+    #[arg(long, value_name = "FILE", requires = "weights", help_heading = "Measures")]
+    importance: Option<PathBuf>,
 
     /// Compute no hashes of the model files, which takes reading all of them
     #[arg(long, help_heading = "Measures")]
     no_hash: bool,
 
-    /// How often the bootstrap draws: more makes the intervals' ends steadier
-    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(100..=100_000),
-          help_heading = "Measures")]
-    resamples: u32,
-
-    /// The bootstrap's seed
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Measures")]
-    seed: u64,
-
     #[command(flatten)]
     outputs: Outputs,
 
-    #[command(flatten)]
-    engine: EngineArgs,
-
-    /// Show llama.cpp's log
-    #[arg(short, long, help_heading = "Output")]
-    verbose: bool,
+    /// Print nothing but errors and the result
+    #[arg(long, help_heading = "Output")]
+    quiet: bool,
 }
 
 /// How sure intervals are.
 const CONFIDENCE: f64 = 0.95;
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    crate::runtime::set_verbose(args.verbose);
     let trace = Trace::is_one(&args.reference).then(|| Trace::open(&args.reference)).transpose()?;
-    if trace.is_none() && args.text.is_empty() {
-        bail!("say what to compare by: --text NAME=FILE, --task FILE, or --weights");
+    #[cfg(feature = "llama")]
+    let runs_models = args.texts.check(&args, trace.is_some())?;
+    #[cfg(not(feature = "llama"))]
+    let runs_models = false;
+    if !runs_models && !args.weights {
+        bail!("say what to compare by: --text NAME=FILE, or --weights");
+    }
+    if args.weights && trace.is_some() {
+        bail!("a trace has no weights; --weights needs the model that it was made of");
     }
     args.outputs.check()?;
-    let cancel = interrupt::listen()?;
-    let mut work = Work::new(args, trace, cancel)?;
-    let result = work.measure();
+    let mut work = Work::new(args, trace, interrupt::listen()?)?;
+    let result = work.measure(runs_models);
     let finished = work.finish();
-    result?;
-    finished
+    // What went wrong on the way comes first; what was found until then is printed all the same.
+    result.and(finished)
 }
 
 /// A comparison on its way.
@@ -107,12 +106,7 @@ impl Work {
         let mut results = Results {
             version: env!("CARGO_PKG_VERSION").to_string(),
             command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
-            settings: Settings {
-                confidence: CONFIDENCE,
-                resamples: args.resamples,
-                seed: args.seed,
-                ..Settings::default()
-            },
+            settings: Settings { confidence: CONFIDENCE, ..Settings::default() },
             ..Results::default()
         };
         results.reference.file = match &trace {
@@ -127,6 +121,10 @@ impl Work {
                     quantization: model.quantization.clone(),
                     ..File::default()
                 }
+            }
+            None if args.reference.is_dir() => {
+                let path = args.reference.canonicalize().unwrap_or_else(|_| args.reference.clone());
+                File { name: folder_name(&path), path: args.reference.display().to_string(), ..File::default() }
             }
             None => File::of_gguf(&args.reference, &Gguf::open(&args.reference)?),
         };
@@ -164,18 +162,44 @@ impl Work {
     }
 
     /// Measures what was asked for.
-    fn measure(&mut self) -> anyhow::Result<()> {
+    fn measure(&mut self, runs_models: bool) -> anyhow::Result<()> {
         if !self.args.no_hash {
             self.hash()?;
         }
-        texts::measure(self)
+        #[cfg(feature = "llama")]
+        if runs_models {
+            texts::measure(self)?;
+        }
+        let _ = runs_models;
+        if self.args.weights && !self.results.interrupted {
+            self.weigh()?;
+        }
+        Ok(())
+    }
+
+    /// Compares the weights of all candidates that can be read.
+    fn weigh(&mut self) -> anyhow::Result<()> {
+        let importance = self.args.importance.as_deref().map(importance::read).transpose()?;
+        let readable: Vec<usize> =
+            (0..self.paths.len()).filter(|i| self.results.candidates[*i].failure.is_none()).collect();
+        let paths: Vec<PathBuf> = readable.iter().map(|i| self.paths[*i].clone()).collect();
+        let found =
+            weights::measure(&self.args.reference, &paths, importance.as_ref(), self.args.quiet, &self.cancel)?;
+        for (i, result) in readable.into_iter().zip(found) {
+            match result {
+                Ok(errors) => self.results.candidates[i].weights = Some(errors),
+                Err(error) => self.fail(i, error.to_string()),
+            }
+        }
+        Ok(())
     }
 
     /// Computes the hashes of all model files: they say what was measured.
     fn hash(&mut self) -> anyhow::Result<()> {
         let total: u64 = self.results.candidates.iter().map(|candidate| candidate.file.bytes).sum();
-        let reference = if self.trace.is_none() { self.results.reference.file.bytes } else { 0 };
-        let bar = progress::Steps::new(total + reference, self.args.verbose);
+        let has_reference = self.trace.is_none() && !self.args.reference.is_dir();
+        let reference = if has_reference { self.results.reference.file.bytes } else { 0 };
+        let bar = progress::Steps::new(total + reference, self.args.quiet);
         bar.say("computing hashes");
         let mut hash = |path: &Path| -> anyhow::Result<Option<String>> {
             let Ok(gguf) = Gguf::open(path) else { return Ok(None) };
@@ -191,7 +215,7 @@ impl Work {
                 Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
             }
         };
-        if self.trace.is_none() {
+        if has_reference {
             self.results.reference.file.blake3 = hash(&self.args.reference)?;
         }
         for (candidate, path) in self.results.candidates.iter_mut().zip(&self.paths) {
@@ -212,19 +236,31 @@ impl Work {
         self.outputs.write(&self.results)
     }
 
-    /// Prints what was found.
+    /// Prints what was found, and writes it.
     fn finish(&mut self) -> anyhow::Result<()> {
-        let has_scores = self.results.candidates.iter().any(|candidate| candidate.overall.is_some());
-        if has_scores {
+        let candidates = &self.results.candidates;
+        let has_scores = candidates.iter().any(|candidate| candidate.overall.is_some());
+        let weighed: Vec<weights::Measured> = candidates
+            .iter()
+            .filter_map(|c| Some(weights::Measured { name: c.file.name.clone(), weights: c.weights.as_ref()? }))
+            .collect();
+        let has_anything = has_scores || !weighed.is_empty();
+        out::to_stdout(|out| {
+            use std::io::Write;
+            let width = usize::from(out.width().unwrap_or(120));
+            if has_scores {
+                out.write_all(report::table(&self.results, width).as_bytes())?;
+            }
+            if has_scores && !weighed.is_empty() {
+                writeln!(out)?;
+            }
+            weights::print(out, &weighed)
+        })?;
+        if has_anything {
             self.save()?;
-            out::to_stdout(|out| {
-                use std::io::Write;
-                let width = usize::from(out.width().unwrap_or(120));
-                Ok(out.write_all(report::table(&self.results, width).as_bytes())?)
-            })?;
         }
         if self.results.interrupted {
-            let said = if has_scores { "stopped; the numbers are those of what was read" } else { "stopped" };
+            let said = if has_anything { "stopped; the numbers are those of what was read" } else { "stopped" };
             return Err(Interrupted(said.to_string()).into());
         }
         let failed = self.results.candidates.iter().filter(|candidate| candidate.failure.is_some()).count();
@@ -233,6 +269,10 @@ impl Work {
             n => bail!("{n} of {} candidates could not be compared", self.results.candidates.len()),
         }
     }
+}
+
+fn folder_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 fn say_failure(name: &str, failure: &str) {

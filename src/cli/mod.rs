@@ -6,6 +6,7 @@ mod bench;
 mod calibrate;
 #[cfg(feature = "llama")]
 mod chat;
+mod compare;
 mod convert;
 mod groups;
 mod importance;
@@ -30,6 +31,8 @@ pub mod table;
 mod template;
 #[cfg(feature = "llama")]
 mod tokenize;
+#[cfg(feature = "llama")]
+mod trace;
 pub mod units;
 mod verify;
 
@@ -54,6 +57,9 @@ enum Command {
     Bench(bench::Args),
     #[cfg(feature = "llama")]
     Calibrate(calibrate::Args),
+    Compare(compare::Args),
+    #[cfg(feature = "llama")]
+    Trace(trace::Args),
     Verify(verify::Args),
     Inspect(inspect::Args),
     Quants(quants::Args),
@@ -77,6 +83,9 @@ impl Cli {
             Command::Bench(args) => bench::run(args),
             #[cfg(feature = "llama")]
             Command::Calibrate(args) => calibrate::run(args),
+            Command::Compare(args) => compare::run(args),
+            #[cfg(feature = "llama")]
+            Command::Trace(args) => trace::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Quants(args) => quants::run(args),

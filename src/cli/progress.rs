@@ -87,24 +87,26 @@ fn bar(n_bytes: u64, hidden: bool) -> ProgressBar {
     bar
 }
 
-/// The progress of a verification: share done, rate, time left, bytes checked.
-pub struct Verification {
+/// The progress of what reads files, as a verification does: share done, rate, time left, bytes read.
+pub struct Reading {
     bar: ProgressBar,
+    done: &'static str,
 }
 
-impl Verification {
-    /// A bar that draws nothing when `hidden` or when stderr is not a terminal.
-    pub fn new(hidden: bool) -> Self {
+impl Reading {
+    /// A bar that draws nothing when `hidden` or when stderr is not a terminal. `done` is what becomes of the bytes:
+    /// `checked`.
+    pub fn new(hidden: bool, done: &'static str) -> Self {
         // The work says how much there is to do as soon as it begins.
-        Self { bar: bar(1, hidden) }
+        Self { bar: bar(1, hidden), done }
     }
 
-    /// So many more bytes have been checked, of so many.
+    /// So many more bytes are done, of so many.
     pub fn advance(&self, bytes: u64, of: u64) {
         self.bar.set_length(of);
         self.bar.inc(bytes);
         if !self.bar.is_hidden() {
-            self.bar.set_message(format!("{} checked", units::bytes(self.bar.position())));
+            self.bar.set_message(format!("{} {}", units::bytes(self.bar.position()), self.done));
         }
     }
 

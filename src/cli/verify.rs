@@ -79,7 +79,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
     let cancel = interrupt::listen()?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0).into()).build()?;
-    let bar = progress::Verification::new(args.quiet || args.json);
+    let bar = progress::Reading::new(args.quiet || args.json, "checked");
     let result = pool.install(|| job.execute(&|bytes, of| bar.advance(bytes, of), &cancel));
     bar.clear();
     let report = match result {

@@ -24,6 +24,7 @@ mod output;
 pub mod provenance;
 mod resume;
 mod source;
+mod threads;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,7 @@ pub use name::{file_name, size_label};
 pub use output::free_bytes;
 pub use resume::Left;
 pub(crate) use source::{Bytes, Input, SPAN_BYTES, Span};
+pub(crate) use threads::{on_all_threads, room};
 
 /// Importance of the input channels of each matrix.
 #[derive(Clone, Debug)]

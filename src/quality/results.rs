@@ -259,8 +259,10 @@ pub enum Verdict {
 /// How a candidate's weights differ from the source's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct WeightErrors {
-    /// Over all quantized tensors, every weight counting the same.
+    /// Over all matrices, every weight counting the same; `None` where none could be compared.
     pub overall: Option<WeightError>,
+    /// The matrices by what they do, in the order in which the file has the first of each.
+    pub roles: Vec<RoleError>,
     /// Tensor by tensor, in the file's order; those kept as they are in the source are there too.
     pub tensors: Vec<TensorError>,
     /// What could not be compared, a sentence each.
@@ -280,6 +282,19 @@ pub struct WeightError {
     pub weighted: Option<f64>,
 }
 
+/// How the matrices of a role differ, every weight counting the same.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RoleError {
+    /// What they do, as recipes call it: `attention_q`, `ffn_down`.
+    pub role: String,
+    /// How many there are.
+    pub tensors: u64,
+    /// Their weights.
+    pub weights: u64,
+    /// How they differ.
+    pub error: WeightError,
+}
+
 /// How a tensor differs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TensorError {
@@ -287,7 +302,7 @@ pub struct TensorError {
     pub name: String,
     /// Its layer; `None` of those outside of layers.
     pub layer: Option<u32>,
-    /// What it does, as recipes call it: `attn_q`, `ffn_down`.
+    /// What it does, as recipes call it: `attention_q`, `ffn_down`.
     pub role: String,
     /// Its type in the candidate: `Q4_K`.
     pub ty: String,
@@ -295,7 +310,7 @@ pub struct TensorError {
     pub weights: u64,
     /// How it differs.
     pub error: WeightError,
-    /// The row that differs most, in terms of `relative`.
+    /// The row that differs most, in terms of `relative`, which a row of zeros has none of. Of a vector, 0.
     pub worst_row: u64,
     /// How that row differs.
     pub worst_row_relative: f64,

@@ -1,20 +1,63 @@
 //! Comparing by texts.
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
-use super::Work;
-use crate::chat::{TextCodec, same_vocabulary, vocabulary_hash};
+use super::{Args, Work};
+use crate::chat::{same_vocabulary, vocabulary_hash};
 use crate::cli::interrupt::Interrupted;
-use crate::cli::machine::interruptible;
+use crate::cli::machine::{EngineArgs, interruptible};
 use crate::cli::progress;
 use crate::gguf::Gguf;
 use crate::quality::assemble;
 use crate::quality::measure::{self, Against, Measured, Measurement, Options};
 use crate::quality::read::{Failure, session_for};
 use crate::quality::results::Slice;
-use crate::quality::text::{self, Cut, Text};
+use crate::quality::text::{self, Cut, Named, Text};
 use crate::quality::trace::Trace;
 use crate::runtime::{self, KvType, Model, SessionOptions, Shape};
+
+/// Comparing by texts.
+#[derive(Clone, Debug, clap::Args)]
+pub struct TextArgs {
+    /// A text to compare on; a name keeps texts apart in the results, as in --text en=wiki.txt --text zh=novel.txt
+    #[arg(long, value_name = "NAME=FILE", help_heading = "Measures")]
+    text: Vec<Named>,
+
+    #[command(flatten)]
+    windows: WindowArgs,
+
+    /// How often the bootstrap draws: more makes the ends of intervals steadier
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(100..=100_000),
+          help_heading = "Measures")]
+    resamples: u32,
+
+    /// The bootstrap's seed
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Measures")]
+    seed: u64,
+
+    #[command(flatten)]
+    engine: EngineArgs,
+
+    /// Show llama.cpp's log
+    #[arg(short, long, help_heading = "Output")]
+    verbose: bool,
+}
+
+impl TextArgs {
+    /// Whether models are to be run.
+    ///
+    /// # Errors
+    /// Where that is impossible with such a reference.
+    pub(super) fn check(&self, args: &Args, is_trace: bool) -> anyhow::Result<bool> {
+        runtime::set_verbose(self.verbose);
+        let runs = is_trace || !self.text.is_empty();
+        if runs && args.reference.is_dir() {
+            let folder = args.reference.display();
+            bail!("{folder} is a folder, which cannot be run; convert it first: nibble convert {folder} -q BF16");
+        }
+        Ok(runs)
+    }
+}
 
 /// How texts are cut.
 #[derive(Clone, Debug, clap::Args)]
@@ -46,7 +89,9 @@ impl WindowArgs {
 
 /// Measures all candidates on all texts.
 pub(super) fn measure(work: &mut Work) -> anyhow::Result<()> {
-    let session = work.args.engine.session(work.cancel.clone());
+    work.results.settings.resamples = work.args.texts.resamples;
+    work.results.settings.seed = work.args.texts.seed;
+    let session = work.args.texts.engine.session(work.cancel.clone());
     match work.trace.take() {
         Some(trace) => {
             let result = against_trace(work, &trace, session);
@@ -59,25 +104,25 @@ pub(super) fn measure(work: &mut Work) -> anyhow::Result<()> {
 
 /// All models in memory at once, one window after the other.
 fn against_model(work: &mut Work, session: SessionOptions) -> anyhow::Result<()> {
-    let cut = work.args.windows.cut();
+    let cut = work.args.texts.windows.cut();
     let shape = Shape::of(&Gguf::open(&work.args.reference)?);
     let of_models = session_for(&session, cut, u32::try_from(shape.n_vocab).unwrap_or(u32::MAX));
     // Before gigabytes are loaded it comes out what is wrong with a text.
     let vocabulary = Model::load_vocabulary(&work.args.reference)?;
-    let texts = text::read(&work.args.text, cut, work.args.windows.most(), vocabulary.codec())?;
+    let texts = text::read(&work.args.texts.text, cut, work.args.texts.windows.most(), vocabulary.codec())?;
     check_window(&vocabulary, cut)?;
     describe(work, &session, cut, &texts);
 
-    let bar = progress::Steps::new(1, work.args.verbose);
+    let bar = progress::Steps::new(1, work.args.quiet || work.args.texts.verbose);
     bar.say("loading");
-    let reference = interruptible(work.args.engine.load(&work.args.reference, &of_models, 0))?;
+    let reference = interruptible(work.args.texts.engine.load(&work.args.reference, &of_models, 0))?;
     let mut beside = reference.memory(&of_models);
     let (mut models, mut places) = (Vec::new(), Vec::new());
     for i in 0..work.paths.len() {
         if work.results.candidates[i].failure.is_some() {
             continue;
         }
-        match work.args.engine.load(&work.paths[i], &of_models, beside) {
+        match work.args.texts.engine.load(&work.paths[i], &of_models, beside) {
             Ok(model) => match same_vocabulary(reference.codec(), model.codec()) {
                 Ok(()) => {
                     beside = beside.saturating_add(model.memory(&of_models));
@@ -133,9 +178,9 @@ fn against_trace(work: &mut Work, trace: &Trace, session: SessionOptions) -> any
             continue;
         }
         let name = work.results.candidates[i].file.name.clone();
-        let bar = progress::Steps::new(1, work.args.verbose);
+        let bar = progress::Steps::new(1, work.args.quiet || work.args.texts.verbose);
         bar.say(&format!("loading {name}"));
-        let model = match work.args.engine.load(&work.paths[i], &of_models, 0) {
+        let model = match work.args.texts.engine.load(&work.paths[i], &of_models, 0) {
             Ok(model) => model,
             Err(runtime::Error::LoadCancelled) => {
                 work.results.interrupted = true;
@@ -178,7 +223,7 @@ fn against_trace(work: &mut Work, trace: &Trace, session: SessionOptions) -> any
 
 /// That what was typed is what the trace has.
 fn check_texts(work: &Work, trace: &Trace) -> anyhow::Result<()> {
-    let args = &work.args;
+    let args = &work.args.texts;
     if args.windows.window.is_some_and(|window| window != trace.header().window) {
         bail!("the trace has windows of {} tokens; leave --window away", trace.header().window);
     }
@@ -198,7 +243,7 @@ fn check_texts(work: &Work, trace: &Trace) -> anyhow::Result<()> {
 }
 
 /// llama.cpp reads on past what a model was trained on, and what comes of it says nothing.
-fn check_window(model: &Model, cut: Cut) -> anyhow::Result<()> {
+pub fn check_window(model: &Model, cut: Cut) -> anyhow::Result<()> {
     match model.n_ctx_train() {
         Some(trained) if cut.window > trained => {
             bail!("--window is {}, and the model was trained on {trained} tokens at a time", cut.window)
@@ -240,7 +285,7 @@ fn other_tokenizer(reason: &str) -> String {
 }
 
 /// Where it failed, and why.
-fn describe_failure(failure: &Failure, window: usize, texts: &[Text], cut: Cut) -> String {
+pub fn describe_failure(failure: &Failure, window: usize, texts: &[Text], cut: Cut) -> String {
     let mut before = 0;
     for text in texts {
         let n = cut.windows(text).len();
