@@ -98,7 +98,7 @@ fn least_width(table: &Table) -> usize {
 }
 
 /// `text` in lines of at most `width` columns, the first `indent` of them empty.
-fn wrapped(text: String, width: u16, indent: u16) -> String {
+pub fn wrapped(text: String, width: u16, indent: u16) -> String {
     let mut table = plain();
     table.set_width(width).add_row([text]);
     if let Some(column) = table.column_mut(0) {

@@ -7,4 +7,5 @@
 //!
 //! What all of it comes to is [`results`], which everything that prints or draws takes and nothing else.
 
+pub mod report;
 pub mod results;
