@@ -15,7 +15,7 @@ pub mod interrupt;
 #[cfg(feature = "llama")]
 mod machine;
 mod making;
-mod out;
+pub(crate) mod out;
 mod progress;
 mod quants;
 #[cfg(feature = "llama")]

@@ -21,6 +21,7 @@ pub mod measure;
 pub mod metrics;
 #[cfg(feature = "llama")]
 pub mod read;
+pub mod report;
 pub mod results;
 pub mod statistics;
 pub mod text;

@@ -1,16 +1,20 @@
 //! What a comparison found, as data: what the table, the report, JSON and CSV show.
 //!
 //! All shares and probabilities are from 0 to 1, and logarithms are natural, as llama-perplexity's are before it prints
-//! percents.
+//! percents. Numbers that may be infinite are serialized by [`json`], which says how.
 
 use serde::Serialize;
+
+use super::report::json;
 
 /// A number, with the interval that holds the true one 95 times in 100.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Estimate {
     /// What was measured.
+    #[serde(serialize_with = "json::number")]
     pub value: f64,
     /// From where to where; `None` where no interval can be trusted: of a maximum, or of a handful of blocks.
+    #[serde(serialize_with = "json::interval")]
     pub interval: Option<[f64; 2]>,
 }
 
@@ -213,6 +217,7 @@ pub struct Change {
     /// What the candidate expects, the most likely first: three.
     pub candidate: Vec<Guess>,
     /// KLD of the two.
+    #[serde(serialize_with = "json::number")]
     pub kld: f64,
 }
 
@@ -222,8 +227,10 @@ pub struct Guess {
     /// The token's text; bytes that are no text are shown as `\xE4`.
     pub text: String,
     /// How likely the reference finds it; `None` where a trace does not say.
+    #[serde(serialize_with = "json::optional")]
     pub reference: Option<f64>,
     /// How likely the candidate finds it.
+    #[serde(serialize_with = "json::number")]
     pub candidate: f64,
 }
 
@@ -273,12 +280,16 @@ pub struct WeightErrors {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct WeightError {
     /// Root of the mean square of the difference.
+    #[serde(serialize_with = "json::number")]
     pub rmse: f64,
     /// Root of the sum of squared differences over that of squared weights.
+    #[serde(serialize_with = "json::number")]
     pub relative: f64,
     /// Cosine of the angle between the two.
+    #[serde(serialize_with = "json::number")]
     pub cosine: f64,
     /// As `relative`, each column counting by its importance; `None` without importance.
+    #[serde(serialize_with = "json::optional")]
     pub weighted: Option<f64>,
 }
 
@@ -313,6 +324,7 @@ pub struct TensorError {
     /// The row that differs most, in terms of `relative`, which a row of zeros has none of. Of a vector, 0.
     pub worst_row: u64,
     /// How that row differs.
+    #[serde(serialize_with = "json::number")]
     pub worst_row_relative: f64,
 }
 
@@ -354,5 +366,6 @@ pub struct Flips {
     /// Wrong in the reference, right in the candidate.
     pub won: u64,
     /// How likely chance alone parts them this unevenly, by McNemar's exact test.
+    #[serde(serialize_with = "json::number")]
     pub p_value: f64,
 }
