@@ -41,7 +41,12 @@ fn main() {
     let named = [Named { name: "README".to_string(), path: readme }];
     let texts = text::read(&named, CUT, Some(windows), models[0].codec()).expect("a text");
     let n_windows = texts[0].tokens.len() / CUT.window as usize;
-    println!("{} models, {n_windows} windows of {} tokens, vocabulary {}", models.len(), CUT.window, models[0].n_vocab());
+    println!(
+        "{} models, {n_windows} windows of {} tokens, vocabulary {}",
+        models.len(),
+        CUT.window,
+        models[0].n_vocab()
+    );
 
     let candidates: Vec<&Model> = models[1..].iter().collect();
     let options = Options { session: SessionOptions::default(), cut: CUT };
@@ -66,7 +71,9 @@ fn main() {
         bare.push(begun.elapsed().as_secs_f64());
         println!(
             "round {round}: measured {:.3} s, bare {:.3} s, ratio {:.3}",
-            measured[round], bare[round], measured[round] / bare[round]
+            measured[round],
+            bare[round],
+            measured[round] / bare[round]
         );
     }
     let mut ratios: Vec<f64> = measured.iter().zip(&bare).map(|(measured, bare)| measured / bare).collect();
@@ -77,7 +84,10 @@ fn main() {
         ratios[0],
         ratios[ratios.len() - 1]
     );
-    println!("anonymous memory beyond what it was with the models loaded: {} MB", (peak.saturating_sub(before)) / 1_000_000);
+    println!(
+        "anonymous memory beyond what it was with the models loaded: {} MB",
+        (peak.saturating_sub(before)) / 1_000_000
+    );
 }
 
 /// The tests' model as reference, and eight recipes of it.
@@ -86,7 +96,6 @@ fn yi_nano(dir: &Path) -> Vec<PathBuf> {
     let recipes = ["BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K"];
     recipes.map(|name| convert(&source, name, dir)).to_vec()
 }
-
 
 fn convert(source: &Path, name: &str, dir: &Path) -> PathBuf {
     let recipe = nibble::recipe::Recipe::named(name).expect("a recipe");

@@ -128,7 +128,7 @@ impl Work {
             }
             None => File::of_gguf(&args.reference, &Gguf::open(&args.reference)?),
         };
-        let mut candidates = Vec::new();
+        let mut candidates: Vec<(PathBuf, Candidate)> = Vec::new();
         for path in &args.candidates {
             if candidates.iter().any(|(other, _)| same_file(other, path)) {
                 bail!("{} is given twice", path.display());
@@ -144,7 +144,8 @@ impl Work {
             };
             candidates.push((path.clone(), candidate));
         }
-        candidates.sort_by(|(_, a), (_, b)| a.file.bytes.cmp(&b.file.bytes).then_with(|| a.file.path.cmp(&b.file.path)));
+        candidates
+            .sort_by(|(_, a), (_, b)| a.file.bytes.cmp(&b.file.bytes).then_with(|| a.file.path.cmp(&b.file.path)));
         let (paths, candidates): (Vec<_>, Vec<_>) = candidates.into_iter().unzip();
         results.candidates = candidates;
         let mut files: Vec<File> = results.candidates.iter().map(|candidate| candidate.file.clone()).collect();
@@ -183,8 +184,7 @@ impl Work {
         let readable: Vec<usize> =
             (0..self.paths.len()).filter(|i| self.results.candidates[*i].failure.is_none()).collect();
         let paths: Vec<PathBuf> = readable.iter().map(|i| self.paths[*i].clone()).collect();
-        let found =
-            weights::measure(&self.args.reference, &paths, importance.as_ref(), self.args.quiet, &self.cancel)?;
+        let found = weights::measure(&self.args.reference, &paths, importance.as_ref(), self.args.quiet, &self.cancel)?;
         for (i, result) in readable.into_iter().zip(found) {
             match result {
                 Ok(errors) => self.results.candidates[i].weights = Some(errors),
@@ -201,7 +201,7 @@ impl Work {
         let reference = if has_reference { self.results.reference.file.bytes } else { 0 };
         let bar = progress::Steps::new(total + reference, self.args.quiet);
         bar.say("computing hashes");
-        let mut hash = |path: &Path| -> anyhow::Result<Option<String>> {
+        let hash = |path: &Path| -> anyhow::Result<Option<String>> {
             let Ok(gguf) = Gguf::open(path) else { return Ok(None) };
             let result = file::blake3(&gguf, |bytes| {
                 bar.advance(bytes);

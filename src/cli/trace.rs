@@ -11,12 +11,12 @@ use super::machine::{EngineArgs, interruptible};
 use super::{progress, units};
 use crate::chat::vocabulary_hash;
 use crate::gguf::Gguf;
+use crate::quality::file;
 use crate::quality::measure::{self, Options};
 use crate::quality::read::session_for;
 use crate::quality::results::File;
 use crate::quality::text::{self, Named};
 use crate::quality::trace::{Header, TracedModel, Writer};
-use crate::quality::file;
 use crate::runtime::{Model, Shape};
 
 /// Write down what a model expects along texts, so that others can compare with it without running it

@@ -2,7 +2,7 @@
 
 use super::measure::{Changed, Columns, Likely, Measured, Measurement};
 use super::results::{Candidate, Change, Guess, Pair, Results, Scores};
-use super::statistics::{self, Blocks, Bootstrap};
+use super::statistics::{self, Blocks, Bootstrap, Stretches};
 use super::text::{Cut, Text};
 use crate::chat::TextCodec;
 
@@ -13,28 +13,28 @@ const AFTER: usize = 12;
 
 /// The blocks of what was read, with what the bootstrap drew of them, for all texts and for each.
 pub struct Statistics {
-    windows: Vec<(usize, usize)>,
     overall: Bootstrap,
     slices: Vec<Option<Bootstrap>>,
+    stretches: Stretches,
 }
 
+/// Stretches of the window that KLD is shown along.
+const STRETCHES: usize = 16;
+
 impl Statistics {
-    /// For windows of `n_slices` texts, each with its text and its scored tokens; `settings` of [`Results`] say how sure
-    /// and how often.
+    /// For windows, each with its text and its scored tokens; `settings` of [`Results`] say how sure and how often.
     pub fn new(windows: &[(usize, usize)], results: &Results) -> Self {
         let settings = &results.settings;
+        let (resamples, seed, confidence) = (settings.resamples, settings.seed, settings.confidence);
         let blocks = Blocks::of_windows(windows);
-        let bootstrap = |blocks| Bootstrap::new(blocks, settings.resamples, settings.seed, settings.confidence);
+        let bootstrap = |blocks| Bootstrap::new(blocks, resamples, seed, confidence);
         let slices = (0..results.slices.len()).map(|slice| {
             let only = blocks.only(slice);
             (!only.is_empty()).then(|| bootstrap(only))
         });
         let slices = slices.collect();
-        Self { windows: windows.to_vec(), overall: bootstrap(blocks), slices }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.windows.is_empty()
+        let stretches = Stretches::new(windows, settings.context, STRETCHES, resamples, seed, confidence);
+        Self { overall: bootstrap(blocks), slices, stretches }
     }
 }
 
@@ -53,10 +53,10 @@ pub fn fill(
         slice.windows = windows.clone().count() as u64;
         slice.scored = windows.map(|(_, scored)| *scored as u64).sum();
     }
-    let statistics = Statistics::new(&measurement.windows, results);
-    if statistics.is_empty() {
+    if measurement.windows.is_empty() {
         return;
     }
+    let statistics = Statistics::new(&measurement.windows, results);
     let nll = &measurement.reference_nll;
     let perplexity = |bootstrap: &Bootstrap| bootstrap.of_means(&[nll], |means| means[0].exp());
     results.reference.perplexity = Some(perplexity(&statistics.overall));
@@ -69,7 +69,7 @@ pub fn fill(
         let of_slice = |slice: &Option<Bootstrap>| slice.as_ref().map(|bootstrap| scores(bootstrap, columns, nll));
         candidate.slices = statistics.slices.iter().map(of_slice).collect();
         candidate.histogram = Some(statistics::histogram(&columns.kld));
-        candidate.positions = statistics.overall.stretches(&columns.kld, cut.context() + 1);
+        candidate.positions = statistics.stretches.of(&columns.kld);
         let passage = Passages { texts, cut, codec, windows: &measurement.windows };
         candidate.changed = measured.changed.iter().filter_map(|change| passage.of(change)).collect();
     }
@@ -103,14 +103,13 @@ fn scores(bootstrap: &Bootstrap, columns: &Columns, reference_nll: &[f64]) -> Sc
 }
 
 fn pair(a: (usize, &Columns), b: (usize, &Columns), bootstrap: &Bootstrap) -> Pair {
-    let difference = |a: &[f64], b: &[f64]| bootstrap.of_means(&[a, b], |means| means[0] - means[1]);
-    let kld = difference(&a.1.kld, &b.1.kld);
+    let kld = bootstrap.difference(&a.1.kld, &b.1.kld);
     Pair {
         a: a.0,
         b: b.0,
         kld,
-        log_perplexity: difference(&a.1.nll, &b.1.nll),
-        same_top: difference(&a.1.same_top, &b.1.same_top),
+        log_perplexity: bootstrap.difference(&a.1.nll, &b.1.nll),
+        same_top: bootstrap.difference(&a.1.same_top, &b.1.same_top),
         verdict: statistics::verdict(&kld),
     }
 }

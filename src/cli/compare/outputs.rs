@@ -62,7 +62,8 @@ impl Outputs {
     /// Where one cannot be written, or somebody else has written one of that name.
     pub fn write(&mut self, results: &Results) -> anyhow::Result<()> {
         for (path, writer) in self.all() {
-            self.write_one(path, &writer(results)).with_context(|| format!("{} could not be written", path.display()))?;
+            self.write_one(path, &writer(results))
+                .with_context(|| format!("{} could not be written", path.display()))?;
         }
         self.force = true;
         Ok(())

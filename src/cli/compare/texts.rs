@@ -17,7 +17,7 @@ use crate::quality::trace::Trace;
 use crate::runtime::{self, KvType, Model, SessionOptions, Shape};
 
 /// Comparing by texts.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Debug, clap::Args)]
 pub struct TextArgs {
     /// A text to compare on; a name keeps texts apart in the results, as in --text en=wiki.txt --text zh=novel.txt
     #[arg(long, value_name = "NAME=FILE", help_heading = "Measures")]
@@ -133,7 +133,10 @@ fn against_model(work: &mut Work, session: SessionOptions) -> anyhow::Result<()>
             },
             Err(runtime::Error::LoadCancelled) => return Err(Interrupted("loading was interrupted".to_string()).into()),
             Err(error @ runtime::Error::Memory(_)) => {
-                work.fail(i, format!("{error}; with a trace of the reference (nibble trace) only one model is in memory"));
+                work.fail(
+                    i,
+                    format!("{error}; with a trace of the reference (nibble trace) only one model is in memory"),
+                );
             }
             Err(error) => work.fail(i, error.to_string()),
         }

@@ -188,7 +188,8 @@ fn svg(height: u32, title: &str, description: &str, draw: impl FnOnce(&Area, &mu
     }
     let inside = drawing.split_once('>')?.1.trim_end().strip_suffix("</svg>")?;
     // Said of each element, and true without saying.
-    let inside = inside.replace(" opacity=\"1\"", "").replace(" stroke=\"none\"", "").replace(" font-family=\"sans-serif\"", "");
+    let inside =
+        inside.replace(" opacity=\"1\"", "").replace(" stroke=\"none\"", "").replace(" font-family=\"sans-serif\"", "");
     Some(html! {
         svg viewBox={ "0 0 " (WIDTH) " " (height) } role="img" xmlns="http://www.w3.org/2000/svg" {
             title { (title) }
@@ -320,7 +321,13 @@ struct Labels {
 
 impl Labels {
     /// Writes the words near the point, with a line to it where it is not beside it. False where there was no room.
-    fn write(&mut self, area: &Area, point: (i32, i32), words: &str, color: RGBColor) -> Result<bool, Box<dyn std::error::Error>> {
+    fn write(
+        &mut self,
+        area: &Area,
+        point: (i32, i32),
+        words: &str,
+        color: RGBColor,
+    ) -> Result<bool, Box<dyn std::error::Error>> {
         let (width, height) = (width_of(words), LETTERS + 6);
         // To the upper right and the lower left first: a curve that falls leaves these free.
         const WAYS: [(f64, f64); 8] =
@@ -328,7 +335,13 @@ impl Labels {
         for distance in [20.0, 48.0, 80.0, 120.0, 170.0] {
             for (dx, dy) in WAYS {
                 let (x, y) = (point.0 + (dx * distance) as i32, point.1 + (dy * distance) as i32);
-                let left = if dx > 0.0 { x } else if dx < 0.0 { x - width } else { x - width / 2 };
+                let left = if dx > 0.0 {
+                    x
+                } else if dx < 0.0 {
+                    x - width
+                } else {
+                    x - width / 2
+                };
                 let block = Block { left, top: y - height / 2, right: left + width, bottom: y + height / 2 };
                 let inside = block.left >= self.room.left
                     && block.right <= self.room.right
@@ -374,13 +387,11 @@ pub fn front(results: &Results, standing: &Standing) -> Option<Markup> {
                        the smaller the file. A line joins those that nothing smaller equals.";
     let height = 860;
     svg(height, "Size of the file against mean KLD", description, |area, spots| {
-        let chart = plot(area, &margins, (&x, &y), ("Size of the file, GB", "Mean KLD, nats a token (lower is better)"))?;
+        let chart =
+            plot(area, &margins, (&x, &y), ("Size of the file, GB", "Mean KLD, nats a token (lower is better)"))?;
         let pixel = |size: f64, kld: f64| Some(chart.backend_coord(&(x.at(size)?, y.at(kld)?)));
-        let line: Vec<_> = points
-            .iter()
-            .filter(|(i, ..)| on_front(*i))
-            .filter_map(|(_, size, kld)| pixel(*size, kld.value))
-            .collect();
+        let line: Vec<_> =
+            points.iter().filter(|(i, ..)| on_front(*i)).filter_map(|(_, size, kld)| pixel(*size, kld.value)).collect();
         area.draw(&PathElement::new(line, SERIES[0].stroke_width(3)))?;
         let room = Block { left: margins.left, top: 8, right: WIDTH as i32 - 4, bottom: height as i32 - 90 };
         let mut labels = Labels { room, taken: Vec::new() };
@@ -492,7 +503,9 @@ pub fn histogram(results: &Results, standing: &Standing, chosen: &[usize]) -> Op
         for (place, histogram) in series.iter().enumerate() {
             let color = SERIES[place % SERIES.len()];
             let points: Vec<_> = (histogram.counts.iter().enumerate())
-                .map(|(bin, count)| (histogram.log10_from + histogram.log10_step * (bin as f64 + 0.5), share(histogram, *count)))
+                .map(|(bin, count)| {
+                    (histogram.log10_from + histogram.log10_step * (bin as f64 + 0.5), share(histogram, *count))
+                })
                 .filter(|(at, _)| at.is_finite())
                 .map(|point| chart.backend_coord(&point))
                 .collect();
@@ -621,7 +634,12 @@ pub fn heat(map: &Heat, ends: (f64, f64), title: &str) -> Option<Markup> {
         let at = |column: usize| left + (room * column as f64 / columns) as i32;
         for (row, (role, errors)) in map.roles.iter().zip(&map.errors).enumerate() {
             let top = row as i32 * ROW + 4;
-            write(area, &text::shortened(role, 16), (left - 12, top + ROW / 2 - 2), anchored(INK, HPos::Right, VPos::Center))?;
+            write(
+                area,
+                &text::shortened(role, 16),
+                (left - 12, top + ROW / 2 - 2),
+                anchored(INK, HPos::Right, VPos::Center),
+            )?;
             let colors: Vec<_> = errors.iter().map(|error| error.map(color)).collect();
             let mut from = 0;
             for to in 1..=colors.len() {

@@ -175,7 +175,10 @@ impl Page<'_> {
     fn intervals(&self) -> String {
         let confidence = self.results.settings.confidence;
         match confidence > 0.0 {
-            true => format!("Below a number is the interval that holds the true one {:.0} times in 100.", confidence * 100.0),
+            true => format!(
+                "Below a number is the interval that holds the true one {:.0} times in 100.",
+                confidence * 100.0
+            ),
             false => "Below a number is its interval, where there is one.".into(),
         }
     }
@@ -191,26 +194,29 @@ impl Page<'_> {
             ("Top 5 shared, %", text::percent, |scores| scores.top5_overlap),
             ("RMS Δp, %", text::percent, |scores| scores.rms_dp),
         ];
-        scroll("All measures", html! {
-            table {
-                thead { tr {
-                    th scope="col" { "Candidate" }
-                    th.n scope="col" { "Tokens" }
-                    @for (name, ..) in MEASURES { th.n scope="col" { (name) } }
-                } }
-                tbody {
-                    @for &i in measured {
-                        @if let Some(scores) = &self.candidate(i).overall {
-                            tr {
-                                (self.name(i))
-                                td.n { (text::thousands(scores.tokens)) }
-                                @for (_, show, measure) in MEASURES { (cell(show(&measure(scores)))) }
+        scroll(
+            "All measures",
+            html! {
+                table {
+                    thead { tr {
+                        th scope="col" { "Candidate" }
+                        th.n scope="col" { "Tokens" }
+                        @for (name, ..) in MEASURES { th.n scope="col" { (name) } }
+                    } }
+                    tbody {
+                        @for &i in measured {
+                            @if let Some(scores) = &self.candidate(i).overall {
+                                tr {
+                                    (self.name(i))
+                                    td.n { (text::thousands(scores.tokens)) }
+                                    @for (_, show, measure) in MEASURES { (cell(show(&measure(scores)))) }
+                                }
                             }
                         }
                     }
                 }
-            }
-        })
+            },
+        )
     }
 
     fn front(&self) -> Option<Section> {
@@ -448,14 +454,16 @@ impl Page<'_> {
         let axis = format!("{}, %{}", words(main), if reference.is_some() { " (line: the reference)" } else { "" });
         let line = reference.and_then(|of| score(of, main)).map(percent);
         let measure = Measure { title: &title, axis: &axis, logarithmic: false, line };
-        let row = |name: Markup, of: &TaskScores| html! {
-            tr {
-                (name)
-                td.n { (text::thousands(of.questions)) }
-                @for wanted in &scores { (optional(score(of, wanted).map(|estimate| text::percent(&estimate)))) }
-                @if let Some(flips) = of.against_reference {
-                    td.n { (flips.lost) } td.n { (flips.won) } td.n { (text::number(flips.p_value)) }
-                } @else { td {} td {} td {} }
+        let row = |name: Markup, of: &TaskScores| {
+            html! {
+                tr {
+                    (name)
+                    td.n { (text::thousands(of.questions)) }
+                    @for wanted in &scores { (optional(score(of, wanted).map(|estimate| text::percent(&estimate)))) }
+                    @if let Some(flips) = of.against_reference {
+                        td.n { (flips.lost) } td.n { (flips.won) } td.n { (text::number(flips.p_value)) }
+                    } @else { td {} td {} td {} }
+                }
             }
         };
         Some(html! {
@@ -495,8 +503,10 @@ impl Page<'_> {
         let maps: Vec<(usize, Heat)> = chosen.iter().filter_map(|&i| Some((i, heat(self.candidate(i))?))).collect();
         let (drawn, maps): (Vec<usize>, Vec<Heat>) = maps.into_iter().unzip();
         let ends = charts::heat_ends(&maps);
-        let skipped: Vec<(usize, &String)> =
-            all.iter().flat_map(|&i| weights(i).into_iter().flat_map(move |w| w.skipped.iter().map(move |s| (i, s)))).collect();
+        let skipped: Vec<(usize, &String)> = all
+            .iter()
+            .flat_map(|&i| weights(i).into_iter().flat_map(move |w| w.skipped.iter().map(move |s| (i, s))))
+            .collect();
         let percent = |value: f64| text::number(value * 100.0);
         let body = html! {
             p { "How far the weights themselves are from the source's. It takes no text to measure, and says where in \
@@ -695,12 +705,14 @@ impl Page<'_> {
 
     fn files(&self) -> Markup {
         let results = self.results;
-        let row = |what: &str, file: &File| html! {
-            tr {
-                td { (what) }
-                td { (plain(&file.path)) small { (file.quantization.as_deref().map(plain).unwrap_or_default()) } }
-                td.n { (units::bytes(file.bytes)) }
-                td.hash { (plain(file.blake3.as_deref().unwrap_or("not computed"))) }
+        let row = |what: &str, file: &File| {
+            html! {
+                tr {
+                    td { (what) }
+                    td { (plain(&file.path)) small { (file.quantization.as_deref().map(plain).unwrap_or_default()) } }
+                    td.n { (units::bytes(file.bytes)) }
+                    td.hash { (plain(file.blake3.as_deref().unwrap_or("not computed"))) }
+                }
             }
         };
         html! {
@@ -819,15 +831,18 @@ fn heat(candidate: &Candidate) -> Option<Heat> {
 }
 
 fn heat_table(map: &Heat) -> Markup {
-    scroll("Relative error by layer", html! {
-        table {
-            thead { tr { th scope="col" { "Layer" } @for role in &map.roles { th.n scope="col" { (role) } } } }
-            tbody { @for (column, layer) in map.layers.iter().enumerate() { tr {
-                th scope="row" { (layer) }
-                @for row in &map.errors { td.n { @if let Some(error) = row[column] { (text::number(error * 100.0)) } } }
-            } } }
-        }
-    })
+    scroll(
+        "Relative error by layer",
+        html! {
+            table {
+                thead { tr { th scope="col" { "Layer" } @for role in &map.roles { th.n scope="col" { (role) } } } }
+                tbody { @for (column, layer) in map.layers.iter().enumerate() { tr {
+                    th scope="row" { (layer) }
+                    @for row in &map.errors { td.n { @if let Some(error) = row[column] { (text::number(error * 100.0)) } } }
+                } } }
+            }
+        },
+    )
 }
 
 #[cfg(test)]

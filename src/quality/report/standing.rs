@@ -158,8 +158,7 @@ impl<'a> Standing<'a> {
     /// `Q4_K_M beats IQ4_XS: KLD -0.0041 [-0.0050, -0.0032]`; `None` where they were not compared.
     pub fn verdict(&self, a: usize, b: usize) -> Option<String> {
         let (kld, outcome) = self.outcome(a, b)?;
-        let (first, second, kld) =
-            if outcome == Outcome::Loses { (b, a, negative(kld)) } else { (a, b, kld) };
+        let (first, second, kld) = if outcome == Outcome::Loses { (b, a, negative(kld)) } else { (a, b, kld) };
         let (first, second, kld) = (&self.labels[first], &self.labels[second], text::difference(&kld).line());
         Some(match outcome {
             Outcome::NotDistinguishable => format!("{first} and {second}: not distinguishable, KLD {kld}"),
@@ -206,7 +205,9 @@ impl<'a> Standing<'a> {
                 self.sized(smaller),
                 self.sized(best)
             ),
-            None if smallest => format!("{} is the smallest and the nearest to the reference: it {nearness}.", self.sized(best)),
+            None if smallest => {
+                format!("{} is the smallest and the nearest to the reference: it {nearness}.", self.sized(best))
+            }
             None => format!(
                 "{} is the nearest to the reference, and no smaller one does as well: it {nearness}.",
                 self.sized(best)
@@ -230,8 +231,7 @@ impl<'a> Standing<'a> {
 
     /// Who takes more room than something that is as near or nearer.
     fn dominated(&self) -> Option<String> {
-        let off: Vec<usize> =
-            self.measured.iter().copied().filter(|&i| !self.results.candidates[i].on_front).collect();
+        let off: Vec<usize> = self.measured.iter().copied().filter(|&i| !self.results.candidates[i].on_front).collect();
         let named: Vec<String> = off
             .iter()
             .filter_map(|&i| {
@@ -249,9 +249,10 @@ impl<'a> Standing<'a> {
     fn failures(&self) -> Option<String> {
         let failed = self.results.candidates.iter().filter(|candidate| candidate.failure.is_some()).count();
         let measured = self.measured.len();
-        let stopped = self.results.interrupted.then(|| {
-            format!("The comparison was stopped before its end: {} measured.", counted_were(measured))
-        });
+        let stopped = self
+            .results
+            .interrupted
+            .then(|| format!("The comparison was stopped before its end: {} measured.", counted_were(measured)));
         let failed = (failed > 0 && (measured > 0 || self.results.interrupted))
             .then(|| format!("{} failed, or did so in part.", text::counted(failed, "candidate", "candidates")));
         let failed = failed.map(|sentence| format!("{}{}", sentence[..1].to_uppercase(), &sentence[1..]));
@@ -267,10 +268,7 @@ impl<'a> Standing<'a> {
         let mut sentences: Vec<String> = pairs.iter().filter_map(|&(a, b)| self.verdict(a, b)).collect();
         let more = self.pair_count().saturating_sub(sentences.len());
         if more > 0 {
-            sentences.push(format!(
-                "{} more: the JSON has all of them",
-                text::counted(more, "pair", "pairs")
-            ));
+            sentences.push(format!("{} more: the JSON has all of them", text::counted(more, "pair", "pairs")));
         }
         sentences
     }

@@ -53,9 +53,7 @@ impl<'a> Column<'a> {
     }
 
     fn measure(heading: &str, show: fn(&Estimate) -> text::Shown, measure: fn(&Scores) -> Estimate) -> Self {
-        Self::new(heading, Align::Right, move |_, candidate| {
-            Some(show(&measure(candidate.overall.as_ref()?)).value)
-        })
+        Self::new(heading, Align::Right, move |_, candidate| Some(show(&measure(candidate.overall.as_ref()?)).value))
     }
 
     /// What half of the interval comes to, as the number before it has its digits.
@@ -69,7 +67,12 @@ fn scores(results: &Results, standing: &Standing, width: usize) -> String {
     // How much a column matters, the least first to go, and the column.
     let columns = || -> Vec<(u8, Column)> {
         vec![
-            (9, Column::new("Candidate", Align::Left, |i, _| Some(text::shortened(&standing.labels[i], name_width(width))))),
+            (
+                9,
+                Column::new("Candidate", Align::Left, |i, _| {
+                    Some(text::shortened(&standing.labels[i], name_width(width)))
+                }),
+            ),
             (9, Column::new("", Align::Left, |_, candidate| candidate.on_front.then(|| FRONT.into()))),
             (9, Column::new("Size", Align::Right, |_, candidate| Some(units::bytes(candidate.file.bytes)))),
             (
@@ -90,7 +93,8 @@ fn scores(results: &Results, standing: &Standing, width: usize) -> String {
     let rows: Vec<usize> = (0..results.candidates.len()).collect();
     (1..=9)
         .map(|least| {
-            let kept: Vec<Column> = columns().into_iter().filter(|(weight, _)| *weight >= least).map(|(_, c)| c).collect();
+            let kept: Vec<Column> =
+                columns().into_iter().filter(|(weight, _)| *weight >= least).map(|(_, c)| c).collect();
             (least, build(results, &rows, &kept))
         })
         .find(|(least, text)| *least == 9 || longest_line(text) <= width)
@@ -168,7 +172,8 @@ fn narrowed(results: &Results, rows: &[usize], mut columns: Vec<Column>, width: 
         kept = build(results, rows, &columns);
     }
     if left_out > 0 {
-        kept += &paragraphs(&[format!("There was no room for {}.", text::counted(left_out, "column", "columns"))], width);
+        kept +=
+            &paragraphs(&[format!("There was no room for {}.", text::counted(left_out, "column", "columns"))], width);
     }
     kept
 }
@@ -176,8 +181,7 @@ fn narrowed(results: &Results, rows: &[usize], mut columns: Vec<Column>, width: 
 fn task_scores(results: &Results, standing: &Standing, task: usize, width: usize) -> Option<String> {
     let named = &results.tasks[task];
     let of = move |candidate: &'_ Candidate| candidate.tasks.get(task).cloned().flatten();
-    let rows: Vec<usize> =
-        (0..results.candidates.len()).filter(|&i| of(&results.candidates[i]).is_some()).collect();
+    let rows: Vec<usize> = (0..results.candidates.len()).filter(|&i| of(&results.candidates[i]).is_some()).collect();
     if rows.is_empty() {
         return None;
     }
@@ -190,9 +194,7 @@ fn task_scores(results: &Results, standing: &Standing, task: usize, width: usize
         Column::new(&name, Align::Left, |i, _| Some(text::shortened(&standing.labels[i], name_width(width)))),
         Column::new("Right %", Align::Right, move |_, candidate| Some(text::percent(&main(candidate)?).value)),
         Column::new("", Align::Left, move |_, candidate| text::percent(&main(candidate)?).interval),
-        Column::new("Lost", Align::Right, move |_, candidate| {
-            Some(of(candidate)?.against_reference?.lost.to_string())
-        }),
+        Column::new("Lost", Align::Right, move |_, candidate| Some(of(candidate)?.against_reference?.lost.to_string())),
         Column::new("Won", Align::Right, move |_, candidate| Some(of(candidate)?.against_reference?.won.to_string())),
         Column::new("By chance", Align::Right, move |_, candidate| {
             Some(text::number(of(candidate)?.against_reference?.p_value))

@@ -194,7 +194,11 @@ pub fn common_prefix(results: &Results) -> &str {
 /// A word as a POSIX shell takes it.
 pub fn quoted(word: &str) -> String {
     let safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./=:,@%+".contains(&byte) || byte >= 0x80;
-    if !word.is_empty() && word.bytes().all(safe) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.bytes().all(safe) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 #[cfg(test)]
