@@ -17,7 +17,7 @@ pub fn student_quantile(p: f64, df: usize) -> f64 {
 /// The share of the normal distribution below `x`.
 ///
 /// `1/2 + φ(x) (x + x³/3 + x⁵/(3·5) + ...)`, Abramowitz and Stegun 26.2.11.
-fn normal_share(x: f64) -> f64 {
+pub(super) fn normal_share(x: f64) -> f64 {
     const ROOT_TAU: f64 = 2.506_628_274_631_000_7;
     let (mut sum, mut term, mut k) = (x, x, 1.0);
     while term.abs() > 1e-17 * sum.abs() {

@@ -3,8 +3,9 @@
 use super::Bootstrap;
 use crate::quality::results::Estimate;
 
-/// How many independent tokens there have to be beyond a quantile for an interval.
-const FEWEST_BEYOND: f64 = 5.0;
+/// How many tokens there have to be beyond a quantile for an interval. With 20 that of the 99% quantile holds the true one
+/// 90 times in 100 as simulated, with 6 that of the 99.9% quantile 84 times.
+const FEWEST_BEYOND: f64 = 25.0;
 
 impl Bootstrap {
     /// The values that these `shares` of the tokens stay below, as llama-perplexity computes them: of the sorted values, the
@@ -13,8 +14,8 @@ impl Bootstrap {
     /// The interval is Woodruff's (1952), not a resample's: the share of tokens up to the quantile is a mean, whose interval
     /// is found first, and the quantiles at its two ends are the interval of the quantile. For the share that is Wilson's
     /// interval with Student's quantile and as many tokens as would be as uncertain if they were independent
-    /// (`p (1 - p) / Var`, at most those there are; Dean and Pagano 2015). Without an interval where fewer than 5 of
-    /// these independent tokens lie beyond the quantile, or where it would reach an infinite value.
+    /// (`p (1 - p) / Var`, at most those there are; Dean and Pagano 2015). Without an interval where fewer than 25 tokens lie
+    /// beyond the quantile (99%: 2,500 tokens; 99.9%: 25,000), or where it would reach an infinite value.
     pub fn quantiles(&self, values: &[f64], shares: &[f64]) -> Vec<Estimate> {
         let mut sorted: Vec<f64> = self.values_of(values).collect();
         if sorted.is_empty() || sorted.iter().any(|value| value.is_nan()) {
@@ -28,11 +29,8 @@ impl Bootstrap {
         let value = at(sorted, share);
         let interval = self
             .student()
-            .and_then(|student| {
-                let n = self.independent_tokens(values, value, share, sorted.len() as f64);
-                let beyond = n * share.min(1.0 - share);
-                (beyond >= FEWEST_BEYOND).then(|| wilson(share, n, student))
-            })
+            .filter(|_| sorted.len() as f64 * share.min(1.0 - share) >= FEWEST_BEYOND)
+            .map(|student| wilson(share, self.independent_tokens(values, value, share, sorted.len() as f64), student))
             .map(|shares| shares.map(|share| at(sorted, share)))
             .filter(|ends| ends.iter().all(|end| end.is_finite()));
         Estimate { value, interval }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::*;
-use crate::quality::results::Estimate;
+use crate::quality::results::{Estimate, Verdict};
 use crate::sample::{Random, exp, ln};
 
 /// Scored tokens of a window.
@@ -148,6 +148,15 @@ struct Tally {
 }
 
 impl Tally {
+    fn and(self, other: Self) -> Self {
+        Self {
+            texts: self.texts + other.texts,
+            intervals: self.intervals + other.intervals,
+            above: self.above + other.above,
+            below: self.below + other.below,
+        }
+    }
+
     fn coverage(&self) -> f64 {
         1.0 - (self.above + self.below) as f64 / self.intervals as f64
     }
@@ -177,9 +186,7 @@ fn tally(n_texts: usize, n_windows: usize, n_slices: usize, spread: f64, resampl
 fn coverage_table() {
     let n_texts = std::env::var("TEXTS").ok().and_then(|n| n.parse().ok()).unwrap_or(500);
     for spread in [SPREAD, 2.0] {
-        for (n_windows, n_slices) in
-            [(6, 1), (6, 2), (8, 1), (8, 2), (16, 1), (24, 1), (24, 2), (100, 1), (100, 2), (236, 2)]
-        {
+        for (n_windows, n_slices) in [(6, 1), (8, 1), (8, 2), (16, 1), (24, 1), (24, 2), (100, 2), (236, 2)] {
             print!("{spread:4} {n_windows:4} {n_slices:2} ");
             for (what, tally) in tally(n_texts, n_windows, n_slices, spread, 1000) {
                 let Tally { texts, intervals, above, below } = tally;
@@ -194,14 +201,168 @@ fn coverage_table() {
 
 #[test]
 fn of_500_null_comparisons_95_in_100_find_nothing() {
-    // Few windows of one text, and some of two. The second candidates are alike, or have other tails and the same mean.
-    for (n_windows, n_slices) in [(8, 1), (24, 2)] {
-        for (what, tally) in tally(500, n_windows, n_slices, SPREAD, 500) {
-            let promised = !what.ends_with('%');
-            if promised {
-                assert_eq!(tally.intervals, 500, "{what}");
-                assert!((0.93..=0.97).contains(&tally.coverage()), "{n_windows} windows, {what}: {tally:?}");
-            }
+    // Few windows of one text, and some of two. Of the second candidates some are alike, and some have other tails and the
+    // same mean: those, and all that is no comparison, over both.
+    let promised = 0.93..=0.97;
+    let [few, some] = [(8, 1), (24, 2)].map(|(n_windows, n_slices)| tally(500, n_windows, n_slices, SPREAD, 500));
+    for ((what, few), (_, some)) in few.into_iter().zip(some) {
+        let both = few.and(some);
+        if what == "difference" {
+            assert!(promised.contains(&few.coverage()), "8 windows: {few:?}");
+            assert!(promised.contains(&some.coverage()), "24 windows: {some:?}");
+        }
+        if !["99%", "99.9%"].contains(&what) {
+            assert_eq!(both.intervals, 1000, "{what}");
+            assert!(promised.contains(&both.coverage()), "{what}: {both:?}");
+        }
+    }
+}
+
+#[test]
+fn real_differences_are_found_as_often_as_their_standard_error_says() {
+    // b's KLD is a's of the same distribution times 1 - shift: how far the means are apart is known.
+    let found = |shift: f64, n_texts: usize| {
+        let differences: Vec<Estimate> = (0..n_texts)
+            .into_par_iter()
+            .map(|seed| {
+                let mut text = Text::default();
+                text.write(&mut Random::new(seed as u64 + 77_000), 40, SPREAD);
+                let better: Vec<f64> = text.b.iter().map(|kld| kld * (1.0 - shift)).collect();
+                Bootstrap::new(Blocks::of_windows(&[(0, WINDOW); 40]), 400, 1, 0.95).difference(&text.a, &better)
+            })
+            .collect();
+        let share = |wanted| differences.iter().filter(|d| verdict(d) == wanted).count() as f64 / n_texts as f64;
+        let mean = differences.iter().map(|d| d.value).sum::<f64>() / n_texts as f64;
+        let spread = differences.iter().map(|d| (d.value - mean).powi(2)).sum::<f64>() / (n_texts - 1) as f64;
+        (share(Verdict::B), share(Verdict::A), mean, spread.sqrt())
+    };
+    let shift = 0.25;
+    let (right, wrong, mean, spread) = found(shift, 300);
+    let truth = shift * exp(MEDIAN + 0.5 * SPREAD * SPREAD);
+    assert!((mean - truth).abs() < 4.0 * spread / 300f64.sqrt(), "{mean} {truth}");
+    // Found where the difference is 2.02 standard errors or more: Student's quantile for 39 degrees of freedom.
+    let expected = distributions::normal_share(truth / spread - 2.0227);
+    println!("{shift}: found {right:.3}, expected {expected:.3}, the wrong way {wrong:.3}");
+    assert!((right - expected).abs() < 0.1, "{shift}: found {right}, expected {expected}");
+    assert!(wrong <= 0.01);
+}
+
+/// `cargo test --release --lib time_of_a_whole_comparison -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn time_of_a_whole_comparison() {
+    let n_windows = 236;
+    let mut random = Random::new(1);
+    let texts: Vec<Text> = (0..8)
+        .map(|_| {
+            let mut text = Text::default();
+            text.write(&mut random, n_windows, SPREAD);
+            text
+        })
+        .collect();
+    let windows: Vec<(usize, usize)> = (0..n_windows).map(|w| (w * 2 / n_windows, WINDOW)).collect();
+    for n_threads in [1, 2] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+        let start = std::time::Instant::now();
+        let checksum: f64 = pool.install(|| {
+            let all = Blocks::of_windows(&windows);
+            [all.clone(), all.only(0), all.only(1)]
+                .into_iter()
+                .map(|blocks| {
+                    let bootstrap = Bootstrap::new(blocks, 2000, 1, 0.95);
+                    let mut sum = 0.0;
+                    for (i, text) in texts.iter().enumerate() {
+                        sum += bootstrap.of_means(&[&text.nll], |m| exp(m[0])).value;
+                        sum += bootstrap.of_means(&[&text.nll, &text.reference_nll], |m| exp(m[0] - m[1])).value;
+                        sum += bootstrap.of_means(&[&text.b], |m| m[0].sqrt()).value;
+                        for column in [&text.a, &text.b, &text.nll] {
+                            sum += bootstrap.mean(column).value;
+                        }
+                        sum += bootstrap.quantiles(&text.a, &[0.5, 0.9, 0.99, 0.999])[0].value;
+                        for other in &texts[..i] {
+                            sum += bootstrap.difference(&text.a, &other.a).value;
+                            sum += bootstrap.difference(&text.nll, &other.nll).value;
+                            sum += bootstrap.difference(&text.b, &other.b).value;
+                        }
+                    }
+                    sum
+                })
+                .sum()
+        });
+        println!("{n_threads} threads: {:.3} s ({checksum})", start.elapsed().as_secs_f64());
+    }
+}
+
+/// Ends of the interval of a mean of blocks by methods that were not taken, and those that were, a line each.
+fn rivals(blocks: &[f64], random: &mut Random) -> [[f64; 2]; 6] {
+    let n = blocks.len();
+    let mean_and_error = |drawn: &[f64]| {
+        let mean = drawn.iter().sum::<f64>() / n as f64;
+        let squares: f64 = drawn.iter().map(|x| (x - mean).powi(2)).sum();
+        (mean, (squares / (n * (n - 1)) as f64).sqrt())
+    };
+    let (mean, error) = mean_and_error(blocks);
+    let (mut means, mut scores): (Vec<f64>, Vec<f64>) = (0..1000)
+        .map(|_| {
+            let drawn: Vec<f64> = (0..n).map(|_| blocks[(random.unit() * n as f64) as usize]).collect();
+            let (drawn_mean, drawn_error) = mean_and_error(&drawn);
+            (drawn_mean, (drawn_mean - mean) / drawn_error.max(1e-300))
+        })
+        .unzip();
+    means.sort_by(f64::total_cmp);
+    scores.sort_by(f64::total_cmp);
+    let at = |sorted: &[f64], p: f64| sorted[((p * 1001.0).round() as usize).clamp(1, 1000) - 1];
+    let student = distributions::student_quantile(0.975, n - 1);
+    // Hesterberg 2015: as wide as Student's interval would be.
+    let expanded = distributions::normal_share(-student * (n as f64 / (n - 1) as f64).sqrt());
+    // Efron 1987.
+    let bias = distributions::normal_quantile(means.partition_point(|m| *m < mean) as f64 / 1000.0);
+    let power = |k: i32| blocks.iter().map(|x| (x - mean).powi(k)).sum::<f64>();
+    let acceleration = power(3) / (6.0 * power(2).powf(1.5));
+    let corrected = |p: f64| {
+        let z = bias + distributions::normal_quantile(p);
+        at(&means, distributions::normal_share(bias + z / (1.0 - acceleration * z)))
+    };
+    let by_student = [mean - student * error, mean + student * error];
+    let by_scores = [mean - at(&scores, 0.975) * error, mean - at(&scores, 0.025) * error];
+    [
+        [at(&means, 0.025), at(&means, 0.975)],
+        [at(&means, expanded), at(&means, 1.0 - expanded)],
+        [corrected(0.025), corrected(0.975)],
+        by_student,
+        by_scores,
+        [by_student[0].min(by_scores[0]), by_student[1].max(by_scores[1])],
+    ]
+}
+
+/// `TEXTS=1000 cargo test --release --lib rivals_table -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn rivals_table() {
+    let n_texts = std::env::var("TEXTS").ok().and_then(|n| n.parse().ok()).unwrap_or(500);
+    println!("windows, parts of each: percentile, expanded, BCa, Student, bootstrap-t, the wider of the last two");
+    for (n_windows, n_parts) in [(8, 1), (8, 3), (24, 1), (24, 3), (100, 1)] {
+        let held: Vec<[[bool; 6]; 3]> = (0..n_texts)
+            .into_par_iter()
+            .map(|seed: u64| {
+                let mut random = Random::new(seed + 1_000_000);
+                let (mut alike, mut skewed) = (Text::default(), Text::default());
+                alike.write(&mut random, n_windows, SPREAD);
+                skewed.write(&mut random, n_windows, 0.75 * SPREAD);
+                let minus = |text: &Text| -> Vec<f64> { text.a.iter().zip(&text.b).map(|(a, b)| a - b).collect() };
+                let truth = exp(MEDIAN + 0.5 * SPREAD * SPREAD);
+                [(minus(&alike), 0.0), (minus(&skewed), 0.0), (alike.a, truth)].map(|(values, truth)| {
+                    let size = WINDOW / n_parts;
+                    let blocks: Vec<f64> =
+                        values.chunks_exact(size).map(|block| block.iter().sum::<f64>() / size as f64).collect();
+                    rivals(&blocks, &mut random).map(|[low, high]| low <= truth && truth <= high)
+                })
+            })
+            .collect();
+        for (k, what) in ["difference", "skewed difference", "mean"].into_iter().enumerate() {
+            let share = |i: usize| 100.0 * held.iter().filter(|text| text[k][i]).count() as f64 / n_texts as f64;
+            let shares: Vec<String> = (0..6).map(|i| format!("{:.1}", share(i))).collect();
+            println!("{n_windows:3} / {n_parts} {what:17} {}", shares.join("  "));
         }
     }
 }
