@@ -11,7 +11,9 @@
 //! read; where the tokenizer begins texts with a token, the first token of each window is that one; control tokens that a
 //! text spells are text, unless [`Options::special`]; the output matrix is left out, unless [`Options::output_matrix`];
 //! and logits are asked of every token, because the last layer computes nothing for others. Other than there, sums are
-//! 64-bit floats, a text of one window is enough, and inputs count however few come at a time.
+//! 64-bit floats, a text of one window is enough, and inputs count however few come at a time. Chat texts are best read
+//! with [`Options::special`]: without, llama.cpp takes the markers of Yi's conversations for control tokens, and nibble
+//! for the user-defined pieces that the vocabulary says they are, so that only then both read the same tokens.
 //!
 //! A run that is cut off has left its sums in `OUTPUT.partial`; the same one later goes on there, and its result is the
 //! same to the byte.
