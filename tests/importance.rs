@@ -120,9 +120,12 @@ fn importance_is_the_mean_square_of_every_channel_by_the_models_definition() {
     }
 }
 
+/// Operation, name and finite numbers of each node, in order.
+type Seen = Arc<Mutex<Vec<(String, String, usize)>>>;
+
 /// Notes what it sees; does something at the product with `at`.
 struct Notes<F> {
-    seen: Arc<Mutex<Vec<(String, String, usize)>>>,
+    seen: Seen,
     at: &'static str,
     then: F,
 }
@@ -147,7 +150,7 @@ fn observed(
     model: &Model,
     at: &'static str,
     then: impl FnMut() -> ControlFlow<()> + Send + 'static,
-) -> (Session, Arc<Mutex<Vec<(String, String, usize)>>>) {
+) -> (Session, Seen) {
     let seen = Arc::default();
     let options = SessionOptions { n_ctx: Some(64), ..exact() };
     (Session::observed(model, &options, Notes { seen: Arc::clone(&seen), at, then }).unwrap(), seen)

@@ -23,9 +23,9 @@ use crate::runtime;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:
-  nibble calibrate yi-F16.gguf english.txt chinese.txt code.txt        to yi-F16-imatrix.gguf in the current folder
-  nibble calibrate yi-F16.gguf english.txt chinese.txt=2 -o yi.gguf    each token of the second counts twice
-  nibble calibrate yi-F16.gguf chats.txt --special                     texts that spell <|im_start|>
+  nibble calibrate yi-F16.gguf english.txt chinese.txt code.txt   to yi-F16-imatrix.gguf here
+  nibble calibrate yi-F16.gguf english.txt chinese.txt=2          each Chinese token counts twice
+  nibble calibrate yi-F16.gguf chats.txt --special                texts that spell <|im_start|>
   nibble calibrate yi-F16.gguf more.txt --merge yi-F16-imatrix.gguf -o all.gguf
   nibble convert Yi-34B-Chat -q Q3_K_M --importance yi-F16-imatrix.gguf",
     mut_arg("ctx", |arg| arg

@@ -11,7 +11,9 @@
 //! read; where the tokenizer begins texts with a token, the first token of each window is that one; control tokens that a
 //! text spells are text, unless [`Options::special`]; the output matrix is left out, unless [`Options::output_matrix`];
 //! and logits are asked of every token, because the last layer computes nothing for others. Other than there, sums are
-//! 64-bit floats, a text of one window is enough, and inputs count however few come at a time.
+//! 64-bit floats, a text of one window is enough, and inputs count however few come at a time. Chat texts are best read
+//! with [`Options::special`]: without, llama.cpp takes the markers of Yi's conversations for control tokens, and nibble
+//! for the user-defined pieces that the vocabulary says they are, so that only then both read the same tokens.
 //!
 //! A run that is cut off has left its sums in `OUTPUT.partial`; the same one later goes on there, and its result is the
 //! same to the byte.
@@ -339,7 +341,8 @@ impl Job {
     ) -> Result<(), Error> {
         let window = self.window as usize;
         let all = tokens.iter().map(|(tokens, _)| (tokens.len() / window) as u64).sum();
-        let (mut sums, mut done) = self.resume(tell)?;
+        let identity = self.identity(model);
+        let (mut sums, mut done) = self.resume(&identity, tell)?;
         done = done.min(all);
         report.resumed = done;
         tell(Event::Window { done, all });
@@ -357,7 +360,7 @@ impl Job {
             match read(&mut session, tokens, begins_with) {
                 Ok(()) => {}
                 Err(runtime::Error::Cancelled) => {
-                    self.save_sums(&sums, done)?;
+                    self.save_sums(&sums, done, &identity)?;
                     return Err(Error::Cancelled { done, all });
                 }
                 Err(error) => return Err(error.into()),
@@ -366,7 +369,7 @@ impl Job {
             done += 1;
             tell(Event::Window { done, all });
             if done - saved >= u64::from(self.options.save_every.max(1)) && done < all {
-                self.save_sums(&sums, done)?;
+                self.save_sums(&sums, done, &identity)?;
                 saved = done;
             }
         }
@@ -401,7 +404,7 @@ impl Job {
     }
 
     /// All that the sums depend on. Two runs of the same identity may share their work.
-    fn identity(&self) -> String {
+    fn identity(&self, model: &Model) -> String {
         let mut hasher = blake3::Hasher::new();
         let Options { most_windows, output_matrix, special, session, .. } = &self.options;
         let SessionOptions { kv_type, flash_attention, .. } = session;
@@ -412,6 +415,7 @@ impl Job {
             self.window
         );
         hasher.update(facts.as_bytes());
+        hasher.update(blake3::hash(model.lora_identity()).as_bytes());
         for text in &self.texts {
             hasher.update(text.blake3.as_bytes());
             hasher.update(&text.weight.to_le_bytes());
@@ -420,19 +424,19 @@ impl Job {
     }
 
     /// Saves the sums over the first `done` windows.
-    fn save_sums(&self, sums: &Sums, done: u64) -> Result<(), Error> {
+    fn save_sums(&self, sums: &Sums, done: u64, identity: &str) -> Result<(), Error> {
         if done == 0 {
             return Ok(());
         }
         let mut metadata = Metadata::new();
         metadata.set("general.type", STATE);
-        metadata.set(IDENTITY, self.identity());
+        metadata.set(IDENTITY, identity);
         metadata.set(DONE, done);
         save(&self.partial_path(), &sums.write(&metadata, TensorType::F64)?, true)
     }
 
     /// What an earlier run has left: its sums, and how many windows they are of.
-    fn resume(&self, tell: &mut impl FnMut(Event)) -> Result<(Sums, u64), Error> {
+    fn resume(&self, identity: &str, tell: &mut impl FnMut(Event)) -> Result<(Sums, u64), Error> {
         let path = self.partial_path();
         if path.symlink_metadata().is_err() {
             return Ok((Sums::default(), 0));
@@ -449,7 +453,7 @@ impl Job {
         let done = gguf.metadata().u64(DONE).unwrap_or(0);
         let sums = importance::of_gguf(&gguf, TensorType::F64).map_err(|_| unknown())?;
         let fits = sums.matrices.iter().all(|(name, m)| self.wanted.get(name) == Some(&m.sums.len()));
-        if gguf.metadata().str(IDENTITY) != Some(&self.identity()) || !fits || done == 0 {
+        if gguf.metadata().str(IDENTITY) != Some(identity) || !fits || done == 0 {
             tell(Event::StartingOver);
             return Ok((Sums::default(), 0));
         }

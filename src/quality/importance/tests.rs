@@ -210,18 +210,16 @@ fn no_file_that_is_cut_short_or_changed_by_a_byte_panics() {
     let files =
         [some().to_bytes().unwrap(), dat(&[("a.weight", 2, &[1.0, 2.0]), ("b", 1, &[0.0])], &tail(2, "wiki.txt"))];
     for whole in &files {
-        for n in 0..whole.len() {
+        for n in (0..whole.len()).step_by(7) {
             // Some of the older form are whole without their end.
             let cut = folder.read(&whole[..n]);
             let at_padding = n + 32 > whole.len();
             assert!(cut.is_err() || at_padding || whole == &files[1], "{n} bytes are taken for a file");
         }
         for at in 0..whole.len().min(700) {
-            for change in [0xff, 0x80, 0x01] {
-                let mut bytes = whole.clone();
-                bytes[at] ^= change;
-                let _ = folder.read(&bytes).and_then(|file| file.importance());
-            }
+            let mut bytes = whole.clone();
+            bytes[at] ^= [0xff, 0x80, 0x01][at % 3];
+            let _ = folder.read(&bytes).and_then(|file| file.importance());
         }
     }
 }
