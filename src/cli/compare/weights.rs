@@ -179,7 +179,7 @@ fn print_skipped(out: &mut Out, measured: &[Measured]) -> anyhow::Result<()> {
         }
         let rest = m.weights.skipped.len().saturating_sub(MOST_SKIPPED);
         if rest > 0 {
-            writeln!(out, "and {rest} more, which --json FILE lists")?;
+            out.paragraph(&format!("and {rest} more, which --json FILE lists"))?;
         }
     }
     Ok(())
@@ -322,7 +322,7 @@ tensor 'x1' is not in the source
 tensor 'x2' is not in the source
 tensor 'x3' is not in the source
 tensor 'x4' is not in the source
-and 2 more, which --json lists
+and 2 more, which --json FILE lists
 
 Relative: how far the weights are off, as a part of their size. RMSE: the same
 in their own unit. Cosine: 1 where they are the same.
