@@ -130,7 +130,12 @@ fn change(i: usize, kld: f64) -> Change {
 }
 
 fn error(relative: f64) -> WeightError {
-    WeightError { rmse: relative * 0.02, relative, cosine: 1.0 - relative * relative / 2.0, weighted: Some(relative * 0.9) }
+    WeightError {
+        rmse: relative * 0.02,
+        relative,
+        cosine: 1.0 - relative * relative / 2.0,
+        weighted: Some(relative * 0.9),
+    }
 }
 
 fn weights(bits: f64, n: usize) -> WeightErrors {
@@ -172,7 +177,11 @@ fn weights(bits: f64, n: usize) -> WeightErrors {
             worst_row_relative: 0.0,
         });
     }
-    WeightErrors { overall: Some(error(base)), tensors, skipped: vec!["blk.0.extra: the source has no such tensor".into()] }
+    WeightErrors {
+        overall: Some(error(base)),
+        tensors,
+        skipped: vec!["blk.0.extra: the source has no such tensor".into()],
+    }
 }
 
 fn task_scores(accuracy: f64, kld: f64) -> TaskScores {
@@ -299,13 +308,15 @@ pub fn results(count: usize) -> Results {
 
 /// Candidates of these names that nothing is known of.
 pub fn named(names: &[&str]) -> Results {
-    let candidates =
-        names.iter().map(|name| Candidate { file: File { name: (*name).into(), ..File::default() }, ..Candidate::default() });
+    let candidates = names
+        .iter()
+        .map(|name| Candidate { file: File { name: (*name).into(), ..File::default() }, ..Candidate::default() });
     Results { candidates: candidates.collect(), ..Results::default() }
 }
 
 /// Words that would do harm if a page or a terminal took them for its own.
-pub const HOSTILE: &str = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u{202e}fdp.\u{1b}[2J\u{0}";
+pub const HOSTILE: &str =
+    "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u{202e}fdp.\u{1b}[2J\u{0}";
 
 /// A comparison in which everything that can be read from a file is hostile, or too long, or no number.
 pub fn hostile() -> Results {
@@ -374,7 +385,9 @@ pub fn traced() -> Results {
         candidate.tasks.clear();
         candidate.weights = None;
         if let Some(scores) = &mut candidate.overall {
-            for estimate in [&mut scores.kld, &mut scores.perplexity, &mut scores.perplexity_ratio, &mut scores.same_top] {
+            for estimate in
+                [&mut scores.kld, &mut scores.perplexity, &mut scores.perplexity_ratio, &mut scores.same_top]
+            {
                 estimate.interval = None;
             }
         }

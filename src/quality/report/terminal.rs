@@ -53,9 +53,7 @@ impl<'a> Column<'a> {
     }
 
     fn measure(heading: &str, show: fn(&Estimate) -> text::Shown, measure: fn(&Scores) -> Estimate) -> Self {
-        Self::new(heading, Align::Right, move |_, candidate| {
-            Some(show(&measure(candidate.overall.as_ref()?)).value)
-        })
+        Self::new(heading, Align::Right, move |_, candidate| Some(show(&measure(candidate.overall.as_ref()?)).value))
     }
 
     /// What half of the interval comes to, as the number before it has its digits.
@@ -69,7 +67,12 @@ fn scores(results: &Results, standing: &Standing, width: usize) -> String {
     // How much a column matters, the least first to go, and the column.
     let columns = || -> Vec<(u8, Column)> {
         vec![
-            (9, Column::new("Candidate", Align::Left, |i, _| Some(text::shortened(&standing.labels[i], name_width(width))))),
+            (
+                9,
+                Column::new("Candidate", Align::Left, |i, _| {
+                    Some(text::shortened(&standing.labels[i], name_width(width)))
+                }),
+            ),
             (9, Column::new("", Align::Left, |_, candidate| candidate.on_front.then(|| FRONT.into()))),
             (9, Column::new("Size", Align::Right, |_, candidate| Some(units::bytes(candidate.file.bytes)))),
             (
@@ -90,7 +93,8 @@ fn scores(results: &Results, standing: &Standing, width: usize) -> String {
     let rows: Vec<usize> = (0..results.candidates.len()).collect();
     (1..=9)
         .map(|least| {
-            let kept: Vec<Column> = columns().into_iter().filter(|(weight, _)| *weight >= least).map(|(_, c)| c).collect();
+            let kept: Vec<Column> =
+                columns().into_iter().filter(|(weight, _)| *weight >= least).map(|(_, c)| c).collect();
             (least, build(results, &rows, &kept))
         })
         .find(|(least, text)| *least == 9 || longest_line(text) <= width)
@@ -168,7 +172,8 @@ fn narrowed(results: &Results, rows: &[usize], mut columns: Vec<Column>, width: 
         kept = build(results, rows, &columns);
     }
     if left_out > 0 {
-        kept += &paragraphs(&[format!("There was no room for {}.", text::counted(left_out, "column", "columns"))], width);
+        kept +=
+            &paragraphs(&[format!("There was no room for {}.", text::counted(left_out, "column", "columns"))], width);
     }
     kept
 }
@@ -176,8 +181,7 @@ fn narrowed(results: &Results, rows: &[usize], mut columns: Vec<Column>, width: 
 fn task_scores(results: &Results, standing: &Standing, task: usize, width: usize) -> Option<String> {
     let named = &results.tasks[task];
     let of = move |candidate: &'_ Candidate| candidate.tasks.get(task).cloned().flatten();
-    let rows: Vec<usize> =
-        (0..results.candidates.len()).filter(|&i| of(&results.candidates[i]).is_some()).collect();
+    let rows: Vec<usize> = (0..results.candidates.len()).filter(|&i| of(&results.candidates[i]).is_some()).collect();
     if rows.is_empty() {
         return None;
     }
@@ -190,9 +194,7 @@ fn task_scores(results: &Results, standing: &Standing, task: usize, width: usize
         Column::new(&name, Align::Left, |i, _| Some(text::shortened(&standing.labels[i], name_width(width)))),
         Column::new("Right %", Align::Right, move |_, candidate| Some(text::percent(&main(candidate)?).value)),
         Column::new("", Align::Left, move |_, candidate| text::percent(&main(candidate)?).interval),
-        Column::new("Lost", Align::Right, move |_, candidate| {
-            Some(of(candidate)?.against_reference?.lost.to_string())
-        }),
+        Column::new("Lost", Align::Right, move |_, candidate| Some(of(candidate)?.against_reference?.lost.to_string())),
         Column::new("Won", Align::Right, move |_, candidate| Some(of(candidate)?.against_reference?.won.to_string())),
         Column::new("By chance", Align::Right, move |_, candidate| {
             Some(text::number(of(candidate)?.against_reference?.p_value))
@@ -219,6 +221,62 @@ mod tests {
 
     use super::*;
     use crate::quality::report::sample;
+
+    #[test]
+    fn a_table_keeps_to_the_width_and_loses_no_candidate() {
+        for (name, results) in sample::all() {
+            for width in [60, 80, 120] {
+                let text = table(&results, width);
+                assert!(text.lines().all(|line| line.width() <= width), "{name} {width}:\n{text}");
+                assert!(!text.contains(|c| c != '\n' && crate::cli::out::drives(c)), "{name}");
+                let measured = results.candidates.iter().any(|candidate| candidate.overall.is_some());
+                for candidate in results.candidates.iter().filter(|_| measured) {
+                    assert!(text.contains(&units::bytes(candidate.file.bytes)), "{name} {width}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn wide_terminals_show_more_and_narrow_ones_what_counts() {
+        let results = sample::results(8);
+        let [narrow, usual, wide] = [60, 80, 120].map(|width| table(&results, width));
+        for text in [&narrow, &usual, &wide] {
+            assert!(text.starts_with("Candidate "));
+            assert!(text.contains("  0.0154  [0.0149, 0.0158]"));
+            assert!(text.contains("Q5_K_M beats Q5_0: KLD -0.0094 [-0.0098, -0.0090]"));
+        }
+        assert!(!narrow.contains("PPL ratio") && usual.contains("PPL ratio") && wide.contains("Bits"));
+        // Every number of the widest table.
+        for candidate in &results.candidates {
+            let scores = candidate.overall.unwrap();
+            let shown = [scores.kld, scores.kld_99, scores.perplexity_ratio].map(|estimate| text::estimate(&estimate));
+            for text::Shown { value, .. } in shown.iter().chain([&text::percent(&scores.same_top)]) {
+                assert!(wide.contains(value.as_str()), "{value}");
+            }
+            for scores in candidate.slices.iter().flatten() {
+                assert!(narrow.contains(&text::estimate(&scores.kld).value));
+            }
+        }
+    }
+
+    #[test]
+    fn chinese_names_line_up() {
+        let mut results = sample::results(2);
+        results.candidates[0].file.name = "零一万物-量化".into();
+        let text = table(&results, 80);
+        let columns: Vec<usize> = (text.lines().take(3))
+            .map(|line| line.find("GB").or(line.find("Size")).map(|at| line[..at].width()).unwrap())
+            .collect();
+        assert_eq!(columns[1], columns[2], "{text}");
+    }
+
+    #[test]
+    fn failures_are_told_where_nothing_was_measured() {
+        let text = table(&sample::begun(), 80);
+        assert!(text.contains("IQ2_M failed: models/a.gguf: it needs 40 GB, and 32 GB are there"), "{text}");
+        assert_eq!(table(&Results::default(), 80), "No candidates were compared.\n");
+    }
 
     #[test]
     #[ignore = "prints tables to look at"]
