@@ -685,7 +685,7 @@ pub fn heat(map: &Heat, ends: (f64, f64), title: &str) -> Option<Markup> {
         let words = "Relative error, % from:";
         write(area, words, (8, y + 18), anchored(FAINT, HPos::Left, VPos::Center))?;
         for (level, (edge, color)) in edges.iter().zip(HEAT).enumerate() {
-            let x = width_of(words) + 30 + level as i32 * 130;
+            let x = width_of(words) + 20 + level as i32 * 120;
             area.draw(&Rectangle::new([(x, y), (x + 36, y + 36)], color.filled()))?;
             write(area, &text::number(edge * 100.0), (x + 44, y + 18), anchored(FAINT, HPos::Left, VPos::Center))?;
         }

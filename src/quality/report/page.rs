@@ -6,7 +6,7 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::cli::units;
-use crate::quality::results::{Candidate, Change, Estimate, File, Guess, Results, Scores, TaskScores};
+use crate::quality::results::{Candidate, Change, Estimate, File, Guess, Results, Scores, TaskScores, TensorError};
 
 use super::charts::{self, Heat, Measure};
 use super::standing::{Outcome, Standing};
@@ -111,7 +111,12 @@ impl Page<'_> {
     /// The name of a row, with the number that drawings use and the mark of the front.
     fn name(&self, i: usize) -> Markup {
         let long = unicode_width::UnicodeWidthStr::width(self.standing.labels[i].as_str()) > 24;
-        html! { th.long[long] scope="row" { span.number { (i + 1) } " " (self.standing.labels[i]) } }
+        html! {
+            th.long[long] scope="row" {
+                span.number { (i + 1) } " " (self.standing.labels[i])
+                @if self.candidate(i).on_front { " " span.front title="on the front" { "●" } }
+            }
+        }
     }
 
     fn candidates(&self) -> Option<Section> {
@@ -130,40 +135,38 @@ impl Page<'_> {
                 table {
                     thead { tr {
                         th scope="col" { "Candidate" }
-                        th scope="col" { "Front" }
                         th.n scope="col" { "Size" }
-                        th.n scope="col" { "Bits a weight" }
-                        @if importance { th scope="col" { "Importance" } }
                         th.n scope="col" { "Mean KLD" br; "nats a token" }
                         th.n scope="col" { "Same top" br; "%" }
-                        th.n scope="col" { "Perplexity" }
                         th.n scope="col" { "Perplexity" br; "ratio" }
+                        th.n scope="col" { "Perplexity" }
+                        th.n scope="col" { "Bits a" br; "weight" }
+                        @if importance { th scope="col" { "Importance" } }
                     } }
                     tbody {
                         @for (i, candidate) in results.candidates.iter().enumerate() {
                             tr {
                                 (self.name(i))
-                                td.front { @if candidate.on_front { "● front" } }
                                 td.n { (units::bytes(candidate.file.bytes)) }
-                                td.n { @if let Some(bits) = candidate.file.bits_per_weight { (format!("{bits:.2}")) } }
-                                @if importance { td { (short(candidate.file.importance.as_deref().unwrap_or_default())) } }
                                 @if let Some(scores) = &candidate.overall {
                                     (cell(text::estimate(&scores.kld)))
                                     (cell(text::percent(&scores.same_top)))
-                                    (cell(text::estimate(&scores.perplexity)))
                                     (cell(text::estimate(&scores.perplexity_ratio)))
+                                    (cell(text::estimate(&scores.perplexity)))
                                 } @else if candidate.failure.is_some() {
                                     td colspan="4" { a href="#failures" { "failed" } }
                                 } @else {
                                     td colspan="4" { "not measured yet" }
                                 }
+                                td.n { @if let Some(bits) = candidate.file.bits_per_weight { (format!("{bits:.2}")) } }
+                                @if importance { td { (short(candidate.file.importance.as_deref().unwrap_or_default())) } }
                             }
                         }
                     }
                 }
             }))
             p.note {
-                "● front: no smaller candidate has as low a KLD. " (self.intervals()) " "
+                "● on the front: no smaller candidate has as low a KLD. " (self.intervals()) " "
                 a href="#method" { "What the numbers mean" } "."
             }
             @if !measured.is_empty() {
@@ -546,7 +549,7 @@ impl Page<'_> {
                             td.n { (text::number(error.rmse)) }
                             td.n { (text::number(1.0 - error.cosine)) }
                         } @else { td {} td {} td {} td {} }
-                        @if let Some(worst) = weights.tensors.iter().max_by(|a, b| a.error.relative.total_cmp(&b.error.relative)) {
+                        @if let Some(worst) = worst(&weights.tensors) {
                             td { (short(&worst.name)) " (" (short(&worst.ty)) ")" }
                             td.n { (percent(worst.error.relative)) }
                             td.n { (percent(worst.worst_row_relative)) " (row " (worst.worst_row) ")" }
@@ -845,6 +848,12 @@ fn heat(candidate: &Candidate) -> Option<Heat> {
     Some(Heat { layers, roles: roles.iter().map(|role| short(role)).collect(), errors })
 }
 
+/// The tensor with the largest relative error that is a number.
+fn worst(tensors: &[TensorError]) -> Option<&TensorError> {
+    let known = tensors.iter().filter(|tensor| !tensor.error.relative.is_nan());
+    known.max_by(|a, b| a.error.relative.total_cmp(&b.error.relative))
+}
+
 fn heat_table(map: &Heat) -> Markup {
     scroll(
         "Relative error by layer",
@@ -945,7 +954,7 @@ mod tests {
                 assert!(interval.is_none_or(|interval| cells.contains(&interval)));
             }
         }
-        assert_eq!(select(&page, "#candidates .front").iter().filter(|cell| !words_of(**cell).is_empty()).count(), 8);
+        assert_eq!(select(&page, "#candidates table:first-of-type .front").len(), 2 * 8);
     }
 
     #[test]
@@ -1022,7 +1031,7 @@ mod tests {
         let page = Html::parse_document(&html(&sample::begun()));
         assert!(words_of(select(&page, "#failures")[0]).contains("it needs 40 GB, and 32 GB are there"));
         let rows: Vec<String> = select(&page, "#candidates tbody tr").into_iter().map(words_of).collect();
-        assert!(rows[0].ends_with("failed") && rows[1].ends_with("not measured yet"), "{rows:?}");
+        assert!(rows[0].contains("GB failed") && rows[1].contains("GB not measured yet"), "{rows:?}");
     }
 
     #[test]

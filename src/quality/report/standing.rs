@@ -113,16 +113,14 @@ impl<'a> Standing<'a> {
         all.min_by(|&a, &b| self.kld(a).total_cmp(&self.kld(b)))
     }
 
-    /// At most `most` of the measured candidates that `has`, evenly from the front, or from all where the front is short.
+    /// At most `most` of the measured candidates that `has`, smallest file first: evenly from the front, and where there
+    /// is room evenly from the others.
     pub fn chosen(&self, most: usize, has: impl Fn(usize) -> bool) -> Vec<usize> {
-        let all: Vec<usize> = self.measured.iter().copied().filter(|&i| has(i)).collect();
-        if all.len() <= most {
-            return all;
-        }
-        let front: Vec<usize> = self.front().into_iter().filter(|&i| has(i)).collect();
-        let from = if front.len() >= most.min(3) { front } else { all };
-        let steps = most.min(from.len());
-        (0..steps).map(|step| from[step * (from.len() - 1) / (steps - 1).max(1)]).collect()
+        let (front, others): (Vec<usize>, Vec<usize>) =
+            self.measured.iter().filter(|&&i| has(i)).partition(|&&i| self.results.candidates[i].on_front);
+        let mut chosen = evenly(&front, most);
+        chosen.extend(evenly(&others, most - chosen.len()));
+        self.measured.iter().copied().filter(|i| chosen.contains(i)).collect()
     }
 
     /// The pairs that matter, smaller file first: neighbours by size, neighbours on the front, and the best with the
@@ -292,6 +290,12 @@ impl<'a> Standing<'a> {
     }
 }
 
+/// As many of a list, its ends among them.
+fn evenly(list: &[usize], count: usize) -> Vec<usize> {
+    let count = count.min(list.len());
+    (0..count).map(|step| list[step * (list.len() - 1) / (count - 1).max(1)]).collect()
+}
+
 fn counted_were(n: usize) -> String {
     match n {
         0 => "no candidate was".into(),
@@ -429,5 +433,8 @@ mod tests {
         assert_eq!(standing.chosen(40, |_| true).len(), 34);
         assert_eq!(standing.chosen(6, |i| i < 2), [0, 1]);
         assert!(standing.chosen(6, |_| false).is_empty());
+        // A short front leaves room for others.
+        let results = measured(&[("a", 1, 0.2), ("b", 2, 0.1), ("c", 3, 0.3), ("d", 4, 0.4), ("e", 5, 0.5)], 0.01);
+        assert_eq!(Standing::new(&results).chosen(4, |_| true), [0, 1, 2, 4]);
     }
 }
