@@ -40,11 +40,14 @@ pub fn table(results: &Results, width: usize) -> String {
     parts.join("\n")
 }
 
+/// What stands in a candidate's row, by its place.
+type Cells<'a> = Box<dyn Fn(usize, &Candidate) -> Option<String> + 'a>;
+
 /// A column: its heading and what stands in it. `None` in a cell is left empty.
 struct Column<'a> {
     heading: String,
     align: Align,
-    cell: Box<dyn Fn(usize, &Candidate) -> Option<String> + 'a>,
+    cell: Cells<'a>,
 }
 
 impl<'a> Column<'a> {
@@ -56,7 +59,7 @@ impl<'a> Column<'a> {
         Self::new(heading, Align::Right, move |_, candidate| Some(show(&measure(candidate.overall.as_ref()?)).value))
     }
 
-    /// What half of the interval comes to, as the number before it has its digits.
+    /// The interval of the column before it, which has the heading of both.
     fn interval(show: fn(&Estimate) -> text::Shown, measure: fn(&Scores) -> Estimate) -> Self {
         Self::new("", Align::Left, move |_, candidate| show(&measure(candidate.overall.as_ref()?)).interval)
     }
