@@ -325,6 +325,18 @@ impl Block {
     }
 }
 
+/// Small places all along a line.
+fn along(line: &[(i32, i32)]) -> Vec<Block> {
+    const STEP: i32 = 8;
+    let mut places = Vec::new();
+    for two in line.windows(2) {
+        let ((x, y), (dx, dy)) = (two[0], (two[1].0 - two[0].0, two[1].1 - two[0].1));
+        let steps = (dx.abs().max(dy.abs()) / STEP).max(1);
+        places.extend((0..=steps).map(|n| Block::around((x + dx * n / steps, y + dy * n / steps), 2)));
+    }
+    places
+}
+
 /// Labels of points, each beside its own and upon no other.
 struct Labels {
     room: Block,
@@ -411,9 +423,9 @@ pub fn front(results: &Results, standing: &Standing) -> Option<Markup> {
         let pixel = |size: f64, kld: f64| Some(chart.backend_coord(&(x.at(size)?, y.at(kld)?)));
         let line: Vec<_> =
             points.iter().filter(|(i, ..)| on_front(*i)).filter_map(|(_, size, kld)| pixel(*size, kld.value)).collect();
-        area.draw(&PathElement::new(line, SERIES[0].stroke_width(3)))?;
+        area.draw(&PathElement::new(line.clone(), SERIES[0].stroke_width(3)))?;
         let room = Block { left: margins.left, top: 8, right: WIDTH as i32 - 4, bottom: height as i32 - 90 };
-        let mut labels = Labels { room, taken: Vec::new() };
+        let mut labels = Labels { room, taken: along(&line) };
         for (i, size, kld) in &points {
             let Some(point) = pixel(*size, kld.value) else { continue };
             let color = if on_front(*i) { SERIES[0] } else { FAINT };

@@ -241,7 +241,7 @@ impl Page<'_> {
                  equals; those off the line (hollow) take more room for no less loss. Bars are intervals." }
             (figure(chart))
             @if charts::front_has_numbers(&self.standing) {
-                p.note { "The numbers are those of the table above." }
+                p.note { "The numbers are those of the table above; where points lie too close together, some have none." }
             }
             @if !undrawn.is_empty() {
                 p.note { "A logarithmic axis has no place for " (text::listed(&undrawn)) "." }
@@ -1056,6 +1056,33 @@ mod tests {
         let drawn = select(&page, "#front svg > circle > title");
         let names: BTreeSet<String> = drawn.into_iter().map(|title| words_of(title)).collect();
         assert_eq!(names.len(), 34);
+    }
+
+    #[test]
+    fn labels_keep_out_of_each_others_way() {
+        for count in [2, 8, 17, 34] {
+            let page = Html::parse_document(&html(&sample::results(count)));
+            let mut places: Vec<(f64, f64, f64, f64)> = Vec::new();
+            for label in select(&page, "#front svg > text") {
+                let number = |name: &str| label.value().attr(name).unwrap().parse::<f64>().unwrap();
+                let (x, y, letters) = (number("x"), number("y"), number("font-size"));
+                let width = unicode_width::UnicodeWidthStr::width(words_of(label).as_str()) as f64 * letters * 0.56;
+                let left = match label.value().attr("text-anchor").unwrap() {
+                    "start" => x,
+                    "middle" => x - width / 2.0,
+                    _ => x - width,
+                };
+                places.push((left, left + width, y - letters * 0.5, y + letters * 0.5));
+            }
+            assert!(places.len() > count, "{count}: axes have words too");
+            for (n, a) in places.iter().enumerate() {
+                assert!(a.0 >= 0.0 && a.1 <= 1280.0, "{count}: {a:?} is cut");
+                for b in &places[n + 1..] {
+                    let meet = a.0 < b.1 && b.0 < a.1 && a.2 < b.3 && b.2 < a.3;
+                    assert!(!meet, "{count}: {a:?} and {b:?}");
+                }
+            }
+        }
     }
 
     #[test]
