@@ -1,7 +1,7 @@
 //! What a comparison found, as data: what the table, the report, JSON and CSV show.
 //!
 //! All shares and probabilities are from 0 to 1, and logarithms are natural, as llama-perplexity's are before it prints
-//! percents. Numbers that may be infinite are serialized by [`json`], which says how.
+//! percents. Numbers that may be infinite are serialized by [`report::json`](mod@super::report::json), which says how.
 
 use serde::Serialize;
 

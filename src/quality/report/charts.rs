@@ -22,7 +22,7 @@ const WIDTH: u32 = 1280;
 /// Size of letters, in units.
 const LETTERS: i32 = 27;
 /// Width of a terminal's column in letters of that size, about.
-const CELL: f64 = 0.56;
+const CELL: f64 = 0.6;
 /// Names in drawings are cut to this many columns.
 const NAME_CELLS: usize = 22;
 
@@ -112,6 +112,9 @@ impl Axis {
     }
 
     fn label(&self, at: &f64) -> String {
+        if self.logarithmic && *at < SMALLEST_WRITTEN_OUT && (at - at.round()).abs() < 1e-9 {
+            return format!("10{}", superscript(at.round() as i32));
+        }
         let value = if self.logarithmic { 10_f64.powf(*at) } else { *at };
         let step = if self.logarithmic { value / 10.0 } else { (self.to - self.from).abs() / 7.0 };
         let decimals = (-step.log10().floor()).clamp(0.0, 9.0) as usize;
@@ -147,6 +150,16 @@ impl ValueFormatter<f64> for Axis {
         // The mesh has a formatter that knows its axis.
         at.to_string()
     }
+}
+
+/// Decimal logarithm of the smallest number that an axis writes out: `0.0001`.
+const SMALLEST_WRITTEN_OUT: f64 = -4.5;
+
+/// An exponent: `⁻⁷`.
+fn superscript(n: i32) -> String {
+    const DIGITS: [char; 10] = ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'];
+    let digit = |c: char| c.to_digit(10).map_or('⁻', |digit| DIGITS[digit as usize]);
+    n.to_string().chars().map(digit).collect()
 }
 
 fn ends(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
@@ -244,7 +257,6 @@ fn plot<'a, 'b>(
         .build_cartesian_2d(x.clone(), y.clone())?;
     chart
         .configure_mesh()
-        .disable_y_axis()
         .x_label_formatter(&|at| x.label(at))
         .y_label_formatter(&|at| y.label(at))
         .label_style(letters(FAINT))
@@ -313,6 +325,18 @@ impl Block {
     }
 }
 
+/// Small places all along a line.
+fn along(line: &[(i32, i32)]) -> Vec<Block> {
+    const STEP: i32 = 8;
+    let mut places = Vec::new();
+    for two in line.windows(2) {
+        let ((x, y), (dx, dy)) = (two[0], (two[1].0 - two[0].0, two[1].1 - two[0].1));
+        let steps = (dx.abs().max(dy.abs()) / STEP).max(1);
+        places.extend((0..=steps).map(|n| Block::around((x + dx * n / steps, y + dy * n / steps), 2)));
+    }
+    places
+}
+
 /// Labels of points, each beside its own and upon no other.
 struct Labels {
     room: Block,
@@ -320,19 +344,20 @@ struct Labels {
 }
 
 impl Labels {
-    /// Writes the words near the point, with a line to it where it is not beside it. False where there was no room.
+    /// Writes the words at most so far from the point, with a line to it where they are not beside it. False where there
+    /// was no room.
     fn write(
         &mut self,
         area: &Area,
         point: (i32, i32),
-        words: &str,
-        color: RGBColor,
+        furthest: f64,
+        (words, color): (&str, RGBColor),
     ) -> Result<bool, Box<dyn std::error::Error>> {
         let (width, height) = (width_of(words), LETTERS + 6);
         // To the upper right and the lower left first: a curve that falls leaves these free.
         const WAYS: [(f64, f64); 8] =
             [(0.7, -0.7), (-0.7, 0.7), (1.0, 0.0), (-1.0, 0.0), (0.0, -1.0), (0.0, 1.0), (-0.7, -0.7), (0.7, 0.7)];
-        for distance in [20.0, 48.0, 80.0, 120.0, 170.0] {
+        for distance in [20.0, 44.0, 72.0, 104.0].into_iter().take_while(|distance| *distance <= furthest) {
             for (dx, dy) in WAYS {
                 let (x, y) = (point.0 + (dx * distance) as i32, point.1 + (dy * distance) as i32);
                 let left = if dx > 0.0 {
@@ -354,7 +379,13 @@ impl Labels {
                     let end = (x.clamp(block.left, block.right), y);
                     area.draw(&PathElement::new(vec![point, end], FAINT.stroke_width(2)))?;
                 }
-                write(area, words, (left, y), anchored(color, HPos::Left, VPos::Center))?;
+                // Held where it is next to its point: how wide letters are is not known here.
+                let (side, at) = match dx {
+                    _ if dx > 0.0 => (HPos::Left, left),
+                    _ if dx < 0.0 => (HPos::Right, block.right),
+                    _ => (HPos::Center, x),
+                };
+                write(area, words, (at, y), anchored(color, side, VPos::Center))?;
                 self.taken.push(block);
                 return Ok(true);
             }
@@ -392,9 +423,9 @@ pub fn front(results: &Results, standing: &Standing) -> Option<Markup> {
         let pixel = |size: f64, kld: f64| Some(chart.backend_coord(&(x.at(size)?, y.at(kld)?)));
         let line: Vec<_> =
             points.iter().filter(|(i, ..)| on_front(*i)).filter_map(|(_, size, kld)| pixel(*size, kld.value)).collect();
-        area.draw(&PathElement::new(line, SERIES[0].stroke_width(3)))?;
+        area.draw(&PathElement::new(line.clone(), SERIES[0].stroke_width(3)))?;
         let room = Block { left: margins.left, top: 8, right: WIDTH as i32 - 4, bottom: height as i32 - 90 };
-        let mut labels = Labels { room, taken: Vec::new() };
+        let mut labels = Labels { room, taken: along(&line) };
         for (i, size, kld) in &points {
             let Some(point) = pixel(*size, kld.value) else { continue };
             let color = if on_front(*i) { SERIES[0] } else { FAINT };
@@ -416,9 +447,11 @@ pub fn front(results: &Results, standing: &Standing) -> Option<Markup> {
                 let color = if wanted { INK } else { FAINT };
                 let name = text::shortened(&standing.labels[*i], NAME_CELLS);
                 let number = (i + 1).to_string();
-                let named = (wanted || few) && labels.write(area, point, &name, color)?;
+                // Where there are many, long lines to names would be a thicket.
+                let (names, numbers) = if few { (104.0, 104.0) } else { (20.0, 72.0) };
+                let named = (wanted || few) && labels.write(area, point, names, (&name, color))?;
                 if !named {
-                    labels.write(area, point, &number, color)?;
+                    labels.write(area, point, numbers, (&number, color))?;
                 }
             }
         }
@@ -446,7 +479,7 @@ pub fn positions(results: &Results, standing: &Standing, chosen: &[usize]) -> Op
     let top = legend(None, &names, 8).ok()? + 70;
     svg(620 + top as u32, "KLD along the text", description, |area, spots| {
         let margins = Margins { top, right: 30, left: 110 };
-        let axes = ("Tokens read before it, and those of its window", "Mean KLD, nats a token (lower is better)");
+        let axes = ("Place in the window, tokens", "Mean KLD, nats a token (lower is better)");
         let chart = plot(area, &margins, (&x, &y), axes)?;
         legend(Some(area), &names, 8)?;
         for (place, (i, points)) in series.iter().enumerate() {
@@ -661,13 +694,12 @@ pub fn heat(map: &Heat, ends: (f64, f64), title: &str) -> Option<Markup> {
         }
         write(area, "layer", (left - 12, below), anchored(FAINT, HPos::Right, VPos::Top))?;
         let y = below + 62;
-        let words = "relative error, %:";
-        write(area, words, (left - 12, y + 18), anchored(FAINT, HPos::Right, VPos::Center))?;
+        let words = "Relative error, % from:";
+        write(area, words, (8, y + 18), anchored(FAINT, HPos::Left, VPos::Center))?;
         for (level, (edge, color)) in edges.iter().zip(HEAT).enumerate() {
-            let x = left + level as i32 * 130;
+            let x = width_of(words) + 20 + level as i32 * 120;
             area.draw(&Rectangle::new([(x, y), (x + 36, y + 36)], color.filled()))?;
-            let words = format!("{}{}", if level == 0 { "" } else { "" }, text::number(edge * 100.0));
-            write(area, &words, (x + 44, y + 18), anchored(FAINT, HPos::Left, VPos::Center))?;
+            write(area, &text::number(edge * 100.0), (x + 44, y + 18), anchored(FAINT, HPos::Left, VPos::Center))?;
         }
         Ok(())
     })

@@ -6,7 +6,7 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::cli::units;
-use crate::quality::results::{Candidate, Change, Estimate, File, Guess, Results, Scores, TaskScores};
+use crate::quality::results::{Candidate, Change, Estimate, File, Guess, Results, Scores, TaskScores, TensorError};
 
 use super::charts::{self, Heat, Measure};
 use super::standing::{Outcome, Standing};
@@ -18,6 +18,10 @@ const LINES: usize = charts::MOST_SERIES;
 const HEAT_MAPS: usize = 3;
 /// Candidates in a table of which each pair shows its number.
 const NUMBERED_PAIRS: usize = 8;
+/// Columns of a terminal that the name of a text, a tensor or the like takes at most.
+const LONGEST_NAME: usize = 32;
+/// Rows up to which a table that a drawing shows too is open.
+const MOST_ROWS_OPEN: usize = 12;
 /// More layers than this are not drawn: no model has them.
 const MOST_LAYERS: usize = 512;
 /// More kinds of tensors than this are not drawn.
@@ -106,7 +110,13 @@ impl Page<'_> {
 
     /// The name of a row, with the number that drawings use and the mark of the front.
     fn name(&self, i: usize) -> Markup {
-        html! { th scope="row" { span.number { (i + 1) } " " (self.standing.labels[i]) } }
+        let long = unicode_width::UnicodeWidthStr::width(self.standing.labels[i].as_str()) > 24;
+        html! {
+            th.long[long] scope="row" {
+                span.number { (i + 1) } " " (self.standing.labels[i])
+                @if self.candidate(i).on_front { " " span.front title="on the front" { "●" } }
+            }
+        }
     }
 
     fn candidates(&self) -> Option<Section> {
@@ -125,40 +135,38 @@ impl Page<'_> {
                 table {
                     thead { tr {
                         th scope="col" { "Candidate" }
-                        th scope="col" { span.visually { "Front" } }
                         th.n scope="col" { "Size" }
-                        th.n scope="col" { "Bits a weight" }
-                        @if importance { th scope="col" { "Importance" } }
                         th.n scope="col" { "Mean KLD" br; "nats a token" }
                         th.n scope="col" { "Same top" br; "%" }
-                        th.n scope="col" { "Perplexity" }
                         th.n scope="col" { "Perplexity" br; "ratio" }
+                        th.n scope="col" { "Perplexity" }
+                        th.n scope="col" { "Bits a" br; "weight" }
+                        @if importance { th scope="col" { "Importance" } }
                     } }
                     tbody {
                         @for (i, candidate) in results.candidates.iter().enumerate() {
                             tr {
                                 (self.name(i))
-                                td.front { @if candidate.on_front { "● front" } }
                                 td.n { (units::bytes(candidate.file.bytes)) }
-                                td.n { @if let Some(bits) = candidate.file.bits_per_weight { (format!("{bits:.2}")) } }
-                                @if importance { td { (plain(candidate.file.importance.as_deref().unwrap_or_default())) } }
                                 @if let Some(scores) = &candidate.overall {
                                     (cell(text::estimate(&scores.kld)))
                                     (cell(text::percent(&scores.same_top)))
-                                    (cell(text::estimate(&scores.perplexity)))
                                     (cell(text::estimate(&scores.perplexity_ratio)))
+                                    (cell(text::estimate(&scores.perplexity)))
                                 } @else if candidate.failure.is_some() {
                                     td colspan="4" { a href="#failures" { "failed" } }
                                 } @else {
                                     td colspan="4" { "not measured yet" }
                                 }
+                                td.n { @if let Some(bits) = candidate.file.bits_per_weight { (format!("{bits:.2}")) } }
+                                @if importance { td { (short(candidate.file.importance.as_deref().unwrap_or_default())) } }
                             }
                         }
                     }
                 }
             }))
             p.note {
-                "● front: no smaller candidate has as low a KLD. " (self.intervals()) " "
+                "● on the front: no smaller candidate has as low a KLD. " (self.intervals()) " "
                 a href="#method" { "What the numbers mean" } "."
             }
             @if !measured.is_empty() {
@@ -233,7 +241,7 @@ impl Page<'_> {
                  equals; those off the line (hollow) take more room for no less loss. Bars are intervals." }
             (figure(chart))
             @if charts::front_has_numbers(&self.standing) {
-                p.note { "Hollow points have the numbers of the table above." }
+                p.note { "The numbers are those of the table above; where points lie too close together, some have none." }
             }
             @if !undrawn.is_empty() {
                 p.note { "A logarithmic axis has no place for " (text::listed(&undrawn)) "." }
@@ -285,8 +293,8 @@ impl Page<'_> {
         let first = self.candidate(*chosen.first()?).histogram.as_ref()?;
         let edge = |bin: usize| text::number(10_f64.powf(first.log10_from + first.log10_step * bin as f64));
         let body = html! {
-            p { "How many tokens are how far off. Most differ little; the right end of each line is where the candidate \
-                 and the reference disagree. What lies beyond an end is counted in the last step there." }
+            p { "Each line counts tokens by their KLD. At most tokens it is small; the right end of a line is where the \
+                 candidate and the reference disagree. What lies beyond an end is counted in the last step there." }
             (self.shown(&chosen, all))
             (figure(chart))
             details {
@@ -320,7 +328,7 @@ impl Page<'_> {
         if results.slices.len() < 2 || measured.is_empty() {
             return None;
         }
-        let names: Vec<String> = results.slices.iter().map(|slice| plain(&slice.name).into_owned()).collect();
+        let names: Vec<String> = results.slices.iter().map(|slice| short(&slice.name)).collect();
         let drawn = names.len().min(charts::MOST_SERIES);
         let rows: Vec<charts::Row> = measured
             .iter()
@@ -339,7 +347,7 @@ impl Page<'_> {
             p { "Where a candidate loses more on one text than on another, its loss depends on what you write in." }
             @if let Some(chart) = charts::rows(&rows, &names[..drawn], &measure) { (figure(chart)) }
             @if drawn < names.len() { p.note { "The drawing has the first " (drawn) " texts, the table all." } }
-            (scroll("KLD by text", html! {
+            (folded(measured.len(), scroll("KLD by text", html! {
                 table {
                     thead {
                         tr {
@@ -361,7 +369,7 @@ impl Page<'_> {
                         }
                     } } }
                 }
-            }))
+            })))
         };
         Some(Section { id: "texts", title: "By text".into(), body })
     }
@@ -450,7 +458,7 @@ impl Page<'_> {
             .iter()
             .map(|&i| (self.standing.labels[i].clone(), vec![of(i).and_then(|of| score(of, main)).map(percent)]))
             .collect();
-        let title = plain(&named.name);
+        let title = short(&named.name);
         let axis = format!("{}, %{}", words(main), if reference.is_some() { " (line: the reference)" } else { "" });
         let line = reference.and_then(|of| score(of, main)).map(percent);
         let measure = Measure { title: &title, axis: &axis, logarithmic: false, line };
@@ -474,7 +482,7 @@ impl Page<'_> {
                 "."
             }
             @if let Some(chart) = charts::rows(&rows, &[], &measure) { (figure(chart)) }
-            (scroll(&title, html! {
+            (folded(asked.len(), scroll(&title, html! {
                 table {
                     thead { tr {
                         th scope="col" { "Candidate" } th.n scope="col" { "Asked" }
@@ -486,7 +494,7 @@ impl Page<'_> {
                         @for &i in &asked { @if let Some(of) = of(i) { (row(self.name(i), of)) } }
                     }
                 }
-            }))
+            })))
         })
     }
 
@@ -541,8 +549,8 @@ impl Page<'_> {
                             td.n { (text::number(error.rmse)) }
                             td.n { (text::number(1.0 - error.cosine)) }
                         } @else { td {} td {} td {} td {} }
-                        @if let Some(worst) = weights.tensors.iter().max_by(|a, b| a.error.relative.total_cmp(&b.error.relative)) {
-                            td { (plain(&worst.name)) " (" (plain(&worst.ty)) ")" }
+                        @if let Some(worst) = worst(&weights.tensors) {
+                            td { (short(&worst.name)) " (" (short(&worst.ty)) ")" }
                             td.n { (percent(worst.error.relative)) }
                             td.n { (percent(worst.worst_row_relative)) " (row " (worst.worst_row) ")" }
                         } @else { td {} td {} td {} }
@@ -709,7 +717,7 @@ impl Page<'_> {
             html! {
                 tr {
                     td { (what) }
-                    td { (plain(&file.path)) small { (file.quantization.as_deref().map(plain).unwrap_or_default()) } }
+                    td.path { (plain(&file.path)) small { (file.quantization.as_deref().map(plain).unwrap_or_default()) } }
                     td.n { (units::bytes(file.bytes)) }
                     td.hash { (plain(file.blake3.as_deref().unwrap_or("not computed"))) }
                 }
@@ -737,8 +745,8 @@ impl Page<'_> {
                         } }
                         tbody {
                             @for (index, slice) in results.slices.iter().enumerate() { tr {
-                                td { (plain(&slice.name)) }
-                                td { (plain(&slice.path)) }
+                                td.path { (plain(&slice.name)) }
+                                td.path { (plain(&slice.path)) }
                                 td.n { (text::thousands(slice.tokens)) }
                                 td.n { (text::thousands(slice.windows)) }
                                 td.n { (text::thousands(slice.scored)) }
@@ -746,8 +754,8 @@ impl Page<'_> {
                                 td.hash { (plain(&slice.blake3)) }
                             } }
                             @for task in &results.tasks { tr {
-                                td { (plain(&task.name)) }
-                                td { (plain(&task.path)) }
+                                td.path { (plain(&task.name)) }
+                                td.path { (plain(&task.path)) }
                                 td.n colspan="4" { (text::thousands(task.questions)) " questions" }
                                 td.hash { (plain(&task.blake3)) }
                             } }
@@ -767,6 +775,11 @@ fn scroll(name: &str, inside: Markup) -> Markup {
     html! { div.scroll role="region" aria-label=(name) tabindex="0" { (inside) } }
 }
 
+/// A table below a drawing of the same numbers, out of the way where it has many rows.
+fn folded(rows: usize, table: Markup) -> Markup {
+    html! { @if rows > MOST_ROWS_OPEN { details { summary { "The numbers" } (table) } } @else { (table) } }
+}
+
 fn figure(chart: Markup) -> Markup {
     html! { figure { (chart) } }
 }
@@ -782,6 +795,11 @@ fn optional(shown: Option<Shown>) -> Markup {
 /// Text of a passage: its line breaks stay, everything else that would do something is written out.
 fn passage(text: &str) -> std::borrow::Cow<'_, str> {
     crate::cli::out::printable_lines(text)
+}
+
+/// A name for a column or a line of its own.
+fn short(name: &str) -> String {
+    text::shortened(&plain(name), LONGEST_NAME)
 }
 
 /// A name in code as words: `accuracy_normalised`.
@@ -827,7 +845,13 @@ fn heat(candidate: &Candidate) -> Option<Heat> {
             errors[row][column] = Some(tensor.error.relative);
         }
     }
-    Some(Heat { layers, roles: roles.iter().map(|role| plain(role).into_owned()).collect(), errors })
+    Some(Heat { layers, roles: roles.iter().map(|role| short(role)).collect(), errors })
+}
+
+/// The tensor with the largest relative error that is a number.
+fn worst(tensors: &[TensorError]) -> Option<&TensorError> {
+    let known = tensors.iter().filter(|tensor| !tensor.error.relative.is_nan());
+    known.max_by(|a, b| a.error.relative.total_cmp(&b.error.relative))
 }
 
 fn heat_table(map: &Heat) -> Markup {
@@ -847,8 +871,219 @@ fn heat_table(map: &Heat) -> Markup {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use scraper::{ElementRef, Html, Selector};
+
     use super::*;
     use crate::quality::report::sample;
+
+    fn select<'a>(page: &'a Html, what: &str) -> Vec<ElementRef<'a>> {
+        page.select(&Selector::parse(what).unwrap()).collect()
+    }
+
+    fn words_of(element: ElementRef) -> String {
+        element.text().collect::<Vec<_>>().join(" ").split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    /// The words of all cells, headings of rows too.
+    fn cells(page: &Html, inside: &str) -> BTreeSet<String> {
+        let cells = select(page, &format!("{inside} td, {inside} th"));
+        cells.into_iter().flat_map(|cell| cell.text().map(|text| text.trim().to_owned()).collect::<Vec<_>>()).collect()
+    }
+
+    fn headings(results: &Results) -> Vec<String> {
+        select(&Html::parse_document(&html(results)), "h2").into_iter().map(words_of).collect()
+    }
+
+    #[test]
+    fn a_page_is_whole_and_its_drawings_are_well_formed() {
+        for (name, results) in sample::all() {
+            let text = html(&results);
+            let page = Html::parse_document(&text);
+            assert!(page.errors.is_empty(), "{name}: {:?}", page.errors);
+            assert!(!text.contains("<script"), "{name}");
+            for drawing in text.split("<svg").skip(1).filter_map(|rest| rest.split_once("</svg>")) {
+                let drawing = format!("<svg{}</svg>", drawing.0);
+                let mut reader = quick_xml::Reader::from_str(&drawing);
+                reader.config_mut().check_end_names = true;
+                loop {
+                    match reader.read_event().unwrap_or_else(|error| panic!("{name}: {error}: {drawing}")) {
+                        quick_xml::events::Event::Eof => break,
+                        quick_xml::events::Event::Start(tag) | quick_xml::events::Event::Empty(tag) => {
+                            tag.attributes().for_each(|attribute| drop(attribute.unwrap()));
+                        }
+                        _ => {}
+                    }
+                }
+                assert!(drawing.contains("role=\"img\"") && drawing.contains("<title>") && drawing.contains("<desc>"));
+                assert!(!drawing.contains("NaN") && !drawing.contains("inf\""), "{name}: {drawing}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_fetched_and_nothing_runs() {
+        let page = Html::parse_document(&html(&sample::hostile()));
+        for what in ["script", "link", "img", "iframe", "object", "[src]", "[onclick]", "[onerror]", "a[href^=http]"] {
+            assert!(select(&page, what).is_empty(), "{what}");
+        }
+        let text = html(&sample::hostile());
+        assert!(!text.contains("url(") && !text.contains("@import"));
+        // Shown, and as nothing but text.
+        assert!(text.contains("&lt;script&gt;alert(1)") && text.contains("\\u{202e}"));
+        assert!(!text.chars().any(|c| c != '\n' && crate::cli::out::drives(c)));
+    }
+
+    #[test]
+    fn the_table_has_every_number_with_its_interval() {
+        let results = sample::results(8);
+        let page = Html::parse_document(&html(&results));
+        let cells = cells(&page, "#candidates");
+        for candidate in &results.candidates {
+            let scores = candidate.overall.unwrap();
+            assert!(cells.contains(&units::bytes(candidate.file.bytes)));
+            let shown = [scores.kld, scores.perplexity, scores.perplexity_ratio, scores.kld_median, scores.kld_90]
+                .iter()
+                .chain([&scores.kld_99, &scores.kld_999, &scores.kld_max])
+                .map(text::estimate)
+                .chain([scores.same_top, scores.top5_overlap, scores.rms_dp].iter().map(text::percent))
+                .collect::<Vec<_>>();
+            for Shown { value, interval } in shown {
+                assert!(cells.contains(&value), "{value}");
+                assert!(interval.is_none_or(|interval| cells.contains(&interval)));
+            }
+        }
+        assert_eq!(select(&page, "#candidates table:first-of-type .front").len(), 2 * 8);
+    }
+
+    #[test]
+    fn tables_have_the_numbers_that_drawings_show() {
+        let results = sample::results(8);
+        let page = Html::parse_document(&html(&results));
+        let [positions, distribution, texts, weights, tasks] =
+            ["#positions", "#distribution", "#texts", "#weights", "#tasks"].map(|id| cells(&page, id));
+        let candidate = &results.candidates[0];
+        for stretch in &candidate.positions {
+            assert!(positions.contains(&text::estimate(&stretch.kld).value));
+        }
+        for count in &candidate.histogram.as_ref().unwrap().counts {
+            assert!(distribution.contains(&text::thousands(*count)));
+        }
+        for scores in candidate.slices.iter().flatten() {
+            assert!(texts.contains(&text::estimate(&scores.kld).value));
+        }
+        for tensor in
+            candidate.weights.as_ref().unwrap().tensors.iter().filter(|t| t.layer.is_some() && t.role != "norm")
+        {
+            assert!(weights.contains(&text::number(tensor.error.relative * 100.0)), "{}", tensor.name);
+        }
+        let scores = candidate.tasks[0].as_ref().unwrap();
+        assert!(tasks.contains(&text::percent(&scores.scores[0].1).value));
+        assert!(tasks.contains(&scores.against_reference.unwrap().lost.to_string()));
+    }
+
+    #[test]
+    fn sections_without_data_are_left_out() {
+        assert_eq!(headings(&Results::default()), ["How it was measured"]);
+        assert_eq!(headings(&sample::begun()), ["The candidates", "What failed", "How it was measured"]);
+        let traced = headings(&sample::traced());
+        assert!(!traced.contains(&"Tasks".to_owned()) && !traced.contains(&"Where the weights differ".to_owned()));
+        let all = [
+            "The candidates",
+            "Size against loss",
+            "Along the text",
+            "How many tokens are how far off",
+            "By text",
+            "Who beats whom",
+            "Tasks",
+            "Where the weights differ",
+            "The most changed passages",
+            "How it was measured",
+        ];
+        assert_eq!(headings(&sample::results(8)), all);
+    }
+
+    #[test]
+    fn a_changed_passage_shows_what_both_expected_and_marks_what_came() {
+        let page = Html::parse_document(&html(&sample::results(1)));
+        let change = select(&page, ".change")[1];
+        assert_eq!(change.select(&Selector::parse("mark").unwrap()).next().unwrap().inner_html(), "桥");
+        let rows: Vec<String> = change.select(&Selector::parse("tbody tr").unwrap()).map(words_of).collect();
+        assert_eq!(rows[0], "桥 (the text's) 71.00 % 24.00 %");
+        assert_eq!(rows[3], "水 1.00 % 31.00 %");
+        assert_eq!(rows.len(), 4);
+        assert!(words_of(select(&page, ".passage")[1]).contains("主席问大家"));
+    }
+
+    #[test]
+    fn the_matrix_says_who_is_nearer_from_both_sides() {
+        let mut results = sample::results(3);
+        results.pairs[0].verdict = crate::quality::results::Verdict::NotDistinguishable;
+        let page = Html::parse_document(&html(&results));
+        let rows: Vec<String> = select(&page, ".matrix tbody tr").into_iter().map(words_of).collect();
+        let signs = |row: &str| row.chars().filter(|c| "▲▽≈".contains(*c)).collect::<String>();
+        assert_eq!(rows.iter().map(|row| signs(row)).collect::<Vec<_>>(), ["≈▽", "≈▽", "▲▲"]);
+    }
+
+    #[test]
+    fn a_failure_is_told_in_its_own_words() {
+        let page = Html::parse_document(&html(&sample::begun()));
+        assert!(words_of(select(&page, "#failures")[0]).contains("it needs 40 GB, and 32 GB are there"));
+        let rows: Vec<String> = select(&page, "#candidates tbody tr").into_iter().map(words_of).collect();
+        assert!(rows[0].contains("GB failed") && rows[1].contains("GB not measured yet"), "{rows:?}");
+    }
+
+    #[test]
+    fn how_it_was_measured_is_there_to_be_done_again() {
+        let results = sample::results(8);
+        let method = words_of(select(&Html::parse_document(&html(&results)), "#method")[0]);
+        assert!(method.contains("nibble compare models/Yi-34B-Chat-BF16.gguf 'models/*.gguf' --text en=texts/en.txt"));
+        for candidate in &results.candidates {
+            assert!(method.contains(candidate.file.blake3.as_ref().unwrap()));
+        }
+        assert!(method.contains("1024 tokens") && method.contains("first 256") && method.contains("seed 1"));
+        assert!(method.contains("文本/中文.txt") && method.contains(&results.slices[1].blake3));
+    }
+
+    #[test]
+    fn seventeen_recipes_made_in_two_ways_stay_under_400_kb_and_have_labels_of_their_own() {
+        let results = sample::results(34);
+        let text = html(&results);
+        assert!(text.len() < 400_000, "{}", text.len());
+        assert_eq!(text, html(&results.clone()));
+        let page = Html::parse_document(&text);
+        let drawn = select(&page, "#front svg > circle > title");
+        let names: BTreeSet<String> = drawn.into_iter().map(|title| words_of(title)).collect();
+        assert_eq!(names.len(), 34);
+    }
+
+    #[test]
+    fn labels_keep_out_of_each_others_way() {
+        for count in [2, 8, 17, 34] {
+            let page = Html::parse_document(&html(&sample::results(count)));
+            let mut places: Vec<(f64, f64, f64, f64)> = Vec::new();
+            for label in select(&page, "#front svg > text") {
+                let number = |name: &str| label.value().attr(name).unwrap().parse::<f64>().unwrap();
+                let (x, y, letters) = (number("x"), number("y"), number("font-size"));
+                let width = unicode_width::UnicodeWidthStr::width(words_of(label).as_str()) as f64 * letters * 0.56;
+                let left = match label.value().attr("text-anchor").unwrap() {
+                    "start" => x,
+                    "middle" => x - width / 2.0,
+                    _ => x - width,
+                };
+                places.push((left, left + width, y - letters * 0.5, y + letters * 0.5));
+            }
+            assert!(places.len() > count, "{count}: axes have words too");
+            for (n, a) in places.iter().enumerate() {
+                assert!(a.0 >= 0.0 && a.1 <= 1280.0, "{count}: {a:?} is cut");
+                for b in &places[n + 1..] {
+                    let meet = a.0 < b.1 && b.0 < a.1 && a.2 < b.3 && b.2 < a.3;
+                    assert!(!meet, "{count}: {a:?} and {b:?}");
+                }
+            }
+        }
+    }
 
     #[test]
     #[ignore = "writes pages to look at, to the folder NIBBLE_PAGES"]

@@ -103,7 +103,7 @@ fn guess(text: &str, reference: f64, candidate: f64) -> Guess {
 }
 
 fn change(i: usize, kld: f64) -> Change {
-    if i % 2 == 0 {
+    if i.is_multiple_of(2) {
         return Change {
             slice: 0,
             token: 1_234 + 77 * i as u64,
@@ -153,7 +153,7 @@ fn weights(bits: f64, n: usize) -> WeightErrors {
     }];
     for layer in 0..60_u32 {
         for (r, role) in roles.iter().enumerate() {
-            let better = if *role == "attn_v" || (*role == "ffn_down" && layer % 3 == 0) { 0.6 } else { 1.0 };
+            let better = if *role == "attn_v" || (*role == "ffn_down" && layer.is_multiple_of(3)) { 0.6 } else { 1.0 };
             let relative = base * better * (0.9 + 0.004 * f64::from(layer) + 0.1 * wobble(n + r * 97 + layer as usize));
             tensors.push(TensorError {
                 name: format!("blk.{layer}.{role}.weight"),

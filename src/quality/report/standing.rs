@@ -7,6 +7,9 @@ use crate::quality::results::{Estimate, Results, Verdict};
 
 use super::text;
 
+/// Candidates that a sentence names; half as many where it says something of each.
+const MOST_NAMED: usize = 8;
+
 /// Where the candidates stand.
 pub struct Standing<'a> {
     results: &'a Results,
@@ -110,16 +113,14 @@ impl<'a> Standing<'a> {
         all.min_by(|&a, &b| self.kld(a).total_cmp(&self.kld(b)))
     }
 
-    /// At most `most` of the measured candidates that `has`, evenly from the front, or from all where the front is short.
+    /// At most `most` of the measured candidates that `has`, smallest file first: evenly from the front, and where there
+    /// is room evenly from the others.
     pub fn chosen(&self, most: usize, has: impl Fn(usize) -> bool) -> Vec<usize> {
-        let all: Vec<usize> = self.measured.iter().copied().filter(|&i| has(i)).collect();
-        if all.len() <= most {
-            return all;
-        }
-        let front: Vec<usize> = self.front().into_iter().filter(|&i| has(i)).collect();
-        let from = if front.len() >= most.min(3) { front } else { all };
-        let steps = most.min(from.len());
-        (0..steps).map(|step| from[step * (from.len() - 1) / (steps - 1).max(1)]).collect()
+        let (front, others): (Vec<usize>, Vec<usize>) =
+            self.measured.iter().filter(|&&i| has(i)).partition(|&&i| self.results.candidates[i].on_front);
+        let mut chosen = evenly(&front, most);
+        chosen.extend(evenly(&others, most - chosen.len()));
+        self.measured.iter().copied().filter(|i| chosen.contains(i)).collect()
     }
 
     /// The pairs that matter, smaller file first: neighbours by size, neighbours on the front, and the best with the
@@ -181,14 +182,7 @@ impl<'a> Standing<'a> {
             (Some(only), [_]) => sentences.push(format!("{} {}.", self.sized(only), self.nearness(only))),
             (Some(best), _) => {
                 sentences.push(self.headline(best));
-                let front = self.front();
-                if front.len() > 1 {
-                    let names: Vec<String> = front.iter().map(|&i| self.sized(i)).collect();
-                    sentences.push(format!(
-                        "Each of these has a lower KLD than everything smaller: {}.",
-                        text::listed(&names)
-                    ));
-                }
+                sentences.extend(self.worth());
                 sentences.extend(self.dominated());
             }
         }
@@ -229,20 +223,42 @@ impl<'a> Standing<'a> {
         )
     }
 
+    /// Who is on the front.
+    fn worth(&self) -> Option<String> {
+        let front = self.front();
+        let sized = |list: &[usize]| text::listed(&list.iter().map(|&i| self.sized(i)).collect::<Vec<_>>());
+        match front.len() {
+            0 | 1 => None,
+            2..=MOST_NAMED => Some(format!("Each of these is nearer than everything smaller: {}.", sized(&front))),
+            count => Some(format!(
+                "{count} of {} are nearer than everything smaller, among them {}.",
+                self.measured.len(),
+                sized(&self.chosen(MOST_NAMED / 2, |_| true))
+            )),
+        }
+    }
+
     /// Who takes more room than something that is as near or nearer.
     fn dominated(&self) -> Option<String> {
-        let off: Vec<usize> = self.measured.iter().copied().filter(|&i| !self.results.candidates[i].on_front).collect();
-        let named: Vec<String> = off
-            .iter()
-            .filter_map(|&i| {
-                let better = self.dominated_by(i)?;
-                let noise = matches!(self.outcome(better, i), Some((_, Outcome::NotDistinguishable)));
-                let than = if noise { "cannot be told from it" } else { "is nearer" };
-                let size = if self.bytes(better) < self.bytes(i) { "smaller" } else { "no larger" };
-                Some(format!("{} ({} is {size} and {than})", self.labels[i], self.labels[better]))
-            })
-            .collect();
-        (!named.is_empty()).then(|| format!("Not worth their size: {}.", text::listed(&named)))
+        let off = self.measured.iter().filter(|&&i| !self.results.candidates[i].on_front);
+        let off: Vec<(usize, usize)> = off.filter_map(|&i| Some((i, self.dominated_by(i)?))).collect();
+        if off.len() > MOST_NAMED / 2 {
+            let mut names: Vec<String> =
+                off.iter().map(|(i, _)| self.labels[*i].clone()).take(2 * MOST_NAMED).collect();
+            if names.len() < off.len() {
+                names.push(format!("{} more", off.len() - names.len()));
+            }
+            return Some(format!("Not worth their size, as something no larger is as near: {}.", text::listed(&names)));
+        }
+        let reason = |&(i, better): &(usize, usize)| {
+            let noise = matches!(self.outcome(better, i), Some((_, Outcome::NotDistinguishable)));
+            let size = if self.bytes(better) < self.bytes(i) { "smaller" } else { "no larger" };
+            let than = if noise { "cannot be told from it" } else { "nearer" };
+            format!("{} ({} is {size} and {than})", self.labels[i], self.labels[better])
+        };
+        let named: Vec<String> = off.iter().map(reason).collect();
+        let word = if off.len() == 1 { "its" } else { "their" };
+        (!named.is_empty()).then(|| format!("Not worth {word} size: {}.", text::listed(&named)))
     }
 
     /// Who failed, and whether all of it was done.
@@ -274,6 +290,12 @@ impl<'a> Standing<'a> {
     }
 }
 
+/// As many of a list, its ends among them.
+fn evenly(list: &[usize], count: usize) -> Vec<usize> {
+    let count = count.min(list.len());
+    (0..count).map(|step| list[step * (list.len() - 1) / (count - 1).max(1)]).collect()
+}
+
 fn counted_were(n: usize) -> String {
     match n {
         0 => "no candidate was".into(),
@@ -285,4 +307,134 @@ fn counted_were(n: usize) -> String {
 /// The difference the other way round.
 fn negative(estimate: Estimate) -> Estimate {
     Estimate { value: -estimate.value, interval: estimate.interval.map(|[low, high]| [-high, -low]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quality::report::{sample, summary, verdicts};
+
+    /// Candidates of these sizes in GB and KLDs, with pairs that differ where KLD differs by more than this.
+    fn measured(candidates: &[(&str, u64, f64)], noise: f64) -> Results {
+        let mut results = sample::results(0);
+        for (n, (name, gigabytes, kld)) in candidates.iter().enumerate() {
+            let mut candidate = sample::candidate(name, 4.0, *kld, n);
+            candidate.file.bytes = gigabytes * 1_000_000_000;
+            results.candidates.push(candidate);
+        }
+        sample::settle(&mut results);
+        for pair in &mut results.pairs {
+            let value = pair.kld.value;
+            pair.kld.interval = Some([value - noise, value + noise]);
+            pair.verdict = match pair.kld.differs_from_zero() {
+                false => Verdict::NotDistinguishable,
+                true if value < 0.0 => Verdict::A,
+                true => Verdict::B,
+            };
+        }
+        results
+    }
+
+    #[test]
+    fn the_verdict_names_the_best_the_smallest_as_good_and_those_not_worth_their_size() {
+        let results = measured(&[("Q2", 10, 0.2), ("Q4_0", 20, 0.03), ("Q4_K", 19, 0.0202), ("Q5", 25, 0.02)], 0.001);
+        assert_eq!(
+            summary(&results),
+            [
+                "Q4_K (19.00 GB) is the smallest that cannot be told from the best, Q5 (25.00 GB), which is off the \
+                 reference's odds by 0.0200 nats a token (KLD) and would choose another token at 4.67 of 100 places.",
+                "Each of these is nearer than everything smaller: Q2 (10.00 GB), Q4_K (19.00 GB) and Q5 (25.00 GB).",
+                "Not worth its size: Q4_0 (Q4_K is smaller and nearer).",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_verdict_is_the_best_where_nothing_smaller_equals_it() {
+        let results = measured(&[("Q2", 10, 0.2), ("Q5", 25, 0.02)], 0.001);
+        assert!(summary(&results)[0].starts_with("Q5 (25.00 GB) is the nearest to the reference, and no smaller one"));
+        let results = measured(&[("Q2", 10, 0.01), ("Q5", 25, 0.02)], 0.1);
+        let said = summary(&results);
+        assert!(said[0].starts_with("Q2 (10.00 GB) is the smallest and the nearest to the reference"), "{said:?}");
+        assert_eq!(said[1], "Not worth its size: Q5 (Q2 is smaller and cannot be told from it).");
+    }
+
+    #[test]
+    fn a_verdict_is_said_from_the_winners_side() {
+        let results = measured(&[("IQ4_XS", 18, 0.03), ("Q4_K_S", 19, 0.0262), ("Q4_K_M", 20, 0.026)], 0.001);
+        assert_eq!(
+            verdicts(&results),
+            [
+                "Q4_K_S beats IQ4_XS: KLD -0.0038 [-0.0048, -0.0028]",
+                "Q4_K_M beats IQ4_XS: KLD -0.0040 [-0.0050, -0.0030]",
+                "Q4_K_S and Q4_K_M: not distinguishable, KLD +0.0002 [-0.0008, 0.0012]",
+            ]
+        );
+        // Pairs may come in any order, and so may their two.
+        let mut turned = results.clone();
+        turned.pairs.reverse();
+        for pair in &mut turned.pairs {
+            (pair.a, pair.b, pair.kld) = (pair.b, pair.a, negative(pair.kld));
+            pair.verdict = match pair.verdict {
+                Verdict::A => Verdict::B,
+                Verdict::B => Verdict::A,
+                same => same,
+            };
+        }
+        assert_eq!(verdicts(&turned), verdicts(&results));
+    }
+
+    #[test]
+    fn of_many_pairs_the_neighbours_are_told_and_the_others_counted() {
+        let results = sample::results(34);
+        let said = verdicts(&results);
+        let (last, pairs) = said.split_last().unwrap();
+        assert!((33..80).contains(&pairs.len()), "{}", pairs.len());
+        assert_eq!(*last, format!("{} pairs more: the JSON has all of them", 34 * 33 / 2 - pairs.len()));
+        assert_eq!(verdicts(&sample::results(4)).len(), 6);
+        assert_eq!(verdicts(&sample::results(5)).last().unwrap(), "6 pairs more: the JSON has all of them");
+    }
+
+    #[test]
+    fn what_is_not_measured_has_no_verdict() {
+        assert_eq!(summary(&Results::default()), ["No candidates were compared."]);
+        assert!(verdicts(&Results::default()).is_empty());
+        let said = summary(&sample::begun());
+        assert_eq!(said[0], "Nothing was measured yet.");
+        assert_eq!(
+            said[1],
+            "The comparison was stopped before its end: no candidate was measured. One candidate failed, or did so in part."
+        );
+        let mut none = sample::begun();
+        none.interrupted = false;
+        assert_eq!(summary(&none), ["None of the 2 candidates could be measured."]);
+        let mut odd = sample::results(1);
+        odd.candidates[0].overall.as_mut().unwrap().kld = Estimate::bare(f64::NAN);
+        assert_eq!(summary(&odd), ["No candidate has a KLD that is a number."]);
+        let only = summary(&sample::results(1));
+        assert!(only.len() == 1 && only[0].starts_with("Yi-34B-Chat-IQ2_M (11.86 GB) is off the reference's odds by"));
+    }
+
+    #[test]
+    fn infinite_losses_are_last_and_equal_nothing() {
+        let results = measured(&[("Q2", 10, f64::INFINITY), ("Q4", 20, 0.02)], 0.001);
+        assert!(summary(&results)[0].starts_with("Q4 (20.00 GB) is the nearest"), "{:?}", summary(&results));
+        assert_eq!(Standing::new(&sample::hostile()).smallest_as_good(), None);
+    }
+
+    #[test]
+    fn drawings_choose_the_ends_of_the_front_and_what_lies_between() {
+        let results = sample::results(34);
+        let standing = Standing::new(&results);
+        let (front, chosen) = (standing.front(), standing.chosen(6, |_| true));
+        assert_eq!(chosen.len(), 6);
+        assert_eq!((chosen.first(), chosen.last()), (front.first(), front.last()));
+        assert!(chosen.iter().all(|i| front.contains(i)));
+        assert_eq!(standing.chosen(40, |_| true).len(), 34);
+        assert_eq!(standing.chosen(6, |i| i < 2), [0, 1]);
+        assert!(standing.chosen(6, |_| false).is_empty());
+        // A short front leaves room for others.
+        let results = measured(&[("a", 1, 0.2), ("b", 2, 0.1), ("c", 3, 0.3), ("d", 4, 0.4), ("e", 5, 0.5)], 0.01);
+        assert_eq!(Standing::new(&results).chosen(4, |_| true), [0, 1, 2, 4]);
+    }
 }

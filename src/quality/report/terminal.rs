@@ -40,11 +40,14 @@ pub fn table(results: &Results, width: usize) -> String {
     parts.join("\n")
 }
 
+/// What stands in a candidate's row, by its place.
+type Cells<'a> = Box<dyn Fn(usize, &Candidate) -> Option<String> + 'a>;
+
 /// A column: its heading and what stands in it. `None` in a cell is left empty.
 struct Column<'a> {
     heading: String,
     align: Align,
-    cell: Box<dyn Fn(usize, &Candidate) -> Option<String> + 'a>,
+    cell: Cells<'a>,
 }
 
 impl<'a> Column<'a> {
@@ -56,7 +59,7 @@ impl<'a> Column<'a> {
         Self::new(heading, Align::Right, move |_, candidate| Some(show(&measure(candidate.overall.as_ref()?)).value))
     }
 
-    /// What half of the interval comes to, as the number before it has its digits.
+    /// The interval of the column before it, which has the heading of both.
     fn interval(show: fn(&Estimate) -> text::Shown, measure: fn(&Scores) -> Estimate) -> Self {
         Self::new("", Align::Left, move |_, candidate| show(&measure(candidate.overall.as_ref()?)).interval)
     }
@@ -221,6 +224,62 @@ mod tests {
 
     use super::*;
     use crate::quality::report::sample;
+
+    #[test]
+    fn a_table_keeps_to_the_width_and_loses_no_candidate() {
+        for (name, results) in sample::all() {
+            for width in [60, 80, 120] {
+                let text = table(&results, width);
+                assert!(text.lines().all(|line| line.width() <= width), "{name} {width}:\n{text}");
+                assert!(!text.contains(|c| c != '\n' && crate::cli::out::drives(c)), "{name}");
+                let measured = results.candidates.iter().any(|candidate| candidate.overall.is_some());
+                for candidate in results.candidates.iter().filter(|_| measured) {
+                    assert!(text.contains(&units::bytes(candidate.file.bytes)), "{name} {width}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn wide_terminals_show_more_and_narrow_ones_what_counts() {
+        let results = sample::results(8);
+        let [narrow, usual, wide] = [60, 80, 120].map(|width| table(&results, width));
+        for text in [&narrow, &usual, &wide] {
+            assert!(text.starts_with("Candidate "));
+            assert!(text.contains("  0.0154  [0.0149, 0.0158]"));
+            assert!(text.contains("Q5_K_M beats Q5_0: KLD -0.0094 [-0.0098, -0.0090]"));
+        }
+        assert!(!narrow.contains("PPL ratio") && usual.contains("PPL ratio") && wide.contains("Bits"));
+        // Every number of the widest table.
+        for candidate in &results.candidates {
+            let scores = candidate.overall.unwrap();
+            let shown = [scores.kld, scores.kld_99, scores.perplexity_ratio].map(|estimate| text::estimate(&estimate));
+            for text::Shown { value, .. } in shown.iter().chain([&text::percent(&scores.same_top)]) {
+                assert!(wide.contains(value.as_str()), "{value}");
+            }
+            for scores in candidate.slices.iter().flatten() {
+                assert!(narrow.contains(&text::estimate(&scores.kld).value));
+            }
+        }
+    }
+
+    #[test]
+    fn chinese_names_line_up() {
+        let mut results = sample::results(2);
+        results.candidates[0].file.name = "零一万物-量化".into();
+        let text = table(&results, 80);
+        let columns: Vec<usize> = (text.lines().take(3))
+            .map(|line| line.find("GB").or(line.find("Size")).map(|at| line[..at].width()).unwrap())
+            .collect();
+        assert_eq!(columns[1], columns[2], "{text}");
+    }
+
+    #[test]
+    fn failures_are_told_where_nothing_was_measured() {
+        let text = table(&sample::begun(), 80);
+        assert!(text.contains("IQ2_M failed: models/a.gguf: it needs 40 GB, and 32 GB are there"), "{text}");
+        assert_eq!(table(&Results::default(), 80), "No candidates were compared.\n");
+    }
 
     #[test]
     #[ignore = "prints tables to look at"]

@@ -40,7 +40,7 @@ pub fn number(value: f64) -> String {
 }
 
 /// An estimate with as many digits as its interval leaves certain: the way to the interval's nearer end has one digit
-/// that counts.
+/// that counts, or two where the first is a one.
 pub fn estimate(estimate: &Estimate) -> Shown {
     shown(estimate, 1.0)
 }
@@ -71,7 +71,7 @@ fn shown(estimate: &Estimate, scale: f64) -> Shown {
     let nearer = (high - value).min(value - low);
     let certain = if nearer > 0.0 { nearer } else { (high - low) / 2.0 };
     let decimals =
-        if certain.is_finite() && certain > 0.0 { (-certain.log10()).ceil() as i32 } else { decimals_of(value) };
+        if certain.is_finite() && certain > 0.0 { (0.29 - certain.log10()).ceil() as i32 } else { decimals_of(value) };
     let interval = format!("[{}, {}]", fixed(low, decimals), fixed(high, decimals));
     Shown { value: fixed(value, decimals), interval: Some(interval) }
 }
