@@ -10,7 +10,9 @@
 //! once; it asks for the logits of the second half.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
 
 use nibble::convert::Job;
 use nibble::quality::measure::{Against, Options, measure};
@@ -52,11 +54,20 @@ fn main() {
     let options = Options { session: SessionOptions::default(), cut: CUT };
     let before = resident();
     let (mut bare, mut measured) = (Vec::new(), Vec::new());
-    let mut peak = 0;
+    let peak = std::sync::Arc::new(AtomicU64::new(0));
     for round in 0..rounds {
+        let (stop, until) = std::sync::mpsc::channel::<()>();
+        let watched = peak.clone();
+        let watching = std::thread::spawn(move || {
+            while until.recv_timeout(Duration::from_millis(5)).is_err_and(|e| e == RecvTimeoutError::Timeout) {
+                watched.fetch_max(resident(), Ordering::Relaxed);
+            }
+        });
         let begun = Instant::now();
-        let found = measure(Against::Model(&models[0]), &candidates, &texts, &options, |_| peak = peak.max(resident()));
+        let found = measure(Against::Model(&models[0]), &candidates, &texts, &options, |_| {});
         measured.push(begun.elapsed().as_secs_f64());
+        drop(stop);
+        watching.join().expect("a thread that only looks");
         assert!(found.failure.is_none() && found.windows.len() == n_windows);
         let begun = Instant::now();
         for model in &models {
@@ -86,7 +97,7 @@ fn main() {
     );
     println!(
         "anonymous memory beyond what it was with the models loaded: {} MB",
-        (peak.saturating_sub(before)) / 1_000_000
+        peak.load(Ordering::Relaxed).saturating_sub(before) / 1_000_000
     );
 }
 
@@ -98,7 +109,7 @@ fn yi_nano(dir: &Path) -> Vec<PathBuf> {
 }
 
 fn convert(source: &Path, name: &str, dir: &Path) -> PathBuf {
-    let recipe = nibble::recipe::Recipe::named(name).expect("a recipe");
+    let recipe = nibble::recipe::Recipe::find(name).expect("a recipe").clone();
     let path = dir.join(format!("{name}.gguf"));
     let options = nibble::convert::Options { output: Some(path.clone()), ..nibble::convert::Options::new(recipe) };
     let job = Job::prepare(source, options).expect("a conversion");

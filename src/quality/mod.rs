@@ -14,6 +14,8 @@
 pub mod assemble;
 #[cfg(feature = "llama")]
 pub mod calibrate;
+#[cfg(feature = "llama")]
+pub mod diagnose;
 pub mod file;
 pub mod importance;
 #[cfg(feature = "llama")]

@@ -9,6 +9,7 @@ use crate::cli::machine::{EngineArgs, interruptible};
 use crate::cli::progress;
 use crate::gguf::Gguf;
 use crate::quality::assemble;
+use crate::quality::diagnose::first_broken;
 use crate::quality::measure::{self, Against, Measured, Measurement, Options};
 use crate::quality::read::{Failure, session_for};
 use crate::quality::results::Slice;
@@ -152,12 +153,12 @@ fn against_model(work: &mut Work, session: SessionOptions) -> anyhow::Result<()>
         measure::measure(Against::Model(&reference), &models, &texts, &options, |done| bar.set(done as u64));
     bar.clear();
     if let Some((window, failure)) = &measurement.failure {
-        bail!("the reference cannot be measured: {}", describe_failure(failure, *window, &texts, cut));
+        bail!("the reference cannot be measured: {}", diagnosed(failure, *window, &texts, &options, &reference));
     }
     work.results.interrupted |= measurement.interrupted;
-    for (measured, place) in measurement.candidates.iter().zip(&places) {
+    for ((measured, place), model) in measurement.candidates.iter().zip(&places).zip(&models) {
         if let Some((window, failure)) = &measured.failure {
-            work.fail(*place, describe_failure(failure, *window, &texts, cut));
+            work.fail(*place, diagnosed(failure, *window, &texts, &options, model));
         }
     }
     let measured: Vec<(usize, &Measured)> = places.iter().copied().zip(&measurement.candidates).collect();
@@ -205,7 +206,7 @@ fn against_trace(work: &mut Work, trace: &Trace, session: SessionOptions) -> any
         let measured = measurement.candidates.pop().unwrap_or_default();
         work.results.interrupted |= measurement.interrupted;
         if let Some((window, failure)) = &measured.failure {
-            work.fail(i, describe_failure(failure, *window, texts, cut));
+            work.fail(i, diagnosed(failure, *window, texts, &options, &model));
             continue;
         }
         // What has read less than the others is not compared with them.
@@ -285,6 +286,17 @@ fn describe(work: &mut Work, session: &SessionOptions, cut: Cut, texts: &[Text])
 
 fn other_tokenizer(reason: &str) -> String {
     format!("it has another tokenizer than the reference: {reason}")
+}
+
+/// Where it failed, why, and what of the model is to blame where that can be found.
+fn diagnosed(failure: &Failure, window: usize, texts: &[Text], options: &Options, model: &Model) -> String {
+    let said = describe_failure(failure, window, texts, options.cut);
+    let Failure::Broken { .. } = failure else { return said };
+    let tokens = texts.iter().flat_map(|text| options.cut.windows(text)).nth(window).map(|(tokens, _)| tokens);
+    match tokens.and_then(|tokens| first_broken(model, tokens, options.cut, &options.session)) {
+        Some(found) => format!("{said}; the first to give them is {found}"),
+        None => said,
+    }
 }
 
 /// Where it failed, and why.
