@@ -8,3 +8,4 @@
 //! What all of it comes to is [`results`], which everything that prints or draws takes and nothing else.
 
 pub mod results;
+pub mod tasks;

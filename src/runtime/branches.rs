@@ -204,11 +204,7 @@ impl Branches {
 
     /// The first of `branches`, as many as fill a batch.
     fn pack(&self, branches: &[Branch]) -> Pack {
-        let limits = Limits {
-            cells: self.n_ctx as usize,
-            new: self.options.n_batch as usize,
-            texts: self.n_sequences,
-        };
+        let limits = Limits { cells: self.n_ctx as usize, new: self.options.n_batch as usize, texts: self.n_sequences };
         Pack::fill(branches, &self.held, &limits)
     }
 
@@ -403,13 +399,7 @@ impl Pack {
     }
 
     /// Adds the nodes that a text has beyond its first `known` tokens.
-    fn add(
-        &mut self,
-        children: &mut HashMap<(Parent, u32), usize>,
-        branch: &Branch,
-        known: usize,
-        mut parent: Parent,
-    ) {
+    fn add(&mut self, children: &mut HashMap<(Parent, u32), usize>, branch: &Branch, known: usize, mut parent: Parent) {
         for (position, &token) in branch.read().iter().enumerate().skip(known) {
             let index = self.nodes.len();
             children.insert((parent, token), index);
