@@ -4,6 +4,7 @@
 //!
 //! Definition: `modeling_llama.py` and `modeling_rope_utils.py` of transformers.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::f64::consts::PI;
 use std::path::Path;
@@ -14,15 +15,17 @@ use serde_json::{Map, Value, json};
 use crate::support::{Tensor, Variation, convert, folder};
 
 /// A checkpoint in double precision.
-struct Reference {
+pub struct Reference {
     config: Map<String, Value>,
     weights: HashMap<String, Vec<f64>>,
+    /// By matrix: the sum of squares of each channel of its input, over all that was computed.
+    pub squares: RefCell<HashMap<String, Vec<f64>>>,
 }
 
 impl Reference {
-    fn new(checkpoint: &Variation) -> Self {
+    pub fn new(checkpoint: &Variation) -> Self {
         let weights = checkpoint.tensors.iter().map(|t| (t.name.clone(), values(t))).collect();
-        Self { config: checkpoint.config.clone(), weights }
+        Self { config: checkpoint.config.clone(), weights, squares: RefCell::default() }
     }
 
     fn number(&self, key: &str) -> Option<f64> {
@@ -42,6 +45,9 @@ impl Reference {
 
     /// `name.weight` times `x`, plus `name.bias` where there is one.
     fn linear(&self, name: &str, x: &[f64]) -> Vec<f64> {
+        let mut squares = self.squares.borrow_mut();
+        let squares = squares.entry(name.to_string()).or_insert_with(|| vec![0.0; x.len()]);
+        squares.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * x);
         let weight = &self.weights[&format!("{name}.weight")];
         let mut y: Vec<f64> = weight.chunks_exact(x.len()).map(|row| dot(row, x)).collect();
         if let Some(bias) = self.weights.get(&format!("{name}.bias")) {
@@ -96,7 +102,7 @@ impl Reference {
     }
 
     /// The logits after each token.
-    fn logits(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
+    pub fn logits(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
         let hidden = self.size("hidden_size");
         let (n_heads, n_kv_heads) = (self.size("num_attention_heads"), self.size("num_key_value_heads"));
         let head_dim = self.head_dim();

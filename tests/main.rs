@@ -6,11 +6,17 @@ mod bench;
 #[cfg(feature = "llama")]
 mod chat;
 mod command_line;
+#[cfg(feature = "llama")]
+mod compare;
+#[cfg(all(unix, feature = "llama"))]
+mod compare_recipes;
 mod conversion;
 #[cfg(feature = "llama")]
 mod forward;
 #[cfg(feature = "llama")]
 mod generation;
+#[cfg(feature = "llama")]
+mod importance;
 #[cfg(feature = "llama")]
 mod lora;
 #[cfg(feature = "llama")]
@@ -28,4 +34,7 @@ mod speculation;
 #[cfg(feature = "llama")]
 mod structure;
 mod support;
+#[cfg(feature = "llama")]
+mod tasks;
 mod verification;
+mod weights;

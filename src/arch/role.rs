@@ -33,6 +33,25 @@ pub enum Role {
 }
 
 impl Role {
+    /// Its name, as recipes have it: `attention_q`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TokenEmbedding => "token_embedding",
+            Self::Output => "output",
+            Self::AttentionQ => "attention_q",
+            Self::AttentionK => "attention_k",
+            Self::AttentionV => "attention_v",
+            Self::AttentionOutput => "attention_output",
+            Self::FfnGate => "ffn_gate",
+            Self::FfnUp => "ffn_up",
+            Self::FfnDown => "ffn_down",
+            Self::Norm => "norm",
+            Self::Bias => "bias",
+            Self::RopeFactors => "rope_factors",
+            Self::Other => "other",
+        }
+    }
+
     /// The role of the tensor with this GGUF name, and the layer it belongs to.
     pub fn of(name: &str) -> (Self, Option<u32>) {
         let (layer, rest) = match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {

@@ -73,6 +73,67 @@ pub trait TextCodec: Send + Sync {
     fn markers(&self) -> &Markers;
 }
 
+/// Whether every token is written the same and of the same kind in both.
+///
+/// # Errors
+/// Where not: what is not, as words that go on "cannot be used, because".
+pub fn same_vocabulary(model: &dyn TextCodec, other: &dyn TextCodec) -> Result<(), String> {
+    if model.n_tokens() != other.n_tokens() {
+        let (n_other, n_model) = (other.n_tokens(), model.n_tokens());
+        return Err(format!("it has a vocabulary of {n_other} tokens, and the model one of {n_model}"));
+    }
+    let piece = |codec: &dyn TextCodec, id| {
+        let piece: String = codec.piece(id).chars().take(40).collect();
+        format!("'{piece}'")
+    };
+    let kind = |codec: &dyn TextCodec, id| format!("{:?}", codec.kind(id)).to_lowercase();
+    for id in ids(model) {
+        if model.piece(id) != other.piece(id) {
+            return Err(differs(id, &piece(other, id), &piece(model, id)));
+        }
+        if model.kind(id) != other.kind(id) {
+            return Err(differs(id, &kind(other, id), &kind(model, id)));
+        }
+    }
+    if model.begins_with() != other.begins_with() {
+        return Err("its texts begin with another token than the model's".to_string());
+    }
+    Ok(())
+}
+
+/// Whether texts end with the same tokens in both, which have the same vocabulary.
+///
+/// # Errors
+/// Where not, as [`same_vocabulary`].
+pub fn same_ends(model: &dyn TextCodec, other: &dyn TextCodec) -> Result<(), String> {
+    let end = |codec: &dyn TextCodec, id| if codec.is_end(id) { "an end token" } else { "no end token" };
+    match ids(model).find(|id| model.is_end(*id) != other.is_end(*id)) {
+        Some(id) => Err(differs(id, end(other, id), end(model, id))),
+        None => Ok(()),
+    }
+}
+
+fn ids(codec: &dyn TextCodec) -> std::ops::Range<u32> {
+    0..u32::try_from(codec.n_tokens()).unwrap_or(u32::MAX)
+}
+
+fn differs(id: u32, here: &str, there: &str) -> String {
+    format!("in its vocabulary token {id} is {here}, in the model's {there}")
+}
+
+/// A hash of the vocabulary and of how texts begin: the same for models whose token ids mean the same.
+pub fn vocabulary_hash(codec: &dyn TextCodec) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    for id in ids(codec) {
+        let piece = codec.piece(id).as_bytes();
+        hasher.update(&(piece.len() as u64).to_le_bytes());
+        hasher.update(piece);
+        hasher.update(format!("{:?}", codec.kind(id)).as_bytes());
+    }
+    hasher.update(format!("{:?}", codec.begins_with()).as_bytes());
+    hasher.finalize()
+}
+
 /// The texts that become control tokens where a template writes them.
 ///
 /// Control tokens, end tokens, and those user-defined tokens that look like control tokens: Yi's vocabulary lists

@@ -22,7 +22,7 @@ mod prompt;
 mod stream;
 mod template;
 
-pub use codec::{CodecError, Markers, Place, TextCodec};
+pub use codec::{CodecError, Markers, Place, TextCodec, same_ends, same_vocabulary, vocabulary_hash};
 pub use conversation::{Conversation, Fit, SavedError, Written};
 pub use prompt::{Origin, Prompt, Span, Spoken, after_last_marker, encode, encode_conversation, encode_inside};
 pub use stream::{StopText, Utf8Stream};

@@ -8,7 +8,7 @@ use anyhow::bail;
 use super::groups::groups;
 use super::out::{self, Out, printable};
 use super::table::{self, Align};
-use super::{interrupt, progress, units};
+use super::{importance, interrupt, progress, units};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Job, Options, Summary, lora};
 use crate::recipe::{Override, Recipe};
@@ -24,6 +24,7 @@ use crate::recipe::{Override, Recipe};
   nibble convert Yi-34B-Chat -q IQ4_XS -o yi.gguf
   nibble convert Yi-34B-Chat --dry-run           which tensor would get which type, and the size
   nibble convert Yi-34B-Chat --type output=Q8_0 --type 'blk.0.*=Q6_K'
+  nibble convert Yi-34B-Chat -q IQ4_XS --importance yi-imatrix.gguf
   nibble convert my-adapter --base Yi-34B-Chat   a LoRA adapter, to my-adapter-F32-LoRA.gguf")]
 pub struct Args {
     /// A Hugging Face model folder, a GGUF file, or the folder of a LoRA adapter as PEFT saves it
@@ -40,6 +41,12 @@ pub struct Args {
     /// Give a tensor, a pattern of tensors ('blk.0.*') or a role ('ffn_down') a type, whatever the recipe says
     #[arg(long = "type", value_name = "PATTERN=TYPE")]
     types: Vec<String>,
+
+    /// Lose less of the weights that meet large inputs, as a file of 'nibble calibrate' or llama-imatrix says
+    ///
+    /// GGUF or .dat, known by its content. The fewer bits a recipe has, the more this helps: Q2_K and Q3_K first.
+    #[arg(long, value_name = "FILE")]
+    importance: Option<PathBuf>,
 
     /// For an adapter: the model that it was trained on, a folder with its config.json or a GGUF file
     /// [default: the folder that the adapter names, where it is here]
@@ -128,6 +135,9 @@ fn convert_adapter(args: &Args) -> anyhow::Result<()> {
     if args.recipe.is_some() {
         return Err(lora::Error::Flag { flag: "--recipe" }.into());
     }
+    if args.importance.is_some() {
+        return Err(lora::Error::Flag { flag: "--importance" }.into());
+    }
     let job = lora::Job::prepare(&args.source, args.base.as_deref(), &options(args, "F32")?)?;
     if !args.quiet {
         for warning in job.warnings() {
@@ -210,6 +220,7 @@ fn options(args: &Args, default: &str) -> anyhow::Result<Options> {
         restart: args.restart,
         allow_nan: args.allow_nan,
         allow_requantize: args.allow_requantize,
+        importance: args.importance.as_deref().map(importance::read).transpose()?,
         ..Options::new(recipe)
     })
 }

@@ -16,6 +16,17 @@ pub(super) struct MachineArgs {
     #[arg(long, value_name = "N", help_heading = "Machine")]
     ctx: Option<u32>,
 
+    #[command(flatten)]
+    engine: EngineArgs,
+
+    /// Use the model with this LoRA adapter, a GGUF file; can be given several times, with more or less than 1 of each
+    #[arg(long, value_name = "FILE[=SCALE]", action = ArgAction::Append, help_heading = "Machine")]
+    lora: Vec<Lora>,
+}
+
+/// What it computes with, for models whose context is no choice.
+#[derive(Debug, clap::Args)]
+pub(super) struct EngineArgs {
     /// Threads [default: one a physical core]
     #[arg(short, long, value_name = "N", help_heading = "Machine")]
     threads: Option<u32>,
@@ -31,10 +42,6 @@ pub(super) struct MachineArgs {
     /// Compute attention in one fused step
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Auto, help_heading = "Machine")]
     flash_attn: When,
-
-    /// Use the model with this LoRA adapter, a GGUF file; can be given several times, with more or less than 1 of each
-    #[arg(long, value_name = "FILE[=SCALE]", action = ArgAction::Append, help_heading = "Machine")]
-    lora: Vec<Lora>,
 
     /// Run a model that does not fit in memory, which is slow: weights come from the disk again for every token
     #[arg(long, help_heading = "Machine")]
@@ -56,11 +63,10 @@ enum When {
     Off,
 }
 
-impl MachineArgs {
+impl EngineArgs {
     /// How to make a session. `cancel` interrupts it.
     pub fn session(&self, cancel: Arc<AtomicBool>) -> SessionOptions {
         SessionOptions {
-            n_ctx: self.ctx,
             threads: self.threads,
             kv_type: match self.kv_type {
                 KvTypeArg::F32 => KvType::F32,
@@ -77,37 +83,9 @@ impl MachineArgs {
         }
     }
 
-    /// Whether layers of the model lie on a GPU.
-    pub fn uses_gpu(&self) -> Result<bool, Error> {
-        Ok(self.gpu_layers != Some(0) && runtime::has_gpu()?)
-    }
-
-    /// Loads the model at `path` for such a session, with the adapters that were asked for.
-    pub fn load(&self, path: &Path, session: &SessionOptions) -> Result<Model, Error> {
-        self.load_watched(path, session, |_| {})
-    }
-
-    /// As [`Self::load`]; `watch` is told how far it is, from 0 to 1.
-    pub fn load_watched(
-        &self,
-        path: &Path,
-        session: &SessionOptions,
-        watch: impl Fn(f32) + 'static,
-    ) -> Result<Model, Error> {
-        Model::load(path, ModelOptions { lora: self.lora.clone(), ..self.options(session, watch) })
-    }
-
-    /// Loads the model at `path` for such a session, beside one that takes `beside` bytes; with other layers on the GPU
-    /// where that is said.
-    pub fn load_beside(
-        &self,
-        path: &Path,
-        session: &SessionOptions,
-        beside: u64,
-        gpu_layers: Option<u32>,
-    ) -> Result<Model, Error> {
-        let options = self.options(session, |_| {});
-        Model::load(path, ModelOptions { beside, gpu_layers: gpu_layers.or(options.gpu_layers), ..options })
+    /// Loads the model at `path` for such a session, beside those that take `beside` bytes.
+    pub fn load(&self, path: &Path, session: &SessionOptions, beside: u64) -> Result<Model, Error> {
+        Model::load(path, ModelOptions { beside, ..self.options(session, |_| {}) })
     }
 
     fn options(&self, session: &SessionOptions, watch: impl Fn(f32) + 'static) -> ModelOptions {
@@ -122,6 +100,46 @@ impl MachineArgs {
             })),
             ..ModelOptions::default()
         }
+    }
+}
+
+impl MachineArgs {
+    /// How to make a session. `cancel` interrupts it.
+    pub fn session(&self, cancel: Arc<AtomicBool>) -> SessionOptions {
+        SessionOptions { n_ctx: self.ctx, ..self.engine.session(cancel) }
+    }
+
+    /// Whether layers of the model lie on a GPU.
+    pub fn uses_gpu(&self) -> Result<bool, Error> {
+        Ok(self.engine.gpu_layers != Some(0) && runtime::has_gpu()?)
+    }
+
+    /// Loads the model at `path` for such a session, with the adapters that were asked for.
+    pub fn load(&self, path: &Path, session: &SessionOptions) -> Result<Model, Error> {
+        self.load_watched(path, session, |_| {})
+    }
+
+    /// As [`Self::load`]; `watch` is told how far it is, from 0 to 1.
+    pub fn load_watched(
+        &self,
+        path: &Path,
+        session: &SessionOptions,
+        watch: impl Fn(f32) + 'static,
+    ) -> Result<Model, Error> {
+        Model::load(path, ModelOptions { lora: self.lora.clone(), ..self.engine.options(session, watch) })
+    }
+
+    /// Loads the model at `path` for such a session, beside one that takes `beside` bytes; with other layers on the GPU
+    /// where that is said.
+    pub fn load_beside(
+        &self,
+        path: &Path,
+        session: &SessionOptions,
+        beside: u64,
+        gpu_layers: Option<u32>,
+    ) -> Result<Model, Error> {
+        let options = self.engine.options(session, |_| {});
+        Model::load(path, ModelOptions { beside, gpu_layers: gpu_layers.or(options.gpu_layers), ..options })
     }
 }
 

@@ -3,15 +3,19 @@
 #[cfg(feature = "llama")]
 mod bench;
 #[cfg(feature = "llama")]
+mod calibrate;
+#[cfg(feature = "llama")]
 mod chat;
+mod compare;
 mod convert;
 mod groups;
+mod importance;
 mod inspect;
 pub mod interrupt;
 #[cfg(feature = "llama")]
 mod machine;
 mod making;
-mod out;
+pub(crate) mod out;
 mod progress;
 mod quants;
 #[cfg(feature = "llama")]
@@ -27,6 +31,8 @@ pub mod table;
 mod template;
 #[cfg(feature = "llama")]
 mod tokenize;
+#[cfg(feature = "llama")]
+mod trace;
 pub mod units;
 mod verify;
 
@@ -49,6 +55,11 @@ enum Command {
     Chat(chat::Args),
     #[cfg(feature = "llama")]
     Bench(bench::Args),
+    #[cfg(feature = "llama")]
+    Calibrate(calibrate::Args),
+    Compare(compare::Args),
+    #[cfg(feature = "llama")]
+    Trace(trace::Args),
     Verify(verify::Args),
     Inspect(inspect::Args),
     Quants(quants::Args),
@@ -70,6 +81,11 @@ impl Cli {
             Command::Chat(args) => chat::run(args),
             #[cfg(feature = "llama")]
             Command::Bench(args) => bench::run(args),
+            #[cfg(feature = "llama")]
+            Command::Calibrate(args) => calibrate::run(args),
+            Command::Compare(args) => compare::run(args),
+            #[cfg(feature = "llama")]
+            Command::Trace(args) => trace::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Quants(args) => quants::run(args),

@@ -40,6 +40,14 @@ impl<'a> Out<'a> {
         };
         self.write_all(text.as_bytes())
     }
+
+    /// Prints words, in lines that fit the terminal.
+    pub fn paragraph(&mut self, text: &str) -> io::Result<()> {
+        match self.width {
+            Some(width) => self.write_all(table::wrapped(text.to_string(), width, 0).as_bytes()),
+            None => writeln!(self, "{text}"),
+        }
+    }
 }
 
 impl Write for Out<'_> {

@@ -87,24 +87,26 @@ fn bar(n_bytes: u64, hidden: bool) -> ProgressBar {
     bar
 }
 
-/// The progress of a verification: share done, rate, time left, bytes checked.
-pub struct Verification {
+/// The progress of what reads files, as a verification does: share done, rate, time left, bytes read.
+pub struct Reading {
     bar: ProgressBar,
+    done: &'static str,
 }
 
-impl Verification {
-    /// A bar that draws nothing when `hidden` or when stderr is not a terminal.
-    pub fn new(hidden: bool) -> Self {
+impl Reading {
+    /// A bar that draws nothing when `hidden` or when stderr is not a terminal. `done` is what becomes of the bytes:
+    /// `checked`.
+    pub fn new(hidden: bool, done: &'static str) -> Self {
         // The work says how much there is to do as soon as it begins.
-        Self { bar: bar(1, hidden) }
+        Self { bar: bar(1, hidden), done }
     }
 
-    /// So many more bytes have been checked, of so many.
+    /// So many more bytes are done, of so many.
     pub fn advance(&self, bytes: u64, of: u64) {
         self.bar.set_length(of);
         self.bar.inc(bytes);
         if !self.bar.is_hidden() {
-            self.bar.set_message(format!("{} checked", units::bytes(self.bar.position())));
+            self.bar.set_message(format!("{} {}", units::bytes(self.bar.position()), self.done));
         }
     }
 
@@ -114,6 +116,49 @@ impl Verification {
     }
 }
 
+/// The progress of work in steps: share done, time left, what is being done.
+pub struct Steps {
+    bar: ProgressBar,
+}
+
+impl Steps {
+    /// A bar of so many steps; one that draws nothing when `hidden` or when stderr is not a terminal.
+    pub fn new(n: u64, hidden: bool) -> Self {
+        let bar = bar(n, hidden);
+        let style = ProgressStyle::with_template("{percent:>3}% {wide_bar} {eta} left  {msg}");
+        bar.set_style(style.expect("the template is a constant that parses"));
+        Self { bar }
+    }
+
+    /// Says what is being done.
+    pub fn say(&self, message: &str) {
+        self.bar.set_message(printable(message).into_owned());
+    }
+
+    /// Begins anew with so many steps.
+    pub fn begin(&self, n: usize, message: &str) {
+        self.bar.set_length(n as u64);
+        self.bar.reset();
+        self.say(message);
+    }
+
+    /// So many steps are done.
+    pub fn set(&self, done: u64) {
+        self.bar.set_position(done);
+    }
+
+    /// So many more steps are done.
+    pub fn advance(&self, steps: u64) {
+        self.bar.inc(steps);
+    }
+
+    /// Takes the bar off the screen.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(feature = "llama")]
 /// The progress of a benchmark: what is being measured, and the time so far.
 #[cfg(feature = "llama")]
 pub struct Bench {
@@ -147,6 +192,44 @@ impl Bench {
     }
 
     /// Takes the line off the screen.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// The progress of a calibration: windows read, and the time left.
+#[cfg(feature = "llama")]
+pub struct Calibration {
+    bar: ProgressBar,
+}
+
+#[cfg(feature = "llama")]
+impl Calibration {
+    /// A bar that draws nothing when `hidden` or when stderr is not a terminal.
+    pub fn new(hidden: bool) -> Self {
+        let bar = bar(1, hidden);
+        let style = ProgressStyle::with_template("{percent:>3}% {wide_bar} {pos} of {len} windows, {eta} left");
+        bar.set_style(style.expect("the template is a constant that parses"));
+        Self { bar }
+    }
+
+    /// So many windows of so many are done.
+    pub fn at(&self, done: u64, all: u64) {
+        if self.bar.length() != Some(all) {
+            self.bar.set_length(all);
+            self.bar.set_position(done);
+            // The time left is that of work, not of what an earlier run has done.
+            self.bar.reset_eta();
+        }
+        self.bar.set_position(done);
+    }
+
+    /// Says something in a line above the bar.
+    pub fn say(&self, line: &str) {
+        self.bar.suspend(|| eprintln!("nibble: {}", printable(line)));
+    }
+
+    /// Takes the bar off the screen.
     pub fn clear(&self) {
         self.bar.finish_and_clear();
     }

@@ -65,7 +65,7 @@ pub fn render(table: &Table) -> String {
 /// A table with headings that has no room beside its names is stacked: a row becomes a line with its name, and below it,
 /// indented, all else.
 pub fn fit(mut table: Table, width: u16) -> String {
-    if table.header().is_none() || least_width(&table) <= usize::from(width) {
+    if table.header().is_none() || fits(&table, width) {
         if let Some(names) = table.column_mut(0) {
             names.set_constraint(ColumnConstraint::ContentWidth);
         }
@@ -83,6 +83,11 @@ pub fn fit(mut table: Table, width: u16) -> String {
     lines
 }
 
+/// Whether a table with headings can be read in `width` columns, so that [`fit`] does not stack it.
+pub fn fits(table: &Table, width: u16) -> bool {
+    least_width(table) <= usize::from(width)
+}
+
 /// How far the second line of a stacked row is indented.
 const STACK_INDENT: u16 = 2;
 
@@ -98,7 +103,7 @@ fn least_width(table: &Table) -> usize {
 }
 
 /// `text` in lines of at most `width` columns, the first `indent` of them empty.
-fn wrapped(text: String, width: u16, indent: u16) -> String {
+pub fn wrapped(text: String, width: u16, indent: u16) -> String {
     let mut table = plain();
     table.set_width(width).add_row([text]);
     if let Some(column) = table.column_mut(0) {

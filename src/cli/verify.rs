@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 use super::inspect::{self, plain, shorten, shown};
 use super::out::{self, Out, printable};
 use super::table::{self, Align};
-use super::{interrupt, making, progress, units};
+use super::{importance, interrupt, making, progress, units};
 use crate::gguf::{Array, Value};
 use crate::quant::SomeBlocks;
 use crate::sample::new_seed;
@@ -26,7 +26,8 @@ use crate::verify::{
 #[command(after_help = "Examples:
   nibble verify yi.gguf                                   is it whole?
   nibble verify yi.gguf --source Yi-34B-Chat              is it Yi-34B-Chat, to the bit?
-  nibble verify yi.gguf --source Yi-34B-Chat --sample 5%  the same, of a random twentieth")]
+  nibble verify yi.gguf --source Yi-34B-Chat --sample 5%  the same, of a random twentieth
+  nibble verify yi.gguf --source Yi-34B-Chat --importance yi-imatrix.gguf")]
 pub struct Args {
     /// The GGUF file; of a split model, any part
     file: PathBuf,
@@ -34,6 +35,10 @@ pub struct Args {
     /// What it was made from: a Hugging Face folder, or a GGUF file
     #[arg(long, value_name = "SOURCE")]
     source: Option<PathBuf>,
+
+    /// The importance that it was made with, where it was
+    #[arg(long, value_name = "FILE", requires = "source")]
+    importance: Option<PathBuf>,
 
     /// Check a random part only, such as 5% or 0.05
     #[arg(long, value_name = "SHARE", value_parser = parse_share)]
@@ -64,7 +69,8 @@ struct Wrong;
 pub fn run(args: Args) -> anyhow::Result<()> {
     let file = find(&args.file)?;
     let sample = args.sample.map(|share| Sample { share, seed: args.seed.unwrap_or_else(new_seed) });
-    let job = Job::prepare(&file, args.source.as_deref(), Options { sample, importance: None })?;
+    let importance = args.importance.as_deref().map(importance::read).transpose()?;
+    let job = Job::prepare(&file, args.source.as_deref(), Options { sample, importance })?;
     if !args.quiet {
         for warning in job.warnings() {
             eprintln!("nibble: warning: {}", printable(warning));
@@ -73,7 +79,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
     let cancel = interrupt::listen()?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0).into()).build()?;
-    let bar = progress::Verification::new(args.quiet || args.json);
+    let bar = progress::Reading::new(args.quiet || args.json, "checked");
     let result = pool.install(|| job.execute(&|bytes, of| bar.advance(bytes, of), &cancel));
     bar.clear();
     let report = match result {
@@ -244,7 +250,7 @@ fn source_rows(report: &Report) -> Vec<(&'static str, String)> {
     let part = if report.sample.is_some() { ", as far as drawn" } else { "" };
     let mut tensors = format!("{same} of {} identical{part}", report.tensors.len());
     if needing > 0 {
-        tensors += &format!("; {needing} not checked: made with importance, which is not at hand");
+        tensors += &format!("; {needing} not checked: made with importance, which --importance gives");
     }
     let mut rows = vec![("Tensors", tensors)];
     if let Some(problem) = &origin.recipe_problem {

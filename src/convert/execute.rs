@@ -1,8 +1,8 @@
 //! The work itself: spans of the source, taken one by one by every thread, in the order of the source.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use blake3::hazmat::ChainingValue;
@@ -12,7 +12,8 @@ use super::hash::{self, SpanHasher};
 use super::journal::{Changed, Identity, Journal, Record};
 use super::output::Outputs;
 use super::resume::{self, Site};
-use super::source::{self, Bytes, Piece, SPAN_BYTES, Span};
+use super::source::{self, Bytes, Input, Piece, SPAN_BYTES, Span};
+use super::threads::{on_all_threads, room};
 use super::{Error, Job, provenance};
 use crate::gguf::{DEFAULT_ALIGNMENT, Layout};
 use crate::mmap::Mapping;
@@ -99,7 +100,7 @@ impl Job {
         let start = Instant::now();
         let files = self.source.mappings();
         let encoders: Vec<Encoder> = (0..self.plan.tensors.len()).map(|i| self.encoder(i)).collect();
-        let spans = spans(&files, &encoders);
+        let spans = spans(&files, encoders.iter().map(|encoder| &encoder.input));
         let identity = self.identity(&files, &encoders)?;
         let Site { journal, outputs, records } = self.open_site(&identity, &spans, observer)?;
 
@@ -142,14 +143,14 @@ impl Job {
     }
 }
 
-/// The units of the work; see [`source::spans`].
-pub fn spans(files: &[&Mapping], encoders: &[Encoder]) -> Vec<Span> {
+/// The units of the work; see [`source::spans`]. `inputs` lie in `files`, or in none.
+pub fn spans<'a>(files: &[&Mapping], inputs: impl Iterator<Item = &'a Input<'a>>) -> Vec<Span> {
     let lengths: Vec<u64> = files.iter().map(|file| file.bytes().len() as u64).collect();
-    let file_of = |encoder: &Encoder| match &encoder.input.bytes {
+    let file_of = |input: &Input| match &input.bytes {
         Bytes::Mapped(map, _) => files.iter().position(|file| std::ptr::eq(*file, *map)),
         Bytes::Made(_) => None,
     };
-    let inputs: Vec<_> = encoders.iter().map(|encoder| (file_of(encoder), &encoder.input)).collect();
+    let inputs: Vec<_> = inputs.map(|input| (file_of(input), input)).collect();
     source::spans(&lengths, &inputs)
 }
 
@@ -190,7 +191,7 @@ impl Work<'_> {
             return Ok(0);
         }
         self.observer.event(Event::Checking);
-        self.on_all_threads(claimed.len(), |at, buffers| {
+        on_all_threads::<Buffers, Error>(claimed.len(), |at, buffers| {
             let (i, record) = claimed[at];
             // What cannot be read is made again like what is wrong.
             if self.output_of(&self.spans[i], &mut buffers.encoded).ok() == Some(record.output) {
@@ -262,7 +263,7 @@ impl Work<'_> {
         let open: Vec<_> = (0..self.spans.len()).filter(|&i| self.done[i].get().is_none()).collect();
         let ahead = SPANS_AHEAD + rayon::current_num_threads();
         open.iter().take(ahead).for_each(|&i| self.will_read(&self.spans[i]));
-        self.on_all_threads(open.len(), |at, buffers| {
+        on_all_threads::<Buffers, Error>(open.len(), |at, buffers| {
             if let Some(&i) = open.get(at + ahead) {
                 self.will_read(&self.spans[i]);
             }
@@ -275,39 +276,6 @@ impl Work<'_> {
             let _ = self.done[open[at]].set(record);
             Ok(())
         })
-    }
-
-    /// Calls `task` with the numbers up to `n`, on every thread, in order as far as several threads can. The first failure
-    /// ends it.
-    fn on_all_threads(
-        &self,
-        n: usize,
-        task: impl Fn(usize, &mut Buffers) -> Result<(), Error> + Sync,
-    ) -> Result<(), Error> {
-        let next = AtomicUsize::new(0);
-        let stop = AtomicBool::new(false);
-        // The failure of the smallest number, so that what is reported does not depend on the threads' luck.
-        let failure: Mutex<Option<(usize, Error)>> = Mutex::new(None);
-        rayon::broadcast(|_| {
-            let mut buffers = Buffers::default();
-            while !stop.load(Ordering::Relaxed) {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                if at >= n {
-                    break;
-                }
-                if let Err(error) = task(at, &mut buffers) {
-                    stop.store(true, Ordering::Relaxed);
-                    let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
-                    if failure.as_ref().is_none_or(|(before, _)| at < *before) {
-                        *failure = Some((at, error));
-                    }
-                }
-            }
-        });
-        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some((_, error)) => Err(error),
-            None => Ok(()),
-        }
     }
 
     fn will_read(&self, span: &Span) {
@@ -402,12 +370,4 @@ struct Buffers {
     source: Vec<u8>,
     weights: Vec<f32>,
     encoded: Vec<u8>,
-}
-
-/// The first `n_bytes` of a buffer, which is made longer where it is too short.
-fn room(buffer: &mut Vec<u8>, n_bytes: usize) -> &mut [u8] {
-    if buffer.len() < n_bytes {
-        buffer.resize(n_bytes, 0);
-    }
-    &mut buffer[..n_bytes]
 }

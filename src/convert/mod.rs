@@ -24,6 +24,7 @@ mod output;
 pub mod provenance;
 mod resume;
 mod source;
+mod threads;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,7 @@ pub use name::{file_name, size_label};
 pub use output::free_bytes;
 pub use resume::Left;
 pub(crate) use source::{Bytes, Input, SPAN_BYTES, Span};
+pub(crate) use threads::{on_all_threads, room};
 
 /// Importance of the input channels of each matrix.
 #[derive(Clone, Debug)]
@@ -156,6 +158,10 @@ pub enum Error {
     ImportanceLength { tensor: String, found: usize, wanted: usize },
     #[error("the importance of '{tensor}' has {value} at column {column}, where only numbers from 0 up make sense")]
     ImportanceValue { tensor: String, column: usize, value: f32 },
+    #[error("the importance has values for '{tensor}', which is no matrix; was it made with another model?")]
+    ImportanceNoMatrix { tensor: String },
+    #[error("the importance {name} has none of this model's matrices; was it made with another model?")]
+    ImportanceForeign { name: String },
     #[error("{path} exists already; pass --force to replace it, or -o to write elsewhere")]
     OutputExists { path: PathBuf },
     #[error("{path} is a folder; give -o the name of a file")]
@@ -288,6 +294,7 @@ impl Job {
         let plan = recipe::plan(&options.recipe, &facts, &tensors, options.importance.is_some(), &options.overrides)?;
         if let Some(importance) = &options.importance {
             check_importance(importance, &tensors, &mut warnings)?;
+            warnings.extend(unused_importance(importance, &plan));
         }
 
         metadata.set("general.quantization_version", recipe::QUANTIZATION_VERSION);
@@ -602,13 +609,22 @@ fn set_base_models(metadata: &mut Metadata, ids: &[String]) {
     }
 }
 
+/// Holds importance to the matrices of a model.
+///
+/// # Errors
+/// Where it has other columns, values that make no sense, or nothing that this model has.
 pub(crate) fn check_importance(
     importance: &Importance,
     tensors: &[TensorInfo],
     warnings: &mut Vec<String>,
 ) -> Result<(), Error> {
-    for tensor in tensors.iter().filter(|t| t.dims.len() == 2) {
+    let mut n_known = 0;
+    for tensor in tensors {
         let Some(values) = importance.values.get(&tensor.name) else { continue };
+        n_known += 1;
+        if tensor.dims.len() != 2 {
+            return Err(Error::ImportanceNoMatrix { tensor: tensor.name.clone() });
+        }
         let wanted = tensor.row_len() as usize;
         if values.len() != wanted {
             return Err(Error::ImportanceLength { tensor: tensor.name.clone(), found: values.len(), wanted });
@@ -617,9 +633,46 @@ pub(crate) fn check_importance(
             return Err(Error::ImportanceValue { tensor: tensor.name.clone(), column, value: values[column] });
         }
     }
-    let unknown = importance.values.keys().filter(|name| !tensors.iter().any(|t| t.name == **name)).count();
-    if unknown > 0 {
-        warnings.push(format!("the importance names {unknown} tensors that this model does not have"));
+    if n_known == 0 {
+        return Err(Error::ImportanceForeign { name: importance.name.clone() });
+    }
+    let unknown: Vec<_> = importance.values.keys().filter(|name| !tensors.iter().any(|t| t.name == **name)).collect();
+    if let Some((one, more)) = some_names(unknown) {
+        warnings.push(format!("the importance has values for {one}{more}, which this model does not have"));
     }
     Ok(())
+}
+
+/// What a plan makes no use of, or lacks, in sentences.
+fn unused_importance(importance: &Importance, plan: &Plan) -> Vec<String> {
+    let uses = |ty| quant::format(ty).is_some_and(|format| format.importance == quant::Importance::Used);
+    // What the embedding and the output weigh by, llama-imatrix does not collect either, unless it is asked to.
+    let matrices = || {
+        let inner = |t: &&PlannedTensor| t.dims.len() == 2 && t.name.starts_with("blk.") && t.name.ends_with(".weight");
+        plan.tensors.iter().filter(inner)
+    };
+    let missing = matrices().filter(|t| uses(t.ty) && t.ty != t.source && importance.of(&t.name).is_none());
+    if !plan.tensors.iter().any(|t| uses(t.ty) && importance.of(&t.name).is_some()) {
+        return vec![format!(
+            "nothing is quantized by importance: no type that {} gives to a matrix uses it",
+            plan.recipe
+        )];
+    }
+    let missing = some_names(missing.map(|t| &t.name).collect());
+    let sentence = |(one, more): (String, String)| {
+        format!("the importance has nothing for {one}{more}, quantized as if there were none")
+    };
+    missing.map(sentence).into_iter().collect()
+}
+
+/// The first of some names in order, and how many there are beside it.
+fn some_names(mut names: Vec<&String>) -> Option<(String, String)> {
+    names.sort_unstable();
+    let (first, rest) = names.split_first()?;
+    let more = match rest.len() {
+        0 => String::new(),
+        1 => " and another tensor".to_string(),
+        n => format!(" and {n} other tensors"),
+    };
+    Some((format!("'{first}'"), more))
 }

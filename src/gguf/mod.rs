@@ -29,7 +29,7 @@ mod writer;
 pub use error::{Error, LayoutError, Problem, TensorProblem};
 pub use reader::{Gap, Gguf};
 pub use split::file_name;
-pub use types::{TensorType, UnknownType};
+pub use types::{TensorType, UnknownType, file_type};
 pub use value::{Array, Metadata, Value, ValueType};
 pub use writer::{Layout, Part};
 

@@ -5,7 +5,26 @@
 //!                 └──► candidates ─► logits ─┴► metrics ─► statistics ─► results ─► report, JSON, CSV, table
 //! ```
 //!
+//! [`weights`] compares the files themselves, with no model run; [`tasks`] are questions with known answers. A [`trace`]
+//! stands in for a reference that is not at hand. [`importance`] is what conversion goes by to lose less.
+//!
 //! What all of it comes to is [`results`], which everything that prints or draws takes and nothing else.
 
+#[cfg(feature = "llama")]
+pub mod assemble;
+#[cfg(feature = "llama")]
+pub mod calibrate;
+pub mod file;
+pub mod importance;
+#[cfg(feature = "llama")]
+pub mod measure;
+pub mod metrics;
+#[cfg(feature = "llama")]
+pub mod read;
+pub mod report;
 pub mod results;
+pub mod statistics;
 pub mod tasks;
+pub mod text;
+pub mod trace;
+pub mod weights;

@@ -1,16 +1,20 @@
 //! What a comparison found, as data: what the table, the report, JSON and CSV show.
 //!
 //! All shares and probabilities are from 0 to 1, and logarithms are natural, as llama-perplexity's are before it prints
-//! percents.
+//! percents. Numbers that may be infinite are serialized by [`report::json`](mod@super::report::json), which says how.
 
 use serde::Serialize;
+
+use super::report::json;
 
 /// A number, with the interval that holds the true one 95 times in 100.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Estimate {
     /// What was measured.
+    #[serde(serialize_with = "json::number")]
     pub value: f64,
     /// From where to where; `None` where no interval can be trusted: of a maximum, or of a handful of blocks.
+    #[serde(serialize_with = "json::interval")]
     pub interval: Option<[f64; 2]>,
 }
 
@@ -213,6 +217,7 @@ pub struct Change {
     /// What the candidate expects, the most likely first: three.
     pub candidate: Vec<Guess>,
     /// KLD of the two.
+    #[serde(serialize_with = "json::number")]
     pub kld: f64,
 }
 
@@ -222,8 +227,10 @@ pub struct Guess {
     /// The token's text; bytes that are no text are shown as `\xE4`.
     pub text: String,
     /// How likely the reference finds it; `None` where a trace does not say.
+    #[serde(serialize_with = "json::optional")]
     pub reference: Option<f64>,
     /// How likely the candidate finds it.
+    #[serde(serialize_with = "json::number")]
     pub candidate: f64,
 }
 
@@ -259,8 +266,10 @@ pub enum Verdict {
 /// How a candidate's weights differ from the source's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct WeightErrors {
-    /// Over all quantized tensors, every weight counting the same.
+    /// Over all matrices, every weight counting the same; `None` where none could be compared.
     pub overall: Option<WeightError>,
+    /// The matrices by what they do, in the order in which the file has the first of each.
+    pub roles: Vec<RoleError>,
     /// Tensor by tensor, in the file's order; those kept as they are in the source are there too.
     pub tensors: Vec<TensorError>,
     /// What could not be compared, a sentence each.
@@ -271,13 +280,30 @@ pub struct WeightErrors {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct WeightError {
     /// Root of the mean square of the difference.
+    #[serde(serialize_with = "json::number")]
     pub rmse: f64,
     /// Root of the sum of squared differences over that of squared weights.
+    #[serde(serialize_with = "json::number")]
     pub relative: f64,
     /// Cosine of the angle between the two.
+    #[serde(serialize_with = "json::number")]
     pub cosine: f64,
     /// As `relative`, each column counting by its importance; `None` without importance.
+    #[serde(serialize_with = "json::optional")]
     pub weighted: Option<f64>,
+}
+
+/// How the matrices of a role differ, every weight counting the same.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RoleError {
+    /// What they do, as recipes call it: `attention_q`, `ffn_down`.
+    pub role: String,
+    /// How many there are.
+    pub tensors: u64,
+    /// Their weights.
+    pub weights: u64,
+    /// How they differ.
+    pub error: WeightError,
 }
 
 /// How a tensor differs.
@@ -287,7 +313,7 @@ pub struct TensorError {
     pub name: String,
     /// Its layer; `None` of those outside of layers.
     pub layer: Option<u32>,
-    /// What it does, as recipes call it: `attn_q`, `ffn_down`.
+    /// What it does, as recipes call it: `attention_q`, `ffn_down`.
     pub role: String,
     /// Its type in the candidate: `Q4_K`.
     pub ty: String,
@@ -295,9 +321,10 @@ pub struct TensorError {
     pub weights: u64,
     /// How it differs.
     pub error: WeightError,
-    /// The row that differs most, in terms of `relative`.
+    /// The row that differs most, in terms of `relative`, which a row of zeros has none of. Of a vector, 0.
     pub worst_row: u64,
     /// How that row differs.
+    #[serde(serialize_with = "json::number")]
     pub worst_row_relative: f64,
 }
 
@@ -339,5 +366,6 @@ pub struct Flips {
     /// Wrong in the reference, right in the candidate.
     pub won: u64,
     /// How likely chance alone parts them this unevenly, by McNemar's exact test.
+    #[serde(serialize_with = "json::number")]
     pub p_value: f64,
 }

@@ -60,7 +60,7 @@ mod tests;
 use crate::gguf::TensorType;
 pub use float::Half;
 pub use lanes::Level;
-use lanes::{Body, Lanes};
+pub(crate) use lanes::{Body, Lanes};
 
 /// A block of weights: a plain struct whose bytes are what the file holds.
 pub trait Block: bytemuck::Pod {

@@ -151,6 +151,9 @@ pub enum Error {
     /// The evaluation was interrupted.
     #[error("interrupted")]
     Cancelled,
+    /// The evaluation was ended by what observed it.
+    #[error("the evaluation was ended by its observer")]
+    Stopped,
     /// llama.cpp could not evaluate the tokens.
     #[error("llama.cpp could not evaluate the tokens (status {status}): {reason}")]
     Decode {

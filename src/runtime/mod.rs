@@ -23,6 +23,7 @@ mod generate;
 mod lora;
 mod memory;
 mod model;
+mod observe;
 mod prompt_cache;
 mod session;
 mod speculate;
@@ -34,6 +35,7 @@ pub use generate::{Finish, GenerateOptions, Generated, Step, TokenLogprobs, Writ
 pub use lora::Lora;
 pub use memory::{Estimate, Machine, Shape};
 pub use model::{Model, ModelOptions};
+pub use observe::{Node, Observer, Room};
 pub use prompt_cache::{CacheError, PromptCache};
 pub use session::{FlashAttention, KvType, Logits, Session, SessionOptions};
 pub use speculate::{Draft, DraftOptions, Speculation, take_or_redraw};

@@ -230,7 +230,7 @@ impl Model {
     }
 
     /// What the adapters make of it: the same bytes for the same adapters and scales.
-    pub(super) fn lora_identity(&self) -> &[u8] {
+    pub(crate) fn lora_identity(&self) -> &[u8] {
         self.inner.weights.as_ref().map_or(&[], |weights| &weights.lora)
     }
 

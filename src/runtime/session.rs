@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use llama_cpp_sys_2 as sys;
 
 use super::model::Model;
+use super::observe::{Ending, Observer, Watching};
 use super::{Error, backend, lora};
 
 /// How the KV cache keeps its values.
@@ -141,6 +142,8 @@ pub enum Logits {
 pub struct Session {
     // Before the model, because a context has to go before its model does.
     context: Context,
+    // The context has a pointer to it.
+    observer: Option<Watching>,
     model: Model,
     options: SessionOptions,
     n_ctx: u32,
@@ -259,6 +262,18 @@ impl Session {
     /// # Errors
     /// Where an option is out of range, or llama.cpp finds no room.
     pub fn new(model: &Model, options: &SessionOptions) -> Result<Self, Error> {
+        Self::make(model, options, None)
+    }
+
+    /// As [`Self::new`]; `observer` sees what every evaluation computes.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn observed(model: &Model, options: &SessionOptions, observer: impl Observer + 'static) -> Result<Self, Error> {
+        Self::make(model, options, Some(Watching::new(Box::new(observer))))
+    }
+
+    fn make(model: &Model, options: &SessionOptions, observer: Option<Watching>) -> Result<Self, Error> {
         backend::get()?;
         options.check()?;
         if !model.has_weights() {
@@ -266,7 +281,11 @@ impl Session {
             return Err(Error::Unsupported { path: model.path().to_path_buf(), what });
         }
         let n_ctx = options.n_ctx_for(model.n_ctx_train());
-        let context = Context::make(model, options, n_ctx, |_| {})?;
+        let context = Context::make(model, options, n_ctx, |params| {
+            if let Some(observer) = &observer {
+                observer.ask(params);
+            }
+        })?;
         if !model.adapters().is_empty() {
             // SAFETY: the context is alive, and of this model, for which the adapters were loaded.
             unsafe { lora::apply(context.0, model.adapters()) };
@@ -277,7 +296,16 @@ impl Session {
         let options = SessionOptions { n_batch: n_batch.min(options.n_batch), ..options.clone() };
         let n_ctx = n_ctx.min(room);
         let batch = Batch::new(options.n_batch as usize);
-        Ok(Self { context, model: model.clone(), options, n_ctx, tokens: Vec::new(), batch, rows: Vec::new() })
+        Ok(Self {
+            context,
+            observer,
+            model: model.clone(),
+            options,
+            n_ctx,
+            tokens: Vec::new(),
+            batch,
+            rows: Vec::new(),
+        })
     }
 
     /// The model.
@@ -501,6 +529,17 @@ impl Session {
             unsafe { sys::llama_synchronize(context) };
             status
         });
+        match self.observer.as_mut().map(Watching::end) {
+            None | Some(Ending::WentOn) => {}
+            Some(Ending::Stopped) => {
+                self.forget_the_rest();
+                return Err(Error::Stopped);
+            }
+            Some(Ending::Panicked(panic)) => {
+                self.forget_the_rest();
+                std::panic::resume_unwind(panic);
+            }
+        }
         if status != 0 {
             self.forget_the_rest();
             return Err(match status {

@@ -30,7 +30,7 @@
 mod candidates;
 mod dry;
 mod marks;
-mod math;
+pub(crate) mod math;
 mod params;
 mod random;
 mod scan;
@@ -40,7 +40,7 @@ mod tests;
 
 use candidates::{Buffers, Candidate, Candidates};
 use marks::Marks;
-pub use math::exp;
+pub use math::{exp, ln};
 pub use params::{Params, SamplerKind, parse_bias};
 pub use random::Random;
 pub(crate) use random::new_seed;

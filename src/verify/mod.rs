@@ -70,6 +70,13 @@ pub enum Error {
     Share { found: f64 },
     #[error("{file} is the source itself; give --source the folder or the file that it was made from")]
     SameFile { file: PathBuf },
+    #[error(
+        "{} was made with other importance: {} (BLAKE3 {recorded}), and {given} has BLAKE3 {found}; give the one that it \
+         was made with", file.display(), name.as_deref().unwrap_or("of no name")
+    )]
+    OtherImportance { file: PathBuf, name: Option<String>, recorded: String, given: String, found: String },
+    #[error("{} was made without importance; verify it without {given}", file.display())]
+    NoImportance { file: PathBuf, given: String },
     #[error("stopped before everything was checked")]
     Cancelled,
 }
@@ -105,6 +112,9 @@ impl Job {
         }
         let gguf = Gguf::open(file)?;
         let provenance = Provenance::of(gguf.metadata());
+        if let Some(importance) = &options.importance {
+            check_importance(file, &provenance, importance)?;
+        }
         let source = source.map(|path| Source::open(path, &gguf, &provenance, &options)).transpose()?;
         Ok(Self { file: file.to_path_buf(), gguf, provenance, source, options })
     }
@@ -167,6 +177,20 @@ impl Job {
             }
             Some(_) => (RecipeState::Changed, None),
         }
+    }
+}
+
+/// Whether `importance` is what the file says it was made with, as far as it says.
+fn check_importance(file: &Path, provenance: &Provenance, importance: &Importance) -> Result<(), Error> {
+    let (file, given, found) = (file.to_path_buf(), importance.name.clone(), importance.blake3.to_hex().to_string());
+    match &provenance.importance_blake3 {
+        Some(recorded) if *recorded != found => {
+            let (name, recorded) = (provenance.importance.clone(), recorded.clone());
+            Err(Error::OtherImportance { file, name, recorded, given, found })
+        }
+        // Files that nibble did not make say nothing of it.
+        None if provenance.version.is_some() && !provenance.used_importance => Err(Error::NoImportance { file, given }),
+        _ => Ok(()),
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Provenance {
     pub source_blake3: Vec<String>,
     /// The name of the importance that was used.
     pub importance: Option<String>,
+    /// The BLAKE3 of its file, in hexadecimal digits.
+    pub importance_blake3: Option<String>,
     /// Whether importance was used, by nibble or another program.
     pub used_importance: bool,
 }
@@ -48,6 +50,7 @@ impl Provenance {
             source_files: list(key::SOURCE_FILES),
             source_blake3: list(key::SOURCE_BLAKE3),
             importance: text(key::IMPORTANCE_NAME).or_else(|| text("quantize.imatrix.file")),
+            importance_blake3: text(key::IMPORTANCE_BLAKE3),
             used_importance: metadata.iter().any(|(key, _)| is_importance(key)),
         }
     }

@@ -12,7 +12,7 @@ use blake3::hazmat::ChainingValue;
 use super::report::{Comparison, Padding, TensorReport};
 use super::{Error, Job, Sample};
 use crate::convert::hash::SpanHasher;
-use crate::convert::{self, Bytes, Encoder, SPAN_BYTES, Span};
+use crate::convert::{self, Bytes, Encoder, SPAN_BYTES, Span, on_all_threads, room};
 use crate::gguf::{Gap, Gguf, TensorInfo};
 use crate::mmap::Mapping;
 use crate::quant::{self, Format, SomeBlocks};
@@ -193,7 +193,7 @@ impl<'a> Work<'a> {
             (None, None) => Chunks::All(n_chunks),
             (None, Some(source)) => {
                 files = source.described.mappings();
-                spans = convert::spans(&files, &encoders);
+                spans = convert::spans(&files, encoders.iter().map(|encoder| &encoder.input));
                 Chunks::All(n_chunks)
             }
         };
@@ -231,37 +231,26 @@ impl<'a> Work<'a> {
     /// Does all units, and gives what each span adds to the hash of its file.
     fn run(&self, cancel: &AtomicBool) -> Result<Vec<ChainingValue>, Error> {
         let n_units = self.spans.len() as u64 + self.chunks.len();
-        let next = AtomicU64::new(0);
         let values = Mutex::new(vec![ChainingValue::default(); self.spans.len()]);
-        let failure: Mutex<Option<Error>> = Mutex::new(None);
-        let stop = AtomicBool::new(false);
         let ahead = UNITS_AHEAD + rayon::current_num_threads() as u64;
         (0..ahead.min(n_units)).for_each(|i| self.will_read(i));
         (self.progress)(0, self.all_bytes);
-        rayon::broadcast(|_| {
-            let mut buffers = Buffers::default();
-            while !cancel.load(Ordering::Relaxed) && !stop.load(Ordering::Relaxed) {
-                let i = next.fetch_add(1, Ordering::Relaxed);
-                if i + ahead < n_units {
-                    self.will_read(i + ahead);
-                }
-                let result = match self.spans.get(i as usize) {
-                    _ if i >= n_units => break,
-                    Some(span) => self.span(span, &mut buffers).map(|value| lock(&values)[i as usize] = value),
-                    None => {
-                        let (task, blocks) = self.chunk(i - self.spans.len() as u64);
-                        self.drawn_or_left(task, blocks, &mut buffers)
-                    }
-                };
-                if let Err(error) = result {
-                    stop.store(true, Ordering::Relaxed);
-                    lock(&failure).get_or_insert(error);
+        on_all_threads(n_units as usize, |unit, buffers: &mut Buffers| {
+            let i = unit as u64;
+            if cancel.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
+            if i + ahead < n_units {
+                self.will_read(i + ahead);
+            }
+            match self.spans.get(unit) {
+                Some(span) => self.span(span, buffers).map(|value| lock(&values)[unit] = value),
+                None => {
+                    let (task, blocks) = self.chunk(i - self.spans.len() as u64);
+                    self.drawn_or_left(task, blocks, buffers)
                 }
             }
-        });
-        if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            return Err(error);
-        }
+        })?;
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
         }
@@ -384,14 +373,6 @@ struct Buffers {
     source: Vec<u8>,
     weights: Vec<f32>,
     made: Vec<u8>,
-}
-
-/// The first `n_bytes` of a buffer, which is made longer where it is too short.
-fn room(buffer: &mut Vec<u8>, n_bytes: usize) -> &mut [u8] {
-    if buffer.len() < n_bytes {
-        buffer.resize(n_bytes, 0);
-    }
-    &mut buffer[..n_bytes]
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,6 +1,6 @@
 //! What there is to say of a GGUF model, before it becomes text or JSON.
 
-use crate::gguf::{Gguf, Metadata, TensorInfo, TensorType};
+use crate::gguf::{self, Gguf, Metadata, TensorInfo, TensorType};
 
 /// What a person wants to know first.
 pub struct Summary<'a> {
@@ -45,7 +45,7 @@ impl<'a> Summary<'a> {
         Self {
             name: metadata.str("general.name"),
             architecture: metadata.str("general.architecture"),
-            file_type: metadata.u64("general.file_type").and_then(file_type),
+            file_type: metadata.u64("general.file_type").and_then(gguf::file_type),
             n_parameters,
             tensor_bytes,
             bits_per_weight: (n_parameters > 0).then(|| tensor_bytes as f64 * 8.0 / n_parameters as f64),
@@ -105,62 +105,9 @@ fn type_shares(tensors: &[TensorInfo]) -> Vec<TypeShare> {
     shares
 }
 
-/// What a number in `general.file_type` stands for.
-///
-/// Source: `enum llama_ftype` in llama.cpp's `llama.h`.
-pub fn file_type(id: u64) -> Option<&'static str> {
-    Some(match id {
-        0 => "F32",
-        1 => "F16",
-        2 => "Q4_0",
-        3 => "Q4_1",
-        7 => "Q8_0",
-        8 => "Q5_0",
-        9 => "Q5_1",
-        10 => "Q2_K",
-        11 => "Q3_K_S",
-        12 => "Q3_K_M",
-        13 => "Q3_K_L",
-        14 => "Q4_K_S",
-        15 => "Q4_K_M",
-        16 => "Q5_K_S",
-        17 => "Q5_K_M",
-        18 => "Q6_K",
-        19 => "IQ2_XXS",
-        20 => "IQ2_XS",
-        21 => "Q2_K_S",
-        22 => "IQ3_XS",
-        23 => "IQ3_XXS",
-        24 => "IQ1_S",
-        25 => "IQ4_NL",
-        26 => "IQ3_S",
-        27 => "IQ3_M",
-        28 => "IQ2_S",
-        29 => "IQ2_M",
-        30 => "IQ4_XS",
-        31 => "IQ1_M",
-        32 => "BF16",
-        36 => "TQ1_0",
-        37 => "TQ2_0",
-        38 => "MXFP4_MOE",
-        39 => "NVFP4",
-        40 => "Q1_0",
-        41 => "Q2_0",
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_file_type_is_called_as_the_recipe_that_writes_it() {
-        for recipe in crate::recipe::Recipe::all() {
-            assert_eq!(file_type(recipe.file_type.into()), Some(recipe.name.as_str()));
-        }
-        assert_eq!(file_type(4), None, "a type that llama.cpp has removed");
-    }
 
     #[test]
     fn yi_34b_takes_240_kib_of_cache_a_token() {

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::TensorReport;
-use super::facts::{Summary, file_type};
+use super::facts::Summary;
 use super::json::info_index;
 use super::stats::Histogram;
 use crate::cli::groups::{Group, groups, layer_list};
@@ -11,7 +11,7 @@ use crate::cli::making;
 use crate::cli::out::{Out, printable};
 use crate::cli::table::{self, Align};
 use crate::cli::units;
-use crate::gguf::{Array, Gguf, Metadata, Value};
+use crate::gguf::{self, Array, Gguf, Metadata, Value};
 use crate::verify::Provenance;
 
 /// The longest text that a table shows, in characters.
@@ -134,7 +134,7 @@ fn type_name(value: &Value) -> String {
 fn meaning(metadata: &Metadata, key: &str, value: &Value) -> Option<String> {
     let number = value.as_u64()?;
     if key == "general.file_type" {
-        return file_type(number).map(str::to_string);
+        return gguf::file_type(number).map(str::to_string);
     }
     let is_token = key.starts_with("tokenizer.ggml.") && key.ends_with("_token_id");
     let tokens = metadata.get("tokenizer.ggml.tokens").filter(|_| is_token)?.as_array()?.as_strings()?;

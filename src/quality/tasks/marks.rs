@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use super::gsm8k::{last_number, marked_number};
-use super::interim::{mcnemar, mean_of_questions, share};
 use super::{Ask, Choice, Format, Question, Score, Scored};
 use crate::quality::results::{Flips, TaskScores};
+use crate::quality::statistics::{mcnemar, mean_of_questions, share};
 
 /// What a model said to a question.
 #[derive(Clone, Debug, PartialEq)]

@@ -32,7 +32,6 @@ mod cmmlu;
 mod gsm8k;
 mod hellaswag;
 mod hellaswag_text;
-mod interim;
 mod kept;
 mod letters;
 mod marks;

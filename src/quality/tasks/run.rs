@@ -40,7 +40,7 @@ pub enum RunError {
     #[error("cannot keep a result: {0}")]
     Keep(#[source] io::Error),
     /// An answer alone is longer than the context.
-    #[error("{}, line {line}: an answer has {n_tokens} tokens, and the context holds {n_ctx}; ask for more room with --ctx", path.display())]
+    #[error("{}, line {line}: an answer has {n_tokens} tokens, more than the context of {n_ctx} holds", path.display())]
     TooLong {
         /// The task's file.
         path: PathBuf,

@@ -229,7 +229,7 @@ impl Level {
     ///
     /// # Panics
     /// Where the CPU does not have them, and for the scalar level, which has none.
-    pub(super) fn run(self, body: impl Body) {
+    pub(crate) fn run(self, body: impl Body) {
         assert!(self.is_available(), "this CPU has no {}", self.name());
         match self {
             Self::Scalar => panic!("the scalar level has no lanes"),

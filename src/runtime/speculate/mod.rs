@@ -20,7 +20,7 @@ mod pace;
 use std::time::Instant;
 
 use super::{Error, Logits, Model, Session, SessionOptions};
-use crate::chat::TextCodec;
+use crate::chat::{same_ends, same_vocabulary};
 use crate::sample::{Random, Sampler, exp};
 
 use ngram::Ngrams;
@@ -183,7 +183,8 @@ impl Draft {
     ) -> Result<Self, Error> {
         options.check()?;
         let refused = |reason: String| Error::Draft { path: draft.path().to_path_buf(), reason };
-        same_vocabulary(target.codec(), draft.codec()).map_err(refused)?;
+        let (here, there) = (target.codec(), draft.codec());
+        same_vocabulary(here, there).and_then(|()| same_ends(here, there)).map_err(refused)?;
         if !draft.can_be_cut() {
             return Err(refused(NO_CUT.to_string()));
         }
@@ -405,36 +406,6 @@ fn highest_probability(logits: &[f32]) -> f64 {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let total: f64 = logits.iter().map(|l| exp((f64::from(*l) - f64::from(highest)).min(0.0))).sum();
     1.0 / total
-}
-
-/// Whether every token means the same to both; where not, what does not.
-fn same_vocabulary(target: &dyn TextCodec, draft: &dyn TextCodec) -> Result<(), String> {
-    if target.n_tokens() != draft.n_tokens() {
-        let (n_draft, n_target) = (draft.n_tokens(), target.n_tokens());
-        return Err(format!("it has a vocabulary of {n_draft} tokens, and the model one of {n_target}"));
-    }
-    let piece = |codec: &dyn TextCodec, id| {
-        let piece: String = codec.piece(id).chars().take(40).collect();
-        format!("'{piece}'")
-    };
-    let kind = |codec: &dyn TextCodec, id| format!("{:?}", codec.kind(id)).to_lowercase();
-    let end = |codec: &dyn TextCodec, id| if codec.is_end(id) { "an end token" } else { "no end token" }.to_string();
-    for id in 0..u32::try_from(target.n_tokens()).unwrap_or(u32::MAX) {
-        let (here, there) = if target.piece(id) != draft.piece(id) {
-            (piece(draft, id), piece(target, id))
-        } else if target.kind(id) != draft.kind(id) {
-            (kind(draft, id), kind(target, id))
-        } else if target.is_end(id) != draft.is_end(id) {
-            (end(draft, id), end(target, id))
-        } else {
-            continue;
-        };
-        return Err(format!("in its vocabulary token {id} is {here}, in the model's {there}"));
-    }
-    if target.begins_with() != draft.begins_with() {
-        return Err("its texts begin with another token than the model's".to_string());
-    }
-    Ok(())
 }
 
 #[cfg(test)]

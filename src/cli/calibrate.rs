@@ -1,0 +1,256 @@
+//! `nibble calibrate`
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::interrupt::{self, Interrupted};
+use super::machine::{MachineArgs, interruptible};
+use super::out::{self, Out, printable};
+use super::table::{self, Align};
+use super::{progress, units};
+use crate::quality::calibrate::{Error, Event, Job, Options, Report, Weighted};
+use crate::runtime;
+
+/// Find out which weights matter: run a model over texts, for 'nibble convert --importance'
+///
+/// Measures how large the inputs of every matrix are, channel by channel, while the model reads. Weights that meet large
+/// inputs are then rounded with more care. Texts should be like those that the model is used for: the languages, the
+/// code, the conversations. A few hundred kilobytes do. The result is a GGUF file that llama.cpp reads too.
+///
+/// The work is saved as it goes: what is cut off, by Ctrl-C or a power failure, the same command goes on with.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:
+  nibble calibrate yi-F16.gguf english.txt chinese.txt code.txt   to yi-F16-imatrix.gguf here
+  nibble calibrate yi-F16.gguf english.txt chinese.txt=2          each Chinese token counts twice
+  nibble calibrate yi-F16.gguf chats.txt --special                texts that spell <|im_start|>
+  nibble calibrate yi-F16.gguf more.txt --merge yi-F16-imatrix.gguf -o all.gguf
+  nibble convert Yi-34B-Chat -q Q3_K_M --importance yi-F16-imatrix.gguf",
+    mut_arg("ctx", |arg| arg
+        .long("window")
+        .alias("ctx")
+        .value_name("N")
+        .help_heading("Reading")
+        .help("Tokens that are read at a time, each time from nothing [default: 512, or what the model was trained on]"))
+)]
+pub struct Args {
+    /// The model: a GGUF file, best of 16 bits; of a split one, any part
+    model: PathBuf,
+
+    /// Texts in UTF-8; after '=', how often each token of one counts, such as 2 or 0.5
+    #[arg(value_name = "TEXT[=WEIGHT]", required_unless_present = "merge")]
+    texts: Vec<Weighted>,
+
+    /// Where the result goes [default: the model's name and -imatrix.gguf, in the current folder]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Replace the result where it exists
+    #[arg(long)]
+    force: bool,
+
+    /// Begin anew where an earlier run was cut off
+    ///
+    /// Without this, the same command goes on with what is in OUTPUT.partial.
+    #[arg(long)]
+    restart: bool,
+
+    /// Add a file that was made of the same model earlier, by nibble or llama-imatrix; can be given several times
+    #[arg(long, value_name = "FILE[=WEIGHT]", action = clap::ArgAction::Append)]
+    merge: Vec<Weighted>,
+
+    /// Read so many windows of each text and no more [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Reading")]
+    windows: Option<u64>,
+
+    /// Read control tokens where the texts spell them, such as <|endoftext|>; otherwise they are just text
+    #[arg(long, help_heading = "Reading")]
+    special: bool,
+
+    /// Measure for the output matrix too, which mostly keeps more bits and is better off without
+    #[arg(long, help_heading = "Reading")]
+    output_matrix: bool,
+
+    /// Save after so many windows
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..),
+          help_heading = "Reading")]
+    save_every: u32,
+
+    #[command(flatten)]
+    machine: MachineArgs,
+
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+
+    /// Print nothing but errors
+    #[arg(long)]
+    quiet: bool,
+
+    /// Show llama.cpp's log
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    runtime::set_verbose(args.verbose);
+    let cancel = interrupt::listen()?;
+    let session = args.machine.session(cancel);
+    let output = args.output.clone().unwrap_or_else(|| default_output(&args.model));
+    let job = Job::prepare(
+        &args.model,
+        &args.texts,
+        Options {
+            window: session.n_ctx,
+            most_windows: args.windows,
+            output_matrix: args.output_matrix,
+            special: args.special,
+            merge: args.merge.clone(),
+            force: args.force,
+            restart: args.restart,
+            save_every: args.save_every,
+            session,
+            ..Options::new(output.clone())
+        },
+    )?;
+    let model = match job.runs_model() {
+        true => {
+            let loading = progress::Patient::new("loading the model", 1000);
+            let at = move |part: f32| loading.at((part * 1000.0) as u64);
+            Some(interruptible(args.machine.load_watched(&args.model, &job.session(), at))?)
+        }
+        false => None,
+    };
+    let bar = progress::Calibration::new(args.quiet || args.json || args.verbose);
+    let result = job.execute(model.as_ref(), |event| match event {
+        Event::StartingOver if !args.quiet => {
+            let why =
+                if args.restart { "as asked" } else { "the model, a text or an option has changed since the last run" };
+            bar.say(&format!("starting over: {why}"));
+        }
+        Event::Resuming { windows } if !args.quiet => {
+            bar.say(&format!("resuming: {} done already", units_of(windows, "window was", "windows were")));
+        }
+        Event::Window { done, all } => bar.at(done, all),
+        Event::StartingOver | Event::Resuming { .. } => {}
+    });
+    bar.clear();
+    match result {
+        Ok(report) if args.json => out::to_stdout(|out| print_json(out, &output, &report)),
+        Ok(report) if !args.quiet => out::to_stdout(|out| print(out, &output, &report)),
+        Ok(_) => Ok(()),
+        Err(error @ Error::Cancelled { .. }) => Err(Interrupted(error.to_string()).into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The model's name and what llama.cpp's users call such files.
+fn default_output(model: &Path) -> PathBuf {
+    format!("{}-imatrix.gguf", model.file_stem().unwrap_or_default().to_string_lossy()).into()
+}
+
+fn units_of(n: u64, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
+}
+
+fn print(out: &mut Out, output: &Path, report: &Report) -> anyhow::Result<()> {
+    if !report.texts.is_empty() {
+        let mut rows = table::new(&[
+            ("Text", Align::Left),
+            ("Weight", Align::Right),
+            ("Tokens", Align::Right),
+            ("Windows", Align::Right),
+            ("Read", Align::Right),
+        ]);
+        for (slice, weight) in &report.texts {
+            rows.add_row([
+                printable(&slice.name).into_owned(),
+                weight.to_string(),
+                slice.tokens.to_string(),
+                slice.windows.to_string(),
+                slice.scored.to_string(),
+            ]);
+        }
+        out.table(rows)?;
+        writeln!(out)?;
+    }
+    let sums = &report.sums;
+    let n_read: u64 = report.texts.iter().map(|(slice, _)| slice.windows).sum();
+    let seconds = report.elapsed.as_secs_f64();
+    let matrices = units_of(sums.matrices.len() as u64, "matrix", "matrices");
+    match n_read {
+        0 => writeln!(out, "{matrices}, added up from {}", units_of(sums.texts.len() as u64, "text", "texts"))?,
+        n => {
+            let windows = units_of(n, "window", "windows");
+            writeln!(out, "{matrices}, over {windows} of {} tokens, in {seconds:.1} s", report.window)?;
+        }
+    }
+    for line in notes(report) {
+        writeln!(out, "{line}")?;
+    }
+    writeln!(out, "{}  {}", output.display(), units::bytes(report.bytes))?;
+    Ok(())
+}
+
+/// What is to be known of the sums beside that they are there.
+fn notes(report: &Report) -> Vec<String> {
+    let mut lines = vec![];
+    if let Some((first, unseen, of)) = report.unseen.iter().max_by_key(|(_, unseen, _)| *unseen) {
+        let n: usize = report.unseen.iter().map(|(_, unseen, _)| unseen).sum();
+        lines.push(format!(
+            "{} never had an input other than zero, in {}: {} has {unseen} of {of}; more text may reach them",
+            units_of(n as u64, "channel", "channels"),
+            units_of(report.unseen.len() as u64, "matrix", "matrices"),
+            printable(first),
+        ));
+    }
+    if let Some(first) = report.missing.first() {
+        lines.push(format!(
+            "{} met no input, among them {}: the model does not use them as plain matrices",
+            units_of(report.missing.len() as u64, "matrix", "matrices"),
+            printable(first)
+        ));
+    }
+    lines
+}
+
+fn print_json(out: &mut Out, output: &Path, report: &Report) -> anyhow::Result<()> {
+    let texts: Vec<Value> = report
+        .texts
+        .iter()
+        .map(|(slice, weight)| {
+            json!({
+                "name": slice.name,
+                "path": slice.path,
+                "blake3": slice.blake3,
+                "weight": weight,
+                "tokens": slice.tokens,
+                "windows": slice.windows,
+                "read_tokens": slice.scored,
+            })
+        })
+        .collect();
+    let datasets: Vec<Value> = report
+        .sums
+        .texts
+        .iter()
+        .map(|text| json!({"name": text.name, "blake3": text.blake3, "weight": text.weight, "windows": text.windows}))
+        .collect();
+    let unseen: Vec<Value> =
+        report.unseen.iter().map(|(name, unseen, of)| json!({"name": name, "channels": unseen, "of": of})).collect();
+    let json = json!({
+        "output": {"path": output.display().to_string(), "bytes": report.bytes},
+        "texts": texts,
+        "datasets": datasets,
+        "matrices": report.sums.matrices.len(),
+        "window": report.window,
+        "windows": report.sums.windows,
+        "resumed_windows": report.resumed,
+        "unseen_channels": unseen,
+        "unseen_matrices": report.missing,
+        "seconds": report.elapsed.as_secs_f64(),
+    });
+    Ok(writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?)
+}

@@ -1,0 +1,77 @@
+//! The files that a comparison writes.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use crate::partial::Partial;
+use crate::quality::report;
+use crate::quality::results::Results;
+
+/// Where to write what was found. Files are written anew as each candidate is done, so that nothing is lost.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Outputs {
+    /// Write a page for people: one file, which needs no network
+    #[arg(long, value_name = "FILE.html", help_heading = "Output")]
+    report: Option<PathBuf>,
+
+    /// Write everything for programs
+    #[arg(long, value_name = "FILE.json", help_heading = "Output")]
+    json: Option<PathBuf>,
+
+    /// Write the scores for spreadsheets
+    #[arg(long, value_name = "FILE.csv", help_heading = "Output")]
+    csv: Option<PathBuf>,
+
+    /// Replace files that exist
+    #[arg(long, help_heading = "Output")]
+    force: bool,
+}
+
+/// Makes a file's content.
+type Writer = fn(&Results) -> String;
+
+impl Outputs {
+    fn all(&self) -> impl Iterator<Item = (&Path, Writer)> {
+        let all = [
+            (&self.report, report::html as Writer),
+            (&self.json, report::json as Writer),
+            (&self.csv, report::csv as Writer),
+        ];
+        all.into_iter().filter_map(|(path, writer)| Some((path.as_deref()?, writer)))
+    }
+
+    /// Whether all files can be written, as far as can be told before hours of work.
+    ///
+    /// # Errors
+    /// Where one is there already, or its folder cannot be written to.
+    pub fn check(&self) -> anyhow::Result<()> {
+        for (path, _) in self.all() {
+            if !self.force && path.symlink_metadata().is_ok() {
+                bail!("{} exists already; --force replaces it", path.display());
+            }
+            Partial::create(path).with_context(|| format!("{} could not be written", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Writes all files. What this has written before is replaced.
+    ///
+    /// # Errors
+    /// Where one cannot be written, or somebody else has written one of that name.
+    pub fn write(&mut self, results: &Results) -> anyhow::Result<()> {
+        for (path, writer) in self.all() {
+            self.write_one(path, &writer(results))
+                .with_context(|| format!("{} could not be written", path.display()))?;
+        }
+        self.force = true;
+        Ok(())
+    }
+
+    fn write_one(&self, path: &Path, text: &str) -> io::Result<()> {
+        let mut file = Partial::create(path)?;
+        file.write_all(text.as_bytes())?;
+        file.finish(self.force)
+    }
+}

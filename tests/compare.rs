@@ -1,0 +1,196 @@
+//! Measuring candidates against a reference: the numbers, the traces, and the program.
+
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use nibble::quality::measure::{Against, Columns, Measurement, Options, measure, trace};
+use nibble::quality::read::session_for;
+use nibble::quality::text::{self, Cut, Named, Text};
+use nibble::quality::trace::{Header, Trace, Writer};
+use nibble::runtime::{Logits, Model, ModelOptions, Session};
+
+use crate::support;
+
+/// `yi-nano` in a type, made once.
+fn yi_nano(quant: &'static str) -> PathBuf {
+    static MAKING: LazyLock<std::sync::Mutex<std::collections::HashMap<&str, PathBuf>>> =
+        LazyLock::new(Default::default);
+    let mut made = MAKING.lock().unwrap();
+    let make = || {
+        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("compare-{quant}.gguf"));
+        support::convert(&support::yi_nano(), &file, &["-q", quant, "--force"])
+    };
+    made.entry(quant).or_insert_with(make).clone()
+}
+
+fn load(path: &Path) -> Model {
+    Model::load(path, ModelOptions { session: support::exact(), ..ModelOptions::default() }).unwrap()
+}
+
+/// A text of the repository and one in Chinese, some windows of each.
+fn texts(dir: &Path, cut: Cut, model: &Model) -> Vec<Text> {
+    let chinese = dir.join("zh.txt");
+    let lines =
+        ["话说宋江在梁山泊", "黛玉听了这话，不觉", "次日天明，众人", "老太太笑道：", "且听下回分解。", "却说那人"];
+    let zh: String = (0..400).map(|i| lines[i * 7 % 6].to_string() + lines[i * i % 5]).collect();
+    std::fs::write(&chinese, zh).unwrap();
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let named = [Named { name: "en".to_string(), path: readme }, Named { name: "zh".to_string(), path: chinese }];
+    text::read(&named, cut, Some(3), model.codec()).unwrap()
+}
+
+fn options(cut: Cut) -> Options {
+    Options { session: support::exact(), cut }
+}
+
+/// The logits of all scored tokens, as they come from the same evaluations.
+fn logits(model: &Model, texts: &[Text], cut: Cut) -> Vec<Vec<f32>> {
+    let options = session_for(&support::exact(), cut, model.n_vocab());
+    let mut session = Session::new(model, &options).unwrap();
+    let mut all = Vec::new();
+    for (window, _) in texts.iter().flat_map(|text| cut.windows(text)) {
+        session.truncate(0);
+        session.eval(&window[..cut.context()], Logits::None).unwrap();
+        for step in window[cut.context()..window.len() - 1].chunks(options.rows as usize) {
+            session.eval(step, Logits::All).unwrap();
+            all.extend((0..step.len()).map(|row| session.logits(row).unwrap().to_vec()));
+        }
+    }
+    all
+}
+
+/// Everything about one token, the plain way.
+struct Plain {
+    kld: f64,
+    nll: f64,
+    reference_nll: f64,
+    dp: f64,
+    same_top: bool,
+    top5: f64,
+}
+
+fn plainly(x: &[f32], y: &[f32], right: u32) -> Plain {
+    let softmax = |z: &[f32]| -> Vec<f64> {
+        let top = z.iter().copied().fold(f32::MIN, f32::max);
+        let weights: Vec<f64> = z.iter().map(|z| (f64::from(*z) - f64::from(top)).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        weights.iter().map(|w| w / sum).collect()
+    };
+    let best = |z: &[f32]| {
+        let mut ids: Vec<usize> = (0..z.len()).collect();
+        ids.sort_by(|a, b| z[*b].total_cmp(&z[*a]).then(a.cmp(b)));
+        ids[..5].to_vec()
+    };
+    let (p, q, best_p, best_q) = (softmax(x), softmax(y), best(x), best(y));
+    let right = right as usize;
+    Plain {
+        kld: p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum(),
+        nll: -q[right].ln(),
+        reference_nll: -p[right].ln(),
+        dp: q[right] - p[right],
+        same_top: best_p[0] == best_q[0],
+        top5: best_p.iter().filter(|id| best_q.contains(id)).count() as f64 / 5.0,
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+#[test]
+fn every_number_is_what_the_plain_way_gives() {
+    let dir = support::folder();
+    let cut = Cut { window: 128 };
+    let models = ["BF16", "Q4_K_M", "Q2_K"].map(|quant| load(&yi_nano(quant)));
+    let texts = texts(dir.path(), cut, &models[0]);
+    let measured = measure(Against::Model(&models[0]), &[&models[1], &models[2]], &texts, &options(cut), |_| {});
+    assert_eq!(measured.windows, [(0, 63), (0, 63), (0, 63), (1, 63), (1, 63), (1, 63)]);
+
+    let rows = models.each_ref().map(|model| logits(model, &texts, cut));
+    let right: Vec<u32> = texts.iter().flat_map(|text| cut.windows(text)).flat_map(|w| w.1.to_vec()).collect();
+    for (candidate, rows_of) in measured.candidates.iter().zip(&rows[1..]) {
+        let plain: Vec<Plain> = (0..right.len()).map(|i| plainly(&rows[0][i], &rows_of[i], right[i])).collect();
+        let Columns { kld, nll, dp, same_top, top5 } = &candidate.columns;
+        let near = |found: &[f64], wanted: &dyn Fn(&Plain) -> f64| {
+            assert_eq!(found.len(), plain.len());
+            for (found, plain) in found.iter().zip(&plain) {
+                assert!((found - wanted(plain)).abs() < 1e-6, "{found}, wanted {}", wanted(plain));
+            }
+        };
+        near(kld, &|plain| plain.kld);
+        near(nll, &|plain| plain.nll);
+        near(&measured.reference_nll, &|plain| plain.reference_nll);
+        near(dp, &|plain| plain.dp);
+        near(same_top, &|plain| f64::from(u8::from(plain.same_top)));
+        near(top5, &|plain| plain.top5);
+        // What comes of them is worth having: a candidate that differs, by less than all there is.
+        assert!((0.0005..0.5).contains(&mean(kld)), "{}", mean(kld));
+
+        // What changed most is a flip, and the most of all in its window.
+        assert!(!candidate.changed.is_empty());
+        for change in &candidate.changed {
+            let at = change.window * 63 + change.row;
+            let most = plain[change.window * 63..][..63].iter().filter(|p| !p.same_top).map(|p| p.kld);
+            assert!((change.kld - most.fold(0.0, f64::max)).abs() < 1e-6);
+            assert!((change.right.candidate - (-plain[at].nll).exp()).abs() < 1e-6);
+            assert_eq!(change.right.id, right[at]);
+            assert_ne!(change.reference[0].id, change.candidate[0].id);
+        }
+    }
+    assert!(mean(&measured.candidates[0].columns.kld) < mean(&measured.candidates[1].columns.kld));
+}
+
+/// A trace of `k` tokens a position, and its bytes a scored token.
+fn traced(dir: &Path, model: &Model, texts: &[Text], cut: Cut, k: u32, drawn: u32) -> (Trace, f64) {
+    let path = dir.join(format!("{k}-{drawn}.trace"));
+    let header = Header { n_vocab: model.n_vocab(), window: cut.window, drawn, ..Header::default() };
+    let mut writer = Writer::create(&path, header, k, texts).unwrap();
+    let read = trace(model, texts, &options(cut), &mut writer, |_| {});
+    assert!(!read.interrupted && read.failures.iter().all(Option::is_none));
+    let bytes = writer.finish(true).unwrap();
+    (Trace::open(&path).unwrap(), bytes)
+}
+
+#[test]
+fn a_trace_stands_in_for_its_model() {
+    let dir = support::folder();
+    let cut = Cut { window: 128 };
+    let models = ["BF16", "Q4_K_M", "Q2_K"].map(|quant| load(&yi_nano(quant)));
+    let texts = texts(dir.path(), cut, &models[0]);
+    let candidates = [&models[1], &models[2]];
+    let whole = measure(Against::Model(&models[0]), &candidates, &texts, &options(cut), |_| {});
+    for (k, drawn, gap) in [(64, 6, 0.03), (64, 0, 0.5), (512, 0, 0.1), (6400, 0, 0.001)] {
+        let (trace, bytes) = traced(dir.path(), &models[0], &texts, cut, k, drawn);
+        assert!(k != 64 || bytes < 300.0, "{bytes} bytes a token");
+        assert_eq!(
+            trace.texts().iter().map(|text| &text.tokens).collect::<Vec<_>>(),
+            [&texts[0].tokens, &texts[1].tokens]
+        );
+        let merged = measure(Against::Trace(&trace), &candidates, trace.texts(), &options(cut), |_| {});
+        assert_eq!(merged.windows, whole.windows);
+        for (found, wanted) in merged.candidates.iter().zip(&whole.candidates) {
+            let (found, wanted) = (&found.columns, &wanted.columns);
+            let (a, b) = (mean(&found.kld), mean(&wanted.kld));
+            eprintln!("k {k}, {drawn} drawn: KLD {a:.6} of {b:.6}, {:.2}% less", 100.0 * (b - a) / b);
+            assert!((a - b).abs() < gap * b && (drawn > 0 || a <= b * 1.0001), "k {k}, {drawn}: {a}, all of it {b}");
+            assert_eq!((&found.nll, &found.same_top, &found.top5), (&wanted.nll, &wanted.same_top, &wanted.top5));
+            assert!(found.dp.iter().zip(&wanted.dp).all(|(a, b)| (a - b).abs() < 1e-6));
+        }
+    }
+}
+
+#[test]
+fn what_is_read_does_not_depend_on_who_reads_beside_it() {
+    let dir = support::folder();
+    let cut = Cut { window: 64 };
+    let models = ["BF16", "Q4_K_M", "Q2_K"].map(|quant| load(&yi_nano(quant)));
+    let texts = texts(dir.path(), cut, &models[0]);
+    let columns = |measurement: Measurement| -> Vec<Columns> {
+        measurement.candidates.into_iter().map(|measured| measured.columns).collect()
+    };
+    let both = columns(measure(Against::Model(&models[0]), &[&models[1], &models[2]], &texts, &options(cut), |_| {}));
+    let alone = columns(measure(Against::Model(&models[0]), &[&models[2]], &texts, &options(cut), |_| {}));
+    assert_eq!(both[1], alone[0]);
+    let itself = columns(measure(Against::Model(&models[0]), &[&models[0]], &texts, &options(cut), |_| {}));
+    assert!(itself[0].kld.iter().all(|kld| *kld == 0.0) && itself[0].same_top.iter().all(|same| *same == 1.0));
+}
