@@ -34,5 +34,7 @@ mod speculation;
 #[cfg(feature = "llama")]
 mod structure;
 mod support;
+#[cfg(feature = "llama")]
+mod tasks;
 mod verification;
 mod weights;

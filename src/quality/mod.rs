@@ -5,7 +5,7 @@
 //!                 └──► candidates ─► logits ─┴► metrics ─► statistics ─► results ─► report, JSON, CSV, table
 //! ```
 //!
-//! [`weights`] compares the files themselves, with no model run. A [`trace`]
+//! [`weights`] compares the files themselves, with no model run; [`tasks`] are questions with known answers. A [`trace`]
 //! stands in for a reference that is not at hand. [`importance`] is what conversion goes by to lose less.
 //!
 //! What all of it comes to is [`results`], which everything that prints or draws takes and nothing else.
@@ -26,6 +26,7 @@ pub mod read;
 pub mod report;
 pub mod results;
 pub mod statistics;
+pub mod tasks;
 pub mod text;
 pub mod trace;
 pub mod weights;

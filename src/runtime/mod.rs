@@ -16,6 +16,7 @@
 
 mod accept;
 mod backend;
+mod branches;
 mod codec;
 mod error;
 mod generate;
@@ -28,6 +29,7 @@ mod session;
 mod speculate;
 
 pub use backend::{has_gpu, set_verbose, system_info};
+pub use branches::{Branch, Branches};
 pub use error::Error;
 pub use generate::{Finish, GenerateOptions, Generated, Step, TokenLogprobs, Writer, generate};
 pub use lora::Lora;

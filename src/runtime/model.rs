@@ -14,7 +14,7 @@ use super::codec::Codec;
 use super::lora::{self, Adapter, Lora};
 use super::memory::{Machine, Shape};
 use super::session::SessionOptions;
-use super::{Error, accept, backend};
+use super::{Error, accept, backend, prompt_cache};
 use crate::chat::TextCodec;
 use crate::gguf::{Gguf, Metadata};
 use crate::vocab::Pieces;
@@ -232,6 +232,17 @@ impl Model {
     /// What the adapters make of it: the same bytes for the same adapters and scales.
     pub(crate) fn lora_identity(&self) -> &[u8] {
         self.inner.weights.as_ref().map_or(&[], |weights| &weights.lora)
+    }
+
+    /// Tells it from other models, and from itself with other adapters, without reading all of its file: hexadecimal.
+    ///
+    /// # Errors
+    /// When its file cannot be read any more.
+    pub fn fingerprint(&self) -> Result<String, Error> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(prompt_cache::fingerprint(self)?.as_bytes());
+        hasher.update(self.lora_identity());
+        Ok(hasher.finalize().to_hex().to_string())
     }
 
     /// llama.cpp's model. Good as long as `self` or a clone of it lives.

@@ -301,7 +301,7 @@ fn identity(session: &Session) -> Result<String, Error> {
 
 /// Tells one model's file from another's without reading all of it: everything before the tensors, and of each tensor the
 /// beginning, the middle and the end. Weights that were trained or quantized otherwise differ nearly everywhere.
-fn fingerprint(model: &Model) -> Result<blake3::Hash, Error> {
+pub(super) fn fingerprint(model: &Model) -> Result<blake3::Hash, Error> {
     const PIECE: usize = 512;
     let gguf = Gguf::open(model.path())?;
     let mut hasher = blake3::Hasher::new();

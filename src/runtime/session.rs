@@ -212,6 +212,11 @@ impl Context {
         let context = NonNull::new(context).ok_or_else(|| Error::Context { n_ctx, reason: heard.reason() })?;
         Ok(Self(context))
     }
+
+    /// llama.cpp's context. Good as long as `self` lives.
+    pub(super) fn pointer(&self) -> NonNull<sys::llama_context> {
+        self.0
+    }
 }
 
 impl Drop for Context {

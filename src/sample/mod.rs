@@ -204,6 +204,22 @@ impl Sampler {
     }
 }
 
+/// The natural logarithm of the sum of e^logit over all logits: a token's logit less this is the logarithm of its
+/// probability. `tops` is a buffer that is used again.
+///
+/// # Errors
+/// Where a logit is NaN or plus infinity, or none is above minus infinity.
+#[cfg(feature = "llama")]
+pub(crate) fn log_total(logits: &[f32], tops: &mut Vec<f32>) -> Result<f64, Error> {
+    let field = scan::Field { logits, mask: None };
+    let top = field.tops(tops)?;
+    if top == f32::NEG_INFINITY {
+        return Err(if logits.is_empty() { Error::Empty } else { Error::AllRuledOut });
+    }
+    let total: f64 = tops.iter().enumerate().map(|(index, high)| field.weigh_block(index, *high, top, 1.0)).sum();
+    Ok(f64::from(top) + math::ln(total))
+}
+
 /// The end of the text, as far back as any stage looks.
 #[derive(Clone, Debug)]
 struct History {
