@@ -194,3 +194,187 @@ fn what_is_read_does_not_depend_on_who_reads_beside_it() {
     let itself = columns(measure(Against::Model(&models[0]), &[&models[0]], &texts, &options(cut), |_| {}));
     assert!(itself[0].kld.iter().all(|kld| *kld == 0.0) && itself[0].same_top.iter().all(|same| *same == 1.0));
 }
+
+/// Runs `nibble compare` on two threads' worth of work, and no more.
+fn compare(arguments: &[&str]) -> std::process::Output {
+    support::nibble(["compare"].iter().chain(arguments).chain(&["-t", "1", "--windows", "3", "--resamples", "200"]))
+}
+
+fn stderr(output: &std::process::Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Two texts as the command line takes them.
+fn named_texts(dir: &Path) -> [String; 2] {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let zh = dir.join("红楼梦.txt");
+    std::fs::write(&zh, "话说宋江在梁山泊，黛玉听了这话，不觉笑道：且听下回分解。".repeat(120)).unwrap();
+    [format!("--text=en={}", readme.display()), format!("--text={}", zh.display())]
+}
+
+#[test]
+fn the_program_compares_prints_and_writes_what_it_found() {
+    let dir = support::folder();
+    let [en, zh] = named_texts(dir.path());
+    let files = ["r.html", "r.json", "r.csv"].map(|name| path(&dir.path().join(name)).to_string());
+    let (reference, q4, q2) = (yi_nano("BF16"), yi_nano("Q4_K_M"), yi_nano("Q2_K"));
+    let arguments = [
+        path(&reference),
+        path(&q4),
+        path(&q2),
+        &en,
+        &zh,
+        "--weights",
+        "--report",
+        &files[0],
+        "--json",
+        &files[1],
+        "--csv",
+        &files[2],
+    ];
+    let out = compare(&arguments);
+    let shown = support::stdout(&out);
+    support::has(&shown, &["Q4_K_M beats Q2_K: KLD -", "红楼梦", "Relative error by role", "ffn_down"]);
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&files[1]).unwrap()).unwrap();
+    let candidates = json["candidates"].as_array().unwrap();
+    assert_eq!(
+        candidates.iter().map(|c| c["file"]["quantization"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["Q2_K", "Q4_K_M"]
+    );
+    let kld = |i: usize| candidates[i]["overall"]["kld"]["value"].as_f64().unwrap();
+    assert!(kld(1) < kld(0) && candidates[1]["on_front"] == true);
+    assert_eq!(json["pairs"][0]["verdict"], "b");
+    assert_eq!(json["slices"][1]["name"], "红楼梦");
+    assert!(candidates[0]["changed"][0]["reference"][0]["text"].as_str().is_some_and(|text| !text.is_empty()));
+    assert!(candidates[0]["weights"]["tensors"].as_array().unwrap().len() > 30);
+    assert_eq!(json["reference"]["file"]["blake3"].as_str().unwrap().len(), 64);
+    let html = std::fs::read_to_string(&files[0]).unwrap();
+    support::has(&html, &["<svg", "Q4_K_M", "红楼梦"]);
+    assert_eq!(std::fs::read_to_string(&files[2]).unwrap().lines().count(), 1 + 2 * 3);
+    // Nothing is written over.
+    assert!(support::error(&compare(&arguments)).contains("exists already; --force replaces it"));
+}
+
+#[test]
+fn the_program_traces_and_compares_with_the_trace() {
+    let dir = support::folder();
+    let [en, zh] = named_texts(dir.path());
+    let (reference, q4, q2) = (yi_nano("BF16"), yi_nano("Q4_K_M"), yi_nano("Q2_K"));
+    let file = dir.path().join("nano.trace");
+    let made = support::nibble(["trace", path(&reference), &en, &zh, "--windows", "3", "-t", "1", "-o", path(&file)]);
+    support::stdout(&made);
+    assert!(stderr(&made).contains("scored tokens of 2 texts"), "{}", stderr(&made));
+    let against = |more: &[&str]| {
+        let arguments = [&["compare", path(&file), path(&q4), path(&q2), "-t", "1"], more].concat();
+        support::nibble(arguments)
+    };
+    support::has(&support::stdout(&against(&[])), &["Q4_K_M beats Q2_K: KLD -", "红楼梦"]);
+    support::stdout(&against(&[&en]));
+    let other = format!("--text=en={}", path(&dir.path().join("红楼梦.txt")));
+    assert!(support::error(&against(&[&other])).contains("is not the text 'en' that the trace was made of"));
+    assert!(support::error(&against(&["--text=fr=x.txt"])).contains("the trace has no text called 'fr'"));
+    assert!(support::error(&against(&["--weights"])).contains("a trace has no weights"));
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() - 100]).unwrap();
+    assert!(support::error(&against(&[])).contains("is damaged"));
+}
+
+#[test]
+fn a_candidate_that_cannot_be_compared_does_not_take_the_others_along() {
+    let dir = support::folder();
+    let [en, _] = named_texts(dir.path());
+    let (reference, q4) = (yi_nano("BF16"), yi_nano("Q4_K_M"));
+    // One is no model, one speaks another language, one has a weight that is no number.
+    let none = dir.path().join("none.gguf");
+    std::fs::write(&none, "GGUF, or not").unwrap();
+    let mut other = support::Variation::of_yi_nano();
+    other.config.insert("vocab_size".to_string(), 6400.into());
+    let folder = dir.path().join("other");
+    other.write_single(&folder);
+    let model = std::fs::read(folder.join("tokenizer.model")).unwrap();
+    // A piece of the vocabulary is spelled otherwise.
+    let at = model.windows(4).position(|w| w == b"king").expect("the tokenizer knows kings");
+    let mut changed = model;
+    changed[at..at + 4].copy_from_slice(b"kinq");
+    std::fs::write(folder.join("tokenizer.model"), changed).unwrap();
+    let foreign = support::convert(&folder, &dir.path().join("foreign.gguf"), &["-q", "Q8_0"]);
+    let mut broken = support::Variation::of_yi_nano();
+    let name = broken.tensors.iter().find(|t| t.name.contains("layers.2.mlp.down_proj")).unwrap().name.clone();
+    broken.tensor(&name).bytes[..2].copy_from_slice(&[0xC0, 0x7F]);
+    broken.write_single(&dir.path().join("broken"));
+    let nan = support::convert(&dir.path().join("broken"), &dir.path().join("nan.gguf"), &["-q", "F16", "--allow-nan"]);
+
+    let json = dir.path().join("r.json");
+    let out =
+        compare(&[path(&reference), path(&q4), path(&none), path(&foreign), path(&nan), &en, "--json", path(&json)]);
+    assert_eq!(out.status.code(), Some(1));
+    let said = stderr(&out);
+    support::has(
+        &said,
+        &[
+            "nibble: none: ",
+            "nibble: foreign: it has another tokenizer than the reference: in its vocabulary token",
+            "nibble: nan: in window 1 of 3 of 'en': its logits are NaN",
+            "blk.2.ffn_down.weight",
+            "3 of 4 candidates could not be compared",
+        ],
+    );
+    assert_eq!(said.trim_end().lines().count(), 4, "a sentence each:\n{said}");
+    support::has(&String::from_utf8_lossy(&out.stdout), &["Q4_K_M"]);
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let scored = json["candidates"].as_array().unwrap().iter().filter(|c| !c["overall"].is_null()).count();
+    assert_eq!(scored, 1);
+}
+
+#[test]
+fn what_is_wrong_with_a_text_is_told_before_anything_is_loaded() {
+    let dir = support::folder();
+    let file = |name: &str, content: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        format!("--text={}", path.display())
+    };
+    let (short, empty, binary) =
+        (file("short.txt", b"Once upon a time."), file("empty.txt", b" \n"), file("b.txt", b"abc\xff\xfe"));
+    let (reference, q4) = (yi_nano("BF16"), yi_nano("Q4_K_M"));
+    let refused = |more: &[&str]| support::error(&compare(&[&[path(&reference), path(&q4)], more].concat()));
+    support::has(&refused(&[&short]), &["short.txt has ", "tokens, and a window takes 512", "--window"]);
+    support::has(&refused(&[&empty]), &["empty.txt is empty"]);
+    support::has(&refused(&[&binary]), &["b.txt is not UTF-8 text (byte 3 is none)"]);
+    support::has(&refused(&[&short, &short]), &["two texts are called 'short'"]);
+    support::has(&refused(&["--text=/nowhere.txt"]), &["cannot read /nowhere.txt"]);
+    support::has(&refused(&[]), &["say what to compare by"]);
+    support::has(&refused(&[&short, "--window", "1000"]), &["--window is 1000, and the model was trained on 512"]);
+    let twice = support::error(&compare(&[path(&reference), path(&q4), path(&q4), &short]));
+    support::has(&twice, &["is given twice"]);
+    let folder = support::yi_nano();
+    support::has(&support::error(&compare(&[path(&folder), path(&q4), &short])), &["convert it first"]);
+}
+
+#[test]
+fn the_program_has_models_answer_tasks_and_keeps_the_answers() {
+    let dir = support::folder();
+    let task = dir.path().join("kings.jsonl");
+    let question = |i: usize| {
+        let endings = ["rode his horse to the castle.", "ate the moon.", "is a number.", "said said said."];
+        let ctx = format!("Once upon a time there was a king who had {i} sons. One day he");
+        serde_json::json!({"ctx_a": ctx, "ctx_b": "", "ctx": ctx, "activity_label": "Kings", "endings": endings, "label": 0})
+    };
+    let lines: Vec<String> = (0..12).map(|i| question(i).to_string()).collect();
+    std::fs::write(&task, lines.join("\n")).unwrap();
+    let (reference, q2) = (yi_nano("BF16"), yi_nano("Q2_K"));
+    let kept = dir.path().join("kept");
+    let run = || compare(&[path(&reference), path(&q2), "--task", path(&task), "--task-results", path(&kept)]);
+    let out = run();
+    let shown = support::stdout(&out);
+    support::has(&shown, &["kings", "Lost", "The reference has", "of 12 questions right"]);
+    assert_eq!(support::files(&kept).len(), 2);
+    // What is kept is not asked again, and gives the same.
+    assert_eq!(support::stdout(&run()), shown);
+    let unknown = support::error(&compare(&[path(&reference), path(&q2), "--task", path(&q2)]));
+    assert!(unknown.contains("UTF-8") || unknown.contains("task"), "{unknown}");
+}

@@ -2,6 +2,8 @@
 
 mod outputs;
 #[cfg(feature = "llama")]
+mod tasks;
+#[cfg(feature = "llama")]
 mod texts;
 mod weights;
 
@@ -32,6 +34,7 @@ use crate::quality::trace::Trace;
   nibble compare Yi-6B-BF16.gguf Yi-6B-Q4_K_M.gguf Yi-6B-IQ4_XS.gguf --text en=wiki.txt --text zh=novel.txt
   nibble compare Yi-6B-BF16.gguf Yi-6B-*.gguf --text wiki.txt --report yi-6b.html
   nibble compare Yi-34B.trace Yi-34B-Q4_K_M.gguf Yi-34B-Q3_K_M.gguf     no reference in memory: see nibble trace
+  nibble compare Yi-6B-BF16.gguf Yi-6B-Q4_K_M.gguf --task hellaswag_val.jsonl --task ceval/law_val.csv
   nibble compare Yi-6B/ Yi-6B-Q4_K_M.gguf --weights                     weights alone: no model is run")]
 pub struct Args {
     /// What to compare with: the model in 16 bits or the best file there is, or a trace of it; for --weights, a Hugging
@@ -45,6 +48,10 @@ pub struct Args {
     #[cfg(feature = "llama")]
     #[command(flatten)]
     texts: texts::TextArgs,
+
+    #[cfg(feature = "llama")]
+    #[command(flatten)]
+    tasks: tasks::TaskArgs,
 
     /// Compare the weights, which runs no model
     #[arg(long, help_heading = "Measures")]
@@ -76,7 +83,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     #[cfg(not(feature = "llama"))]
     let runs_models = false;
     if !runs_models && !args.weights {
-        bail!("say what to compare by: --text NAME=FILE, or --weights");
+        bail!("say what to compare by: --text NAME=FILE, --task FILE, or --weights");
     }
     if args.weights && trace.is_some() {
         bail!("a trace has no weights; --weights needs the model that it was made of");
@@ -87,6 +94,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let finished = work.finish();
     // What went wrong on the way comes first; what was found until then is printed all the same.
     result.and(finished)
+}
+
+impl Args {
+    /// Whether nothing is drawn: llama.cpp's log would be between its lines.
+    fn is_silent(&self) -> bool {
+        #[cfg(feature = "llama")]
+        let is_loud = self.texts.verbose;
+        #[cfg(not(feature = "llama"))]
+        let is_loud = false;
+        self.quiet || is_loud
+    }
 }
 
 /// A comparison on its way.
@@ -169,7 +187,14 @@ impl Work {
         }
         #[cfg(feature = "llama")]
         if runs_models {
-            texts::measure(self)?;
+            let tasks = self.args.tasks.open()?;
+            if self.trace.is_some() || self.args.texts.is_given() {
+                texts::measure(self)?;
+                self.save()?;
+            }
+            if !self.results.interrupted {
+                tasks::measure(self, &tasks)?;
+            }
         }
         let _ = runs_models;
         if self.args.weights && !self.results.interrupted {
@@ -199,7 +224,7 @@ impl Work {
         let total: u64 = self.results.candidates.iter().map(|candidate| candidate.file.bytes).sum();
         let has_reference = self.trace.is_none() && !self.args.reference.is_dir();
         let reference = if has_reference { self.results.reference.file.bytes } else { 0 };
-        let bar = progress::Steps::new(total + reference, self.args.quiet);
+        let bar = progress::Steps::new(total + reference, self.args.is_silent());
         bar.say("computing hashes");
         let hash = |path: &Path| -> anyhow::Result<Option<String>> {
             let Ok(gguf) = Gguf::open(path) else { return Ok(None) };
@@ -239,7 +264,9 @@ impl Work {
     /// Prints what was found, and writes it.
     fn finish(&mut self) -> anyhow::Result<()> {
         let candidates = &self.results.candidates;
-        let has_scores = candidates.iter().any(|candidate| candidate.overall.is_some());
+        let has_scores = candidates
+            .iter()
+            .any(|candidate| candidate.overall.is_some() || candidate.tasks.iter().any(Option::is_some));
         let weighed: Vec<weights::Measured> = candidates
             .iter()
             .filter_map(|c| Some(weights::Measured { name: c.file.name.clone(), weights: c.weights.as_ref()? }))

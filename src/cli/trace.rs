@@ -79,8 +79,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let gguf = Gguf::open(&args.model)?;
     let cut = args.windows.cut();
     let vocabulary = Model::load_vocabulary(&args.model)?;
-    let texts = text::read(&args.text, cut, args.windows.most(), vocabulary.codec())?;
     super::compare::check_window(&vocabulary, cut)?;
+    let texts = text::read(&args.text, cut, args.windows.most(), vocabulary.codec())?;
     let about = File::of_gguf(&args.model, &gguf);
     let bar = progress::Steps::new(about.bytes, args.verbose);
     bar.say("computing the model's hash");

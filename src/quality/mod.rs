@@ -5,7 +5,7 @@
 //!                 └──► candidates ─► logits ─┴► metrics ─► statistics ─► results ─► report, JSON, CSV, table
 //! ```
 //!
-//! [`weights`] compares the files themselves, with no model run; [`tasks`] are questions with known answers. A [`trace`]
+//! [`weights`] compares the files themselves, with no model run, and [`tasks`] has models answer questions. A [`trace`]
 //! stands in for a reference that is not at hand. [`importance`] is what conversion goes by to lose less.
 //!
 //! What all of it comes to is [`results`], which everything that prints or draws takes and nothing else.

@@ -37,21 +37,26 @@ pub struct TextArgs {
     seed: u64,
 
     #[command(flatten)]
-    engine: EngineArgs,
+    pub engine: EngineArgs,
 
     /// Show llama.cpp's log
     #[arg(short, long, help_heading = "Output")]
-    verbose: bool,
+    pub verbose: bool,
 }
 
 impl TextArgs {
+    /// Whether there are any.
+    pub fn is_given(&self) -> bool {
+        !self.text.is_empty()
+    }
+
     /// Whether models are to be run.
     ///
     /// # Errors
     /// Where that is impossible with such a reference.
     pub(super) fn check(&self, args: &Args, is_trace: bool) -> anyhow::Result<bool> {
         runtime::set_verbose(self.verbose);
-        let runs = is_trace || !self.text.is_empty();
+        let runs = is_trace || self.is_given() || args.tasks.is_given();
         if runs && args.reference.is_dir() {
             let folder = args.reference.display();
             bail!("{folder} is a folder, which cannot be run; convert it first: nibble convert {folder} -q BF16");
@@ -110,11 +115,11 @@ fn against_model(work: &mut Work, session: SessionOptions) -> anyhow::Result<()>
     let of_models = session_for(&session, cut, u32::try_from(shape.n_vocab).unwrap_or(u32::MAX));
     // Before gigabytes are loaded it comes out what is wrong with a text.
     let vocabulary = Model::load_vocabulary(&work.args.reference)?;
-    let texts = text::read(&work.args.texts.text, cut, work.args.texts.windows.most(), vocabulary.codec())?;
     check_window(&vocabulary, cut)?;
+    let texts = text::read(&work.args.texts.text, cut, work.args.texts.windows.most(), vocabulary.codec())?;
     describe(work, &session, cut, &texts);
 
-    let bar = progress::Steps::new(1, work.args.quiet || work.args.texts.verbose);
+    let bar = progress::Steps::new(1, work.args.is_silent());
     bar.say("loading");
     let reference = interruptible(work.args.texts.engine.load(&work.args.reference, &of_models, 0))?;
     let mut beside = reference.memory(&of_models);
@@ -182,7 +187,7 @@ fn against_trace(work: &mut Work, trace: &Trace, session: SessionOptions) -> any
             continue;
         }
         let name = work.results.candidates[i].file.name.clone();
-        let bar = progress::Steps::new(1, work.args.quiet || work.args.texts.verbose);
+        let bar = progress::Steps::new(1, work.args.is_silent());
         bar.say(&format!("loading {name}"));
         let model = match work.args.texts.engine.load(&work.paths[i], &of_models, 0) {
             Ok(model) => model,

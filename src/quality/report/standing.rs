@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cli::units;
-use crate::quality::results::{Estimate, Results, Verdict};
+use crate::quality::results::{Candidate, Estimate, Flips, Results, Verdict};
 
 use super::text;
 
@@ -172,6 +172,7 @@ impl<'a> Standing<'a> {
         let count = self.results.candidates.len();
         let mut sentences = Vec::new();
         match (self.best, self.measured.as_slice()) {
+            (_, []) if self.has_other_measures() => {}
             (_, []) if count == 0 => sentences.push("No candidates were compared.".into()),
             (_, []) if self.results.interrupted => sentences.push("Nothing was measured yet.".into()),
             (_, []) => sentences.push(match count {
@@ -186,8 +187,44 @@ impl<'a> Standing<'a> {
                 sentences.extend(self.dominated());
             }
         }
+        sentences.extend((0..self.results.tasks.len()).filter_map(|task| self.task(task)));
         sentences.extend(self.failures());
         sentences
+    }
+
+    /// Whether some candidate was measured by tasks or by its weights.
+    fn has_other_measures(&self) -> bool {
+        let is_measured =
+            |candidate: &Candidate| candidate.weights.is_some() || candidate.tasks.iter().any(Option::is_some);
+        self.results.candidates.iter().any(is_measured)
+    }
+
+    /// Which candidates a task tells from the reference; `None` where it was not compared with one.
+    fn task(&self, task: usize) -> Option<String> {
+        let of = |candidate: &Candidate| candidate.tasks.get(task)?.as_ref()?.against_reference;
+        let compared: Vec<(usize, Flips)> =
+            self.results.candidates.iter().enumerate().filter_map(|(i, candidate)| Some((i, of(candidate)?))).collect();
+        if compared.is_empty() {
+            return None;
+        }
+        let limit = 1.0 - self.results.settings.confidence;
+        let differs = |flips: &Flips, more: bool| flips.p_value < limit && (flips.won > flips.lost) == more;
+        let named = |more: bool| -> Vec<String> {
+            let those = compared.iter().filter(|(_, flips)| differs(flips, more));
+            those.map(|(i, _)| self.labels[*i].clone()).collect()
+        };
+        let (fewer, more) = (named(false), named(true));
+        let mut found = Vec::new();
+        if !fewer.is_empty() {
+            found.push(format!("fewer right than the reference: {}", text::listed(&fewer)));
+        }
+        if !more.is_empty() {
+            found.push(format!("more right: {}", text::listed(&more)));
+        }
+        if found.is_empty() {
+            found.push("too few questions to tell any candidate from the reference".to_string());
+        }
+        Some(format!("{}: {}.", text::plain(&self.results.tasks[task].name), found.join("; ")))
     }
 
     fn headline(&self, best: usize) -> String {

@@ -4,7 +4,7 @@ use comfy_table::{Cell, CellAlignment};
 
 use crate::cli::table::{self, Align};
 use crate::cli::units;
-use crate::quality::results::{Candidate, Estimate, Results, Scores};
+use crate::quality::results::{Candidate, Estimate, Results, Scores, TaskScores};
 
 use super::standing::Standing;
 use super::text;
@@ -26,9 +26,12 @@ pub fn table(results: &Results, width: usize) -> String {
     if !standing.measured.is_empty() {
         parts.push(scores(results, &standing, width) + &legend(results, &standing, width));
         parts.extend(slices(results, &standing, width));
-        parts.extend((0..results.tasks.len()).filter_map(|task| task_scores(results, &standing, task, width)));
     }
-    parts.push(paragraphs(&standing.summary(), width));
+    parts.extend((0..results.tasks.len()).filter_map(|task| task_scores(results, &standing, task, width)));
+    let summary = standing.summary();
+    if !summary.is_empty() {
+        parts.push(paragraphs(&summary, width));
+    }
     let verdicts = standing.verdicts();
     if !verdicts.is_empty() {
         parts.push(paragraphs(&verdicts, width));
@@ -203,7 +206,14 @@ fn task_scores(results: &Results, standing: &Standing, task: usize, width: usize
             Some(text::number(of(candidate)?.against_reference?.p_value))
         }),
     ];
-    Some(narrowed(results, &rows, columns, width))
+    let mut lines = narrowed(results, &rows, columns, width);
+    let reference = results.reference.tasks.get(task).and_then(Option::as_ref);
+    let scores = |scores: &TaskScores| scores.scores.iter().find(|(name, _)| *name == named.main).map(|(_, e)| *e);
+    if let Some((right, questions)) = reference.and_then(|of| Some((scores(of)?, of.questions))) {
+        let right = text::percent(&right).line();
+        lines += &paragraphs(&[format!("The reference has {right} % of {questions} questions right.")], width);
+    }
+    Some(lines)
 }
 
 fn failures(results: &Results, standing: &Standing) -> Vec<String> {

@@ -217,7 +217,7 @@ mod tests {
             log_likelihoods: vec![-41.25, -0.1 - 0.2 * index as f64],
             chosen: Some(1),
             text: None,
-            right: index % 2 == 0,
+            right: index.is_multiple_of(2),
             marks: vec![1.0, 0.25],
             shortened: index == 3,
         }

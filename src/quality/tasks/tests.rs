@@ -354,8 +354,8 @@ fn marks_follow_the_definitions() {
     let tie = QuestionResult::new(task.format, &task.questions[1], outcome(&[-5.0, -4.0]));
     assert_eq!(tie.chosen, Some(0), "the first of two that are equal: 'Pour.' and 'Run.' have 5 and 4 characters");
 
-    for at in 4..7 {
-        let truthful = open(FILES[at].1, FILES[at].2, &zero_shot()).unwrap();
+    for file in &FILES[4..7] {
+        let truthful = open(file.1, file.2, &zero_shot()).unwrap();
         let Ask::Choose(choices) = &truthful.questions[0].ask else { panic!() };
         let l: Vec<f64> = choices
             .iter()
