@@ -246,6 +246,7 @@ impl Work {
         for (candidate, path) in self.results.candidates.iter_mut().zip(&self.paths) {
             candidate.file.blake3 = hash(path)?;
         }
+        bar.clear();
         Ok(())
     }
 

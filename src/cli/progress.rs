@@ -136,6 +136,7 @@ impl Steps {
     }
 
     /// Begins anew with so many steps.
+    #[cfg(feature = "llama")]
     pub fn begin(&self, n: usize, message: &str) {
         self.bar.set_length(n as u64);
         self.bar.reset();
@@ -143,6 +144,7 @@ impl Steps {
     }
 
     /// So many steps are done.
+    #[cfg(feature = "llama")]
     pub fn set(&self, done: u64) {
         self.bar.set_position(done);
     }

@@ -114,10 +114,13 @@ fn pair(a: (usize, &Columns), b: (usize, &Columns), bootstrap: &Bootstrap) -> Pa
     }
 }
 
-/// Marks the candidates that no other one is as small and better than.
+/// Marks the candidates that no other one is as small and better than. Some bytes of metadata make no file larger: sizes
+/// are taken in thousandths of the smallest.
 fn mark_front(candidates: &mut [Candidate]) {
     let measured: Vec<usize> = (0..candidates.len()).filter(|i| candidates[*i].overall.is_some()).collect();
-    let sizes: Vec<u64> = measured.iter().map(|i| candidates[*i].file.bytes).collect();
+    let smallest = measured.iter().map(|i| candidates[*i].file.bytes).min().unwrap_or(0);
+    let unit = (smallest / 1000).max(1);
+    let sizes: Vec<u64> = measured.iter().map(|i| (candidates[*i].file.bytes + unit / 2) / unit).collect();
     let klds: Vec<f64> =
         measured.iter().filter_map(|i| candidates[*i].overall.as_ref().map(|scores| scores.kld.value)).collect();
     for (i, on_front) in measured.into_iter().zip(statistics::front(&sizes, &klds)) {

@@ -141,6 +141,7 @@ pub fn measure(
         right: Vec::new(),
         texts: Vec::new(),
         kept: Vec::new(),
+        spare: Vec::new(),
         nll: Vec::new(),
         candidates: candidates.iter().map(|_| Progress::default()).collect(),
     };
@@ -178,20 +179,27 @@ impl Observer for Tracer<'_> {
 
 /// Looks at all rows.
 fn summaries(rows: &Rows) -> Result<Vec<Summary>, Failure> {
-    let summary = |i| Summary::of(rows.row(i)).map_err(|broken| Failure::Broken { broken, row: rows.first + i });
-    (0..rows.len()).into_par_iter().map(summary).collect()
+    (0..rows.len()).into_par_iter().map(|i| summary(rows, i)).collect()
+}
+
+/// Looks at a row.
+fn summary(rows: &Rows, row: usize) -> Result<Summary, Failure> {
+    Summary::of(rows.row(row)).map_err(|broken| Failure::Broken { broken, row: rows.first + row })
 }
 
 /// What the reference expects in the window that is being read.
 enum Kept {
-    Logits { rows: Rows, summaries: Vec<Summary> },
+    Logits { rows: Rows, weights: Vec<f32>, summaries: Vec<Summary> },
     Traced(Vec<Traced>),
 }
 
 impl Kept {
     fn expected(&self, i: usize) -> Expected<'_> {
         match self {
-            Self::Logits { rows, summaries } => Expected::Logits { logits: rows.row(i), summary: &summaries[i] },
+            Self::Logits { rows, weights, summaries } => {
+                let weights = &weights[i * rows.n_vocab..][..rows.n_vocab];
+                Expected::Logits { logits: rows.row(i), weights, summary: &summaries[i] }
+            }
             Self::Traced(traced) => Expected::Trace(&traced[i]),
         }
     }
@@ -213,6 +221,8 @@ struct Comparer<'a> {
     texts: Vec<usize>,
     // The window's steps, of the reference.
     kept: Vec<Kept>,
+    // Buffers of the window before.
+    spare: Vec<Vec<f32>>,
     // Of the reference, over all windows.
     nll: Vec<f64>,
     candidates: Vec<Progress>,
@@ -222,7 +232,11 @@ impl Observer for Comparer<'_> {
     fn window(&mut self, text: usize, scored: &[u32]) {
         self.texts.push(text);
         self.right = scored.to_vec();
-        self.kept.clear();
+        for kept in self.kept.drain(..) {
+            if let Kept::Logits { rows, weights, .. } = kept {
+                self.spare.extend([rows.logits, weights]);
+            }
+        }
         if let Some(trace) = self.trace {
             let first = self.nll.len();
             // A trace that was opened has all rows of its texts.
@@ -233,41 +247,41 @@ impl Observer for Comparer<'_> {
     }
 
     fn rows(&mut self, model: usize, step: usize, rows: Rows) -> Result<Option<Vec<f32>>, Failure> {
-        let summaries = summaries(&rows)?;
+        let right = &self.right[rows.first..];
         if model < self.essential {
-            let right = &self.right[rows.first..];
-            let nll = summaries
-                .iter()
-                .zip(right)
-                .enumerate()
-                .map(|(i, (summary, right))| -summary.log_probability(rows.row(i)[*right as usize]));
-            self.nll.extend(nll);
-            self.kept.push(Kept::Logits { rows, summaries });
-            return Ok(None);
+            let summaries = summaries(&rows)?;
+            let of_row = |(i, summary): (usize, &Summary)| -summary.log_probability(rows.row(i)[right[i] as usize]);
+            self.nll.extend(summaries.iter().enumerate().map(of_row));
+            let mut weights = self.spare.pop().unwrap_or_default();
+            weights.resize(rows.logits.len(), 0.0);
+            let of_rows = weights.par_chunks_mut(rows.n_vocab).zip(&summaries).enumerate();
+            of_rows.for_each(|(i, (weights, summary))| summary.weights(rows.row(i), weights));
+            self.kept.push(Kept::Logits { rows, weights, summaries });
+            // One of the window before, in place of what is kept.
+            return Ok(self.spare.pop());
         }
         // A trace keeps all of a window in one, a model step by step, which is how candidates come too.
         let (kept, offset) = match self.trace {
             Some(_) => (&self.kept[0], rows.first),
             None => (&self.kept[step], 0),
         };
-        let right = &self.right[rows.first..];
-        let distances: Vec<Distance> = (0..rows.len())
+        let measured: Vec<(Summary, Distance)> = (0..rows.len())
             .into_par_iter()
-            .map(|i| distance(&kept.expected(offset + i), rows.row(i), &summaries[i], right[i]))
-            .collect();
+            .map(|i| {
+                let summary = summary(&rows, i)?;
+                let distance = distance(&kept.expected(offset + i), rows.row(i), &summary, right[i]);
+                Ok((summary, distance))
+            })
+            .collect::<Result<_, Failure>>()?;
         let progress = &mut self.candidates[model - self.essential];
         let n_top = TOP.min(rows.n_vocab);
-        distances.iter().for_each(|distance| progress.columns.push(distance, n_top));
+        measured.iter().for_each(|(_, distance)| progress.columns.push(distance, n_top));
 
         let window = self.texts.len() - 1;
-        let most = distances
-            .iter()
-            .enumerate()
-            .filter(|(_, distance)| !distance.same_top)
-            .max_by(|a, b| a.1.kld.total_cmp(&b.1.kld));
-        if let Some((i, distance)) = most {
+        let flips = measured.iter().enumerate().filter(|(_, (_, distance))| !distance.same_top);
+        if let Some((i, (summary, distance))) = flips.max_by(|(_, a), (_, b)| a.1.kld.total_cmp(&b.1.kld)) {
             let position = Position { window, row: rows.first + i, right: right[i], kld: distance.kld };
-            progress.note(&position, &kept.expected(offset + i), rows.row(i), &summaries[i]);
+            progress.note(&position, &kept.expected(offset + i), rows.row(i), summary);
         }
         Ok(Some(rows.logits))
     }
