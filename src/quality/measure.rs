@@ -92,6 +92,8 @@ pub struct Likely {
 const SHOWN: usize = 3;
 /// Changes kept of a candidate, of as many windows.
 const KEPT: usize = 12;
+/// Bytes that the reference's weights of a window may take and be kept for all candidates.
+const WEIGHT_BYTES: usize = 32 << 20;
 
 /// What was measured of a candidate.
 #[derive(Debug, Default)]
@@ -189,16 +191,25 @@ fn summary(rows: &Rows, row: usize) -> Result<Summary, Failure> {
 
 /// What the reference expects in the window that is being read.
 enum Kept {
+    // Without weights where they would take much memory: they are then computed for each candidate.
     Logits { rows: Rows, weights: Vec<f32>, summaries: Vec<Summary> },
     Traced(Vec<Traced>),
 }
 
 impl Kept {
-    fn expected(&self, i: usize) -> Expected<'_> {
+    /// What the reference expects at a row; `room` is for weights that were not kept.
+    fn expected<'a>(&'a self, i: usize, room: &'a mut Vec<f32>) -> Expected<'a> {
         match self {
             Self::Logits { rows, weights, summaries } => {
-                let weights = &weights[i * rows.n_vocab..][..rows.n_vocab];
-                Expected::Logits { logits: rows.row(i), weights, summary: &summaries[i] }
+                let (logits, summary) = (rows.row(i), &summaries[i]);
+                let weights = if weights.is_empty() {
+                    room.resize(rows.n_vocab, 0.0);
+                    summary.weights(logits, room);
+                    room.as_slice()
+                } else {
+                    &weights[i * rows.n_vocab..][..rows.n_vocab]
+                };
+                Expected::Logits { logits, weights, summary }
             }
             Self::Traced(traced) => Expected::Trace(&traced[i]),
         }
@@ -234,7 +245,7 @@ impl Observer for Comparer<'_> {
         self.right = scored.to_vec();
         for kept in self.kept.drain(..) {
             if let Kept::Logits { rows, weights, .. } = kept {
-                self.spare.extend([rows.logits, weights]);
+                self.spare.extend([rows.logits, weights].into_iter().filter(|buffer| buffer.capacity() > 0));
             }
         }
         if let Some(trace) = self.trace {
@@ -252,10 +263,13 @@ impl Observer for Comparer<'_> {
             let summaries = summaries(&rows)?;
             let of_row = |(i, summary): (usize, &Summary)| -summary.log_probability(rows.row(i)[right[i] as usize]);
             self.nll.extend(summaries.iter().enumerate().map(of_row));
-            let mut weights = self.spare.pop().unwrap_or_default();
-            weights.resize(rows.logits.len(), 0.0);
-            let of_rows = weights.par_chunks_mut(rows.n_vocab).zip(&summaries).enumerate();
-            of_rows.for_each(|(i, (weights, summary))| summary.weights(rows.row(i), weights));
+            let mut weights = Vec::new();
+            if 4 * self.right.len() * rows.n_vocab <= WEIGHT_BYTES {
+                weights = self.spare.pop().unwrap_or_default();
+                weights.resize(rows.logits.len(), 0.0);
+                let of_rows = weights.par_chunks_mut(rows.n_vocab).zip(&summaries).enumerate();
+                of_rows.for_each(|(i, (weights, summary))| summary.weights(rows.row(i), weights));
+            }
             self.kept.push(Kept::Logits { rows, weights, summaries });
             // One of the window before, in place of what is kept.
             return Ok(self.spare.pop());
@@ -267,9 +281,9 @@ impl Observer for Comparer<'_> {
         };
         let measured: Vec<(Summary, Distance)> = (0..rows.len())
             .into_par_iter()
-            .map(|i| {
+            .map_init(Vec::new, |room, i| {
                 let summary = summary(&rows, i)?;
-                let distance = distance(&kept.expected(offset + i), rows.row(i), &summary, right[i]);
+                let distance = distance(&kept.expected(offset + i, room), rows.row(i), &summary, right[i]);
                 Ok((summary, distance))
             })
             .collect::<Result<_, Failure>>()?;
@@ -281,7 +295,7 @@ impl Observer for Comparer<'_> {
         let flips = measured.iter().enumerate().filter(|(_, (_, distance))| !distance.same_top);
         if let Some((i, (summary, distance))) = flips.max_by(|(_, a), (_, b)| a.1.kld.total_cmp(&b.1.kld)) {
             let position = Position { window, row: rows.first + i, right: right[i], kld: distance.kld };
-            progress.note(&position, &kept.expected(offset + i), rows.row(i), summary);
+            progress.note(&position, &kept.expected(offset + i, &mut Vec::new()), rows.row(i), summary);
         }
         Ok(Some(rows.logits))
     }

@@ -18,9 +18,9 @@ use super::text::{Cut, Text};
 use crate::runtime::{Error, Logits, Model, Session, SessionOptions};
 
 /// Bytes of the logits of a step.
-const STEP_BYTES: usize = 16 << 20;
+const STEP_BYTES: usize = 24 << 20;
 /// Tokens evaluated at a time, of a large vocabulary: more takes memory, and is hardly faster.
-const BATCH: usize = 128;
+const BATCH: usize = 192;
 /// Bytes that contexts may take and be kept.
 const CONTEXT_BYTES: u64 = 96 << 20;
 
@@ -99,7 +99,9 @@ pub enum Failure {
 
 /// How the sessions are made for windows of this size, whatever the options say of context and batches.
 pub fn session_for(options: &SessionOptions, cut: Cut, n_vocab: u32) -> SessionOptions {
-    let rows = (STEP_BYTES / (4 * n_vocab.max(1) as usize)).clamp(8, cut.scored().max(8)).min(cut.window as usize);
+    let most = (STEP_BYTES / (4 * n_vocab.max(1) as usize)).max(8);
+    // Steps of one size: a short last one would read all weights for a few tokens.
+    let rows = cut.scored().div_ceil(cut.scored().div_ceil(most).max(1)).max(1);
     let n_batch = rows.max(BATCH).min(cut.window as usize);
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     SessionOptions { n_ctx: Some(cut.window), n_batch: number(n_batch), rows: number(rows), ..options.clone() }
