@@ -69,13 +69,12 @@ fn arc_tangent(x: f64) -> f64 {
 /// Where the growing function `share` reaches `p`, between `-far` and `far`.
 fn solve(share: impl Fn(f64) -> f64, p: f64, far: f64) -> f64 {
     let (mut low, mut high) = (-far, far);
-    loop {
+    // Not down to neighbouring numbers: around 0 there are a thousand halvings of them.
+    while high - low > 1e-15 * (1.0 + high.abs()) {
         let middle = 0.5 * (low + high);
-        if middle <= low || middle >= high {
-            return middle;
-        }
         if share(middle) < p { low = middle } else { high = middle }
     }
+    0.5 * (low + high)
 }
 
 #[cfg(test)]

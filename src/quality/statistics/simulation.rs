@@ -122,7 +122,8 @@ fn outcomes(seed: u64, n_windows: usize, n_slices: usize, spread: f64, resamples
     let windows: Vec<(usize, usize)> = (0..n_windows).map(|w| (w * n_slices / n_windows, WINDOW)).collect();
     let bootstrap = Bootstrap::new(Blocks::of_windows(&windows), resamples, seed ^ 0xB007, 0.95);
     let quantile = |share: f64| exp(MEDIAN + spread * distributions::normal_quantile(share));
-    let up_to: Vec<f64> = alike.a.iter().map(|kld| f64::from(u8::from(*kld <= quantile(0.9)))).collect();
+    let ninth = quantile(0.9);
+    let up_to: Vec<f64> = alike.a.iter().map(|kld| f64::from(u8::from(*kld <= ninth))).collect();
     let mut all = vec![
         ("difference", 0.0, bootstrap.difference(&alike.a, &alike.b)),
         ("skewed difference", 0.0, bootstrap.difference(&skewed.a, &skewed.b)),
