@@ -350,6 +350,7 @@ fn negative(estimate: Estimate) -> Estimate {
 mod tests {
     use super::*;
     use crate::quality::report::{sample, summary, verdicts};
+    use crate::quality::results::TaskScores;
 
     /// Candidates of these sizes in GB and KLDs, with pairs that differ where KLD differs by more than this.
     fn measured(candidates: &[(&str, u64, f64)], noise: f64) -> Results {
@@ -374,7 +375,9 @@ mod tests {
 
     #[test]
     fn the_verdict_names_the_best_the_smallest_as_good_and_those_not_worth_their_size() {
-        let results = measured(&[("Q2", 10, 0.2), ("Q4_0", 20, 0.03), ("Q4_K", 19, 0.0202), ("Q5", 25, 0.02)], 0.001);
+        let mut results =
+            measured(&[("Q2", 10, 0.2), ("Q4_0", 20, 0.03), ("Q4_K", 19, 0.0202), ("Q5", 25, 0.02)], 0.001);
+        results.tasks.clear();
         assert_eq!(
             summary(&results),
             [
@@ -446,10 +449,31 @@ mod tests {
         none.interrupted = false;
         assert_eq!(summary(&none), ["None of the 2 candidates could be measured."]);
         let mut odd = sample::results(1);
+        odd.tasks.clear();
         odd.candidates[0].overall.as_mut().unwrap().kld = Estimate::bare(f64::NAN);
         assert_eq!(summary(&odd), ["No candidate has a KLD that is a number."]);
-        let only = summary(&sample::results(1));
+        let mut only = sample::results(1);
+        only.tasks.clear();
+        let only = summary(&only);
         assert!(only.len() == 1 && only[0].starts_with("Yi-34B-Chat-IQ2_M (11.86 GB) is off the reference's odds by"));
+    }
+
+    #[test]
+    fn a_task_names_the_candidates_that_it_tells_from_the_reference() {
+        let mut results = measured(&[("Q2", 10, 0.2), ("Q4", 20, 0.03), ("Q5", 25, 0.02)], 0.001);
+        results.settings.confidence = 0.95;
+        results.tasks.truncate(1);
+        let name = text::plain(&results.tasks[0].name).into_owned();
+        let mut said = |p_values: [f64; 3]| {
+            for (candidate, p_value) in results.candidates.iter_mut().zip(p_values) {
+                let against_reference = Some(Flips { lost: 30, won: 10, p_value });
+                candidate.tasks = vec![Some(TaskScores { against_reference, ..TaskScores::default() })];
+            }
+            summary(&results).into_iter().find(|sentence| sentence.starts_with(&name)).unwrap()
+        };
+        let sizes = ["Q2", "Q4", "Q5"];
+        assert!(said([0.01, 0.2, 0.3]).ends_with(&format!("fewer right than the reference: {}.", sizes[0])));
+        assert!(said([0.2, 0.2, 0.3]).ends_with("too few questions to tell any candidate from the reference."));
     }
 
     #[test]
