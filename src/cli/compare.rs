@@ -171,10 +171,17 @@ impl Work {
         results.candidates.iter_mut().zip(files).for_each(|(candidate, file)| candidate.file = file);
         let outputs = args.outputs.clone();
         let work = Self { args, trace, cancel, results, paths, outputs };
-        for candidate in work.results.candidates.iter() {
-            candidate.failure.iter().for_each(|failure| say_failure(&candidate.file.name, failure));
+        let failures: Vec<(&str, &str)> = work
+            .results
+            .candidates
+            .iter()
+            .filter_map(|candidate| Some((candidate.file.name.as_str(), candidate.failure.as_deref()?)))
+            .collect();
+        if let ([(_, failure)], 1) = (failures.as_slice(), work.paths.len()) {
+            bail!("{failure}");
         }
-        if work.results.candidates.iter().all(|candidate| candidate.failure.is_some()) {
+        failures.iter().for_each(|(name, failure)| say_failure(name, failure));
+        if failures.len() == work.paths.len() {
             bail!("no candidate is left to compare");
         }
         Ok(work)
