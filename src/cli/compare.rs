@@ -199,7 +199,7 @@ impl Work {
                 texts::measure(self)?;
                 self.save()?;
             }
-            if !self.results.interrupted {
+            if !tasks.is_empty() && !self.results.interrupted {
                 tasks::measure(self, &tasks)?;
             }
         }

@@ -1,6 +1,6 @@
 //! A comparison for the terminal.
 
-use comfy_table::{Cell, CellAlignment};
+use comfy_table::{Cell, CellAlignment, ContentArrangement};
 
 use crate::cli::table::{self, Align};
 use crate::cli::units;
@@ -111,6 +111,8 @@ fn scores(results: &Results, standing: &Standing, width: usize) -> String {
 fn build(results: &Results, rows: &[usize], columns: &[Column]) -> String {
     let headings: Vec<(&str, Align)> = columns.iter().map(|column| (column.heading.as_str(), column.align)).collect();
     let mut table = table::new(&headings);
+    // Its own width says whether it fits: on a terminal it would be squeezed until it does.
+    table.set_content_arrangement(ContentArrangement::Disabled);
     for &i in rows {
         table.add_row(columns.iter().map(|column| {
             let cell = Cell::new((column.cell)(i, &results.candidates[i]).unwrap_or_default());
