@@ -268,7 +268,9 @@ proptest! {
         let ids = |slack| naive(&logits, allowed, &params, &history, slack).into_iter().map(|(id, _)| id).collect::<Vec<_>>();
         let exact: Vec<u32> = wanted.iter().map(|(id, _)| *id).collect();
         prop_assume!(ids(3e-6) == exact && ids(-3e-6) == exact);
-        if let Err(message) = same(&distribution(&logits, allowed, &params, &history), &wanted, 5e-6) {
+        // Penalties and a low temperature take the highest logits here to 323, where a 32-bit float is exact to 0.000015, and
+        // two of them round one after the other.
+        if let Err(message) = same(&distribution(&logits, allowed, &params, &history), &wanted, 3e-5) {
             prop_assert!(false, "{message} with {params:?}");
         }
     }
