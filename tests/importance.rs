@@ -16,7 +16,7 @@ use nibble::runtime::{self, Logits, Model, ModelOptions, Node, Observer, Room, S
 use serde_json::Value;
 
 use crate::forward::Reference;
-use crate::support::{Variation, convert, error, exact, files, folder, has, nibble, stdout, yi_nano};
+use crate::support::{self, Variation, convert, error, exact, files, folder, has, nibble, stdout, yi_nano};
 
 /// A text in two languages, of so many paragraphs, no two alike.
 fn text(paragraphs: usize) -> String {
@@ -54,23 +54,6 @@ fn collect(model: &Path, texts: &[Weighted], options: Options, tell: impl FnMut(
     job.execute(job.runs_model().then_some(&loaded), tell)
 }
 
-/// The name of a matrix in the checkpoint.
-fn name_in_checkpoint(gguf: &str) -> String {
-    let parts: Vec<&str> = gguf.split('.').collect();
-    let [_, layer, part, _] = parts.as_slice() else { return "lm_head".to_string() };
-    let part = match *part {
-        "attn_q" => "self_attn.q_proj",
-        "attn_k" => "self_attn.k_proj",
-        "attn_v" => "self_attn.v_proj",
-        "attn_output" => "self_attn.o_proj",
-        "ffn_gate" => "mlp.gate_proj",
-        "ffn_up" => "mlp.up_proj",
-        "ffn_down" => "mlp.down_proj",
-        other => panic!("no matrix {other}"),
-    };
-    format!("model.layers.{layer}.{part}")
-}
-
 #[test]
 fn importance_is_the_mean_square_of_every_channel_by_the_models_definition() {
     let dir = folder();
@@ -106,7 +89,7 @@ fn importance_is_the_mean_square_of_every_channel_by_the_models_definition() {
         let importance = File::read(&out).unwrap().importance().unwrap();
         let mut worst = 0f64;
         for (name, values) in &importance.values {
-            let wanted = &squares[&name_in_checkpoint(name)];
+            let wanted = &squares[support::name_in_checkpoint(name).trim_end_matches(".weight")];
             assert_eq!(values.len(), wanted.len());
             let mean = wanted.iter().sum::<f64>() / wanted.len() as f64 / 64.0;
             for (found, wanted) in values.iter().zip(wanted) {

@@ -223,3 +223,29 @@ pub fn strings(gguf: &Gguf, key: &str) -> Vec<String> {
         other => panic!("{key}: {other:?}"),
     }
 }
+
+/// The checkpoint's name for a tensor of a GGUF file.
+pub fn name_in_checkpoint(name: &str) -> String {
+    let Some((layer, rest)) = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
+        return match name {
+            "token_embd.weight" => "model.embed_tokens.weight".to_string(),
+            "output.weight" => "lm_head.weight".to_string(),
+            "output_norm.weight" => "model.norm.weight".to_string(),
+            other => panic!("{other}"),
+        };
+    };
+    let (what, ending) = rest.rsplit_once('.').unwrap();
+    let what = match what {
+        "attn_q" => "self_attn.q_proj",
+        "attn_k" => "self_attn.k_proj",
+        "attn_v" => "self_attn.v_proj",
+        "attn_output" => "self_attn.o_proj",
+        "ffn_gate" => "mlp.gate_proj",
+        "ffn_up" => "mlp.up_proj",
+        "ffn_down" => "mlp.down_proj",
+        "attn_norm" => "input_layernorm",
+        "ffn_norm" => "post_attention_layernorm",
+        other => panic!("{other}"),
+    };
+    format!("model.layers.{layer}.{what}.{ending}")
+}

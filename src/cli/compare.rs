@@ -115,7 +115,6 @@ struct Work {
     results: Results,
     /// The candidates' files, as `results.candidates`.
     paths: Vec<PathBuf>,
-    outputs: Outputs,
 }
 
 impl Work {
@@ -169,8 +168,7 @@ impl Work {
         let mut files: Vec<File> = results.candidates.iter().map(|candidate| candidate.file.clone()).collect();
         unique_names(&mut files);
         results.candidates.iter_mut().zip(files).for_each(|(candidate, file)| candidate.file = file);
-        let outputs = args.outputs.clone();
-        let work = Self { args, trace, cancel, results, paths, outputs };
+        let work = Self { args, trace, cancel, results, paths };
         let failures: Vec<(&str, &str)> = work
             .results
             .candidates
@@ -189,21 +187,27 @@ impl Work {
 
     /// Measures what was asked for.
     fn measure(&mut self, runs_models: bool) -> anyhow::Result<()> {
+        // What is wrong with a text or a task comes out before gigabytes are read.
+        #[cfg(feature = "llama")]
+        let (tasks, texts) = match runs_models {
+            true => (self.args.tasks.open()?, texts::read(self)?),
+            false => Default::default(),
+        };
+        #[cfg(not(feature = "llama"))]
+        let _ = runs_models;
         if !self.args.no_hash {
             self.hash()?;
         }
         #[cfg(feature = "llama")]
-        if runs_models {
-            let tasks = self.args.tasks.open()?;
-            if self.trace.is_some() || self.args.texts.is_given() {
-                texts::measure(self)?;
+        {
+            if !texts.is_empty() {
+                texts::measure(self, &texts)?;
                 self.save()?;
             }
             if !tasks.is_empty() && !self.results.interrupted {
                 tasks::measure(self, &tasks)?;
             }
         }
-        let _ = runs_models;
         if self.args.weights && !self.results.interrupted {
             self.weigh()?;
         }
@@ -266,7 +270,7 @@ impl Work {
 
     /// Writes the files that were asked for, with what is known so far.
     fn save(&mut self) -> anyhow::Result<()> {
-        self.outputs.write(&self.results)
+        self.args.outputs.write(&self.results)
     }
 
     /// Prints what was found, and writes it.

@@ -5,6 +5,7 @@ use super::results::{Candidate, Change, Guess, Pair, Results, Scores};
 use super::statistics::{self, Blocks, Bootstrap, Stretches};
 use super::text::{Cut, Text};
 use crate::chat::TextCodec;
+use crate::sample::exp;
 
 /// Tokens of a passage before a change.
 const BEFORE: usize = 40;
@@ -58,7 +59,7 @@ pub fn fill(
     }
     let statistics = Statistics::new(&measurement.windows, results);
     let nll = &measurement.reference_nll;
-    let perplexity = |bootstrap: &Bootstrap| bootstrap.of_means(&[nll], |means| means[0].exp());
+    let perplexity = |bootstrap: &Bootstrap| bootstrap.of_means(&[nll], |means| exp(means[0]));
     results.reference.perplexity = Some(perplexity(&statistics.overall));
     results.reference.slices = statistics.slices.iter().map(|slice| slice.as_ref().map(perplexity)).collect();
     let scored: Vec<_> = measured.iter().filter(|(_, measured)| !measured.columns.kld.is_empty()).collect();
@@ -88,8 +89,8 @@ fn scores(bootstrap: &Bootstrap, columns: &Columns, reference_nll: &[f64]) -> Sc
     let quantiles = bootstrap.quantiles(kld, &[0.5, 0.9, 0.99, 0.999]);
     Scores {
         tokens: bootstrap.blocks().n_tokens() as u64,
-        perplexity: bootstrap.of_means(&[nll], |means| means[0].exp()),
-        perplexity_ratio: bootstrap.of_means(&[nll, reference_nll], |means| (means[0] - means[1]).exp()),
+        perplexity: bootstrap.of_means(&[nll], |means| exp(means[0])),
+        perplexity_ratio: bootstrap.of_means(&[nll, reference_nll], |means| exp(means[0] - means[1])),
         kld: bootstrap.mean(kld),
         kld_median: quantiles[0],
         kld_90: quantiles[1],

@@ -28,7 +28,7 @@ use std::sync::atomic::Ordering;
 use llama_cpp_sys_2 as sys;
 
 use super::session::{Context, SessionOptions};
-use super::{Error, Model, backend, lora};
+use super::{Error, Model};
 use crate::sample;
 
 /// Texts read at a time, at most. Four answers to each of sixteen questions; llama.cpp takes 256.
@@ -101,12 +101,7 @@ impl Branches {
     /// # Errors
     /// As [`Self::new`].
     pub fn with_sequences(model: &Model, options: &SessionOptions, most: u32) -> Result<Self, Error> {
-        backend::get()?;
         options.check()?;
-        if !model.has_weights() {
-            let what = "only its vocabulary was loaded";
-            return Err(Error::Unsupported { path: model.path().to_path_buf(), what });
-        }
         let n_ctx = options.n_ctx_for(model.n_ctx_train());
         let mut options = Self::options(options);
         // No batch is larger than what the context holds.
@@ -114,17 +109,13 @@ impl Branches {
         options.rows = options.rows.min(options.n_batch);
         let most = if model.can_be_cut() { most.clamp(1, MOST_SEQUENCES) } else { 1 };
         let n_sequences = most.min(options.rows);
-        let context = Context::make(model, &options, n_ctx, |params| {
+        let context = Context::make(model, &options, |params| {
             params.n_seq_max = n_sequences;
             // One memory for all, so that a cell can belong to several sequences.
             params.kv_unified = true;
             // Without it the rows of one sequence would be limited to one.
             params.n_outputs_max_per_seq = params.n_outputs_max;
         })?;
-        if !model.adapters().is_empty() {
-            // SAFETY: the context is alive, and of this model, for which the adapters were loaded.
-            unsafe { lora::apply(context.pointer(), model.adapters()) };
-        }
         // SAFETY: the context is alive.
         let (n_batch, room, sequences) = unsafe {
             let context = context.pointer().as_ptr();
@@ -303,32 +294,19 @@ impl Branches {
             return Err(Error::Cancelled);
         }
         batch.fill(nodes);
-        let context = self.context.pointer().as_ptr();
-        let (status, heard) = backend::listen(|| {
-            let batch = sys::llama_batch {
-                n_tokens: i32::try_from(batch.tokens.len()).unwrap_or(0),
-                token: batch.tokens.as_mut_ptr(),
-                embd: std::ptr::null_mut(),
-                pos: batch.positions.as_mut_ptr(),
-                n_seq_id: batch.n_sequences.as_mut_ptr(),
-                seq_id: batch.sequences.as_mut_ptr(),
-                logits: batch.wanted.as_mut_ptr(),
-            };
-            // SAFETY: every array has `n_tokens` entries, and each list of sequences as many as `n_seq_id` says; they
-            // outlive the call, which copies them and writes to none. Tokens are in the vocabulary, sequences below
-            // `n_seq_max`, positions of each sequence go on from its last one; the batch is no larger than the context's
-            // and gives no more rows than that was made for.
-            let status = unsafe { sys::llama_decode(context, batch) };
-            // SAFETY: the context is alive. Rows of logits may only be read after this.
-            unsafe { sys::llama_synchronize(context) };
-            status
-        });
-        match status {
-            0 => Ok(()),
-            1 => Err(Error::ContextFull { wanted: self.held.len() + nodes.len(), n_ctx: self.n_ctx }),
-            2 => Err(Error::Cancelled),
-            status => Err(Error::Decode { status, reason: heard.reason() }),
-        }
+        let batch = sys::llama_batch {
+            n_tokens: i32::try_from(batch.tokens.len()).unwrap_or(0),
+            token: batch.tokens.as_mut_ptr(),
+            embd: std::ptr::null_mut(),
+            pos: batch.positions.as_mut_ptr(),
+            n_seq_id: batch.n_sequences.as_mut_ptr(),
+            seq_id: batch.sequences.as_mut_ptr(),
+            logits: batch.wanted.as_mut_ptr(),
+        };
+        // SAFETY: the arrays have `n_tokens` entries, the lists of sequences as many as `n_seq_id` says, and all outlive
+        // the call. Tokens were checked, sequences are below `n_seq_max`, positions of each go on from its last one; packs
+        // are cut to the context's size and rows, and no row is kept from one batch to the next.
+        unsafe { self.context.decode(batch, self.held.len() + nodes.len(), self.n_ctx) }
     }
 }
 

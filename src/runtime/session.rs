@@ -171,14 +171,23 @@ impl fmt::Debug for Session {
 pub(super) struct Context(NonNull<sys::llama_context>);
 
 impl Context {
-    /// A context of `n_ctx` tokens. `tune` changes what llama.cpp is asked for, after the options have been put there.
-    /// The flag in `options.cancel` has to live as long as the context.
+    /// A context, with the model's adapters. `tune` changes what llama.cpp is asked for, after the options have been put
+    /// there. The flag in `options.cancel` has to live as long as the context.
+    ///
+    /// # Errors
+    /// Where an option is out of range, the model has no weights, or llama.cpp finds no room.
     pub(super) fn make(
         model: &Model,
         options: &SessionOptions,
-        n_ctx: u32,
         tune: impl FnOnce(&mut sys::llama_context_params),
     ) -> Result<Self, Error> {
+        backend::get()?;
+        options.check()?;
+        if !model.has_weights() {
+            let what = "only its vocabulary was loaded";
+            return Err(Error::Unsupported { path: model.path().to_path_buf(), what });
+        }
+        let n_ctx = options.n_ctx_for(model.n_ctx_train());
         let threads = i32::try_from(options.n_threads()).unwrap_or(1);
         // SAFETY: takes nothing, gives a struct.
         let mut params = unsafe { sys::llama_context_default_params() };
@@ -210,7 +219,38 @@ impl Context {
             unsafe { sys::llama_init_from_model(model.pointer(), params) }
         });
         let context = NonNull::new(context).ok_or_else(|| Error::Context { n_ctx, reason: heard.reason() })?;
-        Ok(Self(context))
+        let context = Self(context);
+        if !model.adapters().is_empty() {
+            // SAFETY: the context is alive, and of this model, for which the adapters were loaded.
+            unsafe { lora::apply(context.0, model.adapters()) };
+        }
+        Ok(context)
+    }
+
+    /// Evaluates a batch, and waits for it. `in_use` is how many tokens of context it would come to.
+    ///
+    /// # Errors
+    /// Where the context of `n_ctx` tokens is full, the flag is set, or llama.cpp fails.
+    ///
+    /// # Safety
+    /// Every array of the batch has `n_tokens` entries, and each list of sequences as many as `n_seq_id` says. Tokens are
+    /// in the vocabulary, sequences below what the context was made for, positions of each go on from its last one. The
+    /// batch is no larger than the context's, and gives no more rows than that was made for. Nothing has a row of earlier
+    /// logits any more.
+    pub(super) unsafe fn decode(&self, batch: sys::llama_batch, in_use: usize, n_ctx: u32) -> Result<(), Error> {
+        let (status, heard) = backend::listen(|| {
+            // SAFETY: the context is alive, and the caller keeps to the contract. llama.cpp copies the arrays.
+            let status = unsafe { sys::llama_decode(self.0.as_ptr(), batch) };
+            // SAFETY: the context is alive. Rows of logits may only be read after this.
+            unsafe { sys::llama_synchronize(self.0.as_ptr()) };
+            status
+        });
+        match status {
+            0 => Ok(()),
+            1 => Err(Error::ContextFull { wanted: in_use, n_ctx }),
+            2 => Err(Error::Cancelled),
+            status => Err(Error::Decode { status, reason: heard.reason() }),
+        }
     }
 
     /// llama.cpp's context. Good as long as `self` lives.
@@ -274,27 +314,16 @@ impl Session {
     }
 
     fn make(model: &Model, options: &SessionOptions, observer: Option<Watching>) -> Result<Self, Error> {
-        backend::get()?;
-        options.check()?;
-        if !model.has_weights() {
-            let what = "only its vocabulary was loaded";
-            return Err(Error::Unsupported { path: model.path().to_path_buf(), what });
-        }
-        let n_ctx = options.n_ctx_for(model.n_ctx_train());
-        let context = Context::make(model, options, n_ctx, |params| {
+        let context = Context::make(model, options, |params| {
             if let Some(observer) = &observer {
                 observer.ask(params);
             }
         })?;
-        if !model.adapters().is_empty() {
-            // SAFETY: the context is alive, and of this model, for which the adapters were loaded.
-            unsafe { lora::apply(context.0, model.adapters()) };
-        }
         // SAFETY: the context is alive.
         let (n_batch, room) = unsafe { (sys::llama_n_batch(context.0.as_ptr()), sys::llama_n_ctx(context.0.as_ptr())) };
         // llama.cpp makes the batch no larger than the context. A larger batch than its own ends the process.
         let options = SessionOptions { n_batch: n_batch.min(options.n_batch), ..options.clone() };
-        let n_ctx = n_ctx.min(room);
+        let n_ctx = options.n_ctx_for(model.n_ctx_train()).min(room);
         let batch = Batch::new(options.n_batch as usize);
         Ok(Self {
             context,
@@ -509,26 +538,19 @@ impl Session {
             return Err(Error::Cancelled);
         }
         self.batch.fill(tokens, self.tokens.len(), from);
-        let context = self.context.0.as_ptr();
         let batch = &mut self.batch;
-        let (status, heard) = backend::listen(|| {
-            let batch = sys::llama_batch {
-                n_tokens: i32::try_from(batch.tokens.len()).unwrap_or(0),
-                token: batch.tokens.as_mut_ptr(),
-                embd: std::ptr::null_mut(),
-                pos: batch.positions.as_mut_ptr(),
-                n_seq_id: batch.n_sequences.as_mut_ptr(),
-                seq_id: batch.sequences.as_mut_ptr().cast(),
-                logits: batch.wanted.as_mut_ptr(),
-            };
-            // SAFETY: every array has `n_tokens` entries and outlives the call, which copies them. Tokens are in the
-            // vocabulary, the sequence is 0 of 1, positions go on from the last one, the batch is no larger than the
-            // context's, and gives no more rows than the context was made for.
-            let status = unsafe { sys::llama_decode(context, batch) };
-            // SAFETY: the context is alive. Rows of logits may only be read after this.
-            unsafe { sys::llama_synchronize(context) };
-            status
-        });
+        let batch = sys::llama_batch {
+            n_tokens: i32::try_from(batch.tokens.len()).unwrap_or(0),
+            token: batch.tokens.as_mut_ptr(),
+            embd: std::ptr::null_mut(),
+            pos: batch.positions.as_mut_ptr(),
+            n_seq_id: batch.n_sequences.as_mut_ptr(),
+            seq_id: batch.sequences.as_mut_ptr().cast(),
+            logits: batch.wanted.as_mut_ptr(),
+        };
+        // SAFETY: the arrays have `n_tokens` entries and outlive the call. Tokens were checked, the sequence is 0 of 1,
+        // positions go on from the last one; callers cut batches to the context's size and rows, and `rows` is empty.
+        let decoded = unsafe { self.context.decode(batch, self.tokens.len() + tokens.len(), self.n_ctx) };
         match self.observer.as_mut().map(Watching::end) {
             None | Some(Ending::WentOn) => {}
             Some(Ending::Stopped) => {
@@ -540,18 +562,14 @@ impl Session {
                 std::panic::resume_unwind(panic);
             }
         }
-        if status != 0 {
+        if decoded.is_err() {
             self.forget_the_rest();
-            return Err(match status {
-                1 => Error::ContextFull { wanted: self.tokens.len() + tokens.len(), n_ctx: self.n_ctx },
-                2 => Error::Cancelled,
-                status => Error::Decode { status, reason: heard.reason() },
-            });
+            return decoded;
         }
         self.tokens.extend_from_slice(tokens);
         for index in from..tokens.len() {
             // SAFETY: the context is alive and done; the index is one for which logits were asked.
-            let row = unsafe { sys::llama_get_logits_ith(context, i32::try_from(index).unwrap_or(-1)) };
+            let row = unsafe { sys::llama_get_logits_ith(self.context.0.as_ptr(), i32::try_from(index).unwrap_or(-1)) };
             match NonNull::new(row) {
                 Some(row) => self.rows.push(row),
                 None => return Err(Error::NoLogits { row: index - from, computed: self.rows.len() }),

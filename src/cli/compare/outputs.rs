@@ -10,7 +10,7 @@ use crate::quality::report;
 use crate::quality::results::Results;
 
 /// Where to write what was found. Files are written anew as each candidate is done, so that nothing is lost.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Debug, clap::Args)]
 pub struct Outputs {
     /// Write a page for people: one file, which needs no network
     #[arg(long, value_name = "FILE.html", help_heading = "Output")]

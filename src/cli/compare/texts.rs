@@ -93,31 +93,44 @@ impl WindowArgs {
     }
 }
 
+/// The texts to compare on, those of the trace where there is one; none where only tasks were asked for.
+pub(super) fn read(work: &mut Work) -> anyhow::Result<Vec<Text>> {
+    let args = &work.args.texts;
+    let (texts, cut) = match &work.trace {
+        Some(trace) => {
+            check_texts(args, trace)?;
+            (trace.texts().to_vec(), trace.header().cut())
+        }
+        None if !args.is_given() => return Ok(Vec::new()),
+        None => {
+            let cut = args.windows.cut();
+            let vocabulary = Model::load_vocabulary(&work.args.reference)?;
+            check_window(&vocabulary, cut)?;
+            (text::read(&args.text, cut, args.windows.most(), vocabulary.codec())?, cut)
+        }
+    };
+    describe(work, cut, &texts);
+    Ok(texts)
+}
+
 /// Measures all candidates on all texts.
-pub(super) fn measure(work: &mut Work) -> anyhow::Result<()> {
-    work.results.settings.resamples = work.args.texts.resamples;
-    work.results.settings.seed = work.args.texts.seed;
+pub(super) fn measure(work: &mut Work, texts: &[Text]) -> anyhow::Result<()> {
     let session = work.args.texts.engine.session(work.cancel.clone());
     match work.trace.take() {
         Some(trace) => {
-            let result = against_trace(work, &trace, session);
+            let result = against_trace(work, &trace, texts, session);
             work.trace = Some(trace);
             result
         }
-        None => against_model(work, session),
+        None => against_model(work, texts, session),
     }
 }
 
 /// All models in memory at once, one window after the other.
-fn against_model(work: &mut Work, session: SessionOptions) -> anyhow::Result<()> {
+fn against_model(work: &mut Work, texts: &[Text], session: SessionOptions) -> anyhow::Result<()> {
     let cut = work.args.texts.windows.cut();
     let shape = Shape::of(&Gguf::open(&work.args.reference)?);
     let of_models = session_for(&session, cut, u32::try_from(shape.n_vocab).unwrap_or(u32::MAX));
-    // Before gigabytes are loaded it comes out what is wrong with a text.
-    let vocabulary = Model::load_vocabulary(&work.args.reference)?;
-    check_window(&vocabulary, cut)?;
-    let texts = text::read(&work.args.texts.text, cut, work.args.texts.windows.most(), vocabulary.codec())?;
-    describe(work, &session, cut, &texts);
 
     let bar = progress::Steps::new(1, work.args.is_silent());
     bar.say("loading");
@@ -155,28 +168,25 @@ fn against_model(work: &mut Work, session: SessionOptions) -> anyhow::Result<()>
     let models: Vec<&Model> = models.iter().collect();
     let options = Options { session, cut };
     let measurement =
-        measure::measure(Against::Model(&reference), &models, &texts, &options, |done| bar.set(done as u64));
+        measure::measure(Against::Model(&reference), &models, texts, &options, |done| bar.set(done as u64));
     bar.clear();
     if let Some((window, failure)) = &measurement.failure {
-        bail!("the reference cannot be measured: {}", diagnosed(failure, *window, &texts, &options, &reference));
+        bail!("the reference cannot be measured: {}", diagnosed(failure, *window, texts, &options, &reference));
     }
     work.results.interrupted |= measurement.interrupted;
     for ((measured, place), model) in measurement.candidates.iter().zip(&places).zip(&models) {
         if let Some((window, failure)) = &measured.failure {
-            work.fail(*place, diagnosed(failure, *window, &texts, &options, model));
+            work.fail(*place, diagnosed(failure, *window, texts, &options, model));
         }
     }
     let measured: Vec<(usize, &Measured)> = places.iter().copied().zip(&measurement.candidates).collect();
-    assemble::fill(&mut work.results, &measurement, &measured, &texts, cut, reference.codec());
+    assemble::fill(&mut work.results, &measurement, &measured, texts, cut, reference.codec());
     Ok(())
 }
 
 /// One candidate after the other: what the reference expects is known.
-fn against_trace(work: &mut Work, trace: &Trace, session: SessionOptions) -> anyhow::Result<()> {
+fn against_trace(work: &mut Work, trace: &Trace, texts: &[Text], session: SessionOptions) -> anyhow::Result<()> {
     let cut = trace.header().cut();
-    let texts = trace.texts();
-    check_texts(work, trace)?;
-    describe(work, &session, cut, texts);
     let options = Options { session, cut };
     let of_models = session_for(&options.session, cut, trace.header().n_vocab);
     let n_windows: usize = texts.iter().map(|text| cut.windows(text).len()).sum();
@@ -231,8 +241,7 @@ fn against_trace(work: &mut Work, trace: &Trace, session: SessionOptions) -> any
 }
 
 /// That what was typed is what the trace has.
-fn check_texts(work: &Work, trace: &Trace) -> anyhow::Result<()> {
-    let args = &work.args.texts;
+fn check_texts(args: &TextArgs, trace: &Trace) -> anyhow::Result<()> {
     if args.windows.window.is_some_and(|window| window != trace.header().window) {
         bail!("the trace has windows of {} tokens; leave --window away", trace.header().window);
     }
@@ -262,8 +271,11 @@ pub fn check_window(model: &Model, cut: Cut) -> anyhow::Result<()> {
 }
 
 /// Says in the results what is read, and how.
-fn describe(work: &mut Work, session: &SessionOptions, cut: Cut, texts: &[Text]) {
+fn describe(work: &mut Work, cut: Cut, texts: &[Text]) {
+    let session = work.args.texts.engine.session(work.cancel.clone());
     let settings = &mut work.results.settings;
+    settings.resamples = work.args.texts.resamples;
+    settings.seed = work.args.texts.seed;
     settings.window = cut.window;
     settings.context = cut.context() as u32 + 1;
     settings.threads = session.n_threads();
