@@ -102,7 +102,8 @@ pub fn session_for(options: &SessionOptions, cut: Cut, n_vocab: u32) -> SessionO
     let most = (STEP_BYTES / (4 * n_vocab.max(1) as usize)).max(8);
     // Steps of one size: a short last one would read all weights for a few tokens.
     let rows = cut.scored().div_ceil(cut.scored().div_ceil(most).max(1)).max(1);
-    let n_batch = rows.max(BATCH).min(cut.window as usize);
+    // A step is one short of half a window, whose first half is then read as one batch, and not as one and a token.
+    let n_batch = rows.max(BATCH).next_multiple_of(64).min(cut.window as usize);
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     SessionOptions { n_ctx: Some(cut.window), n_batch: number(n_batch), rows: number(rows), ..options.clone() }
 }
