@@ -15,9 +15,9 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use nibble::convert::Job;
-use nibble::quality::measure::{Against, Options, measure};
-use nibble::quality::text::{self, Cut, Named};
-use nibble::runtime::{Logits, Model, ModelOptions, Session, SessionOptions};
+use nibble::evaluate::measure::{Against, Options, measure};
+use nibble::evaluate::text::{self, Cut, Named};
+use nibble::llama::{Logits, Model, ModelOptions, Session, SessionOptions};
 
 const CUT: Cut = Cut { window: 512 };
 

@@ -24,7 +24,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use llama_cpp_sys_2 as sys;
-use nibble::runtime::{self, GenerateOptions, Model, ModelOptions, Session, SessionOptions, Writer};
+use nibble::engine;
+use nibble::engine::{GenerateOptions, Writer};
+use nibble::llama;
+use nibble::llama::{Model, ModelOptions, Session, SessionOptions};
 use nibble::sample::{Params, Sampler};
 
 fn main() {
@@ -65,7 +68,7 @@ fn rounds(path: &Path, arguments: &Arguments, threads: u32, nibble_first: bool) 
     let n_prompt = 32;
     let n_ctx = n_prompt + arguments.tokens as u32 + 1;
     let options = SessionOptions { n_ctx: Some(n_ctx), threads: Some(threads), ..SessionOptions::default() };
-    runtime::system_info().expect("llama.cpp starts");
+    llama::system_info().expect("llama.cpp starts");
     let bare = || Bare::new(path, n_ctx, options.n_batch, threads);
     let early = (!nibble_first).then(bare);
     let model = Model::load(path, ModelOptions::default()).expect("the model loads");
@@ -77,11 +80,11 @@ fn rounds(path: &Path, arguments: &Arguments, threads: u32, nibble_first: bool) 
     let mut nibble = || {
         let options =
             GenerateOptions { max_tokens: Some(arguments.tokens), ignore_end: true, ..GenerateOptions::default() };
-        let go_on = |step: runtime::Step<'_>| {
+        let go_on = |step: engine::Step<'_>| {
             black_box(step.text);
             ControlFlow::Continue(())
         };
-        let written = runtime::generate(&mut session, Writer::new(&mut sampler), &prompt, &options, go_on);
+        let written = engine::generate(&mut session, Writer::new(&mut sampler), &prompt, &options, go_on);
         let written = written.expect("it writes");
         (written.generate_time.as_secs_f64(), written.tokens)
     };

@@ -14,7 +14,8 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use llama_cpp_sys_2 as sys;
-use nibble::sample::{Params, Random, Sampler, SamplerKind};
+use nibble::base::random::Random;
+use nibble::sample::{Params, Sampler, SamplerKind};
 
 const VOCABULARY: usize = 64_000;
 

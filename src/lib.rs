@@ -26,8 +26,6 @@
 //! | `constrain`    | text that keeps to a JSON schema, a regex or a grammar (feature `llama`)         |
 //! | `bench`        | how fast a model runs here, and how fast it could (feature `llama`)             |
 //! | [`cli`]        | the subcommands                                                                 |
-//! | `partial`      | files that get their name when they are complete                                |
-//! | `near`         | what somebody may have meant by a name that does not exist                      |
 //!
 //! Words: a *block* is 32 or 256 weights with their scales; a *row* runs along a tensor's fastest dimension;
 //! *importance* is a weight per input channel (llama.cpp's "imatrix"); a *recipe* says which tensor gets which type;
@@ -36,23 +34,29 @@
 #![warn(missing_docs)]
 
 pub mod arch;
+pub mod base;
 #[cfg(feature = "llama")]
 pub mod bench;
+pub mod calibration;
 pub mod chat;
 pub mod checkpoint;
 pub mod cli;
 #[cfg(feature = "llama")]
 pub mod constrain;
 pub mod convert;
+#[cfg(feature = "llama")]
+pub mod engine;
+pub mod evaluate;
 pub mod gguf;
-pub mod mmap;
-mod near;
-mod partial;
-pub mod quality;
+#[cfg(feature = "llama")]
+pub mod llama;
+#[cfg(feature = "llama")]
+pub mod placement;
 pub mod quant;
 pub mod recipe;
-#[cfg(feature = "llama")]
-pub mod runtime;
+pub mod report;
 pub mod sample;
+pub mod statistics;
 pub mod verify;
 pub mod vocab;
+pub mod weights;

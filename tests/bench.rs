@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 
 use nibble::bench::{self, Cost, Event, Plan, Test};
 use nibble::gguf::Gguf;
-use nibble::runtime::{KvType, Model, ModelOptions, SessionOptions, Shape};
+use nibble::llama::{KvType, Model, ModelOptions, SessionOptions};
+use nibble::placement::Shape;
 use serde_json::Value;
 
 use crate::support::{Variation, convert, error, files, folder, has, nibble, stdout, yi_nano};

@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
 
 use nibble::chat::{self, Message, Template};
-use nibble::runtime::Model;
+use nibble::llama::Model;
 use serde_json::Value;
 
 use crate::support;

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use nibble::quality::measure::{Against, Columns, Measurement, Options, measure, trace};
-use nibble::quality::read::session_for;
-use nibble::quality::text::{self, Cut, Named, Text};
-use nibble::quality::trace::{Header, Trace, Writer};
-use nibble::runtime::{Logits, Model, ModelOptions, Session};
+use nibble::evaluate::measure::{Against, Columns, Measurement, Options, measure, trace};
+use nibble::evaluate::read::session_for;
+use nibble::evaluate::text::{self, Cut, Named, Text};
+use nibble::evaluate::trace::{Header, Trace, Writer};
+use nibble::llama::{Logits, Model, ModelOptions, Session};
 
 use crate::support;
 

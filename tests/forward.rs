@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::f64::consts::PI;
 use std::path::Path;
 
-use nibble::runtime::{FlashAttention, KvType, Logits, Model, ModelOptions, Session, SessionOptions};
+use nibble::llama::{FlashAttention, KvType, Logits, Model, ModelOptions, Session, SessionOptions};
 use serde_json::{Map, Value, json};
 
 use crate::support::{Tensor, Variation, convert, folder};

@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use nibble::chat::{self, Message, Origin, Place, Prompt, Template};
-use nibble::runtime::{
-    self, Error, Finish, GenerateOptions, KvType, Logits, Model, ModelOptions, Session, SessionOptions, Writer,
-};
+use nibble::chat::{self, Message, Origin, Prompt, Template};
+use nibble::engine;
+use nibble::engine::{Finish, GenerateOptions, Writer};
+use nibble::llama::{Error, KvType, Logits, Model, ModelOptions, Session, SessionOptions};
 use nibble::sample::{Params, Sampler};
+use nibble::vocab::Place;
 
 use crate::support;
 
@@ -73,14 +74,8 @@ pub fn check_golden(path: &Path, tolerance: f64) -> f64 {
         // The reference went on after end tokens, as this does.
         let options = GenerateOptions { max_tokens: Some(wanted.len()), ignore_end: true, ..Default::default() };
         let written =
-            runtime::generate(
-                &mut session,
-                Writer::new(&mut sampler),
-                &tokens,
-                &options,
-                |_| ControlFlow::Continue(()),
-            )
-            .unwrap();
+            engine::generate(&mut session, Writer::new(&mut sampler), &tokens, &options, |_| ControlFlow::Continue(()))
+                .unwrap();
         assert_eq!(written.tokens, wanted, "greedy tokens after {text:?}");
         assert_eq!(written.reused_tokens, tokens.len() - 1);
     }
@@ -244,7 +239,7 @@ fn a_full_context_ends_a_text() {
     let prompt = chat::encode(&Prompt::plain("Once upon a time"), model.codec()).unwrap();
     let mut sampler = Sampler::new(&Params::greedy()).unwrap();
     let written =
-        runtime::generate(&mut session, Writer::new(&mut sampler), &prompt, &GenerateOptions::default(), |_| {
+        engine::generate(&mut session, Writer::new(&mut sampler), &prompt, &GenerateOptions::default(), |_| {
             ControlFlow::Continue(())
         })
         .unwrap();

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use nibble::calibration::importance::{File, Matrix};
 use nibble::chat::{self, Prompt};
+use nibble::evaluate::calibrate::{Error, Event, Job, Options, Report, Weighted};
 use nibble::gguf::Gguf;
-use nibble::quality::calibrate::{Error, Event, Job, Options, Report, Weighted};
-use nibble::quality::importance::{File, Matrix};
-use nibble::runtime::{self, Logits, Model, ModelOptions, Node, Observer, Room, Session, SessionOptions};
+use nibble::llama;
+use nibble::llama::{Logits, Model, ModelOptions, Node, Observer, Room, Session, SessionOptions};
 use serde_json::Value;
 
 use crate::forward::Reference;
@@ -198,7 +199,7 @@ fn an_observer_may_end_an_evaluation_or_panic_and_the_session_goes_on() {
         }
     });
     let ended = session.eval(&[100, 200, 300], Logits::Last).unwrap_err();
-    assert!(matches!(ended, runtime::Error::Stopped), "{ended}");
+    assert!(matches!(ended, llama::Error::Stopped), "{ended}");
     assert_eq!(seen.lock().unwrap().last().unwrap().0, "MUL_MAT");
     assert!(session.tokens().is_empty() && session.logits(0).is_err());
 
@@ -492,8 +493,10 @@ fn convert_says_what_importance_lacks_and_what_it_is_not_for() {
     let columns = |name: &str| if name.contains("ffn_down") { 768 } else { 256 };
     let write = |file: &str, names: &[&str]| {
         let matrix = |name: &&str| (name.to_string(), Matrix { sums: vec![2.0; columns(name)], counts: vec![1.0] });
-        let sums =
-            nibble::quality::importance::Sums { matrices: names.iter().map(matrix).collect(), ..Default::default() };
+        let sums = nibble::calibration::importance::Sums {
+            matrices: names.iter().map(matrix).collect(),
+            ..Default::default()
+        };
         let path = dir.path().join(file);
         fs::write(&path, sums.to_bytes().unwrap()).unwrap();
         path.to_str().unwrap().to_string()

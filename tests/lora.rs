@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use nibble::base::random::Random;
 use nibble::gguf::{Gguf, Layout, Metadata, TensorInfo, TensorType, Value};
-use nibble::runtime::{FlashAttention, KvType, Logits, Lora, Model, ModelOptions, Session, SessionOptions};
-use nibble::sample::Random;
+use nibble::llama::{FlashAttention, KvType, Logits, Lora, Model, ModelOptions, Session, SessionOptions};
 
 use crate::support;
 
@@ -92,7 +92,7 @@ fn merged(model: &Gguf, adapter: &[Tensor], scale: f64) -> tempfile::NamedTempFi
     write(model.metadata(), &tensors)
 }
 
-fn load(path: &Path, lora: Vec<Lora>) -> Result<Model, nibble::runtime::Error> {
+fn load(path: &Path, lora: Vec<Lora>) -> Result<Model, nibble::llama::Error> {
     Model::load(path, ModelOptions { lora, ..Default::default() })
 }
 

@@ -4,10 +4,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use nibble::runtime::{
-    self, CacheError, FlashAttention, GenerateOptions, Generated, KvType, Lora, Model, ModelOptions, PromptCache,
-    Session, SessionOptions, Writer,
-};
+use nibble::engine;
+use nibble::engine::{CacheError, GenerateOptions, Generated, PromptCache, Writer};
+use nibble::llama::{FlashAttention, KvType, Lora, Model, ModelOptions, Session, SessionOptions};
 use nibble::sample::{Params, Sampler};
 
 use crate::support;
@@ -27,7 +26,7 @@ fn prompt(n: u32) -> Vec<u32> {
 fn write(session: &mut Session, prompt: &[u32]) -> Generated {
     let mut sampler = Sampler::new(&Params::greedy()).unwrap();
     let options = GenerateOptions { max_tokens: Some(12), ignore_end: true, ..Default::default() };
-    runtime::generate(session, Writer::new(&mut sampler), prompt, &options, |_| ControlFlow::Continue(())).unwrap()
+    engine::generate(session, Writer::new(&mut sampler), prompt, &options, |_| ControlFlow::Continue(())).unwrap()
 }
 
 /// Writes after `prompt` with the cache at `path`; gives what was written, why the cache was not used, and whether it

@@ -15,9 +15,10 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use llama_cpp_sys_2 as sys;
+use nibble::base::random::Random;
 use nibble::chat::{self, Prompt};
-use nibble::runtime::{Model, ModelOptions, Session, SessionOptions};
-use nibble::sample::{Params, Random, Sampler, SamplerKind};
+use nibble::llama::{Model, ModelOptions, Session, SessionOptions};
+use nibble::sample::{Params, Sampler, SamplerKind};
 
 use crate::support;
 

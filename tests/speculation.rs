@@ -6,10 +6,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 
 use nibble::chat::{self, Message, Prompt, Template};
-use nibble::runtime::{
-    self, Draft, DraftOptions, Error, Finish, FlashAttention, GenerateOptions, Generated, KvType, Logits, Model,
-    ModelOptions, Session, SessionOptions, Writer,
-};
+use nibble::engine;
+use nibble::engine::{Draft, DraftOptions, Finish, GenerateOptions, Generated, Writer};
+use nibble::llama::{Error, FlashAttention, KvType, Logits, Model, ModelOptions, Session, SessionOptions};
 use nibble::sample::{Params, Sampler};
 
 use crate::support;
@@ -90,7 +89,7 @@ fn prompts() -> Vec<Vec<u32>> {
     ]
 }
 
-fn go_on(_: runtime::Step<'_>) -> ControlFlow<()> {
+fn go_on(_: engine::Step<'_>) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
@@ -103,7 +102,7 @@ fn write(
 ) -> Generated {
     let mut sampler = Sampler::new(params).unwrap();
     let writer = Writer { draft, ..Writer::new(&mut sampler) };
-    runtime::generate(session, writer, prompt, options, go_on).unwrap()
+    engine::generate(session, writer, prompt, options, go_on).unwrap()
 }
 
 /// Fails unless both wrote the same; but for a tie, which the last bit of a sum may decide either way. Gives whether
@@ -268,7 +267,7 @@ fn texts_that_are_drawn_keep_their_distribution() {
         let mut drafted = 0;
         for _ in 0..TEXTS {
             let writer = Writer { draft: Some(&mut draft), ..Writer::new(&mut sampler) };
-            let written = runtime::generate(&mut session, writer, &prompt, &options, go_on).unwrap();
+            let written = engine::generate(&mut session, writer, &prompt, &options, go_on).unwrap();
             *counts.entry(written.tokens[..3].try_into().unwrap()).or_default() += 1.0;
             drafted += written.speculation.unwrap().drafted;
         }
@@ -311,7 +310,7 @@ fn a_text_ends_where_it_would_have_ended() {
                     let mut sampler = Sampler::new(&params).unwrap();
                     let (mut steps, mut text) = (0, String::new());
                     let writer = Writer { draft, ..Writer::new(&mut sampler) };
-                    let written = runtime::generate(&mut session, writer, &prompt, &options, |step| {
+                    let written = engine::generate(&mut session, writer, &prompt, &options, |step| {
                         steps += usize::from(step.token.is_some());
                         text.push_str(step.text);
                         match end_at {
@@ -478,7 +477,7 @@ fn recurrent() -> tempfile::NamedTempFile {
     .map(|(name, dims)| TensorInfo { name: name.to_string(), dims, ty: TensorType::F32 })
     .to_vec();
     let layout = Layout::new(&metadata, tensors.clone(), 32, None).unwrap();
-    let mut random = nibble::sample::Random::new(2);
+    let mut random = nibble::base::random::Random::new(2);
     let mut file = tempfile::NamedTempFile::new().unwrap();
     let numbers = |i: usize| {
         let n = tensors[i].n_elements().unwrap();
@@ -503,7 +502,7 @@ fn a_model_that_cannot_take_tokens_back_is_neither_guessed_for_nor_guesses() {
     let mut sampler = Sampler::new(&Params::greedy()).unwrap();
     let mut draft = Draft::ngram(DraftOptions::default()).unwrap();
     let writer = Writer { draft: Some(&mut draft), ..Writer::new(&mut sampler) };
-    let error = runtime::generate(&mut session, writer, &prompt, &options, go_on).unwrap_err().to_string();
+    let error = engine::generate(&mut session, writer, &prompt, &options, go_on).unwrap_err().to_string();
     support::has(&error, &["cannot be used with --draft", "cannot take back tokens"]);
     // A prompt that goes another way is read from the beginning, and gives what it gave.
     write(&encode("ROMEO:"), &Params::greedy(), &options, &mut session, None);

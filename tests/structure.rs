@@ -6,10 +6,13 @@ use std::process::{Command, Output};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
+use nibble::base::random::Random;
 use nibble::chat::{self, Prompt};
 use nibble::constrain::{Constraint, Error, Grammar, Tokens};
-use nibble::runtime::{self, Finish, GenerateOptions, Generated, Model, ModelOptions, Session, SessionOptions, Writer};
-use nibble::sample::{Params, Random, Sampler};
+use nibble::engine;
+use nibble::engine::{Finish, GenerateOptions, Generated, Writer};
+use nibble::llama::{Model, ModelOptions, Session, SessionOptions};
+use nibble::sample::{Params, Sampler};
 use serde_json::{Value, json};
 
 use crate::support;
@@ -53,7 +56,7 @@ fn write(session: &mut Session, constraint: &mut Constraint, prompt: &str, param
     let mut sampler = Sampler::new(params).unwrap();
     let writer = Writer { constraint: Some(constraint), ..Writer::new(&mut sampler) };
     let options = GenerateOptions { max_tokens: Some(900), ..Default::default() };
-    runtime::generate(session, writer, &tokens, &options, |_| ControlFlow::Continue(())).unwrap()
+    engine::generate(session, writer, &tokens, &options, |_| ControlFlow::Continue(())).unwrap()
 }
 
 /// Schemas of all kinds, which the model knows nothing of.
@@ -814,7 +817,7 @@ fn how_long_a_mask_takes() {
         ("regex, prose", Grammar::regex(prose), prose_text),
     ] {
         let grammar = grammar.unwrap();
-        let ids = codec.encode(text, chat::Place::Inside).unwrap();
+        let ids = codec.encode(text, nibble::vocab::Place::Inside).unwrap();
         let start = Instant::now();
         let mut constraint = Constraint::new(&grammar, &tokens).unwrap();
         let prepared = start.elapsed();

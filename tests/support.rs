@@ -27,12 +27,12 @@ pub fn shared(path: &str) -> Option<PathBuf> {
 
 /// As exact as llama.cpp gets: no 16-bit floats on the way.
 #[cfg(feature = "llama")]
-pub fn exact() -> nibble::runtime::SessionOptions {
-    nibble::runtime::SessionOptions {
-        kv_type: nibble::runtime::KvType::F32,
-        flash_attention: nibble::runtime::FlashAttention::Off,
+pub fn exact() -> nibble::llama::SessionOptions {
+    nibble::llama::SessionOptions {
+        kv_type: nibble::llama::KvType::F32,
+        flash_attention: nibble::llama::FlashAttention::Off,
         threads: Some(1),
-        ..nibble::runtime::SessionOptions::default()
+        ..nibble::llama::SessionOptions::default()
     }
 }
 

@@ -8,8 +8,9 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use nibble::chat::{self, Origin, Prompt};
-use nibble::quality::tasks::{Ask, Identity, Kept, QuestionResult, RunOptions, Task, TaskOptions, run, score};
-use nibble::runtime::{Branch, Branches, Error, Model, ModelOptions, Session, SessionOptions};
+use nibble::engine::{Branch, Loglikelihoods};
+use nibble::evaluate::tasks::{Ask, Identity, Kept, QuestionResult, RunOptions, Task, TaskOptions, run, score};
+use nibble::llama::{Error, Model, ModelOptions, Session, SessionOptions};
 
 use crate::support;
 
@@ -71,7 +72,7 @@ fn many_texts_at_once_are_as_likely_as_each_alone_however_they_are_batched() {
         [(512, 512, 128, 64), (256, 7, 7, 64), (256, 64, 3, 3), (4096, 512, 1, 5), (512, 100, 100, 1), (256, 1, 1, 64)]
     {
         let options = SessionOptions { n_ctx: Some(n_ctx), n_batch, rows, ..support::exact() };
-        let mut context = Branches::with_sequences(&model, &options, together).unwrap();
+        let mut context = Loglikelihoods::with_sequences(&model, &options, together).unwrap();
         for _ in 0..2 {
             let mut got = Vec::new();
             let each = |index: usize, sum: f64| {
@@ -95,7 +96,7 @@ fn many_texts_at_once_are_as_likely_as_each_alone_however_they_are_batched() {
 fn what_llama_cpp_would_end_the_process_over_is_refused() {
     let model = yi_nano();
     let options = SessionOptions { n_ctx: Some(256), ..support::exact() };
-    let mut context = Branches::new(&model, &options).unwrap();
+    let mut context = Loglikelihoods::new(&model, &options).unwrap();
     let mut ask = |tokens: Vec<u32>, from: usize| {
         context.log_likelihoods(&[Branch { tokens, from }], |_, _| ControlFlow::Continue(()))
     };

@@ -6,11 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use nibble::base::random::Random;
 use nibble::convert::Importance;
 use nibble::gguf::{Gguf, Layout, TensorInfo, TensorType};
-use nibble::quality::results::{TensorError, WeightError, WeightErrors};
-use nibble::quality::weights::{Error, Job};
-use nibble::sample::Random;
+use nibble::report::results::{TensorError, WeightError, WeightErrors};
+use nibble::weights::{Error, Job};
 use serde_json::Value;
 
 use crate::support::{self, Tensor, Variation, convert, error, folder, has, nibble, stdout, yi_nano};

@@ -8,7 +8,8 @@
 //! ```
 
 use crate::gguf::{Metadata, TensorInfo};
-use crate::runtime::{KvType, Shape};
+use crate::llama::KvType;
+use crate::placement::Shape;
 
 /// Tensors of which a token looks up one row.
 const TABLES: [&str; 3] = ["token_embd.weight", "per_layer_token_embd.weight", "position_embd.weight"];

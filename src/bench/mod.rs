@@ -18,9 +18,9 @@ mod cpu;
 
 use std::time::{Duration, Instant};
 
-use crate::chat::Place;
-use crate::runtime::{Error, Logits, Model, Session, SessionOptions};
+use crate::llama::{Error, Logits, Model, Session, SessionOptions};
 use crate::sample::{Params, Sampler};
+use crate::vocab::Place;
 
 pub use bandwidth::{Bandwidth, buffer_bytes, measure};
 pub use cost::Cost;

@@ -14,15 +14,13 @@
 //! A [`Conversation`] keeps what was said, and the tokens that the model wrote its answers with; [`encode_conversation`]
 //! spells them so again, and a turn costs only what is new in it.
 //!
-//! Nothing here knows llama.cpp: a tokenizer is a [`TextCodec`].
+//! Nothing here knows llama.cpp: a tokenizer is a [`Tokenizer`].
 
-mod codec;
 mod conversation;
 mod prompt;
 mod stream;
 mod template;
 
-pub use codec::{CodecError, Markers, Place, TextCodec, same_ends, same_vocabulary, vocabulary_hash};
 pub use conversation::{Conversation, Fit, SavedError, Written};
 pub use prompt::{Origin, Prompt, Span, Spoken, after_last_marker, encode, encode_conversation, encode_inside};
 pub use stream::{StopText, Utf8Stream};

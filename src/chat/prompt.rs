@@ -1,7 +1,7 @@
 //! A prompt whose parts know where they come from, and its encoding.
 
-use super::codec::{CodecError, Place, TextCodec};
 use crate::vocab::PieceType;
+use crate::vocab::{Place, TokenizeError, Tokenizer};
 
 /// A part of a prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +88,7 @@ struct Run {
 ///
 /// Template and message are encoded as one run, since a tokenizer may join the last character of one with the first
 /// of the other: `[INST] hello` is a different list of tokens than `[INST] ` and `hello`.
-fn runs(prompt: &Prompt, codec: &dyn TextCodec) -> Vec<Run> {
+fn runs(prompt: &Prompt, codec: &dyn Tokenizer) -> Vec<Run> {
     let mut out = Vec::new();
     let mut run = Run::default();
     for span in &prompt.spans {
@@ -117,7 +117,7 @@ fn runs(prompt: &Prompt, codec: &dyn TextCodec) -> Vec<Run> {
 }
 
 /// What a prompt says after its last marker: what an answer is written after, such as `assistant` and a line break.
-pub fn after_last_marker(prompt: &Prompt, codec: &dyn TextCodec) -> String {
+pub fn after_last_marker(prompt: &Prompt, codec: &dyn Tokenizer) -> String {
     runs(prompt, codec).pop().map(|run| run.text).unwrap_or_default()
 }
 
@@ -126,7 +126,7 @@ pub fn after_last_marker(prompt: &Prompt, codec: &dyn TextCodec) -> String {
 ///
 /// # Errors
 /// Where the tokenizer cannot encode the text, or would make control tokens of a message.
-pub fn encode(prompt: &Prompt, codec: &dyn TextCodec) -> Result<Vec<u32>, CodecError> {
+pub fn encode(prompt: &Prompt, codec: &dyn Tokenizer) -> Result<Vec<u32>, TokenizeError> {
     encode_conversation(prompt, &[], codec)
 }
 
@@ -139,8 +139,8 @@ pub fn encode(prompt: &Prompt, codec: &dyn TextCodec) -> Result<Vec<u32>, CodecE
 pub fn encode_conversation(
     prompt: &Prompt,
     spoken: &[Spoken<'_>],
-    codec: &dyn TextCodec,
-) -> Result<Vec<u32>, CodecError> {
+    codec: &dyn Tokenizer,
+) -> Result<Vec<u32>, TokenizeError> {
     let mut ids = Vec::new();
     if let [Span { text, origin: Origin::Text }] = prompt.spans.as_slice() {
         ids = codec.encode(text, Place::Start)?;
@@ -173,7 +173,7 @@ pub fn encode_conversation(
 ///
 /// # Errors
 /// As [`encode`].
-pub fn encode_inside(message: &str, codec: &dyn TextCodec) -> Result<Vec<u32>, CodecError> {
+pub fn encode_inside(message: &str, codec: &dyn Tokenizer) -> Result<Vec<u32>, TokenizeError> {
     let mut ids = Vec::new();
     encode_run(message, Place::Inside, codec, &mut ids)?;
     Ok(ids)
@@ -191,7 +191,7 @@ fn is_in(answer: &Spoken<'_>, run: &Run) -> bool {
 /// Some tokenizers find user-defined tokens in any text, and Yi's markers are such tokens. Where the text spells a
 /// marker it is cut after the marker's first character, and the parts are encoded on their own: the model then reads
 /// `<` and `|im_end|>`.
-fn encode_run(text: &str, mut place: Place, codec: &dyn TextCodec, ids: &mut Vec<u32>) -> Result<(), CodecError> {
+fn encode_run(text: &str, mut place: Place, codec: &dyn Tokenizer, ids: &mut Vec<u32>) -> Result<(), TokenizeError> {
     let mut from = 0;
     for (at, c) in text.char_indices() {
         if codec.markers().at_start(&text[at..]).is_some() {
@@ -203,7 +203,7 @@ fn encode_run(text: &str, mut place: Place, codec: &dyn TextCodec, ids: &mut Vec
     encode_part(&text[from..], place, codec, ids)
 }
 
-fn encode_part(text: &str, place: Place, codec: &dyn TextCodec, ids: &mut Vec<u32>) -> Result<(), CodecError> {
+fn encode_part(text: &str, place: Place, codec: &dyn Tokenizer, ids: &mut Vec<u32>) -> Result<(), TokenizeError> {
     if text.is_empty() {
         return Ok(());
     }
@@ -221,7 +221,7 @@ fn encode_part(text: &str, place: Place, codec: &dyn TextCodec, ids: &mut Vec<u3
         let place = if i == 0 { place } else { Place::Inside };
         let part = codec.encode(c.encode_utf8(&mut buffer), place)?;
         if let Some(&id) = part.iter().find(|id| is_forbidden(id)) {
-            return Err(CodecError::Marker { id, marker: codec.piece(id).to_string() });
+            return Err(TokenizeError::Marker { id, marker: codec.piece(id).to_string() });
         }
         ids.extend(part);
     }
@@ -232,8 +232,8 @@ fn encode_part(text: &str, place: Place, codec: &dyn TextCodec, ids: &mut Vec<u3
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::codec::tests::Toy;
     use super::*;
+    use crate::vocab::tokenizer::tests::Toy;
 
     /// Parts, with whether the template wrote them.
     fn prompt(spans: &[(&str, bool)]) -> Prompt {
@@ -328,7 +328,7 @@ mod tests {
 
     /// Tokens that spell a text as the toy's tokenizer would not: `<p>` in characters.
     fn letters(text: &str) -> Vec<u32> {
-        text.chars().map(|c| super::super::codec::tests::CHARACTERS + c as u32).collect()
+        text.chars().map(|c| crate::vocab::tokenizer::tests::CHARACTERS + c as u32).collect()
     }
 
     #[test]

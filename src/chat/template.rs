@@ -26,9 +26,9 @@ use minijinja::value::Kwargs;
 use minijinja::{Environment, ErrorKind, State, Value};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::codec::Markers;
 use super::prompt::{Origin, Prompt};
 use crate::gguf::Metadata;
+use crate::vocab::Markers;
 
 /// ChatML, for models whose file has no template. Yi-Chat and many fine-tunes were trained on it.
 ///
@@ -482,9 +482,10 @@ fn strftime(format: &str, seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::codec::tests::Toy;
-    use super::super::{TextCodec, encode};
+    use super::super::encode;
     use super::*;
+    use crate::vocab::Tokenizer;
+    use crate::vocab::tokenizer::tests::Toy;
 
     /// Yi-Chat's template, as its tokenizer_config.json has it.
     const YI: &str = "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}\

@@ -22,7 +22,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
-use crate::mmap::Mapping;
+use crate::base::mmap::Mapping;
 
 mod card;
 mod dtype;

@@ -406,7 +406,7 @@ mod tests {
         .concat();
         file.write_all_at(&end, start).unwrap();
 
-        let map = crate::mmap::Mapping::open(&path).unwrap();
+        let map = crate::base::mmap::Mapping::open(&path).unwrap();
         let contents = read_contents(&path, map.bytes()).unwrap();
         assert_eq!(contents.tensors[0].range.len() as u64, HOLE);
         assert!(contents.tensors[1].range.start as u64 > HOLE);

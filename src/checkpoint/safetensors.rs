@@ -19,7 +19,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Vi
 use super::dtype::{DType, n_elements};
 use super::error::{Error, shown};
 use super::json::{refuse_pointer, without_place};
-use crate::partial::Partial;
+use crate::base::atomic_file::AtomicFile;
 
 /// The longest header the format allows, in bytes.
 pub const MAX_HEADER: u64 = 100_000_000;
@@ -192,7 +192,7 @@ fn looks_like(file: &[u8]) -> &'static str {
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
-    file: BufWriter<Partial>,
+    file: BufWriter<AtomicFile>,
     /// Bytes of data still to come.
     left: u64,
     wanted: u64,
@@ -232,7 +232,7 @@ impl Writer {
             return Err(fail(format!("a header of {} bytes; at most {MAX_HEADER} are allowed", header.len())));
         }
 
-        let file = Partial::create(path).map_err(Error::io(path))?;
+        let file = AtomicFile::create(path).map_err(Error::io(path))?;
         let mut writer = Self { path: path.to_path_buf(), file: BufWriter::new(file), left: end, wanted: end };
         writer.put(&(header.len() as u64).to_le_bytes())?;
         writer.put(header.as_bytes())?;
@@ -262,7 +262,7 @@ impl Writer {
             return Err(Error::Write { path: self.path.clone(), problem });
         };
         self.left = left;
-        let hole = |file: &mut BufWriter<Partial>| {
+        let hole = |file: &mut BufWriter<AtomicFile>| {
             file.flush()?;
             let mut file = file.get_ref().file();
             let end = file.stream_position()? + n_bytes;

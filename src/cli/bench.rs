@@ -1,5 +1,7 @@
 //! `nibble bench`
 
+use crate::base::display::printable;
+use crate::base::units;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,13 +15,15 @@ use serde_json::{Value, json};
 use super::inspect::facts::Summary;
 use super::interrupt::{self, Interrupted};
 use super::machine::{MachineArgs, interruptible};
-use super::out::{Out, printable};
+use super::out::Out;
 use super::table::{self, Align};
-use super::{out, progress, units};
+use super::{out, progress};
+use crate::base::atomic_file::AtomicFile;
 use crate::bench::{self, Bandwidth, Caches, Cost, Event, Outcome, Plan, Report, Test};
 use crate::gguf::Gguf;
-use crate::partial::Partial;
-use crate::runtime::{self, KvType, Machine, Shape};
+use crate::llama;
+use crate::llama::KvType;
+use crate::placement::{Machine, Shape};
 
 /// Measure how fast a model runs here, and how fast it could
 ///
@@ -120,7 +124,7 @@ const MEMORY_TIME: Duration = Duration::from_millis(2000);
 const MOST: usize = 64;
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    runtime::set_verbose(args.verbose);
+    llama::set_verbose(args.verbose);
     let gguf = Gguf::open(&args.model)?;
     let shape = Shape::of(&gguf);
     let plan = plan(&args, &shape, interrupt::listen()?)?;
@@ -217,14 +221,14 @@ fn plan(args: &Args, shape: &Shape, cancel: Arc<AtomicBool>) -> anyhow::Result<P
     Ok(Plan { threads, tests, repeat: args.repeat, memory: memory.then_some((time, buffer)), session })
 }
 
-fn begin_file(path: &Path, force: bool) -> anyhow::Result<Partial> {
+fn begin_file(path: &Path, force: bool) -> anyhow::Result<AtomicFile> {
     if !force && path.symlink_metadata().is_ok() {
         bail!("{} exists already; pass --force to replace it, or -o to write elsewhere", path.display());
     }
     if path.is_dir() {
         bail!("{} is a folder; give -o the name of a file", path.display());
     }
-    Partial::create(path).with_context(|| format!("{} cannot be written", path.display()))
+    AtomicFile::create(path).with_context(|| format!("{} cannot be written", path.display()))
 }
 
 /// What the measurements depend on, and what they are compared with.
@@ -321,7 +325,7 @@ impl Facts {
             ("Figures", format!("the median of {}, the lowest and the highest", n_runs(plan.repeat))),
         ];
         if self.verbose {
-            rows.push(("llama.cpp", runtime::system_info()?));
+            rows.push(("llama.cpp", llama::system_info()?));
         }
         Ok(format!("{}\n{}", table::render(&table::pairs(rows)), Rows::new(plan).head()))
     }
@@ -388,7 +392,7 @@ impl Facts {
                 "caches": self.caches.map(|caches| caches.count),
                 "memory_bytes": self.machine.map(|machine| machine.total),
                 "gpu": self.uses_gpu,
-                "llama_cpp": runtime::system_info()?,
+                "llama_cpp": llama::system_info()?,
             },
             "settings": {
                 "threads": plan.threads,
@@ -580,7 +584,7 @@ mod tests {
 
     use super::*;
     use crate::bench::Run;
-    use crate::runtime::SessionOptions;
+    use crate::llama::SessionOptions;
 
     #[derive(Debug, Parser)]
     struct Line {

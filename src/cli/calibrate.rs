@@ -1,5 +1,7 @@
 //! `nibble calibrate`
 
+use crate::base::display::printable;
+use crate::base::units;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -7,11 +9,11 @@ use serde_json::{Value, json};
 
 use super::interrupt::{self, Interrupted};
 use super::machine::{MachineArgs, interruptible};
-use super::out::{self, Out, printable};
+use super::out::{self, Out};
+use super::progress;
 use super::table::{self, Align};
-use super::{progress, units};
-use crate::quality::calibrate::{Error, Event, Job, Options, Report, Weighted};
-use crate::runtime;
+use crate::evaluate::calibrate::{Error, Event, Job, Options, Report, Weighted};
+use crate::llama;
 
 /// Find out which weights matter: run a model over texts, for 'nibble convert --importance'
 ///
@@ -95,7 +97,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    runtime::set_verbose(args.verbose);
+    llama::set_verbose(args.verbose);
     let cancel = interrupt::listen()?;
     let session = args.machine.session(cancel);
     let output = args.output.clone().unwrap_or_else(|| default_output(&args.model));

@@ -1,7 +1,7 @@
 //! `nibble chat`
 //!
 //! ```text
-//! input ──► command ──► Session ──► Talk ──► runtime::generate
+//! input ──► command ──► Session ──► Talk ──► engine::generate
 //! a line    message or   does it     conversation, what is read,   │
 //! editor,   /command                 forgotten, written            ▼
 //! or a pipe                                                     screen
@@ -37,10 +37,12 @@ use super::sampling::SamplingArgs;
 use super::speculation::{self, SpeculationArgs};
 use super::structure::StructureArgs;
 use super::template::Source;
-use super::units;
+use crate::base::units;
 use crate::chat::{self, Conversation};
+use crate::engine::Draft;
 use crate::gguf::Gguf;
-use crate::runtime::{self, Draft, Session};
+use crate::llama;
+use crate::llama::Session;
 
 /// Talk with a model in the terminal
 #[derive(Debug, clap::Args)]
@@ -135,7 +137,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let history = if args.no_history { None } else { input::history_file() };
     let input = Input::open(history, screen.colour())?;
     let interrupt = Interrupt::listen(input.is_terminal())?;
-    runtime::set_verbose(args.verbose);
+    llama::set_verbose(args.verbose);
     let (session, draft) = load(&args, &interrupt)?;
     if let Some(warning) = source.warning(session.model().codec()) {
         screen.say(&format!("warning: {warning}"));
@@ -215,7 +217,7 @@ impl Chat {
         let name: String = name.chars().take(200).collect();
         self.screen.say(&format!(
             "{}, context of {} tokens",
-            super::out::printable(&name),
+            crate::base::display::printable(&name),
             self.talk.session().n_ctx()
         ));
         self.screen.say("/help lists commands; Ctrl-C stops an answer, Ctrl-D ends.\n");

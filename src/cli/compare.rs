@@ -7,6 +7,7 @@ mod tasks;
 mod texts;
 mod weights;
 
+use crate::base::display::printable;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,13 +18,13 @@ use self::outputs::Outputs;
 #[cfg(feature = "llama")]
 pub(super) use self::texts::{WindowArgs, check_window, describe_failure};
 use super::interrupt::{self, Interrupted};
-use super::out::{self, printable};
+use super::out;
 use super::{importance, progress};
+use crate::evaluate::file::{self, unique_names};
+use crate::evaluate::trace::Trace;
 use crate::gguf::Gguf;
-use crate::quality::file::{self, unique_names};
-use crate::quality::report;
-use crate::quality::results::{Candidate, File, Results, Settings};
-use crate::quality::trace::Trace;
+use crate::report;
+use crate::report::results::{Candidate, File, Results, Settings};
 
 /// Find out which of several files of a model is better, by how much, and whether that is more than noise
 ///

@@ -1,14 +1,16 @@
 //! `nibble convert`
 
+use crate::base::display::printable;
+use crate::base::units;
 use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::bail;
 
 use super::groups::groups;
-use super::out::{self, Out, printable};
+use super::out::{self, Out};
 use super::table::{self, Align};
-use super::{importance, interrupt, progress, units};
+use super::{importance, interrupt, progress};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Job, Options, Summary, lora};
 use crate::recipe::{Override, Recipe};

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::out::printable;
+use crate::base::display::printable;
+use crate::calibration::importance::File;
 use crate::convert::Importance;
-use crate::quality::importance::File;
 
 /// Reads a file of importance. Says which matrices it has never seen an input of.
 pub fn read(path: &Path) -> anyhow::Result<Importance> {

@@ -6,6 +6,7 @@ mod json;
 mod stats;
 mod text;
 
+use crate::base::display::{printable, printable_lines};
 use std::fs;
 use std::io::Write;
 use std::ops::Range;
@@ -16,11 +17,12 @@ use anyhow::{Context, bail};
 pub use self::json::plain;
 use self::stats::{Decoder, Histogram, Stats};
 pub use self::text::{shorten, shown};
-use super::out::{self, Out, printable, printable_lines};
+use super::out::{self, Out};
+use crate::base::mmap::Mapping;
+use crate::base::suggest;
 use crate::checkpoint::Checkpoint;
 use crate::gguf::{self, Gguf, TensorInfo};
-use crate::mmap::Mapping;
-use crate::{near, quant};
+use crate::quant;
 
 /// Show what is inside a GGUF file or a Hugging Face folder
 #[derive(Debug, clap::Args)]
@@ -192,8 +194,8 @@ fn index_of(gguf: &Gguf, name: &str) -> anyhow::Result<usize> {
 
 /// The end of a message about an unknown name: names that come near it.
 fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let near: Vec<_> = near::near(name, known).into_iter().map(|name| format!("'{}'", printable(name))).collect();
-    match near::question(&near) {
+    let near: Vec<_> = suggest::suggest(name, known).into_iter().map(|name| format!("'{}'", printable(name))).collect();
+    match suggest::question(&near) {
         None => "; run 'nibble inspect' without it to see what there is".to_string(),
         Some(question) => format!("; {question}"),
     }

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{ArgAction, ValueEnum};
 
 use super::interrupt::Interrupted;
-use crate::runtime::{self, Error, FlashAttention, KvType, Lora, Model, ModelOptions, SessionOptions};
+use crate::llama;
+use crate::llama::{Error, FlashAttention, KvType, Lora, Model, ModelOptions, SessionOptions};
 
 /// The machine that a model runs on.
 #[derive(Debug, clap::Args)]
@@ -111,7 +112,7 @@ impl MachineArgs {
 
     /// Whether layers of the model lie on a GPU.
     pub fn uses_gpu(&self) -> Result<bool, Error> {
-        Ok(self.engine.gpu_layers != Some(0) && runtime::has_gpu()?)
+        Ok(self.engine.gpu_layers != Some(0) && llama::has_gpu()?)
     }
 
     /// Loads the model at `path` for such a session, with the adapters that were asked for.

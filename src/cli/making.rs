@@ -1,6 +1,6 @@
 //! What a file says of its making, in words.
 
-use super::out::printable;
+use crate::base::display::printable;
 use crate::verify::Provenance;
 
 /// The longest list of types given by hand that is told whole.

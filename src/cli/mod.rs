@@ -1,5 +1,6 @@
 //! The subcommands: a file each, with what can be typed and what it does.
 
+mod advice;
 #[cfg(feature = "llama")]
 mod bench;
 #[cfg(feature = "llama")]
@@ -33,7 +34,6 @@ mod template;
 mod tokenize;
 #[cfg(feature = "llama")]
 mod trace;
-pub mod units;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -120,11 +120,15 @@ fn message(error: &anyhow::Error) -> String {
             message = format!("{message}: {cause}");
         }
     }
+    if let Some(advice) = advice::advice(error) {
+        message.push_str("; ");
+        message.push_str(&advice);
+    }
     if let Some((end, _)) = message.char_indices().nth(LONGEST_MESSAGE) {
         message.truncate(end);
         message.push_str("...");
     }
-    out::printable_lines(&message).into_owned()
+    crate::base::display::printable_lines(&message).into_owned()
 }
 
 #[cfg(test)]

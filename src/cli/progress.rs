@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::out::printable;
-use super::units;
+use crate::base::display::printable;
+use crate::base::units;
 use crate::convert::{Event, Observer};
 
 #[cfg(feature = "llama")]

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::out::{self, Out};
 use super::table::{self, Align};
-use super::units;
 use crate::arch::{self, Hyperparameters};
+use crate::base::units;
 use crate::gguf::TensorType;
 use crate::recipe::{Facts, Plan, Recipe, plan};
 

@@ -1,5 +1,6 @@
 //! `nibble run`
 
+use crate::base::units;
 use std::io::{self, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -12,11 +13,13 @@ use super::machine::{MachineArgs, interruptible};
 use super::sampling::SamplingArgs;
 use super::speculation::{self, SpeculationArgs};
 use super::structure::StructureArgs;
-use super::{template, units};
-use crate::chat::{self, Message, Prompt, TextCodec};
-use crate::runtime::{
-    self, CacheError, Error, Finish, GenerateOptions, Generated, Model, PromptCache, Session, Writer,
-};
+use super::template;
+use crate::chat::{self, Message, Prompt};
+use crate::engine;
+use crate::engine::{CacheError, Finish, GenerateOptions, Generated, PromptCache, Writer};
+use crate::llama;
+use crate::llama::{Error, Model, Session};
+use crate::vocab::Tokenizer;
 
 /// Write text with a model
 #[derive(Debug, clap::Args)]
@@ -111,7 +114,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.prompt.as_deref().is_none_or(|given| given == "-") {
         cut_last_line_break(&mut text);
     }
-    runtime::set_verbose(args.verbose);
+    llama::set_verbose(args.verbose);
     let session = args.speculation.session(args.machine.session(interrupt::listen()?))?;
     let model = interruptible(args.machine.load(&args.model, &session))?;
     let mut draft = interruptible(args.speculation.draft(&args.machine, &model, &session))?;
@@ -150,7 +153,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let mut out = Output { stdout: io::stdout().lock(), quiet: args.json, ended_line: true, error: None };
     let writer = Writer { draft: draft.as_mut(), constraint: constraint.as_mut(), ..Writer::new(&mut sampler) };
-    let written = runtime::generate(&mut session, writer, &tokens, &options, |step| out.text(step.text))?;
+    let written = engine::generate(&mut session, writer, &tokens, &options, |step| out.text(step.text))?;
     // Where a stop text ends it, what was written lacks at least that.
     let stopped = matches!(written.finish, Finish::Stop { .. });
     let complete = constraint.as_mut().map(|constraint| constraint.is_complete() && !stopped);
@@ -252,7 +255,7 @@ fn finish(
     written: &Generated,
     seed: u64,
     complete: Option<bool>,
-    codec: &dyn TextCodec,
+    codec: &dyn Tokenizer,
 ) -> anyhow::Result<()> {
     let last = if args.json {
         let mut report = report(args, written, seed, complete);
@@ -347,7 +350,7 @@ fn report(args: &Args, written: &Generated, seed: u64, complete: Option<bool>) -
 }
 
 /// For each token that was written what the model itself thought of it, in the words of OpenAI's API, and its number.
-fn logprobs(written: &Generated, codec: &dyn TextCodec) -> serde_json::Value {
+fn logprobs(written: &Generated, codec: &dyn Tokenizer) -> serde_json::Value {
     let entry = |id: u32, logprob: f64| {
         let bytes = codec.bytes(id);
         // JSON has no infinity.
@@ -367,7 +370,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::runtime::KvType;
+    use crate::llama::KvType;
     use crate::sample::Params;
 
     #[derive(Debug, Parser)]

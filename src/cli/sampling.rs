@@ -5,8 +5,8 @@ use clap::ArgAction;
 use crate::sample::{Params, SamplerKind, parse_bias};
 #[cfg(feature = "llama")]
 use crate::{
-    chat::TextCodec,
     sample::{Error, Sampler},
+    vocab::Tokenizer,
 };
 
 const HEADING: &str = "Sampling";
@@ -167,12 +167,12 @@ impl SamplingArgs {
     ///
     /// # Errors
     /// Where a parameter lies outside its range.
-    pub fn sampler(&self, codec: &dyn TextCodec) -> Result<Sampler, Error> {
+    pub fn sampler(&self, codec: &dyn Tokenizer) -> Result<Sampler, Error> {
         Sampler::with_text(&self.params_for(codec), codec.n_tokens(), |id| codec.bytes(id))
     }
 
     /// What a sampler for this tokenizer is asked to do.
-    pub fn params_for(&self, codec: &dyn TextCodec) -> Params {
+    pub fn params_for(&self, codec: &dyn Tokenizer) -> Params {
         let mut params = self.params();
         if self.ignore_eos {
             let ids = 0..u32::try_from(codec.n_tokens()).unwrap_or(u32::MAX);

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::machine::MachineArgs;
-use crate::runtime::{Draft, DraftOptions, Error, Model, SessionOptions, Speculation};
+use crate::engine::{Draft, DraftOptions, Speculation};
+use crate::llama::{Error, Model, SessionOptions};
 
 /// What guesses how the text goes on, for the model to read several tokens at once.
 #[derive(Debug, clap::Args)]

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::ValueEnum;
 
-use crate::chat::TextCodec;
 use crate::constrain::{Constraint, Grammar, Tokens};
+use crate::vocab::Tokenizer;
 
 /// What the text has to keep to.
 #[derive(Debug, clap::Args)]
@@ -86,7 +86,7 @@ impl StructureArgs {
     ///
     /// # Errors
     /// Where the vocabulary does not lend itself.
-    pub fn constraint(grammar: &Grammar, codec: &dyn TextCodec) -> anyhow::Result<Constraint> {
+    pub fn constraint(grammar: &Grammar, codec: &dyn Tokenizer) -> anyhow::Result<Constraint> {
         Ok(Constraint::new(grammar, &Arc::new(Tokens::new(codec)?))?)
     }
 }

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::chat::{CHATML, Error, Template, TextCodec};
+use crate::chat::{CHATML, Error, Template};
 use crate::gguf::Metadata;
+use crate::vocab::Tokenizer;
 
 /// Where the chat template comes from.
 #[derive(Debug)]
@@ -43,7 +44,7 @@ impl Source {
     }
 
     /// What speaks against the choice, in a sentence.
-    pub fn warning(&self, codec: &dyn TextCodec) -> Option<&'static str> {
+    pub fn warning(&self, codec: &dyn Tokenizer) -> Option<&'static str> {
         let unknown = matches!(self, Self::ChatMl) && codec.markers().at_start("<|im_start|>").is_none();
         unknown.then_some("the model has no token <|im_start|>, so it was hardly trained on ChatML")
     }

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use super::out;
 use super::table::{self, Align};
-use crate::chat::{self, Prompt, TextCodec};
-use crate::runtime::{Error, Model};
+use crate::chat::{self, Prompt};
+use crate::llama::{Error, Model};
 use crate::vocab::PieceType;
+use crate::vocab::Tokenizer;
 
 /// Show the token ids of a text
 #[derive(Debug, clap::Args)]
@@ -53,7 +54,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     })
 }
 
-fn rows(ids: &[u32], codec: &dyn TextCodec) -> comfy_table::Table {
+fn rows(ids: &[u32], codec: &dyn Tokenizer) -> comfy_table::Table {
     let mut table = table::new(&[("id", Align::Right), ("piece", Align::Left), ("type", Align::Left)]);
     for &id in ids {
         table.add_row([id.to_string(), codec.piece(id).escape_debug().to_string(), kind(codec, id).to_string()]);
@@ -61,7 +62,7 @@ fn rows(ids: &[u32], codec: &dyn TextCodec) -> comfy_table::Table {
     table
 }
 
-fn report(ids: &[u32], codec: &dyn TextCodec) -> serde_json::Value {
+fn report(ids: &[u32], codec: &dyn Tokenizer) -> serde_json::Value {
     let tokens: Vec<serde_json::Value> = ids
         .iter()
         .map(|&id| serde_json::json!({ "id": id, "piece": codec.piece(id), "type": kind(codec, id) }))
@@ -69,7 +70,7 @@ fn report(ids: &[u32], codec: &dyn TextCodec) -> serde_json::Value {
     serde_json::json!({ "n_tokens": ids.len(), "tokens": tokens })
 }
 
-fn kind(codec: &dyn TextCodec, id: u32) -> &'static str {
+fn kind(codec: &dyn Tokenizer, id: u32) -> &'static str {
     match codec.kind(id) {
         PieceType::Normal => "normal",
         PieceType::Unknown => "unknown",

@@ -1,5 +1,6 @@
 //! `nibble trace`
 
+use crate::base::units;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
@@ -8,16 +9,17 @@ use anyhow::{Context, bail};
 use super::compare::WindowArgs;
 use super::interrupt::{self, Interrupted};
 use super::machine::{EngineArgs, interruptible};
-use super::{progress, units};
-use crate::chat::vocabulary_hash;
+use super::progress;
+use crate::evaluate::file;
+use crate::evaluate::measure::{self, Options};
+use crate::evaluate::read::session_for;
+use crate::evaluate::text::{self, Named};
+use crate::evaluate::trace::{Header, TracedModel, Writer};
 use crate::gguf::Gguf;
-use crate::quality::file;
-use crate::quality::measure::{self, Options};
-use crate::quality::read::session_for;
-use crate::quality::results::File;
-use crate::quality::text::{self, Named};
-use crate::quality::trace::{Header, TracedModel, Writer};
-use crate::runtime::{Model, Shape};
+use crate::llama::Model;
+use crate::placement::Shape;
+use crate::report::results::File;
+use crate::vocab::vocabulary_hash;
 
 /// Write down what a model expects along texts, so that others can compare with it without running it
 ///
@@ -70,7 +72,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    crate::runtime::set_verbose(args.verbose);
+    crate::llama::set_verbose(args.verbose);
     if !args.force && args.output.symlink_metadata().is_ok() {
         bail!("{} exists already; --force replaces it", args.output.display());
     }

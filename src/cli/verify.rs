@@ -1,5 +1,7 @@
 //! `nibble verify`
 
+use crate::base::display::printable;
+use crate::base::units;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -7,12 +9,12 @@ use anyhow::bail;
 use serde_json::{Value as Json, json};
 
 use super::inspect::{self, plain, shorten, shown};
-use super::out::{self, Out, printable};
+use super::out::{self, Out};
 use super::table::{self, Align};
-use super::{importance, interrupt, making, progress, units};
+use super::{importance, interrupt, making, progress};
+use crate::base::random::new_seed;
 use crate::gguf::{Array, Value};
 use crate::quant::SomeBlocks;
-use crate::sample::new_seed;
 use crate::verify::{
     Comparison, Error, Hashes, Job, KeyDifference, Options, Padding, RecipeState, Report, Sample, SourceFile,
     TensorReport, percent,

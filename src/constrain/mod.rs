@@ -4,7 +4,7 @@
 //! JSON schema ─┐                                             token, as soon as it is drawn
 //! regex ───────┼─► Grammar ─┐                                          │
 //! Lark, GBNF ──┘  checked   ├─► Constraint ──── thread of its own ◄─────┘
-//! TextCodec ────► Tokens ───┘   mask(), accept()   works out what may come next
+//! Tokenizer ────► Tokens ───┘   mask(), accept()   works out what may come next
 //!                 a trie, once a model             while the model evaluates the token
 //! ```
 //!

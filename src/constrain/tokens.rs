@@ -9,8 +9,8 @@ use llguidance::toktrie::{
 use llguidance::{ParserFactory, TokenParser};
 
 use super::{Error, guard};
-use crate::chat::TextCodec;
 use crate::vocab::PieceType;
+use crate::vocab::Tokenizer;
 
 /// The longest token, in bytes, that takes part. The trie counts a node's depth in ten bits.
 const LONGEST_TOKEN: usize = 1000;
@@ -42,7 +42,7 @@ impl Tokens {
     ///
     /// # Errors
     /// Where there are more tokens, or longer ones, than any model is known to have.
-    pub fn new(codec: &dyn TextCodec) -> Result<Self, Error> {
+    pub fn new(codec: &dyn Tokenizer) -> Result<Self, Error> {
         let n = codec.n_tokens();
         let mut words = Vec::with_capacity(n.min(MOST_TOKENS));
         let mut ends = Vec::new();

@@ -13,10 +13,10 @@ use super::journal::{Changed, Identity, Journal, Record};
 use super::output::Outputs;
 use super::resume::{self, Site};
 use super::source::{self, Bytes, Input, Piece, SPAN_BYTES, Span};
-use super::threads::{on_all_threads, room};
 use super::{Error, Job, provenance};
+use crate::base::mmap::Mapping;
+use crate::base::threads::{on_all_threads, room};
 use crate::gguf::{DEFAULT_ALIGNMENT, Layout};
-use crate::mmap::Mapping;
 
 /// How many spans ahead of the one being worked on the system is asked to read, beside one for each thread: enough to
 /// keep a disk busy while every thread quantizes.

@@ -24,14 +24,13 @@ mod output;
 pub mod provenance;
 mod resume;
 mod source;
-mod threads;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use crate::cli::units;
+use crate::base::mmap::Mapping;
+use crate::base::units;
 use crate::gguf::{self, DEFAULT_ALIGNMENT, Gguf, Layout, Metadata, TensorInfo, TensorType, Value};
-use crate::mmap::Mapping;
 use crate::recipe::{self, Facts, Override, Plan, PlannedTensor, Recipe};
 use crate::vocab::{self, TokenizerFiles};
 use crate::{arch, checkpoint, quant};
@@ -46,7 +45,6 @@ pub use name::{file_name, size_label};
 pub use output::free_bytes;
 pub use resume::Left;
 pub(crate) use source::{Bytes, Input, SPAN_BYTES, Span};
-pub(crate) use threads::{on_all_threads, room};
 
 /// Importance of the input channels of each matrix.
 #[derive(Clone, Debug)]

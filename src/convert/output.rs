@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Error;
-use crate::mmap::read_exact_at;
-use crate::partial::{folder, give_name, sync_folder};
+use crate::base::atomic_file::{folder, give_name, sync_folder};
+use crate::base::mmap::read_exact_at;
 
 /// Output files in the making. They stay where they are when this is dropped.
 #[derive(Debug)]

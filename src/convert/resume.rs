@@ -20,8 +20,8 @@ use super::journal::{Changed, Contents, Identity, Journal, OutputFile, Record, S
 use super::output::{self, Outputs};
 use super::source::{Bytes, SPAN_BYTES, Span};
 use super::{Error, Job};
-use crate::mmap::Mapping;
-use crate::partial::folder;
+use crate::base::atomic_file::folder;
+use crate::base::mmap::Mapping;
 
 /// What a run that did not come to its end left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use crate::arch::Transform;
+use crate::base::mmap::Mapping;
 use crate::gguf::TensorType;
-use crate::mmap::Mapping;
 use crate::quant;
 
 /// The bytes of one tensor and how its rows are found in them.

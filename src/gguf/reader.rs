@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::error::shown;
 use super::parse::Header;
 use super::{Error, Metadata, Problem, TensorInfo, split};
-use crate::mmap::Mapping;
+use crate::base::mmap::Mapping;
 
 /// One model, in one file or split over several. The files are mapped, never read as a whole.
 ///

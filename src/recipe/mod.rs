@@ -46,8 +46,9 @@ pub use overrides::Override;
 pub use plan::{Facts, Plan, PlannedTensor, plan};
 pub use rule::{Layers, Rule};
 
+use crate::base::suggest;
 use crate::gguf::TensorType;
-use crate::{near, quant};
+use crate::quant;
 
 /// `general.quantization_version`: the generation of ggml's block formats that these recipes are for.
 pub const QUANTIZATION_VERSION: u32 = 2;
@@ -186,7 +187,7 @@ pub enum Error {
     #[error(
         "no tensor matches '{pattern}'{}; a pattern is a tensor's name, a name with * for any letters, or one of the \
          roles {}",
-        near::question(near).map_or_else(String::new, |question| format!(" ({question})")),
+        suggest::question(near).map_or_else(String::new, |question| format!(" ({question})")),
         rule::role_list()
     )]
     OverrideUnused { pattern: String, near: Vec<String> },

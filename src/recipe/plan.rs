@@ -6,8 +6,8 @@ use super::fallback::fallback;
 use super::rule::{Circumstances, ROLES};
 use super::{Error, Override, Recipe};
 use crate::arch::{Hyperparameters, Role};
+use crate::base::suggest::suggest;
 use crate::gguf::{TensorInfo, TensorType};
-use crate::near::near;
 use crate::quant;
 
 /// What recipes ask about a model, apart from its tensors.
@@ -236,7 +236,7 @@ fn check_reached(over: &Override, overrides: &[Override], tensors: &[PlannedTens
     let mut matched = tensors.iter().filter(|tensor| over.matches(&tensor.name, tensor.role)).peekable();
     let Some(&first) = matched.peek() else {
         let names = tensors.iter().map(|tensor| tensor.name.as_str()).chain(ROLES.iter().map(|(name, _)| *name));
-        let near = near(&over.pattern, names).into_iter().map(str::to_string).collect();
+        let near = suggest(&over.pattern, names).into_iter().map(str::to_string).collect();
         return Err(Error::OverrideUnused { pattern: over.pattern.clone(), near });
     };
     let decides = |tensor: &PlannedTensor| overrides.iter().find(|o| o.matches(&tensor.name, tensor.role));

@@ -2,8 +2,8 @@
 
 use super::Error;
 use super::marks::Marks;
-use super::math::{ROUGH_HIGH, ROUGH_LOW, exp, exp_roughly, ln, pow};
 use super::scan::{Field, mask_len};
+use crate::base::math::{ROUGH_HIGH, ROUGH_LOW, exp, exp_roughly, ln, pow};
 
 /// A token that may be chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -72,8 +72,11 @@ impl Dry {
     pub fn penalty(&self, mark: u32) -> f32 {
         let length = mark as usize - 1 - self.allowed_length;
         // llama.cpp's guard against numbers beyond 32-bit floats: the logarithm of the largest by that of the base.
-        let most =
-            if self.base > 1.000_001 { (88.722_84 / super::math::ln(self.base.into()) as f32) as usize } else { 0 };
+        let most = if self.base > 1.000_001 {
+            (88.722_84 / crate::base::math::ln(self.base.into()) as f32) as usize
+        } else {
+            0
+        };
         let exponent = if most > 0 { length.min(most) } else { length };
         let mut power = 1.0;
         if self.base > 1.0 {

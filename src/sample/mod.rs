@@ -30,20 +30,16 @@
 mod candidates;
 mod dry;
 mod marks;
-pub(crate) mod math;
 mod params;
-mod random;
 mod scan;
 mod stage;
 #[cfg(test)]
 mod tests;
 
+use crate::base::random::{self, Random};
 use candidates::{Buffers, Candidate, Candidates};
 use marks::Marks;
-pub use math::{exp, ln};
 pub use params::{Params, SamplerKind, parse_bias};
-pub use random::Random;
-pub(crate) use random::new_seed;
 use stage::{Chain, Context};
 
 /// Why no token could be chosen, or no sampler made.
@@ -217,7 +213,7 @@ pub(crate) fn log_total(logits: &[f32], tops: &mut Vec<f32>) -> Result<f64, Erro
         return Err(if logits.is_empty() { Error::Empty } else { Error::AllRuledOut });
     }
     let total: f64 = tops.iter().enumerate().map(|(index, high)| field.weigh_block(index, *high, top, 1.0)).sum();
-    Ok(f64::from(top) + math::ln(total))
+    Ok(f64::from(top) + crate::base::math::ln(total))
 }
 
 /// The end of the text, as far back as any stage looks.

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use super::Error;
 use super::dry::BREAKER_BYTES;
-use crate::near;
+use crate::base::suggest;
 
 /// What a sampler is asked to do. Names, defaults and meanings are llama.cpp's.
 #[derive(Clone, Debug, PartialEq)]
@@ -234,8 +234,8 @@ impl Display for SamplerKind {
 
 /// What was meant, or else what there is.
 fn hint(wrong: &str, names: &[&str]) -> String {
-    let near: Vec<String> = near::near(wrong, names.iter().copied()).into_iter().map(str::to_string).collect();
-    near::question(&near).unwrap_or_else(|| format!("there are {}", names.join(", ")))
+    let near: Vec<String> = suggest::suggest(wrong, names.iter().copied()).into_iter().map(str::to_string).collect();
+    suggest::question(&near).unwrap_or_else(|| format!("there are {}", names.join(", ")))
 }
 
 /// A token and its bias, such as `15043+1`, `15043-0.5` or `15043-inf`.

@@ -12,8 +12,8 @@
 // Loops over lanes go by their index, as several arrays are walked at once.
 #![allow(clippy::needless_range_loop)]
 
-use super::math::{EXP_F32_LOWEST, exp_f32, exp_roughly};
 use super::{Candidate, Error};
+use crate::base::math::{EXP_F32_LOWEST, exp_f32, exp_roughly};
 
 /// Logits looked at together.
 const LANES: usize = 16;
@@ -394,9 +394,9 @@ fn sum_of(lanes: &[f64; LANES]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Random;
-    use super::super::math::{ROUGH_HIGH, ROUGH_LOW};
     use super::*;
+    use crate::base::math::{ROUGH_HIGH, ROUGH_LOW};
+    use crate::base::random::Random;
 
     /// Logits of some length with masks of every kind: none, full words, empty words, mixed ones.
     fn fields() -> Vec<(Vec<f32>, Option<Vec<u32>>)> {

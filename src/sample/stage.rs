@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::dry::{Breakers, Dry};
-use super::math::ln;
 use super::{Candidates, Error, Marks, Params, Random, SamplerKind};
+use crate::base::math::ln;
 
 /// What stages need besides the candidates.
 pub struct Context<'a> {

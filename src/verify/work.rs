@@ -11,12 +11,13 @@ use blake3::hazmat::ChainingValue;
 
 use super::report::{Comparison, Padding, TensorReport};
 use super::{Error, Job, Sample};
+use crate::base::mmap::Mapping;
+use crate::base::random::Random;
+use crate::base::threads::{on_all_threads, room};
 use crate::convert::hash::SpanHasher;
-use crate::convert::{self, Bytes, Encoder, SPAN_BYTES, Span, on_all_threads, room};
+use crate::convert::{self, Bytes, Encoder, SPAN_BYTES, Span};
 use crate::gguf::{Gap, Gguf, TensorInfo};
-use crate::mmap::Mapping;
 use crate::quant::{self, Format, SomeBlocks};
-use crate::sample::Random;
 
 /// Weights in a chunk, as in a conversion: half a MiB as floats.
 const CHUNK_WEIGHTS: u64 = 128 * 1024;

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use serde_json::Value;
 
 use super::draft::{AddedToken, Draft, Piece};
+use super::sentencepiece_bpe::padding_text;
 use super::special::token_text;
-use super::tokenizer::padding_text;
 use super::{Error, MAX_PIECES, PieceType, TokenizerFiles};
 
 /// Gives added tokens their places and types, and every row of the embedding a token.

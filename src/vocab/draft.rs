@@ -1,8 +1,8 @@
 //! A vocabulary on its way from the model's files to GGUF.
 
 use super::pieces::END_IDS_KEY;
+use super::sentencepiece_bpe::{MERGES_KEY, PREFIX_AFTER_KEY, PREFIX_ONCE_KEY, PREFIX_UNLESS_SPACE_KEY};
 use super::special::Ids;
-use super::tokenizer::{MERGES_KEY, PREFIX_AFTER_KEY, PREFIX_ONCE_KEY, PREFIX_UNLESS_SPACE_KEY};
 use super::{Error, PieceType, TokenizerFiles, VocabKind, huggingface, sentencepiece};
 use crate::gguf::Metadata;
 

@@ -157,7 +157,7 @@ fn place(path: &Path, vocab: &HashMap<String, u64>, unknown: Option<&str>) -> Re
             return Err(Error::BadPiece { path: path.to_path_buf(), id, why });
         }
     }
-    let unused = |id| Piece { text: super::tokenizer::padding_text(id), score: 0.0, ty: PieceType::Unused };
+    let unused = |id| Piece { text: super::sentencepiece_bpe::padding_text(id), score: 0.0, ty: PieceType::Unused };
     Ok((0..).zip(pieces).map(|(id, piece)| piece.unwrap_or_else(|| unused(id))).collect())
 }
 

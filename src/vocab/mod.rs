@@ -3,7 +3,7 @@
 //! ```text
 //! tokenizer.model, or tokenizer.json ─┐
 //! tokenizer_config.json               │
-//! special_tokens_map.json             ├─► metadata() ─► tokenizer.ggml.* ─► Tokenizer: text ─► ids
+//! special_tokens_map.json             ├─► metadata() ─► tokenizer.ggml.* ─► SentencepieceBpe: text ─► ids
 //! added_tokens.json                   │                                └──► Pieces:    ids ──► bytes
 //! config.json, generation_config.json ┘
 //! ```
@@ -56,8 +56,9 @@ mod normalize;
 mod pieces;
 mod pretokenizers;
 mod sentencepiece;
+mod sentencepiece_bpe;
 mod special;
-mod tokenizer;
+pub(crate) mod tokenizer;
 mod trie;
 
 use std::path::{Path, PathBuf};
@@ -65,7 +66,8 @@ use std::path::{Path, PathBuf};
 pub use error::Error;
 use pieces::MAX_PIECES;
 pub use pieces::{PieceType, Pieces, VocabKind};
-pub use tokenizer::Tokenizer;
+pub use sentencepiece_bpe::SentencepieceBpe;
+pub use tokenizer::{Markers, Place, TokenizeError, Tokenizer, same_ends, same_vocabulary, vocabulary_hash};
 
 use crate::gguf::Metadata;
 

@@ -64,7 +64,7 @@ impl VocabKind {
 
 /// The pieces of a vocabulary, and the ids that mean something to a program.
 ///
-/// Made from the metadata of any GGUF file nibble can run; to turn text into ids, see [`super::Tokenizer`].
+/// Made from the metadata of any GGUF file nibble can run; to turn text into ids, see [`super::SentencepieceBpe`].
 #[derive(Clone, Debug)]
 pub struct Pieces {
     kind: VocabKind,

@@ -42,17 +42,17 @@ fn convert(dir: &Path, prefix: &str, rows: u64) -> (Metadata, Vec<String>) {
     metadata(&files, rows).unwrap()
 }
 
-fn nano() -> Tokenizer {
+fn nano() -> SentencepieceBpe {
     let (metadata, warnings) = convert(&nano_dir(), "", 6400);
     assert!(warnings.is_empty(), "{warnings:?}");
-    Tokenizer::from_metadata(&metadata).unwrap()
+    SentencepieceBpe::from_metadata(&metadata).unwrap()
 }
 
-fn yi() -> Option<(Metadata, Tokenizer)> {
+fn yi() -> Option<(Metadata, SentencepieceBpe)> {
     let dir = shared("tokenizer/yi")?;
     let (metadata, warnings) = convert(&dir, "Yi-6B-Chat.", 64000);
     assert!(warnings.is_empty(), "{warnings:?}");
-    let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
+    let tokenizer = SentencepieceBpe::from_metadata(&metadata).unwrap();
     Some((metadata, tokenizer))
 }
 
@@ -159,7 +159,7 @@ fn takes_tokenizer_json_where_tokenizer_model_is_of_another_kind() {
         (pieces.len(), pieces.piece_type(3), pieces.piece_type(4)),
         (5, Some(PieceType::Control), Some(PieceType::Unused))
     );
-    assert!(matches!(Tokenizer::from_metadata(&metadata), Err(Error::NoEncoder { kind: "gpt2" })));
+    assert!(matches!(SentencepieceBpe::from_metadata(&metadata), Err(Error::NoEncoder { kind: "gpt2" })));
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn the_chat_template_is_copied() {
 fn every_row_of_the_embedding_has_a_token() {
     let (metadata, warnings) = convert(&nano_dir(), "", 6464);
     assert!(warnings.is_empty(), "{warnings:?}");
-    let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
+    let tokenizer = SentencepieceBpe::from_metadata(&metadata).unwrap();
     assert_eq!(tokenizer.pieces().len(), 6464);
     assert_eq!(tokenizer.pieces().text(6463), Some("[PAD6463]"));
     let plain = nano();
@@ -238,7 +238,7 @@ proptest! {
 }
 
 /// Made once for all cases.
-static NANO: std::sync::OnceLock<Tokenizer> = std::sync::OnceLock::new();
+static NANO: std::sync::OnceLock<SentencepieceBpe> = std::sync::OnceLock::new();
 
 #[cfg(feature = "llama")]
 mod with_llama {

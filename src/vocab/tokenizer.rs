@@ -1,482 +1,317 @@
-//! From text to ids and back, exactly as the sentencepiece library does it.
+//! What chat and generation ask of a tokenizer.
 
-use super::merge::{Candidate, MAX_MERGED_BYTES, MergeTable, Merger, Output};
-use super::normalize::{CharsMap, Normalizer};
-use super::pieces::{array, missing};
-use super::trie::Trie;
-use super::{Error, PieceType, Pieces, VocabKind};
-use crate::gguf::{Array, Metadata};
+use std::collections::BTreeMap;
 
-/// Own keys for what GGUF has none: see [`super::metadata`].
-pub(super) const PREFIX_ONCE_KEY: &str = "nibble.tokenizer.space_prefix_once";
-pub(super) const PREFIX_AFTER_KEY: &str = "nibble.tokenizer.space_prefix_after";
-pub(super) const PREFIX_UNLESS_SPACE_KEY: &str = "nibble.tokenizer.space_prefix_unless_space";
-pub(super) const MERGES_KEY: &str = "nibble.tokenizer.merges";
+use super::PieceType;
 
-/// Text that the prefix trees take together. They need some twenty times that in memory; known vocabularies have
-/// kilobytes.
-const MAX_TRIE_BYTES: usize = 16 << 20;
-
-/// The tokenizer of a sentencepiece vocabulary.
-///
-/// Plain text gives the ids that sentencepiece gives: user-defined pieces are found first, the longest that fits, and
-/// stay whole; what no piece spells becomes its bytes. The text of a control piece in plain text is text like any other.
-pub struct Tokenizer {
-    pieces: Pieces,
-    normalizer: Normalizer,
-    /// Of two parts of a text that a control piece divides, whether only the first gets the space in front.
-    prefix_once: bool,
-    user_defined: Trie,
-    /// Pieces that divide a plain text into parts.
-    dividers: Trie,
-    /// Those, the control pieces and the unknown piece, which divide a text that a template made.
-    markers: Trie,
-    table: MergeTable,
-    /// What stands for each byte of text without a piece.
-    bytes: Box<[Option<u32>; 256]>,
+/// Where a piece of text stands; some tokenizers put a space before a text's first word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At the start of a text.
+    Start,
+    /// After a control token: a new text for some tokenizers, the same one for others.
+    AfterMarker,
+    /// Right after other text.
+    Inside,
 }
 
-impl Tokenizer {
-    /// The tokenizer of a GGUF file.
+/// Why text could not be encoded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokenizeError {
+    /// Longer than the tokenizer takes.
+    #[error("a text of {bytes} bytes is too long for one prompt; at most {limit} can be encoded")]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+        /// The longest that is taken.
+        limit: usize,
+    },
+    /// The model has no tokenizer, or one that cannot do this.
+    #[error("the model's tokenizer cannot encode text: {0}")]
+    Unable(String),
+    /// The tokenizer gave a control token for plain text, even one character at a time.
+    #[error(
+        "the tokenizer gives the control token {id} ('{marker}') for plain text, which would let a text pose as \
+             part of the template"
+    )]
+    Marker {
+        /// The control token.
+        id: u32,
+        /// Its text.
+        marker: String,
+    },
+}
+
+/// A model's tokenizer.
+pub trait Tokenizer: Send + Sync {
+    /// Tokens in the vocabulary. Ids are smaller.
+    fn n_tokens(&self) -> usize;
+
+    /// Encodes text in which nothing is looked for: no control tokens are read, and none are added around it.
     ///
     /// # Errors
-    /// As [`Pieces::from_metadata`], and when the vocabulary is not a sentencepiece one ([`Error::NoEncoder`]; llama.cpp
-    /// has tokenizers for the others), when scores are missing, too few or not numbers, when a piece is too long to be
-    /// merged, when neither an unknown piece nor byte pieces are there, or when the replacement table is broken.
-    pub fn from_metadata(metadata: &Metadata) -> Result<Self, Error> {
-        let pieces = Pieces::from_metadata(metadata)?;
-        if pieces.kind() != VocabKind::Sentencepiece {
-            return Err(Error::NoEncoder { kind: pieces.kind().name() });
-        }
-        let scores = scores(metadata, pieces.len())?;
-        let merges = merges(metadata)?;
-        let (mut user_defined, mut dividers, mut markers) = (Trie::default(), Trie::default(), Trie::default());
-        let mut trie_bytes = 0;
-        let mut insert = |trie: &mut Trie, text: &str, id| {
-            check_length(text, id)?;
-            trie_bytes += text.len();
-            if trie_bytes > MAX_TRIE_BYTES {
-                return Err(Error::LongPieces { limit: MAX_TRIE_BYTES });
-            }
-            trie.insert(text, id);
-            Ok(())
-        };
-        if let Some(Array::U32(ids)) = array(metadata, PREFIX_AFTER_KEY) {
-            for &id in ids {
-                insert(&mut dividers, pieces.text(id).unwrap_or_default(), id)?;
-                insert(&mut markers, pieces.text(id).unwrap_or_default(), id)?;
-            }
-        }
-        let mut bytes = Box::new([None; 256]);
-        let mut candidates = Vec::with_capacity(pieces.len());
-        for (id, score) in (0..).zip(scores) {
-            let (Some(text), Some(ty)) = (pieces.text(id), pieces.piece_type(id)) else { break };
-            match ty {
-                PieceType::Byte => bytes[usize::from(pieces.bytes(id)[0])] = Some(id),
-                PieceType::Control | PieceType::Unknown => insert(&mut markers, text, id)?,
-                PieceType::UserDefined => insert(&mut user_defined, text, id)?,
-                PieceType::Normal | PieceType::Unused => {}
-            }
-            let merged = match ty {
-                PieceType::Normal | PieceType::UserDefined => true,
-                // Rows of the embedding without a piece; sentencepiece's file does not have them.
-                PieceType::Unused => text != padding_text(u64::from(id)),
-                PieceType::Byte | PieceType::Control | PieceType::Unknown => false,
-            };
-            if merged {
-                check_length(text, id)?;
-                candidates.push(Candidate { id, text, score, ty });
-            }
-        }
-        if pieces.unknown().is_none() && bytes.contains(&None) {
-            return Err(Error::NoFallback);
-        }
-        let table = MergeTable::new(pieces.len() as u32, &candidates, merges.as_deref());
-        Ok(Self {
-            normalizer: Normalizer {
-                space_prefix: metadata.bool("tokenizer.ggml.add_space_prefix").unwrap_or(true),
-                prefix_unless_space: metadata.bool(PREFIX_UNLESS_SPACE_KEY).unwrap_or(false),
-                remove_extra_whitespaces: metadata.bool("tokenizer.ggml.remove_extra_whitespaces").unwrap_or(false),
-                charsmap: charsmap(metadata)?,
-            },
-            prefix_once: metadata.bool(PREFIX_ONCE_KEY).unwrap_or(false),
-            pieces,
-            user_defined,
-            dividers,
-            markers,
-            table,
-            bytes,
-        })
-    }
+    /// Where the tokenizer cannot.
+    fn encode(&self, text: &str, place: Place) -> Result<Vec<u32>, TokenizeError>;
 
-    /// The vocabulary: what ids print, which end a text, and so on.
-    pub fn pieces(&self) -> &Pieces {
-        &self.pieces
-    }
+    /// The bytes a token adds to a text: none for control tokens and for ids outside the vocabulary. They need not be
+    /// whole characters.
+    fn bytes(&self, id: u32) -> &[u8];
 
-    /// The ids of a plain text, without BOS or EOS. The text of a control piece, such as `</s>`, is plain text here.
-    pub fn encode(&self, text: &str) -> Vec<u32> {
-        let mut ids = Vec::with_capacity(text.len() / 3 + 1);
-        self.encode_divided(text, &self.dividers, true, &mut ids);
-        ids
-    }
+    /// The token as the vocabulary writes it, with `▁` for spaces and the like; nothing for ids outside it.
+    fn piece(&self, id: u32) -> &str;
 
-    /// As [`Self::encode`], for a plain text that follows a control piece: [`Self::encode_special`] gives these ids
-    /// for the same text there.
-    pub fn encode_after_marker(&self, text: &str) -> Vec<u32> {
-        let mut ids = Vec::with_capacity(text.len() / 3 + 1);
-        self.encode_divided(text, &self.dividers, !self.prefix_once, &mut ids);
-        ids
-    }
+    /// What the token is.
+    fn kind(&self, id: u32) -> PieceType;
 
-    /// The ids of a text in which the texts of control pieces mean those pieces: what a chat template renders to.
-    /// Without BOS or EOS but those the text spells.
-    ///
-    /// Not for text from outside: whoever wrote it could write control pieces.
-    pub fn encode_special(&self, text: &str) -> Vec<u32> {
-        let mut ids = Vec::with_capacity(text.len() / 3 + 1);
-        self.encode_divided(text, &self.markers, true, &mut ids);
-        ids
-    }
+    /// Whether the model says with this token that it is done: end of text, end of turn.
+    fn is_end(&self, id: u32) -> bool;
 
-    /// `prefix` is whether the first part begins a text, and so gets the space in front.
-    fn encode_divided(&self, text: &str, markers: &Trie, mut prefix: bool, ids: &mut Vec<u32>) {
-        let (mut start, mut at) = (0, 0);
-        while let Some(rest) = text.as_bytes().get(at..).filter(|rest| !rest.is_empty() && !markers.is_empty()) {
-            let Some((id, len)) = markers.longest_prefix(rest) else {
-                at += 1;
-                continue;
-            };
-            self.encode_part(&text[start..at], prefix, ids);
-            ids.push(id);
-            at += len;
-            start = at;
-            prefix = !self.prefix_once;
-        }
-        self.encode_part(&text[start..], prefix, ids);
-    }
+    /// The token that begins every text; `None` where the tokenizer says that none does.
+    fn begins_with(&self) -> Option<u32>;
 
-    /// The ids of a whole text, with BOS and EOS where the model wants them.
-    pub fn encode_document(&self, text: &str) -> Vec<u32> {
-        let mut ids: Vec<u32> = self.pieces.bos().filter(|_| self.pieces.add_bos()).into_iter().collect();
-        self.encode_divided(text, &self.dividers, true, &mut ids);
-        ids.extend(self.pieces.eos().filter(|_| self.pieces.add_eos()));
-        ids
-    }
-
-    fn encode_part(&self, text: &str, space_prefix: bool, ids: &mut Vec<u32>) {
-        let text = self.normalizer.normalize(text, &self.user_defined, space_prefix);
-        let mut merger = Merger::new(&self.table, Ids { tokenizer: self, ids, after_unknown: false });
-        let mut rest: &str = &text;
-        while let Some(char) = rest.chars().next() {
-            match self.user_defined.longest_prefix(rest.as_bytes()) {
-                Some((id, len)) => {
-                    merger.frozen(id);
-                    rest = &rest[len..];
-                }
-                None => {
-                    merger.char(char);
-                    rest = &rest[char.len_utf8()..];
-                }
-            }
-        }
-        merger.finish();
-    }
-
-    /// The text of ids. The inverse of [`Self::encode`] for every text without `▁` and without control pieces, but for
-    /// what the normalizer takes away: the space that the model wants in front of every text is taken off again, and
-    /// bytes that are no character become U+FFFD.
-    pub fn decode(&self, ids: &[u32]) -> String {
-        let mut bytes = Vec::new();
-        let mut at_start = self.normalizer.space_prefix;
-        for &id in ids {
-            let printed = self.pieces.bytes(id);
-            let ty = self.pieces.piece_type(id);
-            // Control pieces are no text, so the text has not begun with them.
-            if at_start && matches!(ty, Some(PieceType::Normal | PieceType::UserDefined)) {
-                bytes.extend_from_slice(printed.strip_prefix(b" ").unwrap_or(printed));
-            } else {
-                bytes.extend_from_slice(printed);
-            }
-            at_start &= printed.is_empty();
-        }
-        String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
-    }
+    /// The control tokens a template may write, and no message.
+    fn markers(&self) -> &Markers;
 }
 
-/// Holds a piece that is looked for in text to a length.
-fn check_length(text: &str, id: u32) -> Result<(), Error> {
-    match text.len() {
-        n_bytes if n_bytes > MAX_MERGED_BYTES => Err(Error::LongPiece { id, n_bytes, limit: MAX_MERGED_BYTES }),
-        _ => Ok(()),
+/// Whether every token is written the same and of the same kind in both.
+///
+/// # Errors
+/// Where not: what is not, as words that go on "cannot be used, because".
+pub fn same_vocabulary(model: &dyn Tokenizer, other: &dyn Tokenizer) -> Result<(), String> {
+    if model.n_tokens() != other.n_tokens() {
+        let (n_other, n_model) = (other.n_tokens(), model.n_tokens());
+        return Err(format!("it has a vocabulary of {n_other} tokens, and the model one of {n_model}"));
     }
-}
-
-/// The text of a piece that fills a row of the embedding which has none.
-pub(super) fn padding_text(id: u64) -> String {
-    format!("[PAD{id}]")
-}
-
-/// Collects ids.
-struct Ids<'a> {
-    tokenizer: &'a Tokenizer,
-    ids: &'a mut Vec<u32>,
-    /// Whether the last id is the unknown piece: a run of unknown characters is one.
-    after_unknown: bool,
-}
-
-impl Output for Ids<'_> {
-    fn piece(&mut self, id: u32) {
-        self.ids.push(id);
-        self.after_unknown = false;
-    }
-
-    fn unknown(&mut self, char: char) {
-        let tokenizer = self.tokenizer;
-        let mut buffer = [0; 4];
-        let bytes = char.encode_utf8(&mut buffer).bytes();
-        let start = self.ids.len();
-        for byte in bytes {
-            match tokenizer.bytes[usize::from(byte)] {
-                Some(id) => self.ids.push(id),
-                None => {
-                    self.ids.truncate(start);
-                    // Checked when the tokenizer was made: where a byte is missing, the unknown piece is there.
-                    self.ids.extend(tokenizer.pieces.unknown().filter(|_| !self.after_unknown));
-                    self.after_unknown = true;
-                    return;
-                }
-            }
-        }
-        self.after_unknown = false;
-    }
-}
-
-fn scores(metadata: &Metadata, n: usize) -> Result<Vec<f32>, Error> {
-    const KEY: &str = "tokenizer.ggml.scores";
-    match array(metadata, KEY) {
-        Some(Array::F32(scores)) if scores.len() == n && !scores.iter().any(|score| score.is_nan()) => {
-            Ok(scores.clone())
-        }
-        Some(Array::I32(scores)) if scores.len() == n => Ok(scores.iter().map(|&score| score as f32).collect()),
-        _ => Err(Error::Metadata { key: KEY, wanted: format!("an array of {n} 32-bit numbers") }),
-    }
-}
-
-/// nibble's own list of merges: `left right`, as in `tokenizer.ggml.merges`.
-fn merges(metadata: &Metadata) -> Result<Option<Vec<(&str, &str)>>, Error> {
-    match metadata.get(MERGES_KEY).map(|value| value.as_array()) {
-        None => Ok(None),
-        Some(Some(Array::String(merges))) => {
-            let pairs = merges.iter().map(|merge| merge.split_once(' ')).collect::<Option<Vec<_>>>();
-            pairs.map(Some).ok_or_else(|| missing(MERGES_KEY, "an array of pairs with a space between"))
-        }
-        Some(_) => Err(missing(MERGES_KEY, "an array of strings")),
-    }
-}
-
-fn charsmap(metadata: &Metadata) -> Result<Option<CharsMap>, Error> {
-    const KEY: &str = "tokenizer.ggml.precompiled_charsmap";
-    let signed;
-    let bytes = match metadata.get(KEY).map(|value| value.as_array()) {
-        None => return Ok(None),
-        Some(Some(Array::U8(bytes))) => bytes,
-        Some(Some(Array::I8(bytes))) => {
-            signed = bytes.iter().map(|&byte| byte as u8).collect();
-            &signed
-        }
-        Some(_) => return Err(missing(KEY, "an array of bytes")),
+    let piece = |codec: &dyn Tokenizer, id| {
+        let piece: String = codec.piece(id).chars().take(40).collect();
+        format!("'{piece}'")
     };
-    if bytes.is_empty() {
-        return Ok(None);
+    let kind = |codec: &dyn Tokenizer, id| format!("{:?}", codec.kind(id)).to_lowercase();
+    for id in ids(model) {
+        if model.piece(id) != other.piece(id) {
+            return Err(differs(id, &piece(other, id), &piece(model, id)));
+        }
+        if model.kind(id) != other.kind(id) {
+            return Err(differs(id, &kind(other, id), &kind(model, id)));
+        }
     }
-    CharsMap::new(bytes).map(Some).map_err(|why| Error::CharsMap { why })
+    if model.begins_with() != other.begins_with() {
+        return Err("its texts begin with another token than the model's".to_string());
+    }
+    Ok(())
+}
+
+/// Whether texts end with the same tokens in both, which have the same vocabulary.
+///
+/// # Errors
+/// Where not, as [`same_vocabulary`].
+pub fn same_ends(model: &dyn Tokenizer, other: &dyn Tokenizer) -> Result<(), String> {
+    let end = |codec: &dyn Tokenizer, id| if codec.is_end(id) { "an end token" } else { "no end token" };
+    match ids(model).find(|id| model.is_end(*id) != other.is_end(*id)) {
+        Some(id) => Err(differs(id, end(other, id), end(model, id))),
+        None => Ok(()),
+    }
+}
+
+fn ids(codec: &dyn Tokenizer) -> std::ops::Range<u32> {
+    0..u32::try_from(codec.n_tokens()).unwrap_or(u32::MAX)
+}
+
+fn differs(id: u32, here: &str, there: &str) -> String {
+    format!("in its vocabulary token {id} is {here}, in the model's {there}")
+}
+
+/// A hash of the vocabulary and of how texts begin: the same for models whose token ids mean the same.
+pub fn vocabulary_hash(codec: &dyn Tokenizer) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    for id in ids(codec) {
+        let piece = codec.piece(id).as_bytes();
+        hasher.update(&(piece.len() as u64).to_le_bytes());
+        hasher.update(piece);
+        hasher.update(format!("{:?}", codec.kind(id)).as_bytes());
+    }
+    hasher.update(format!("{:?}", codec.begins_with()).as_bytes());
+    hasher.finalize()
+}
+
+/// The texts that become control tokens where a template writes them.
+///
+/// Control tokens, end tokens, and those user-defined tokens that look like control tokens: Yi's vocabulary lists
+/// `<|im_start|>` as user-defined text, next to digits and HTML tags.
+#[derive(Clone, Debug, Default)]
+pub struct Markers {
+    // By first character; longest first.
+    by_first: BTreeMap<char, Vec<(String, u32)>>,
+    ids: Vec<u32>,
+}
+
+impl Markers {
+    /// The markers among `tokens` (id, piece, kind).
+    pub fn new<'a>(tokens: impl IntoIterator<Item = (u32, &'a str, PieceType)>, is_end: impl Fn(u32) -> bool) -> Self {
+        let mut markers = Self::default();
+        for (id, piece, kind) in tokens {
+            let marker = match kind {
+                PieceType::Control | PieceType::Unknown => true,
+                PieceType::UserDefined => is_end(id) || looks_like_control(piece),
+                PieceType::Normal | PieceType::Unused | PieceType::Byte => is_end(id),
+            };
+            // A single character cannot be taken apart, so it cannot be kept out of a message either.
+            if marker && piece.chars().nth(1).is_some() {
+                let first = piece.chars().next().unwrap_or_default();
+                markers.by_first.entry(first).or_default().push((piece.to_string(), id));
+                markers.ids.push(id);
+            }
+        }
+        for list in markers.by_first.values_mut() {
+            list.sort_by_key(|(piece, id)| (std::cmp::Reverse(piece.len()), *id));
+        }
+        markers.ids.sort_unstable();
+        markers
+    }
+
+    /// The longest marker that `text` begins with: its length in bytes and its id.
+    pub fn at_start(&self, text: &str) -> Option<(usize, u32)> {
+        let list = self.by_first.get(&text.chars().next()?)?;
+        list.iter().find(|(piece, _)| text.starts_with(piece.as_str())).map(|(piece, id)| (piece.len(), *id))
+    }
+
+    /// Whether `id` is a marker.
+    pub fn contains(&self, id: u32) -> bool {
+        self.ids.binary_search(&id).is_ok()
+    }
+
+    /// The characters that markers begin with.
+    pub fn first_characters(&self) -> impl Iterator<Item = char> + '_ {
+        self.by_first.keys().copied()
+    }
+
+    /// The text of the marker `id`.
+    pub fn text(&self, id: u32) -> Option<&str> {
+        self.by_first.values().flatten().find(|(_, i)| *i == id).map(|(piece, _)| piece.as_str())
+    }
+}
+
+/// `<|...|>`, with ordinary or full-width bars.
+fn looks_like_control(piece: &str) -> bool {
+    let between = |open, close| piece.strip_prefix(open).is_some_and(|rest: &str| rest.ends_with(close));
+    between("<|", "|>") || between("<｜", "｜>")
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    use PieceType::{Byte, Control, Normal, Unknown, Unused, UserDefined};
-
-    fn vocabulary(pieces: &[(&str, f32, PieceType)]) -> Metadata {
-        let mut metadata = Metadata::new();
-        metadata.set("tokenizer.ggml.model", "llama");
-        metadata.set("tokenizer.ggml.tokens", pieces.iter().map(|piece| piece.0.to_string()).collect::<Vec<_>>());
-        metadata.set("tokenizer.ggml.scores", pieces.iter().map(|piece| piece.1).collect::<Vec<_>>());
-        metadata.set("tokenizer.ggml.token_type", pieces.iter().map(|piece| piece.2 as i32).collect::<Vec<_>>());
-        metadata.set("tokenizer.ggml.add_space_prefix", false);
-        metadata
+    /// Yi's vocabulary in miniature: every character is a token, user-defined pieces are found in plain text as
+    /// sentencepiece finds them, control pieces are not.
+    pub struct Toy {
+        pieces: Vec<(&'static str, PieceType)>,
+        markers: Markers,
+        pub space_prefix: bool,
+        pub prefix_once: bool,
+        pub bos: Option<u32>,
     }
 
-    const LETTERS: [(&str, f32, PieceType); 9] = [
-        ("<unk>", 0.0, Unknown),
-        ("<s>", 0.0, Control),
-        ("</s>", 0.0, Control),
-        ("▁", -9.0, Normal),
-        ("a", -9.0, Normal),
-        ("b", -9.0, Normal),
-        ("ab", -2.0, Normal),
-        ("▁a", -1.0, Normal),
-        ("aba", -3.0, Normal),
-    ];
+    /// Ids from here on are characters.
+    pub const CHARACTERS: u32 = 100;
 
-    fn tokenizer(change: impl FnOnce(&mut Metadata)) -> Tokenizer {
-        let mut metadata = vocabulary(&LETTERS);
-        change(&mut metadata);
-        Tokenizer::from_metadata(&metadata).unwrap()
+    impl Toy {
+        pub fn new() -> Self {
+            use PieceType::*;
+            let pieces = vec![
+                ("<unk>", Unknown),
+                ("<|startoftext|>", Control),
+                ("<|endoftext|>", Control),
+                ("[INST]", Control),
+                ("</s>", Control),
+                ("<p>", UserDefined),
+                ("<|im_start|>", UserDefined),
+                ("<|im_end|>", UserDefined),
+                ("<|im_sep|>", UserDefined),
+                ("<|im_end|>x", Normal),
+            ];
+            let listed = pieces.iter().zip(0u32..).map(|((piece, kind), id)| (id, *piece, *kind));
+            let markers = Markers::new(listed, |id| matches!(id, 2 | 7));
+            Self { pieces, markers, space_prefix: false, prefix_once: false, bos: None }
+        }
+
+        /// What a model reads: markers as `{7}`, text as it is.
+        pub fn show(ids: &[u32]) -> String {
+            ids.iter()
+                .map(|&id| match id.checked_sub(CHARACTERS) {
+                    Some(c) => char::from_u32(c).unwrap().to_string(),
+                    None => format!("{{{id}}}"),
+                })
+                .collect()
+        }
     }
 
-    fn error(change: impl FnOnce(&mut Metadata)) -> String {
-        let mut metadata = vocabulary(&LETTERS);
-        change(&mut metadata);
-        match Tokenizer::from_metadata(&metadata) {
-            Ok(_) => panic!("accepted"),
-            Err(error) => error.to_string(),
+    impl Tokenizer for Toy {
+        fn n_tokens(&self) -> usize {
+            CHARACTERS as usize + 0x11_0000
+        }
+
+        fn encode(&self, text: &str, place: Place) -> Result<Vec<u32>, TokenizeError> {
+            let mut ids = Vec::new();
+            let begins = match place {
+                Place::Start => true,
+                Place::AfterMarker => !self.prefix_once,
+                Place::Inside => false,
+            };
+            let prefix = if self.space_prefix && begins && !text.is_empty() { "▁" } else { "" };
+            let text = format!("{prefix}{text}");
+            let mut rest = text.as_str();
+            while let Some(c) = rest.chars().next() {
+                let user = self
+                    .pieces
+                    .iter()
+                    .zip(0u32..)
+                    .find(|((piece, kind), _)| matches!(kind, PieceType::UserDefined) && rest.starts_with(piece));
+                let (len, id) = match user {
+                    Some(((piece, _), id)) => (piece.len(), id),
+                    None => (c.len_utf8(), CHARACTERS + c as u32),
+                };
+                ids.push(id);
+                rest = &rest[len..];
+            }
+            Ok(ids)
+        }
+
+        fn bytes(&self, id: u32) -> &[u8] {
+            self.piece(id).as_bytes()
+        }
+
+        fn piece(&self, id: u32) -> &str {
+            self.pieces.get(id as usize).map_or("", |(piece, _)| piece)
+        }
+
+        fn kind(&self, id: u32) -> PieceType {
+            self.pieces.get(id as usize).map_or(PieceType::Normal, |(_, kind)| *kind)
+        }
+
+        fn is_end(&self, id: u32) -> bool {
+            matches!(id, 2 | 7)
+        }
+
+        fn begins_with(&self) -> Option<u32> {
+            self.bos
+        }
+
+        fn markers(&self) -> &Markers {
+            &self.markers
         }
     }
 
     #[test]
-    fn the_highest_score_is_merged_first_and_the_leftmost_of_equals() {
-        let tokenizer = tokenizer(|_| {});
-        assert_eq!(tokenizer.encode(" ab"), [7, 5]);
-        assert_eq!(tokenizer.encode("abab"), [6, 6]);
-        assert_eq!(tokenizer.encode("aba"), [8]);
-        assert_eq!(tokenizer.encode("ababa"), [6, 8], "'ab' twice, then what is left over");
-        assert_eq!(tokenizer.encode(""), [0u32; 0]);
-    }
-
-    #[test]
-    fn a_run_of_unknown_characters_is_one_unknown_piece() {
-        let tokenizer = tokenizer(|_| {});
-        assert_eq!(tokenizer.encode("零一a零 b万"), [0, 4, 0, 3, 5, 0]);
-    }
-
-    #[test]
-    fn the_text_of_a_control_piece_is_text_unless_a_template_wrote_it() {
-        let tokenizer = tokenizer(|_| {});
-        assert_eq!(tokenizer.encode("<s>a"), [0, 4]);
-        assert_eq!(tokenizer.encode_special("<s>a</s></s>b"), [1, 4, 2, 2, 5]);
-        assert_eq!(tokenizer.encode_special("a<s"), [4, 0]);
-    }
-
-    #[test]
-    fn the_space_in_front_follows_the_rules_of_the_file() {
-        let prefix = |keys: &[&str]| {
-            tokenizer(|m| {
-                m.set("tokenizer.ggml.add_space_prefix", true);
-                keys.iter().for_each(|key| m.set(*key, true));
-            })
-        };
-        let always = prefix(&[]);
-        assert_eq!(always.encode("a"), [7]);
-        assert_eq!(always.encode(" a"), [3, 7]);
-        assert_eq!(always.encode_special("<s>a</s>a"), [1, 7, 2, 7]);
-        assert_eq!(always.decode(&[7, 7]), "a a");
-        assert_eq!(always.decode(&[1, 7]), "a", "a control piece is no text");
-        assert_eq!(prefix(&[PREFIX_ONCE_KEY]).encode_special("a</s>a"), [7, 2, 4]);
-        assert_eq!(prefix(&[PREFIX_ONCE_KEY]).encode_special("<s>a"), [1, 4]);
-        assert_eq!(prefix(&[PREFIX_ONCE_KEY]).encode_after_marker("a"), [4]);
-        assert_eq!(prefix(&[PREFIX_ONCE_KEY]).encode("a"), [7]);
-        assert_eq!(always.encode_after_marker("a"), [7]);
-        assert_eq!(prefix(&[PREFIX_UNLESS_SPACE_KEY]).encode(" a"), [7]);
-    }
-
-    #[test]
-    fn added_tokens_begin_a_text_anew_where_the_file_says_so() {
-        let mut pieces = LETTERS.to_vec();
-        pieces.push(("<x>", 0.0, UserDefined));
-        let mut metadata = vocabulary(&pieces);
-        metadata.set("tokenizer.ggml.add_space_prefix", true);
-        let ids = |metadata: &Metadata| Tokenizer::from_metadata(metadata).unwrap().encode("<x>a");
-        assert_eq!(ids(&metadata), [3, 9, 4], "sentencepiece's own pieces do not");
-        metadata.set(PREFIX_AFTER_KEY, vec![9u32, 77]);
-        assert_eq!(ids(&metadata), [9, 7]);
-    }
-
-    #[test]
-    fn user_defined_pieces_are_found_longest_first_and_never_merged() {
-        let mut pieces = LETTERS.to_vec();
-        pieces.extend([("▁▁", 0.0, UserDefined), ("▁▁▁", 0.0, UserDefined), ("b!", 0.0, UserDefined)]);
-        let tokenizer = Tokenizer::from_metadata(&vocabulary(&pieces)).unwrap();
-        assert_eq!(tokenizer.encode("     a"), [10, 9, 4]);
-        assert_eq!(tokenizer.encode("ab!a"), [4, 11, 4]);
-        assert_eq!(tokenizer.decode(&[10, 11]), "   b!");
-    }
-
-    #[test]
-    fn unused_pieces_fall_apart_again() {
-        let mut pieces = LETTERS.to_vec();
-        pieces[6].2 = Unused;
-        let tokenizer = Tokenizer::from_metadata(&vocabulary(&pieces)).unwrap();
-        assert_eq!(tokenizer.encode("ab零"), [4, 5, 0]);
-        assert_eq!(tokenizer.encode("aba"), [8], "but may be steps on the way");
-    }
-
-    #[test]
-    fn rows_without_a_piece_are_not_found_in_text() {
-        let mut pieces = LETTERS.to_vec();
-        pieces.extend([("[PAD9]", 0.0, Unused), ("[PAD", -1.0, Normal), ("9]", -1.0, Normal)]);
-        let tokenizer = Tokenizer::from_metadata(&vocabulary(&pieces)).unwrap();
-        assert!(tokenizer.table.can_spell(8) && !tokenizer.table.can_spell(9));
-        assert!(tokenizer.encode("[PAD9]").iter().all(|&id| id != 9));
-    }
-
-    #[test]
-    fn spaces_are_dropped_where_the_file_says_so() {
-        let tokenizer = tokenizer(|m| m.set("tokenizer.ggml.remove_extra_whitespaces", true));
-        assert_eq!(tokenizer.encode("  a   b  "), [4, 3, 5]);
-        assert_eq!(tokenizer.encode("   "), [0u32; 0]);
-    }
-
-    #[test]
-    fn own_merges_replace_scores() {
-        let tokenizer = tokenizer(|m| m.set(MERGES_KEY, vec!["a b".to_string(), "x y".to_string()]));
-        assert_eq!(tokenizer.encode(" aba"), [3, 6, 4]);
-    }
-
-    #[test]
-    fn bytes_stand_for_what_no_piece_spells() {
-        let names: Vec<String> = (0..=255u8).map(|byte| format!("<0x{byte:02X}>")).collect();
-        let mut pieces = LETTERS.to_vec();
-        pieces.extend(names.iter().map(|name| (name.as_str(), 0.0, Byte)));
-        let tokenizer = Tokenizer::from_metadata(&vocabulary(&pieces)).unwrap();
-        assert_eq!(tokenizer.encode("é\n"), [9 + 0xc3, 9 + 0xa9, 9 + 0x0a]);
-        assert_eq!(tokenizer.decode(&[9 + 0xc3, 9 + 0xa9, 9 + 0xff, 4]), "é\u{fffd}a");
-    }
-
-    #[test]
-    fn refuses_what_would_not_work() {
-        assert!(error(|m| m.set("tokenizer.ggml.model", "gpt2")).contains("'gpt2'"));
-        assert!(error(|m| drop(m.remove("tokenizer.ggml.scores"))).contains("scores"));
-        assert!(error(|m| m.set("tokenizer.ggml.scores", vec![0f32; 8])).contains("array of 9"));
-        assert!(error(|m| m.set("tokenizer.ggml.scores", vec![f32::NAN; 9])).contains("scores"));
-        assert!(error(|m| m.set("tokenizer.ggml.token_type", vec![1i32; 9])).contains("neither an unknown piece"));
-        assert!(error(|m| m.set("tokenizer.ggml.precompiled_charsmap", vec![1u8])).contains("header"));
-        assert!(error(|m| m.set("tokenizer.ggml.precompiled_charsmap", vec![9u8; 8])).contains("ends past"));
-        assert!(error(|m| m.set("tokenizer.ggml.precompiled_charsmap", "x")).contains("array of bytes"));
-        assert!(error(|m| m.set(MERGES_KEY, vec!["ab".to_string()])).contains("pairs"));
-        assert!(error(|m| m.set(MERGES_KEY, 1u32)).contains("array of strings"));
-        let long = "a".repeat(MAX_MERGED_BYTES + 1);
-        let mut pieces = LETTERS.to_vec();
-        pieces[8].0 = &long;
-        for ty in [Normal, Control, UserDefined, Unused] {
-            pieces[8].2 = ty;
-            let refused = Tokenizer::from_metadata(&vocabulary(&pieces));
-            assert!(matches!(refused, Err(Error::LongPiece { id: 8, .. })), "{ty:?}");
-        }
-        let many: Vec<String> = (0..MAX_TRIE_BYTES / 1000 + 1).map(|i| format!("{i:01000}")).collect();
-        pieces.truncate(8);
-        pieces.extend(many.iter().map(|text| (text.as_str(), 0.0, UserDefined)));
-        assert!(matches!(Tokenizer::from_metadata(&vocabulary(&pieces)), Err(Error::LongPieces { .. })));
-    }
-
-    #[test]
-    fn a_megabyte_of_one_character_is_no_trouble() {
-        // Anything quadratic would take hours here.
-        let tokenizer = tokenizer(|_| {});
-        assert_eq!(tokenizer.encode(&"ab".repeat(1 << 19)).len(), 1 << 19);
-        assert_eq!(tokenizer.encode(&"a".repeat(1 << 20)).len(), 1 << 20);
-        assert_eq!(tokenizer.encode(&"零".repeat(1 << 20)), [0]);
+    fn markers_are_control_tokens_and_what_looks_like_them() {
+        let toy = Toy::new();
+        let found = |text: &str| toy.markers().at_start(text);
+        assert_eq!(found("<|im_end|> and more"), Some((10, 7)));
+        assert_eq!(found("<|im_end|"), None);
+        assert_eq!(found("</s>"), Some((4, 4)));
+        assert_eq!(found("[INST] hi"), Some((6, 3)));
+        assert_eq!(found("<p>"), None, "an HTML tag is text, though it is user-defined");
+        assert_eq!(found(""), None);
+        assert!(toy.markers().contains(8) && !toy.markers().contains(5) && !toy.markers().contains(9));
+        assert_eq!(toy.markers().text(6), Some("<|im_start|>"));
     }
 }

@@ -1,6 +1,6 @@
 //! What a line means: a message, or a command that begins with a slash.
 
-use crate::near;
+use crate::base::suggest;
 
 /// What was typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,8 +154,8 @@ fn unknown(typed: &str) -> String {
     let short: String = typed.chars().take(30).collect();
     let dots = if short.len() < typed.len() { "..." } else { "" };
     let names = KNOWN.iter().map(|k| k.name).chain(ALIASES.iter().map(|(alias, _)| *alias));
-    let near: Vec<String> = near::near(typed, names).into_iter().map(|name| format!("/{name}")).collect();
-    let question = near::question(&near).unwrap_or_else(|| "/help lists them.".to_string());
+    let near: Vec<String> = suggest::suggest(typed, names).into_iter().map(|name| format!("/{name}")).collect();
+    let question = suggest::question(&near).unwrap_or_else(|| "/help lists them.".to_string());
     format!("there is no command /{short}{dots}; {question} A message that begins with a slash is written with two.")
 }
 

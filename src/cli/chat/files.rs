@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
+use crate::base::atomic_file::AtomicFile;
 use crate::chat::Conversation;
-use crate::partial::Partial;
 
 /// Larger files are no conversations.
 const MAX_BYTES: u64 = 64 << 20;
@@ -28,7 +28,7 @@ pub fn save(path: &Path, text: &str, replace: bool) -> anyhow::Result<()> {
         bail!("{} is a folder", path.display());
     }
     let cannot = || format!("cannot write {}", path.display());
-    let mut file = Partial::create(path).with_context(cannot)?;
+    let mut file = AtomicFile::create(path).with_context(cannot)?;
     file.write_all(text.as_bytes()).with_context(cannot)?;
     match file.finish(replace) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {

@@ -19,10 +19,10 @@ use rustyline::{
 
 use unicode_width::UnicodeWidthChar;
 
-use super::super::out::drives;
 use super::command::{self, is_open};
 use super::files;
 use super::settings;
+use crate::base::display::drives;
 
 /// What came.
 #[derive(Debug, PartialEq, Eq)]
@@ -164,7 +164,7 @@ fn make_private_folder(path: &Path) -> io::Result<()> {
     builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(crate::partial::folder(path))
+    builder.create(crate::base::atomic_file::folder(path))
 }
 
 /// Where what was typed is kept: `$NIBBLE_HISTORY`, which may be empty for nowhere, or a file in the folder that the

@@ -1,13 +1,12 @@
 //! What is shown: answers on standard output, everything else on standard error, so that a script reads the answers
 //! alone. Nothing that comes from a model or a file drives the terminal.
 
+use crate::base::display::{printable, printable_lines};
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 
 use unicode_width::UnicodeWidthChar;
-
-use super::super::out::{printable, printable_lines};
 
 /// Where things are shown.
 pub struct Screen {

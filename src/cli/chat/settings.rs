@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::near;
+use crate::base::suggest;
 use crate::sample::{self, Params};
 
 /// The settings.
@@ -123,8 +123,8 @@ fn switch(name: &str, value: &str) -> Result<bool, String> {
 
 /// There is no such setting.
 fn unknown(name: &str) -> String {
-    let near: Vec<String> = near::near(name, names()).into_iter().map(str::to_string).collect();
-    match near::question(&near) {
+    let near: Vec<String> = suggest::suggest(name, names()).into_iter().map(str::to_string).collect();
+    match suggest::question(&near) {
         Some(question) => format!("there is no setting '{name}'; {question}"),
         None => format!("there is no setting '{name}'; /set lists them"),
     }

@@ -6,10 +6,14 @@ use std::time::{Duration, Instant};
 use super::super::progress::Patient;
 use super::screen::Screen;
 use super::settings::Settings;
-use crate::chat::{self, CodecError, Conversation, Fit, StopText, Template, TextCodec, Utf8Stream, Written};
+use crate::chat::{self, Conversation, Fit, StopText, Template, Utf8Stream, Written};
 use crate::constrain::Constraint;
-use crate::runtime::{self, Draft, Finish, GenerateOptions, Model, Session, Speculation, Writer};
+use crate::engine;
+use crate::engine::{Draft, Finish, GenerateOptions, Speculation, Writer};
+use crate::llama;
+use crate::llama::{Model, Session};
 use crate::sample::Sampler;
+use crate::vocab::{TokenizeError, Tokenizer};
 
 /// A model that somebody talks to.
 pub struct Talk {
@@ -81,7 +85,7 @@ pub enum Ended {
     /// Nobody reads it.
     Unread,
     /// Something failed. What was written until then stays.
-    Failed(runtime::Error),
+    Failed(llama::Error),
 }
 
 /// An answer that is in the conversation now.
@@ -121,11 +125,11 @@ pub enum Unanswered {
     Template(#[from] chat::Error),
     /// The model failed.
     #[error(transparent)]
-    Runtime(#[from] runtime::Error),
+    Runtime(#[from] llama::Error),
 }
 
-impl From<CodecError> for Unanswered {
-    fn from(error: CodecError) -> Self {
+impl From<TokenizeError> for Unanswered {
+    fn from(error: TokenizeError) -> Self {
         Self::Runtime(error.into())
     }
 }
@@ -146,7 +150,7 @@ impl Reply {
     }
 
     /// Takes a token; shows what is certain. Gives whether a stop text came up, and whether it is read.
-    fn push(&mut self, token: u32, codec: &dyn TextCodec, screen: &mut Screen) -> (bool, ControlFlow<()>) {
+    fn push(&mut self, token: u32, codec: &dyn Tokenizer, screen: &mut Screen) -> (bool, ControlFlow<()>) {
         let (mut decoded, mut text) = (String::new(), String::new());
         self.tokens.push(token);
         self.utf8.push(codec.bytes(token), &mut decoded);
@@ -156,7 +160,7 @@ impl Reply {
     }
 
     /// Shows what was held back. Where the answer was cut short, half a character at its end goes.
-    fn finish(&mut self, was_cut: bool, codec: &dyn TextCodec, screen: &mut Screen) {
+    fn finish(&mut self, was_cut: bool, codec: &dyn Tokenizer, screen: &mut Screen) {
         let (mut decoded, mut text) = (String::new(), String::new());
         if was_cut {
             drop_half_character(&mut self.tokens, |id| codec.bytes(id));
@@ -196,7 +200,7 @@ impl Talk {
         settings: Settings,
         aids: Aids,
         stop: Vec<String>,
-    ) -> Result<Self, runtime::Error> {
+    ) -> Result<Self, llama::Error> {
         let sampler = sampler(&settings, session.model().codec())?;
         let (conversation, total) = (Conversation::default(), Turn::default());
         Ok(Self { session, template, sampler, aids, stop, settings, conversation, last: None, total })
@@ -305,9 +309,9 @@ impl Talk {
             Fit::TooLong(tokens) => return Err(Unanswered::TooLong { tokens, n_ctx, least }),
         };
         if let Some(constraint) = &mut self.aids.constraint {
-            constraint.restart().map_err(runtime::Error::from)?;
+            constraint.restart().map_err(llama::Error::from)?;
             for token in &reply.tokens {
-                constraint.accept(*token).map_err(runtime::Error::from)?;
+                constraint.accept(*token).map_err(llama::Error::from)?;
             }
         }
         let mut turn = Turn::default();
@@ -365,12 +369,12 @@ impl Talk {
         reply: &mut Reply,
         turn: &mut Turn,
         screen: &mut Screen,
-    ) -> Result<Ended, runtime::Error> {
+    ) -> Result<Ended, llama::Error> {
         let start = Instant::now();
         let mut progress = None;
         let held = match self.read(prompt, &mut progress) {
             Ok(held) => held,
-            Err(runtime::Error::Cancelled) => return Ok(Ended::Stopped),
+            Err(llama::Error::Cancelled) => return Ok(Ended::Stopped),
             Err(error) => return Err(error),
         };
         let read_time = start.elapsed();
@@ -380,7 +384,7 @@ impl Talk {
         let (mut stopped, mut unread) = (false, false);
         let Aids { constraint, draft } = &mut self.aids;
         let writer = Writer { sampler: &mut self.sampler, constraint: constraint.as_mut(), draft: draft.as_mut() };
-        let done = runtime::generate(&mut self.session, writer, prompt, &options, |step| {
+        let done = engine::generate(&mut self.session, writer, prompt, &options, |step| {
             progress = None;
             let Some(token) = step.token else { return ControlFlow::Continue(()) };
             let (stop, flow) = reply.push(token, model.codec(), screen);
@@ -406,7 +410,7 @@ impl Talk {
 
     /// Reads all of a prompt but its last batch, which is left to the writing, and shows how far it is where that takes
     /// long. Gives the tokens that the context held already.
-    fn read(&mut self, prompt: &[u32], progress: &mut Option<Patient>) -> Result<usize, runtime::Error> {
+    fn read(&mut self, prompt: &[u32], progress: &mut Option<Patient>) -> Result<usize, llama::Error> {
         let held = self.session.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let held = held.min(prompt.len().saturating_sub(1));
         let n_batch = self.session.n_batch().max(1);
@@ -421,12 +425,12 @@ impl Talk {
     }
 }
 
-fn sampler(settings: &Settings, codec: &dyn TextCodec) -> Result<Sampler, crate::sample::Error> {
+fn sampler(settings: &Settings, codec: &dyn Tokenizer) -> Result<Sampler, crate::sample::Error> {
     Sampler::with_text(&settings.params, codec.n_tokens(), |id| codec.bytes(id))
 }
 
 /// Whether tokens spell a text exactly, and no control token is among them: then they can stand for it.
-fn spells(tokens: &[u32], text: &str, codec: &dyn TextCodec) -> bool {
+fn spells(tokens: &[u32], text: &str, codec: &dyn Tokenizer) -> bool {
     let bytes = tokens.iter().flat_map(|id| codec.bytes(*id));
     bytes.eq(text.as_bytes()) && !tokens.iter().any(|id| codec.markers().contains(*id))
 }

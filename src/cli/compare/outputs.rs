@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use crate::partial::Partial;
-use crate::quality::report;
-use crate::quality::results::Results;
+use crate::base::atomic_file::AtomicFile;
+use crate::report;
+use crate::report::results::Results;
 
 /// Where to write what was found. Files are written anew as each candidate is done, so that nothing is lost.
 #[derive(Debug, clap::Args)]
@@ -51,7 +51,7 @@ impl Outputs {
             if !self.force && path.symlink_metadata().is_ok() {
                 bail!("{} exists already; --force replaces it", path.display());
             }
-            Partial::create(path).with_context(|| format!("{} could not be written", path.display()))?;
+            AtomicFile::create(path).with_context(|| format!("{} could not be written", path.display()))?;
         }
         Ok(())
     }
@@ -70,7 +70,7 @@ impl Outputs {
     }
 
     fn write_one(&self, path: &Path, text: &str) -> io::Result<()> {
-        let mut file = Partial::create(path)?;
+        let mut file = AtomicFile::create(path)?;
         file.write_all(text.as_bytes())?;
         file.finish(self.force)
     }

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use super::{CONFIDENCE, Work};
+use crate::base::display::printable;
 use crate::cli::interrupt::Interrupted;
-use crate::cli::out::printable;
 use crate::cli::progress;
-use crate::quality::tasks::{self, Identity, Kept, QuestionResult, RunOptions, Task, TaskOptions};
-use crate::runtime::{self, Branches, Model, SessionOptions};
+use crate::engine::Loglikelihoods;
+use crate::evaluate::tasks::{self, Identity, Kept, QuestionResult, RunOptions, Task, TaskOptions};
+use crate::llama;
+use crate::llama::{Model, SessionOptions};
 
 /// Which tasks, and how.
 #[derive(Clone, Debug, clap::Args)]
@@ -128,7 +130,7 @@ fn score(
     task: &Task,
     results: &[QuestionResult],
     reference: Option<&[QuestionResult]>,
-) -> crate::quality::results::TaskScores {
+) -> crate::report::results::TaskScores {
     tasks::score(task.format.scores, results, reference, CONFIDENCE)
 }
 
@@ -136,11 +138,11 @@ fn score(
 fn answer(work: &mut Work, path: &Path, name: &str, tasks: &[Task]) -> anyhow::Result<Answers> {
     let args = &work.args.tasks;
     let session = SessionOptions { n_ctx: args.ctx, ..work.args.texts.engine.session(work.cancel.clone()) };
-    let of_model = Branches::options(&session);
+    let of_model = Loglikelihoods::options(&session);
     let bar = progress::Steps::new(1, work.args.is_silent());
     bar.say(&format!("loading {name}"));
     let model = match work.args.texts.engine.load(path, &of_model, 0) {
-        Err(runtime::Error::LoadCancelled) => return Err(Interrupted("loading was interrupted".to_string()).into()),
+        Err(llama::Error::LoadCancelled) => return Err(Interrupted("loading was interrupted".to_string()).into()),
         model => model?,
     };
     let options = RunOptions { session, together: None };

@@ -3,19 +3,21 @@
 use anyhow::bail;
 
 use super::{Args, Work};
-use crate::chat::{same_vocabulary, vocabulary_hash};
 use crate::cli::interrupt::Interrupted;
 use crate::cli::machine::{EngineArgs, interruptible};
 use crate::cli::progress;
+use crate::evaluate::assemble;
+use crate::evaluate::diagnose::first_broken;
+use crate::evaluate::measure::{self, Against, Measured, Measurement, Options};
+use crate::evaluate::read::{Failure, session_for};
+use crate::evaluate::text::{self, Cut, Named, Text};
+use crate::evaluate::trace::Trace;
 use crate::gguf::Gguf;
-use crate::quality::assemble;
-use crate::quality::diagnose::first_broken;
-use crate::quality::measure::{self, Against, Measured, Measurement, Options};
-use crate::quality::read::{Failure, session_for};
-use crate::quality::results::Slice;
-use crate::quality::text::{self, Cut, Named, Text};
-use crate::quality::trace::Trace;
-use crate::runtime::{self, KvType, Model, SessionOptions, Shape};
+use crate::llama;
+use crate::llama::{KvType, Model, SessionOptions};
+use crate::placement::Shape;
+use crate::report::results::Slice;
+use crate::vocab::{same_vocabulary, vocabulary_hash};
 
 /// Comparing by texts.
 #[derive(Debug, clap::Args)]
@@ -55,7 +57,7 @@ impl TextArgs {
     /// # Errors
     /// Where that is impossible with such a reference.
     pub(super) fn check(&self, args: &Args, is_trace: bool) -> anyhow::Result<bool> {
-        runtime::set_verbose(self.verbose);
+        llama::set_verbose(self.verbose);
         let runs = is_trace || self.is_given() || args.tasks.is_given();
         if runs && args.reference.is_dir() {
             let folder = args.reference.display();
@@ -150,8 +152,8 @@ fn against_model(work: &mut Work, texts: &[Text], session: SessionOptions) -> an
                 }
                 Err(reason) => work.fail(i, other_tokenizer(&reason)),
             },
-            Err(runtime::Error::LoadCancelled) => return Err(Interrupted("loading was interrupted".to_string()).into()),
-            Err(error @ runtime::Error::Memory(_)) => {
+            Err(llama::Error::LoadCancelled) => return Err(Interrupted("loading was interrupted".to_string()).into()),
+            Err(error @ llama::Error::Memory(_)) => {
                 work.fail(
                     i,
                     format!("{error}; with a trace of the reference (nibble trace) only one model is in memory"),
@@ -201,7 +203,7 @@ fn against_trace(work: &mut Work, trace: &Trace, texts: &[Text], session: Sessio
         bar.say(&format!("loading {name}"));
         let model = match work.args.texts.engine.load(&work.paths[i], &of_models, 0) {
             Ok(model) => model,
-            Err(runtime::Error::LoadCancelled) => {
+            Err(llama::Error::LoadCancelled) => {
                 work.results.interrupted = true;
                 return Ok(());
             }

@@ -6,12 +6,13 @@ use std::sync::atomic::AtomicBool;
 
 use unicode_width::UnicodeWidthStr;
 
-use crate::cli::out::{Out, printable};
+use crate::base::display::printable;
+use crate::cli::out::Out;
 use crate::cli::table::{self, Align};
 use crate::cli::{interrupt, progress};
 use crate::convert::Importance;
-use crate::quality::results::{TensorError, WeightErrors};
-use crate::quality::weights::{Error, Job};
+use crate::report::results::{TensorError, WeightErrors};
+use crate::weights::{Error, Job};
 
 /// Tensors that are shown of a candidate, the worst first; of several candidates fewer each.
 const MOST_TENSORS: usize = 10;
@@ -252,7 +253,7 @@ fn cosine(cosine: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quality::results::{RoleError, WeightError};
+    use crate::report::results::{RoleError, WeightError};
 
     fn error(relative: f64, weighted: Option<f64>) -> WeightError {
         WeightError { rmse: relative / 50.0, relative, cosine: 1.0 - relative * relative / 2.0, weighted }

@@ -7,11 +7,12 @@ use serde_json::{Value as Json, json};
 
 use super::text::{self, shorten};
 use super::{TensorReport, suggestion};
+use crate::base::display::printable;
+use crate::base::units;
 use crate::checkpoint::{Checkpoint, DType, Tensor};
 use crate::cli::groups::groups;
-use crate::cli::out::{Out, printable};
+use crate::cli::out::Out;
 use crate::cli::table::{self, Align};
-use crate::cli::units;
 use crate::gguf::TensorInfo;
 
 /// The longest value of `config.json` that a table shows, in characters.

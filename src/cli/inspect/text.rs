@@ -6,11 +6,12 @@ use super::TensorReport;
 use super::facts::Summary;
 use super::json::info_index;
 use super::stats::Histogram;
+use crate::base::display::printable;
+use crate::base::units;
 use crate::cli::groups::{Group, groups, layer_list};
 use crate::cli::making;
-use crate::cli::out::{Out, printable};
+use crate::cli::out::Out;
 use crate::cli::table::{self, Align};
-use crate::cli::units;
 use crate::gguf::{self, Array, Gguf, Metadata, Value};
 use crate::verify::Provenance;
 

@@ -30,10 +30,10 @@ use peft::{Factor, Part, Settings};
 
 use super::{general_metadata, name, output, provenance, set_base_models};
 use crate::arch::Transform;
+use crate::base::atomic_file::AtomicFile;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::convert;
 use crate::gguf::{DEFAULT_ALIGNMENT, Layout, Metadata, TensorInfo, TensorType};
-use crate::partial::Partial;
 use crate::quant;
 use crate::recipe::QUANTIZATION_VERSION;
 
@@ -184,7 +184,7 @@ impl Job {
         provenance::record_hashes(&mut metadata, &hashes);
         // The hashes had their room from the start, so that every offset is as planned.
         let layout = Layout::new(&metadata, self.layout.tensors().to_vec(), DEFAULT_ALIGNMENT, None)?;
-        let mut file = Partial::create(&self.output).map_err(failed)?;
+        let mut file = AtomicFile::create(&self.output).map_err(failed)?;
         let mut problem = None;
         let written = layout.write_part(0, &mut file, |i| {
             let data = match cancel.load(Ordering::Relaxed) {

@@ -1,0 +1,10 @@
+//! What every room may use.
+
+pub mod atomic_file;
+pub mod display;
+pub mod math;
+pub mod mmap;
+pub mod random;
+pub mod suggest;
+pub mod threads;
+pub mod units;

@@ -1,0 +1,451 @@
+//! Tasks: questions with known answers, as they are published, and how many of them a model gets right.
+//!
+//! ```text
+//!  file ─► Format ─► questions ─┬─► prompts ─► log-likelihoods ─► marks ─► kept, line by line
+//!          by content           │   run        of each choice     0 or 1        │
+//!                examples ◄─────┘                                               └─► score ─► share right, flips
+//! ```
+//!
+//! A format is one file here and one line in [`FORMATS`]. Recognition, command-line values, help and tests iterate over
+//! that table. What is asked, word for word, and how it is scored is that of lm-evaluation-harness 0.4
+//! (<https://github.com/EleutherAI/lm-evaluation-harness>), whose numbers people quote, and for llama-perplexity's own
+//! HellaSwag file that of llama-perplexity. Each format's file says what that is.
+//!
+//! | score                 | a question's mark                                                                       |
+//! |-----------------------|-----------------------------------------------------------------------------------------|
+//! | `accuracy`            | 1 where the right choice has the highest log-likelihood, the sum over its tokens        |
+//! | `accuracy_normalised` | 1 where it has the highest log-likelihood a character (Unicode scalar value); of        |
+//! |                       | llama-perplexity's file: a token                                                        |
+//! | `mc1`                 | as `accuracy`, among the best answer and all wrong ones                                 |
+//! | `mc2`                 | the true answers' share of the probability of all answers                               |
+//! | `exact_match`         | 1 where the last number that the model writes is the answer                             |
+//! | `exact_match_strict`  | 1 where the number after `####` that the model writes is the answer                     |
+//!
+//! Of choices that are equally likely the first is taken. A choice's tokens are those that the whole text has beyond the
+//! tokens of what stands before it; spaces at the end of that belong to the choice. No control token comes of a task's
+//! text.
+
+mod agieval;
+mod arc;
+mod ceval;
+mod cmmlu;
+mod gsm8k;
+mod hellaswag;
+mod hellaswag_text;
+mod kept;
+mod letters;
+mod marks;
+mod mmlu;
+#[cfg(feature = "llama")]
+mod run;
+mod source;
+mod subjects;
+mod truthfulqa;
+mod winogrande;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use self::kept::{Identity, Kept, KeptError};
+pub use self::marks::{Outcome, QuestionResult, score};
+#[cfg(feature = "llama")]
+pub use self::run::{Ran, RunError, RunOptions, run};
+use self::source::Source;
+use crate::base::suggest;
+use crate::report::results;
+
+/// A shape that tasks are published in.
+#[derive(Debug)]
+pub struct Format {
+    /// What `--task-format` calls it.
+    pub name: &'static str,
+    /// What it is, in a few words.
+    pub about: &'static str,
+    /// Examples before each question where nothing else is asked: what published numbers mostly have.
+    pub usual_shots: u32,
+    /// What is counted; the first counts first.
+    pub scores: &'static [Score],
+    /// From where on choices are scored.
+    pub scored: Scored,
+    looks_right: fn(&Source<'_>) -> bool,
+    parse: fn(&Source<'_>) -> Result<Parsed, Error>,
+}
+
+/// All formats. The first one that a file looks like is taken.
+pub static FORMATS: &[&Format] = &[
+    &hellaswag::FORMAT,
+    &hellaswag_text::FORMAT,
+    &arc::FORMAT,
+    &truthfulqa::FORMAT,
+    &winogrande::FORMAT,
+    &ceval::FORMAT,
+    &cmmlu::FORMAT,
+    &mmlu::FORMAT,
+    &agieval::FORMAT,
+    &gsm8k::FORMAT,
+];
+
+/// The format of this name.
+///
+/// # Errors
+/// Where there is none: what may have been meant.
+pub fn format(name: &str) -> Result<&'static Format, Error> {
+    FORMATS.iter().copied().find(|format| format.name == name).ok_or_else(|| {
+        let names = || FORMATS.iter().map(|format| format.name);
+        let close: Vec<String> = suggest::suggest(name, names()).into_iter().map(str::to_string).collect();
+        let all = || format!("there are {}", names().collect::<Vec<_>>().join(", "));
+        Error::Format { name: name.to_string(), hint: suggest::question(&close).unwrap_or_else(all) }
+    })
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Score {
+    /// The most likely choice is right.
+    Accuracy,
+    /// The most likely choice is right, by its length.
+    AccuracyNormalised,
+    /// The best answer is more likely than all wrong ones.
+    Mc1,
+    /// How much of the probability true answers have.
+    Mc2,
+    /// The last number that is written is right.
+    ExactMatch,
+    /// The number that is marked as the answer is right.
+    ExactMatchStrict,
+}
+
+impl Score {
+    /// What it is called in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Accuracy => "accuracy",
+            Self::AccuracyNormalised => "accuracy_normalised",
+            Self::Mc1 => "mc1",
+            Self::Mc2 => "mc2",
+            Self::ExactMatch => "exact_match",
+            Self::ExactMatchStrict => "exact_match_strict",
+        }
+    }
+
+    /// Whether a question's mark is either 0 or 1.
+    pub fn is_yes_or_no(self) -> bool {
+        self != Self::Mc2
+    }
+}
+
+/// From where on a choice is scored, and what its length is counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scored {
+    /// From its beginning; in characters.
+    Choice,
+    /// From the first token in which the choices of a question differ; in tokens.
+    Difference,
+}
+
+/// A question.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Question {
+    /// Its place in the file, counted from 0.
+    pub index: u64,
+    /// The line of the file where it begins, counted from 1.
+    pub line: u64,
+    /// What is asked.
+    pub ask: Ask,
+    /// The question with its answer, as it stands before other questions for an example.
+    pub example: String,
+}
+
+/// What is asked of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ask {
+    /// Which of some texts is the most likely.
+    Choose(Vec<Choice>),
+    /// To write on.
+    Write {
+        /// What it reads.
+        prompt: String,
+        /// What it should come to.
+        answer: String,
+    },
+}
+
+/// A text to choose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// What stands before it. The same for all choices of most formats.
+    pub context: String,
+    /// The choice; a space stands between.
+    pub text: String,
+    /// Whether it is right to choose it.
+    pub right: bool,
+    /// Whether it takes part in the choice.
+    pub competes: bool,
+    /// Whether it is true, though it may not be the one to choose; `None` where that is not asked.
+    pub is_true: Option<bool>,
+}
+
+impl Choice {
+    /// A choice that is either right or wrong.
+    fn new(context: &str, text: impl Into<String>, right: bool) -> Self {
+        Self { context: context.to_string(), text: text.into(), right, competes: true, is_true: Some(right) }
+    }
+}
+
+impl Question {
+    /// A question with these choices, which has the first right one for its example.
+    fn choose(line: u64, choices: Vec<Choice>) -> Self {
+        let right = choices.iter().find(|choice| choice.right);
+        let example = right.map(|choice| format!("{} {}", choice.context, choice.text)).unwrap_or_default();
+        Self { index: 0, line, ask: Ask::Choose(choices), example }
+    }
+
+    /// A question whose choices all follow the same text.
+    fn pick<T: Into<String>>(line: u64, context: &str, texts: impl IntoIterator<Item = T>, right: &[usize]) -> Self {
+        let choices = texts.into_iter().enumerate().map(|(i, text)| Choice::new(context, text, right.contains(&i)));
+        Self::choose(line, choices.collect())
+    }
+}
+
+/// What a format makes of a file.
+#[derive(Debug, Default)]
+struct Parsed {
+    /// What stands before the examples.
+    heading: String,
+    questions: Vec<Question>,
+    /// Lines that are no questions a model can be scored with.
+    left_out: u64,
+    /// Why.
+    left_out_why: &'static str,
+}
+
+/// How to open a task.
+#[derive(Clone, Debug, Default)]
+pub struct TaskOptions {
+    /// Its format, by name; `None` looks at the file.
+    pub format: Option<String>,
+    /// Examples before each question; `None` takes as many as are usual.
+    pub shots: Option<u32>,
+    /// Where examples come from; `None` looks for a file of examples beside the task, and takes the task's own first
+    /// questions where there is none, which are then not asked.
+    pub shots_from: Option<PathBuf>,
+    /// Questions to ask at most, from the first on.
+    pub limit: Option<u64>,
+}
+
+/// A task that is ready to be asked.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// What results say of it.
+    pub about: results::Task,
+    /// Its format.
+    pub format: &'static Format,
+    /// The questions to ask, in the file's order.
+    pub questions: Vec<Question>,
+    /// What stands before each question: a heading, and examples.
+    pub prefix: String,
+    /// The file that the examples come from, where there are any.
+    pub shots_from: Option<PathBuf>,
+    /// What should be said of it, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// Why there is no task.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file as a whole is not what it should be.
+    #[error("{}: {what}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        what: String,
+    },
+    /// A line is not what it should be.
+    #[error("{}, line {line}: {what}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// A format that does not exist.
+    #[error("there is no task format '{name}'; {hint}")]
+    Format {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        hint: String,
+    },
+}
+
+/// Longer files are refused: no published task is.
+const MAX_BYTES: u64 = 256 << 20;
+
+impl Task {
+    /// Opens the task at `path`.
+    ///
+    /// # Errors
+    /// Where it, or the file of its examples, cannot be read, is in no format that is known, or has a line that is not
+    /// as its format says; where there are fewer examples, or fewer questions, than are asked for.
+    pub fn open(path: &Path, options: &TaskOptions) -> Result<Self, Error> {
+        let named = options.format.as_deref().map(format).transpose()?;
+        let bytes = read(path)?;
+        let source = Source::new(path, &bytes)?;
+        let format = match named {
+            Some(format) => format,
+            None => recognise(&source)?,
+        };
+        let mut parsed = parse(format, &source)?;
+        let n_questions = parsed.questions.len();
+        let shots = options.shots.unwrap_or(format.usual_shots);
+
+        let mut prefix = parsed.heading;
+        let mut shots_from = None;
+        if shots > 0 {
+            let file = options.shots_from.clone().or_else(|| beside(path));
+            let mut examples = match &file {
+                Some(file) => parse(format, &Source::new(file, &read(file)?)?)?.questions,
+                None => parsed.questions.clone(),
+            };
+            let at = file.as_deref().unwrap_or(path);
+            let n = usize::try_from(shots).unwrap_or(usize::MAX);
+            if examples.len() < n || (file.is_none() && n_questions <= n) {
+                let what = match &file {
+                    Some(_) => format!("it has {} examples, and {shots} are asked for with --shots", examples.len()),
+                    None => format!(
+                        "it has {n_questions} questions, too few to take {shots} of them as examples; give a file of \
+                         examples with --task-shots, or ask for fewer with --shots"
+                    ),
+                };
+                return Err(Error::File { path: at.to_path_buf(), what });
+            }
+            examples.truncate(n);
+            examples.iter().for_each(|question| prefix.extend([question.example.as_str(), "\n\n"]));
+            if file.is_none() {
+                parsed.questions.drain(..n);
+            }
+            shots_from = Some(at.to_path_buf());
+        }
+        if let Some(limit) = options.limit {
+            parsed.questions.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        }
+        let mut notes = Vec::new();
+        if parsed.left_out > 0 {
+            notes.push(format!(
+                "{}: {} of its questions left out: {}",
+                path.display(),
+                parsed.left_out,
+                parsed.left_out_why
+            ));
+        }
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let about = results::Task {
+            name,
+            path: path.display().to_string(),
+            blake3: blake3::hash(&bytes).to_hex().to_string(),
+            format: format.name.to_string(),
+            questions: parsed.questions.len() as u64,
+            shots,
+            main: format.scores[0].name().to_string(),
+        };
+        Ok(Self { about, format, questions: parsed.questions, prefix, shots_from, notes })
+    }
+
+    /// What its results depend on, other than on the model.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for part in [&self.about.blake3, &self.about.format, &self.prefix] {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    let failed = |source| Error::Read { path: path.to_path_buf(), source };
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    let refused = |what: String| Error::File { path: path.to_path_buf(), what };
+    if metadata.is_dir() {
+        return Err(refused("it is a folder; give one of the files in it".to_string()));
+    }
+    if metadata.len() > MAX_BYTES {
+        return Err(refused(format!("it has {} bytes, more than any task; is it a model?", metadata.len())));
+    }
+    std::fs::read(path).map_err(failed)
+}
+
+/// The format that a file is in.
+fn recognise(source: &Source<'_>) -> Result<&'static Format, Error> {
+    FORMATS.iter().copied().find(|format| (format.looks_right)(source)).ok_or_else(|| {
+        let names: Vec<_> = FORMATS.iter().map(|format| format.name).collect();
+        source.fails(format!(
+            "it is in no task format that is known; where it is one of {}, say which with --task-format",
+            names.join(", ")
+        ))
+    })
+}
+
+fn parse(format: &Format, source: &Source<'_>) -> Result<Parsed, Error> {
+    let mut parsed = (format.parse)(source)?;
+    if parsed.questions.is_empty() {
+        return Err(source.fails(match parsed.left_out {
+            0 => format!("there are no questions in it, as {} ('{}') has them", format.about, format.name),
+            _ => format!("none of its questions can be scored: {}", parsed.left_out_why),
+        }));
+    }
+    for (index, question) in (0..).zip(&mut parsed.questions) {
+        question.index = index;
+        if let Ask::Choose(choices) = &question.ask
+            && !(choices.iter().any(|c| c.right) && choices.iter().filter(|c| c.competes).count() > 1)
+        {
+            return Err(source.fails_at(question.line, "there are not two choices, one of them right".to_string()));
+        }
+    }
+    Ok(parsed)
+}
+
+/// What files of questions end in, before the dot.
+const PARTS: [&str; 4] = ["_test", "_val", "_validation", "_dev"];
+
+/// The file of examples that is published with a task: `dev/NAME_dev.csv` beside `test/NAME_test.csv` for MMLU, likewise
+/// with `val` for C-Eval, `dev/NAME.csv` beside `test/NAME.csv` for CMMLU. It may lie in the same folder too.
+fn beside(path: &Path) -> Option<PathBuf> {
+    let (stem, ending) = (path.file_stem()?.to_str()?, path.extension()?.to_str()?);
+    let folder = crate::base::atomic_file::folder(path);
+    let subject = PARTS.iter().find_map(|part| stem.strip_suffix(part)).unwrap_or(stem);
+    let sibling = folder.parent().map(|above| {
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        above.join("dev")
+    });
+    let sibling = if folder == Path::new(".") { Some(PathBuf::from("../dev")) } else { sibling };
+    let mut places = vec![folder.join(format!("{subject}_dev.{ending}"))];
+    if let Some(dev) = sibling {
+        places.push(dev.join(format!("{subject}_dev.{ending}")));
+        places.push(dev.join(format!("{subject}.{ending}")));
+    }
+    places.into_iter().find(|place| place.is_file() && !same_file(place, path))
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+/// The subject that a file is about, as its name says: `abstract_algebra` of `abstract_algebra_test.csv`.
+fn subject(path: &Path) -> String {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    PARTS.iter().find_map(|part| stem.strip_suffix(part)).unwrap_or(&stem).to_string()
+}
+
+#[cfg(test)]
+mod tests;

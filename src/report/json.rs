@@ -1,0 +1,130 @@
+//! A comparison as JSON.
+//!
+//! An object with `format` and `format_version`, and below them everything in [`Results`], by the names of its fields.
+//! JSON has no infinite numbers: they are the strings `"Infinity"`, `"-Infinity"` and `"NaN"`, which Python's `float`
+//! and JavaScript's `Number` read. `null` always says that something is not there.
+
+use serde::{Serialize, Serializer};
+
+use crate::report::results::Results;
+
+/// Goes up when a reader of the last version would misread this one. New fields are no such thing.
+const FORMAT_VERSION: u32 = 1;
+
+#[derive(Serialize)]
+struct Document<'a> {
+    format: &'static str,
+    format_version: u32,
+    #[serde(flatten)]
+    results: &'a Results,
+}
+
+/// The document, indented, with a line break at its end.
+pub fn json(results: &Results) -> String {
+    let document = Document { format: "nibble-comparison", format_version: FORMAT_VERSION, results };
+    // It fails for keys that are no strings, and for writers that fail: there are none of either.
+    let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+/// Serializes a number, or the name of what is none.
+///
+/// # Errors
+/// The serializer's own.
+pub fn number<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    if value.is_finite() { serializer.serialize_f64(*value) } else { serializer.serialize_str(name(*value)) }
+}
+
+/// As [`number`], of a number that may be missing.
+///
+/// # Errors
+/// The serializer's own.
+pub fn optional<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => number(value, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// As [`number`], of the two ends of an interval that may be missing.
+///
+/// # Errors
+/// The serializer's own.
+pub fn interval<S: Serializer>(value: &Option<[f64; 2]>, serializer: S) -> Result<S::Ok, S::Error> {
+    value.map(|ends| ends.map(Number)).serialize(serializer)
+}
+
+struct Number(f64);
+
+impl Serialize for Number {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        number(&self.0, serializer)
+    }
+}
+
+fn name(value: f64) -> &'static str {
+    match value {
+        _ if value.is_nan() => "NaN",
+        _ if value > 0.0 => "Infinity",
+        _ => "-Infinity",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::report::results::{Estimate, Guess, WeightError};
+    use crate::report::sample;
+
+    fn read(results: &Results) -> Value {
+        serde_json::from_str(&super::json(results)).unwrap()
+    }
+
+    #[test]
+    fn everything_found_is_there_to_the_last_digit() {
+        let results = sample::results(8);
+        let (text, read) = (super::json(&results), read(&results));
+        assert_eq!(read["format"], "nibble-comparison");
+        assert_eq!(read["candidates"].as_array().unwrap().len(), 8);
+        assert_eq!(read["pairs"].as_array().unwrap().len(), 28);
+        for (candidate, value) in results.candidates.iter().zip(read["candidates"].as_array().unwrap()) {
+            let kld = candidate.overall.unwrap().kld;
+            // Read from the text: serde_json's parser may be off by a last digit.
+            assert!(text.contains(&format!("\"value\": {},", kld.value)), "{}", kld.value);
+            assert_eq!(value["overall"]["kld"]["interval"].as_array().unwrap().len(), 2);
+            assert_eq!(value["changed"][1]["right"]["text"], "桥");
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_has_a_name_and_what_is_not_there_is_null() {
+        let mut results = sample::results(1);
+        let scores = results.candidates[0].overall.as_mut().unwrap();
+        scores.kld = Estimate { value: f64::INFINITY, interval: Some([0.5, f64::INFINITY]) };
+        scores.kld_max = Estimate::bare(f64::NAN);
+        results.candidates[0].changed[0].kld = f64::NEG_INFINITY;
+        let read = read(&results);
+        let scores = &read["candidates"][0]["overall"];
+        assert_eq!(scores["kld"], json!({"value": "Infinity", "interval": [0.5, "Infinity"]}));
+        assert_eq!(scores["kld_max"], json!({"value": "NaN", "interval": null}));
+        assert_eq!(read["candidates"][0]["changed"][0]["kld"], "-Infinity");
+        assert_eq!(read["candidates"][0]["failure"], Value::Null);
+    }
+
+    #[test]
+    fn no_number_that_a_comparison_can_hold_becomes_null() {
+        let mut results = sample::results(1);
+        let candidate = &mut results.candidates[0];
+        let tensor = &mut candidate.weights.as_mut().unwrap().tensors[0];
+        let nan = f64::NAN;
+        tensor.error = WeightError { rmse: nan, relative: nan, cosine: nan, weighted: Some(nan) };
+        tensor.worst_row_relative = nan;
+        candidate.changed[0].right = Guess { text: String::new(), reference: Some(nan), candidate: nan };
+        candidate.tasks[0].as_mut().unwrap().against_reference.as_mut().unwrap().p_value = nan;
+        let text = super::json(&results);
+        assert_eq!(text.matches("\"NaN\"").count(), 8);
+    }
+}

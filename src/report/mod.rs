@@ -1,0 +1,43 @@
+//! What a comparison looks like.
+//!
+//! ```text
+//!              ┌─► html      a page to share: works offline, on a phone and on paper
+//!  Results ────┼─► json      everything, for programs
+//!              ├─► csv       a row a candidate and text, for spreadsheets
+//!              └─► table     for the terminal, with verdicts
+//! ```
+//!
+//! All are pure functions of [`Results`], whose bytes are the same for the same results, and all take results that
+//! are not complete: a comparison is written anew whenever a candidate is done.
+
+mod charts;
+pub mod csv;
+pub mod json;
+mod page;
+mod ranking;
+#[cfg(test)]
+mod sample;
+mod terminal;
+mod text;
+
+pub mod results;
+
+use ranking::Ranking;
+use results::Results;
+
+pub use csv::csv;
+pub use json::json;
+pub use page::html;
+pub use terminal::table;
+
+/// The verdict in whole sentences: which candidate is best, the smallest that cannot be told from it, and which are not
+/// worth their size.
+pub fn summary(results: &Results) -> Vec<String> {
+    Ranking::new(results).summary()
+}
+
+/// A sentence on each pair of candidates that matters, such as `Q4_K_M beats IQ4_XS: KLD -0.0041 [-0.0050, -0.0032]`:
+/// neighbours by size and on the front, or all of a few. The last says how many more there are.
+pub fn verdicts(results: &Results) -> Vec<String> {
+    Ranking::new(results).verdicts()
+}
