@@ -40,8 +40,9 @@ pub mod bench;
 pub mod calibration;
 pub mod chat;
 pub mod checkpoint;
+#[cfg(feature = "cli")]
 pub mod cli;
-#[cfg(feature = "llama")]
+#[cfg(feature = "constrain")]
 pub mod constrain;
 pub mod convert;
 #[cfg(feature = "llama")]

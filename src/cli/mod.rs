@@ -1,24 +1,29 @@
 //! The subcommands: a file each, with what can be typed and what it does.
 
 mod advice;
-#[cfg(feature = "llama")]
-mod bench;
-#[cfg(feature = "llama")]
-mod calibrate;
-#[cfg(feature = "llama")]
-mod chat;
 mod compare;
 mod convert;
 mod groups;
 mod importance;
 mod inspect;
 pub mod interrupt;
-#[cfg(feature = "llama")]
-mod machine;
+mod make_checkpoint;
 mod making;
 pub(crate) mod out;
 mod progress;
 mod quants;
+pub mod table;
+mod verify;
+
+// What runs models.
+#[cfg(feature = "llama")]
+mod bench;
+#[cfg(feature = "llama")]
+mod calibrate;
+#[cfg(feature = "llama")]
+mod chat;
+#[cfg(feature = "llama")]
+mod machine;
 #[cfg(feature = "llama")]
 mod run;
 #[cfg(feature = "llama")]
@@ -27,14 +32,12 @@ mod sampling;
 mod speculation;
 #[cfg(feature = "llama")]
 mod structure;
-pub mod table;
 #[cfg(feature = "llama")]
 mod template;
 #[cfg(feature = "llama")]
 mod tokenize;
 #[cfg(feature = "llama")]
 mod trace;
-mod verify;
 
 use clap::{Parser, Subcommand};
 
@@ -46,59 +49,54 @@ pub struct Cli {
     command: Command,
 }
 
-#[derive(Debug, Subcommand)]
-enum Command {
-    Convert(convert::Args),
-    #[cfg(feature = "llama")]
-    Run(run::Args),
-    #[cfg(feature = "llama")]
-    Chat(chat::Args),
-    #[cfg(feature = "llama")]
-    Bench(bench::Args),
-    #[cfg(feature = "llama")]
-    Calibrate(calibrate::Args),
-    Compare(compare::Args),
-    #[cfg(feature = "llama")]
-    Trace(trace::Args),
-    Verify(verify::Args),
-    Inspect(inspect::Args),
-    Quants(quants::Args),
-    #[cfg(feature = "llama")]
-    Tokenize(tokenize::Args),
+/// Declares the subcommands in the order in which the help lists them. Each module has `Args`, which clap parses, and
+/// `run`, which does what they ask for.
+macro_rules! commands {
+    ($( $(#[$attribute:meta])* $name:ident($module:ident), )*) => {
+        #[derive(Debug, Subcommand)]
+        enum Command {
+            $( $(#[$attribute])* $name($module::Args), )*
+        }
+
+        impl Command {
+            fn run(self) -> anyhow::Result<()> {
+                match self {
+                    $( $(#[$attribute])* Self::$name(args) => $module::run(args), )*
+                }
+            }
+        }
+    };
+}
+
+commands! {
+    Convert(convert),
+    #[cfg(feature = "llama")] Run(run),
+    #[cfg(feature = "llama")] Chat(chat),
+    #[cfg(feature = "llama")] Bench(bench),
+    #[cfg(feature = "llama")] Calibrate(calibrate),
+    Compare(compare),
+    #[cfg(feature = "llama")] Trace(trace),
+    Verify(verify),
+    Inspect(inspect),
+    Quants(quants),
+    #[cfg(feature = "llama")] Tokenize(tokenize),
+    MakeCheckpoint(make_checkpoint),
 }
 
 impl Cli {
-    /// Does what was asked.
+    /// Runs the subcommand that was typed.
     ///
     /// # Errors
     /// Whatever the subcommand ran into, ready to print.
     pub fn run(self) -> anyhow::Result<()> {
-        match self.command {
-            Command::Convert(args) => convert::run(args),
-            #[cfg(feature = "llama")]
-            Command::Run(args) => run::run(args),
-            #[cfg(feature = "llama")]
-            Command::Chat(args) => chat::run(args),
-            #[cfg(feature = "llama")]
-            Command::Bench(args) => bench::run(args),
-            #[cfg(feature = "llama")]
-            Command::Calibrate(args) => calibrate::run(args),
-            Command::Compare(args) => compare::run(args),
-            #[cfg(feature = "llama")]
-            Command::Trace(args) => trace::run(args),
-            Command::Verify(args) => verify::run(args),
-            Command::Inspect(args) => inspect::run(args),
-            Command::Quants(args) => quants::run(args),
-            #[cfg(feature = "llama")]
-            Command::Tokenize(args) => tokenize::run(args),
-        }
+        self.command.run()
     }
 }
 
 /// The longest error message: a hostile file can name things by the megabyte.
 const LONGEST_MESSAGE: usize = 4000;
 
-/// Prints an error on stderr, in one line as far as it has no line breaks of its own, and gives the program's exit code.
+/// Prints an error on stderr, on one line unless it has line breaks of its own, and returns the program's exit code.
 pub fn report(error: &anyhow::Error) -> std::process::ExitCode {
     let message = message(error);
     if !message.is_empty() {
@@ -110,7 +108,7 @@ pub fn report(error: &anyhow::Error) -> std::process::ExitCode {
     }
 }
 
-/// An error and what caused it, as far as that is not said already, fit for a terminal.
+/// Returns an error's message with those of its causes that it does not repeat, safe to show on a terminal.
 fn message(error: &anyhow::Error) -> String {
     let mut message = String::new();
     for cause in error.chain().map(|cause| cause.to_string()) {

@@ -1,6 +1,8 @@
 //! Progress bars: the only place that draws them. They go to stderr, and only where that is a terminal.
 
 #[cfg(feature = "llama")]
+mod models;
+#[cfg(feature = "llama")]
 mod patient;
 
 use std::io::IsTerminal;
@@ -14,7 +16,10 @@ use crate::base::units;
 use crate::convert::{Event, Observer};
 
 #[cfg(feature = "llama")]
-pub use self::patient::Patient;
+pub use self::{
+    models::{Bench, Calibration},
+    patient::Patient,
+};
 
 /// The progress of a conversion: share done, rate, time left, bytes read and written.
 pub struct Conversion {
@@ -135,100 +140,9 @@ impl Steps {
         self.bar.set_message(printable(message).into_owned());
     }
 
-    /// Begins anew with so many steps.
-    #[cfg(feature = "llama")]
-    pub fn begin(&self, n: usize, message: &str) {
-        self.bar.set_length(n as u64);
-        self.bar.reset();
-        self.say(message);
-    }
-
-    /// So many steps are done.
-    #[cfg(feature = "llama")]
-    pub fn set(&self, done: u64) {
-        self.bar.set_position(done);
-    }
-
     /// So many more steps are done.
     pub fn advance(&self, steps: u64) {
         self.bar.inc(steps);
-    }
-
-    /// Takes the bar off the screen.
-    pub fn clear(&self) {
-        self.bar.finish_and_clear();
-    }
-}
-
-#[cfg(feature = "llama")]
-/// The progress of a benchmark: what is being measured, and the time so far.
-#[cfg(feature = "llama")]
-pub struct Bench {
-    bar: ProgressBar,
-}
-
-#[cfg(feature = "llama")]
-impl Bench {
-    /// A line that is not drawn when `hidden` or when stderr is not a terminal.
-    pub fn new(hidden: bool) -> Self {
-        let target = if hidden || !std::io::stderr().is_terminal() {
-            ProgressDrawTarget::hidden()
-        } else {
-            ProgressDrawTarget::stderr_with_hz(10)
-        };
-        let bar = ProgressBar::with_draw_target(None, target);
-        let style = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}");
-        bar.set_style(style.expect("the template is a constant that parses"));
-        Self { bar }
-    }
-
-    /// Says what is being done. Nothing else draws the line: a thread that did would take time from what is measured.
-    pub fn say(&self, message: String) {
-        self.bar.set_message(message);
-        self.bar.tick();
-    }
-
-    /// Does something with the line off the screen.
-    pub fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
-        self.bar.suspend(print)
-    }
-
-    /// Takes the line off the screen.
-    pub fn clear(&self) {
-        self.bar.finish_and_clear();
-    }
-}
-
-/// The progress of a calibration: windows read, and the time left.
-#[cfg(feature = "llama")]
-pub struct Calibration {
-    bar: ProgressBar,
-}
-
-#[cfg(feature = "llama")]
-impl Calibration {
-    /// A bar that draws nothing when `hidden` or when stderr is not a terminal.
-    pub fn new(hidden: bool) -> Self {
-        let bar = bar(1, hidden);
-        let style = ProgressStyle::with_template("{percent:>3}% {wide_bar} {pos} of {len} windows, {eta} left");
-        bar.set_style(style.expect("the template is a constant that parses"));
-        Self { bar }
-    }
-
-    /// So many windows of so many are done.
-    pub fn at(&self, done: u64, all: u64) {
-        if self.bar.length() != Some(all) {
-            self.bar.set_length(all);
-            self.bar.set_position(done);
-            // The time left is that of work, not of what an earlier run has done.
-            self.bar.reset_eta();
-        }
-        self.bar.set_position(done);
-    }
-
-    /// Says something in a line above the bar.
-    pub fn say(&self, line: &str) {
-        self.bar.suspend(|| eprintln!("nibble: {}", printable(line)));
     }
 
     /// Takes the bar off the screen.

@@ -17,6 +17,7 @@ mod page;
 mod ranking;
 #[cfg(test)]
 mod sample;
+#[cfg(feature = "cli")]
 mod terminal;
 mod text;
 
@@ -28,6 +29,7 @@ use results::Results;
 pub use csv::csv;
 pub use json::json;
 pub use page::html;
+#[cfg(feature = "cli")]
 pub use terminal::table;
 
 /// The verdict in whole sentences: which candidate is best, the smallest that cannot be told from it, and which are not

@@ -1,4 +1,8 @@
-//! Makes a Hugging Face checkpoint of any shape with random weights, streamed: what needs a model's size is tried on it.
+//! `nibble make-checkpoint`, for developers: makes a Hugging Face checkpoint of any shape with random weights, to try out
+//! what needs a model's size.
+//!
+//! It is a subcommand that the help does not list. An example would be compiled with the dependencies of the tests, which
+//! takes minutes after the program has been built.
 //!
 //! The weights are drawn from a bell curve of the width that trained models have (0.02), by a generator with a fixed seed,
 //! so that two runs make the same files.
@@ -6,13 +10,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use clap::Parser;
-use nibble::arch::{self, Hyperparameters};
-use nibble::checkpoint::{DType, safetensors};
 
-/// Makes a Hugging Face checkpoint of any shape with random weights.
-#[derive(Debug, Parser)]
-struct Args {
+use crate::arch::{self, Hyperparameters};
+use crate::checkpoint::{DType, safetensors};
+
+/// Make a Hugging Face checkpoint of any shape with random weights
+#[derive(Debug, clap::Args)]
+#[command(hide = true)]
+pub struct Args {
     /// The folder to make
     folder: PathBuf,
 
@@ -56,17 +61,16 @@ struct Args {
     #[arg(long, value_name = "LAYER")]
     sparse_from: Option<u32>,
 
-    /// Take the tokenizer's files from this folder
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/yi-nano"))]
-    tokenizer: PathBuf,
+    /// Copy the tokenizer's files from this folder
+    #[arg(long, value_name = "FOLDER", overrides_with = "tokenizer")]
+    tokenizer: Option<PathBuf>,
 
-    /// Of the random numbers
+    /// Seed of the random numbers
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
 
-fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+pub fn run(args: Args) -> anyhow::Result<()> {
     let hyper = hyperparameters(&args)?;
     let name = if args.first_release { "YiForCausalLM" } else { "LlamaForCausalLM" };
     let architecture = arch::by_name(name).context("nibble knows both names")?;
@@ -89,8 +93,8 @@ fn main() -> anyhow::Result<()> {
     write_json(&args.folder.join("model.safetensors.index.json"), &index)?;
     write_json(&args.folder.join("config.json"), &hyper.to_config(name).into())?;
     for file in ["tokenizer.model", "tokenizer_config.json", "generation_config.json"] {
-        let from = args.tokenizer.join(file);
-        if from.exists() {
+        let from = args.tokenizer.iter().map(|folder| folder.join(file)).find(|path| path.exists());
+        if let Some(from) = from {
             std::fs::copy(&from, args.folder.join(file)).with_context(|| from.display().to_string())?;
         }
     }
