@@ -25,6 +25,7 @@ mod lora_conversion;
 mod prompt_cache;
 #[cfg(unix)]
 mod resume;
+mod rooms;
 #[cfg(all(feature = "llama", target_arch = "x86_64"))]
 mod same_bytes_as_llama_cpp;
 #[cfg(feature = "llama")]
