@@ -1,4 +1,4 @@
-//! Parses, dispatches, and prints an error once.
+//! Parses the command line, runs the subcommand, and prints its error.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! Files that get their name when they are complete: whoever finds a file under its name finds all of it.
+//! Files that get their name when they are complete, so that a file under its name is never half of one.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-/// A file in the making, beside where it will be. Dropped before [`AtomicFile::finish`], it is removed.
+/// A file being written, in the folder where it will be. It is removed when dropped before [`AtomicFile::finish`].
 #[derive(Debug)]
 pub struct AtomicFile {
     file: NamedTempFile,
@@ -14,31 +14,31 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Begins the file that will be at `path`.
+    /// Creates the file that will be at `path`.
     ///
     /// # Errors
-    /// When its folder is not there or cannot be written.
+    /// The folder does not exist or cannot be written.
     pub fn create(path: &Path) -> io::Result<Self> {
         let prefix = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix).suffix(".partial");
-        // Temporary files are made for the user alone; this one is to have the permissions of any other new file. The
-        // process's mask takes away from these what the user wants taken away.
+        // Temporary files are readable by the user alone by default. This one gets the permissions of any other new file,
+        // less those that the process's mask removes.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let file = builder.tempfile_in(folder(path))?;
         Ok(Self { file, path: path.to_path_buf() })
     }
 
-    /// The file as it is so far.
+    /// Returns the file as it is so far.
     pub fn file(&self) -> &File {
         self.file.as_file()
     }
 
-    /// Makes sure that everything is on the disk, and gives the file its name; one of that name goes where `replace`.
+    /// Writes everything to the disk and gives the file its name. An existing file of that name is replaced if `replace`.
     ///
     /// # Errors
-    /// When the system refuses, or when there is a file of that name (unless `replace`).
+    /// The system refuses, or a file of that name exists (unless `replace`).
     pub fn finish(self, replace: bool) -> io::Result<()> {
         self.file().sync_all()?;
         give_name(self.file.path(), &self.path, replace)?;
@@ -59,16 +59,16 @@ impl Write for AtomicFile {
     }
 }
 
-/// Renames a file; one that is called `to` already goes where `replace`.
+/// Renames a file. An existing file at `to` is replaced if `replace`.
 ///
 /// # Errors
-/// When the system refuses, or when there is a file of that name (unless `replace`).
+/// The system refuses, or a file exists at `to` (unless `replace`).
 pub fn give_name(from: &Path, to: &Path, replace: bool) -> io::Result<()> {
     if !replace {
         match rename_to_free_name(from, to) {
             Ok(()) => return Ok(()),
-            // Some file systems (FUSE mounts, exFAT on a Mac) cannot rename on the condition that the name is free. To
-            // look first is nearly as good, and better than losing hours of work.
+            // Some file systems (FUSE mounts, exFAT on a Mac) cannot rename only if the name is free. Looking first is
+            // nearly as good, and better than losing hours of work.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists || to.symlink_metadata().is_ok() => {
                 return Err(io::ErrorKind::AlreadyExists.into());
             }
@@ -91,7 +91,7 @@ fn rename_to_free_name(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// The folder that holds `path`.
+/// Returns the folder that holds `path`.
 pub fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -99,7 +99,7 @@ pub fn folder(path: &Path) -> &Path {
     }
 }
 
-/// A rename is on the disk only when its folder is.
+/// Writes the folder of `path` to the disk: a rename is safe only when its folder is.
 pub fn sync_folder(path: &Path) {
     #[cfg(unix)]
     if let Ok(folder) = File::open(folder(path)) {

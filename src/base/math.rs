@@ -1,15 +1,15 @@
-//! The exponential and the logarithm, the same on every machine.
+//! Exponential and logarithm with the same results on every machine.
 //!
-//! The system's own may differ in the last bit between platforms, and one bit is enough to draw another token. These use
-//! additions, multiplications and divisions alone, which IEEE 754 defines exactly and which Rust never fuses. None of
-//! them branches, so that a loop over them becomes vector instructions.
+//! The system's functions may differ in the last bit between platforms, and one bit is enough to draw another token. These
+//! use only additions, multiplications and divisions, which IEEE 754 defines exactly and which Rust never fuses. They do
+//! not branch, so that a loop over them becomes vector instructions.
 
 // ln 2 in two parts, the first with so few bits that a whole number of them is exact.
 // Source: fdlibm's e_exp.c, <https://netlib.org/fdlibm/e_exp.c>
 const LN2_HIGH: f64 = 6.931_471_803_691_238e-1;
 const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
 
-/// e to the power `x`. What would be below the smallest normal number is 0, above 709 it is infinity, NaN stays NaN.
+/// Returns e to the power `x`: 0 where the result would be below the smallest normal number, infinity above 709, NaN for NaN.
 ///
 /// The relative error is below 4 units in the last place.
 ///
@@ -52,7 +52,7 @@ const INVERSE_FACTORIALS: [f64; 14] = {
 /// Below this [`exp_f32`] gives 0. e^-87 is 1.6e-38.
 pub const EXP_F32_LOWEST: f32 = -87.0;
 
-/// e to the power `x` for `x` of 0 or less, 0 below -87, within 3 units in the last place.
+/// Returns e to the power `x` for `x` of 0 or less, within 3 units in the last place; 0 below -87.
 ///
 /// As [`exp`], with e^r up to r^7 / 7!.
 #[inline(always)]
@@ -76,12 +76,12 @@ pub fn exp_f32(x: f32) -> f32 {
     if x >= EXP_F32_LOWEST { sum * power } else { 0.0 }
 }
 
-/// What [`exp_roughly`] is at least, and at most, as a share of e^x.
+/// The least that [`exp_roughly`] returns, as a share of e^x.
 pub const ROUGH_LOW: f64 = 0.99;
-/// See [`ROUGH_LOW`].
+/// The most that [`exp_roughly`] returns, as a share of e^x.
 pub const ROUGH_HIGH: f64 = 1.07;
 
-/// e to the power `x` for `x` of 0 or less, give or take a few percent, and never below 2^-126; in a fifth of the time.
+/// Returns e to the power `x` for `x` of 0 or less, within a few percent and never below 2^-126, in a fifth of the time.
 ///
 /// ```text
 /// 2^y between whole y by the straight line, which is what float bits are:   sign | exponent | fraction
@@ -97,7 +97,7 @@ pub fn exp_roughly(x: f32) -> f32 {
     f32::from_bits((shifted.to_bits() << 15).wrapping_add(1.0f32.to_bits()))
 }
 
-/// The natural logarithm of `x`: minus infinity for 0, NaN below.
+/// Returns the natural logarithm of `x`: minus infinity for 0, NaN below.
 ///
 /// ```text
 /// x = 2^k m,  m from sqrt(1/2) to sqrt(2)        ln x = k ln 2 + 2 artanh s,   s = (m - 1) / (m + 1)
@@ -133,7 +133,7 @@ pub fn ln(x: f64) -> f64 {
     k * LN2_HIGH + (2.0 * s * sum + k * LN2_LOW)
 }
 
-/// `x`, 0 or more, to the power `y`.
+/// Returns `x`, which is 0 or more, to the power `y`.
 pub fn pow(x: f64, y: f64) -> f64 {
     if y == 0.0 || x == 1.0 { 1.0 } else { exp(y * ln(x)) }
 }

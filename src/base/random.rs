@@ -1,8 +1,8 @@
-//! Random numbers that a seed brings back, on any machine.
+//! Random numbers that are the same for the same seed on every machine.
 
 use std::hash::{BuildHasher, Hasher};
 
-/// xoshiro256++ by Blackman and Vigna, filled from the seed by SplitMix64, as its authors advise.
+/// xoshiro256++ by Blackman and Vigna, seeded by SplitMix64 as its authors advise.
 ///
 /// Source: <https://prng.di.unimi.it/xoshiro256plusplus.c>, <https://prng.di.unimi.it/splitmix64.c>
 #[derive(Clone, Debug)]
@@ -11,13 +11,13 @@ pub struct Random {
 }
 
 impl Random {
-    /// The stream that belongs to `seed`.
+    /// Returns the generator for `seed`.
     pub fn new(seed: u64) -> Self {
         let mut split_mix = seed;
         Self { state: std::array::from_fn(|_| next_split_mix(&mut split_mix)) }
     }
 
-    /// The next 64 random bits.
+    /// Returns the next 64 random bits.
     pub fn next_u64(&mut self) -> u64 {
         let s = &mut self.state;
         let out = s[0].wrapping_add(s[3]).rotate_left(23).wrapping_add(s[0]);
@@ -31,7 +31,7 @@ impl Random {
         out
     }
 
-    /// The next number from 0 up to but without 1, in steps of 2^-53.
+    /// Returns the next number from 0 up to, but not including, 1, in steps of 2^-53.
     pub fn unit(&mut self) -> f64 {
         (self.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
@@ -45,7 +45,7 @@ fn next_split_mix(state: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A seed nobody chose. Below 2^32, so that a person can type it again.
+/// Returns a random seed. It is below 2^32, so that a person can type it again.
 pub(crate) fn new_seed() -> u64 {
     // The standard library keys every `RandomState` from the system's randomness.
     let bits = std::collections::hash_map::RandomState::new().build_hasher().finish();

@@ -1,11 +1,11 @@
 //! Suggests known names for one that does not exist.
 
-/// Longer names are passed over: nobody types them, and only a hostile file has many.
+/// Longer names are skipped: nobody types them, and only a hostile file has many.
 const MAX_BYTES: usize = 256;
 
-/// Returns the `known` names nearest to `wrong`, three at most: few letters away, or with `wrong` as a part of them.
+/// Returns up to three of the `known` names nearest to `wrong`: those a few letters away, or containing `wrong`.
 ///
-/// Names equally near stay in the order in which they are given.
+/// Names equally near keep the order in which they are given.
 pub fn suggest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let most = wrong.chars().count() / 3 + 1;
     let mut near: Vec<(usize, &str)> = known
@@ -18,7 +18,7 @@ pub fn suggest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Vec<&'a
     near.into_iter().take_while(|(distance, _)| Some(*distance) == nearest).take(3).map(|(_, name)| name).collect()
 }
 
-/// `did you mean a, b or c?`; `None` where there is nothing to ask.
+/// Returns `did you mean a, b or c?`, or `None` without names.
 pub fn question(names: &[String]) -> Option<String> {
     match names {
         [] => None,

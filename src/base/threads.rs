@@ -1,13 +1,13 @@
-//! Units of work, taken one by one by every thread: what conversions, verifications and comparisons have in common.
+//! Runs numbered tasks on all threads, as conversions, verifications and comparisons do.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Calls `task` with the numbers up to `n`, on every thread of the current rayon pool, in order as far as several threads
-/// can. Each thread has its own buffers, which go from one call to the next. The first failure ends it.
+/// Calls `task` with each number below `n`, on all threads of the current rayon pool. Threads take the numbers in order.
+/// Each thread has its own buffers, which it passes to every call. The first failure stops the others.
 ///
 /// # Errors
-/// The failure of the smallest number, so that what is reported does not depend on the threads' luck.
+/// The failure with the smallest number among those that occurred.
 pub fn on_all_threads<B: Default, E: Send>(
     n: usize,
     task: impl Fn(usize, &mut B) -> Result<(), E> + Sync,
@@ -37,7 +37,7 @@ pub fn on_all_threads<B: Default, E: Send>(
     }
 }
 
-/// The first `n` elements of a buffer, which is made longer where it is too short.
+/// Returns the first `n` elements of a buffer, after extending it if it is shorter.
 pub fn room<T: Copy + Default>(buffer: &mut Vec<T>, n: usize) -> &mut [T] {
     if buffer.len() < n {
         buffer.resize(n, T::default());

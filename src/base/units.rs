@@ -1,6 +1,6 @@
 //! Sizes, counts and durations as people read them.
 
-/// Bytes in powers of 1000, as disks and downloads are labelled: `19.51 GB`.
+/// Formats bytes in powers of 1000, as disks and downloads are labelled: `19.51 GB`.
 pub fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
     if n < 1000 {
@@ -16,7 +16,7 @@ pub fn bytes(n: u64) -> String {
     format!("{value:.2} {}", UNITS[unit])
 }
 
-/// A count of things: `34.39 B`, `6.40 M`, `812`.
+/// Formats a count: `34.39 B`, `6.40 M`, `812`.
 pub fn count(n: u64) -> String {
     match n {
         0..1_000_000 => n.to_string(),
@@ -25,7 +25,7 @@ pub fn count(n: u64) -> String {
     }
 }
 
-/// A tensor's sizes: `7168 x 20480`.
+/// Formats a tensor's sizes: `7168 x 20480`.
 pub fn shape(dims: &[u64]) -> String {
     dims.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ")
 }

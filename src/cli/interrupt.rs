@@ -1,18 +1,18 @@
-//! Ctrl-C: asks the work to end cleanly the first time, ends the program at once the second time. A conversion loses next
-//! to nothing either way: the next run goes on where it was.
+//! Ctrl-C. The first one asks the work to end cleanly, the second one ends the program at once. A conversion loses next to
+//! nothing either way: the next run continues where it stopped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 
-/// What a shell expects of a program that ended on Ctrl-C: 128 and the number of SIGINT.
+/// What a shell expects of a program that ended on Ctrl-C: 128 plus the number of SIGINT.
 pub const EXIT_CODE: u8 = 130;
 
-/// Begins to listen for Ctrl-C and for requests to terminate, and gives the flag that the first one sets.
+/// Listens for Ctrl-C and for requests to terminate, and returns the flag that the first one sets.
 ///
 /// # Errors
-/// When the system lets no handler be set.
+/// The system refuses the handler.
 pub fn listen() -> anyhow::Result<Arc<AtomicBool>> {
     let requested = Arc::new(AtomicBool::new(false));
     let flag = requested.clone();
@@ -25,7 +25,7 @@ pub fn listen() -> anyhow::Result<Arc<AtomicBool>> {
     Ok(requested)
 }
 
-/// The work ended because it was asked to. Says what became of it; nothing where that has been said already.
+/// The work was interrupted. The message says what became of it; it is empty where that has been said already.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Interrupted(pub String);

@@ -1,5 +1,5 @@
-//! `nibble make-checkpoint`, for developers: makes a Hugging Face checkpoint of any shape with random weights, to try out
-//! what needs a model's size.
+//! `nibble make-checkpoint`, for developers: makes a Hugging Face checkpoint of any shape with random weights, for trying
+//! out what depends on a model's size.
 //!
 //! It is a subcommand that the help does not list. An example would be compiled with the dependencies of the tests, which
 //! takes minutes after the program has been built.

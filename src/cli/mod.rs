@@ -1,4 +1,4 @@
-//! The subcommands: a file each, with what can be typed and what it does.
+//! The subcommands. Each has a file, with what can be typed and what it does.
 
 mod advice;
 mod compare;
@@ -93,7 +93,7 @@ impl Cli {
     }
 }
 
-/// The longest error message: a hostile file can name things by the megabyte.
+/// Longer error messages are cut: a hostile file can have names of megabytes.
 const LONGEST_MESSAGE: usize = 4000;
 
 /// Prints an error on stderr, on one line unless it has line breaks of its own, and returns the program's exit code.

@@ -1,4 +1,4 @@
-//! Standard output: a reader that goes away is no error, and words from a file cannot drive the terminal.
+//! Standard output. A reader that goes away is not an error.
 
 use std::io::{self, BufWriter, IsTerminal, Write};
 
@@ -14,23 +14,23 @@ pub struct Out<'a> {
 }
 
 impl<'a> Out<'a> {
-    /// Prints to `writer`, tables no wider than `width` columns.
+    /// Prints to `writer`, with tables at most `width` columns wide.
     #[cfg(test)]
     pub fn new(writer: &'a mut dyn Write, width: Option<u16>) -> Self {
         Self { writer, width, terminal: false }
     }
 
-    /// Columns of the terminal; `None` where the output goes elsewhere.
+    /// Returns the columns of the terminal; `None` where the output goes elsewhere.
     pub fn width(&self) -> Option<u16> {
         self.width
     }
 
-    /// Whether a person looks at the output.
+    /// Returns whether the output goes to a terminal.
     pub fn is_terminal(&self) -> bool {
         self.terminal
     }
 
-    /// Prints a table, and fits it to the terminal.
+    /// Prints a table that fits the terminal.
     pub fn table(&mut self, table: Table) -> io::Result<()> {
         let text = match self.width {
             Some(width) => table::fit(table, width),
@@ -39,7 +39,7 @@ impl<'a> Out<'a> {
         self.write_all(text.as_bytes())
     }
 
-    /// Prints words, in lines that fit the terminal.
+    /// Prints text in lines that fit the terminal.
     pub fn paragraph(&mut self, text: &str) -> io::Result<()> {
         match self.width {
             Some(width) => self.write_all(table::wrapped(text.to_string(), width, 0).as_bytes()),
@@ -61,8 +61,7 @@ impl Write for Out<'_> {
 /// Runs `print` with standard output.
 ///
 /// # Errors
-/// Those of `print`, and of standard output, but for the one that says that nobody reads it any more, as when `head`
-/// has seen enough.
+/// Those of `print` and of standard output, except a broken pipe: `head` has seen enough.
 pub fn to_stdout(print: impl FnOnce(&mut Out) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let stdout = io::stdout().lock();
     let terminal = stdout.is_terminal();

@@ -1,4 +1,4 @@
-//! Progress bars: the only place that draws them. They go to stderr, and only where that is a terminal.
+//! Progress bars. No other module draws any. They go to stderr, and only if that is a terminal.
 
 #[cfg(feature = "llama")]
 mod models;
@@ -29,18 +29,18 @@ pub struct Conversion {
 }
 
 impl Conversion {
-    /// A bar for so many bytes of source; one that draws nothing when `hidden` or when stderr is not a terminal. What an
-    /// earlier run left is said in words, unless `quiet`.
+    /// Returns a bar for `source_bytes`. It draws nothing if `hidden` or if stderr is not a terminal. What an earlier run
+    /// left is said in words, unless `quiet`.
     pub fn new(source_bytes: u64, hidden: bool, quiet: bool) -> Self {
         Self { bar: bar(source_bytes, hidden), written: AtomicU64::new(0), quiet }
     }
 
-    /// Takes the bar off the screen.
+    /// Removes the bar from the screen.
     pub fn clear(&self) {
         self.bar.finish_and_clear();
     }
 
-    /// Says something in a line above the bar.
+    /// Prints a line above the bar.
     fn say(&self, line: &str) {
         if !self.quiet {
             self.bar.suspend(|| eprintln!("nibble: {}", printable(line)));
@@ -77,7 +77,7 @@ impl Observer for Conversion {
     }
 }
 
-/// A bar for so many bytes; one that draws nothing when `hidden` or when stderr is not a terminal.
+/// Returns a bar for `n_bytes`. It draws nothing if `hidden` or if stderr is not a terminal.
 fn bar(n_bytes: u64, hidden: bool) -> ProgressBar {
     let target = if hidden || !std::io::stderr().is_terminal() {
         ProgressDrawTarget::hidden()
@@ -92,21 +92,21 @@ fn bar(n_bytes: u64, hidden: bool) -> ProgressBar {
     bar
 }
 
-/// The progress of what reads files, as a verification does: share done, rate, time left, bytes read.
+/// The progress of work that reads files, such as a verification: share done, rate, time left, bytes read.
 pub struct Reading {
     bar: ProgressBar,
     done: &'static str,
 }
 
 impl Reading {
-    /// A bar that draws nothing when `hidden` or when stderr is not a terminal. `done` is what becomes of the bytes:
-    /// `checked`.
+    /// Returns a bar that draws nothing if `hidden` or if stderr is not a terminal. `done` says what becomes of the bytes,
+    /// for example `checked`.
     pub fn new(hidden: bool, done: &'static str) -> Self {
         // The work says how much there is to do as soon as it begins.
         Self { bar: bar(1, hidden), done }
     }
 
-    /// So many more bytes are done, of so many.
+    /// Adds `bytes` that are done, out of `of`.
     pub fn advance(&self, bytes: u64, of: u64) {
         self.bar.set_length(of);
         self.bar.inc(bytes);
@@ -115,19 +115,19 @@ impl Reading {
         }
     }
 
-    /// Takes the bar off the screen.
+    /// Removes the bar from the screen.
     pub fn clear(&self) {
         self.bar.finish_and_clear();
     }
 }
 
-/// The progress of work in steps: share done, time left, what is being done.
+/// The progress of work in steps: share done, time left, current step.
 pub struct Steps {
     bar: ProgressBar,
 }
 
 impl Steps {
-    /// A bar of so many steps; one that draws nothing when `hidden` or when stderr is not a terminal.
+    /// Returns a bar of `n` steps. It draws nothing if `hidden` or if stderr is not a terminal.
     pub fn new(n: u64, hidden: bool) -> Self {
         let bar = bar(n, hidden);
         let style = ProgressStyle::with_template("{percent:>3}% {wide_bar} {eta} left  {msg}");
@@ -135,17 +135,17 @@ impl Steps {
         Self { bar }
     }
 
-    /// Says what is being done.
+    /// Shows the current step.
     pub fn say(&self, message: &str) {
         self.bar.set_message(printable(message).into_owned());
     }
 
-    /// So many more steps are done.
+    /// Adds steps that are done.
     pub fn advance(&self, steps: u64) {
         self.bar.inc(steps);
     }
 
-    /// Takes the bar off the screen.
+    /// Removes the bar from the screen.
     pub fn clear(&self) {
         self.bar.finish_and_clear();
     }

@@ -1,13 +1,13 @@
 //! Tables for the terminal: plain columns, no frames, cut to the terminal's width where there is one.
 //!
-//! Words wrap; numbers, and the names in the first column, do not: where they leave no room for the rest, a row takes two
-//! lines. Widths are those of the terminal's cells, so that Chinese lines up. Symbols whose width
-//! depends on the terminal's language, such as U+00D7 or U+2026, are avoided wherever something follows them.
+//! Words wrap. Numbers and the names in the first column do not: where they leave too little room for the rest, a row takes
+//! two lines. Widths are in the terminal's cells, so that Chinese lines up. Symbols whose width depends on the terminal's
+//! language, such as U+00D7 or U+2026, are avoided wherever something follows them.
 
 use comfy_table::{Cell, CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use unicode_width::UnicodeWidthStr;
 
-/// Which way a column's cells lean.
+/// How a column's cells are aligned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
     /// Words.
@@ -16,7 +16,7 @@ pub enum Align {
     Right,
 }
 
-/// A table with these column headings.
+/// Returns an empty table with these column headings.
 pub fn new(columns: &[(&str, Align)]) -> Table {
     let mut table = plain();
     table.set_header(columns.iter().map(|(heading, _)| *heading));
@@ -40,7 +40,7 @@ pub fn new(columns: &[(&str, Align)]) -> Table {
     table
 }
 
-/// Names on the left, what they stand for on the right, without headings.
+/// Returns a table without headings: names on the left, their values on the right.
 pub fn pairs<'a>(rows: impl IntoIterator<Item = (&'a str, String)>) -> Table {
     let mut table = plain();
     for (name, value) in rows {
@@ -55,15 +55,15 @@ pub fn pairs<'a>(rows: impl IntoIterator<Item = (&'a str, String)>) -> Table {
     table
 }
 
-/// The table as lines without trailing spaces, ending in a line break.
+/// Formats the table as lines without trailing spaces, ending in a line break.
 pub fn render(table: &Table) -> String {
     table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
-/// The table as lines of at most `width` columns, as far as its numbers allow.
+/// Formats the table as lines of at most `width` columns, as far as its numbers allow.
 ///
-/// A table with headings that has no room beside its names is stacked: a row becomes a line with its name, and below it,
-/// indented, all else.
+/// A table with headings that does not fit is stacked: each row becomes a line with its name, and the other cells indented
+/// below it.
 pub fn fit(mut table: Table, width: u16) -> String {
     if table.header().is_none() || fits(&table, width) {
         if let Some(names) = table.column_mut(0) {
@@ -83,7 +83,7 @@ pub fn fit(mut table: Table, width: u16) -> String {
     lines
 }
 
-/// Whether a table with headings can be read in `width` columns, so that [`fit`] does not stack it.
+/// Returns whether a table with headings can be read in `width` columns, so that [`fit`] does not stack it.
 pub fn fits(table: &Table, width: u16) -> bool {
     least_width(table) <= usize::from(width)
 }
@@ -91,7 +91,7 @@ pub fn fits(table: &Table, width: u16) -> bool {
 /// How far the second line of a stacked row is indented.
 const STACK_INDENT: u16 = 2;
 
-/// The least columns in which the table can be read: names and numbers whole, words in 16 columns.
+/// Returns the fewest columns in which the table can be read: names and numbers whole, words in 16 columns.
 fn least_width(table: &Table) -> usize {
     const WORDS: u16 = 16;
     let mut width = 0;
@@ -102,7 +102,7 @@ fn least_width(table: &Table) -> usize {
     width
 }
 
-/// `text` in lines of at most `width` columns, the first `indent` of them empty.
+/// Wraps `text` into lines of at most `width` columns, of which the first `indent` are empty.
 pub fn wrapped(text: String, width: u16, indent: u16) -> String {
     let mut table = plain();
     table.set_width(width).add_row([text]);

@@ -1,4 +1,4 @@
-//! Progress of what runs models.
+//! The progress of work that runs models.
 
 use std::io::IsTerminal;
 
@@ -8,14 +8,14 @@ use super::{Steps, bar};
 use crate::base::display::printable;
 
 impl Steps {
-    /// Begins anew with so many steps.
+    /// Starts again with `n` steps.
     pub fn begin(&self, n: usize, message: &str) {
         self.bar.set_length(n as u64);
         self.bar.reset();
         self.say(message);
     }
 
-    /// So many steps are done.
+    /// Sets how many steps are done.
     pub fn set(&self, done: u64) {
         self.bar.set_position(done);
     }
@@ -27,7 +27,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// A line that is not drawn when `hidden` or when stderr is not a terminal.
+    /// Returns a line that is not drawn if `hidden` or if stderr is not a terminal.
     pub fn new(hidden: bool) -> Self {
         let target = if hidden || !std::io::stderr().is_terminal() {
             ProgressDrawTarget::hidden()
@@ -40,18 +40,18 @@ impl Bench {
         Self { bar }
     }
 
-    /// Says what is being done. Nothing else draws the line: a thread that did would take time from what is measured.
+    /// Shows what is being done. No thread redraws the line: that would take time from what is measured.
     pub fn say(&self, message: String) {
         self.bar.set_message(message);
         self.bar.tick();
     }
 
-    /// Does something with the line off the screen.
+    /// Calls `print` while the line is off the screen.
     pub fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
         self.bar.suspend(print)
     }
 
-    /// Takes the line off the screen.
+    /// Removes the line from the screen.
     pub fn clear(&self) {
         self.bar.finish_and_clear();
     }
@@ -63,7 +63,7 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// A bar that draws nothing when `hidden` or when stderr is not a terminal.
+    /// Returns a bar that draws nothing if `hidden` or if stderr is not a terminal.
     pub fn new(hidden: bool) -> Self {
         let bar = bar(1, hidden);
         let style = ProgressStyle::with_template("{percent:>3}% {wide_bar} {pos} of {len} windows, {eta} left");
@@ -71,7 +71,7 @@ impl Calibration {
         Self { bar }
     }
 
-    /// So many windows of so many are done.
+    /// Sets how many windows are done, out of `all`.
     pub fn at(&self, done: u64, all: u64) {
         if self.bar.length() != Some(all) {
             self.bar.set_length(all);
@@ -82,12 +82,12 @@ impl Calibration {
         self.bar.set_position(done);
     }
 
-    /// Says something in a line above the bar.
+    /// Prints a line above the bar.
     pub fn say(&self, line: &str) {
         self.bar.suspend(|| eprintln!("nibble: {}", printable(line)));
     }
 
-    /// Takes the bar off the screen.
+    /// Removes the bar from the screen.
     pub fn clear(&self) {
         self.bar.finish_and_clear();
     }

@@ -1,4 +1,4 @@
-//! Progress of what is mostly done in a moment: loading a model, reading a prompt.
+//! The progress of work that usually takes a moment, such as loading a model or reading a prompt.
 
 use std::io::IsTerminal;
 use std::sync::mpsc::{RecvTimeoutError, Sender};
@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// How long something takes before it is worth a bar.
+/// How long work takes before a bar is drawn.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Progress of what is mostly done in a moment: nothing is drawn before it has taken a while.
+/// The progress of work that usually takes a moment. Nothing is drawn until it has taken longer.
 pub struct Patient {
     bar: ProgressBar,
     /// Wakes the thread that waits to draw the bar; it goes with the sender.
@@ -18,7 +18,7 @@ pub struct Patient {
 }
 
 impl Patient {
-    /// Progress of `what`, in so many steps.
+    /// Returns the progress of `what`, in `steps` steps.
     pub fn new(what: &'static str, steps: u64) -> Self {
         let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::hidden());
         if !std::io::stderr().is_terminal() {
