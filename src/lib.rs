@@ -1,35 +1,79 @@
-//! nibble puts Yi-34B, 01.AI's open bilingual language model, on the laptop a person already owns.
+//! nibble converts Yi-34B and models of its family to 4-bit GGUF files, runs them, and compares quantizations.
 //!
 //! ```text
 //!  Hugging Face folder                                                        text
 //!  safetensors, .bin ──► checkpoint ─┐                                         ▲
-//!  config.json ────────► arch ───────┼─► recipe ─► convert ─► model.gguf ─► runtime ─► sample
+//!  config.json ────────► arch ───────┼─► recipe ─► convert ─► model.gguf ─► engine ─► sample
 //!  tokenizer.model ────► vocab ──────┘   (Plan)    (quant)      (gguf)         ▲
 //!                                                                      chat, constrain
 //! ```
 //!
-//! | module         | what it does                                                                    |
-//! |----------------|---------------------------------------------------------------------------------|
-//! | [`mmap`]       | the only file mapping                                                           |
-//! | [`gguf`]       | the file format: values, reader, writer, names of the types                     |
-//! | [`checkpoint`] | Hugging Face folders: tensors, configuration, model card                        |
-//! | [`arch`]       | one file an architecture: names, hyperparameters, roles, Q/K permutation        |
-//! | [`vocab`]      | tokenizer files to GGUF metadata, and text to token ids                         |
-//! | [`quant`]      | one file a block format; several blocks at once, by what the CPU has            |
-//! | [`recipe`]     | which tensor gets which type: recipes as data, and the plan made from one       |
-//! | [`convert`]    | carries out a plan in one pass                                                  |
-//! | [`verify`]     | whether a GGUF is whole, and what nibble makes of its source                    |
-//! | [`quality`]    | which file is better, by how much, and whether that is noise                    |
-//! | [`sample`]     | from logits to a token                                                          |
-//! | [`chat`]       | conversations, chat templates and stop rules                                    |
-//! | `runtime`      | the only user of llama.cpp (feature `llama`)                                    |
-//! | `constrain`    | text that keeps to a JSON schema, a regex or a grammar (feature `llama`)         |
-//! | `bench`        | how fast a model runs here, and how fast it could (feature `llama`)             |
-//! | [`cli`]        | the subcommands                                                                 |
+//! This is the library; the program `nibble` is the module `cli` over it. Errors and warnings here speak of files, tensors
+//! and settings, never of flags.
 //!
-//! Words: a *block* is 32 or 256 weights with their scales; a *row* runs along a tensor's fastest dimension;
-//! *importance* is a weight per input channel (llama.cpp's "imatrix"); a *recipe* says which tensor gets which type;
-//! a *plan* is a recipe applied to one model; a *draft* guesses tokens ahead, which the model then reads at once.
+//! # Converting
+//!
+//! ```
+//! use std::path::Path;
+//! use std::sync::atomic::AtomicBool;
+//!
+//! use nibble::convert::{Job, Options};
+//! use nibble::recipe::Recipe;
+//!
+//! # let folder = tempfile::tempdir()?;
+//! # let output = folder.path().join("yi-nano-Q4_K_M.gguf");
+//! let options = Options { output: Some(output.clone()), ..Options::new(Recipe::find("Q4_K_M")?.clone()) };
+//! let job = Job::prepare(Path::new("tests/data/yi-nano"), options)?;
+//!
+//! // Nothing is written yet. The plan says what type each tensor gets, and why.
+//! for tensor in &job.plan().tensors {
+//!     println!("{:40} {} ({})", tensor.name, tensor.ty, tensor.why);
+//! }
+//!
+//! // Any thread may set the flag, and the job ends cleanly; the next one goes on where it was.
+//! let cancel = AtomicBool::new(false);
+//! job.execute(&(), &cancel)?;
+//! assert_eq!(job.outputs(), [(output.clone(), std::fs::metadata(&output)?.len())]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Comparing
+//!
+//! ```
+//! use std::path::Path;
+//! use std::sync::atomic::AtomicBool;
+//!
+//! use nibble::weights::Job;
+//! # use nibble::{convert, recipe::Recipe};
+//!
+//! let source = Path::new("tests/data/yi-nano");
+//! # let folder = tempfile::tempdir()?;
+//! # let files = ["Q4_K_M", "Q8_0"].map(|recipe| folder.path().join(recipe).with_extension("gguf"));
+//! # for (file, recipe) in files.iter().zip(["Q4_K_M", "Q8_0"]) {
+//! #     let options = convert::Options::new(Recipe::find(recipe)?.clone());
+//! #     let options = convert::Options { output: Some(file.clone()), ..options };
+//! #     convert::Job::prepare(source, options)?.execute(&(), &AtomicBool::new(false))?;
+//! # }
+//! // How far the weights of each file are from those of the source.
+//! let job = Job::prepare(source, &files, None)?;
+//! let found = job.execute(&|_bytes, _of| (), &AtomicBool::new(false))?;
+//! let mut errors = Vec::new();
+//! for result in found {
+//!     let overall = result?.overall.expect("the files have tensors in common");
+//!     println!("relative error {:.4}, cosine {:.6}", overall.relative, overall.cosine);
+//!     errors.push(overall.relative);
+//! }
+//! assert!(errors[0] > errors[1], "4 bits lose more than 8");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Words
+//!
+//! A *block* is 32 or 256 weights with their scales; a *row* runs along a tensor's fastest dimension; *importance* is a
+//! weight per input channel (llama.cpp's "imatrix"); a *recipe* says which tensor gets which type; a *plan* is a recipe
+//! applied to one model; a *draft* guesses tokens ahead, which the model then reads at once.
+//!
+//! `docs/architecture.md` has the order of the modules, and what to touch to add something.
 
 #![warn(missing_docs)]
 
