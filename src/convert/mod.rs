@@ -643,7 +643,7 @@ pub(crate) fn check_importance(
 
 /// What a plan makes no use of, or lacks, in sentences.
 fn unused_importance(importance: &Importance, plan: &Plan) -> Vec<String> {
-    let uses = |ty| quant::format(ty).is_some_and(|format| format.importance == quant::Importance::Used);
+    let uses = |ty| quant::format(ty).is_some_and(|format| format.importance == quant::ImportanceUse::Used);
     // What the embedding and the output weigh by, llama-imatrix does not collect either, unless it is asked to.
     let matrices = || {
         let inner = |t: &&PlannedTensor| t.dims.len() == 2 && t.name.starts_with("blk.") && t.name.ends_with(".weight");
