@@ -14,7 +14,7 @@
 
 use llama_cpp_sys_2 as ggml;
 use nibble::gguf::TensorType;
-use nibble::quant::{FORMATS, Format, Importance, Level};
+use nibble::quant::{FORMATS, Format, ImportanceUse, Level};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ fn main() {
         if arguments.plain {
             bench(format, &levels, &weights, None, &arguments);
         }
-        if arguments.importance && format.importance == Importance::Used {
+        if arguments.importance && format.importance == ImportanceUse::Used {
             bench(format, &levels, &weights, Some(&importance), &arguments);
         }
         if arguments.plain && arguments.threads == 1 {

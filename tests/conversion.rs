@@ -224,7 +224,7 @@ fn the_importance_that_was_used_is_recorded() {
     let dir = folder();
     let out = dir.path().join("x.gguf");
     let values = [("blk.0.ffn_up.weight".to_string(), vec![1.0; 256])].into();
-    let importance = Importance { name: "books".to_string(), blake3: blake3::hash(b"books"), values };
+    let importance = Importance::new("books".to_string(), blake3::hash(b"books"), values);
     let recipe = nibble::recipe::Recipe::find("Q4_K_M").unwrap().clone();
     let options = Options { output: Some(out.clone()), importance: Some(importance), ..Options::new(recipe) };
     Job::prepare(&yi_nano(), options).unwrap().execute(&(), &std::sync::atomic::AtomicBool::new(false)).unwrap();

@@ -89,7 +89,8 @@ fn importance_is_the_mean_square_of_every_channel_by_the_models_definition() {
         assert_eq!(squares.len(), 29);
         let importance = File::read(&out).unwrap().importance().unwrap();
         let mut worst = 0f64;
-        for (name, values) in &importance.values {
+        for name in importance.matrices() {
+            let values = importance.of(name).unwrap();
             let wanted = &squares[support::name_in_checkpoint(name).trim_end_matches(".weight")];
             assert_eq!(values.len(), wanted.len());
             let mean = wanted.iter().sum::<f64>() / wanted.len() as f64 / 64.0;
@@ -176,7 +177,11 @@ fn an_observer_finds_where_numbers_end() {
 
     let path = write(dir.path(), "text.txt", &text(9));
     let said = collect(&file, &[weighted(&path, 1.0)], options(&dir.path().join("x.gguf")), |_| {}).unwrap_err();
-    has(&said.to_string(), &["'blk.2.ffn_down.weight' is NaN at column 0", "text.txt", "nibble verify"]);
+    has(&said.to_string(), &["'blk.2.ffn_down.weight' is NaN at column 0", "text.txt"]);
+    let out = dir.path().join("x.gguf");
+    let command =
+        ["calibrate", file.to_str().unwrap(), path.to_str().unwrap(), "--window", "32", "-o", out.to_str().unwrap()];
+    has(&error(&nibble(command)), &["is NaN at column 0", "'nibble verify' checks the file"]);
     assert!(!dir.path().join("x.gguf").exists());
 }
 
@@ -285,7 +290,10 @@ fn what_an_earlier_run_left_of_something_else_is_not_used() {
 
     fs::write(&partial, "my notes").unwrap();
     let refused = collect(&model, &[weighted(&a, 1.0)], options(&path), |_| {}).unwrap_err();
-    has(&refused.to_string(), &["x.gguf.partial", "not what an earlier calibration left", "--restart"]);
+    has(&refused.to_string(), &["x.gguf.partial", "not what an earlier calibration left"]);
+    let command =
+        ["calibrate", model.to_str().unwrap(), a.to_str().unwrap(), "--window", "32", "-o", path.to_str().unwrap()];
+    has(&error(&nibble(command)), &["not what an earlier calibration left; remove it, or pass --restart"]);
     assert_eq!(fs::read_to_string(&partial).unwrap(), "my notes");
 }
 
@@ -389,7 +397,7 @@ fn calibrate_says_in_one_line_what_is_wrong() {
     let (model, good) = (model.to_str().unwrap(), at("text.txt"));
     collect(Path::new(model), &[weighted(Path::new(&good), 1.0)], options(&dir.path().join("i.gguf")), |_| {}).unwrap();
     let i = File::read(&dir.path().join("i.gguf")).unwrap();
-    let mut other = i.sums.clone();
+    let mut other = i.sums();
     let narrow = other.matrices.remove("blk.0.attn_q.weight").unwrap();
     other.matrices.insert("blk.9.attn_q.weight".to_string(), narrow);
     fs::write(dir.path().join("other.gguf"), other.to_bytes().unwrap()).unwrap();
@@ -404,14 +412,14 @@ fn calibrate_says_in_one_line_what_is_wrong() {
         (vec![model, &at("short.txt")], &["short.txt: has", "fewer than a window of 512", "--window"]),
         (vec![model, &at("empty.txt")], &["empty.txt: is empty"]),
         (vec![model, &at("latin.txt")], &["latin.txt: is not UTF-8 at byte 3"]),
-        (vec![model, &good, "--window", "8"], &["--window is 8; it has to be from 16 to"]),
-        (vec![model, &good, "--window", "1000000"], &["--window is 1000000"]),
-        (vec![model, &good, "-o", &good], &["text.txt is read by this command"]),
-        (vec![model, &good, "-o", model, "--force"], &["f32.gguf is read by this command"]),
+        (vec![model, &good, "--window", "8"], &["a window of 8 tokens was asked for, wanted 16 to", "; give --window"]),
+        (vec![model, &good, "--window", "1000000"], &["a window of 1000000 tokens", "; give --window"]),
+        (vec![model, &good, "-o", &good], &["text.txt is one of the inputs", "; give -o another name"]),
+        (vec![model, &good, "-o", model, "--force"], &["f32.gguf is one of the inputs", "; give -o another name"]),
         (vec![model, &good, "-o", dir.path().to_str().unwrap()], &["is a folder; give -o the name of a file"]),
         (vec![model, &good, "-o", "/nowhere/at/all.gguf"], &["/nowhere/at/all.gguf could not be written"]),
-        (vec![model, "--merge", model], &["is a model, wanted a file of importance"]),
-        (vec![model, "--merge", &good], &["text.txt: is no file of importance"]),
+        (vec![model, "--merge", model], &["is a model, wanted a file of importance", "; 'nibble calibrate' makes one"]),
+        (vec![model, "--merge", &good], &["text.txt: is not a file of importance", "; 'nibble calibrate' and"]),
         (vec![model, "--merge", &at("other.gguf")], &["'blk.9.attn_q.weight', which the model does not have"]),
     ] {
         let arguments: Vec<&str> = arguments.into_iter().collect();
@@ -442,8 +450,9 @@ fn converting_with_a_file_of_importance_gives_llama_cpps_bytes_and_verifies() {
     collect(&model, &[weighted(&path, 1.0)], options(&file), |_| {}).unwrap();
     let importance = File::read(&file).unwrap().importance().unwrap();
     // The same in the older form.
-    let mut dat = (importance.values.len() as i32).to_le_bytes().to_vec();
-    for (name, values) in &importance.values {
+    let mut dat = (importance.matrices().len() as i32).to_le_bytes().to_vec();
+    for name in importance.matrices() {
+        let values = importance.of(name).unwrap();
         dat.extend([name.len() as i32].map(i32::to_le_bytes).concat());
         dat.extend(name.as_bytes());
         dat.extend([4, values.len() as i32].map(i32::to_le_bytes).concat());
@@ -554,7 +563,7 @@ impl Observer for Single {
 fn sums_are_those_of_llama_imatrix() {
     let path = |key: &str| PathBuf::from(std::env::var(key).unwrap_or_else(|_| panic!("{key} is not set")));
     let (model, text) = (path("LLAMA_IMATRIX_MODEL"), path("LLAMA_IMATRIX_TEXT"));
-    let theirs = File::read(&path("LLAMA_IMATRIX")).unwrap().sums;
+    let theirs = File::read(&path("LLAMA_IMATRIX")).unwrap().sums();
     let dir = folder();
     let ours = collect(&model, &[weighted(&text, 1.0)], Options::new(dir.path().join("x.gguf")), |_| {}).unwrap().sums;
 

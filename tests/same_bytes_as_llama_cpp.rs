@@ -15,10 +15,9 @@ use crate::support::{convert, folder, yi_nano};
 pub fn llama_quantize(from: &Path, to: &Path, file_type: u32, importance: Option<&Importance>) {
     let c_string = |path: &Path| CString::new(path.to_str().unwrap()).unwrap();
     let (from, to) = (c_string(from), c_string(to));
-    let names: Vec<(CString, &Vec<f32>)> = importance
+    let names: Vec<(CString, &[f32])> = importance
         .into_iter()
-        .flat_map(|i| &i.values)
-        .map(|(name, v)| (CString::new(name.as_str()).unwrap(), v))
+        .flat_map(|i| i.matrices().map(|name| (CString::new(name).unwrap(), i.of(name).unwrap())))
         .collect();
     let mut entries: Vec<sys::llama_model_imatrix_data> = names
         .iter()
@@ -54,7 +53,7 @@ fn importance(model: &Gguf) -> Importance {
         .filter(|t| t.name != "token_embd.weight")
         .map(|t| (t.name.clone(), (0..t.row_len()).map(|_| value()).collect()))
         .collect();
-    Importance { name: "made up".to_string(), blake3: blake3::hash(b"made up"), values }
+    Importance::new("made up".to_string(), blake3::hash(b"made up"), values)
 }
 
 #[test]

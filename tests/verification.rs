@@ -431,11 +431,12 @@ fn threads_do_not_change_what_is_found() {
 fn what_was_made_with_importance_needs_it() {
     let dir = folder();
     let file = dir.path().join("x.gguf");
-    let values: std::collections::HashMap<_, _> = (0..4)
+    let mut values: std::collections::HashMap<_, _> = (0..4)
         .flat_map(|layer| ["ffn_up", "attn_q"].map(|name| format!("blk.{layer}.{name}.weight")))
         .map(|name| (name, (0..256).map(|i| 1.0 + (i % 7) as f32).collect::<Vec<f32>>()))
         .collect();
-    let importance = Importance { name: "books".to_string(), blake3: blake3::hash(b"books"), values };
+    let books = |values| Importance::new("books".to_string(), blake3::hash(b"books"), values);
+    let importance = books(values.clone());
     let options = convert::Options {
         output: Some(file.clone()),
         importance: Some(importance.clone()),
@@ -448,13 +449,12 @@ fn what_was_made_with_importance_needs_it() {
     has(&text, &["importance books", "not checked: made with importance"]);
     has(last_line(&text), &["of 39 tensors are identical, and", "could not be checked"]);
     let with = |importance| report(&file, Some(&yi_nano()), Options { sample: None, importance: Some(importance) });
-    let report = with(importance.clone());
+    let report = with(importance);
     assert!(report.is_right(), "{report:?}");
     assert!(report.tensors.iter().all(|tensor| tensor.comparison == Comparison::Same));
     // Another importance makes other bytes.
-    let mut other = importance;
-    other.values.get_mut("blk.2.attn_q.weight").unwrap()[..128].fill(40.0);
-    let report = with(other);
+    values.get_mut("blk.2.attn_q.weight").unwrap()[..128].fill(40.0);
+    let report = with(books(values));
     let differing: Vec<_> = report.tensors.iter().filter(|t| t.differs()).map(|t| t.info.name.as_str()).collect();
     assert_eq!(differing, ["blk.2.attn_q.weight"]);
 }

@@ -185,7 +185,7 @@ fn random_importance() -> Importance {
     let values = matrices
         .map(|info| (info.name.clone(), (0..info.dims[0]).map(|_| (random.unit() * 10.0) as f32).collect()))
         .collect();
-    Importance { name: "random".to_string(), blake3: blake3::hash(b"random"), values }
+    Importance::new("random".to_string(), blake3::hash(b"random"), values)
 }
 
 #[test]
@@ -372,8 +372,8 @@ fn a_file_that_cannot_be_compared_leaves_the_others_their_results() {
 fn importance_of_another_model_is_refused_and_a_stopped_comparison_gives_nothing() {
     let dir = folder();
     let file = made(dir.path(), "Q4_K_M");
-    let mut importance = random_importance();
-    importance.values.insert("blk.0.attn_q.weight".to_string(), vec![1.0; 128]);
+    let narrow = [("blk.0.attn_q.weight".to_string(), vec![1.0; 128])].into();
+    let importance = Importance::new("narrow".to_string(), blake3::hash(b"narrow"), narrow);
     let said = Job::prepare(&yi_nano(), &[&file], Some(&importance)).err().unwrap().to_string();
     has(&said, &["blk.0.attn_q.weight", "128", "256"]);
 

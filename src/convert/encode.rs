@@ -74,7 +74,8 @@ impl<'a> Encoder<'a> {
             let weights = &mut weights[..n_weights];
             self.input.decode_rows(rows, source, first_row, weights);
             if !self.allow_nan {
-                check_weights(&self.input, self.ty, at, weights)?;
+                let limit = self.format.limit(self.importance.is_some());
+                check_weights(&self.input, self.ty, limit, at, weights)?;
             }
             self.format.quantize_rows(weights, row_len, self.importance, dst);
         }
@@ -82,22 +83,8 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// From here on a number rounds to infinity as a half-precision float.
-const BEYOND_F16: f32 = 65520.0;
-
-/// The magnitude from which on a weight may make infinity of a half-precision float in its block.
-fn limit(ty: TensorType) -> f32 {
-    match ty {
-        TensorType::F32 | TensorType::BF16 => f32::INFINITY,
-        // The number itself, or the smallest of its block, is stored as such a float.
-        TensorType::F16 | TensorType::Q4_1 | TensorType::Q5_1 => BEYOND_F16,
-        // Only scales are: at most an eighth of the largest weight, in Q4_0.
-        _ => 8.0 * BEYOND_F16,
-    }
-}
-
-fn check_weights(input: &Input, ty: TensorType, first_row: usize, weights: &[f32]) -> Result<(), Error> {
-    let limit = limit(ty);
+/// Refuses weights that are not below `limit` in magnitude: what `ty` can hold.
+fn check_weights(input: &Input, ty: TensorType, limit: f32, first_row: usize, weights: &[f32]) -> Result<(), Error> {
     let largest = source::largest_magnitude(weights);
     if largest < limit {
         return Ok(());

@@ -25,7 +25,6 @@ pub mod provenance;
 mod resume;
 mod source;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::base::mmap::Mapping;
@@ -33,10 +32,11 @@ use crate::base::units;
 use crate::gguf::{self, DEFAULT_ALIGNMENT, Gguf, Layout, Metadata, TensorInfo, TensorType, Value};
 use crate::recipe::{self, Facts, Override, Plan, PlannedTensor, Recipe};
 use crate::vocab::{self, TokenizerFiles};
-use crate::{arch, checkpoint, quant};
+use crate::{arch, calibration, checkpoint, quant};
 use arch::Transform;
 use checkpoint::{Checkpoint, Config, ModelCard};
 
+pub use crate::calibration::Importance;
 pub(crate) use encode::Encoder;
 pub use execute::{Event, Observer, Summary};
 pub(crate) use execute::{file_hashes, spans};
@@ -45,24 +45,6 @@ pub use name::{file_name, size_label};
 pub use output::free_bytes;
 pub use resume::Left;
 pub(crate) use source::{Bytes, Input, SPAN_BYTES, Span};
-
-/// Importance of the input channels of each matrix.
-#[derive(Clone, Debug)]
-pub struct Importance {
-    /// What it is called; recorded in the result.
-    pub name: String,
-    /// The hash of the file it comes from; recorded in the result.
-    pub blake3: blake3::Hash,
-    /// By the matrix's GGUF name: one value a column.
-    pub values: HashMap<String, Vec<f32>>,
-}
-
-impl Importance {
-    /// That of the columns of a matrix.
-    pub fn of(&self, matrix: &str) -> Option<&[f32]> {
-        self.values.get(matrix).map(Vec::as_slice)
-    }
-}
 
 /// What to make of a source.
 #[derive(Debug)]
@@ -160,6 +142,8 @@ pub enum Error {
     ImportanceNoMatrix { tensor: String },
     #[error("the importance {name} has none of this model's matrices; was it made with another model?")]
     ImportanceForeign { name: String },
+    #[error(transparent)]
+    ImportanceRequired(#[from] calibration::importance::Required),
     #[error("{path} exists already; pass --force to replace it, or -o to write elsewhere")]
     OutputExists { path: PathBuf },
     #[error("{path} is a folder; give -o the name of a file")]
@@ -294,6 +278,9 @@ impl Job {
             check_importance(importance, &tensors, &mut warnings)?;
             warnings.extend(unused_importance(importance, &plan));
         }
+        let quantized = plan.tensors.iter().filter(|tensor| tensor.ty != tensor.source);
+        let quantized = quantized.map(|tensor| (tensor.name.as_str(), tensor.ty));
+        calibration::importance::Required::check(quantized, options.importance.as_ref())?;
 
         metadata.set("general.quantization_version", recipe::QUANTIZATION_VERSION);
         metadata.set("general.file_type", plan.file_type);
@@ -618,7 +605,7 @@ pub(crate) fn check_importance(
 ) -> Result<(), Error> {
     let mut n_known = 0;
     for tensor in tensors {
-        let Some(values) = importance.values.get(&tensor.name) else { continue };
+        let Some(values) = importance.of(&tensor.name) else { continue };
         n_known += 1;
         if tensor.dims.len() != 2 {
             return Err(Error::ImportanceNoMatrix { tensor: tensor.name.clone() });
@@ -634,7 +621,7 @@ pub(crate) fn check_importance(
     if n_known == 0 {
         return Err(Error::ImportanceForeign { name: importance.name.clone() });
     }
-    let unknown: Vec<_> = importance.values.keys().filter(|name| !tensors.iter().any(|t| t.name == **name)).collect();
+    let unknown: Vec<_> = importance.matrices().filter(|name| !tensors.iter().any(|t| t.name == *name)).collect();
     if let Some((one, more)) = some_names(unknown) {
         warnings.push(format!("the importance has values for {one}{more}, which this model does not have"));
     }
@@ -643,7 +630,7 @@ pub(crate) fn check_importance(
 
 /// What a plan makes no use of, or lacks, in sentences.
 fn unused_importance(importance: &Importance, plan: &Plan) -> Vec<String> {
-    let uses = |ty| quant::format(ty).is_some_and(|format| format.importance == quant::Importance::Used);
+    let uses = |ty| quant::format(ty).is_some_and(|format| format.importance.is_any());
     // What the embedding and the output weigh by, llama-imatrix does not collect either, unless it is asked to.
     let matrices = || {
         let inner = |t: &&PlannedTensor| t.dims.len() == 2 && t.name.starts_with("blk.") && t.name.ends_with(".weight");
@@ -656,7 +643,7 @@ fn unused_importance(importance: &Importance, plan: &Plan) -> Vec<String> {
             plan.recipe
         )];
     }
-    let missing = some_names(missing.map(|t| &t.name).collect());
+    let missing = some_names(missing.map(|t| t.name.as_str()).collect());
     let sentence = |(one, more): (String, String)| {
         format!("the importance has nothing for {one}{more}, quantized as if there were none")
     };
@@ -664,7 +651,7 @@ fn unused_importance(importance: &Importance, plan: &Plan) -> Vec<String> {
 }
 
 /// The first of some names in order, and how many there are beside it.
-fn some_names(mut names: Vec<&String>) -> Option<(String, String)> {
+fn some_names(mut names: Vec<&str>) -> Option<(String, String)> {
     names.sort_unstable();
     let (first, rest) = names.split_first()?;
     let more = match rest.len() {

@@ -4,7 +4,7 @@
 //!  texts ─► tokens ─► windows of 512 ─► the model reads one, from an empty context
 //!                                          each product of a matrix: Σx² of its input, column by column
 //!                                       window done ─► added to the sums, x the text's weight ─► every few windows, saved
-//!  earlier files (--merge) ─────────────────────────────────────────────► added ─► file of importance
+//!  earlier files ───────────────────────────────────────────────────────► added ─► file of importance
 //! ```
 //!
 //! It is what llama-imatrix does, so that the two agree: texts are cut into whole windows, what is left over is not
@@ -126,19 +126,19 @@ pub enum Error {
     Run(#[from] llama::Error),
     #[error(transparent)]
     Importance(#[from] importance::Error),
-    #[error("there is nothing to do: give texts to read, or files to --merge")]
+    #[error("there is nothing to do: no text to read, and no file to add")]
     Nothing,
     #[error("{}: cannot be read: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("{}: is a GGUF file, wanted a text; the model comes first: nibble calibrate MODEL TEXT...", path.display())]
+    #[error("{}: is a GGUF file, wanted a text", path.display())]
     TextIsGguf { path: PathBuf },
     #[error("{}: is not UTF-8 at byte {at}; save it as UTF-8 text", path.display())]
     NotUtf8 { path: PathBuf, at: usize },
     #[error("{}: is empty", path.display())]
     Empty { path: PathBuf },
-    #[error("{}: has {tokens} tokens, fewer than a window of {window}; give more text, or a smaller --window", path.display())]
+    #[error("{}: has {tokens} tokens, fewer than a window of {window}", path.display())]
     Short { path: PathBuf, tokens: usize, window: u32 },
-    #[error("--window is {found}; it has to be from {LEAST_WINDOW} to {most}")]
+    #[error("a window of {found} tokens was asked for, wanted {LEAST_WINDOW} to {most}")]
     Window { found: u32, most: u32 },
     #[error(
         "{}: is a mixture of experts ('{tensor}'), whose importance nibble does not collect; llama-imatrix does, but \
@@ -148,21 +148,21 @@ pub enum Error {
     #[error("{}: has no matrices to collect importance for; is it a whole model?", path.display())]
     NoMatrices { path: PathBuf },
     #[error(
-        "the input of '{matrix}' is {value} at column {column}, in window {window} of {}: the model is damaged or its \
-         numbers run over; 'nibble verify' checks the file", text.display()
+        "the input of '{matrix}' is {value} at column {column}, in window {window} of {}: the model is damaged, or its \
+         numbers overflow", text.display()
     )]
     NotFinite { matrix: String, column: usize, value: f64, window: u64, text: PathBuf },
-    #[error("{} exists already; pass --force to replace it, or -o to write elsewhere", path.display())]
+    #[error("{} exists already", path.display())]
     OutputExists { path: PathBuf },
-    #[error("{} is a folder; give -o the name of a file", path.display())]
+    #[error("{} is a folder", path.display())]
     OutputIsFolder { path: PathBuf },
-    #[error("{} is read by this command, and would be replaced; give -o another name", path.display())]
+    #[error("{} is one of the inputs, and would be replaced by the result", path.display())]
     OutputIsInput { path: PathBuf },
-    #[error("{} is there, and is not what an earlier calibration left; remove it, or pass --restart", path.display())]
+    #[error("{} is there, and is not what an earlier calibration left", path.display())]
     UnknownPartial { path: PathBuf },
     #[error("{} could not be written: {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
-    #[error("stopped after {done} of {all} windows; the same command goes on from there")]
+    #[error("stopped after {done} of {all} windows; the next run continues from there")]
     Cancelled { done: u64, all: u64 },
 }
 
@@ -296,7 +296,7 @@ impl Job {
             self.collect(model, &tokens, &mut report, &mut tell)?;
         }
         for (file, weight) in &self.merged {
-            report.sums.add(&file.sums, *weight, &file.path, "what it is added to")?;
+            report.sums.add(&file.sums(), *weight, &file.path, "what it is added to")?;
         }
         if report.sums.window == 0 {
             report.sums.window = self.window;
@@ -452,7 +452,7 @@ impl Job {
             return Err(unknown());
         }
         let done = gguf.metadata().u64(DONE).unwrap_or(0);
-        let sums = importance::of_gguf(&gguf, TensorType::F64).map_err(|_| unknown())?;
+        let sums = importance::sums_of(&gguf).map_err(|_| unknown())?;
         let fits = sums.matrices.iter().all(|(name, m)| self.wanted.get(name) == Some(&m.sums.len()));
         if gguf.metadata().str(IDENTITY) != Some(identity) || !fits || done == 0 {
             tell(Event::StartingOver);

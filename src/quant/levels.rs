@@ -5,7 +5,7 @@
 //! how many blocks were compared; the filter `random_rows` alone would run the comparison with ggml at that length too).
 
 use super::samples::{self, Matrix, Random};
-use super::{FORMATS, Format, Importance, Level};
+use super::{FORMATS, Format, ImportanceUse, Level};
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -97,7 +97,7 @@ fn every_level_gives_the_scalar_bytes_for_random_rows() {
 #[test]
 fn every_level_gives_the_scalar_bytes_under_sparse_importance() {
     let seeds = 0..48 * samples::scale();
-    for format in FORMATS.iter().filter(|format| format.importance == Importance::Used) {
+    for format in FORMATS.iter().filter(|format| format.importance == ImportanceUse::Used) {
         let blocks = AtomicUsize::new(0);
         seeds.clone().into_par_iter().for_each(|seed| {
             let (matrix, importance) = samples::sparse_importance(seed);

@@ -1,9 +1,14 @@
 //! What holds for every format, without ggml at hand.
 
-use super::samples::{Matrix, Random, adversarial_rows, importances, portable_rows, random_blocks, yi_nano};
-use super::{FORMATS, Format, Importance, SomeBlocks, format};
+use super::formats::*;
+use super::rounding::Levels;
+use super::samples::{
+    Matrix, Random, adversarial_rows, importances, portable_rows, random_blocks, sparse_importance, yi_nano,
+};
+use super::{FORMATS, Format, ImportanceUse, Scaled, SomeBlocks, format};
 use crate::gguf::TensorType;
 use proptest::prelude::*;
+use std::ops::Range;
 
 fn quantize(format: &Format, weights: &[f32], row_len: usize, importance: Option<&[f32]>) -> Vec<u8> {
     let mut bytes = vec![0xee; weights.len() / format.ty.block_len() * format.ty.block_bytes()];
@@ -199,13 +204,240 @@ fn importance_saves_what_is_important() {
         let plain = quantize(format, &weights, row_len, None);
         let weighted = quantize(format, &weights, row_len, Some(&importance));
         match format.importance {
-            Importance::Ignored => assert_eq!(plain, weighted, "{}", format.ty),
-            Importance::Used => {
+            ImportanceUse::Ignored => assert_eq!(plain, weighted, "{}", format.ty),
+            ImportanceUse::Used | ImportanceUse::Required => {
                 let lost = |bytes: &[u8]| loss(&weights, &dequantize(format, bytes), |i| importance[i % row_len]);
                 let (plain, weighted) = (lost(&plain), lost(&weighted));
                 assert!(weighted < 0.98 * plain, "{}: {weighted:e} with, {plain:e} without", format.ty);
             }
         }
+    }
+}
+
+/// The bytes of a block that hold its scales.
+fn scale_bytes(ty: TensorType) -> &'static [Range<usize>] {
+    match ty {
+        TensorType::Q8_0 | TensorType::Q5_0 | TensorType::Q4_0 | TensorType::IQ4_NL => &[0..2],
+        TensorType::Q5_1 | TensorType::Q4_1 => &[0..4],
+        TensorType::Q6_K => &[192..210],
+        TensorType::Q5_K | TensorType::Q4_K => &[0..16],
+        TensorType::Q3_K => &[96..110],
+        TensorType::Q2_K => &[0..16, 80..84],
+        TensorType::IQ4_XS => &[0..8],
+        other => panic!("say where {other} has its scales"),
+    }
+}
+
+/// Rounding to nearest beside the format's own bytes.
+#[derive(Default)]
+struct Rounded {
+    blocks: usize,
+    /// Blocks of other bytes.
+    differing: usize,
+    weights: usize,
+    /// Weights of other values.
+    moved: usize,
+}
+
+/// Compares [`Format::round_to_nearest`] with [`Format::quantize_rows`]: the scales are the same bytes, and no weight is
+/// further from its value than in the format's own bytes.
+fn compare_rounding(format: &Format, matrix: &Matrix, importance: Option<&[f32]>, rounded: &mut Rounded) {
+    let Matrix { name, row_len, weights } = matrix;
+    let (block_len, block_bytes) = (format.ty.block_len(), format.ty.block_bytes());
+    let own = quantize(format, weights, *row_len, importance);
+    let mut nearest = vec![0xee; own.len()];
+    assert!(format.round_to_nearest(weights, *row_len, importance, &mut nearest));
+    let (own_values, nearest_values) = (dequantize(format, &own), dequantize(format, &nearest));
+    for (index, (own, nearest)) in own.chunks(block_bytes).zip(nearest.chunks(block_bytes)).enumerate() {
+        let at = index * block_len..(index + 1) * block_len;
+        rounded.blocks += 1;
+        rounded.weights += block_len;
+        if own == nearest {
+            continue;
+        }
+        rounded.differing += 1;
+        for range in scale_bytes(format.ty) {
+            assert_eq!(
+                own[range.clone()],
+                nearest[range.clone()],
+                "{}, {name}: the scales of block {index}",
+                format.ty
+            );
+        }
+        let (x, own, nearest) = (&weights[at.clone()], &own_values[at.clone()], &nearest_values[at]);
+        // Where a scale has overflowed, nothing is nearest.
+        if own.iter().chain(nearest).any(|value| !value.is_finite()) {
+            continue;
+        }
+        let largest = x.iter().chain(own).chain(nearest).fold(0f32, |largest, x| largest.max(x.abs()));
+        for ((x, own), nearest) in x.iter().zip(own).zip(nearest) {
+            rounded.moved += usize::from(own != nearest);
+            assert!(
+                (x - nearest).abs() <= (x - own).abs() + 1e-6 * largest,
+                "{}, {name}, block {index}: {x} became {nearest}, and {own} in the format's own bytes",
+                format.ty,
+            );
+        }
+    }
+}
+
+fn scaled() -> impl Iterator<Item = &'static Format> {
+    FORMATS.iter().filter(|format| format.ty.block_len() > 1)
+}
+
+#[test]
+fn the_own_bytes_of_formats_are_fitted_scales_and_codes_rounded_to_them() {
+    let (portable, importance) = portable_rows();
+    let mut matrices = yi_nano();
+    matrices.retain(|matrix| matrix.name.contains("layers.1.") || matrix.name.contains("layers.3."));
+    for format in scaled() {
+        for weighted in [false, true] {
+            let mut rounded = Rounded::default();
+            compare_rounding(format, &portable, weighted.then_some(&importance), &mut rounded);
+            for matrix in &matrices {
+                let mut random = Random::new(12);
+                let importance: Vec<f32> = (0..matrix.row_len).map(|_| random.unit() + 0.01).collect();
+                compare_rounding(format, matrix, weighted.then_some(&importance), &mut rounded);
+            }
+            let Rounded { blocks, differing, weights, moved } = rounded;
+            let (ty, moved_share) = (format.ty, moved as f64 / weights as f64);
+            println!(
+                "{ty}, importance {weighted}: {differing} of {blocks} blocks differ, {moved} of {weights} weights"
+            );
+            match ty {
+                // Codes follow from the scales as stored; other bytes are codes that a scale of 0 makes nothing of.
+                TensorType::Q6_K | TensorType::Q5_K | TensorType::Q4_K | TensorType::Q3_K | TensorType::Q2_K => {
+                    assert_eq!(moved, 0, "{ty}");
+                    assert!(differing * 20 < blocks, "{ty}: {differing} of {blocks}");
+                }
+                // Codes follow from the scales before they are stored.
+                TensorType::Q8_0 | TensorType::IQ4_NL | TensorType::IQ4_XS => {
+                    assert!(moved_share < 0.02, "{ty}: {moved_share}");
+                }
+                // So they do here, and with importance they are those of the search.
+                _ => assert!(moved_share < 0.02, "{ty}: {moved_share}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn rounding_to_nearest_loses_no_more_on_any_row() {
+    for format in scaled() {
+        let mut rounded = Rounded::default();
+        for row in adversarial_rows(512) {
+            compare_rounding(format, &row, None, &mut rounded);
+            for (_, importance) in importances(512) {
+                compare_rounding(format, &row, Some(&importance), &mut rounded);
+            }
+        }
+        for seed in 0..48 {
+            let (matrix, importance) = sparse_importance(seed);
+            compare_rounding(format, &matrix, Some(&importance), &mut rounded);
+        }
+    }
+}
+
+#[test]
+fn the_floats_have_no_scales_to_round_to() {
+    for format in FORMATS.iter().filter(|format| format.ty.block_len() == 1) {
+        let mut bytes = vec![0xee; 4 * format.ty.block_bytes()];
+        assert!(!format.round_to_nearest(&[1.0; 4], 4, None, &mut bytes), "{}", format.ty);
+        assert!(bytes.iter().all(|byte| *byte == 0xee));
+    }
+}
+
+#[test]
+fn every_code_stands_for_the_weight_that_is_read_back() {
+    fn check<B: Scaled>(seed: u64) {
+        let blocks = random_blocks(B::TYPE, 512, seed);
+        let mut random = Random::new(seed);
+        for block in bytemuck::cast_slice::<u8, B>(&blocks) {
+            let mut block = *block;
+            let n_levels = match B::LEVELS {
+                Levels::Whole(whole) => (whole.largest - whole.smallest + 1) as u32,
+                Levels::Table => 16,
+            };
+            let codes: Vec<u8> = (0..B::LEN).map(|_| (random.bits() % n_levels) as u8).collect();
+            block.set_codes(&codes);
+            let mut weights = vec![0.0; B::LEN];
+            B::dequantize_row(&[block], &mut weights);
+            let steps = block.steps();
+            for (i, weight) in weights.iter().enumerate() {
+                let step = steps.as_ref()[i / B::SUB_BLOCK];
+                let value = B::LEVELS.value(step, codes[i]);
+                assert!(value.to_bits() == weight.to_bits() || value.is_nan() && weight.is_nan(), "{}", B::TYPE);
+                // And the code is the nearest to it: itself, where levels are apart.
+                let again = B::LEVELS.value(step, B::LEVELS.round(step, *weight));
+                let apart = step.scale.abs() > 1e-5 * step.min.abs() && step.scale.is_finite() && step.min.is_finite();
+                assert!(!apart || again.to_bits() == weight.to_bits(), "{}: {weight} became {again}", B::TYPE);
+            }
+        }
+    }
+    check::<q8_0::BlockQ8_0>(1);
+    check::<q6_k::BlockQ6K>(2);
+    check::<q5_1::BlockQ5_1>(3);
+    check::<q5_0::BlockQ5_0>(4);
+    check::<q5_k::BlockQ5K>(5);
+    check::<q4_1::BlockQ4_1>(6);
+    check::<q4_0::BlockQ4_0>(7);
+    check::<q4_k::BlockQ4K>(8);
+    check::<iq4_nl::BlockIq4Nl>(9);
+    check::<iq4_xs::BlockIq4Xs>(10);
+    check::<q3_k::BlockQ3K>(11);
+    check::<q2_k::BlockQ2K>(12);
+}
+
+#[test]
+fn weights_below_the_limit_of_a_format_stay_finite() {
+    let row_len = 512;
+    let mut random = Random::new(13);
+    let mut rows: Vec<Vec<f32>> = vec![
+        vec![1.0; row_len],
+        vec![-1.0; row_len],
+        (0..row_len).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect(),
+        (0..row_len).map(|i| if i % 32 == 9 { -1.0 } else { 0.0 }).collect(),
+        (0..row_len).map(|i| i as f32 / row_len as f32 * 2.0 - 1.0).collect(),
+    ];
+    for power in [1, 3, 7] {
+        rows.extend((0..40).map(|_| (0..row_len).map(|_| (random.unit() * 2.0 - 1.0).powi(power)).collect()));
+    }
+    let up_to = |limit: f32, row: &[f32]| -> Vec<f32> {
+        let largest = row.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+        let limit = if limit.is_finite() { limit.next_down() } else { f32::MAX };
+        row.iter().map(|x| (f64::from(*x) / f64::from(largest) * f64::from(limit)) as f32).collect()
+    };
+    for format in FORMATS {
+        let fits = |weights: &[f32], importance: Option<&[f32]>| {
+            format.not_finite(&quantize(format, weights, weights.len(), importance)).is_none()
+        };
+        for row in &rows {
+            assert!(fits(&up_to(format.limit(false), row), None), "{}", format.ty);
+        }
+        if !format.importance.is_any() {
+            assert_eq!(format.limit(true), format.limit(false), "{}", format.ty);
+            continue;
+        }
+        for seed in 0..96 {
+            let (matrix, importance) = sparse_importance(seed);
+            let weights = up_to(format.limit(true), &matrix.weights);
+            assert!(fits(&weights, Some(&importance)), "{}, seed {seed}", format.ty);
+            for (name, importance) in importances(row_len) {
+                let row = &rows[seed % rows.len()];
+                // Sums with these overflow whatever the weights.
+                if !name.contains("huge") {
+                    assert!(fits(&up_to(format.limit(true), row), Some(&importance)), "{}, {name}", format.ty);
+                }
+            }
+        }
+    }
+    // These limits are exact: the weight itself does not fit.
+    for ty in
+        [TensorType::F16, TensorType::BF16, TensorType::Q8_0, TensorType::Q5_1, TensorType::Q4_1, TensorType::Q4_0]
+    {
+        let format = format(ty).unwrap();
+        let bytes = quantize(format, &vec![-format.limit(false); 32], 32, None);
+        assert!(format.not_finite(&bytes).is_some(), "{ty}");
     }
 }
 

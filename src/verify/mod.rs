@@ -222,7 +222,9 @@ impl Source {
                 return Err(Comparison::UnknownType);
             }
             match format.importance {
-                quant::Importance::Used if needs_importance => Err(Comparison::NeedsImportance),
+                quant::ImportanceUse::Used | quant::ImportanceUse::Required if needs_importance => {
+                    Err(Comparison::NeedsImportance)
+                }
                 _ => Ok(i),
             }
         };

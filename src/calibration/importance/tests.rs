@@ -1,8 +1,9 @@
 //! Files that are right, and files that are not.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::gguf::{Layout, Metadata, TensorInfo};
 
 /// A `.dat` file of these entries, as llama-imatrix wrote them: name, windows, values.
 fn dat(entries: &[(&str, i32, &[f32])], tail: &[u8]) -> Vec<u8> {
@@ -98,7 +99,7 @@ fn what_is_written_is_read_again() {
         sums.matrices.values_mut().for_each(|m| m.sums.iter_mut().for_each(|x| *x = f64::from(*x as f32)));
         sums
     };
-    assert_eq!(file.sums, rounded(&sums));
+    assert_eq!(file.sums(), rounded(&sums));
     assert_eq!(file.blake3, blake3::hash(&bytes));
     let importance = file.importance().unwrap();
     assert_eq!(importance.name, "importance");
@@ -116,14 +117,14 @@ fn the_older_form_means_the_same() {
     for tail in [vec![], 4i32.to_le_bytes().to_vec(), tail(4, "wiki.txt"), tail(4, "")] {
         let file = folder.read(&dat(&entries, &tail)).unwrap();
         let importance = file.importance().unwrap();
-        assert_eq!(importance.values.len(), 2);
+        assert_eq!(importance.matrices().len(), 2);
         for (name, values) in &wanted {
             assert_eq!(importance.of(name).unwrap(), values, "{name}");
         }
     }
     let file = folder.read(&dat(&entries, &tail(4, "wiki.txt"))).unwrap();
-    assert_eq!((file.sums.windows, file.sums.texts[0].name.as_str()), (4, "wiki.txt"));
-    assert_eq!(file.sums.matrices["a.weight"].counts, [4.0 * 512.0]);
+    assert_eq!((file.sums().windows, file.sums().texts[0].name.as_str()), (4, "wiki.txt"));
+    assert_eq!(file.sums().matrices["a.weight"].counts, [4.0 * 512.0]);
 }
 
 #[test]
@@ -135,7 +136,7 @@ fn the_newer_form_of_llama_cpp_is_read() {
         [("a.in_sum", &[8, 1], &[-1.0; 8]), ("a.in_sum2", &[8, 1], &sums), ("a.counts", &[1, 1], &[1024.0])];
     for (kind, tensors) in [(Some("imatrix"), &tensors[..]), (None, &tensors[1..])] {
         let file = folder.read(&gguf(kind, tensors)).unwrap();
-        assert_eq!((file.sums.windows, file.sums.window, file.sums.texts[0].weight), (3, 512, 1.0));
+        assert_eq!((file.sums().windows, file.sums().window, file.sums().texts[0].weight), (3, 512, 1.0));
         let wanted: Vec<f32> = (0..8).map(|x| x as f32 / 2.0).collect();
         assert_eq!(file.importance().unwrap().of("a").unwrap(), wanted);
     }
@@ -168,12 +169,12 @@ fn what_is_no_importance_is_refused_and_so_is_what_is_damaged() {
         let said = folder.refusal(bytes);
         assert!(said.contains(words), "'{words}' is not in: {said}");
     };
-    has(b"", "is no file of importance");
-    has(b"Once upon a time, there was a little girl named Lily.", "is no file of importance");
-    has(b"\x01\0", "is no file of importance");
-    has(&[0; 64], "is no file of importance");
+    has(b"", "is not a file of importance");
+    has(b"Once upon a time, there was a little girl named Lily.", "is not a file of importance");
+    has(b"\x01\0", "is not a file of importance");
+    has(&[0; 64], "is not a file of importance");
     has(&gguf(Some("model"), &one), "is a model, wanted a file of importance");
-    has(&gguf(Some("imatrix"), &[]), "is no file of importance");
+    has(&gguf(Some("imatrix"), &[]), "is not a file of importance");
     has(&gguf(None, &[("token_embd.weight", &[2, 1], &[1.0; 2])]), "is a model, wanted");
     has(&gguf(Some("imatrix"), &one[..1]), "has no tensor 'a.counts'");
     has(&gguf(Some("imatrix"), &one[1..]), "has no tensor 'a.in_sum2'");
@@ -188,7 +189,7 @@ fn what_is_no_importance_is_refused_and_so_is_what_is_damaged() {
     has(&dat(&[("a", 1, &[f32::NAN])], &[]), "'a' has NaN at column 0");
     has(&dat(&[("a", 1, &[-1.0])], &[]), "at column 0");
     has(&dat(&[("a", -1, &[1.0])], &[]), "the number of windows of entry 0 at byte 9 is -1, wanted 0 or more");
-    has(&dat(&[("a", 1, &[1.0]), ("a", 1, &[1.0])], &[]), "'a' comes twice");
+    has(&dat(&[("a", 1, &[1.0]), ("a", 1, &[1.0])], &[]), "'a' is in it twice");
     has(&dat(&[("a", 1, &[1.0])], &[tail(1, "x"), vec![7]].concat()), "1 bytes follow its end at byte");
     let mut bytes = dat(&[("a", 1, &[1.0; 8])], &[]);
     bytes[13..17].copy_from_slice(&i32::MAX.to_le_bytes());
@@ -262,4 +263,42 @@ fn importance_of_another_model_is_told_apart() {
     let said = |columns| file.check(&columns).unwrap_err().to_string();
     assert!(said(columns(4, 40)).contains("'blk.0.attn_q.weight' has 3 columns here, and 4 in the model"));
     assert!(said(HashMap::new()).contains("which the model does not have; was it made with another model?"));
+}
+
+#[test]
+fn a_format_that_requires_importance_is_refused_without() {
+    // No format of nibble's does yet; here Q2_K stands for one.
+    let use_of = |ty| if ty == TensorType::Q2_K { ImportanceUse::Required } else { ImportanceUse::Used };
+    let check = |tensors: &[(&'static str, TensorType)], importance: Option<&Importance>| {
+        Required::check_with(use_of, tensors.iter().copied(), importance)
+    };
+    let q = ("blk.0.attn_q.weight", TensorType::Q2_K);
+    let down = ("blk.0.ffn_down.weight", TensorType::Q2_K);
+    let other = ("output.weight", TensorType::Q6_K);
+    let values = [(q.0.to_string(), vec![1.0; 256])].into();
+    let importance = Importance::new("some".to_string(), blake3::hash(b"some"), values);
+    assert_eq!(check(&[other], None), Ok(()));
+    assert_eq!(check(&[q, other], Some(&importance)), Ok(()));
+    let lacks = |(tensor, ty): (&str, TensorType)| Err(Required { tensor: tensor.to_string(), ty });
+    assert_eq!(check(&[other, q], None), lacks(q));
+    assert_eq!(check(&[q, down], Some(&importance)), lacks(down));
+    assert_eq!(
+        lacks(down).unwrap_err().to_string(),
+        "tensor 'blk.0.ffn_down.weight' cannot become Q2_K without importance, which says which of its weights matter"
+    );
+    assert_eq!(Required::check([q, down, other], None), Ok(()));
+}
+
+#[test]
+fn values_are_read_when_they_are_asked_for() {
+    let folder = Folder::new();
+    let file = folder.read(&some().to_bytes().unwrap()).unwrap();
+    assert_eq!(file.matrices().collect::<Vec<_>>(), ["blk.0.attn_q.weight", "blk.0.ffn_up.weight"]);
+    assert_eq!(file.matrix("blk.0.ffn_up.weight").unwrap().counts, [256.5]);
+    assert_eq!(file.matrix("output.weight"), None);
+    let importance = file.importance().unwrap();
+    drop(file);
+    assert!(importance.values.values().all(|values| values.get().is_none()));
+    assert_eq!(importance.of("blk.0.ffn_up.weight").unwrap().len(), 40);
+    assert_eq!(importance.values.values().filter(|values| values.get().is_some()).count(), 1);
 }

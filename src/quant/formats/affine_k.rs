@@ -1,25 +1,45 @@
 //! What Q4_K and Q5_K share: eight sub-blocks x ≈ d·s·q − dmin·t, whose scales s and mins t are 6-bit numbers.
 
-use super::batch::{self, AffineBatch, Batch, Fitted, weigh};
-use super::lanes::{Floats, Lanes, MAX_LANES};
-use super::pack::{six_bit_pairs, unpack_six_bit_pairs};
-use super::search::{
-    Affine, AffineSearch, Rounding, fit_affine, fit_positive, importance_weights, nearest, sum_of_squares,
+use super::Twin;
+use super::pack::{Codes, six_bit_pairs, unpack_six_bit_pairs};
+use crate::gguf::TensorType;
+use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks};
+use crate::quant::lanes::{Floats, Lanes, MAX_LANES};
+use crate::quant::rounding::{Levels, Step, Whole};
+use crate::quant::rows::Rows;
+use crate::quant::search::affine::{self, Affine, AffineBatch, AffineSearch};
+use crate::quant::search::batch::{self, Batch, Fitted};
+use crate::quant::search::numbers::{
+    importance_weights, importance_weights_lanes, nearest, sum_of_squares, sum_of_squares_lanes,
 };
-use super::{Half, Rows, search_lanes};
+use crate::quant::search::positive;
+use crate::quant::{Block, Half, ImportanceUse, Scaled};
+use std::array;
 
-/// 256 weights but for the packing of their codes.
-pub(super) struct Fit {
+/// 256 weights.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, packed)]
+pub struct AffineK<Q: Codes<256>> {
+    /// The scale d of the scales.
     pub d: Half,
+    /// The scale of the mins.
     pub dmin: Half,
+    /// Scales and mins of the sub-blocks: [`six_bit_pairs`].
     pub scales: [u8; 12],
-    pub codes: [u8; 256],
+    /// The codes q.
+    pub qs: Q,
+}
+
+/// How a format searches.
+pub trait Searched {
+    /// How.
+    const SEARCH: Search;
 }
 
 /// How a format searches.
 #[derive(Clone, Copy)]
-pub(super) struct Search {
-    /// The search in each sub-block where there is no importance. With it, it is [`AffineSearch::weighted`].
+pub struct Search {
+    /// The search in each sub-block without importance. With it, it is [`AffineSearch::weighted`].
     pub plain: AffineSearch,
     /// Whether a searched 6-bit number above 63 (the byte of a negative one) is stored as 63, or as it is.
     pub capped: bool,
@@ -27,17 +47,102 @@ pub(super) struct Search {
 
 impl Search {
     #[inline(always)]
-    fn rounding(self) -> Rounding {
-        Rounding { smallest: 0, largest: self.plain.max }
+    const fn whole(self) -> Whole {
+        Whole { smallest: 0, largest: self.plain.max }
     }
 }
 
-/// Fits the block `x` with codes from 0 to `search.plain.max`.
+impl<Q: Codes<256>> Block for AffineK<Q>
+where
+    Self: Twin + Searched,
+{
+    const TYPE: TensorType = <Self as Twin>::TYPE;
+    const LEN: usize = 256;
+    const IMPORTANCE: ImportanceUse = ImportanceUse::Used;
+    const LIMIT: f32 = <Self as Twin>::LIMIT;
+    const LIMIT_WITH_IMPORTANCE: f32 = <Self as Twin>::LIMIT_WITH_IMPORTANCE;
+
+    fn quantize_row(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]) {
+        quantize_blocks::<256, Self>(src, importance, dst, |x, importance| {
+            Self::new(quantize(Self::SEARCH, x, importance))
+        });
+    }
+
+    #[inline(always)]
+    fn quantize_rows<L: Lanes>(lanes: L, rows: Rows, dst: &mut [Self]) {
+        quantize_rows(
+            lanes,
+            Self::SEARCH,
+            rows,
+            #[inline(always)]
+            |i, fit| dst[i] = Self::new(fit),
+        );
+    }
+
+    fn dequantize_row(src: &[Self], dst: &mut [f32]) {
+        dequantize_blocks::<256, Self>(src, dst, |block| {
+            let (scales, mins) = sub_block_scales(block.d, block.dmin, &block.scales);
+            let qs = block.qs;
+            let codes = qs.unpack();
+            array::from_fn(|i| scales[i / 32] * f32::from(codes[i]) - mins[i / 32])
+        });
+    }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite() && self.dmin.is_finite()
+    }
+}
+
+impl<Q: Codes<256>> AffineK<Q> {
+    #[inline(always)]
+    fn new(Fit { d, dmin, scales, codes }: Fit) -> Self {
+        Self { d, dmin, scales, qs: Q::pack(&codes) }
+    }
+}
+
+impl<Q: Codes<256>> Scaled for AffineK<Q>
+where
+    Self: Twin + Searched,
+{
+    const SUB_BLOCK: usize = 32;
+    const LEVELS: Levels = Levels::Whole(Self::SEARCH.whole());
+    type Steps = [Step; 8];
+
+    fn fit(x: &[f32], importance: Option<&[f32]>, _: f32) -> Self {
+        let (scales, _) = fit(Self::SEARCH, array_of(x), importance.map(array_of));
+        Self::new(scales.block(|_, _| [0; 256]))
+    }
+
+    fn steps(&self) -> [Step; 8] {
+        let (scales, mins) = sub_block_scales(self.d, self.dmin, &self.scales);
+        array::from_fn(|j| Step { scale: scales[j], min: mins[j] })
+    }
+
+    fn set_codes(&mut self, codes: &[u8]) {
+        self.qs = Q::pack(array_of(codes));
+    }
+}
+
+/// A block before its codes are packed.
+struct Fit {
+    d: Half,
+    dmin: Half,
+    scales: [u8; 12],
+    codes: [u8; 256],
+}
+
+/// Quantizes the block `x` with codes from 0 to `search.plain.max`.
 ///
 /// Without importance the weights of the search in each sub-block are √(mean square of the sub-block) + |x|, and the
 /// largest scale and min get the largest 6-bit number. With it scales and mins are in turn fitted with the sums of their
 /// sub-blocks' weights. Either way the codes are rounded anew at the end, with the scales and mins as stored.
-pub(super) fn fit(search: Search, x: &[f32; 256], importance: Option<&[f32; 256]>) -> Fit {
+fn quantize(search: Search, x: &[f32; 256], importance: Option<&[f32; 256]>) -> Fit {
+    let (scales, codes) = fit(search, x, importance);
+    scales.block(|scales, mins| search.whole().codes(x, scales, mins, |j| codes[j]))
+}
+
+/// The scales of the block `x`, and the codes with which the search of each sub-block ended.
+fn fit(search: Search, x: &[f32; 256], importance: Option<&[f32; 256]>) -> (Scales, [[u8; 32]; 8]) {
     let mut codes = [[0; 32]; 8];
     let (sub_blocks, _) = x.as_chunks::<32>();
     let (mut scales, mut mins) = ([0.0; 8], [0.0; 8]);
@@ -47,7 +152,7 @@ pub(super) fn fit(search: Search, x: &[f32; 256], importance: Option<&[f32; 256]
                 let x = &sub_blocks[j];
                 let root_mean_square = (sum_of_squares(x) / 32.0).sqrt();
                 let weights = x.map(|x| root_mean_square + x.abs());
-                Affine { scale: scales[j], min: mins[j] } = fit_affine(search.plain, x, &weights, &mut codes[j]);
+                Affine { scale: scales[j], min: mins[j] } = affine::fit(search.plain, x, &weights, &mut codes[j]);
             }
             Scales::spread(&scales, &mins)
         }
@@ -60,20 +165,20 @@ pub(super) fn fit(search: Search, x: &[f32; 256], importance: Option<&[f32; 256]
                 let weights = importance_weights(&importance[j], variance, x);
                 sums[j] = weights.iter().fold(0.0, |sum, w| sum + w);
                 let search = AffineSearch::weighted(search.plain.max);
-                Affine { scale: scales[j], min: mins[j] } = fit_affine(search, x, &weights, &mut codes[j]);
+                Affine { scale: scales[j], min: mins[j] } = affine::fit(search, x, &weights, &mut codes[j]);
             }
             let (mut scale_codes, mut min_codes) = ([0; 8], [0; 8]);
-            let d = fit_positive(&scales, &sums, 63, &mut scale_codes);
-            let dmin = fit_positive(&mins, &sums, 63, &mut min_codes);
+            let d = positive::fit(&scales, &sums, 63, &mut scale_codes);
+            let dmin = positive::fit(&mins, &sums, 63, &mut min_codes);
             Scales::fitted(search, d, dmin, scale_codes, min_codes)
         }
     };
-    packed.block(|scales, mins| search.rounding().codes(x, scales, mins, |j| codes[j]))
+    (packed, codes)
 }
 
-/// [`fit`] of all blocks of some rows, several at once; `put` gets the number and the fit of each.
+/// [`quantize`] of all blocks of some rows, several at once; `put` gets the number and the fit of each.
 #[inline(always)]
-pub(super) fn fit_rows<L: Lanes>(l: L, search: Search, rows: Rows, mut put: impl FnMut(usize, Fit)) {
+fn quantize_rows<L: Lanes>(l: L, search: Search, rows: Rows, mut put: impl FnMut(usize, Fit)) {
     let sub_search = match rows.importance {
         None => search.plain,
         Some(_) => AffineSearch::weighted(search.plain.max),
@@ -86,7 +191,7 @@ pub(super) fn fit_rows<L: Lanes>(l: L, search: Search, rows: Rows, mut put: impl
             let x = batch.columns(l, at);
             let weights = match batch.importance(l, at) {
                 None => {
-                    let root_mean_square = (search_lanes::sum_of_squares(l, &x) / l.splat(32.0)).sqrt();
+                    let root_mean_square = (sum_of_squares_lanes(l, &x) / l.splat(32.0)).sqrt();
                     let mut weights = x;
                     for weight in &mut weights {
                         *weight = root_mean_square + weight.abs();
@@ -94,7 +199,8 @@ pub(super) fn fit_rows<L: Lanes>(l: L, search: Search, rows: Rows, mut put: impl
                     weights
                 }
                 Some(importance) => {
-                    let (weights, sum) = weigh(l, &x, &importance, batch.of_blocks(l, at, &variances));
+                    let (weights, sum) =
+                        importance_weights_lanes(l, &x, &importance, batch.of_blocks(l, at, &variances));
                     batch::put(l, &mut sums, at, sum);
                     weights
                 }
@@ -110,7 +216,7 @@ pub(super) fn fit_rows<L: Lanes>(l: L, search: Search, rows: Rows, mut put: impl
         }
         for (b, x) in batch.blocks.iter().enumerate() {
             if found.odd[b] != [0.0; 8] {
-                put(batch.first + b, fit(search, x, batch.block_importance(b)));
+                put(batch.first + b, quantize(search, x, batch.block_importance(b)));
                 continue;
             }
             let stored = match &fitted {
@@ -120,9 +226,9 @@ pub(super) fn fit_rows<L: Lanes>(l: L, search: Search, rows: Rows, mut put: impl
             let fit = stored.block(
                 #[inline(always)]
                 |scales, mins| {
-                    search_lanes::codes::<_, 32, 8>(l, search.rounding(), x, scales, Some(mins), |j| {
-                        found.codes(sub_search, b, j, x)
-                    })
+                    search
+                        .whole()
+                        .codes_lanes::<_, 32, 8>(l, x, scales, Some(mins), |j| found.codes(sub_search, b, j, x))
                 },
             );
             put(batch.first + b, fit);
@@ -171,7 +277,7 @@ impl Scales {
 
 /// d·s and dmin·t of each sub-block.
 #[inline(always)]
-pub(super) fn sub_block_scales(d: Half, dmin: Half, packed: &[u8; 12]) -> ([f32; 8], [f32; 8]) {
+fn sub_block_scales(d: Half, dmin: Half, packed: &[u8; 12]) -> ([f32; 8], [f32; 8]) {
     let (d, dmin) = (d.value(), dmin.value());
     let (scales, mins) = unpack_six_bit_pairs(packed);
     (scales.map(|s| d * f32::from(s)), mins.map(|t| dmin * f32::from(t)))

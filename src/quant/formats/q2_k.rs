@@ -14,13 +14,19 @@
 //! Source: `block_q2_K`, `quantize_row_q2_K_ref` and `quantize_row_q2_K_impl` in ggml's `ggml-common.h` and
 //! `ggml-quants.c`.
 
-use super::batch::{self, AffineBatch, Batch, Fitted, weigh};
-use super::lanes::MAX_LANES;
-use super::search::{
-    Affine, AffineSearch, Rounding, fit_affine, fit_positive, importance_weights, nearest, sum_of_squares,
-};
-use super::{Block, Half, Importance, Lanes, Rows, dequantize_blocks, pack, quantize_blocks, search_lanes};
+use super::{BEYOND_F16, pack};
 use crate::gguf::TensorType;
+use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks};
+use crate::quant::lanes::{Lanes, MAX_LANES};
+use crate::quant::rounding::{Levels, Step, Whole};
+use crate::quant::rows::Rows;
+use crate::quant::search::affine::{self, Affine, AffineBatch, AffineSearch};
+use crate::quant::search::batch::{self, Batch, Fitted};
+use crate::quant::search::numbers::{
+    importance_weights, importance_weights_lanes, magnitudes_lanes, nearest, sum_of_squares,
+};
+use crate::quant::search::positive;
+use crate::quant::{Block, Half, ImportanceUse, Scaled};
 use std::array;
 
 /// 256 weights.
@@ -43,12 +49,14 @@ const _: () = assert!(size_of::<BlockQ2K>() == 84);
 const PLAIN: AffineSearch =
     AffineSearch { max: 3, first: -0.5, step: 0.1, tries: 16, absolute: true, limit_first: false };
 
-const ROUNDING: Rounding = Rounding { smallest: 0, largest: 3 };
+const WHOLE: Whole = Whole { smallest: 0, largest: 3 };
 
 impl Block for BlockQ2K {
     const TYPE: TensorType = TensorType::Q2_K;
     const LEN: usize = 256;
-    const IMPORTANCE: Importance = Importance::Used;
+    const IMPORTANCE: ImportanceUse = ImportanceUse::Used;
+    const LIMIT: f32 = 8.0 * BEYOND_F16;
+    const LIMIT_WITH_IMPORTANCE: f32 = BEYOND_F16;
 
     fn quantize_row(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]) {
         quantize_blocks(src, importance, dst, quantize);
@@ -64,9 +72,10 @@ impl Block for BlockQ2K {
             for at in batch.groups(l) {
                 let x = batch.columns(l, at);
                 let weights = match batch.importance(l, at) {
-                    None => search_lanes::magnitudes(&x),
+                    None => magnitudes_lanes(&x),
                     Some(importance) => {
-                        let (weights, sum) = weigh(l, &x, &importance, batch.of_blocks(l, at, &mean_squares));
+                        let (weights, sum) =
+                            importance_weights_lanes(l, &x, &importance, batch.of_blocks(l, at, &mean_squares));
                         batch::put(l, &mut sums, at, sum);
                         weights
                     }
@@ -91,9 +100,7 @@ impl Block for BlockQ2K {
                         stored,
                         #[inline(always)]
                         |scales, mins| {
-                            search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, Some(mins), |j| {
-                                found.codes(search, b, j, x)
-                            })
+                            WHOLE.codes_lanes::<_, 16, 16>(l, x, scales, Some(mins), |j| found.codes(search, b, j, x))
                         },
                     )
                 };
@@ -128,7 +135,36 @@ impl BlockQ2K {
     }
 }
 
+impl Scaled for BlockQ2K {
+    const SUB_BLOCK: usize = 16;
+    const LEVELS: Levels = Levels::Whole(WHOLE);
+    type Steps = [Step; 16];
+
+    fn fit(x: &[f32], importance: Option<&[f32]>, _: f32) -> Self {
+        let (stored, _) = search(array_of(x), importance.map(array_of));
+        block(stored, |_, _| [0; 256])
+    }
+
+    fn steps(&self) -> [Step; 16] {
+        let (scales, mins) = self.sub_blocks();
+        array::from_fn(|j| Step { scale: scales[j], min: mins[j] })
+    }
+
+    fn set_codes(&mut self, codes: &[u8]) {
+        self.qs = pack::two_bits(array_of(codes));
+    }
+}
+
 fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ2K {
+    let (stored, codes) = search(x, importance);
+    block(stored, |scales, mins| WHOLE.codes(x, scales, mins, |j| codes[j]))
+}
+
+/// A number and its 4-bit multiples, a multiple a sub-block: of the scales, of the mins.
+type Multiples = (f32, [u8; 16]);
+
+/// The scales and the mins, and the codes with which the search of each sub-block ended.
+fn search(x: &[f32; 256], importance: Option<&[f32; 256]>) -> ([Multiples; 2], [[u8; 16]; 16]) {
     let mut codes = [[0; 16]; 16];
     let (sub_blocks, _) = x.as_chunks::<16>();
     let (mut scales, mut mins) = ([0.0; 16], [0.0; 16]);
@@ -136,7 +172,7 @@ fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ2K {
         None => {
             for j in 0..16 {
                 let weights = sub_blocks[j].map(f32::abs);
-                let fit = fit_affine(PLAIN, &sub_blocks[j], &weights, &mut codes[j]);
+                let fit = affine::fit(PLAIN, &sub_blocks[j], &weights, &mut codes[j]);
                 Affine { scale: scales[j], min: mins[j] } = fit;
             }
             [four_bits(&scales), four_bits(&mins)]
@@ -148,22 +184,22 @@ fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ2K {
             for j in 0..16 {
                 let weights = importance_weights(&importance[j], mean_square, &sub_blocks[j]);
                 sums[j] = weights.iter().fold(0.0, |sum, w| sum + w);
-                let fit = fit_affine(AffineSearch::weighted(3), &sub_blocks[j], &weights, &mut codes[j]);
+                let fit = affine::fit(AffineSearch::weighted(3), &sub_blocks[j], &weights, &mut codes[j]);
                 Affine { scale: scales[j], min: mins[j] } = fit;
             }
             [&scales, &mins].map(|numbers| {
                 let mut codes = [0; 16];
-                (fit_positive(numbers, &sums, 15, &mut codes), codes)
+                (positive::fit(numbers, &sums, 15, &mut codes), codes)
             })
         }
     };
-    block(stored, |scales, mins| ROUNDING.codes(x, scales, mins, |j| codes[j]))
+    (stored, codes)
 }
 
 /// The block with these d, scales, dmin and mins, and with the codes that follow from d·s and dmin·t of each sub-block.
 #[inline(always)]
 fn block(
-    [(d, scales), (dmin, mins)]: [(f32, [u8; 16]); 2],
+    [(d, scales), (dmin, mins)]: [Multiples; 2],
     codes: impl FnOnce(&[f32; 16], &[f32; 16]) -> [u8; 256],
 ) -> BlockQ2K {
     let mut block = BlockQ2K { scales: [0; 16], qs: [0; 64], d: Half::new(d), dmin: Half::new(dmin) };
@@ -176,7 +212,7 @@ fn block(
 }
 
 /// A scale for `x`, and `x` in it as 4-bit numbers that give the largest 15.
-fn four_bits(x: &[f32; 16]) -> (f32, [u8; 16]) {
+fn four_bits(x: &[f32; 16]) -> Multiples {
     let largest = x.iter().fold(0.0, |largest, &x| if x > largest { x } else { largest });
     if largest > 0.0 {
         let inverse = 15.0 / largest;

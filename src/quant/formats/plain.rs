@@ -6,10 +6,11 @@
 //!  BF16  2 B: its upper half, ties to even
 //! ```
 //!
-//! Source: `ggml_fp32_to_fp16_row` and `ggml_fp32_to_bf16_row_ref` in ggml's `ggml.c`; see [`super::float`].
+//! Source: `ggml_fp32_to_fp16_row` and `ggml_fp32_to_bf16_row_ref` in ggml's `ggml.c`; see [`crate::quant::float`].
 
-use super::{Block, Importance, float};
+use super::BEYOND_F16;
 use crate::gguf::TensorType;
+use crate::quant::{Block, ImportanceUse, float};
 
 /// A single-precision weight, little-endian.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -29,7 +30,8 @@ pub struct Bf16([u8; 2]);
 impl Block for F32 {
     const TYPE: TensorType = TensorType::F32;
     const LEN: usize = 1;
-    const IMPORTANCE: Importance = Importance::Ignored;
+    const IMPORTANCE: ImportanceUse = ImportanceUse::Ignored;
+    const LIMIT: f32 = f32::INFINITY;
 
     fn quantize_row(src: &[f32], _: Option<&[f32]>, dst: &mut [Self]) {
         for (block, x) in dst.iter_mut().zip(src) {
@@ -51,7 +53,8 @@ impl Block for F32 {
 impl Block for F16 {
     const TYPE: TensorType = TensorType::F16;
     const LEN: usize = 1;
-    const IMPORTANCE: Importance = Importance::Ignored;
+    const IMPORTANCE: ImportanceUse = ImportanceUse::Ignored;
+    const LIMIT: f32 = BEYOND_F16;
 
     fn quantize_row(src: &[f32], _: Option<&[f32]>, dst: &mut [Self]) {
         float::f32s_to_f16s(src, bytemuck::cast_slice_mut(dst));
@@ -69,7 +72,9 @@ impl Block for F16 {
 impl Block for Bf16 {
     const TYPE: TensorType = TensorType::BF16;
     const LEN: usize = 1;
-    const IMPORTANCE: Importance = Importance::Ignored;
+    const IMPORTANCE: ImportanceUse = ImportanceUse::Ignored;
+    // Halfway between the largest and what would be the next: a tie, and the even one is infinity.
+    const LIMIT: f32 = f32::from_bits(0x7f7f_8000);
 
     fn quantize_row(src: &[f32], _: Option<&[f32]>, dst: &mut [Self]) {
         float::f32s_to_bf16s(src, bytemuck::cast_slice_mut(dst));
@@ -85,7 +90,7 @@ impl Block for Bf16 {
 }
 
 /// Reads little-endian doubles, each rounded to the nearest float.
-pub(super) fn decode_f64(src: &[u8], dst: &mut [f32]) {
+pub(in crate::quant) fn decode_f64(src: &[u8], dst: &mut [f32]) {
     let (src, rest) = src.as_chunks::<8>();
     assert!(rest.is_empty() && src.len() == dst.len());
     for (dst, src) in dst.iter_mut().zip(src) {

@@ -1,12 +1,11 @@
-//! What IQ4_NL and IQ4_XS share: codes that stand for 16 unevenly spaced values, and the search for their scale.
+//! The uneven levels of IQ4_NL and IQ4_XS: 16 values, read from `quant-tables/iq4nl.txt`.
 
-use super::lanes::{Floats, Lanes, Stairs};
-use super::search::{NEGLIGIBLE, extreme};
-use super::{search_lanes, small};
+use crate::quant::lanes::{Floats, Lanes, Stairs};
+use crate::quant::search::numbers::truncate_lanes;
 use std::array;
 
 /// The value that each code stands for, rising.
-pub(super) const VALUES: [i8; 16] = parse(include_str!("../../quant-tables/iq4nl.txt"));
+pub const VALUES: [i8; 16] = parse(include_str!("../../../quant-tables/iq4nl.txt"));
 
 /// Halfway between the values of codes i and i + 1.
 const MIDPOINTS: [f32; 15] = {
@@ -20,7 +19,7 @@ const MIDPOINTS: [f32; 15] = {
 };
 
 /// From a number to the nearest value.
-static NEAREST_VALUE: Stairs = {
+pub static NEAREST_VALUE: Stairs = {
     let mut values = [0.0; 16];
     let mut i = 0;
     while i < 16 {
@@ -81,58 +80,24 @@ const fn parse<const N: usize>(text: &str) -> [i8; N] {
 
 /// The code whose value is nearest to `x`; in a tie the upper one.
 #[inline(always)]
-fn nearest_code(x: f32) -> u8 {
+pub fn nearest_code(x: f32) -> u8 {
     // Fifteen comparisons that do not depend on one another, rather than four that do. A NaN becomes code 15.
     15 - MIDPOINTS.iter().map(|&midpoint| (x < midpoint) as u8).sum::<u8>()
 }
 
 /// The nearest codes of `x · inverse`.
 #[inline]
-pub(super) fn nearest_codes(x: &[f32; 32], inverse: f32) -> [u8; 32] {
+pub fn nearest_codes(x: &[f32; 32], inverse: f32) -> [u8; 32] {
     x.map(|x| nearest_code(inverse * x))
-}
-
-/// x ≈ d·value: gives the d that leaves the least Σ w (x − d·value)² among 16 that are tried.
-///
-/// The weight of largest magnitude is put at the first value, then -7 to 7 beside it; given the codes d follows from least
-/// squares. 0 where all of `x` is negligible.
-pub(super) fn fit(x: &[f32; 32], weights: &[f32; 32]) -> f32 {
-    let extreme = extreme(x);
-    if extreme.abs() < NEGLIGIBLE {
-        return 0.0;
-    }
-    let first = f32::from(VALUES[0]);
-    let sums = |inverse: f32| {
-        let codes = nearest_codes(x, inverse);
-        let (mut sum_xq, mut sum_qq) = (0.0, 0.0);
-        for i in 0..32 {
-            let q = f32::from(VALUES[usize::from(codes[i] & 15)]);
-            let wq = weights[i] * q;
-            sum_xq += wq * x[i];
-            sum_qq += wq * q;
-        }
-        (sum_xq, sum_qq)
-    };
-    let (sum_xq, sum_qq) = sums(1.0 / (-extreme / first));
-    let mut scale = if sum_qq > 0.0 { sum_xq / sum_qq } else { 0.0 };
-    let mut gain = scale * sum_xq;
-    for step in -7..=7 {
-        let (sum_xq, sum_qq) = sums((step as f32 + first) / extreme);
-        if sum_qq > 0.0 && sum_xq * sum_xq > gain * sum_qq {
-            scale = sum_xq / sum_qq;
-            gain = scale * sum_xq;
-        }
-    }
-    scale
 }
 
 /// [`nearest_codes`], by lanes.
 #[inline(always)]
-pub(super) fn nearest_codes_by_lanes<L: Lanes>(l: L, x: &[f32; 32], inverse: f32) -> [u8; 32] {
+pub fn nearest_codes_lanes<L: Lanes>(l: L, x: &[f32; 32], inverse: f32) -> [u8; 32] {
     // Beyond the first and the last midpoint, but within the bound of the stairs. A NaN goes to the upper end.
     let (smallest, largest) = (l.splat(-128.0), l.splat(128.0));
     let inverse = l.splat(inverse);
-    small::truncated(
+    truncate_lanes(
         l,
         x,
         #[inline(always)]
@@ -140,46 +105,9 @@ pub(super) fn nearest_codes_by_lanes<L: Lanes>(l: L, x: &[f32; 32], inverse: f32
     )
 }
 
-/// [`fit`], by lanes.
-#[inline(always)]
-pub(super) fn fit_by_lanes<L: Lanes>(l: L, x: &[L::Floats; 32], weights: &[L::Floats; 32]) -> L::Floats {
-    let zero = l.splat(0.0);
-    let extreme = search_lanes::extreme(l, x);
-    let first = f32::from(VALUES[0]);
-    let (sum_xq, sum_qq) = sums_by_lanes(l, l.splat(1.0) / (extreme / l.splat(-first)), x, weights);
-    let mut scale = (sum_xq / sum_qq).or_else(sum_qq.gt(zero), zero);
-    let mut gain = scale * sum_xq;
-    for step in -7..=7 {
-        let (sum_xq, sum_qq) = sums_by_lanes(l, l.splat(step as f32 + first) / extreme, x, weights);
-        let better = sum_qq.gt(zero) & (sum_xq * sum_xq).gt(gain * sum_qq);
-        scale = (sum_xq / sum_qq).or_else(better, scale);
-        gain = (scale * sum_xq).or_else(better, gain);
-    }
-    zero.or_else(l.splat(NEGLIGIBLE).gt(extreme.abs()), scale)
-}
-
-/// (Σ w·x·q, Σ w·q²), q being the value nearest to `inverse · x`.
-#[inline(always)]
-fn sums_by_lanes<L: Lanes>(
-    l: L,
-    inverse: L::Floats,
-    x: &[L::Floats; 32],
-    weights: &[L::Floats; 32],
-) -> (L::Floats, L::Floats) {
-    let (mut sum_xq, mut sum_qq) = (l.splat(0.0), l.splat(0.0));
-    for i in 0..32 {
-        // No trial takes any x further from zero than seven beyond the first value: within the bound of the stairs.
-        let q = l.stairs(&NEAREST_VALUE, inverse * x[i]);
-        let wq = weights[i] * q;
-        sum_xq = sum_xq + wq * x[i];
-        sum_qq = sum_qq + wq * q;
-    }
-    (sum_xq, sum_qq)
-}
-
 /// The values of codes.
 #[inline]
-pub(super) fn values(codes: [u8; 32]) -> [f32; 32] {
+pub fn values(codes: [u8; 32]) -> [f32; 32] {
     array::from_fn(|i| f32::from(VALUES[usize::from(codes[i] & 15)]))
 }
 
@@ -209,7 +137,7 @@ mod tests {
         assert_eq!((nearest_code(f32::NEG_INFINITY), nearest_code(f32::INFINITY)), (0, 15));
     }
 
-    /// Compares [`Lanes::stairs`] and [`nearest_codes_by_lanes`] with [`nearest_code`].
+    /// Compares [`Lanes::stairs`] and [`nearest_codes_lanes`] with [`nearest_code`].
     struct CheckStairs<'a>(&'a [f32; 32]);
 
     impl Body for CheckStairs<'_> {
@@ -217,7 +145,7 @@ mod tests {
         fn run<L: Lanes>(self, l: L) {
             let x = self.0;
             let wanted = x.map(nearest_code);
-            assert_eq!(nearest_codes_by_lanes(l, x, 1.0), wanted, "{x:?}");
+            assert_eq!(nearest_codes_lanes(l, x, 1.0), wanted, "{x:?}");
             let mut values = [0.0; 32];
             for at in (0..32).step_by(L::LEN) {
                 l.store(l.stairs(&NEAREST_VALUE, l.load(&x[at..])), &mut values[at..]);

@@ -9,11 +9,17 @@
 //!
 //! Source: `block_q8_0` and `quantize_row_q8_0_ref` in ggml's `ggml-common.h` and `ggml-quants.c`.
 
-use super::batch::SmallBatch;
-use super::lanes::Floats;
-use super::search::{divide_or_zero, extreme, truncate_to_byte};
-use super::{Block, Half, Importance, Lanes, Rows, dequantize_blocks, quantize_blocks, search_lanes, small};
+use super::BEYOND_F16;
 use crate::gguf::TensorType;
+use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks};
+use crate::quant::lanes::{Floats, Lanes};
+use crate::quant::rounding::{Levels, Step};
+use crate::quant::rows::Rows;
+use crate::quant::search::batch::SmallBatch;
+use crate::quant::search::numbers::{
+    divide_or_zero, divide_or_zero_lanes, extreme, extreme_lanes, halves, stored, truncate_lanes, truncate_to_byte,
+};
+use crate::quant::{Block, Half, ImportanceUse, Scaled};
 
 /// 32 weights.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -39,11 +45,12 @@ fn round_to_byte(x: f32) -> u8 {
 impl Block for BlockQ8_0 {
     const TYPE: TensorType = TensorType::Q8_0;
     const LEN: usize = 32;
-    const IMPORTANCE: Importance = Importance::Ignored;
+    const IMPORTANCE: ImportanceUse = ImportanceUse::Ignored;
+    const LIMIT: f32 = 127.0 * BEYOND_F16;
 
     fn quantize_row(src: &[f32], _: Option<&[f32]>, dst: &mut [Self]) {
         quantize_blocks::<32, Self>(src, None, dst, |x, _| {
-            let d = extreme(x).abs() / 127.0;
+            let d = scale(x);
             let inverse = divide_or_zero(1.0, d);
             Self { d: Half::new(d), qs: x.map(|x| round_to_byte(x * inverse)) }
         });
@@ -52,12 +59,12 @@ impl Block for BlockQ8_0 {
     #[inline(always)]
     fn quantize_rows<L: Lanes>(l: L, rows: Rows, dst: &mut [Self]) {
         for batch in SmallBatch::of(l, rows) {
-            let d = search_lanes::extreme(l, &batch.columns(l, 0)).abs() / l.splat(127.0);
-            let inverses = small::stored(l, search_lanes::divide_or_zero(l, l.splat(1.0), d));
-            let d = small::halves(l, d);
+            let d = extreme_lanes(l, &batch.columns(l, 0)).abs() / l.splat(127.0);
+            let inverses = stored(l, divide_or_zero_lanes(l, l.splat(1.0), d));
+            let d = halves(l, d);
             for (b, x) in batch.blocks.iter().enumerate() {
                 let inverse = l.splat(inverses[b]);
-                let qs = small::truncated(
+                let qs = truncate_lanes(
                     l,
                     x,
                     #[inline(always)]
@@ -82,6 +89,30 @@ impl Block for BlockQ8_0 {
     fn is_finite(&self) -> bool {
         self.d.is_finite()
     }
+}
+
+impl Scaled for BlockQ8_0 {
+    const SUB_BLOCK: usize = 32;
+    const LEVELS: Levels = Levels::whole(-127, 127);
+    type Steps = [Step; 1];
+
+    fn fit(x: &[f32], _: Option<&[f32]>, _: f32) -> Self {
+        Self { d: Half::new(scale(array_of(x))), qs: [0; 32] }
+    }
+
+    fn steps(&self) -> [Step; 1] {
+        [Step::symmetric(self.d.value())]
+    }
+
+    fn set_codes(&mut self, codes: &[u8]) {
+        self.qs = array_of(codes).map(|code: u8| code.wrapping_sub(127));
+    }
+}
+
+/// d: the largest magnitude gets 127.
+#[inline]
+fn scale(x: &[f32; 32]) -> f32 {
+    extreme(x).abs() / 127.0
 }
 
 #[cfg(test)]

@@ -18,14 +18,17 @@
 //! Source: `block_q3_K`, `quantize_row_q3_K_ref` and `quantize_row_q3_K_impl` in ggml's `ggml-common.h` and
 //! `ggml-quants.c`.
 
-use super::batch::{self, Batch, Fitted, MovesBatch, SymmetricBatch, weigh};
-use super::lanes::MAX_LANES;
-use super::search::{
-    Rounding, extreme, fit_symmetric, fit_symmetric_by_moves, importance_weights, nearest, sum_of_squares,
-};
-use super::search_lanes::Moves;
-use super::{Block, Half, Importance, Lanes, Rows, dequantize_blocks, pack, quantize_blocks, search_lanes};
+use super::{BEYOND_F16, pack};
 use crate::gguf::TensorType;
+use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks};
+use crate::quant::lanes::{Lanes, MAX_LANES};
+use crate::quant::rounding::{Levels, Step, Whole};
+use crate::quant::rows::Rows;
+use crate::quant::search::batch::{self, Batch, Fitted};
+use crate::quant::search::moves::{self, MOVES_BLOCKS, Moves, MovesBatch};
+use crate::quant::search::numbers::{extreme, importance_weights, importance_weights_lanes, nearest, sum_of_squares};
+use crate::quant::search::symmetric::{self, SymmetricBatch};
+use crate::quant::{Block, Half, ImportanceUse, Scaled};
 use std::array;
 
 /// 256 weights.
@@ -44,12 +47,13 @@ pub struct BlockQ3K {
 
 const _: () = assert!(size_of::<BlockQ3K>() == 110);
 
-const ROUNDING: Rounding = Rounding { smallest: -4, largest: 3 };
+const WHOLE: Whole = Whole { smallest: -4, largest: 3 };
 
 impl Block for BlockQ3K {
     const TYPE: TensorType = TensorType::Q3_K;
     const LEN: usize = 256;
-    const IMPORTANCE: Importance = Importance::Used;
+    const IMPORTANCE: ImportanceUse = ImportanceUse::Used;
+    const LIMIT: f32 = 8.0 * BEYOND_F16;
 
     fn quantize_row(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]) {
         quantize_blocks(src, importance, dst, quantize);
@@ -84,13 +88,22 @@ impl BlockQ3K {
         let d = self.d.value();
         unpack_scales(&self.scales).map(|s| d * (f32::from(s) - 32.0))
     }
+
+    #[inline(always)]
+    fn pack(&mut self, mut codes: [u8; 256]) {
+        self.hmask = pack::one_bit(&codes, 2);
+        for code in &mut codes {
+            *code &= 3;
+        }
+        self.qs = pack::two_bits(&codes);
+    }
 }
 
 #[inline(always)]
 fn by_moves<L: Lanes>(l: L, rows: Rows, dst: &mut [BlockQ3K]) {
     let mut found = MovesBatch::new();
     let mut moves = Moves::<L, 16, 4>::new(l);
-    for batch in Batch::<16>::of_len(batch::MOVES_BLOCKS, rows) {
+    for batch in Batch::<16>::of_len(MOVES_BLOCKS, rows) {
         found.search(l, &mut moves, batch);
         for (b, x) in batch.blocks.iter().enumerate() {
             dst[batch.first + b] = if found.odd[b] != [0.0; 16] {
@@ -99,7 +112,7 @@ fn by_moves<L: Lanes>(l: L, rows: Rows, dst: &mut [BlockQ3K]) {
                 let (d, scale_codes) = six_bits(&found.scales[b]);
                 by_lanes(l, d, &scale_codes, x, |j| {
                     let mut codes = [0; 16];
-                    fit_symmetric_by_moves(&x.as_chunks().0[j], 4, &mut codes);
+                    moves::fit(&x.as_chunks().0[j], 4, &mut codes);
                     codes
                 })
             };
@@ -116,7 +129,7 @@ fn with_importance<L: Lanes>(l: L, rows: Rows, dst: &mut [BlockQ3K]) {
         for at in batch.groups(l) {
             let x = batch.columns(l, at);
             let importance = batch.importance(l, at).expect("there is importance");
-            let (weights, sum) = weigh(l, &x, &importance, batch.of_blocks(l, at, &variances));
+            let (weights, sum) = importance_weights_lanes(l, &x, &importance, batch.of_blocks(l, at, &variances));
             batch::put(l, &mut sums, at, sum);
             found.search(l, at, 4, &x, &weights);
         }
@@ -145,18 +158,43 @@ fn by_lanes<L: Lanes>(
         d,
         scale_codes,
         #[inline(always)]
-        |scales| search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, None, searched),
+        |scales| WHOLE.codes_lanes::<_, 16, 16>(l, x, scales, None, searched),
     )
 }
 
+impl Scaled for BlockQ3K {
+    const SUB_BLOCK: usize = 16;
+    const LEVELS: Levels = Levels::Whole(WHOLE);
+    type Steps = [Step; 16];
+
+    fn fit(x: &[f32], importance: Option<&[f32]>, _: f32) -> Self {
+        let (d, scales, _) = search(array_of(x), importance.map(array_of));
+        block(d, &scales, |_| [0; 256])
+    }
+
+    fn steps(&self) -> [Step; 16] {
+        self.sub_blocks().map(Step::symmetric)
+    }
+
+    fn set_codes(&mut self, codes: &[u8]) {
+        self.pack(*array_of(codes));
+    }
+}
+
 fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ3K {
+    let (d, scales, codes) = search(x, importance);
+    block(d, &scales, |scales| WHOLE.codes(x, scales, &[0.0; 16], |j| codes[j]))
+}
+
+/// d, the 6-bit scales, and the codes with which the search of each sub-block ended.
+fn search(x: &[f32; 256], importance: Option<&[f32; 256]>) -> (f32, [u8; 16], [[u8; 16]; 16]) {
     let mut codes = [[0; 16]; 16];
     let (sub_blocks, _) = x.as_chunks::<16>();
     let mut scales = [0.0; 16];
     let (d, scale_codes) = match importance {
         None => {
             for j in 0..16 {
-                scales[j] = fit_symmetric_by_moves(&sub_blocks[j], 4, &mut codes[j]);
+                scales[j] = moves::fit(&sub_blocks[j], 4, &mut codes[j]);
             }
             six_bits(&scales)
         }
@@ -167,13 +205,13 @@ fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ3K {
             for j in 0..16 {
                 let weights = importance_weights(&importance[j], variance, &sub_blocks[j]);
                 sums[j] = weights.iter().fold(0.0, |sum, w| sum + w);
-                scales[j] = fit_symmetric(&sub_blocks[j], &weights, 4, &mut codes[j]);
+                scales[j] = symmetric::fit(&sub_blocks[j], &weights, 4, &mut codes[j]);
             }
             let mut scale_codes = [0; 16];
-            (fit_symmetric(&scales, &sums, 32, &mut scale_codes), scale_codes)
+            (symmetric::fit(&scales, &sums, 32, &mut scale_codes), scale_codes)
         }
     };
-    block(d, &scale_codes, |scales| ROUNDING.codes(x, scales, &[0.0; 16], |j| codes[j]))
+    (d, scale_codes, codes)
 }
 
 /// A scale for `scales`, and these in it as 6-bit numbers, 32 more than they stand for, that give the largest magnitude an
@@ -196,12 +234,8 @@ fn six_bits(scales: &[f32; 16]) -> (f32, [u8; 16]) {
 #[inline(always)]
 fn block(d: f32, scales: &[u8; 16], codes: impl FnOnce(&[f32; 16]) -> [u8; 256]) -> BlockQ3K {
     let mut block = BlockQ3K { hmask: [0; 32], qs: [0; 64], scales: pack_scales(scales), d: Half::new(d) };
-    let mut codes = codes(&block.sub_blocks());
-    block.hmask = pack::one_bit(&codes, 2);
-    for code in &mut codes {
-        *code &= 3;
-    }
-    block.qs = pack::two_bits(&codes);
+    let codes = codes(&block.sub_blocks());
+    block.pack(codes);
     block
 }
 

@@ -14,10 +14,16 @@
 //! Source: `block_q6_K`, `quantize_row_q6_K_ref` and `quantize_row_q6_K_impl` in ggml's `ggml-common.h` and
 //! `ggml-quants.c`.
 
-use super::batch::{Batch, SymmetricBatch};
-use super::search::{NEGLIGIBLE, Rounding, extreme, fit_symmetric, nearest};
-use super::{Block, Half, Importance, Lanes, Rows, dequantize_blocks, pack, quantize_blocks, search_lanes};
+use super::{BEYOND_F16, pack};
 use crate::gguf::TensorType;
+use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks};
+use crate::quant::lanes::Lanes;
+use crate::quant::rounding::{Levels, Step, Whole};
+use crate::quant::rows::Rows;
+use crate::quant::search::batch::Batch;
+use crate::quant::search::numbers::{NEGLIGIBLE, extreme, nearest, squares_lanes};
+use crate::quant::search::symmetric::{self, SymmetricBatch};
+use crate::quant::{Block, Half, ImportanceUse, Scaled};
 use std::array;
 
 /// 256 weights.
@@ -36,12 +42,13 @@ pub struct BlockQ6K {
 
 const _: () = assert!(size_of::<BlockQ6K>() == 210);
 
-const ROUNDING: Rounding = Rounding { smallest: -32, largest: 31 };
+const WHOLE: Whole = Whole { smallest: -32, largest: 31 };
 
 impl Block for BlockQ6K {
     const TYPE: TensorType = TensorType::Q6_K;
     const LEN: usize = 256;
-    const IMPORTANCE: Importance = Importance::Used;
+    const IMPORTANCE: ImportanceUse = ImportanceUse::Used;
+    const LIMIT: f32 = 8.0 * BEYOND_F16;
 
     fn quantize_row(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]) {
         quantize_blocks(src, importance, dst, quantize);
@@ -54,7 +61,7 @@ impl Block for BlockQ6K {
             for at in batch.groups(l) {
                 let x = batch.columns(l, at);
                 let weights = match batch.importance(l, at) {
-                    None => search_lanes::squares(l, &x),
+                    None => squares_lanes(l, &x),
                     Some(importance) => importance,
                 };
                 found.search(l, at, 32, &x, &weights);
@@ -63,9 +70,7 @@ impl Block for BlockQ6K {
                 dst[batch.first + b] = block(
                     &found.scales[b],
                     #[inline(always)]
-                    |scales| {
-                        search_lanes::codes::<_, 16, 16>(l, ROUNDING, x, scales, None, |j| found.codes(32, b, j, x))
-                    },
+                    |scales| WHOLE.codes_lanes::<_, 16, 16>(l, x, scales, None, |j| found.codes(32, b, j, x)),
                 );
             }
         }
@@ -109,7 +114,7 @@ impl BlockQ6K {
     }
 
     #[inline(always)]
-    fn set_codes(&mut self, codes: &[u8; 256]) {
+    fn pack(&mut self, codes: &[u8; 256]) {
         let (mut high, mut low) = (*codes, [0; 256]);
         for code in &mut high {
             *code >>= 4;
@@ -125,7 +130,32 @@ impl BlockQ6K {
     }
 }
 
+impl Scaled for BlockQ6K {
+    const SUB_BLOCK: usize = 16;
+    const LEVELS: Levels = Levels::Whole(WHOLE);
+    type Steps = [Step; 16];
+
+    fn fit(x: &[f32], importance: Option<&[f32]>, _: f32) -> Self {
+        let (scales, _) = search(array_of(x), importance.map(array_of));
+        block(&scales, |_| [0; 256])
+    }
+
+    fn steps(&self) -> [Step; 16] {
+        self.sub_blocks().map(Step::symmetric)
+    }
+
+    fn set_codes(&mut self, codes: &[u8]) {
+        self.pack(array_of(codes));
+    }
+}
+
 fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ6K {
+    let (scales, codes) = search(x, importance);
+    block(&scales, |scales| WHOLE.codes(x, scales, &[0.0; 16], |j| codes[j]))
+}
+
+/// The scales of the sub-blocks, and the codes with which each search ended.
+fn search(x: &[f32; 256], importance: Option<&[f32; 256]>) -> ([f32; 16], [[u8; 16]; 16]) {
     let mut codes = [[0; 16]; 16];
     let (sub_blocks, _) = x.as_chunks::<16>();
     let mut scales = [0.0; 16];
@@ -134,9 +164,9 @@ fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ6K {
             None => sub_blocks[j].map(|x| x * x),
             Some(importance) => importance.as_chunks::<16>().0[j],
         };
-        scales[j] = fit_symmetric(&sub_blocks[j], &weights, 32, &mut codes[j]);
+        scales[j] = symmetric::fit(&sub_blocks[j], &weights, 32, &mut codes[j]);
     }
-    block(&scales, |scales| ROUNDING.codes(x, scales, &[0.0; 16], |j| codes[j]))
+    (scales, codes)
 }
 
 /// The block with these scales, and with the codes that follow from d·s of each sub-block.
@@ -152,7 +182,7 @@ fn block(scales: &[f32; 16], codes: impl FnOnce(&[f32; 16]) -> [u8; 256]) -> Blo
     for j in 0..16 {
         block.scales[j] = nearest(inverse * scales[j]).min(127) as u8;
     }
-    block.set_codes(&codes(&block.sub_blocks()));
+    block.pack(&codes(&block.sub_blocks()));
     block
 }
 
@@ -172,7 +202,7 @@ mod tests {
         assert_eq!((x[128 + 37], x[128 + 101]), ((0x2a as f32 - 32.0), -1.5 * (0x35 as f32 - 32.0)));
 
         let codes: [u8; 256] = array::from_fn(|i| (i * 7 % 64) as u8);
-        block.set_codes(&codes);
+        block.pack(&codes);
         assert_eq!(block.codes(), codes);
     }
 }

@@ -14,11 +14,18 @@
 //!
 //! Source: `block_iq4_xs` and `quantize_row_iq4_nl_impl` in ggml's `ggml-common.h` and `ggml-quants.c`.
 
-use super::batch::{self, Batch, weigh};
-use super::lanes::MAX_LANES;
-use super::search::{divide_or_zero, extreme, importance_weights, nearest, sum_of_squares};
-use super::{Block, Half, Importance, Lanes, Rows, dequantize_blocks, iq4, pack, quantize_blocks, search_lanes};
+use super::{BEYOND_F16, pack};
 use crate::gguf::TensorType;
+use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks};
+use crate::quant::lanes::{Lanes, MAX_LANES};
+use crate::quant::rounding::{Levels, Step, table};
+use crate::quant::rows::Rows;
+use crate::quant::search::batch::{self, Batch};
+use crate::quant::search::codebook;
+use crate::quant::search::numbers::{
+    divide_or_zero, extreme, importance_weights, importance_weights_lanes, nearest, squares_lanes, sum_of_squares,
+};
+use crate::quant::{Block, Half, ImportanceUse, Scaled};
 use std::array;
 
 /// 256 weights.
@@ -40,7 +47,8 @@ const _: () = assert!(size_of::<BlockIq4Xs>() == 136);
 impl Block for BlockIq4Xs {
     const TYPE: TensorType = TensorType::IQ4_XS;
     const LEN: usize = 256;
-    const IMPORTANCE: Importance = Importance::Used;
+    const IMPORTANCE: ImportanceUse = ImportanceUse::Used;
+    const LIMIT: f32 = 8.0 * BEYOND_F16;
 
     fn quantize_row(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]) {
         quantize_blocks(src, importance, dst, quantize);
@@ -54,17 +62,19 @@ impl Block for BlockIq4Xs {
             for at in batch.groups(l) {
                 let x = batch.columns(l, at);
                 let weights = match batch.importance(l, at) {
-                    None => search_lanes::squares(l, &x),
-                    Some(importance) => weigh(l, &x, &importance, batch.of_blocks(l, at, &variances)).0,
+                    None => squares_lanes(l, &x),
+                    Some(importance) => {
+                        importance_weights_lanes(l, &x, &importance, batch.of_blocks(l, at, &variances)).0
+                    }
                 };
-                batch::put(l, &mut scales, at, iq4::fit_by_lanes(l, &x, &weights));
+                batch::put(l, &mut scales, at, codebook::fit_lanes(l, &x, &weights));
             }
             for (b, x) in batch.blocks.iter().enumerate() {
                 dst[batch.first + b] = round(
                     x,
                     &scales[b],
                     #[inline(always)]
-                    |x, inverse| iq4::nearest_codes_by_lanes(l, x, inverse),
+                    |x, inverse| table::nearest_codes_lanes(l, x, inverse),
                 );
             }
         }
@@ -79,7 +89,7 @@ impl Block for BlockIq4Xs {
             let (sub_blocks, _) = x.as_chunks_mut::<32>();
             for j in 0..8 {
                 let scale = d * (f32::from(scales[j]) - 32.0);
-                sub_blocks[j] = iq4::values(pack::unpack_nibbles(&packed[j])).map(|value| scale * value);
+                sub_blocks[j] = table::values(pack::unpack_nibbles(&packed[j])).map(|value| scale * value);
             }
             x
         });
@@ -90,13 +100,41 @@ impl Block for BlockIq4Xs {
     }
 }
 
+impl Scaled for BlockIq4Xs {
+    const SUB_BLOCK: usize = 32;
+    const LEVELS: Levels = Levels::Table;
+    type Steps = [Step; 8];
+
+    fn fit(x: &[f32], importance: Option<&[f32]>, _: f32) -> Self {
+        let x = array_of(x);
+        round(x, &search(x, importance.map(array_of)), |_, _| [0; 32])
+    }
+
+    fn steps(&self) -> [Step; 8] {
+        let d = self.d.value();
+        unpack_scales(self.scales_h, self.scales_l).map(|s| Step::symmetric(d * (f32::from(s) - 32.0)))
+    }
+
+    fn set_codes(&mut self, codes: &[u8]) {
+        let codes: &[u8; 256] = array_of(codes);
+        for (packed, codes) in self.qs.as_chunks_mut::<16>().0.iter_mut().zip(codes.as_chunks::<32>().0) {
+            *packed = pack::nibbles(codes);
+        }
+    }
+}
+
 fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockIq4Xs {
+    round(x, &search(x, importance), table::nearest_codes)
+}
+
+/// The scales of the sub-blocks.
+fn search(x: &[f32; 256], importance: Option<&[f32; 256]>) -> [f32; 8] {
     let (sub_blocks, _) = x.as_chunks::<32>();
     let mut scales = [0.0; 8];
     match importance {
         None => {
             for j in 0..8 {
-                scales[j] = iq4::fit(&sub_blocks[j], &sub_blocks[j].map(|x| x * x));
+                scales[j] = codebook::fit(&sub_blocks[j], &sub_blocks[j].map(|x| x * x));
             }
         }
         Some(importance) => {
@@ -104,11 +142,11 @@ fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockIq4Xs {
             let (importance, _) = importance.as_chunks::<32>();
             for j in 0..8 {
                 let weights = importance_weights(&importance[j], variance, &sub_blocks[j]);
-                scales[j] = iq4::fit(&sub_blocks[j], &weights);
+                scales[j] = codebook::fit(&sub_blocks[j], &weights);
             }
         }
     }
-    round(x, &scales, iq4::nearest_codes)
+    scales
 }
 
 /// The block with these scales. `codes` gives the nearest codes of weights times a number.

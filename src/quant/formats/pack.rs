@@ -2,11 +2,110 @@
 
 use std::array;
 
+/// The codes of a block of `N` weights, packed.
+pub trait Codes<const N: usize>: bytemuck::Pod {
+    /// Bits of a code.
+    const BITS: u32;
+    /// Packs codes.
+    fn pack(codes: &[u8; N]) -> Self;
+    /// The inverse of [`Self::pack`].
+    fn unpack(&self) -> [u8; N];
+}
+
+/// 32 codes of 4 bits: [`nibbles`].
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct Nibbles(pub [u8; 16]);
+
+impl Codes<32> for Nibbles {
+    const BITS: u32 = 4;
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 32]) -> Self {
+        Self(nibbles(codes))
+    }
+
+    #[inline(always)]
+    fn unpack(&self) -> [u8; 32] {
+        unpack_nibbles(&self.0)
+    }
+}
+
+/// 32 codes of 5 bits: [`five_bits`].
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct FiveBits {
+    /// Bit 4 of each code: bit j is code j's.
+    pub high: [u8; 4],
+    /// Bits 0 to 3 of each code.
+    pub low: [u8; 16],
+}
+
+impl Codes<32> for FiveBits {
+    const BITS: u32 = 5;
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 32]) -> Self {
+        let (high, low) = five_bits(codes);
+        Self { high, low }
+    }
+
+    #[inline(always)]
+    fn unpack(&self) -> [u8; 32] {
+        unpack_five_bits(self.high, &self.low)
+    }
+}
+
+/// 256 codes of 4 bits: [`four_bits`].
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct FourBitsK(pub [u8; 128]);
+
+impl Codes<256> for FourBitsK {
+    const BITS: u32 = 4;
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 256]) -> Self {
+        Self(four_bits(codes))
+    }
+
+    #[inline(always)]
+    fn unpack(&self) -> [u8; 256] {
+        unpack_four_bits(&self.0)
+    }
+}
+
+/// 256 codes of 5 bits: bit 4 of each as [`one_bit`], the others as [`four_bits`].
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct FiveBitsK {
+    /// Bit 4 of each code.
+    pub high: [u8; 32],
+    /// Bits 0 to 3 of each code.
+    pub low: [u8; 128],
+}
+
+impl Codes<256> for FiveBitsK {
+    const BITS: u32 = 5;
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 256]) -> Self {
+        Self { high: one_bit(codes, 4), low: four_bits(codes) }
+    }
+
+    #[inline(always)]
+    fn unpack(&self) -> [u8; 256] {
+        let mut codes = unpack_four_bits(&self.low);
+        unpack_one_bit(&self.high, 4, &mut codes);
+        codes
+    }
+}
+
 /// Two 4-bit codes a byte: code j in the low half of byte j, code j + 16 in the high half.
 ///
 /// The high bits of a code above 15 are not masked away but meet those of its neighbour, as in the formats' definition.
 #[inline(always)]
-pub(super) fn nibbles(codes: &[u8; 32]) -> [u8; 16] {
+pub fn nibbles(codes: &[u8; 32]) -> [u8; 16] {
     let mut bytes = [0; 16];
     for j in 0..16 {
         bytes[j] = codes[j] | codes[j + 16] << 4;
@@ -16,13 +115,13 @@ pub(super) fn nibbles(codes: &[u8; 32]) -> [u8; 16] {
 
 /// The inverse of [`nibbles`].
 #[inline(always)]
-pub(super) fn unpack_nibbles(bytes: &[u8; 16]) -> [u8; 32] {
+pub fn unpack_nibbles(bytes: &[u8; 16]) -> [u8; 32] {
     array::from_fn(|j| if j < 16 { bytes[j] & 15 } else { bytes[j - 16] >> 4 })
 }
 
 /// 32 codes of 5 bits: their low four as [`nibbles`], and bit 4 of code j as bit j of a little-endian `u32`.
 #[inline(always)]
-pub(super) fn five_bits(codes: &[u8; 32]) -> ([u8; 4], [u8; 16]) {
+pub fn five_bits(codes: &[u8; 32]) -> ([u8; 4], [u8; 16]) {
     let (mut high, mut low) = ([0; 4], [0; 32]);
     let (eights, _) = codes.as_chunks::<8>();
     for byte in 0..4 {
@@ -38,7 +137,7 @@ pub(super) fn five_bits(codes: &[u8; 32]) -> ([u8; 4], [u8; 16]) {
 
 /// The inverse of [`five_bits`].
 #[inline(always)]
-pub(super) fn unpack_five_bits(high: [u8; 4], low: &[u8; 16]) -> [u8; 32] {
+pub fn unpack_five_bits(high: [u8; 4], low: &[u8; 16]) -> [u8; 32] {
     let high = u32::from_le_bytes(high);
     let low = unpack_nibbles(low);
     array::from_fn(|j| low[j] | ((high >> j & 1) as u8) << 4)
@@ -58,7 +157,7 @@ fn shifted_left(bytes: &[u8; 8], by: u32) -> u64 {
 
 /// 256 codes of 2 bits: byte l of each half (128 codes, 32 bytes) holds codes l, l + 32, l + 64 and l + 96, lowest first.
 #[inline(always)]
-pub(super) fn two_bits(codes: &[u8; 256]) -> [u8; 64] {
+pub fn two_bits(codes: &[u8; 256]) -> [u8; 64] {
     let mut bytes = [0; 64];
     let codes = words(codes);
     for (word, bytes) in bytes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
@@ -71,7 +170,7 @@ pub(super) fn two_bits(codes: &[u8; 256]) -> [u8; 64] {
 
 /// The inverse of [`two_bits`].
 #[inline(always)]
-pub(super) fn unpack_two_bits(bytes: &[u8; 64]) -> [u8; 256] {
+pub fn unpack_two_bits(bytes: &[u8; 64]) -> [u8; 256] {
     let mut codes = [0; 256];
     for (bytes, codes) in bytes.chunks_exact(32).zip(codes.chunks_exact_mut(128)) {
         for (plane, codes) in codes.chunks_exact_mut(32).enumerate() {
@@ -87,7 +186,7 @@ pub(super) fn unpack_two_bits(bytes: &[u8; 64]) -> [u8; 256] {
 ///
 /// Of each code the low four bits count.
 #[inline(always)]
-pub(super) fn four_bits(codes: &[u8; 256]) -> [u8; 128] {
+pub fn four_bits(codes: &[u8; 256]) -> [u8; 128] {
     let mut bytes = [0; 128];
     let codes = words(codes);
     for (word, bytes) in bytes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
@@ -100,7 +199,7 @@ pub(super) fn four_bits(codes: &[u8; 256]) -> [u8; 128] {
 
 /// The inverse of [`four_bits`].
 #[inline(always)]
-pub(super) fn unpack_four_bits(bytes: &[u8; 128]) -> [u8; 256] {
+pub fn unpack_four_bits(bytes: &[u8; 128]) -> [u8; 256] {
     let mut codes = [0; 256];
     for (bytes, codes) in bytes.chunks_exact(32).zip(codes.chunks_exact_mut(64)) {
         for l in 0..32 {
@@ -113,7 +212,7 @@ pub(super) fn unpack_four_bits(bytes: &[u8; 128]) -> [u8; 256] {
 
 /// One bit of each of 256 codes, bit `bit`: that of code 32·p + l is bit p of byte l.
 #[inline(always)]
-pub(super) fn one_bit(codes: &[u8; 256], bit: u32) -> [u8; 32] {
+pub fn one_bit(codes: &[u8; 256], bit: u32) -> [u8; 32] {
     let mut bytes = [0; 32];
     let codes = words(codes);
     for (word, bytes) in bytes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
@@ -125,7 +224,7 @@ pub(super) fn one_bit(codes: &[u8; 256], bit: u32) -> [u8; 32] {
 
 /// The inverse of [`one_bit`]: sets bit `bit` of the codes from `bytes`.
 #[inline(always)]
-pub(super) fn unpack_one_bit(bytes: &[u8; 32], bit: u32, codes: &mut [u8; 256]) {
+pub fn unpack_one_bit(bytes: &[u8; 32], bit: u32, codes: &mut [u8; 256]) {
     for (plane, codes) in codes.chunks_exact_mut(32).enumerate() {
         for l in 0..32 {
             codes[l] |= (bytes[l] >> plane & 1) << bit;
@@ -143,7 +242,7 @@ pub(super) fn unpack_one_bit(bytes: &[u8; 32], bit: u32, codes: &mut [u8; 256]) 
 ///
 /// Bits above the sixth of pairs 0..4 are not masked away, as in the formats' definition.
 #[inline(always)]
-pub(super) fn six_bit_pairs(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
+pub fn six_bit_pairs(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
     array::from_fn(|j| match j {
         0..4 => scales[j] | scales[j + 4] >> 4 << 6,
         4..8 => mins[j - 4] | mins[j] >> 4 << 6,
@@ -153,7 +252,7 @@ pub(super) fn six_bit_pairs(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
 
 /// The inverse of [`six_bit_pairs`].
 #[inline(always)]
-pub(super) fn unpack_six_bit_pairs(bytes: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
+pub fn unpack_six_bit_pairs(bytes: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     let scale = |j: usize| if j < 4 { bytes[j] & 63 } else { bytes[j + 4] & 15 | bytes[j - 4] >> 6 << 4 };
     let min = |j: usize| if j < 4 { bytes[j + 4] & 63 } else { bytes[j + 4] >> 4 | bytes[j] >> 6 << 4 };
     (array::from_fn(scale), array::from_fn(min))

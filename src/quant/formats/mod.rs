@@ -1,0 +1,47 @@
+//! One file a format. Twins, which differ in how many bits a code has, are one generic block each: [`symmetric`] for Q4_0
+//! and Q5_0, [`affine`] for Q4_1 and Q5_1, [`affine_k`] for Q4_K and Q5_K.
+//!
+//! [`pack`] says how codes of a few bits share bytes.
+
+mod affine;
+mod affine_k;
+pub mod iq4_nl;
+pub mod iq4_xs;
+mod pack;
+pub mod plain;
+pub mod q2_k;
+pub mod q3_k;
+pub mod q4_0;
+pub mod q4_1;
+pub mod q4_k;
+pub mod q5_0;
+pub mod q5_1;
+pub mod q5_k;
+pub mod q6_k;
+pub mod q8_0;
+mod symmetric;
+
+use crate::gguf::TensorType;
+
+/// What a format's file says of its block, where the block is shared by twins.
+pub trait Twin {
+    /// [`Block::TYPE`](super::Block::TYPE)
+    const TYPE: TensorType;
+    /// [`Block::LIMIT`](super::Block::LIMIT)
+    const LIMIT: f32;
+    /// [`Block::LIMIT_WITH_IMPORTANCE`](super::Block::LIMIT_WITH_IMPORTANCE)
+    const LIMIT_WITH_IMPORTANCE: f32;
+}
+
+/// From this magnitude on a number rounds to infinity as a half.
+const BEYOND_F16: f32 = 65520.0;
+
+/// The codes, taken as numbers from -128 to 127, but none above `max`.
+#[inline(always)]
+fn limited(codes: &[u8; 32], max: i8) -> [u8; 32] {
+    let mut limited = [0; 32];
+    for i in 0..32 {
+        limited[i] = (codes[i] as i8).min(max) as u8;
+    }
+    limited
+}
