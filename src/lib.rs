@@ -43,7 +43,7 @@
 //! use std::path::Path;
 //! use std::sync::atomic::AtomicBool;
 //!
-//! use nibble::weights::Job;
+//! use nibble::weights::WeightComparison;
 //! # use nibble::{convert, recipe::Recipe};
 //!
 //! let source = Path::new("tests/data/yi-nano");
@@ -55,7 +55,7 @@
 //! #     convert::Job::prepare(source, options)?.execute(&(), &AtomicBool::new(false))?;
 //! # }
 //! // How far the weights of each file are from those of the source.
-//! let job = Job::prepare(source, &files, None)?;
+//! let job = WeightComparison::prepare(source, &files, None)?;
 //! let found = job.execute(&|_bytes, _of| (), &AtomicBool::new(false))?;
 //! let mut errors = Vec::new();
 //! for result in found {
@@ -95,6 +95,7 @@ pub mod evaluate;
 pub mod gguf;
 #[cfg(feature = "llama")]
 pub mod llama;
+pub mod pass;
 #[cfg(feature = "llama")]
 pub mod placement;
 pub mod quant;

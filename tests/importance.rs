@@ -529,7 +529,7 @@ fn convert_says_what_importance_lacks_and_what_it_is_not_for() {
     has(&error(&run(&foreign, "Q4_K_M")), &["foreign.gguf has none of this model's matrices"]);
     // A vector of the right name, and of the wrong length, is no matrix.
     let vector = write("vector.gguf", &["blk.0.attn_norm.weight"]);
-    has(&error(&run(&vector, "Q4_K_M")), &["'blk.0.attn_norm.weight', which is no matrix"]);
+    has(&error(&run(&vector, "Q4_K_M")), &["'blk.0.attn_norm.weight', which is not a matrix"]);
     let model_itself = run(model.to_str().unwrap(), "Q4_K_M");
     has(&error(&model_itself), &["f32.gguf: is a model, wanted a file of importance"]);
     has(&error(&run("/nowhere", "Q4_K_M")), &["/nowhere: cannot be opened"]);

@@ -1,5 +1,6 @@
 //! The one integration test binary: the program as people use it, and whole conversions.
 
+mod architectures;
 mod bad_input;
 #[cfg(feature = "llama")]
 mod bench;

@@ -334,7 +334,7 @@ fn a_second_run_on_the_same_output_is_refused() {
     let reference = bench.reference(&["-q", "Q4_0"]);
     let mut first = bench.start(&["-q", "Q4_0"], 2);
     for more in [&["-q", "Q4_0"][..], &["-q", "Q4_0", "--restart"], &["-q", "Q8_0", "--force"]] {
-        has(&error(&bench.run(more)), &["another nibble is at work", "x.gguf.journal"]);
+        has(&error(&bench.run(more)), &["another nibble is writing this output", "x.gguf.journal"]);
     }
     go_on(&first);
     assert!(first.wait().unwrap().success(), "{}", stderr_of(first));
@@ -430,7 +430,7 @@ fn files_that_are_somebody_elses_are_not_touched() {
     };
     fs::write(&journal, "dear diary").unwrap();
     for more in [&[][..], &["--restart"], &["--force"]] {
-        has(&error(&run(more)), &["x.gguf.journal", "no journal of nibble's"]);
+        has(&error(&run(more)), &["x.gguf.journal", "not a journal of nibble's"]);
     }
     assert_eq!(fs::read(&journal).unwrap(), b"dear diary");
     fs::remove_file(&journal).unwrap();

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use nibble::convert::{self, Importance, provenance};
 use nibble::gguf::{Gguf, Layout, Metadata, TensorInfo};
 use nibble::recipe::Recipe;
-use nibble::verify::{Comparison, Job, Options, Padding, Report, Sample};
+use nibble::verify::{Padding, Report, Sample, TensorVerdict, Verification, VerifyOptions};
 use serde_json::Value;
 
 use crate::support::{Variation, convert, error, files, folder, has, nibble, stdout, yi_nano};
@@ -34,8 +34,8 @@ fn last_line(text: &str) -> &str {
 }
 
 /// Verifies with the library.
-fn report(file: &Path, source: Option<&Path>, options: Options) -> Report {
-    Job::prepare(file, source, options).unwrap().execute(&|_, _| (), &AtomicBool::new(false)).unwrap()
+fn report(file: &Path, source: Option<&Path>, options: VerifyOptions) -> Report {
+    Verification::prepare(file, source, options).unwrap().execute(&|_, _| (), &AtomicBool::new(false)).unwrap()
 }
 
 fn made(dir: &Path, recipe: &str) -> PathBuf {
@@ -68,9 +68,9 @@ fn with_metadata(file: &Path, to: &Path, change: impl Fn(&mut Metadata)) {
 fn what_every_recipe_makes_verifies() {
     let dir = folder();
     for recipe in Recipe::all() {
-        let report = report(&made(dir.path(), &recipe.name), Some(&yi_nano()), Options::default());
+        let report = report(&made(dir.path(), &recipe.name), Some(&yi_nano()), VerifyOptions::default());
         assert!(report.is_right(), "{}: {report:?}", recipe.name);
-        assert!(report.tensors.iter().all(|tensor| tensor.comparison == Comparison::Same), "{}", recipe.name);
+        assert!(report.tensors.iter().all(|tensor| tensor.comparison == TensorVerdict::Same), "{}", recipe.name);
         assert_eq!(report.checked_bytes, report.tensor_bytes);
     }
 }
@@ -125,7 +125,7 @@ fn a_scale_that_is_no_number_is_found_without_the_source() {
         for block in [700, 703] {
             edit(&file, at + block * block_bytes + scale_at, |bytes| bytes[..2].copy_from_slice(&[0xff, 0xff]));
         }
-        let report = report(&file, None, Options::default());
+        let report = report(&file, None, VerifyOptions::default());
         let tensor = report.tensors.iter().find(|tensor| tensor.not_finite.is_some()).unwrap();
         let found = tensor.not_finite.unwrap();
         assert_eq!((tensor.info.name.as_str(), found.n, found.first), ("blk.2.ffn_up.weight", 2, 700), "{recipe}");
@@ -154,9 +154,9 @@ fn bytes_that_belong_to_nothing_are_zero_and_end_with_the_file() {
         })
         .unwrap();
     let padded = dir.path().join("padded.gguf");
-    assert!(report(&padded, None, Options::default()).is_right());
+    assert!(report(&padded, None, VerifyOptions::default()).is_right());
     edit(&padded, gap.start + 1, |bytes| bytes[0] = 1);
-    let found = report(&padded, None, Options::default());
+    let found = report(&padded, None, VerifyOptions::default());
     let wanted = Padding::NotZero { file: padded.clone(), offset: gap.start as u64 + 1, n_bytes: 1 };
     assert_eq!(found.padding, [wanted]);
     let (code, text) = verify(&padded, &[]);
@@ -165,7 +165,7 @@ fn bytes_that_belong_to_nothing_are_zero_and_end_with_the_file() {
 
     let length = fs::metadata(&file).unwrap().len();
     fs::write(&file, [fs::read(&file).unwrap(), vec![0; 40]].concat()).unwrap();
-    let found = report(&file, None, Options::default());
+    let found = report(&file, None, VerifyOptions::default());
     assert_eq!(found.padding, [Padding::TooLong { file: file.clone(), bytes: length..length + 40 }]);
     has(&verify(&file, &[]).1, &["1 file goes on after its last tensor"]);
 }
@@ -192,13 +192,13 @@ fn a_source_that_has_changed_is_seen_in_its_hash() {
     let nano = Variation::of_yi_nano();
     nano.write_shards(&source, 3);
     let file = convert(&source, &dir.path().join("x.gguf"), &["-q", "Q4_0"]);
-    assert!(report(&file, Some(&source), Options::default()).is_right());
+    assert!(report(&file, Some(&source), VerifyOptions::default()).is_right());
 
     // The least bit of one weight: too little for four bits, and enough for the hash.
     let shard = source.join("model-00002-of-00003.safetensors");
     let last = fs::metadata(&shard).unwrap().len() as usize - 2;
     edit(&shard, last, |bytes| bytes[0] ^= 1);
-    let found = report(&file, Some(&source), Options::default());
+    let found = report(&file, Some(&source), VerifyOptions::default());
     assert!(!found.is_right());
     let files = &found.origin.as_ref().unwrap().files;
     let changed: Vec<_> = files.iter().filter(|file| file.differs()).map(|file| file.name.as_str()).collect();
@@ -213,8 +213,8 @@ fn a_source_that_has_changed_is_seen_in_its_hash() {
     // The same weights in other files are the same weights, of which the file was not made.
     let other = dir.path().join("other/yi-nano");
     nano.write_shards(&other, 2);
-    let found = report(&file, Some(&other), Options::default());
-    assert!(found.tensors.iter().all(|tensor| tensor.comparison == Comparison::Same));
+    let found = report(&file, Some(&other), VerifyOptions::default());
+    assert!(found.tensors.iter().all(|tensor| tensor.comparison == TensorVerdict::Same));
     let files = &found.origin.as_ref().unwrap().files;
     assert_eq!(files.iter().filter(|file| file.exists && file.recorded.is_none()).count(), 2);
     assert_eq!(files.iter().filter(|file| !file.exists).count(), 3);
@@ -230,10 +230,10 @@ fn other_weights_differ_in_every_block_they_have() {
     tensor.bytes = [0x00, 0x3f].repeat(tensor.bytes.len() / 2);
     let source = dir.path().join("yi-nano");
     nano.write_single(&source);
-    let found = report(&file, Some(&source), Options::default());
+    let found = report(&file, Some(&source), VerifyOptions::default());
     let tensor = found.tensors.iter().find(|tensor| tensor.info.name == "blk.0.ffn_down.weight").unwrap();
     match tensor.comparison {
-        Comparison::Differs(blocks) => assert_eq!((blocks.n, blocks.first), (tensor.n_blocks, 0)),
+        TensorVerdict::Differs(blocks) => assert_eq!((blocks.n, blocks.first), (tensor.n_blocks, 0)),
         ref other => panic!("{other:?}"),
     }
     assert_eq!(found.n_differing(), 1);
@@ -244,14 +244,14 @@ fn a_type_that_the_recipe_does_not_give_is_named() {
     let dir = folder();
     // Types given by hand are recorded, and belong to the recipe.
     let by_hand = convert(&yi_nano(), &dir.path().join("a.gguf"), &["-q", "Q4_0", "--type", "output=Q8_0"]);
-    assert!(report(&by_hand, Some(&yi_nano()), Options::default()).is_right());
+    assert!(report(&by_hand, Some(&yi_nano()), VerifyOptions::default()).is_right());
     // A record that does not fit the file.
     let forgotten = dir.path().join("b.gguf");
     with_metadata(&by_hand, &forgotten, |metadata| drop(metadata.remove(provenance::OVERRIDES)));
-    let found = report(&forgotten, Some(&yi_nano()), Options::default());
+    let found = report(&forgotten, Some(&yi_nano()), VerifyOptions::default());
     let types = &found.origin.as_ref().unwrap().types;
     assert_eq!(types.iter().map(|other| other.tensor.as_str()).collect::<Vec<_>>(), ["output.weight"]);
-    assert!(found.tensors.iter().all(|tensor| tensor.comparison == Comparison::Same));
+    assert!(found.tensors.iter().all(|tensor| tensor.comparison == TensorVerdict::Same));
     let (code, text) = against_nano(&forgotten, &[]);
     assert_eq!(code, 1);
     has(&text, &["is Q8_0, the recipe gives Q6_K"]);
@@ -324,15 +324,15 @@ fn tensors_of_another_model_are_named() {
     tied.config.insert("tie_word_embeddings".to_string(), true.into());
     let source = dir.path().join("yi-nano");
     tied.write_single(&source);
-    let found = report(&file, Some(&source), Options::default());
+    let found = report(&file, Some(&source), VerifyOptions::default());
     let comparison = |report: &Report, name: &str| {
         report.tensors.iter().find(|tensor| tensor.info.name == name).unwrap().comparison.clone()
     };
-    assert_eq!(comparison(&found, "output.weight"), Comparison::NotInSource);
+    assert_eq!(comparison(&found, "output.weight"), TensorVerdict::NotInSource);
     assert!(!found.is_right());
     // And the other way round.
     let of_tied = convert(&source, &dir.path().join("tied.gguf"), &["-q", "Q4_0"]);
-    let found = report(&of_tied, Some(&yi_nano()), Options::default());
+    let found = report(&of_tied, Some(&yi_nano()), VerifyOptions::default());
     assert_eq!(found.origin.as_ref().unwrap().missing, ["output.weight"]);
     has(&against_nano(&of_tied, &[]).1, &["output.weight", "missing"]);
 
@@ -344,8 +344,8 @@ fn tensors_of_another_model_are_named() {
     let reshaped = dir.path().join("reshaped.gguf");
     let layout = Layout::new(gguf.metadata(), infos, 32, None).unwrap();
     layout.write_part(0, &mut fs::File::create(&reshaped).unwrap(), |i| gguf.data(i)).unwrap();
-    let found = report(&reshaped, Some(&yi_nano()), Options::default());
-    assert_eq!(comparison(&found, "blk.0.ffn_up.weight"), Comparison::Shape(vec![256, 768]));
+    let found = report(&reshaped, Some(&yi_nano()), VerifyOptions::default());
+    assert_eq!(comparison(&found, "blk.0.ffn_up.weight"), TensorVerdict::Shape(vec![256, 768]));
     has(&against_nano(&reshaped, &[]).1, &["is 512 x 384, the source's 256 x 768"]);
 }
 
@@ -376,7 +376,7 @@ fn all_parts_of_a_split_model_are_checked() {
 fn a_seed_brings_a_sample_back() {
     let dir = folder();
     let file = made(dir.path(), "Q4_K_M");
-    let sample = |share, seed| Options { sample: Some(Sample { share, seed }), importance: None };
+    let sample = |share, seed| VerifyOptions { sample: Some(Sample { share, seed }), ..VerifyOptions::default() };
     let drawn = |seed| {
         let report = report(&file, Some(&yi_nano()), sample(0.1, seed));
         assert!(report.is_right() && report.share() > 0.0 && report.share() < 0.5, "{}", report.share());
@@ -448,10 +448,12 @@ fn what_was_made_with_importance_needs_it() {
     assert_eq!(code, 0, "{text}");
     has(&text, &["importance books", "not checked: made with importance"]);
     has(last_line(&text), &["of 39 tensors are identical, and", "could not be checked"]);
-    let with = |importance| report(&file, Some(&yi_nano()), Options { sample: None, importance: Some(importance) });
+    let with = |importance| {
+        report(&file, Some(&yi_nano()), VerifyOptions { importance: Some(importance), ..VerifyOptions::default() })
+    };
     let report = with(importance);
     assert!(report.is_right(), "{report:?}");
-    assert!(report.tensors.iter().all(|tensor| tensor.comparison == Comparison::Same));
+    assert!(report.tensors.iter().all(|tensor| tensor.comparison == TensorVerdict::Same));
     // Another importance makes other bytes.
     values.get_mut("blk.2.attn_q.weight").unwrap()[..128].fill(40.0);
     let report = with(books(values));
@@ -464,10 +466,10 @@ fn a_file_made_from_a_file_verifies_against_either_source() {
     let dir = folder();
     let between = made(dir.path(), "F16");
     let file = convert(&between, &dir.path().join("x.gguf"), &["-q", "Q4_K_M"]);
-    assert!(report(&file, Some(&between), Options::default()).is_right());
+    assert!(report(&file, Some(&between), VerifyOptions::default()).is_right());
     // Requantized with leave.
     let twice = convert(&file, &dir.path().join("y.gguf"), &["-q", "Q4_0", "--allow-requantize"]);
-    assert!(report(&twice, Some(&file), Options::default()).is_right());
+    assert!(report(&twice, Some(&file), VerifyOptions::default()).is_right());
     let itself = nibble(["verify", file.to_str().unwrap(), "--source", file.to_str().unwrap()]);
     has(&error(&itself), &["is the source itself"]);
 }
@@ -511,7 +513,7 @@ fn a_file_of_llama_cpp_verifies() {
     });
     let recipe = Recipe::find("Q4_K_M").unwrap();
     crate::same_bytes_as_llama_cpp::llama_quantize(&from, &theirs, recipe.file_type, None);
-    let report = report(&theirs, Some(&yi_nano()), Options::default());
+    let report = report(&theirs, Some(&yi_nano()), VerifyOptions::default());
     assert!(report.is_right(), "{report:?}");
     assert!(report.provenance.version.is_none());
     let (code, text) = against_nano(&theirs, &[]);

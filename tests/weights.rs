@@ -10,7 +10,7 @@ use nibble::base::random::Random;
 use nibble::convert::Importance;
 use nibble::gguf::{Gguf, Layout, TensorInfo, TensorType};
 use nibble::report::results::{TensorError, WeightError, WeightErrors};
-use nibble::weights::{Error, Job};
+use nibble::weights::{Error, WeightComparison};
 use serde_json::Value;
 
 use crate::support::{self, Tensor, Variation, convert, error, folder, has, nibble, stdout, yi_nano};
@@ -23,7 +23,7 @@ fn compare_on(
     importance: Option<&Importance>,
 ) -> Vec<Result<WeightErrors, Error>> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-    let job = Job::prepare(source, files, importance).unwrap();
+    let job = WeightComparison::prepare(source, files, importance).unwrap();
     pool.install(|| job.execute(&|_, _| (), &AtomicBool::new(false))).unwrap()
 }
 
@@ -374,10 +374,10 @@ fn importance_of_another_model_is_refused_and_a_stopped_comparison_gives_nothing
     let file = made(dir.path(), "Q4_K_M");
     let narrow = [("blk.0.attn_q.weight".to_string(), vec![1.0; 128])].into();
     let importance = Importance::new("narrow".to_string(), blake3::hash(b"narrow"), narrow);
-    let said = Job::prepare(&yi_nano(), &[&file], Some(&importance)).err().unwrap().to_string();
+    let said = WeightComparison::prepare(&yi_nano(), &[&file], Some(&importance)).err().unwrap().to_string();
     has(&said, &["blk.0.attn_q.weight", "128", "256"]);
 
-    let job = Job::prepare(&yi_nano(), &[&file], None).unwrap();
+    let job = WeightComparison::prepare(&yi_nano(), &[&file], None).unwrap();
     let cancel = AtomicBool::new(true);
     assert!(matches!(job.execute(&|_, _| (), &cancel), Err(Error::Cancelled)));
 }
@@ -391,7 +391,7 @@ fn progress_ends_where_it_said() {
         done.fetch_add(bytes, Ordering::Relaxed);
         all.store(of, Ordering::Relaxed);
     };
-    let job = Job::prepare(&yi_nano(), &files, None).unwrap();
+    let job = WeightComparison::prepare(&yi_nano(), &files, None).unwrap();
     job.execute(&progress, &AtomicBool::new(false)).unwrap();
     let tensors = |file: &PathBuf| Gguf::open(file).unwrap().tensor_bytes();
     let source: usize = Variation::of_yi_nano().tensors.iter().map(|tensor| tensor.bytes.len()).sum();

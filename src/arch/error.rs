@@ -53,6 +53,14 @@ pub enum Error {
     )]
     Shape { name: String, found: Vec<u64>, wanted: Vec<u64> },
 
+    #[error("the key '{key}' is missing or not a number that a model has; is this a whole model?")]
+    GgufKey { key: String },
+
+    #[error(
+        "the architecture '{architecture}' cannot be read back from a GGUF file; give the model's Hugging Face folder"
+    )]
+    NotFromGguf { architecture: &'static str },
+
     #[error("the checkpoint lists tensor '{name}' twice; remove one of the files that hold it")]
     Repeated { name: String },
 

@@ -2,9 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Error;
 use super::config::Config;
 use super::rope::{self, RopeScaling};
+use super::{Error, Topology};
 
 /// llama.cpp ends the process on a model with more: `LLAMA_MAX_LAYERS` in its `llama-hparams.h`.
 const MAX_LAYERS: u32 = 512;
@@ -140,7 +140,15 @@ impl Hyperparameters {
         Ok(hyper)
     }
 
-    /// Whether the numbers fit together and llama.cpp can load such a model.
+    /// Returns what recipes ask about the model.
+    pub fn topology(&self) -> Topology {
+        Topology { n_layers: self.n_layers, n_heads: self.n_heads.into(), n_kv_heads: self.n_kv_heads.into() }
+    }
+
+    /// Checks that the numbers fit together and that llama.cpp can load such a model.
+    ///
+    /// # Errors
+    /// The first number that does not fit.
     pub fn check(&self) -> Result<(), Error> {
         if !(1..=MAX_LAYERS).contains(&self.n_layers) {
             return Err(Error::Layers { found: self.n_layers, most: MAX_LAYERS });

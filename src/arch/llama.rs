@@ -6,11 +6,20 @@
 use serde_json::{Map, Value};
 
 use super::hyper::Defaults;
-use super::{Architecture, Error, Hyperparameters, Origin, Slot, Transform};
-use crate::gguf::Metadata;
+use super::{Architecture, Blueprint, Error, Hyperparameters, Origin, OutputTensor, RowOrder};
+use crate::gguf::{self, Gguf, Metadata};
+
+/// `general.architecture`, with which the keys begin.
+pub(super) const NAME: &str = "llama";
 
 /// `LlamaForCausalLM`: Llama 1 to 3, Yi since its second release, and every fine-tune of it.
 pub struct Llama;
+
+impl Llama {
+    pub(super) fn hyperparameters(config: &Map<String, Value>) -> Result<Hyperparameters, Error> {
+        Hyperparameters::from_llama_config(config, Defaults { rope_theta: 10000.0, n_kv_heads: None })
+    }
+}
 
 impl Architecture for Llama {
     fn names(&self) -> &'static [&'static str] {
@@ -18,45 +27,92 @@ impl Architecture for Llama {
         &["LlamaForCausalLM", "LLaMAForCausalLM"]
     }
 
-    fn hyperparameters(&self, config: &Map<String, Value>) -> Result<Hyperparameters, Error> {
-        Hyperparameters::from_llama_config(config, Defaults { rope_theta: 10000.0, n_kv_heads: None })
+    fn gguf_name(&self) -> &'static str {
+        NAME
     }
 
-    fn metadata(&self, hyper: &Hyperparameters) -> Metadata {
-        metadata(hyper)
+    fn blueprint(&self, config: &Map<String, Value>) -> Result<Blueprint, Error> {
+        Ok(blueprint(&Self::hyperparameters(config)?, config))
     }
 
-    fn slots(&self, hyper: &Hyperparameters) -> Vec<Slot> {
-        slots(hyper)
+    fn blueprint_of_gguf(&self, gguf: &Gguf) -> Result<Blueprint, Error> {
+        blueprint_of_gguf(gguf)
     }
 }
 
-/// The model's keys, in the converter's order and with its types.
-///
-/// All that the loader reads is always written, whether or not a checkpoint spells it out, so that two checkpoints of
-/// one model give one file.
-pub(super) fn metadata(hyper: &Hyperparameters) -> Metadata {
-    let mut metadata = Metadata::new();
-    metadata.set("general.architecture", "llama");
-    metadata.set("llama.block_count", hyper.n_layers);
-    metadata.set("llama.context_length", hyper.context);
-    metadata.set("llama.embedding_length", hyper.hidden);
-    metadata.set("llama.feed_forward_length", hyper.ffn);
-    metadata.set("llama.attention.head_count", hyper.n_heads);
-    metadata.set("llama.attention.head_count_kv", hyper.n_kv_heads);
-    if let Some(scaling) = &hyper.rope_scaling {
-        scaling.set_metadata(&mut metadata);
+/// What a Llama-shaped model with these numbers, read from `config`, consists of.
+pub(super) fn blueprint(hyper: &Hyperparameters, config: &Map<String, Value>) -> Blueprint {
+    // A key that is there but null says nothing.
+    let is_said = config.get("tie_word_embeddings").is_some_and(|value| !value.is_null());
+    Blueprint {
+        topology: hyper.topology(),
+        vocab: hyper.vocab.into(),
+        metadata: metadata(hyper),
+        tensors: tensors(&Hyperparameters { tied: false, ..hyper.clone() }),
+        tied: is_said.then_some(hyper.tied),
+        has_biases: hyper.attention_bias && hyper.mlp_bias,
+        warnings: hyper.warnings(),
     }
-    metadata.set("llama.rope.freq_base", hyper.rope_theta as f32);
-    metadata.set("llama.attention.layer_norm_rms_epsilon", hyper.rms_eps as f32);
-    metadata.set("llama.attention.key_length", hyper.head_dim);
-    metadata.set("llama.attention.value_length", hyper.head_dim);
-    metadata.set("llama.vocab_size", hyper.vocab);
-    metadata.set("llama.rope.dimension_count", hyper.head_dim);
+}
+
+/// What the Llama-shaped model in a GGUF file consists of. Keys that change no tensor's name or shape are not read.
+pub(super) fn blueprint_of_gguf(gguf: &Gguf) -> Result<Blueprint, Error> {
+    let metadata = gguf.metadata();
+    let missing = |key: &str| Error::GgufKey { key: key.to_string() };
+    let optional = |key: &str| {
+        let key = format!("{NAME}.{key}");
+        match metadata.get(&key).map(gguf::Value::as_u64) {
+            None => Ok(None),
+            Some(found) => {
+                found.and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0).map(Some).ok_or_else(|| missing(&key))
+            }
+        }
+    };
+    let number = |key: &str| optional(key)?.ok_or_else(|| missing(&format!("{NAME}.{key}")));
+    let (hidden, n_heads) = (number("embedding_length")?, number("attention.head_count")?);
+    let embedding = gguf.tensor("token_embd.weight").and_then(|tensor| tensor.dims.get(1)).copied();
+    let hyper = Hyperparameters {
+        n_layers: number("block_count")?,
+        hidden,
+        ffn: number("feed_forward_length")?,
+        n_heads,
+        n_kv_heads: optional("attention.head_count_kv")?.unwrap_or(n_heads),
+        head_dim: optional("attention.key_length")?.unwrap_or(hidden / n_heads),
+        vocab: embedding.and_then(|n| u32::try_from(n).ok()).ok_or_else(|| missing("token_embd.weight"))?,
+        // Neither the names nor the shapes of matrices depend on the rest.
+        ..Hyperparameters::yi_6b()
+    };
+    hyper.check()?;
+    let tied = Some(gguf.tensor("output.weight").is_none());
+    Ok(Blueprint { tied, ..blueprint(&hyper, &Map::new()) })
+}
+
+/// Returns the model's keys, in the converter's order and with its types.
+///
+/// Every key that the loader reads is written, whether or not a checkpoint spells it out, so that two checkpoints of
+/// one model give one file.
+fn metadata(hyper: &Hyperparameters) -> Metadata {
+    let mut metadata = Metadata::new();
+    metadata.set("general.architecture", NAME);
+    metadata.set(format!("{NAME}.block_count"), hyper.n_layers);
+    metadata.set(format!("{NAME}.context_length"), hyper.context);
+    metadata.set(format!("{NAME}.embedding_length"), hyper.hidden);
+    metadata.set(format!("{NAME}.feed_forward_length"), hyper.ffn);
+    metadata.set(format!("{NAME}.attention.head_count"), hyper.n_heads);
+    metadata.set(format!("{NAME}.attention.head_count_kv"), hyper.n_kv_heads);
+    if let Some(scaling) = &hyper.rope_scaling {
+        scaling.set_metadata(NAME, &mut metadata);
+    }
+    metadata.set(format!("{NAME}.rope.freq_base"), hyper.rope_theta as f32);
+    metadata.set(format!("{NAME}.attention.layer_norm_rms_epsilon"), hyper.rms_eps as f32);
+    metadata.set(format!("{NAME}.attention.key_length"), hyper.head_dim);
+    metadata.set(format!("{NAME}.attention.value_length"), hyper.head_dim);
+    metadata.set(format!("{NAME}.vocab_size"), hyper.vocab);
+    metadata.set(format!("{NAME}.rope.dimension_count"), hyper.head_dim);
     metadata
 }
 
-/// Every tensor of the model, in the order in which a token meets them.
+/// Returns every tensor of the model, in the order in which a token meets them.
 ///
 /// ```text
 /// token_embd  rope_freqs?
@@ -66,55 +122,52 @@ pub(super) fn metadata(hyper: &Hyperparameters) -> Metadata {
 ///
 /// A bias follows its weight. llama.cpp finds tensors by name; its converter keeps the checkpoint's order, which
 /// differs between checkpoints of one model.
-pub(super) fn slots(hyper: &Hyperparameters) -> Vec<Slot> {
+pub(super) fn tensors(hyper: &Hyperparameters) -> Vec<OutputTensor> {
     let [hidden, ffn, vocab] = [hyper.hidden, hyper.ffn, hyper.vocab].map(u64::from);
     let q_rows = u64::from(hyper.n_heads) * u64::from(hyper.head_dim);
     let kv_rows = u64::from(hyper.n_kv_heads) * u64::from(hyper.head_dim);
     let (attention, mlp) = (hyper.attention_bias, hyper.mlp_bias);
-    let copy = Transform::Copy;
-    let permute_q = Transform::PermuteRows { n_heads: hyper.n_heads };
-    let permute_k = Transform::PermuteRows { n_heads: hyper.n_kv_heads };
+    let stored = RowOrder::AsStored;
+    let permute_q = RowOrder::InterleaveHalves { n_heads: hyper.n_heads };
+    let permute_k = RowOrder::InterleaveHalves { n_heads: hyper.n_kv_heads };
     #[rustfmt::skip]
     let layer = [
-        Part("attn_norm",   "input_layernorm",          hidden,  None,         copy,      false),
-        Part("attn_q",      "self_attn.q_proj",         q_rows,  Some(hidden), permute_q, attention),
-        Part("attn_k",      "self_attn.k_proj",         kv_rows, Some(hidden), permute_k, attention),
-        Part("attn_v",      "self_attn.v_proj",         kv_rows, Some(hidden), copy,      attention),
-        Part("attn_output", "self_attn.o_proj",         hidden,  Some(q_rows), copy,      attention),
-        Part("ffn_norm",    "post_attention_layernorm", hidden,  None,         copy,      false),
-        Part("ffn_gate",    "mlp.gate_proj",            ffn,     Some(hidden), copy,      mlp),
-        Part("ffn_up",      "mlp.up_proj",              ffn,     Some(hidden), copy,      mlp),
-        Part("ffn_down",    "mlp.down_proj",            hidden,  Some(ffn),    copy,      mlp),
+        Row("attn_norm",   "input_layernorm",          hidden,  None,         stored,    false),
+        Row("attn_q",      "self_attn.q_proj",         q_rows,  Some(hidden), permute_q, attention),
+        Row("attn_k",      "self_attn.k_proj",         kv_rows, Some(hidden), permute_k, attention),
+        Row("attn_v",      "self_attn.v_proj",         kv_rows, Some(hidden), stored,    attention),
+        Row("attn_output", "self_attn.o_proj",         hidden,  Some(q_rows), stored,    attention),
+        Row("ffn_norm",    "post_attention_layernorm", hidden,  None,         stored,    false),
+        Row("ffn_gate",    "mlp.gate_proj",            ffn,     Some(hidden), stored,    mlp),
+        Row("ffn_up",      "mlp.up_proj",              ffn,     Some(hidden), stored,    mlp),
+        Row("ffn_down",    "mlp.down_proj",            hidden,  Some(ffn),    stored,    mlp),
     ];
 
-    let mut slots = vec![slot("token_embd.weight", "model.embed_tokens.weight", vec![hidden, vocab], copy)];
+    let one = OutputTensor::of_one;
+    let mut tensors = vec![one("token_embd.weight", "model.embed_tokens.weight", vec![hidden, vocab], stored)];
     let factors = hyper.rope_scaling.as_ref().and_then(|scaling| scaling.factors(hyper.rope_theta, hyper.head_dim));
     if let Some(factors) = factors {
         let dims = vec![factors.len() as u64];
-        slots.push(Slot { name: "rope_freqs.weight".into(), dims, origin: Origin::Generated(factors) });
+        tensors.push(OutputTensor { name: "rope_freqs.weight".into(), dims, origin: Origin::Generated(factors) });
     }
     for n in 0..hyper.n_layers {
-        for &Part(gguf, hf, rows, cols, transform, bias) in &layer {
+        for &Row(gguf, hf, rows, cols, order, bias) in &layer {
             let names = |kind: &str| (format!("blk.{n}.{gguf}.{kind}"), format!("model.layers.{n}.{hf}.{kind}"));
             let (name, source) = names("weight");
-            slots.push(slot(name, source, cols.into_iter().chain([rows]).collect(), transform));
+            tensors.push(OutputTensor::of_one(name, source, cols.into_iter().chain([rows]).collect(), order));
             if bias {
                 let (name, source) = names("bias");
-                slots.push(slot(name, source, vec![rows], transform));
+                tensors.push(OutputTensor::of_one(name, source, vec![rows], order));
             }
         }
     }
-    slots.push(slot("output_norm.weight", "model.norm.weight", vec![hidden], copy));
+    tensors.push(one("output_norm.weight", "model.norm.weight", vec![hidden], stored));
     if !hyper.tied {
-        slots.push(slot("output.weight", "lm_head.weight", vec![hidden, vocab], copy));
+        tensors.push(one("output.weight", "lm_head.weight", vec![hidden, vocab], stored));
     }
-    slots
+    tensors
 }
 
-/// A tensor of every layer: name in GGUF, name in the checkpoint, rows, columns (none for a vector), transform, whether
-/// a bias comes with it.
-struct Part(&'static str, &'static str, u64, Option<u64>, Transform, bool);
-
-fn slot(name: impl Into<String>, source: impl Into<String>, dims: Vec<u64>, transform: Transform) -> Slot {
-    Slot { name: name.into(), dims, origin: Origin::Checkpoint { names: vec![source.into()], transform } }
-}
+/// A tensor of every layer: name in GGUF, name in the checkpoint, rows, columns (`None` for a vector), order of the rows,
+/// whether a bias comes with it.
+struct Row(&'static str, &'static str, u64, Option<u64>, RowOrder, bool);

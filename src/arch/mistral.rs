@@ -4,19 +4,15 @@ use serde_json::{Map, Value};
 
 use super::config::Config;
 use super::hyper::Defaults;
-use super::{Architecture, Error, Hyperparameters, Slot, llama};
-use crate::gguf::Metadata;
+use super::{Architecture, Blueprint, Error, Hyperparameters, llama};
+use crate::gguf::Gguf;
 
 /// `MistralForCausalLM`: Mistral 7B, Mistral Nemo and their fine-tunes.
 pub struct Mistral;
 
-impl Architecture for Mistral {
-    fn names(&self) -> &'static [&'static str] {
-        &["MistralForCausalLM"]
-    }
-
-    fn hyperparameters(&self, config: &Map<String, Value>) -> Result<Hyperparameters, Error> {
-        // The defaults of transformers' MistralConfig; a window of null is none.
+impl Mistral {
+    pub(super) fn hyperparameters(config: &Map<String, Value>) -> Result<Hyperparameters, Error> {
+        // The defaults of transformers' MistralConfig; a window of null means that there is none.
         let mut hyper =
             Hyperparameters::from_llama_config(config, Defaults { rope_theta: 10000.0, n_kv_heads: Some(8) })?;
         // Only Mistral's class looks at the key.
@@ -26,12 +22,22 @@ impl Architecture for Mistral {
         };
         Ok(hyper)
     }
+}
 
-    fn metadata(&self, hyper: &Hyperparameters) -> Metadata {
-        llama::metadata(hyper)
+impl Architecture for Mistral {
+    fn names(&self) -> &'static [&'static str] {
+        &["MistralForCausalLM"]
     }
 
-    fn slots(&self, hyper: &Hyperparameters) -> Vec<Slot> {
-        llama::slots(hyper)
+    fn gguf_name(&self) -> &'static str {
+        llama::NAME
+    }
+
+    fn blueprint(&self, config: &Map<String, Value>) -> Result<Blueprint, Error> {
+        Ok(llama::blueprint(&Self::hyperparameters(config)?, config))
+    }
+
+    fn blueprint_of_gguf(&self, gguf: &Gguf) -> Result<Blueprint, Error> {
+        llama::blueprint_of_gguf(gguf)
     }
 }

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 
 use super::Error;
 use super::config::Config;
-use crate::gguf::Metadata;
+use crate::gguf::{self, Metadata};
 
 /// Rotations over the original context above which YaRN leaves a frequency alone; the only value llama.cpp has for
 /// the `llama` architecture.
@@ -169,28 +169,28 @@ impl RopeScaling {
             if beta_fast == YARN_BETA_FAST && beta_slow == YARN_BETA_SLOW)
     }
 
-    /// Sets the keys of `llama.rope.scaling` that llama.cpp reads. Factors go into a tensor, see [`Self::factors`].
-    pub(super) fn set_metadata(&self, metadata: &mut Metadata) {
+    /// Sets the keys under `rope.scaling` that llama.cpp reads, with the `architecture`'s prefix. Factors go into a tensor,
+    /// see [`Self::factors`].
+    pub(super) fn set_metadata(&self, architecture: &str, metadata: &mut Metadata) {
+        let mut set = |key: &str, value: gguf::Value| metadata.set(format!("{architecture}.rope.scaling.{key}"), value);
         match *self {
             Self::Linear { factor } => {
-                metadata.set("llama.rope.scaling.type", "linear");
-                metadata.set("llama.rope.scaling.factor", factor as f32);
+                set("type", "linear".into());
+                set("factor", (factor as f32).into());
             }
             Self::Yarn { factor, original_context, attention_factor, .. } if self.is_llama_cpp_yarn() => {
-                metadata.set("llama.rope.scaling.type", "yarn");
-                metadata.set("llama.rope.scaling.factor", factor as f32);
-                metadata.set("llama.rope.scaling.original_context_length", original_context);
+                set("type", "yarn".into());
+                set("factor", (factor as f32).into());
+                set("original_context_length", original_context.into());
                 // llama.cpp multiplies its own attention factor with this one. The converter's `yarn_attn_factor`
                 // would say the same, but the loader does not read it for this architecture.
                 let rest = (attention_factor / yarn_attention(factor, 1.0)) as f32;
                 if rest != 1.0 {
-                    metadata.set("llama.rope.scaling.attn_factor", rest);
+                    set("attn_factor", rest.into());
                 }
             }
             // With no type, llama.cpp's own attention factor is 1.
-            Self::Yarn { attention_factor, .. } => {
-                metadata.set("llama.rope.scaling.attn_factor", attention_factor as f32)
-            }
+            Self::Yarn { attention_factor, .. } => set("attn_factor", (attention_factor as f32).into()),
             Self::Llama3 { .. } | Self::Dynamic { .. } => {}
         }
     }

@@ -9,17 +9,29 @@ use super::*;
 
 type Shapes = Vec<(String, Vec<u64>)>;
 
-/// Name, sizes and transform of a tensor in the file.
-type Written = (String, Vec<u64>, Option<Transform>);
+/// Name, sizes and order of the rows of a tensor in the file.
+type Written = (String, Vec<u64>, Option<RowOrder>);
 
 /// Describes a checkpoint whose tensors have these shapes, slowest dimension first.
 fn describe_shapes(config: &Map<String, Value>, shapes: &Shapes) -> Result<Model, Error> {
-    describe(config, shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())))
+    ARCHITECTURES.describe(config, shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())))
 }
 
 /// What a `YiForCausalLM`, `LlamaForCausalLM` or `MistralForCausalLM` checkpoint with these numbers holds.
 fn checkpoint(hyper: &Hyperparameters, name: &str) -> (Map<String, Value>, Shapes) {
-    (hyper.to_config(name), hf_shapes(hyper, by_name(name).unwrap()))
+    let config = hyper.to_config(name);
+    let shapes = ARCHITECTURES.by_name(name).unwrap().blueprint(&config).unwrap().checkpoint_shapes();
+    (config, shapes)
+}
+
+/// The numbers that an architecture reads from a configuration.
+fn read(config: &Map<String, Value>) -> Hyperparameters {
+    match ARCHITECTURES.lookup(config).unwrap().names()[0] {
+        "YiForCausalLM" => Yi::hyperparameters(config),
+        "MistralForCausalLM" => Mistral::hyperparameters(config),
+        _ => Llama::hyperparameters(config),
+    }
+    .unwrap()
 }
 
 /// Small, with grouped-query attention, and no two sizes the same.
@@ -61,11 +73,8 @@ fn yi_nano() -> (Map<String, Value>, Shapes) {
 
 /// Metadata and tensors, without the names that the tensors had in the checkpoint.
 fn as_written(model: &Model) -> (&Metadata, Vec<Written>) {
-    let transform = |source: &TensorSource| match source {
-        TensorSource::Checkpoint { transform, .. } => Some(*transform),
-        TensorSource::Generated(_) => None,
-    };
-    let tensors = model.tensors.iter().map(|t| (t.name.clone(), t.dims.clone(), transform(&t.source)));
+    let order = |tensor: &OutputTensor| tensor.inputs().first().map(|input| input.order);
+    let tensors = model.tensors.iter().map(|t| (t.name.clone(), t.dims.clone(), order(t)));
     (&model.metadata, tensors.collect())
 }
 
@@ -98,15 +107,17 @@ fn yi_nano_maps_fully() {
     assert_eq!(last, ["blk.3.ffn_down.weight", "output_norm.weight", "output.weight"]);
 
     let tensor = |name: &str| model.tensors.iter().find(|t| t.name == name).unwrap();
-    let from = |name: &str, transform| TensorSource::Checkpoint { name: name.to_string(), transform };
+    let from =
+        |name: &str, stored: &[u64], order| Origin::Checkpoint(vec![Input::new(name, stored.to_vec()).ordered(order)]);
     let k = tensor("blk.2.attn_k.weight");
-    assert_eq!((k.role, k.layer, k.dims.as_slice()), (Role::AttentionK, Some(2), [256, 128].as_slice()));
-    assert_eq!(k.source, from("model.layers.2.self_attn.k_proj.weight", Transform::PermuteRows { n_heads: 2 }));
+    assert_eq!((k.role(), k.layer(), k.dims.as_slice()), (Role::AttentionK, Some(2), [256, 128].as_slice()));
+    let halves = |n_heads| RowOrder::InterleaveHalves { n_heads };
+    assert_eq!(k.origin, from("model.layers.2.self_attn.k_proj.weight", &[256, 128], halves(2)));
     let q = tensor("blk.0.attn_q.weight");
-    assert_eq!(q.source, from("model.layers.0.self_attn.q_proj.weight", Transform::PermuteRows { n_heads: 4 }));
+    assert_eq!(q.origin, from("model.layers.0.self_attn.q_proj.weight", &[256, 256], halves(4)));
     let down = tensor("blk.3.ffn_down.weight");
-    assert_eq!((down.role, down.dims.as_slice()), (Role::FfnDown, [768, 256].as_slice()));
-    assert_eq!(down.source, from("model.layers.3.mlp.down_proj.weight", Transform::Copy));
+    assert_eq!((down.role(), down.dims.as_slice()), (Role::FfnDown, [768, 256].as_slice()));
+    assert_eq!(down.origin, from("model.layers.3.mlp.down_proj.weight", &[768, 256], RowOrder::AsStored));
 }
 
 #[test]
@@ -146,8 +157,8 @@ fn the_first_releases_of_yi_give_the_same_file() {
     let yi = describe_shapes(&yi_config, &yi_shapes).unwrap();
     assert_eq!(as_written(&yi), as_written(&llama));
     assert_ne!(yi.tensors, llama.tensors);
-    let ln2 = TensorSource::Checkpoint { name: "model.layers.1.ln2.weight".into(), transform: Transform::Copy };
-    assert!(yi.tensors.iter().any(|t| t.name == "blk.1.ffn_norm.weight" && t.source == ln2));
+    let ln2 = Origin::Checkpoint(vec![Input::new("model.layers.1.ln2.weight", [256])]);
+    assert!(yi.tensors.iter().any(|t| t.name == "blk.1.ffn_norm.weight" && t.origin == ln2));
     // Renamed tensors under the old name of the architecture.
     assert_eq!(describe_shapes(&yi_config, &shapes).unwrap(), llama);
     // Yi's names are not Llama's.
@@ -161,12 +172,12 @@ fn the_first_releases_of_yi_give_the_same_file() {
 fn yi_takes_the_defaults_of_its_own_configuration_class() {
     let config = without(Hyperparameters::yi_6b().to_config("YiForCausalLM"), "rope_theta");
     let config = without(without(config, "num_key_value_heads"), "head_dim");
-    let yi = by_name("YiForCausalLM").unwrap().hyperparameters(&config).unwrap();
+    let yi = Yi::hyperparameters(&config).unwrap();
     assert_eq!(yi, Hyperparameters::yi_6b());
-    let llama = by_name("LlamaForCausalLM").unwrap().hyperparameters(&config).unwrap();
+    let llama = Llama::hyperparameters(&config).unwrap();
     assert_eq!((llama.rope_theta, llama.n_kv_heads), (10000.0, 32));
     let null = with(config, "num_key_value_heads", Value::Null);
-    assert_eq!(by_name("YiForCausalLM").unwrap().hyperparameters(&null).unwrap().n_kv_heads, 32);
+    assert_eq!(Yi::hyperparameters(&null).unwrap().n_kv_heads, 32);
 }
 
 #[test]
@@ -179,7 +190,7 @@ fn order_does_not_depend_on_the_checkpoints() {
     assert_eq!(describe_shapes(&config, &shapes).unwrap(), model);
     let names: BTreeSet<_> = model.tensors.iter().map(|t| &t.name).collect();
     assert_eq!(names.len(), model.tensors.len());
-    assert!(model.tensors.iter().all(|t| t.role != Role::Other));
+    assert!(model.tensors.iter().all(|t| t.role() != Role::Other));
 }
 
 #[test]
@@ -189,16 +200,16 @@ fn keys_and_queries_are_permuted_by_their_own_heads() {
     let model = describe_shapes(&config, &shapes).unwrap();
     assert_eq!(model.tensors.len(), 3 + 3 * (9 + 7));
     for tensor in &model.tensors {
-        let TensorSource::Checkpoint { transform, .. } = &tensor.source else { panic!("{}", tensor.name) };
+        let [input] = tensor.inputs() else { panic!("{}", tensor.name) };
         let expected = match tensor.name.split('.').nth(2) {
-            Some("attn_q") => Transform::PermuteRows { n_heads: 6 },
-            Some("attn_k") => Transform::PermuteRows { n_heads: 2 },
-            _ => Transform::Copy,
+            Some("attn_q") => RowOrder::InterleaveHalves { n_heads: 6 },
+            Some("attn_k") => RowOrder::InterleaveHalves { n_heads: 2 },
+            _ => RowOrder::AsStored,
         };
-        assert_eq!(*transform, expected, "{}", tensor.name);
+        assert_eq!(input.order, expected, "{}", tensor.name);
     }
     let q_bias = model.tensors.iter().find(|t| t.name == "blk.1.attn_q.bias").unwrap();
-    assert_eq!((q_bias.role, q_bias.dims.as_slice()), (Role::Bias, [48].as_slice()));
+    assert_eq!((q_bias.role(), q_bias.dims.as_slice()), (Role::Bias, [48].as_slice()));
     let after = model.tensors.iter().position(|t| t.name == "blk.1.attn_q.weight").unwrap() + 1;
     assert_eq!(model.tensors[after].name, "blk.1.attn_q.bias");
 }
@@ -220,7 +231,7 @@ fn heads_need_not_divide_the_hidden_size() {
     };
     let (config, shapes) = checkpoint(&nemo, "MistralForCausalLM");
     let model = describe_shapes(&config, &shapes).unwrap();
-    assert_eq!(model.hyper, nemo);
+    assert_eq!((read(&config), model.topology), (nemo.clone(), nemo.topology()));
     let dims = |name: &str| model.tensors.iter().find(|t| t.name == name).unwrap().dims.clone();
     assert_eq!(dims("blk.0.attn_q.weight"), [5120, 4096]);
     assert_eq!(dims("blk.0.attn_k.weight"), [5120, 1024]);
@@ -243,7 +254,7 @@ fn tied_models_have_no_output() {
     let (config, shapes) = checkpoint(&tied, "LlamaForCausalLM");
     assert!(shapes.iter().all(|(name, _)| name != "lm_head.weight"));
     let model = describe_shapes(&config, &shapes).unwrap();
-    assert!(model.tensors.iter().all(|t| t.role != Role::Output));
+    assert!(model.tensors.iter().all(|t| t.role() != Role::Output));
     // Saved all the same, even in another shape: transformers does not read it.
     for shape in [vec![100, 48], vec![7]] {
         let mut both = shapes.clone();
@@ -389,7 +400,7 @@ fn refuses_numbers_that_are_missing_or_do_not_fit() {
         assert!(message.starts_with(&format!("config.json: '{key}' is \"many\"; wanted a ")), "{message}");
     }
     let without_head_dim = without(small().to_config("LlamaForCausalLM"), "head_dim");
-    let error = lookup(&without_head_dim).unwrap().hyperparameters(&with(without_head_dim, "hidden_size", json!(50)));
+    let error = Llama::hyperparameters(&with(without_head_dim, "hidden_size", json!(50)));
     assert_eq!(
         error.unwrap_err().to_string(),
         "config.json: 'hidden_size' 50 is not a multiple of 'num_attention_heads' 6; a model whose heads do not divide \
@@ -445,9 +456,9 @@ fn rope_keys(model: &Model) -> Vec<(&str, crate::gguf::Value)> {
 }
 
 fn rope_factors(model: &Model) -> Option<&[f32]> {
-    let tensor = model.tensors.iter().find(|t| t.role == Role::RopeFactors)?;
-    assert_eq!((tensor.name.as_str(), tensor.layer), ("rope_freqs.weight", None));
-    let TensorSource::Generated(factors) = &tensor.source else { panic!("read from the checkpoint") };
+    let tensor = model.tensors.iter().find(|t| t.role() == Role::RopeFactors)?;
+    assert_eq!((tensor.name.as_str(), tensor.layer()), ("rope_freqs.weight", None));
+    let Origin::Generated(factors) = &tensor.origin else { panic!("read from the checkpoint") };
     assert_eq!(tensor.dims, [factors.len() as u64]);
     Some(factors)
 }
@@ -479,7 +490,7 @@ fn reads_rotary_scaling_under_its_old_and_new_names() {
     let old_scaling = json!({"type": "linear", "factor": 4.0});
     for parameters in [json!({}), json!({"rope_theta": 1e6})] {
         let config = with(small().to_config("LlamaForCausalLM"), "rope_scaling", old_scaling.clone());
-        let mixed = Llama.hyperparameters(&with(config, "rope_parameters", parameters)).unwrap();
+        let mixed = Llama::hyperparameters(&with(config, "rope_parameters", parameters)).unwrap();
         assert_eq!(mixed.rope_scaling, Some(RopeScaling::Linear { factor: 4.0 }));
     }
     assert_eq!(rope_keys(&newer), [("freq_base", 1e6f32.into())]);
@@ -533,7 +544,7 @@ fn a_ramp_of_yarn_that_llama_cpp_does_not_have_becomes_factors() {
     };
     let (config, shapes) = checkpoint(&hyper, "LlamaForCausalLM");
     let model = describe_shapes(&config, &shapes).unwrap();
-    assert_eq!(model.hyper, hyper);
+    assert_eq!((read(&config), model.topology), (hyper.clone(), hyper.topology()));
     assert_eq!(rope_keys(&model), [("scaling.attn_factor", 1.25f32.into()), ("freq_base", 20000f32.into())]);
     // By transformers' formula: 1 / frequency after, over 1 / frequency before. Rotations of channel pair j over 1024
     // tokens are 1024 / (2 pi 20000^(j / 32)): pair 7 makes 18.7, pair 8 makes 13.7; 14 makes 2.1, 15 makes 1.6.
@@ -569,7 +580,7 @@ fn factors_of_llama_3_agree_with_double_precision() {
         };
         let (config, shapes) = checkpoint(&hyper, "LlamaForCausalLM");
         let model = describe_shapes(&config, &shapes).unwrap();
-        assert_eq!(model.hyper, hyper);
+        assert_eq!((read(&config), model.topology), (hyper.clone(), hyper.topology()));
         assert_eq!(rope_keys(&model), [("freq_base", 5e5f32.into())]);
         let factors = rope_factors(&model).unwrap();
         assert_eq!(factors.len() as u32, head_dim / 2);
@@ -662,7 +673,7 @@ fn a_configuration_written_is_read_back() {
         for name in ["LlamaForCausalLM", "YiForCausalLM", "MistralForCausalLM"] {
             let hyper = Hyperparameters { rope_scaling: rope_scaling.clone(), attention_bias: true, ..small() };
             let config = hyper.to_config(name);
-            assert_eq!(lookup(&config).unwrap().hyperparameters(&config).unwrap(), hyper, "{name}");
+            assert_eq!(read(&config), hyper, "{name}");
         }
     }
 }
@@ -678,7 +689,7 @@ fn the_published_sizes_have_their_published_parameters() {
         for name in ["LlamaForCausalLM", "YiForCausalLM"] {
             let (config, hf) = checkpoint(&hyper, name);
             let model = describe_shapes(&config, &hf).unwrap();
-            assert_eq!(model.hyper, hyper);
+            assert_eq!((read(&config), model.topology), (hyper.clone(), hyper.topology()));
             assert_eq!(model.n_parameters(), parameters);
             let described: Shapes = model.tensors.iter().map(|t| (t.name.clone(), t.dims.clone())).collect();
             assert_eq!(described, shapes(&hyper));

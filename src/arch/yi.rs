@@ -13,40 +13,51 @@
 use serde_json::{Map, Value};
 
 use super::hyper::Defaults;
-use super::{Architecture, Error, Hyperparameters, Origin, Slot, llama};
-use crate::gguf::Metadata;
+use super::{Architecture, Blueprint, Error, Hyperparameters, Origin, llama};
+use crate::gguf::Gguf;
 
 /// `YiForCausalLM`: the first releases of Yi-6B and Yi-34B, with 4K and 200K context.
 pub struct Yi;
+
+impl Yi {
+    pub(super) fn hyperparameters(config: &Map<String, Value>) -> Result<Hyperparameters, Error> {
+        // The defaults of YiConfig, which are not Llama's.
+        Hyperparameters::from_llama_config(config, Defaults { rope_theta: 5e6, n_kv_heads: Some(4) })
+    }
+}
 
 impl Architecture for Yi {
     fn names(&self) -> &'static [&'static str] {
         &["YiForCausalLM"]
     }
 
-    fn hyperparameters(&self, config: &Map<String, Value>) -> Result<Hyperparameters, Error> {
-        // The defaults of YiConfig, which are not Llama's.
-        Hyperparameters::from_llama_config(config, Defaults { rope_theta: 5e6, n_kv_heads: Some(4) })
+    fn gguf_name(&self) -> &'static str {
+        llama::NAME
     }
 
-    fn metadata(&self, hyper: &Hyperparameters) -> Metadata {
-        llama::metadata(hyper)
+    fn blueprint(&self, config: &Map<String, Value>) -> Result<Blueprint, Error> {
+        Ok(with_names(llama::blueprint(&Self::hyperparameters(config)?, config)))
     }
 
-    fn slots(&self, hyper: &Hyperparameters) -> Vec<Slot> {
-        let mut slots = llama::slots(hyper);
-        for slot in &mut slots {
-            let Origin::Checkpoint { names, .. } = &mut slot.origin else { continue };
-            // Fine-tunes whose tensors were renamed but whose config.json was not keep Llama's name second.
-            if let Some(name) = names.first().and_then(|name| yi_name(name)) {
-                names.insert(0, name);
-            }
-        }
-        slots
+    fn blueprint_of_gguf(&self, gguf: &Gguf) -> Result<Blueprint, Error> {
+        Ok(with_names(llama::blueprint_of_gguf(gguf)?))
     }
 }
 
-/// What Yi calls the tensor with this name in Llama; `None` where both call it the same.
+/// Puts Yi's names before Llama's. Fine-tunes whose tensors were renamed but whose config.json was not need the latter.
+fn with_names(mut blueprint: Blueprint) -> Blueprint {
+    for tensor in &mut blueprint.tensors {
+        let Origin::Checkpoint(inputs) = &mut tensor.origin else { continue };
+        for stored in inputs.iter_mut().flat_map(|input| &mut input.tensors) {
+            if let Some(name) = yi_name(stored.name()) {
+                stored.names.insert(0, name);
+            }
+        }
+    }
+    blueprint
+}
+
+/// Returns what Yi calls the tensor with this name in Llama; `None` where both call it the same.
 fn yi_name(llama: &str) -> Option<String> {
     [("input_layernorm", "ln1"), ("post_attention_layernorm", "ln2")]
         .into_iter()

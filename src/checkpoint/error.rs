@@ -25,8 +25,7 @@ pub enum Error {
 
     #[error(
         "{dir}: this is an adapter (adapter_config.json), not a whole model; merge it into its base model{base} with \
-         peft's merge_and_unload(), save the result, and open that folder; or make a GGUF of the adapter alone with \
-         'nibble convert'"
+         peft's merge_and_unload(), save the result, and open that folder"
     )]
     OnlyAdapter { dir: PathBuf, base: String },
 

@@ -28,6 +28,7 @@ mod card;
 mod dtype;
 mod error;
 mod json;
+mod packed;
 mod pickle;
 mod pytorch;
 pub mod safetensors;
@@ -38,6 +39,7 @@ pub use card::ModelCard;
 pub use dtype::{DType, DTypeName, FloatType};
 pub use error::Error;
 pub use json::Config;
+pub use packed::{PackedRows, Packing};
 
 use error::shown;
 

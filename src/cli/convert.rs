@@ -10,21 +10,21 @@ use anyhow::bail;
 use super::groups::groups;
 use super::out::{self, Out};
 use super::table::{self, Align};
-use super::{importance, interrupt, progress};
+use super::{advice, importance, interrupt, progress};
 use crate::checkpoint::Checkpoint;
-use crate::convert::{Job, Options, Summary, lora};
+use crate::convert::{Error, Job, Options, Summary, lora};
 use crate::recipe::{Override, Recipe};
 
 /// Convert a Hugging Face folder, a 16-bit GGUF or a LoRA adapter to GGUF
 ///
-/// Reads the source once and writes the final file, with no file in between and little memory. The result appears under
-/// its name only when it is complete. What is cut off, by Ctrl-C, a full disk or a power failure, is not lost: the same
-/// command goes on where it was.
+/// Reads the source once and writes the final file, with little memory and no intermediate file. The result gets its name
+/// only when it is complete. If the work is interrupted, by Ctrl-C, a full disk or a power failure, run the same command
+/// again: it resumes where it stopped.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   nibble convert Yi-34B-Chat                     to Yi-34B-Chat-Q4_K_M.gguf in the current folder
   nibble convert Yi-34B-Chat -q IQ4_XS -o yi.gguf
-  nibble convert Yi-34B-Chat --dry-run           which tensor would get which type, and the size
+  nibble convert Yi-34B-Chat --dry-run           print each tensor's type and the size, write nothing
   nibble convert Yi-34B-Chat --type output=Q8_0 --type 'blk.0.*=Q6_K'
   nibble convert Yi-34B-Chat -q IQ4_XS --importance yi-imatrix.gguf
   nibble convert my-adapter --base Yi-34B-Chat   a LoRA adapter, to my-adapter-F32-LoRA.gguf")]
@@ -40,36 +40,36 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
 
-    /// Give a tensor, a pattern of tensors ('blk.0.*') or a role ('ffn_down') a type, whatever the recipe says
+    /// Override the recipe's type for a tensor, a pattern of tensors ('blk.0.*') or a role ('ffn_down')
     #[arg(long = "type", value_name = "PATTERN=TYPE")]
     types: Vec<String>,
 
-    /// Lose less of the weights that meet large inputs, as a file of 'nibble calibrate' or llama-imatrix says
+    /// Preserve the weights that matter most, according to a file from 'nibble calibrate' or llama-imatrix
     ///
-    /// GGUF or .dat, known by its content. The fewer bits a recipe has, the more this helps: Q2_K and Q3_K first.
+    /// The file may be GGUF or .dat. The fewer bits a recipe uses, the more this helps: Q2_K and Q3_K benefit most.
     #[arg(long, value_name = "FILE")]
     importance: Option<PathBuf>,
 
-    /// For an adapter: the model that it was trained on, a folder with its config.json or a GGUF file
-    /// [default: the folder that the adapter names, where it is here]
+    /// For an adapter: the model it was trained on, a folder with its config.json or a GGUF file
+    /// [default: the folder that the adapter names, if it exists]
     #[arg(long, value_name = "FOLDER|FILE")]
     base: Option<PathBuf>,
 
-    /// Where the result goes [default: the model's name and the recipe, in the current folder]
+    /// Output file [default: named after the model and the recipe, in the current folder]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Replace the result where it exists
+    /// Replace the output file if it exists
     #[arg(long)]
     force: bool,
 
-    /// Begin anew where an earlier run was cut off
+    /// Start over instead of resuming an interrupted run
     ///
-    /// Without this, the same command goes on with what is in FILE.partial, as noted in FILE.journal.
+    /// Without this, the same command resumes from FILE.partial and FILE.journal.
     #[arg(long)]
     restart: bool,
 
-    /// Print what would be done, and do nothing
+    /// Print the plan and write nothing
     #[arg(long)]
     dry_run: bool,
 
@@ -77,19 +77,19 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 
-    /// Cut the result into files of at most this size, such as 4G or 500M (powers of 1000)
+    /// Split the output into files of at most this size, such as 4G or 500M (powers of 1000)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     split_max_size: Option<u64>,
 
-    /// Go on where a weight is NaN or infinite
+    /// Convert weights that are NaN or infinite instead of stopping
     #[arg(long)]
     allow_nan: bool,
 
-    /// Accept a source that is quantized already
+    /// Accept a GGUF source that is already quantized
     #[arg(long)]
     allow_requantize: bool,
 
-    /// Threads [default: one a core]
+    /// Number of threads [default: one per core]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 
@@ -104,7 +104,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     if args.base.is_some() {
         bail!(
-            "{}: this is no adapter (it has no adapter_config.json), and --base is for adapters",
+            "{}: this is not an adapter (it has no adapter_config.json), and --base is for adapters",
             args.source.display()
         );
     }
@@ -127,20 +127,26 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Ok(summary) if args.json => out::to_stdout(|out| print_summary_json(out, &job, &summary)),
         Ok(summary) if !args.quiet => out::to_stdout(|out| print_summary(out, &job, &summary)),
         Ok(_) => Ok(()),
-        Err(error) if error.is_cancelled() => Err(interrupt::Interrupted(error.to_string()).into()),
+        Err(error) if error.is_cancelled() => Err(interrupted(&error)),
         Err(error) => Err(error.into()),
     }
 }
 
-/// An adapter is small: no threads, no journal, no bar.
+/// What ends the program where the work was asked to end.
+fn interrupted(error: &Error) -> anyhow::Error {
+    let advice = advice::convert::of_conversion(error).map(|advice| format!("; {advice}")).unwrap_or_default();
+    interrupt::Interrupted(format!("{error}{advice}")).into()
+}
+
+/// Converts an adapter. It is small: no threads, no journal, no progress bar.
 fn convert_adapter(args: &Args) -> anyhow::Result<()> {
     if args.recipe.is_some() {
-        return Err(lora::Error::Flag { flag: "--recipe" }.into());
+        return Err(Error::from(lora::Error::ModelOnly(lora::ModelOnly::RecipeFile)).into());
     }
     if args.importance.is_some() {
-        return Err(lora::Error::Flag { flag: "--importance" }.into());
+        return Err(Error::from(lora::Error::ModelOnly(lora::ModelOnly::Importance)).into());
     }
-    let job = lora::Job::prepare(&args.source, args.base.as_deref(), &options(args, "F32")?)?;
+    let job = lora::AdapterJob::prepare(&args.source, args.base.as_deref(), &options(args, "F32")?)?;
     if !args.quiet {
         for warning in job.warnings() {
             eprintln!("nibble: warning: {}", printable(warning));
@@ -150,11 +156,12 @@ fn convert_adapter(args: &Args) -> anyhow::Result<()> {
     if !args.dry_run {
         let cancel = interrupt::listen()?;
         match job.execute(&cancel) {
-            Err(error) if error.is_cancelled() => return Err(interrupt::Interrupted(error.to_string()).into()),
+            Err(error) if error.is_cancelled() => return Err(interrupted(&error)),
             result => result?,
         }
     } else if let Err(error) = job.check_output() {
-        eprintln!("nibble: warning: {error}");
+        let advice = advice::convert::of_conversion(&error).map(|advice| format!("; {advice}")).unwrap_or_default();
+        eprintln!("nibble: warning: {error}{advice}");
     }
     let (least, most) = job.ranks();
     out::to_stdout(|out| {
@@ -207,7 +214,7 @@ fn convert_adapter(args: &Args) -> anyhow::Result<()> {
     })
 }
 
-/// What was asked for, with the recipe `default` where none was.
+/// Returns the options that were given, with the recipe `default` where none was.
 fn options(args: &Args, default: &str) -> anyhow::Result<Options> {
     let recipe = match &args.recipe {
         Some(path) => Recipe::from_file(path)?,
@@ -227,7 +234,7 @@ fn options(args: &Args, default: &str) -> anyhow::Result<Options> {
     })
 }
 
-/// `4G`, `500M`, `4.5GB`: a size in bytes, in powers of 1000.
+/// Parses a size such as `4G`, `500M` or `4.5GB` and returns it in bytes. Units are powers of 1000.
 fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || format!("'{text}' is not a size: write a number and K, M, G or T, such as 4G");
     let upper = text.trim().to_ascii_uppercase();
@@ -244,7 +251,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
     if (1.0..9e18).contains(&bytes) { Ok(bytes as u64) } else { Err(wrong()) }
 }
 
-/// The plan by groups of tensors that differ only in their layer.
+/// Prints the plan, with tensors that differ only in their layer as one row.
 fn print_plan(out: &mut Out, job: &Job) -> anyhow::Result<()> {
     let tensors = job.plan().tensors.iter();
     let groups =
@@ -280,7 +287,8 @@ fn print_plan(out: &mut Out, job: &Job) -> anyhow::Result<()> {
         writeln!(out, "would write {} ({})", path.display(), units::bytes(*bytes))?;
     }
     if let Err(error) = job.check_output() {
-        eprintln!("nibble: warning: {error}");
+        let advice = advice::convert::of_conversion(&error).map(|advice| format!("; {advice}")).unwrap_or_default();
+        eprintln!("nibble: warning: {error}{advice}");
     }
     Ok(())
 }

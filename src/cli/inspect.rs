@@ -27,11 +27,11 @@ use crate::quant;
 /// Show what is inside a GGUF file or a Hugging Face folder
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A GGUF file (of a split model: any part), or a Hugging Face folder
+    /// A GGUF file (or any part of a split model), or a Hugging Face folder
     #[arg(value_name = "FILE|FOLDER")]
     model: PathBuf,
 
-    /// List every tensor, instead of the layers together
+    /// List every tensor instead of grouping layers
     #[arg(long)]
     tensors: bool,
 
@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME", conflicts_with = "tensors")]
     tensor: Option<String>,
 
-    /// Print the value of one metadata key, whole: a chat template, the tokens one a line
+    /// Print the full value of one metadata key, such as the chat template or the tokens (one per line)
     #[arg(long, value_name = "KEY", conflicts_with_all = ["tensors", "tensor"])]
     key: Option<String>,
 
@@ -68,7 +68,7 @@ enum Found {
     Checkpoint(PathBuf),
 }
 
-/// What lies at `path`. A folder without a `config.json`, and with one GGUF model, stands for that model.
+/// Finds what lies at `path`. A folder that has one GGUF model and no `config.json` stands for that model.
 fn find(path: &Path) -> anyhow::Result<Found> {
     if !path.is_dir() {
         let checkpoint = path.is_file() && path.extension().is_some() && !gguf::is_gguf(path);
@@ -89,7 +89,7 @@ fn find(path: &Path) -> anyhow::Result<Found> {
     }
 }
 
-/// The GGUF files in `folder`; of a split model the first part only.
+/// Returns the GGUF files in `folder`, with only the first part of a split model.
 pub fn models_in(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut models = vec![];
     for entry in fs::read_dir(folder)? {
@@ -212,7 +212,7 @@ mod tests {
     use unicode_width::UnicodeWidthStr;
 
     use super::*;
-    use crate::arch::{self, TensorSource};
+    use crate::arch::ARCHITECTURES;
     use crate::checkpoint;
     use crate::gguf::{Layout, Metadata, TensorType, file_name};
 
@@ -242,10 +242,10 @@ mod tests {
     fn yi_nano_tensors() -> (Vec<TensorInfo>, Vec<Vec<u8>>) {
         let checkpoint = checkpoint::testing::yi_nano();
         let shapes = checkpoint.tensors().iter().map(|t| (t.name.as_str(), t.shape.as_slice()));
-        let model = arch::describe(checkpoint.config().map(), shapes).unwrap();
+        let model = ARCHITECTURES.describe(checkpoint.config().map(), shapes).unwrap();
         let tensors = model.tensors.into_iter().map(|tensor| {
-            let TensorSource::Checkpoint { name, .. } = tensor.source else { panic!("{} is made", tensor.name) };
-            let source = checkpoint.tensor(&name).unwrap();
+            let [input] = tensor.inputs() else { panic!("{} has not one input", tensor.name) };
+            let source = checkpoint.tensor(input.tensors[0].name()).unwrap();
             let ty = source.float_type().unwrap().into();
             (TensorInfo { name: tensor.name, dims: tensor.dims, ty }, checkpoint.data(source).to_vec())
         });

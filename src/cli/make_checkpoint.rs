@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use crate::arch::{self, Hyperparameters};
+use crate::arch::{ARCHITECTURES, Hyperparameters};
 use crate::checkpoint::{DType, safetensors};
 
 /// Make a Hugging Face checkpoint of any shape with random weights
@@ -73,10 +73,11 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let hyper = hyperparameters(&args)?;
     let name = if args.first_release { "YiForCausalLM" } else { "LlamaForCausalLM" };
-    let architecture = arch::by_name(name).context("nibble knows both names")?;
+    let config = hyper.to_config(name);
+    let architecture = ARCHITECTURES.by_name(name).context("nibble knows both names")?;
     std::fs::create_dir_all(&args.folder).with_context(|| args.folder.display().to_string())?;
 
-    let tensors = arch::hf_shapes(&hyper, architecture);
+    let tensors = architecture.blueprint(&config)?.checkpoint_shapes();
     let shards = cut(&tensors, (args.shard_gb * 1e9) as u64);
     let mut weight_map = serde_json::Map::new();
     let mut total = 0;
@@ -91,7 +92,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": weight_map});
     write_json(&args.folder.join("model.safetensors.index.json"), &index)?;
-    write_json(&args.folder.join("config.json"), &hyper.to_config(name).into())?;
+    write_json(&args.folder.join("config.json"), &config.into())?;
     for file in ["tokenizer.model", "tokenizer_config.json", "generation_config.json"] {
         let from = args.tokenizer.iter().map(|folder| folder.join(file)).find(|path| path.exists());
         if let Some(from) = from {

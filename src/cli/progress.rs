@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::base::display::printable;
 use crate::base::units;
-use crate::convert::{Event, Observer};
+use crate::convert::{Changed, Event, Observer};
 
 #[cfg(feature = "llama")]
 pub use self::{
@@ -51,6 +51,7 @@ impl Conversion {
 impl Observer for Conversion {
     fn event(&self, event: Event) {
         match event {
+            Event::StartingOver(Changed::Asked) => self.say("starting over, as requested with --restart"),
             Event::StartingOver(changed) => self.say(&format!("starting over: {changed}")),
             Event::Checking => self.bar.set_message("checking what the last run left"),
             Event::Resuming { read_bytes, written_bytes, percent, lost_bytes } => {

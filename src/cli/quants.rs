@@ -11,15 +11,15 @@ use super::table::{self, Align};
 use crate::arch::{self, Hyperparameters};
 use crate::base::units;
 use crate::gguf::TensorType;
-use crate::recipe::{Facts, Plan, Recipe, plan};
+use crate::recipe::{Plan, Recipe, plan};
 
-/// List the recipes, with bits per weight and the size each gives
+/// List the recipes, with bits per weight and the resulting file sizes
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Show one recipe's rules and the reason for each
     #[arg(long, value_name = "NAME", conflicts_with = "recipe")]
     show: Option<String>,
-    /// Show the rules of a recipe of your own
+    /// Show the rules of your own recipe, a TOML file
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
     /// Print JSON
@@ -69,14 +69,14 @@ fn print_json(value: &Value, out: &mut Out) -> anyhow::Result<()> {
     Ok(writeln!(out, "{}", serde_json::to_string_pretty(value)?)?)
 }
 
-/// What the recipe makes of each of [`MODELS`], without importance.
+/// Returns the recipe's plan for each of [`MODELS`], without importance.
 fn plans(recipe: &Recipe) -> anyhow::Result<Vec<Plan>> {
     let plan_of =
-        |hyper: Hyperparameters| plan(recipe, &Facts::of(&hyper), &arch::tensors(&hyper, TensorType::BF16), false, &[]);
+        |hyper: Hyperparameters| plan(recipe, &hyper.topology(), &arch::tensors(&hyper, TensorType::BF16), false, &[]);
     Ok(MODELS.iter().map(|(_, hyper)| plan_of(hyper())).collect::<Result<_, _>>()?)
 }
 
-/// Bits per weight of the last and largest model.
+/// Returns the bits per weight of the last and largest model.
 fn bits(plans: &[Plan]) -> f64 {
     plans.last().map_or(0.0, Plan::bits_per_weight)
 }
@@ -94,7 +94,7 @@ fn summary(recipe: &Recipe) -> anyhow::Result<Value> {
     }))
 }
 
-/// The table of all recipes.
+/// Prints the table of all recipes.
 fn list(out: &mut Out) -> anyhow::Result<()> {
     let mut columns = vec![("Recipe", Align::Left), ("Bits", Align::Right)];
     // Short headings leave a narrow terminal room for the words.
@@ -116,7 +116,7 @@ fn list(out: &mut Out) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One recipe: what it gives, and its rules.
+/// Prints one recipe: its sizes and its rules.
 fn show(recipe: &Recipe, out: &mut Out) -> anyhow::Result<()> {
     let plans = plans(recipe)?;
     let sizes: Vec<String> = MODELS

@@ -16,37 +16,37 @@ use crate::base::random::new_seed;
 use crate::gguf::{Array, Value};
 use crate::quant::SomeBlocks;
 use crate::verify::{
-    Comparison, Error, Hashes, Job, KeyDifference, Options, Padding, RecipeState, Report, Sample, SourceFile,
-    TensorReport, percent,
+    Error, Hashes, KeyDifference, Padding, RecipeState, Report, Sample, SourceFile, TensorReport, TensorVerdict,
+    Verification, VerifyOptions, percent,
 };
 
-/// Check that a GGUF file is whole, and that it is what nibble makes of its source
+/// Check that a GGUF file is intact, and that it matches its source
 ///
-/// Without --source: that the file is complete, and that every number in it is one. With --source: that every tensor has
-/// the very bytes that nibble makes of that source. Exits with 0 where all is right, and with 1 where anything is not.
+/// Without --source, checks that the file is complete and holds no NaN or infinity. With --source, also checks that every
+/// tensor has exactly the bytes that nibble makes from that source. Exits with 0 if everything is right, with 1 otherwise.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  nibble verify yi.gguf                                   is it whole?
-  nibble verify yi.gguf --source Yi-34B-Chat              is it Yi-34B-Chat, to the bit?
-  nibble verify yi.gguf --source Yi-34B-Chat --sample 5%  the same, of a random twentieth
+  nibble verify yi.gguf                                   is it intact?
+  nibble verify yi.gguf --source Yi-34B-Chat              is every bit what Yi-34B-Chat converts to?
+  nibble verify yi.gguf --source Yi-34B-Chat --sample 5%  the same, for a random 5% of it
   nibble verify yi.gguf --source Yi-34B-Chat --importance yi-imatrix.gguf")]
 pub struct Args {
-    /// The GGUF file; of a split model, any part
+    /// The GGUF file, or any part of a split model
     file: PathBuf,
 
     /// What it was made from: a Hugging Face folder, or a GGUF file
     #[arg(long, value_name = "SOURCE")]
     source: Option<PathBuf>,
 
-    /// The importance that it was made with, where it was
+    /// The importance file it was made with, if any
     #[arg(long, value_name = "FILE", requires = "source")]
     importance: Option<PathBuf>,
 
-    /// Check a random part only, such as 5% or 0.05
+    /// Check only a random part, such as 5% or 0.05
     #[arg(long, value_name = "SHARE", value_parser = parse_share)]
     sample: Option<f64>,
 
-    /// Which part: the same seed chooses the same [default: a new one]
+    /// Seed that chooses the random part [default: a new one each time]
     #[arg(long, requires = "sample")]
     seed: Option<u64>,
 
@@ -54,11 +54,11 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 
-    /// Threads [default: one a core]
+    /// Number of threads [default: one per core]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 
-    /// Print nothing but errors, of the file too
+    /// Print nothing but errors and what is wrong with the file
     #[arg(long)]
     quiet: bool,
 }
@@ -72,7 +72,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let file = find(&args.file)?;
     let sample = args.sample.map(|share| Sample { share, seed: args.seed.unwrap_or_else(new_seed) });
     let importance = args.importance.as_deref().map(importance::read).transpose()?;
-    let job = Job::prepare(&file, args.source.as_deref(), Options { sample, importance })?;
+    let job = Verification::prepare(
+        &file,
+        args.source.as_deref(),
+        VerifyOptions { sample, importance, ..VerifyOptions::default() },
+    )?;
     if !args.quiet {
         for warning in job.warnings() {
             eprintln!("nibble: warning: {}", printable(warning));
@@ -96,7 +100,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if report.is_right() { Ok(()) } else { Err(Wrong.into()) }
 }
 
-/// The file that is meant: a folder with one model in it stands for that.
+/// Returns the file to verify: the path itself, or the only model in a folder.
 fn find(path: &Path) -> anyhow::Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.to_path_buf());
@@ -132,7 +136,7 @@ fn verdict(report: &Report) -> String {
 /// Tables show so many lines of a kind; JSON shows all.
 const MOST_LINES: usize = 20;
 
-fn print(out: &mut Out, job: &Job, report: &Report) -> anyhow::Result<()> {
+fn print(out: &mut Out, job: &Verification, report: &Report) -> anyhow::Result<()> {
     out.table(table::pairs(summary(job, report)))?;
     let tensors: Vec<_> = report.tensors.iter().filter_map(tensor_row).collect();
     print_rows(out, "Tensors", &["Tensor", "Type", "Found"], tensors)?;
@@ -186,7 +190,7 @@ fn print_rows<const N: usize>(
     Ok(())
 }
 
-fn summary(job: &Job, report: &Report) -> Vec<(&'static str, String)> {
+fn summary(job: &Verification, report: &Report) -> Vec<(&'static str, String)> {
     let parts = match job.files().len() {
         1 => String::new(),
         n => format!(" in {n} parts"),
@@ -247,8 +251,8 @@ fn numbers(report: &Report) -> String {
 
 fn source_rows(report: &Report) -> Vec<(&'static str, String)> {
     let Some(origin) = &report.origin else { return vec![] };
-    let same = report.tensors.iter().filter(|tensor| tensor.comparison == Comparison::Same).count();
-    let needing = report.tensors.iter().filter(|tensor| tensor.comparison == Comparison::NeedsImportance).count();
+    let same = report.tensors.iter().filter(|tensor| tensor.comparison == TensorVerdict::Same).count();
+    let needing = report.tensors.iter().filter(|tensor| tensor.comparison == TensorVerdict::NeedsImportance).count();
     let part = if report.sample.is_some() { ", as far as drawn" } else { "" };
     let mut tensors = format!("{same} of {} identical{part}", report.tensors.len());
     if needing > 0 {
@@ -289,17 +293,17 @@ fn tensor_row(tensor: &TensorReport) -> Option<[String; 3]> {
         found.push(place(tensor, blocks, what));
     }
     match &tensor.comparison {
-        Comparison::Differs(blocks) if tensor.info.ty.block_len() == 1 => {
+        TensorVerdict::Differs(blocks) if tensor.info.ty.block_len() == 1 => {
             found.push(place(tensor, *blocks, "weights differ from the source's"));
         }
-        Comparison::Differs(blocks) => found.push(place(tensor, *blocks, "blocks differ from the source's")),
-        Comparison::NotInSource => found.push("the source has no such tensor".to_string()),
-        Comparison::Shape(dims) => {
+        TensorVerdict::Differs(blocks) => found.push(place(tensor, *blocks, "blocks differ from the source's")),
+        TensorVerdict::NotInSource => found.push("the source has no such tensor".to_string()),
+        TensorVerdict::Shape(dims) => {
             let (found_shape, wanted) = (units::shape(&tensor.info.dims), units::shape(dims));
             found.push(format!("is {found_shape}, the source's {wanted}"));
         }
-        Comparison::UnknownType => found.push("not compared: nibble makes no such type".to_string()),
-        Comparison::NoSource | Comparison::Same | Comparison::NotDrawn | Comparison::NeedsImportance => {}
+        TensorVerdict::UnknownType => found.push("not compared: nibble makes no such type".to_string()),
+        TensorVerdict::NoSource | TensorVerdict::Same | TensorVerdict::NotDrawn | TensorVerdict::NeedsImportance => {}
     }
     let name = printable(&tensor.info.name).into_owned();
     if found.is_empty() { None } else { Some([name, tensor.info.ty.to_string(), found.join("; ")]) }
@@ -348,7 +352,7 @@ fn state(file: &SourceFile) -> &'static str {
     }
 }
 
-fn print_json(out: &mut Out, job: &Job, report: &Report) -> anyhow::Result<()> {
+fn print_json(out: &mut Out, job: &Verification, report: &Report) -> anyhow::Result<()> {
     let made = &report.provenance;
     let json = json!({
         "ok": report.is_right(),
@@ -387,14 +391,14 @@ fn tensor_json(tensor: &TensorReport) -> Json {
         json!({"blocks": blocks.n, "first_block": blocks.first, "row": row, "column": column})
     };
     let comparison = match &tensor.comparison {
-        Comparison::NoSource => Json::Null,
-        Comparison::Same => "same".into(),
-        Comparison::NotDrawn => "not checked: sample".into(),
-        Comparison::Differs(_) => "differs".into(),
-        Comparison::NotInSource => "not in the source".into(),
-        Comparison::Shape(_) => "other shape".into(),
-        Comparison::UnknownType => "not checked: unknown type".into(),
-        Comparison::NeedsImportance => "not checked: needs importance".into(),
+        TensorVerdict::NoSource => Json::Null,
+        TensorVerdict::Same => "same".into(),
+        TensorVerdict::NotDrawn => "not checked: sample".into(),
+        TensorVerdict::Differs(_) => "differs".into(),
+        TensorVerdict::NotInSource => "not in the source".into(),
+        TensorVerdict::Shape(_) => "other shape".into(),
+        TensorVerdict::UnknownType => "not checked: unknown type".into(),
+        TensorVerdict::NeedsImportance => "not checked: needs importance".into(),
     };
     json!({
         "name": tensor.info.name,
@@ -403,8 +407,8 @@ fn tensor_json(tensor: &TensorReport) -> Json {
         "checked_blocks": tensor.n_blocks,
         "not_finite": tensor.not_finite.map(blocks),
         "comparison": comparison,
-        "differing": match tensor.comparison { Comparison::Differs(found) => blocks(found), _ => Json::Null },
-        "source_shape": match &tensor.comparison { Comparison::Shape(dims) => json!(dims), _ => Json::Null },
+        "differing": match tensor.comparison { TensorVerdict::Differs(found) => blocks(found), _ => Json::Null },
+        "source_shape": match &tensor.comparison { TensorVerdict::Shape(dims) => json!(dims), _ => Json::Null },
     })
 }
 

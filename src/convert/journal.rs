@@ -1,7 +1,7 @@
-//! What is done already: a table beside the output, for a run that follows one that was cut off.
+//! The journal: a table beside the output that says which spans are done, so that an interrupted run can be resumed.
 //!
 //! ```text
-//! nibble journal 1                      what the file is
+//! nibble journal 1                      magic
 //! {"version":"0.1.0","result":...}      what is being made, and of what: see `Identity`
 //! 9f0c...                               BLAKE3 of the two lines above
 //! slot 0 │ slot 1 │ slot 2 │ ...        64 bytes for each span: zeros, or
@@ -10,15 +10,15 @@
 //!   │ number │ output     │ value            │ check      │
 //!   └────────┴────────────┴──────────────────┴────────────┘
 //!     number   of the span, little-endian
-//!     output   BLAKE3 of the bytes that the span gave, in the order of its pieces; the first 16 bytes
+//!     output   BLAKE3 of the span's output, in the order of its pieces; the first 16 bytes
 //!     value    what the span adds to the hash of its file
 //!     check    BLAKE3 of the 52 bytes before, keyed with the third line; the first 12 bytes
 //! ```
 //!
-//! Slots are written by any thread without waiting for another, each after the bytes it speaks of. One that was written
-//! halfway has no right check and counts as empty. None is believed before those bytes have been read again.
+//! Any thread may write a slot without waiting for another. A slot is written after the output that it describes. A slot
+//! that was written halfway fails its check and counts as empty. No slot is trusted before the output has been read again.
 //!
-//! The file is locked as long as a process works on the output; the lock ends with the process, however that ends.
+//! The file stays locked while a process works on the output. The lock ends with the process, however that ends.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -29,19 +29,20 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::output::write_all_at;
+use crate::pass;
 
 const MAGIC: &str = "nibble journal 1\n";
 const SLOT_BYTES: usize = 64;
 const CHECKED_BYTES: usize = 52;
-/// No journal's head is longer: it names some files.
+/// The longest head that is read. A head only names a few files.
 const MAX_HEAD_BYTES: u64 = 16 << 20;
 
-/// All that the bytes of the result depend on. Two runs of the same identity may share their work.
+/// Everything that the bytes of the result depend on. Runs with equal identities may share their work.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// Of nibble.
+    /// The version of nibble.
     pub version: String,
-    /// Hash of the plan: headers, places, types, transforms, importance.
+    /// Hash of the plan: headers, places, types, orders of rows, importance.
     pub result: String,
     /// The source's files, in order.
     pub source: Vec<SourceFile>,
@@ -49,40 +50,40 @@ pub struct Identity {
     pub outputs: Vec<OutputFile>,
 }
 
-/// How a file of the source is known again.
+/// How a file of the source is recognized.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceFile {
-    /// Without folders.
+    /// Its name, without folders.
     pub name: String,
     /// Its length.
     pub bytes: u64,
-    /// When it was changed last, in nanoseconds from 1970.
+    /// When it was last changed, in nanoseconds since 1970.
     pub modified: i64,
-    /// Hash of its first bytes, where it says which tensors it holds.
+    /// Hash of its first bytes, which list its tensors.
     pub head: String,
 }
 
 /// A file of the output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputFile {
-    /// Without folders.
+    /// Its name, without folders.
     pub name: String,
     /// Its length.
     pub bytes: u64,
 }
 
-/// Why the work of an earlier run is of no use.
+/// Why the work of an earlier run cannot be resumed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Changed {
-    /// Another version of nibble began it.
+    /// This other version of nibble began it.
     Version(String),
-    /// This file of the source is not what it was.
+    /// This file of the source has changed.
     Source(String),
-    /// The recipe, an option, or one of the small files beside the weights.
+    /// The recipe, an option, or one of the small files beside the weights has changed.
     Plan,
     /// The journal cannot be read.
     Journal,
-    /// That is what was asked for.
+    /// The user asked to start over.
     Asked,
 }
 
@@ -97,13 +98,13 @@ impl std::fmt::Display for Changed {
                 write!(f, "the recipe, an option or one of the model's small files has changed since the last run")
             }
             Self::Journal => write!(f, "the journal of the last run is damaged"),
-            Self::Asked => write!(f, "as asked with --restart"),
+            Self::Asked => write!(f, "as requested"),
         }
     }
 }
 
 impl Identity {
-    /// What is different in `self`, made now, from `before`.
+    /// Returns what is different in `self` from `before`; `None` if nothing is.
     pub fn changed_since(&self, before: &Self) -> Option<Changed> {
         if self == before {
             return None;
@@ -123,12 +124,12 @@ impl Identity {
     }
 }
 
-/// What is known of a finished span.
+/// The record of a finished span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Hash of the bytes it gave, cut short.
+    /// The first bytes of the hash of its output.
     pub output: [u8; 16],
-    /// What it adds to the hash of its file.
+    /// Its chaining value in the hash of its file.
     pub value: ChainingValue,
 }
 
@@ -158,22 +159,22 @@ pub struct Journal {
     head_bytes: u64,
 }
 
-/// What a journal said when it was opened.
+/// What a journal contained when it was opened.
 #[derive(Debug)]
 pub enum Contents {
-    /// There was none, or its writer was cut off before it had begun.
+    /// Nothing: it is new, or its writer was interrupted before it had begun.
     Nothing,
-    /// Something that nibble wrote, but not all of it is right.
+    /// A journal of nibble's that is damaged.
     Damaged,
-    /// What was being made.
+    /// The identity of the result that was being made.
     Of(Identity),
 }
 
 impl Journal {
-    /// Opens the journal at `path`, making it where there is none, and locks it.
+    /// Opens and locks the journal at `path`, creating it if there is none.
     ///
     /// # Errors
-    /// When another process holds the lock, when the file is something else than a journal, or when the system refuses.
+    /// Another process holds the lock, the file is not a journal, or the system refuses.
     pub fn open(path: &Path) -> Result<(Self, Contents), Error> {
         let failed = |source| Error::Write { path: path.to_path_buf(), source };
         let mut file = loop {
@@ -182,10 +183,10 @@ impl Journal {
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Err(Error::Busy { journal: path.to_path_buf() }),
-                // Some network drives have no locks; everything but the refusal of a second run works there too.
+                // Some network drives have no locks. There, a second run is not refused; all else works.
                 Err(TryLockError::Error(_)) => {}
             }
-            // The process that held it may have been done, and removed it, between the opening and the lock.
+            // Between opening and locking, the process that held the lock may have finished and removed the file.
             if is_at(&file, path).map_err(failed)? {
                 break file;
             }
@@ -193,7 +194,7 @@ impl Journal {
         let mut bytes = Vec::new();
         Read::by_ref(&mut file).take(MAX_HEAD_BYTES).read_to_end(&mut bytes).map_err(failed)?;
         let mut journal = Self { file, path: path.to_path_buf(), key: [0; 32], head_bytes: 0 };
-        // A file whose length was on the disk before its bytes were is all zeros.
+        // If the length reached the disk before the bytes did, the file is all zeros.
         if MAGIC.as_bytes().starts_with(&bytes) || bytes.iter().all(|byte| *byte == 0) {
             return Ok((journal, Contents::Nothing));
         }
@@ -205,8 +206,8 @@ impl Journal {
         Ok((journal, Contents::Of(identity)))
     }
 
-    /// Begins anew: an identity and `n_slots` empty slots. Their room is taken now, so that a disk that fills up cannot
-    /// keep the journal from saying how far the work got.
+    /// Starts over with an identity and `n_slots` empty slots. Their space is allocated now, so that a disk that fills up
+    /// cannot keep the journal from recording how far the work got.
     ///
     /// # Errors
     /// When the system refuses.
@@ -227,7 +228,7 @@ impl Journal {
         write().map_err(|source| Error::Write { path: self.path.clone(), source })
     }
 
-    /// The slots, as far as they are filled.
+    /// Returns the record in each slot; `None` for empty slots.
     ///
     /// # Errors
     /// When the system cannot read.
@@ -237,13 +238,13 @@ impl Journal {
             self.file.seek(io::SeekFrom::Start(self.head_bytes))?;
             Read::by_ref(&mut self.file).take((n_slots * SLOT_BYTES) as u64).read_to_end(&mut bytes)
         };
-        read().map_err(|source| Error::Read { path: self.path.clone(), source })?;
-        // One that is not there, or cut short, is empty.
+        read().map_err(|source| pass::Error::Read { path: self.path.clone(), source })?;
+        // A slot that is missing or cut short is empty.
         let slot = |i: usize| bytes.get(i * SLOT_BYTES..(i + 1) * SLOT_BYTES);
         Ok((0..n_slots).map(|i| Record::from_slot(slot(i)?, i, &self.key)).collect())
     }
 
-    /// Notes that span `number` is done.
+    /// Records that span `number` is done.
     ///
     /// # Errors
     /// When the system refuses.
@@ -253,7 +254,7 @@ impl Journal {
             .map_err(|source| Error::Write { path: self.path.clone(), source })
     }
 
-    /// Makes sure that all notes are on the disk.
+    /// Flushes all records to the disk.
     ///
     /// # Errors
     /// When the system refuses.
@@ -261,14 +262,14 @@ impl Journal {
         self.file.sync_data().map_err(|source| Error::Write { path: self.path.clone(), source })
     }
 
-    /// Removes the file. What cannot be removed is found by the next run of the same command.
+    /// Removes the file. If that fails, the next run of the same command finds it.
     pub fn remove(self) {
-        // Before the lock goes with the file, so that nobody else can have begun to use it.
+        // While the lock is still held, so that nobody else can have begun to use it.
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
-/// The identity, the key of the checks, and the length of what comes before the slots.
+/// Returns the identity, the key of the checks, and the length of what comes before the slots.
 fn parse_head(bytes: &[u8]) -> Option<(Identity, [u8; 32], u64)> {
     let json_end = MAGIC.len() + bytes.get(MAGIC.len()..)?.iter().position(|byte| *byte == b'\n')? + 1;
     let hash = blake3::hash(&bytes[..json_end]);
@@ -280,7 +281,7 @@ fn parse_head(bytes: &[u8]) -> Option<(Identity, [u8; 32], u64)> {
     Some((identity, *hash.as_bytes(), (json_end + line.len()) as u64))
 }
 
-/// Whether `path` is (still) this file.
+/// Returns whether `path` is (still) this file.
 fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     #[cfg(unix)]
     {

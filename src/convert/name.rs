@@ -1,4 +1,4 @@
-//! What a converted file is called.
+//! Names of converted files.
 //!
 //! Convention: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#gguf-naming-convention>
 //!
@@ -8,23 +8,9 @@
 //! base size fine-tune encoding
 //! ```
 
-/// The size label of a model with `n_weights` weights: `34B`, `8.8B`, `6.4M`, `260K`.
-///
-/// As llama.cpp's converter rounds it: one decimal below 10, none above.
-pub fn size_label(n_weights: u64) -> String {
-    let n = n_weights as f64;
-    let (value, unit) = match n_weights {
-        0..1_000_000 => (n / 1e3, 'K'),
-        1_000_000..1_000_000_000 => (n / 1e6, 'M'),
-        1_000_000_000..1_000_000_000_000 => (n / 1e9, 'B'),
-        _ => (n / 1e12, 'T'),
-    };
-    let digits = if value < 9.95 { 1 } else { 0 };
-    let text = format!("{value:.digits$}");
-    format!("{}{unit}", text.strip_suffix(".0").unwrap_or(&text))
-}
+use crate::pass::size_label;
 
-/// The file name for a model called `name` (usually its folder) in `encoding` (usually the recipe).
+/// Returns the file name for a model called `name` (usually its folder) in `encoding` (usually the recipe).
 ///
 /// Keeps the name as people know it, with a size label put in where it has none, and characters that are awkward in file
 /// names replaced.
@@ -39,21 +25,21 @@ pub fn file_name(name: &str, n_weights: u64, encoding: &str) -> String {
     format!("{base}-{encoding}.gguf")
 }
 
-/// The file name for an adapter called `name` in `encoding`, as llama.cpp's converter ends it.
+/// Returns the file name for an adapter called `name` in `encoding`, as llama.cpp's converter ends it.
 pub fn adapter_file_name(name: &str, encoding: &str) -> String {
     let base = plain(name);
     let base = if base.is_empty() { "adapter" } else { &base };
     format!("{base}-{}-LoRA.gguf", plain(encoding))
 }
 
-/// `text` without what is awkward in file names. One that starts with a dot would be hidden, with a dash look like an
-/// option.
+/// Replaces characters that are awkward in file names. A name that starts with a dot would be hidden, one that starts
+/// with a dash would look like an option.
 fn plain(text: &str) -> String {
     let keep = |c: char| if c.is_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' };
     text.trim().chars().map(keep).collect::<String>().trim_matches(['-', '.', '_']).to_string()
 }
 
-/// Whether a part of a name says how large the model is: `34B`, `1.5B`, `8x7B`, `260K`.
+/// Returns whether a part of a name says how large the model is: `34B`, `1.5B`, `8x7B`, `260K`.
 fn is_size_label(part: &str) -> bool {
     let Some(number) = part.strip_suffix(['K', 'M', 'B', 'T', 'k', 'm', 'b', 't']) else { return false };
     let number = match number.split_once('x') {
@@ -67,17 +53,6 @@ fn is_size_label(part: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_size_label_has_the_precision_people_use() {
-        assert_eq!(size_label(34_388_917_248), "34B");
-        assert_eq!(size_label(8_829_407_232), "8.8B");
-        assert_eq!(size_label(6_061_035_520), "6.1B");
-        assert_eq!(size_label(6_424_832), "6.4M");
-        assert_eq!(size_label(9_960_000), "10M");
-        assert_eq!(size_label(2_000_000), "2M");
-        assert_eq!(size_label(260_032), "260K");
-    }
 
     #[test]
     fn a_name_with_a_size_is_kept_and_one_without_gets_it() {

@@ -1,4 +1,4 @@
-//! The files a conversion writes: beside where they will be, as `NAME.partial`, and renamed when all are complete.
+//! Output files. Each is written as `NAME.partial` in its folder, and all are renamed when all are complete.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -10,7 +10,7 @@ use super::Error;
 use crate::base::atomic_file::{folder, give_name, sync_folder};
 use crate::base::mmap::read_exact_at;
 
-/// Output files in the making. They stay where they are when this is dropped.
+/// Partial output files. They are kept when this is dropped.
 #[derive(Debug)]
 pub struct Outputs {
     files: Vec<Output>,
@@ -20,15 +20,15 @@ pub struct Outputs {
 struct Output {
     file: File,
     path: PathBuf,
-    /// Written to since it was last brought to the disk.
+    /// Whether it has been written to since it was last flushed.
     changed: AtomicBool,
 }
 
 impl Outputs {
-    /// Opens the file in the making of each of `paths`, as an earlier run left it or new, and gives it its size.
+    /// Opens the partial file of each of `paths`, new or as an earlier run left it, and sets its size.
     ///
     /// # Errors
-    /// When a folder cannot be written, or when there is not enough room.
+    /// A folder cannot be written to, or the disk has not enough room.
     pub fn open(paths: &[(PathBuf, u64)]) -> Result<Self, Error> {
         let open = |(path, bytes): &(PathBuf, u64)| {
             let make = || {
@@ -40,7 +40,7 @@ impl Outputs {
                     Ok(_) => {
                         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "its .partial is no regular file"));
                     }
-                    // Nobody else's file is opened, nor what a link points to.
+                    // Never opens another program's file or what a link points to.
                     Err(_) => options.create_new(true).open(&partial)?,
                 };
                 reserve(&file, *bytes)?;
@@ -50,7 +50,7 @@ impl Outputs {
             Ok(Output { file, path: path.clone(), changed: AtomicBool::new(false) })
         };
         let files = paths.iter().map(open).collect::<Result<_, Error>>()?;
-        // So that the names survive a power failure, not only what they stand for.
+        // So that the names survive a power failure, not only the contents.
         paths.first().into_iter().for_each(|(path, _)| sync_folder(path));
         Ok(Self { files })
     }
@@ -58,11 +58,11 @@ impl Outputs {
     /// Writes `bytes` at `offset` of file number `part`. Several threads may write at once, to different places.
     ///
     /// # Errors
-    /// When the system refuses, as when the disk is full.
+    /// The system refuses, as when the disk is full.
     pub fn write_at(&self, part: usize, bytes: &[u8], offset: u64) -> Result<(), Error> {
         let output = &self.files[part];
         write_all_at(&output.file, bytes, offset).map_err(|source| output.failed(source))?;
-        // Looked at first: a flag that all threads write would go from one core to the next.
+        // Read first: a flag that every thread writes would bounce between the cores' caches.
         if !output.changed.load(Ordering::Relaxed) {
             output.changed.store(true, Ordering::Relaxed);
         }
@@ -77,10 +77,10 @@ impl Outputs {
         read_exact_at(&self.files[part].file, dst, offset)
     }
 
-    /// Brings what has been written since the last call to the disk.
+    /// Flushes what has been written since the last call to the disk.
     ///
     /// # Errors
-    /// When the system refuses. It says so once and forgets it, so that the caller must not.
+    /// The system refuses. It reports a failed write only once, so the caller must not ignore this.
     pub fn sync(&self) -> Result<(), Error> {
         for output in self.files.iter().filter(|output| output.changed.swap(false, Ordering::Relaxed)) {
             output.file.sync_data().map_err(|source| output.failed(source))?;
@@ -88,18 +88,18 @@ impl Outputs {
         Ok(())
     }
 
-    /// Makes sure that everything is on the disk, and gives the files their names; those of that name go where `replace`.
+    /// Flushes everything to the disk and gives the files their names, replacing existing files if `replace`.
     ///
     /// # Errors
-    /// When the system refuses, or when a file of that name has appeared meanwhile (unless `replace`). The files in the
-    /// making are all there again then.
+    /// The system refuses, or a file of that name has appeared meanwhile (unless `replace`). Then all files have their
+    /// partial names again.
     pub fn finish(&self, replace: bool) -> Result<(), Error> {
         for output in &self.files {
             output.file.sync_all().map_err(|source| output.failed(source))?;
         }
         for (i, output) in self.files.iter().enumerate() {
             let Err(source) = give_name(&partial_path(&output.path), &output.path, replace) else { continue };
-            // Some parts of a model are no model.
+            // Some parts alone are not a model.
             for named in &self.files[..i] {
                 let _ = give_name(&named.path, &partial_path(&named.path), true);
             }
@@ -120,12 +120,12 @@ impl Output {
     }
 }
 
-/// What `path` is called while it is in the making.
+/// Returns the name of `path` until it is complete.
 pub fn partial_path(path: &Path) -> PathBuf {
     with_more(path, ".partial")
 }
 
-/// Where the journal of the conversion to `path` is.
+/// Returns the path of the journal of the conversion to `path`.
 pub fn journal_path(path: &Path) -> PathBuf {
     with_more(path, ".journal")
 }
@@ -136,16 +136,16 @@ fn with_more(path: &Path, more: &str) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Removes the files in the making of `paths`.
+/// Removes the partial files of `paths`.
 pub fn discard<'a>(paths: impl IntoIterator<Item = &'a Path>) {
     for path in paths {
-        // What cannot be removed now is found by the next run of the same command.
+        // The next run of the same command finds what cannot be removed now.
         let _ = std::fs::remove_file(partial_path(path));
     }
 }
 
-/// Gives the complete file at `path` back the name it had in the making, where an earlier run was cut off after naming
-/// it, and before naming the others. It is known by its length and its header.
+/// Gives the complete file at `path` its partial name back, if an earlier run was interrupted after naming it and before
+/// naming the others. The file is recognized by its length and its header.
 pub fn take_back(path: &Path, bytes: u64, header: &[u8]) {
     let partial = partial_path(path);
     let is_ours = || {
@@ -160,10 +160,10 @@ pub fn take_back(path: &Path, bytes: u64, header: &[u8]) {
     }
 }
 
-/// Refuses outputs that are not files, or whose folder is missing.
+/// Checks that no output is a folder or a special file, and that the folders exist.
 ///
 /// # Errors
-/// See above.
+/// The first output for which that is not so.
 pub fn check_places(paths: &[(PathBuf, u64)]) -> Result<(), Error> {
     for (path, _) in paths {
         match path.symlink_metadata() {
@@ -181,10 +181,10 @@ pub fn check_places(paths: &[(PathBuf, u64)]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses outputs that exist.
+/// Checks that no output exists.
 ///
 /// # Errors
-/// See above.
+/// The first output that exists.
 pub fn check_names(paths: &[(PathBuf, u64)]) -> Result<(), Error> {
     match paths.iter().find(|(path, _)| path.symlink_metadata().is_ok()) {
         Some((path, _)) => Err(Error::OutputExists { path: path.clone() }),
@@ -192,10 +192,10 @@ pub fn check_names(paths: &[(PathBuf, u64)]) -> Result<(), Error> {
     }
 }
 
-/// Refuses outputs that do not fit the disk. What files in the making take already is theirs.
+/// Checks that the outputs fit the disk. Space that partial files occupy already counts as available.
 ///
 /// # Errors
-/// When fewer bytes are free than the files need together.
+/// Fewer bytes are free than the files need together.
 pub fn check_room(paths: &[(PathBuf, u64)]) -> Result<(), Error> {
     let Some((first, _)) = paths.first() else { return Ok(()) };
     let folder = folder(first);
@@ -208,14 +208,14 @@ pub fn check_room(paths: &[(PathBuf, u64)]) -> Result<(), Error> {
     }
 }
 
-/// Bytes that the disk lacks for these files; `None` where the system does not tell.
+/// Returns how many bytes the disk lacks for these files; `None` if the system does not say.
 pub fn missing_bytes(paths: &[(PathBuf, u64)]) -> Option<u64> {
     let free = free_bytes(folder(&paths.first()?.0))?;
     let still = paths.iter().map(|(path, bytes)| bytes.saturating_sub(allocated_bytes(&partial_path(path))));
     Some(still.sum::<u64>().saturating_sub(free))
 }
 
-/// Bytes of the disk that the file takes: fewer than its length where it has holes.
+/// Returns how many bytes of the disk the file occupies: fewer than its length if it has holes.
 fn allocated_bytes(path: &Path) -> u64 {
     #[cfg(unix)]
     {
@@ -227,7 +227,7 @@ fn allocated_bytes(path: &Path) -> u64 {
     path.symlink_metadata().map_or(0, |metadata| metadata.len())
 }
 
-/// Bytes that this user may still write to the disk that holds `folder`; `None` where the system does not tell.
+/// Returns how many bytes this user may still write to the disk that holds `folder`; `None` if the system does not say.
 pub fn free_bytes(folder: &Path) -> Option<u64> {
     #[cfg(unix)]
     {
@@ -241,14 +241,14 @@ pub fn free_bytes(folder: &Path) -> Option<u64> {
     }
 }
 
-/// Sets the file's length, and where the file system can, sets its blocks aside: a disk that is too small then says so
-/// now, and the blocks lie together.
+/// Sets the file's length and, if the file system supports it, allocates its blocks. A disk that is too small then fails
+/// now, and the blocks are contiguous.
 fn reserve(file: &File, bytes: u64) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     if bytes > 0 {
         use rustix::io::Errno;
         let reserved = rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes);
-        // Many file systems cannot; setting the length is enough then.
+        // Many file systems do not support it; setting the length is enough then.
         if let Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) = reserved {
             return Err(error.into());
         }
@@ -256,7 +256,7 @@ fn reserve(file: &File, bytes: u64) -> io::Result<()> {
     file.set_len(bytes)
 }
 
-/// Writes all of `bytes` at `offset`, without a position that threads would share.
+/// Writes all of `bytes` at `offset`, without using the file position that threads would share.
 #[cfg(unix)]
 pub fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)

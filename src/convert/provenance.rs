@@ -1,18 +1,18 @@
-//! What a converted file records of its making, so that anybody can make it again and compare.
+//! What a converted file records about its conversion, so that anybody can repeat and compare it.
 //!
 //! | key                        | value                                                                              |
 //! |----------------------------|------------------------------------------------------------------------------------|
 //! | `nibble.version`           | the version of nibble                                                              |
 //! | `nibble.recipe.name`       | the recipe's name                                                                  |
 //! | `nibble.recipe.blake3`     | BLAKE3 of the recipe's TOML text                                                   |
-//! | `nibble.overrides`         | array: `PATTERN=TYPE` as given by hand, in order; only where there are any         |
+//! | `nibble.overrides`         | array: `PATTERN=TYPE` as the user gave them, in order; only if there are any       |
 //! | `nibble.source.name`       | the model folder's name, or the GGUF's file name                                   |
 //! | `nibble.source.files`      | array: the files of weights, by name, in the order of their parts                  |
 //! | `nibble.source.blake3`     | array: the BLAKE3 of each of them, as `b3sum` prints it                            |
-//! | `nibble.importance.name`   | what the importance is called; only where it was given                             |
-//! | `nibble.importance.blake3` | the BLAKE3 of the importance; only where it was given                              |
+//! | `nibble.importance.name`   | the name of the importance; only if it was given                                   |
+//! | `nibble.importance.blake3` | the BLAKE3 of the importance; only if it was given                                 |
 //!
-//! Hashes are 64 hexadecimal digits. There is nothing here that differs between two machines: no time, no host, no folder.
+//! Hashes are 64 hexadecimal digits. Nothing here differs between two machines: no time, no host, no folder.
 
 use super::Options;
 use crate::gguf::Metadata;
@@ -23,15 +23,15 @@ pub const VERSION: &str = "nibble.version";
 pub const RECIPE_NAME: &str = "nibble.recipe.name";
 /// BLAKE3 of the recipe's TOML text.
 pub const RECIPE_BLAKE3: &str = "nibble.recipe.blake3";
-/// Types given by hand.
+/// Types that the user gave, which override the recipe.
 pub const OVERRIDES: &str = "nibble.overrides";
-/// What the source is called.
+/// The name of the source.
 pub const SOURCE_NAME: &str = "nibble.source.name";
 /// The source's files of weights.
 pub const SOURCE_FILES: &str = "nibble.source.files";
 /// BLAKE3 of each of them.
 pub const SOURCE_BLAKE3: &str = "nibble.source.blake3";
-/// What the importance is called.
+/// The name of the importance.
 pub const IMPORTANCE_NAME: &str = "nibble.importance.name";
 /// BLAKE3 of the importance.
 pub const IMPORTANCE_BLAKE3: &str = "nibble.importance.blake3";
@@ -49,12 +49,12 @@ pub const KEYS: [&str; 9] = [
     IMPORTANCE_BLAKE3,
 ];
 
-/// Stands for a hash that is not known before the source has been read. As long as one, so that the header has its size
-/// from the start.
+/// Placeholder for a hash that is not known before the source has been read. It is as long as a hash, so that the header
+/// has its final size from the start.
 const NOT_YET: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// Writes what is known before the source is read, with zeros for its hashes. What `metadata` held of the making of
-/// another file is dropped.
+/// Records what is known before the source is read, with zeros for its hashes. Removes what `metadata` recorded about the
+/// conversion of another file.
 pub fn record(metadata: &mut Metadata, options: &Options, source_name: &str, files: Vec<String>) {
     KEYS.iter().for_each(|key| drop(metadata.remove(key)));
     metadata.set(VERSION, env!("CARGO_PKG_VERSION"));
@@ -73,7 +73,7 @@ pub fn record(metadata: &mut Metadata, options: &Options, source_name: &str, fil
     }
 }
 
-/// Puts the hashes of the source's files in their place.
+/// Records the hashes of the source's files.
 pub fn record_hashes(metadata: &mut Metadata, hashes: &[blake3::Hash]) {
     metadata.set(SOURCE_BLAKE3, hashes.iter().copied().map(hex).collect::<Vec<_>>());
 }

@@ -1,36 +1,35 @@
-//! How a run begins, and what it leaves where it does not come to its end.
+//! How a run begins, and what it leaves if it does not finish.
 //!
 //! ```text
-//! x.gguf.journal    made first, removed last: as long as it is there, the files in the making are known
+//! x.gguf.journal    created first, removed last: it says what the partial files are
 //! x.gguf.partial    the output, zeros where nothing has been written yet, its header written last of all
 //! x.gguf            the name it gets when it is complete and on the disk
 //! ```
 //!
-//! A run may be cut off between any two steps. Before the names are given, the next run finds a journal and files in the
-//! making, and goes on. After some names are given, it takes those back and gives all of them again: nothing is believed
-//! that has not been read. After all are given and before the journal is gone, the same.
+//! A run may be interrupted between any two steps. If the files do not have their names yet, the next run finds a journal
+//! and partial files, and resumes. If some or all have their names and the journal still exists, it takes the names back,
+//! checks the files and names them again: nothing is trusted that has not been read.
 
 use std::fmt;
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::encode::Encoder;
-use super::execute::{Event, Observer, file_hashes};
+use super::execute::{Event, Observer};
 use super::journal::{Changed, Contents, Identity, Journal, OutputFile, Record, SourceFile};
 use super::output::{self, Outputs};
-use super::source::{Bytes, SPAN_BYTES, Span};
 use super::{Error, Job};
 use crate::base::atomic_file::folder;
 use crate::base::mmap::Mapping;
+use crate::pass::{self, Bytes, Encoder, SPAN_BYTES, Span, file_hashes};
 
-/// What a run that did not come to its end left.
+/// What an unfinished run left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Left {
     /// No file.
     Nothing,
-    /// Work that the next run goes on with.
+    /// Work that the next run resumes.
     Work {
-        /// How much of all work.
+        /// Percentage of all work that is done.
         percent: u8,
     },
 }
@@ -40,22 +39,22 @@ impl fmt::Display for Left {
         match self {
             Self::Nothing => write!(f, "nothing was left behind"),
             Self::Work { percent } => {
-                write!(f, "{percent}% is done and kept: the same command goes on from there (--restart begins anew)")
+                write!(f, "{percent}% is done and kept")
             }
         }
     }
 }
 
-/// Where the work goes: the output's files in the making, and the journal of what is done.
+/// The partial output files and the journal of a run.
 pub struct Site {
     pub journal: Journal,
     pub outputs: Outputs,
-    /// For each span, what an earlier run says of it. Not to be believed before it is checked.
+    /// For each span, the record of an earlier run. Not to be trusted before the output is checked.
     pub records: Vec<Option<Record>>,
 }
 
 impl Job {
-    /// Finds out whether there is work of an earlier run to go on with, and opens the files, as they are or new.
+    /// Opens the journal and the partial files: those of an earlier run if it can be resumed, otherwise new ones.
     pub(super) fn open_site(
         &self,
         identity: &Identity,
@@ -101,16 +100,16 @@ impl Job {
         }
     }
 
-    /// Ends a run that failed: keeps what the next one can go on with, or removes it all.
+    /// Ends a failed run: keeps what the next run can resume, or removes everything.
     pub(super) fn leave(&self, error: Error, journal: Journal, done_bytes: u64, spans: &[Span]) -> Error {
         let total = spans.iter().map(Span::n_bytes).sum::<u64>().max(1);
-        // Asked before files are removed: it is the failed run that lacked the room.
+        // Checked before files are removed: it is the failed run that lacked the space.
         let error = match &error {
             Error::Write { source, .. } if is_full(source) => self.disk_full().unwrap_or(error),
             _ => error,
         };
         let left = if error.may_pass() && done_bytes > 0 {
-            // If this fails, the next run finds less to go on with.
+            // If this fails, the next run finds less to resume.
             let _ = journal.sync();
             Left::Work { percent: (u128::from(done_bytes) * 100 / u128::from(total)).clamp(1, 100) as u8 }
         } else {
@@ -126,7 +125,7 @@ impl Job {
         Some(Error::DiskFull { folder: folder(&self.target).to_path_buf(), missing })
     }
 
-    /// What may stand in the way of beginning, once what belongs to an earlier run is known as such.
+    /// Checks that the run may begin, once the files of an earlier run are recognized.
     fn check_before(&self, is_new: bool) -> Result<(), Error> {
         if !self.options.force {
             output::check_names(&self.outputs)?;
@@ -141,9 +140,9 @@ impl Job {
         output::check_room(&self.outputs)
     }
 
-    /// Gives complete files their names in the making back, where an earlier run was cut off while it gave names.
+    /// Gives complete files their partial names back, if an earlier run was interrupted while it named them.
     fn take_back(&self, spans: &[Span], records: &[Option<Record>]) -> Result<(), Error> {
-        // Names are given only when every span is done.
+        // Files are named only when every span is done.
         let Some(values) = records.iter().map(|record| Some(record.as_ref()?.value)).collect::<Option<Vec<_>>>() else {
             return Ok(());
         };
@@ -154,17 +153,17 @@ impl Job {
         Ok(())
     }
 
-    /// Removes this run's files in the making, and those of an earlier one that made something else of the same name.
+    /// Removes this run's partial files, and those of an earlier run that made something else of the same name.
     fn discard(&self, before: Option<&Identity>) {
         output::discard(self.outputs.iter().map(|(path, _)| path.as_path()));
         let names = before.into_iter().flat_map(|identity| &identity.outputs).map(|output| Path::new(&output.name));
-        // A journal names files beside it and no others, whatever somebody wrote into it.
+        // A journal may only name files beside it, whatever was written into it.
         let names = names.filter(|name| name.file_name() == Some(name.as_os_str()));
         let paths: Vec<_> = names.map(|name| self.target.with_file_name(name)).collect();
         output::discard(paths.iter().map(|path| path.as_path()));
     }
 
-    /// All that the bytes of the result depend on.
+    /// Returns everything that the bytes of the result depend on.
     pub(super) fn identity(&self, files: &[&Mapping], encoders: &[Encoder]) -> Result<Identity, Error> {
         let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let source = files.iter().map(|file| {
@@ -184,28 +183,34 @@ impl Job {
         })
     }
 
-    /// Hash of the plan: the headers as far as they are known, where every tensor comes from and goes to, and what is done
-    /// to it.
+    /// Returns the hash of the plan: the headers as far as they are known, where every tensor comes from and goes, and how
+    /// it is encoded.
     fn result_hash(&self, files: &[&Mapping], encoders: &[Encoder]) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
-        // Each text with its length, so that no two plans give the same bytes.
+        // With the length of each text, so that no two plans hash the same bytes.
         let mut add = |bytes: &[u8]| {
             hasher.update(&(bytes.len() as u64).to_le_bytes());
             hasher.update(bytes);
         };
         add(format!("spans of {SPAN_BYTES}, allow nan: {}", self.options.allow_nan).as_bytes());
         self.layout.parts().iter().for_each(|part| add(&part.header));
+        if let Some(prologue) = &self.options.prologue {
+            add(format!("prologue {}", prologue.identity()).as_bytes());
+        }
         for (i, encoder) in encoders.iter().enumerate() {
-            let input = &encoder.input;
-            let place = match &input.bytes {
-                Bytes::Mapped(map, range) => {
-                    let file = files.iter().position(|file| std::ptr::eq(*file, *map));
-                    format!("{file:?} {range:?}")
-                }
-                Bytes::Made(bytes) => format!("{bytes:?}"),
-            };
-            let (rows, transform, to) = ((input.n_rows, input.row_len), input.transform, self.layout.place(i));
-            add(format!("{place} {:?} {rows:?} {transform:?} {:?} {to:?}", input.ty, encoder.ty).as_bytes());
+            for input in &encoder.assembly.inputs {
+                let place = match &input.bytes {
+                    Bytes::Mapped(map, range) => {
+                        let file = files.iter().position(|file| std::ptr::eq(*file, *map));
+                        format!("{file:?} {range:?}")
+                    }
+                    Bytes::Made(bytes) => format!("{bytes:?}"),
+                };
+                let rows = (input.n_rows, input.row_len, input.first_row);
+                let (packing, plus) = (input.packed.as_ref().map(|(packing, _)| packing.name), input.plus);
+                add(format!("{place} {:?} {rows:?} {:?} {packing:?} {plus}", input.ty, input.order).as_bytes());
+            }
+            add(format!("{:?} {:?}", encoder.ty, self.layout.place(i)).as_bytes());
             match encoder.importance {
                 Some(importance) => add(&importance.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>()),
                 None => add(b"none"),
@@ -215,12 +220,13 @@ impl Job {
     }
 }
 
-/// Of a source file, for [`SourceFile::head`]: more than what lists the tensors, in all but odd cases.
+/// Bytes that [`SourceFile::head`] hashes: more than the list of tensors takes, in all but odd cases.
 const HEAD_BYTES: usize = 1 << 20;
 
-/// Length, and time of the last change in nanoseconds from 1970.
+/// Returns the length and the time of the last change, in nanoseconds since 1970.
 pub fn state(file: &Mapping) -> Result<(u64, i64), Error> {
-    let (bytes, modified) = file.state().map_err(|source| Error::Read { path: file.path().to_path_buf(), source })?;
+    let (bytes, modified) =
+        file.state().map_err(|source| pass::Error::Read { path: file.path().to_path_buf(), source })?;
     let nanoseconds = match modified.duration_since(SystemTime::UNIX_EPOCH) {
         Ok(after) => after.as_nanos() as i64,
         Err(before) => -(before.duration().as_nanos() as i64),
@@ -228,7 +234,7 @@ pub fn state(file: &Mapping) -> Result<(u64, i64), Error> {
     Ok((bytes, nanoseconds))
 }
 
-/// Bytes of the source whose work is done.
+/// Returns how many bytes of the source are done.
 pub fn done_bytes(spans: &[Span], records: &[Option<Record>]) -> u64 {
     spans.iter().zip(records).filter(|(_, record)| record.is_some()).map(|(span, _)| span.n_bytes()).sum()
 }

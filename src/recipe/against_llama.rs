@@ -7,7 +7,7 @@ use std::process::Command;
 
 use llama_cpp_sys_2 as sys;
 
-use super::{Facts, QUANTIZATION_VERSION, Recipe, plan};
+use super::{QUANTIZATION_VERSION, Recipe, plan};
 use crate::arch::{self, Hyperparameters};
 use crate::gguf::{TensorInfo, TensorType};
 
@@ -52,7 +52,7 @@ fn worker() {
         for recipe in Recipe::all() {
             for importance in [false, true] {
                 quantize(&source, &target, recipe.file_type, importance);
-                let plan = plan(recipe, &Facts::of(hyper), &tensors, importance, &[]).unwrap();
+                let plan = plan(recipe, &hyper.topology(), &tensors, importance, &[]).unwrap();
                 let (version, theirs) = read_types(&target);
                 assert_eq!(version, QUANTIZATION_VERSION);
                 assert_eq!(theirs.len(), plan.tensors.len());

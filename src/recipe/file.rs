@@ -57,9 +57,12 @@ pub(super) fn read<'a>(
     base: impl Fn(&str) -> Option<&'a Recipe>,
     file_type: impl Fn(TensorType) -> Option<u32>,
 ) -> Result<Recipe, Error> {
+    let line_at = |at: usize| {
+        let before = text.as_bytes().get(..at).unwrap_or_default();
+        1 + before.iter().filter(|&&byte| byte == b'\n').count()
+    };
     let error_at = |at: Option<usize>, message: String| {
-        let before = text.as_bytes().get(..at.unwrap_or(0)).unwrap_or_default();
-        let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
+        let line = line_at(at.unwrap_or(0));
         // What TOML's parser has to say may take several lines.
         Error::Parse { file: file_name.to_string(), line, message: message.trim_end().replace('\n', "; ") }
     };
@@ -68,10 +71,10 @@ pub(super) fn read<'a>(
 
     let base = match &file.base {
         None => None,
-        Some(name) => Some(base(name.get_ref()).ok_or_else(|| {
-            let message =
-                format!("there is no recipe '{}' to base this on; 'nibble quants' lists them", name.get_ref());
-            error_at(Some(name.span().start), message)
+        Some(name) => Some(base(name.get_ref()).ok_or_else(|| Error::UnknownBase {
+            file: file_name.to_string(),
+            line: line_at(name.span().start),
+            name: name.get_ref().clone(),
         })?),
     };
     let ty = file.ty.map(|ty| ty.0);

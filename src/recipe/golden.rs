@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::rule::Circumstances;
-use super::{Facts, Recipe, SOURCES, plan};
+use super::{Recipe, SOURCES, plan};
 use crate::arch::{self, Hyperparameters, Role};
 use crate::gguf::TensorType;
 use crate::quant;
@@ -81,7 +81,7 @@ fn every_golden_plan_has_the_same_types_and_the_same_size() {
                 None => (title.as_str(), false),
             };
             let recipe = Recipe::find(name).unwrap();
-            let plan = plan(recipe, &Facts::of(&hyper), &tensors, importance, &[]).unwrap();
+            let plan = plan(recipe, &hyper.topology(), &tensors, importance, &[]).unwrap();
             let wanted = |text: &str| text.parse::<TensorType>().unwrap();
             for tensor in &plan.tensors {
                 let expected = match tensor.role {
@@ -128,7 +128,7 @@ fn every_built_in_recipe_can_be_read_and_has_a_name_a_file_and_a_number_of_its_o
 fn recipes_are_listed_from_the_most_bits_to_the_fewest() {
     let yi_34b = Hyperparameters::yi_34b();
     let tensors = arch::tensors(&yi_34b, TensorType::BF16);
-    let bits = |recipe| plan(recipe, &Facts::of(&yi_34b), &tensors, false, &[]).unwrap().bits_per_weight();
+    let bits = |recipe| plan(recipe, &yi_34b.topology(), &tensors, false, &[]).unwrap().bits_per_weight();
     for pair in Recipe::all().windows(2) {
         assert!(bits(&pair[0]) >= bits(&pair[1]), "{} before {}", pair[0].name, pair[1].name);
     }
@@ -160,7 +160,7 @@ fn every_rule_is_reached_for_each_of_its_roles_by_the_shape_of_some_model() {
         let mut reached = HashSet::new();
         for hyper in &models {
             for importance in [false, true] {
-                let at = Circumstances { facts: Facts::of(hyper), tied: hyper.tied, importance };
+                let at = Circumstances { topology: hyper.topology(), tied: hyper.tied, importance };
                 for tensor in arch::tensors(hyper, TensorType::F16) {
                     let (role, layer) = Role::of(&tensor.name);
                     if let Some(rule) = recipe.rules.iter().position(|rule| rule.matches(role, layer, &at)) {

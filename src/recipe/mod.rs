@@ -43,7 +43,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 pub use overrides::Override;
-pub use plan::{Facts, Plan, PlannedTensor, plan};
+pub use plan::{Plan, PlannedTensor, plan};
 pub use rule::{Layers, Rule};
 
 use crate::base::suggest;
@@ -172,7 +172,9 @@ pub enum Error {
     TooLong { file: String },
     #[error("{file}:{line}: {message}")]
     Parse { file: String, line: usize, message: String },
-    #[error("there is no recipe '{name}'; known are {known}; 'nibble quants' tells what each is for")]
+    #[error("{file}:{line}: there is no recipe '{name}' to base this on")]
+    UnknownBase { file: String, line: usize, name: String },
+    #[error("there is no recipe '{name}'; known are {known}")]
     UnknownRecipe { name: String, known: String },
     #[error("{tensor}: layer {layer} of a model with {n_layers} layers; its config does not fit its weights")]
     LayerBeyondModel { tensor: String, layer: u32, n_layers: u32 },

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::Error;
-use super::rule::ROLES;
+use super::rule::role_named;
 use crate::arch::Role;
 use crate::gguf::TensorType;
 use crate::quant;
@@ -21,8 +21,8 @@ pub struct Override {
 impl Override {
     /// Whether it chooses the tensor by its name, its role, or a name with `*` for any letters.
     pub fn matches(&self, name: &str, role: Role) -> bool {
-        match ROLES.iter().find(|(role, _)| *role == self.pattern) {
-            Some((_, wanted)) => role == *wanted,
+        match role_named(&self.pattern) {
+            Some(wanted) => role == wanted,
             None => glob(self.pattern.as_bytes(), name.as_bytes()),
         }
     }

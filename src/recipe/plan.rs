@@ -3,35 +3,12 @@
 use serde::{Serialize, Serializer};
 
 use super::fallback::fallback;
-use super::rule::{Circumstances, ROLES};
+use super::rule::{Circumstances, roles_with_choice};
 use super::{Error, Override, Recipe};
-use crate::arch::{Hyperparameters, Role};
+use crate::arch::{Role, Topology};
 use crate::base::suggest::suggest;
 use crate::gguf::{TensorInfo, TensorType};
 use crate::quant;
-
-/// What recipes ask about a model, apart from its tensors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Facts {
-    /// Layers of the model.
-    pub n_layers: u32,
-    /// Query heads of a layer.
-    pub n_heads: u64,
-    /// Key and value heads of a layer.
-    pub n_kv_heads: u64,
-}
-
-impl Facts {
-    /// Those of the model with these numbers.
-    pub fn of(hyper: &Hyperparameters) -> Self {
-        Self { n_layers: hyper.n_layers, n_heads: hyper.n_heads.into(), n_kv_heads: hyper.n_kv_heads.into() }
-    }
-
-    /// Query heads that share a key and value head; 0 where there are no key and value heads.
-    pub fn gqa(&self) -> u64 {
-        self.n_heads.checked_div(self.n_kv_heads).unwrap_or(0)
-    }
-}
 
 /// What each tensor of a model becomes, in the order in which the tensors were given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -118,13 +95,13 @@ impl Plan {
 /// an override matches nothing, gives a type that does not divide a tensor's rows, or names a tensor that stays F32.
 pub fn plan(
     recipe: &Recipe,
-    facts: &Facts,
+    topology: &Topology,
     tensors: &[TensorInfo],
     has_importance: bool,
     overrides: &[Override],
 ) -> Result<Plan, Error> {
     let tied = !tensors.iter().any(|tensor| Role::of(&tensor.name).0 == Role::Output);
-    let at = Circumstances { facts: *facts, tied, importance: has_importance };
+    let at = Circumstances { topology: *topology, tied, importance: has_importance };
     let tensors = tensors
         .iter()
         .map(|tensor| plan_tensor(recipe, &at, tensor, overrides))
@@ -142,7 +119,7 @@ fn plan_tensor(
     overrides: &[Override],
 ) -> Result<PlannedTensor, Error> {
     let (role, layer) = Role::of(&tensor.name);
-    let n_layers = at.facts.n_layers;
+    let n_layers = at.topology.n_layers;
     if let Some(layer) = layer.filter(|layer| *layer >= n_layers) {
         return Err(Error::LayerBeyondModel { tensor: tensor.name.clone(), layer, n_layers });
     }
@@ -235,7 +212,10 @@ fn by_rule(recipe: &Recipe, at: &Circumstances, tensor: &TensorInfo, role: Role,
 fn check_reached(over: &Override, overrides: &[Override], tensors: &[PlannedTensor]) -> Result<(), Error> {
     let mut matched = tensors.iter().filter(|tensor| over.matches(&tensor.name, tensor.role)).peekable();
     let Some(&first) = matched.peek() else {
-        let names = tensors.iter().map(|tensor| tensor.name.as_str()).chain(ROLES.iter().map(|(name, _)| *name));
+        let names = tensors
+            .iter()
+            .map(|tensor| tensor.name.as_str())
+            .chain(roles_with_choice().map(|role| -> &str { role.name() }));
         let near = suggest(&over.pattern, names).into_iter().map(str::to_string).collect();
         return Err(Error::OverrideUnused { pattern: over.pattern.clone(), near });
     };
@@ -262,7 +242,7 @@ fn maybe_type_name<S: Serializer>(ty: &Option<TensorType>, serializer: S) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch;
+    use crate::arch::{self, Hyperparameters};
 
     fn recipe(name: &str) -> &'static Recipe {
         Recipe::builtin(name).unwrap()
@@ -275,7 +255,7 @@ mod tests {
 
     fn planned(overrides: &[&str]) -> Result<Plan, Error> {
         let overrides: Vec<Override> = overrides.iter().map(|text| text.parse().unwrap()).collect();
-        plan(recipe("Q4_K_M"), &Facts::of(&small()), &arch::tensors(&small(), TensorType::BF16), false, &overrides)
+        plan(recipe("Q4_K_M"), &small().topology(), &arch::tensors(&small(), TensorType::BF16), false, &overrides)
     }
 
     fn type_of(plan: &Plan, name: &str) -> TensorType {
@@ -288,9 +268,9 @@ mod tests {
         for recipe in Recipe::all() {
             for importance in [false, true] {
                 let mut tensors = arch::tensors(&yi_6b, TensorType::BF16);
-                let in_order = plan(recipe, &Facts::of(&yi_6b), &tensors, importance, &[]).unwrap();
+                let in_order = plan(recipe, &yi_6b.topology(), &tensors, importance, &[]).unwrap();
                 tensors.sort_by_key(|tensor| tensor.name.bytes().rev().collect::<Vec<_>>());
-                let mut shuffled = plan(recipe, &Facts::of(&yi_6b), &tensors, importance, &[]).unwrap();
+                let mut shuffled = plan(recipe, &yi_6b.topology(), &tensors, importance, &[]).unwrap();
                 shuffled.tensors.sort_by_key(|tensor| in_order.tensors.iter().position(|t| t.name == tensor.name));
                 assert_eq!(in_order, shuffled);
             }
@@ -303,7 +283,7 @@ mod tests {
         for recipe in Recipe::all() {
             let mut tensors = arch::tensors(&shape, TensorType::F16);
             tensors.iter_mut().for_each(|tensor| tensor.ty = TensorType::F16);
-            let plan = plan(recipe, &Facts::of(&shape), &tensors, false, &[]).unwrap();
+            let plan = plan(recipe, &shape.topology(), &tensors, false, &[]).unwrap();
             let kept: Vec<_> = plan.tensors.iter().filter(|t| matches!(t.role, Role::Norm | Role::Bias)).collect();
             assert_eq!(kept.len(), 4 * 6 + 1);
             assert!(kept.iter().all(|tensor| tensor.ty == TensorType::F32), "{}", recipe.name);
@@ -314,7 +294,7 @@ mod tests {
     fn says_why_and_what_it_would_have_chosen() {
         let shape = Hyperparameters { hidden: 96, ..small() };
         let plan =
-            plan(recipe("Q4_K_M"), &Facts::of(&shape), &arch::tensors(&shape, TensorType::F16), false, &[]).unwrap();
+            plan(recipe("Q4_K_M"), &shape.topology(), &arch::tensors(&shape, TensorType::F16), false, &[]).unwrap();
         let v = plan.tensors.iter().find(|tensor| tensor.name == "blk.2.attn_v.weight").unwrap();
         assert_eq!((v.ty, v.fallback_from, v.layer), (TensorType::Q8_0, Some(TensorType::Q6_K), Some(2)));
         assert!(
@@ -360,8 +340,8 @@ mod tests {
         }
         let shape = Hyperparameters { hidden: 96, ..small() };
         let over = ["attention_q=Q6_K".parse().unwrap()];
-        let error = plan(recipe("Q8_0"), &Facts::of(&shape), &arch::tensors(&shape, TensorType::F16), false, &over)
-            .unwrap_err();
+        let error =
+            plan(recipe("Q8_0"), &shape.topology(), &arch::tensors(&shape, TensorType::F16), false, &over).unwrap_err();
         let words = "'attention_q' asks for Q6_K, whose blocks of 256 do not divide blk.0.attn_q.weight's rows of 96; Q8_0 would";
         assert_eq!(error.to_string(), words);
         assert!(planned(&["output_norm.weight=F32"]).is_ok(), "that is what it is anyway");
@@ -371,7 +351,7 @@ mod tests {
     fn refuses_models_that_do_not_fit_what_is_said_of_them() {
         let one = |name: &str, dims: &[u64], ty| {
             let tensor = TensorInfo { name: name.to_string(), dims: dims.to_vec(), ty };
-            plan(recipe("Q4_0"), &Facts::of(&small()), &[tensor], false, &[]).unwrap_err().to_string()
+            plan(recipe("Q4_0"), &small().topology(), &[tensor], false, &[]).unwrap_err().to_string()
         };
         let message = one("blk.4.attn_q.weight", &[256, 256], TensorType::F16);
         assert!(message.starts_with("blk.4.attn_q.weight: layer 4 of a model with 4 layers"), "{message}");
@@ -386,14 +366,14 @@ mod tests {
     #[test]
     fn a_tensor_that_has_its_type_already_is_left_as_it_is() {
         let tensor = TensorInfo { name: "output.weight".to_string(), dims: vec![256, 8], ty: TensorType::Q8_0 };
-        let plan = plan(recipe("Q8_0"), &Facts::of(&small()), &[tensor], false, &[]).unwrap();
+        let plan = plan(recipe("Q8_0"), &small().topology(), &[tensor], false, &[]).unwrap();
         assert_eq!(plan.total_bytes(), 8 * 8 * 34);
         assert_eq!(plan.bits_per_weight(), 8.5);
     }
 
     #[test]
     fn a_model_without_tensors_has_a_plan_without_bits() {
-        let plan = plan(recipe("Q8_0"), &Facts::of(&small()), &[], false, &[]).unwrap();
+        let plan = plan(recipe("Q8_0"), &small().topology(), &[], false, &[]).unwrap();
         assert_eq!((plan.total_bytes(), plan.bits_per_weight()), (0, 0.0));
     }
 }

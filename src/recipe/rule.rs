@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 
-use super::plan::{Facts, type_name};
-use crate::arch::Role;
+use super::plan::type_name;
+use crate::arch::{Role, Topology};
 use crate::gguf::TensorType;
 
 /// Gives a type to the tensors for which all of its conditions hold.
@@ -38,7 +38,7 @@ pub struct Rule {
 /// What rules ask about, apart from the tensor: the model, and what was given along with it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Circumstances {
-    pub facts: Facts,
+    pub topology: Topology,
     pub tied: bool,
     pub importance: bool,
 }
@@ -46,19 +46,18 @@ pub(super) struct Circumstances {
 impl Rule {
     /// Whether it decides the type of a tensor with this role in this layer.
     pub(super) fn matches(&self, role: Role, layer: Option<u32>, at: &Circumstances) -> bool {
-        let in_layers = |layers: &Layers| layer.is_some_and(|layer| layers.contain(layer, at.facts.n_layers));
+        let in_layers = |layers: &Layers| layer.is_some_and(|layer| layers.contain(layer, at.topology.n_layers));
         self.roles.contains(&role)
             && self.layers.as_ref().is_none_or(in_layers)
             && self.importance.is_none_or(|importance| importance == at.importance)
             && self.tied.is_none_or(|tied| tied == at.tied)
-            && self.min_gqa.is_none_or(|min| at.facts.gqa() >= min)
-            && self.model_layers.is_none_or(|n| at.facts.n_layers == n)
+            && self.min_gqa.is_none_or(|min| at.topology.gqa() >= min)
+            && self.model_layers.is_none_or(|n| at.topology.n_layers == n)
     }
 
     /// The names of its roles in files: `attention_v`.
     pub fn role_names(&self) -> Vec<&'static str> {
-        let name = |role: &Role| ROLES.iter().find(|(_, r)| r == role).map(|(name, _)| *name);
-        self.roles.iter().filter_map(name).collect()
+        self.roles.iter().map(|role| role.name()).collect()
     }
 
     /// Its conditions beyond the role, as words: `layers 0 to 3, with importance`; empty where there are none.
@@ -83,31 +82,27 @@ impl Rule {
     }
 }
 
-/// Roles that rules and overrides may name, with their names in files. The others stay F32.
-pub(super) const ROLES: &[(&str, Role)] = &[
-    ("token_embedding", Role::TokenEmbedding),
-    ("output", Role::Output),
-    ("attention_q", Role::AttentionQ),
-    ("attention_k", Role::AttentionK),
-    ("attention_v", Role::AttentionV),
-    ("attention_output", Role::AttentionOutput),
-    ("ffn_gate", Role::FfnGate),
-    ("ffn_up", Role::FfnUp),
-    ("ffn_down", Role::FfnDown),
-    ("other", Role::Other),
-];
+/// Returns the roles that rules and overrides may name. Tensors of the others stay F32.
+pub(super) fn roles_with_choice() -> impl Iterator<Item = Role> {
+    Role::ALL.iter().copied().filter(|role| role.has_choice())
+}
 
-/// The names of [`ROLES`], for messages.
+/// Returns the role with this name, where rules and overrides may name it.
+pub(super) fn role_named(name: &str) -> Option<Role> {
+    roles_with_choice().find(|role| role.name() == name)
+}
+
+/// Returns the names of [`roles_with_choice`], for messages.
 pub(super) fn role_list() -> String {
-    ROLES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+    roles_with_choice().map(Role::name).collect::<Vec<_>>().join(", ")
 }
 
 /// Layers by their position in the model: those in any of the parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layers(Vec<Part>);
+pub struct Layers(Vec<LayerSet>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+enum LayerSet {
     FirstSixteenth,
     FirstEighth,
     /// The first eighth, the last eighth, and every third layer between.
@@ -121,29 +116,29 @@ impl Layers {
     pub fn contain(&self, layer: u32, n_layers: u32) -> bool {
         let (i, n) = (u64::from(layer), u64::from(n_layers));
         self.0.iter().any(|part| match *part {
-            Part::FirstSixteenth => i < n / 16,
-            Part::FirstEighth => i < n / 8,
+            LayerSet::FirstSixteenth => i < n / 16,
+            LayerSet::FirstEighth => i < n / 8,
             // The divisions round down, as in llama.cpp's `use_more_bits`.
-            Part::MoreBits => i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2,
-            Part::Range(from, to) => layer >= from && to.is_none_or(|to| layer < to),
+            LayerSet::MoreBits => i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2,
+            LayerSet::Range(from, to) => layer >= from && to.is_none_or(|to| layer < to),
         })
     }
 
     /// As people read it: `first eighth of the layers`.
     fn words(&self) -> String {
-        let words = |part: &Part| match *part {
-            Part::FirstSixteenth => "first sixteenth of the layers".to_string(),
-            Part::FirstEighth => "first eighth of the layers".to_string(),
-            Part::MoreBits => "first and last eighth of the layers and every third between".to_string(),
-            Part::Range(from, None) => format!("layers from {from}"),
-            Part::Range(from, Some(to)) if to - from == 1 => format!("layer {from}"),
-            Part::Range(from, Some(to)) => format!("layers {from} to {}", to - 1),
+        let words = |part: &LayerSet| match *part {
+            LayerSet::FirstSixteenth => "first sixteenth of the layers".to_string(),
+            LayerSet::FirstEighth => "first eighth of the layers".to_string(),
+            LayerSet::MoreBits => "first and last eighth of the layers and every third between".to_string(),
+            LayerSet::Range(from, None) => format!("layers from {from}"),
+            LayerSet::Range(from, Some(to)) if to - from == 1 => format!("layer {from}"),
+            LayerSet::Range(from, Some(to)) => format!("layers {from} to {}", to - 1),
         };
         self.0.iter().map(words).collect::<Vec<_>>().join(" and ")
     }
 }
 
-impl Part {
+impl LayerSet {
     const KNOWN: &str = "first_sixteenth, first_eighth, more_bits, a range such as \"0..4\" (0 to 3) or \"56..\", \
                          a number, or a list of these";
 
@@ -161,7 +156,7 @@ impl Part {
     }
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for LayerSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::FirstSixteenth => f.write_str("first_sixteenth"),
@@ -189,24 +184,24 @@ impl serde::Serialize for Layers {
     }
 }
 
-impl<'de> Deserialize<'de> for Part {
+impl<'de> Deserialize<'de> for LayerSet {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct PartVisitor;
         impl Visitor<'_> for PartVisitor {
-            type Value = Part;
+            type Value = LayerSet;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(Part::KNOWN)
+                f.write_str(LayerSet::KNOWN)
             }
 
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Part, E> {
-                Part::parse(text)
-                    .ok_or_else(|| E::custom(format_args!("unknown layers '{text}'; known are {}", Part::KNOWN)))
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<LayerSet, E> {
+                LayerSet::parse(text)
+                    .ok_or_else(|| E::custom(format_args!("unknown layers '{text}'; known are {}", LayerSet::KNOWN)))
             }
 
-            fn visit_i64<E: de::Error>(self, layer: i64) -> Result<Part, E> {
+            fn visit_i64<E: de::Error>(self, layer: i64) -> Result<LayerSet, E> {
                 match u32::try_from(layer) {
-                    Ok(layer) if layer < u32::MAX => Ok(Part::Range(layer, Some(layer + 1))),
+                    Ok(layer) if layer < u32::MAX => Ok(LayerSet::Range(layer, Some(layer + 1))),
                     _ => Err(E::custom(format_args!("{layer} is no layer; layers are counted from 0"))),
                 }
             }
@@ -217,7 +212,7 @@ impl<'de> Deserialize<'de> for Part {
 
 impl<'de> Deserialize<'de> for Layers {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        one_or_many(deserializer, Part::KNOWN).map(Self)
+        one_or_many(deserializer, LayerSet::KNOWN).map(Self)
     }
 }
 
@@ -227,7 +222,7 @@ struct RuleRole(Role);
 impl<'de> Deserialize<'de> for RuleRole {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
-        ROLES.iter().find(|(n, _)| *n == name).map(|(_, role)| Self(*role)).ok_or_else(|| {
+        role_named(&name).map(Self).ok_or_else(|| {
             de::Error::custom(format_args!(
                 "unknown role '{name}'; known are {} (norms, biases and vectors stay F32)",
                 role_list()
@@ -281,15 +276,8 @@ fn one_or_many<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 mod tests {
     use super::*;
 
-    #[test]
-    fn roles_are_called_in_files_as_serde_calls_them() {
-        for (name, role) in ROLES {
-            assert_eq!(serde_json::to_value(role).unwrap(), *name);
-        }
-    }
-
     fn layers(text: &str, n_layers: u32) -> Vec<u32> {
-        let layers = Layers(vec![Part::parse(text).unwrap()]);
+        let layers = Layers(vec![LayerSet::parse(text).unwrap()]);
         (0..n_layers).filter(|&layer| layers.contain(layer, n_layers)).collect()
     }
 
@@ -309,15 +297,15 @@ mod tests {
     #[test]
     fn refuses_ranges_that_hold_no_layer_or_are_no_range() {
         for text in ["4..4", "4..1", "0-4", "first_half", "-1..2", "1...2", "99999999999.."] {
-            assert_eq!(Part::parse(text), None, "{text}");
+            assert_eq!(LayerSet::parse(text), None, "{text}");
         }
     }
 
     #[test]
     fn layers_read_as_they_are_written() {
         for text in ["first_sixteenth", "first_eighth", "more_bits", "0..4", "56.."] {
-            assert_eq!(Part::parse(text).unwrap().to_string(), text);
+            assert_eq!(LayerSet::parse(text).unwrap().to_string(), text);
         }
-        assert_eq!(Part::Range(7, Some(8)).to_string(), "7");
+        assert_eq!(LayerSet::Range(7, Some(8)).to_string(), "7");
     }
 }

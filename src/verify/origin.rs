@@ -1,19 +1,19 @@
-//! The file beside its source, apart from the tensors' bytes: which tensors there are, their types, the metadata, the
-//! source's files.
+//! Compares a file with its source in everything but the tensors' bytes: which tensors there are, their types, the
+//! metadata, the source's files.
 
 use std::collections::{HashMap, HashSet};
 
 use super::report::{Hashes, KeyDifference, OriginReport, OtherType, SourceFile};
-use super::{Provenance, Source};
+use super::{Against, Provenance};
 use crate::gguf::{Gguf, Metadata, Value};
 use crate::recipe::{self, Override, Recipe};
 
-impl Source {
-    /// Compares all but bytes. `recipe` is the recorded one, where it is nibble's own as it is now.
+impl Against {
+    /// Compares everything but the tensors' bytes. `recipe` is the recorded recipe, if it is a built-in one and unchanged.
     pub fn compare(&self, gguf: &Gguf, provenance: &Provenance, recipe: Option<&Recipe>) -> OriginReport {
         let mut report = OriginReport {
             missing: self
-                .described
+                .source
                 .tensors
                 .iter()
                 .filter(|tensor| gguf.tensor(&tensor.name).is_none())
@@ -31,7 +31,7 @@ impl Source {
         report
     }
 
-    /// Tensors whose type is not the one that the recipe and the recorded overrides give.
+    /// Returns the tensors whose type is not the one that the recipe and the recorded overrides choose.
     fn other_types(
         &self,
         gguf: &Gguf,
@@ -40,8 +40,8 @@ impl Source {
     ) -> Result<Vec<OtherType>, recipe::Error> {
         let overrides =
             provenance.overrides.iter().map(|text| text.parse()).collect::<Result<Vec<Override>, recipe::Error>>()?;
-        let (facts, tensors) = (&self.described.facts, &self.described.tensors);
-        let plan = recipe::plan(recipe, facts, tensors, provenance.used_importance, &overrides)?;
+        let (topology, tensors) = (&self.source.topology, &self.source.tensors);
+        let plan = recipe::plan(recipe, topology, tensors, provenance.used_importance, &overrides)?;
         let other = |planned: &recipe::PlannedTensor| {
             let found = gguf.tensor(&planned.name)?.ty;
             (found != planned.ty).then(|| OtherType { tensor: planned.name.clone(), found, wanted: planned.ty })
@@ -49,7 +49,7 @@ impl Source {
         Ok(plan.tensors.iter().filter_map(other).collect())
     }
 
-    /// Compares the keys that tell of the model. What tells of the making has been compared where it can be.
+    /// Compares the keys that describe the model. Those about the conversion are compared elsewhere, where that is possible.
     fn compare_metadata(
         &self,
         found: &Metadata,
@@ -57,20 +57,20 @@ impl Source {
         recipe: Option<&Recipe>,
         report: &mut OriginReport,
     ) {
-        let mut wanted = self.described.metadata.clone();
+        let mut wanted = self.source.metadata.clone();
         wanted.set("general.quantization_version", recipe::QUANTIZATION_VERSION);
         match recipe {
             Some(recipe) => wanted.set("general.file_type", recipe.file_type),
-            // Nothing but a recipe says which number it should be.
+            // Without a recipe nothing says which number it should be.
             None => drop(wanted.remove("general.file_type")),
         }
         let is_compared = |key: &str| match key {
             "general.file_type" => recipe.is_some(),
-            // About this file, whatever the model.
+            // About this file, not about the model.
             "general.alignment" => false,
             _ => !key.starts_with("split.") && !Provenance::has_key(key),
         };
-        // A hostile file has a million keys, which must not cost a million searches.
+        // A hostile file may have a million keys, which must not cost a million linear searches.
         let found_by_key: HashMap<&str, &Value> = found.iter().collect();
         let wanted_keys: HashSet<&str> = wanted.iter().map(|(key, _)| key).collect();
         for (key, value) in wanted.iter().filter(|(key, _)| is_compared(key)) {
@@ -78,9 +78,9 @@ impl Source {
             if in_file == Some(value) {
                 continue;
             }
-            // The name of a folder is nothing that was converted.
+            // The folder's name is not part of what was converted.
             if let (Some(name), Some(was)) = (in_file.and_then(Value::as_str), &provenance.source)
-                && (key, name, value.as_str()) == ("general.name", was, Some(self.described.name.as_str()))
+                && (key, name, value.as_str()) == ("general.name", was, Some(self.source.name.as_str()))
             {
                 report.renamed_from = Some(was.clone());
                 continue;
@@ -92,8 +92,7 @@ impl Source {
         }
     }
 
-    /// Compares the source's files with the recorded ones. `hashes` are theirs, in their order, where all of them were
-    /// read.
+    /// Compares the source's files with the recorded ones. `hashes` are their hashes, in order, if all of them were read.
     pub fn compare_files(&self, provenance: &Provenance, hashes: Option<&[String]>, report: &mut OriginReport) {
         if provenance.source_files.is_empty() && provenance.source_blake3.is_empty() {
             return;
@@ -102,7 +101,7 @@ impl Source {
         let recorded = |i: usize| provenance.source_blake3.get(i).cloned();
         let number: HashMap<&str, usize> =
             provenance.source_files.iter().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
-        let names = self.described.file_names();
+        let names = self.source.file_names();
         for (i, name) in names.iter().enumerate() {
             let recorded = number.get(name.as_str()).and_then(|&i| recorded(i));
             let found = hashes.and_then(|hashes| hashes.get(i).cloned());

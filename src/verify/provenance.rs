@@ -1,9 +1,9 @@
-//! What a file says of its making.
+//! What a file records about its conversion.
 
 use crate::convert::provenance as key;
 use crate::gguf::Metadata;
 
-/// What a file says of its making (see [`crate::convert::provenance`]); what it does not say is empty.
+/// What a file records about its conversion (see [`crate::convert::provenance`]). What it does not record is empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Provenance {
     /// The version of nibble that made it.
@@ -12,11 +12,11 @@ pub struct Provenance {
     pub recipe: Option<String>,
     /// The BLAKE3 of the recipe's text, in hexadecimal digits.
     pub recipe_blake3: Option<String>,
-    /// Types that were given by hand: `PATTERN=TYPE`.
+    /// Types that override the recipe: `PATTERN=TYPE`.
     pub overrides: Vec<String>,
     /// The name of the folder or the file that was converted.
     pub source: Option<String>,
-    /// Files of the source that held the weights.
+    /// The files of the source that held the weights.
     pub source_files: Vec<String>,
     /// The BLAKE3 of each of them.
     pub source_blake3: Vec<String>,
@@ -28,11 +28,11 @@ pub struct Provenance {
     pub used_importance: bool,
 }
 
-/// What the keys of llama.cpp's own quantizer about importance, its "imatrix", begin with.
+/// The prefix of the keys in which llama.cpp's quantizer records importance, its "imatrix".
 const IMATRIX: &str = "quantize.imatrix.";
 
 impl Provenance {
-    /// What this metadata says.
+    /// Reads what this metadata records.
     pub fn of(metadata: &Metadata) -> Self {
         let text = |key: &str| metadata.str(key).map(str::to_string);
         let list = |key: &str| {
@@ -55,7 +55,7 @@ impl Provenance {
         }
     }
 
-    /// Whether `key` is about the making of the file, and not about the model.
+    /// Returns whether `key` is about the conversion of the file and not about the model.
     pub fn has_key(key: &str) -> bool {
         key::KEYS.contains(&key) || key.starts_with(IMATRIX)
     }

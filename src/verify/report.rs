@@ -1,4 +1,4 @@
-//! What was found, as data; and what it comes to, in a sentence.
+//! The result of a verification as data, and as a sentence.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -8,24 +8,24 @@ use super::{Provenance, Sample};
 use crate::gguf::{TensorInfo, TensorType, Value};
 use crate::quant::SomeBlocks;
 
-/// What was found.
+/// The result of a verification.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// The file that was checked: of a split model, the part that was given.
+    /// The file that was checked; of a split model, the part that was given.
     pub file: PathBuf,
-    /// What it was compared with.
+    /// The source it was compared with.
     pub source: Option<PathBuf>,
-    /// What it says of its making.
+    /// What the file records about its conversion.
     pub provenance: Provenance,
     /// Its tensors, in the order of the file.
     pub tensors: Vec<TensorReport>,
-    /// Bytes between the tensors, or after the last, that should not be as they are.
+    /// Problems with the bytes between the tensors and after the last.
     pub padding: Vec<Padding>,
-    /// The recipe that the file records.
+    /// How the recorded recipe compares with the built-in one.
     pub recipe: RecipeState,
     /// The comparison with the source, apart from the tensors' bytes.
     pub origin: Option<OriginReport>,
-    /// The part of the work that was done; `None` for all of it.
+    /// The sample that was checked; `None` for everything.
     pub sample: Option<Sample>,
     /// Bytes of tensors that were checked.
     pub checked_bytes: u64,
@@ -35,73 +35,73 @@ pub struct Report {
     pub elapsed: Duration,
 }
 
-/// What was found in one tensor.
+/// The result for one tensor.
 #[derive(Clone, Debug)]
 pub struct TensorReport {
     /// Name, sizes and type.
     pub info: TensorInfo,
-    /// Blocks that were looked at; of a tensor whose type nibble does not know, none.
+    /// Number of blocks checked; 0 for a type that nibble does not know.
     pub n_blocks: u64,
-    /// Blocks with a NaN or an infinity, as a scale or a weight.
+    /// Blocks in which a scale or a weight is NaN or infinite.
     pub not_finite: Option<SomeBlocks>,
     /// How it compares with the source.
-    pub comparison: Comparison,
+    pub comparison: TensorVerdict,
 }
 
-/// How a tensor compares with what nibble makes of the source.
+/// How a tensor compares with what nibble makes from the source.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Comparison {
+pub enum TensorVerdict {
     /// There is no source to compare with.
     NoSource,
-    /// The bytes that were looked at are the same.
+    /// The bytes that were checked are the same.
     Same,
-    /// The sample has no part of it.
+    /// No part of it is in the sample.
     NotDrawn,
     /// Some blocks differ.
     Differs(SomeBlocks),
     /// The source has no such tensor.
     NotInSource,
-    /// The source's has other sizes.
+    /// The source's tensor has these other sizes.
     Shape(Vec<u64>),
     /// It has a type that nibble cannot make.
     UnknownType,
-    /// It was made with importance, which is not at hand.
+    /// It was made with importance, which was not given.
     NeedsImportance,
 }
 
 impl TensorReport {
-    /// Whether nibble knows the type, and has looked for numbers that are none.
+    /// Returns whether nibble knows the type, and so has checked for NaN and infinity.
     pub fn is_known(&self) -> bool {
         crate::quant::format(self.info.ty).is_some()
     }
 
-    /// Whether it is not what the source makes of it.
+    /// Returns whether it is not what nibble makes from the source.
     pub fn differs(&self) -> bool {
-        matches!(self.comparison, Comparison::Differs(_) | Comparison::NotInSource | Comparison::Shape(_))
+        matches!(self.comparison, TensorVerdict::Differs(_) | TensorVerdict::NotInSource | TensorVerdict::Shape(_))
     }
 
-    /// Whether a comparison was asked for that could not be made.
+    /// Returns whether it should have been compared with the source and could not be.
     pub fn is_unchecked(&self) -> bool {
-        matches!(self.comparison, Comparison::UnknownType | Comparison::NeedsImportance)
+        matches!(self.comparison, TensorVerdict::UnknownType | TensorVerdict::NeedsImportance)
     }
 
-    /// Row and column (from 0) of the first weight of a block.
+    /// Returns row and column (from 0) of the first weight of a block.
     pub fn position(&self, block: u64) -> (u64, u64) {
-        // Of a block that was read from the tensor's bytes: no product overflows.
+        // The block was read from the tensor's bytes, so no product overflows.
         let weight = block * self.info.ty.block_len() as u64;
         let row_len = self.info.row_len().max(1);
         (weight / row_len, weight % row_len)
     }
 }
 
-/// Bytes of a file that belong to no tensor and should not be as they are.
+/// A problem with bytes that belong to no tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Padding {
     /// Bytes between tensors that are not zero.
     NotZero {
         /// The file.
         file: PathBuf,
-        /// Where the first is, in bytes from the file's beginning.
+        /// Offset of the first, in bytes from the file's beginning.
         offset: u64,
         /// How many are not zero.
         n_bytes: u64,
@@ -110,63 +110,63 @@ pub enum Padding {
     TooLong {
         /// The file.
         file: PathBuf,
-        /// The bytes that are too many, from the file's beginning.
+        /// The surplus bytes, counted from the file's beginning.
         bytes: Range<u64>,
     },
 }
 
-/// The recipe that the file records, compared with nibble's own.
+/// How the recorded recipe compares with nibble's built-in ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecipeState {
-    /// The file records none.
+    /// The file records no recipe.
     NotRecorded,
-    /// It is one of nibble's own.
+    /// It is a built-in recipe, unchanged.
     Unchanged,
-    /// nibble has one of that name, and it is another: it has changed since, or the file's was somebody's own.
+    /// The built-in recipe of that name is different: it has changed since, or the file's was a user's own.
     Changed,
-    /// nibble has none of that name: it was somebody's own.
+    /// There is no built-in recipe of that name: it was a user's own.
     Foreign,
 }
 
 /// How the file compares with the source, apart from the tensors' bytes.
 #[derive(Clone, Debug, Default)]
 pub struct OriginReport {
-    /// Tensors that the source makes and the file does not have.
+    /// Tensors that the source has and the file does not.
     pub missing: Vec<String>,
-    /// Tensors whose type is not the one that the recorded recipe gives.
+    /// Tensors whose type is not the one that the recorded recipe chooses.
     pub types: Vec<OtherType>,
     /// Why the recorded recipe could not be applied to the source.
     pub recipe_problem: Option<String>,
-    /// Metadata that nibble would write otherwise.
+    /// Metadata keys whose value is not what nibble writes.
     pub metadata: Vec<KeyDifference>,
-    /// The file's name for the source, where its folder has another name now.
+    /// The recorded name of the source, if its folder has another name now.
     pub renamed_from: Option<String>,
     /// The source's files, compared with the recorded ones.
     pub files: Vec<SourceFile>,
-    /// Whether the hashes of the source's files were recorded and have been compared.
+    /// Whether the hashes of the source's files were compared.
     pub hashes: Hashes,
 }
 
-/// What became of the recorded hashes of the source's files.
+/// Whether the hashes of the source's files were compared with the recorded ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Hashes {
-    /// The file records none.
+    /// No: the file records no hashes.
     #[default]
     NotRecorded,
-    /// They are for everything, and a sample was asked for.
+    /// No: only a sample was read, and hashes need everything.
     Sampled,
-    /// All were compared.
+    /// Yes, all of them.
     Compared,
 }
 
-/// A tensor whose type is not the one that the recorded recipe gives.
+/// A tensor whose type is not the one that the recorded recipe chooses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtherType {
     /// The tensor.
     pub tensor: String,
     /// The type in the file.
     pub found: TensorType,
-    /// The type that the recipe gives.
+    /// The type that the recipe chooses.
     pub wanted: TensorType,
 }
 
@@ -186,49 +186,49 @@ pub struct KeyDifference {
 pub struct SourceFile {
     /// Its name in the source's folder.
     pub name: String,
-    /// The BLAKE3 that is recorded for it.
+    /// The recorded BLAKE3.
     pub recorded: Option<String>,
-    /// The BLAKE3 that it has; `None` where it is not there, or was not hashed.
+    /// The actual BLAKE3; `None` if the file is missing or was not hashed.
     pub found: Option<String>,
-    /// Whether it is there.
+    /// Whether the file exists.
     pub exists: bool,
 }
 
 impl SourceFile {
-    /// Whether it is not the file that was converted.
+    /// Returns whether it is not the file that was converted.
     pub fn differs(&self) -> bool {
         !self.exists || self.recorded.is_none() || (self.found.is_some() && self.recorded != self.found)
     }
 }
 
 impl Report {
-    /// Whether nothing is wrong, as far as it was looked at.
+    /// Returns whether nothing is wrong, as far as it was checked.
     pub fn is_right(&self) -> bool {
         self.problems().is_empty()
     }
 
-    /// Tensors with numbers that are none.
+    /// Returns the number of tensors with NaN or infinity.
     pub fn n_not_finite(&self) -> usize {
         self.tensors.iter().filter(|tensor| tensor.not_finite.is_some()).count()
     }
 
-    /// Tensors that are not what the source makes of them; those that the file lacks among them.
+    /// Returns the number of tensors that differ from the source, including those that the file lacks.
     pub fn n_differing(&self) -> usize {
         let missing = self.origin.as_ref().map_or(0, |origin| origin.missing.len());
         self.tensors.iter().filter(|tensor| tensor.differs()).count() + missing
     }
 
-    /// Tensors that could not be checked, for the types of some and the importance of others.
+    /// Returns the number of tensors that could not be checked, because of their type or for lack of importance.
     pub fn n_unchecked(&self) -> usize {
         self.tensors.iter().filter(|tensor| !tensor.is_known() || tensor.is_unchecked()).count()
     }
 
-    /// The share of the tensors' bytes that was checked, from 0 to 1.
+    /// Returns the share of the tensors' bytes that was checked, from 0 to 1.
     pub fn share(&self) -> f64 {
         if self.tensor_bytes == 0 { 1.0 } else { self.checked_bytes as f64 / self.tensor_bytes as f64 }
     }
 
-    /// All that is wrong, each in a few words.
+    /// Returns everything that is wrong, each in a few words.
     fn problems(&self) -> Vec<String> {
         let mut problems = vec![];
         let mut add = |n: usize, one: &str, many: &str| {
@@ -253,7 +253,7 @@ impl Report {
         problems
     }
 
-    /// What it comes to, in a sentence for everybody. `file` and `source` are what the two are called.
+    /// Returns the result as a sentence for people. `file` and `source` are the names to use for the two.
     pub fn verdict(&self, file: &str, source: &str) -> String {
         let n_all = self.tensors.len();
         let tensors = |n: usize| if n == 1 { "tensor".to_string() } else { format!("{n} tensors") };
@@ -299,13 +299,13 @@ impl Report {
     }
 }
 
-/// A share as people write it: `5.0%`, `0.02%`, `100%`.
+/// Formats a share as people write it: `5.0%`, `0.02%`, `100%`.
 pub fn percent(share: f64) -> String {
     let percent = share * 100.0;
     if percent >= 100.0 {
         "100%".to_string()
     } else if percent >= 0.1 {
-        // What is not everything is not to read as if it were.
+        // A part must not read as if it were everything.
         format!("{:.1}%", percent.min(99.9))
     } else if percent >= 0.001 {
         format!("{percent:.3}%")

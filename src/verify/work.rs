@@ -1,7 +1,8 @@
-//! The work itself, in units that every thread takes one by one.
+//! Executes a verification, in units that the threads take one by one.
 //!
-//! With a source, all of it, the units are the source's spans, as in a conversion: each is read once, for the hash of its
-//! file and for the rows that begin in it. What is left, and all else, goes by chunks of blocks in the order of the file.
+//! If there is a source and no sample, the units are the source's spans, as in a conversion: each is read once, for the
+//! hash of its file and for the rows that begin in it. Tensors without a source, and samples, are checked in chunks of
+//! blocks, in the order of the file.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,57 +10,57 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use blake3::hazmat::ChainingValue;
 
-use super::report::{Comparison, Padding, TensorReport};
-use super::{Error, Job, Sample};
-use crate::base::mmap::Mapping;
+use super::report::{Padding, TensorReport, TensorVerdict};
+use super::{Error, Sample, Verification};
 use crate::base::random::Random;
 use crate::base::threads::{on_all_threads, room};
-use crate::convert::hash::SpanHasher;
-use crate::convert::{self, Bytes, Encoder, SPAN_BYTES, Span};
 use crate::gguf::{Gap, Gguf, TensorInfo};
+use crate::pass::{Bytes, Encoder, Pass, SPANS_AHEAD, Span, file_hashes};
 use crate::quant::{self, Format, SomeBlocks};
 
 /// Weights in a chunk, as in a conversion: half a MiB as floats.
 const CHUNK_WEIGHTS: u64 = 128 * 1024;
 
-/// How many units ahead of the one being worked on the system is asked to read, beside one for each thread.
-const UNITS_AHEAD: u64 = 4;
-
-/// What the threads found.
+/// The result of all threads.
 pub struct Done {
     pub tensors: Vec<TensorReport>,
-    /// The BLAKE3 of each of the source's files; `None` where not all was read.
+    /// The BLAKE3 of each of the source's files; `None` if not all of them were read.
     pub hashes: Option<Vec<String>>,
     pub checked_bytes: u64,
 }
 
-/// What the threads need to know of a tensor, and what they find in it.
+/// A tensor to check, and what the threads find in it.
 struct Task {
     /// The tensor, by its number in the file.
     tensor: usize,
     format: &'static Format,
-    /// What makes it of the source, by its number in [`Work::encoders`].
+    /// The number in [`Work::encoders`] of what makes it from the source.
     encoder: Option<usize>,
     n_blocks: u64,
-    /// Blocks in a row; of a tensor that is not compared, where rows do not matter, 1.
+    /// Blocks in a row; 1 for a tensor that is not compared, where rows do not matter.
     row_blocks: u64,
-    /// Of a chunk: whole rows.
+    /// Blocks in a chunk: whole rows.
     chunk_blocks: u64,
-    /// The number of its first chunk among the chunks of all tensors that go by chunks.
+    /// The number of its first chunk among the chunks of all tensors that are checked in chunks.
     first_chunk: u64,
-    /// Units that have blocks of it and are not done yet.
+    /// Units with blocks of it that are not done yet.
     left: AtomicU64,
     checked_blocks: AtomicU64,
     found: Mutex<Found>,
 }
 
 impl Task {
-    /// The rows that these blocks are.
+    /// Returns the rows that consist of these blocks.
     fn rows(&self, blocks: &Range<u64>) -> Range<usize> {
         (blocks.start / self.row_blocks) as usize..(blocks.end / self.row_blocks) as usize
     }
 
-    /// Where in its file these blocks lie, in bytes, the tensor beginning at `start`.
+    /// Returns the blocks of these rows.
+    fn blocks(&self, rows: &Range<usize>) -> Range<u64> {
+        rows.start as u64 * self.row_blocks..rows.end as u64 * self.row_blocks
+    }
+
+    /// Returns the byte range of these blocks in the file, where the tensor begins at `start`.
     fn bytes(&self, start: usize, blocks: &Range<u64>) -> Range<usize> {
         let block_bytes = self.format.ty.block_bytes();
         start + blocks.start as usize * block_bytes..start + blocks.end as usize * block_bytes
@@ -77,12 +78,11 @@ struct Work<'a> {
     gguf: &'a Gguf,
     tasks: Vec<Task>,
     encoders: Vec<Encoder<'a>>,
-    /// For each encoder, its task.
+    /// The task of each encoder.
     task_of: Vec<usize>,
-    /// The source's files, where all of them are read.
-    files: Vec<&'a Mapping>,
-    spans: Vec<Span>,
-    /// The chunks that are checked: all, or those that were drawn.
+    /// The pass over the source, if all of it is read.
+    pass: Option<Pass<'a>>,
+    /// The chunks to check: all, or those that were drawn.
     chunks: Chunks,
     progress: &'a (dyn Fn(u64, u64) + Sync),
     all_bytes: u64,
@@ -109,13 +109,13 @@ impl Chunks {
     }
 }
 
-impl Job {
-    /// Checks everything, or what the sample draws.
+impl Verification {
+    /// Checks everything, or the sample.
     pub(super) fn work(&self, progress: &(dyn Fn(u64, u64) + Sync), cancel: &AtomicBool) -> Result<Done, Error> {
         let work = Work::new(self, progress);
         let values = work.run(cancel)?;
-        let hashes = (!work.files.is_empty()).then(|| {
-            let hashes = convert::file_hashes(&work.spans, &values);
+        let hashes = work.pass.as_ref().map(|pass| {
+            let hashes = file_hashes(pass.spans(), &values);
             hashes.iter().map(|hash| hash.to_hex().to_string()).collect()
         });
         let checked_bytes = work.all_bytes;
@@ -123,9 +123,9 @@ impl Job {
     }
 
     fn reports(&self, tasks: Vec<Task>) -> Vec<TensorReport> {
-        let comparison = |tensor: usize| match &self.source {
-            None => Comparison::NoSource,
-            Some(source) => source.matches[tensor].clone().err().unwrap_or(Comparison::Same),
+        let comparison = |tensor: usize| match &self.against {
+            None => TensorVerdict::NoSource,
+            Some(against) => against.matches[tensor].clone().err().unwrap_or(TensorVerdict::Same),
         };
         let report = |(tensor, info): (usize, &TensorInfo)| TensorReport {
             info: info.clone(),
@@ -140,9 +140,9 @@ impl Job {
             report.n_blocks = task.checked_blocks.into_inner();
             report.not_finite = found.not_finite;
             if let Some(blocks) = found.differing {
-                report.comparison = Comparison::Differs(blocks);
-            } else if report.comparison == Comparison::Same && report.n_blocks == 0 {
-                report.comparison = Comparison::NotDrawn;
+                report.comparison = TensorVerdict::Differs(blocks);
+            } else if report.comparison == TensorVerdict::Same && report.n_blocks == 0 {
+                report.comparison = TensorVerdict::NotDrawn;
             }
         }
         reports
@@ -150,7 +150,7 @@ impl Job {
 }
 
 impl<'a> Work<'a> {
-    fn new(job: &'a Job, progress: &'a (dyn Fn(u64, u64) + Sync)) -> Self {
+    fn new(job: &'a Verification, progress: &'a (dyn Fn(u64, u64) + Sync)) -> Self {
         let sample = job.options.sample;
         let (mut tasks, mut encoders, mut task_of) = (vec![], vec![], vec![]);
         let mut n_chunks = 0;
@@ -159,17 +159,18 @@ impl<'a> Work<'a> {
             let n_blocks = (job.gguf.data(tensor).len() / info.ty.block_bytes()) as u64;
             let block_len = info.ty.block_len() as u64;
             let (mut row_blocks, mut chunk_blocks, mut encoder) = (1, CHUNK_WEIGHTS / block_len, None);
-            if let Some(source) = &job.source
-                && let Ok(i) = source.matches[tensor]
+            if let Some(against) = &job.against
+                && let Ok(i) = against.matches[tensor]
             {
-                let input = source.described.input(i);
-                row_blocks = input.row_len as u64 / block_len;
-                chunk_blocks = (CHUNK_WEIGHTS / input.row_len as u64).max(1) * row_blocks;
+                let assembly = against.source.assembly(i);
+                row_blocks = assembly.row_len as u64 / block_len;
+                chunk_blocks = (CHUNK_WEIGHTS / assembly.row_len as u64).max(1) * row_blocks;
                 let importance = job.options.importance.as_ref().and_then(|importance| importance.of(&info.name));
                 encoder = Some(encoders.len());
                 task_of.push(tasks.len());
-                // A weight that is no number is found in what was made of it.
-                encoders.push(Encoder::new(input, format, importance, true));
+                // A weight that is not a number is found in what was made of it.
+                let encoder = Encoder::new(assembly, format, importance, true);
+                encoders.push(encoder.with_prologue(job.options.prologue.as_deref(), info));
             }
             tasks.push(Task {
                 tensor,
@@ -188,22 +189,20 @@ impl<'a> Work<'a> {
             }
         }
 
-        let (mut files, mut spans) = (vec![], vec![]);
-        let chunks = match (sample, &job.source) {
-            (Some(sample), _) => Chunks::Drawn(draw(n_chunks, sample)),
-            (None, None) => Chunks::All(n_chunks),
-            (None, Some(source)) => {
-                files = source.described.mappings();
-                spans = convert::spans(&files, encoders.iter().map(|encoder| &encoder.input));
-                Chunks::All(n_chunks)
+        let (pass, chunks) = match (sample, &job.against) {
+            (Some(sample), _) => (None, Chunks::Drawn(draw(n_chunks, sample))),
+            (None, None) => (None, Chunks::All(n_chunks)),
+            (None, Some(against)) => {
+                let pass = Pass::new(&against.source, encoders.iter().map(|encoder| &encoder.assembly));
+                (Some(pass), Chunks::All(n_chunks))
             }
         };
-        let mut work = Self { gguf: &job.gguf, tasks, encoders, task_of, files, spans, chunks, progress, all_bytes: 0 };
+        let mut work = Self { gguf: &job.gguf, tasks, encoders, task_of, pass, chunks, progress, all_bytes: 0 };
         work.count();
         work
     }
 
-    /// Counts the units of each task, and the bytes of all.
+    /// Counts the units of each task and the bytes of all tasks.
     fn count(&mut self) {
         let mut all_bytes = 0;
         let mut add = |task: &Task, n_blocks: u64| {
@@ -213,27 +212,33 @@ impl<'a> Work<'a> {
         for (task, blocks) in (0..self.chunks.len()).map(|i| self.chunk(i)) {
             add(task, blocks.end - blocks.start);
         }
-        for piece in self.spans.iter().flat_map(|span| &span.pieces) {
+        for piece in self.spans().iter().flat_map(|span| &span.pieces) {
             let task = &self.tasks[self.task_of[piece.tensor]];
             add(task, piece.rows.len() as u64 * task.row_blocks);
         }
         self.all_bytes = all_bytes;
     }
 
-    /// The task and the blocks of the `i`-th chunk that is checked.
+    /// Returns the source's spans; none if it is not read as a whole.
+    fn spans(&self) -> &[Span] {
+        self.pass.as_ref().map_or(&[], Pass::spans)
+    }
+
+    /// Returns the task and the blocks of the `i`-th chunk to check.
     fn chunk(&self, i: u64) -> (&Task, Range<u64>) {
         let chunk = self.chunks.get(i);
-        // Tasks that do not go by chunks share their number with the next one that does: the last of them is that.
+        // Tasks without chunks share their number with the next task that has chunks, which is the last of them.
         let task = &self.tasks[self.tasks.partition_point(|task| task.first_chunk <= chunk) - 1];
         let at = (chunk - task.first_chunk) * task.chunk_blocks;
         (task, at..task.n_blocks.min(at + task.chunk_blocks))
     }
 
-    /// Does all units, and gives what each span adds to the hash of its file.
+    /// Checks all units and returns what each span adds to the hash of its file.
     fn run(&self, cancel: &AtomicBool) -> Result<Vec<ChainingValue>, Error> {
-        let n_units = self.spans.len() as u64 + self.chunks.len();
-        let values = Mutex::new(vec![ChainingValue::default(); self.spans.len()]);
-        let ahead = UNITS_AHEAD + rayon::current_num_threads() as u64;
+        let n_spans = self.spans().len();
+        let n_units = n_spans as u64 + self.chunks.len();
+        let values = Mutex::new(vec![ChainingValue::default(); n_spans]);
+        let ahead = SPANS_AHEAD as u64 + rayon::current_num_threads() as u64;
         (0..ahead.min(n_units)).for_each(|i| self.will_read(i));
         (self.progress)(0, self.all_bytes);
         on_all_threads(n_units as usize, |unit, buffers: &mut Buffers| {
@@ -244,10 +249,10 @@ impl<'a> Work<'a> {
             if i + ahead < n_units {
                 self.will_read(i + ahead);
             }
-            match self.spans.get(unit) {
-                Some(span) => self.span(span, buffers).map(|value| lock(&values)[unit] = value),
+            match self.pass.as_ref().and_then(|pass| Some((pass, pass.spans().get(unit)?))) {
+                Some((pass, span)) => self.span(pass, span, buffers).map(|value| lock(&values)[unit] = value),
                 None => {
-                    let (task, blocks) = self.chunk(i - self.spans.len() as u64);
+                    let (task, blocks) = self.chunk(i - n_spans as u64);
                     self.drawn_or_left(task, blocks, buffers)
                 }
             }
@@ -258,82 +263,79 @@ impl<'a> Work<'a> {
         Ok(values.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Asks the system to read what unit `i` needs.
+    /// Asks the system to read ahead what unit `i` needs.
     fn will_read(&self, i: u64) {
         let will_read = |task: &Task, blocks: Range<u64>| {
             let (map, whole) = self.gguf.location(task.tensor);
             map.will_read(task.bytes(whole.start, &blocks));
         };
-        let Some(span) = self.spans.get(i as usize) else {
-            let (task, blocks) = self.chunk(i - self.spans.len() as u64);
+        let Some((pass, span)) = self.pass.as_ref().and_then(|pass| Some((pass, pass.spans().get(i as usize)?))) else {
+            let (task, blocks) = self.chunk(i - self.spans().len() as u64);
             return will_read(task, blocks);
         };
-        if let Some(file) = span.file {
-            self.files[file].will_read(span.bytes.start as usize..span.bytes.end as usize);
-        }
+        pass.will_read(span);
         for piece in &span.pieces {
             let task = &self.tasks[self.task_of[piece.tensor]];
-            will_read(task, piece.rows.start as u64 * task.row_blocks..piece.rows.end as u64 * task.row_blocks);
+            will_read(task, task.blocks(&piece.output_rows()));
         }
     }
 
-    /// Reads a span of the source once, hashes it, and checks what was made of its rows.
-    fn span(&self, span: &Span, buffers: &mut Buffers) -> Result<ChainingValue, Error> {
-        let mut value = ChainingValue::default();
-        let mut source = std::mem::take(&mut buffers.source);
-        if let Some(file) = span.file {
-            let file = self.files[file];
-            let read = room(&mut source, (span.read_end - span.bytes.start) as usize);
-            file.read_at(read, span.bytes.start)
-                .map_err(|source| convert::Error::Read { path: file.path().to_path_buf(), source })?;
-            let hashed = &read[..(span.bytes.end - span.bytes.start) as usize];
-            let mut hasher = SpanHasher::new(span.bytes.start, SPAN_BYTES, file.bytes().len() as u64);
-            hasher.update(hashed);
-            value = hasher.finish();
-        }
+    /// Reads a span of the source once, hashes it, and checks the blocks made from its rows.
+    fn span(&self, pass: &Pass<'_>, span: &Span, buffers: &mut Buffers) -> Result<ChainingValue, Error> {
+        let mut buffer = std::mem::take(&mut buffers.source);
+        let (read, value) = pass.read(span, &mut buffer)?;
         for piece in &span.pieces {
             let (task, encoder) = (&self.tasks[self.task_of[piece.tensor]], &self.encoders[piece.tensor]);
-            let bytes = match &encoder.input.bytes {
-                Bytes::Mapped(..) => {
-                    let n_bytes = piece.rows.len() * encoder.input.row_bytes();
-                    &source[(piece.offset - span.bytes.start) as usize..][..n_bytes]
-                }
-                Bytes::Made(bytes) => bytes,
-            };
-            let blocks = piece.rows.start as u64 * task.row_blocks..piece.rows.end as u64 * task.row_blocks;
-            self.check(task, blocks, Some((encoder, bytes, piece.rows.start)), buffers)?;
+            let source = span.source(piece, &encoder.assembly.inputs[piece.input], read);
+            let made_from =
+                Rows { encoder, input: piece.input, rows: piece.rows.clone(), source, first_row: piece.rows.start };
+            self.check(task, task.blocks(&piece.output_rows()), Some(made_from), buffers)?;
+            self.end_unit(task);
         }
-        buffers.source = source;
+        buffers.source = buffer;
         Ok(value)
     }
 
-    /// Checks a chunk that a sample drew, or whose tensor is not compared.
+    /// Checks a chunk that was drawn, or whose tensor is not compared.
     fn drawn_or_left(&self, task: &Task, blocks: Range<u64>, buffers: &mut Buffers) -> Result<(), Error> {
         let Some(encoder) = task.encoder.map(|i| &self.encoders[i]) else {
-            return self.check(task, blocks, None, buffers);
+            self.check(task, blocks, None, buffers)?;
+            self.end_unit(task);
+            return Ok(());
         };
-        match &encoder.input.bytes {
-            Bytes::Made(bytes) => self.check(task, blocks, Some((encoder, bytes, 0)), buffers),
-            Bytes::Mapped(map, range) => {
-                let rows = encoder.input.source_rows(&task.rows(&blocks));
-                self.check(task, blocks, Some((encoder, &map.bytes()[range.clone()], 0)), buffers)?;
-                let row_bytes = encoder.input.row_bytes();
-                map.release(range.start + rows.start * row_bytes..range.start + rows.end * row_bytes);
-                if task.left.load(Ordering::Acquire) == 0 {
-                    map.release(range.clone());
-                }
-                Ok(())
+        let parts: Vec<_> = encoder.assembly.parts(task.rows(&blocks)).collect();
+        for (i, rows) in parts.iter().cloned() {
+            let input = &encoder.assembly.inputs[i];
+            let source = match &input.bytes {
+                Bytes::Made(bytes) => bytes,
+                Bytes::Mapped(map, range) => &map.bytes()[range.clone()],
+            };
+            let output_rows = input.first_row + rows.start..input.first_row + rows.end;
+            let made_from = Rows { encoder, input: i, rows, source, first_row: 0 };
+            self.check(task, task.blocks(&output_rows), Some(made_from), buffers)?;
+        }
+        self.end_unit(task);
+        for (i, rows) in parts {
+            let input = &encoder.assembly.inputs[i];
+            let Bytes::Mapped(map, range) = &input.bytes else { continue };
+            let (rows, row_bytes) = (input.source_rows(&rows), input.row_bytes());
+            map.release(range.start + rows.start * row_bytes..range.start + rows.end * row_bytes);
+        }
+        if task.left.load(Ordering::Acquire) == 0 {
+            for input in &encoder.assembly.inputs {
+                let Bytes::Mapped(map, range) = &input.bytes else { continue };
+                map.release(range.clone());
             }
         }
+        Ok(())
     }
 
-    /// Checks some blocks of one tensor. `made_from` says what makes them, of which bytes of the source, which begin with
-    /// that row.
+    /// Checks some blocks of one tensor. `made_from` is what makes them, if there is a source.
     fn check(
         &self,
         task: &Task,
         blocks: Range<u64>,
-        made_from: Option<(&Encoder, &[u8], usize)>,
+        made_from: Option<Rows<'_>>,
         buffers: &mut Buffers,
     ) -> Result<(), Error> {
         let block_bytes = task.format.ty.block_bytes();
@@ -343,10 +345,9 @@ impl<'a> Work<'a> {
 
         let not_finite = task.format.not_finite(bytes);
         let mut differing = None;
-        if let Some((encoder, source, first_row)) = made_from {
-            let rows = task.rows(&blocks);
+        if let Some(Rows { encoder, input, rows, source, first_row }) = made_from {
             let made = room(&mut buffers.made, bytes.len());
-            encoder.encode(rows, source, first_row, &mut buffers.weights, made)?;
+            encoder.encode(input, rows, source, first_row, &mut buffers.weights, made)?;
             if made != bytes {
                 differing = different(made, bytes, block_bytes);
             }
@@ -360,15 +361,32 @@ impl<'a> Work<'a> {
         task.checked_blocks.fetch_add(blocks.end - blocks.start, Ordering::Relaxed);
         (self.progress)(bytes.len() as u64, self.all_bytes);
         map.release(range);
+        Ok(())
+    }
+
+    /// Counts a unit of a tensor as done, and releases the tensor's pages after the last one.
+    fn end_unit(&self, task: &Task) {
         if task.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // The pages where units meet, too.
+            // Including the pages that units share.
+            let (map, whole) = self.gguf.location(task.tensor);
             map.release(whole);
         }
-        Ok(())
     }
 }
 
-/// A thread's buffers, grown once and used for every unit.
+/// Rows of one input of a tensor, and what encodes them.
+struct Rows<'a> {
+    encoder: &'a Encoder<'a>,
+    /// The input, by its number.
+    input: usize,
+    /// Counted from the input's first.
+    rows: Range<usize>,
+    /// The input's bytes from row `first_row` on.
+    source: &'a [u8],
+    first_row: usize,
+}
+
+/// Buffers of a thread, reused for every unit.
 #[derive(Default)]
 struct Buffers {
     source: Vec<u8>,
@@ -380,12 +398,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Blocks that are not the same.
+/// Returns the blocks that differ.
 fn different(made: &[u8], found: &[u8], block_bytes: usize) -> Option<SomeBlocks> {
     SomeBlocks::among(made.chunks_exact(block_bytes).zip(found.chunks_exact(block_bytes)), |(a, b)| a != b)
 }
 
-/// Blocks found before, and those found in a chunk that begins at block `chunk`.
+/// Adds the blocks found in a chunk that begins at block `chunk` to those found before.
 fn both(before: Option<SomeBlocks>, found: Option<SomeBlocks>, chunk: u64) -> Option<SomeBlocks> {
     let found = found.map(|blocks| SomeBlocks { first: blocks.first + chunk, ..blocks });
     match (before, found) {
@@ -394,7 +412,7 @@ fn both(before: Option<SomeBlocks>, found: Option<SomeBlocks>, chunk: u64) -> Op
     }
 }
 
-/// The numbers of the chunks that the sample draws, in ascending order: at least one, where there are any.
+/// Draws the numbers of the chunks in a sample, in ascending order. Draws at least one, if there are any.
 ///
 /// Algorithm S of Knuth, The Art of Computer Programming, volume 2, section 3.4.2.
 fn draw(n_chunks: u64, sample: Sample) -> Vec<u64> {
@@ -410,12 +428,12 @@ fn draw(n_chunks: u64, sample: Sample) -> Vec<u64> {
     drawn
 }
 
-/// Bytes outside of the tensors that should not be as they are.
+/// Returns the problems with the bytes that belong to no tensor.
 pub fn padding(gguf: &Gguf) -> Vec<Padding> {
     let mut problems = vec![];
     for Gap { map, bytes: gap, alignment } in gguf.gaps() {
         let file = || map.path().to_path_buf();
-        // A gap ends where the next tensor may begin, and the file there, at the latest.
+        // A gap ends where the next tensor may begin; the file ends there at the latest.
         let end = gap.start.next_multiple_of(alignment as usize).min(gap.end);
         let bytes = &map.bytes()[gap.start..end];
         let n_bytes = bytes.iter().filter(|byte| **byte != 0).count() as u64;

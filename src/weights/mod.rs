@@ -1,25 +1,24 @@
-//! How far the weights of quantized files are from those they were made from.
+//! Comparison of weights: how far those of quantized files are from the source's.
 //!
 //! ```text
-//! Job::prepare   open the source and the files ─► which tensor is compared with which     nothing read but headers
-//! Job::execute   for each span of the source's files, on every core:
+//! WeightComparison::prepare   open the source and the files ─► match their tensors     only headers are read
+//! WeightComparison::execute   for each span of the source's files, on every core:
 //!                    read ─► permute ─► f32 ─┬─► sums of the rows
 //!                        each candidate: read ─► f32 ─┘
 //! ```
 //!
-//! With `w` a weight of the source, `q` what the candidate has in its place, `i` the importance of its column, and sums over
-//! all weights of a tensor:
+//! With `w` a weight of the source, `q` the candidate's weight in the same place, `i` the importance of its column, and sums
+//! over all weights of a tensor:
 //!
 //! | number     | formula                 | what it says                                                              |
 //! |------------|-------------------------|---------------------------------------------------------------------------|
-//! | `rmse`     | √(Σ(w − q)² / n)        | how far a weight is off, in the weights' own unit                         |
-//! | `relative` | √(Σ(w − q)² / Σw²)      | the same as a part of the weights: comparable from tensor to tensor       |
-//! | `cosine`   | Σwq / √(Σw² Σq²)        | 1 where both point the same way, 0 where they have nothing in common      |
-//! | `weighted` | √(Σi(w − q)² / Σiw²)    | `relative` of what the matrix gives for inputs like those of the importance |
+//! | `rmse`     | √(Σ(w − q)² / n)        | the root mean square error, in the unit of the weights                    |
+//! | `relative` | √(Σ(w − q)² / Σw²)      | the same relative to the weights: comparable between tensors              |
+//! | `cosine`   | Σwq / √(Σw² Σq²)        | 1 if both point the same way, 0 if they are orthogonal                    |
+//! | `weighted` | √(Σi(w − q)² / Σiw²)    | `relative` for inputs like those that the importance was collected from   |
 //!
-//! The source is read once, whatever the number of candidates, and what is read of a candidate is read once. Memory is
-//! bounded as in a conversion: a few buffers a thread. The numbers depend on nothing but the files: not on the CPU or the
-//! number of threads.
+//! The source and each candidate are read once. Memory is bounded as in a conversion: a few buffers per thread. The numbers
+//! depend on nothing but the files: not on the CPU or the number of threads.
 
 mod sums;
 mod work;
@@ -29,10 +28,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use self::sums::Sums;
-use crate::arch::Role;
+use crate::arch::{ARCHITECTURES, Architectures, Role};
 use crate::base::units;
-use crate::convert::{self, Described, Importance};
+use crate::convert::{self, Importance};
 use crate::gguf::{self, Gguf, TensorInfo};
+use crate::pass::{self, Source};
 use crate::quant;
 use crate::report::results::{RoleError, TensorError, WeightErrors};
 
@@ -43,9 +43,11 @@ pub enum Error {
     #[error(transparent)]
     Gguf(#[from] gguf::Error),
     #[error(transparent)]
-    Source(#[from] convert::Error),
+    Source(#[from] pass::Error),
+    #[error(transparent)]
+    Importance(#[from] convert::Error),
     #[error(
-        "{file}: none of its {n_tensors} tensors is there in {original} with the same name and sizes; it is of another model"
+        "{file}: none of its {n_tensors} tensors is in {original} with the same name and sizes; it is of another model"
     )]
     AnotherModel { file: PathBuf, original: PathBuf, n_tensors: usize },
     #[error("{file} could not be read: {source}")]
@@ -55,8 +57,8 @@ pub enum Error {
 }
 
 /// A comparison of weights, prepared: only the work itself is left.
-pub struct Job<'a> {
-    source: Described,
+pub struct WeightComparison<'a> {
+    source: Source,
     candidates: Vec<Result<Candidate, Error>>,
     importance: Option<&'a Importance>,
     warnings: Vec<String>,
@@ -65,46 +67,59 @@ pub struct Job<'a> {
 /// A file that is compared with the source.
 struct Candidate {
     gguf: Gguf,
-    /// For each tensor of the source, that of the file, by its number; `None` where there is nothing to compare.
+    /// For each tensor of the source, the number of the file's tensor; `None` if there is nothing to compare.
     matches: Vec<Option<usize>>,
-    /// What is not compared, a sentence each.
+    /// Why tensors are not compared, a sentence each.
     skipped: Vec<String>,
 }
 
-impl<'a> Job<'a> {
+impl<'a> WeightComparison<'a> {
     /// Opens `source`, a Hugging Face folder or a GGUF in any type that nibble reads, and the GGUF files `candidates`, and
-    /// finds what is to be compared with what. `importance` is that of the columns of the source's matrices.
+    /// matches their tensors. `importance` is that of the columns of the source's matrices.
     ///
     /// # Errors
-    /// Those of the source, and an importance that does not fit it. What is wrong with a candidate is told by
+    /// The source cannot be opened, or the importance does not fit it. What is wrong with a candidate is returned by
     /// [`Self::execute`], beside the results of the others.
     pub fn prepare(
         source: &Path,
         candidates: &[impl AsRef<Path>],
         importance: Option<&'a Importance>,
     ) -> Result<Self, Error> {
-        // A comparison loses nothing, whatever the source has lost already.
-        let described = Described::open(source, true)?;
-        let mut warnings = described.warnings.clone();
-        if let Some(importance) = importance {
-            convert::check_importance(importance, &described.tensors, &mut warnings)?;
-        }
-        let candidates = candidates.iter().map(|file| Candidate::open(file.as_ref(), source, &described)).collect();
-        Ok(Self { source: described, candidates, importance, warnings })
+        Self::prepare_with(ARCHITECTURES, source, candidates, importance)
     }
 
-    /// What the user should know of the source although it is no error.
+    /// As [`Self::prepare`], for a source of one of these architectures.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub fn prepare_with(
+        architectures: Architectures,
+        source_path: &Path,
+        candidates: &[impl AsRef<Path>],
+        importance: Option<&'a Importance>,
+    ) -> Result<Self, Error> {
+        // A comparison loses nothing, whatever the source has lost already.
+        let source = Source::open(source_path, architectures, true)?;
+        let mut warnings = source.warnings.clone();
+        if let Some(importance) = importance {
+            convert::check_importance(importance, &source.tensors, &mut warnings)?;
+        }
+        let candidates = candidates.iter().map(|file| Candidate::open(file.as_ref(), source_path, &source)).collect();
+        Ok(Self { source, candidates, importance, warnings })
+    }
+
+    /// Returns warnings about the source, one sentence each.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// Does the work, on the threads of the current rayon pool. `progress` is told, from every thread, of so many more
-    /// bytes read and the bytes there are to read, of the source and the candidates together.
+    /// Compares on the threads of the current rayon pool. `progress` is called from every thread with the number of bytes
+    /// read since its last call, and the number to read in total, of the source and the candidates together.
     ///
-    /// Gives what was found for each candidate in the order given, or why it could not be compared.
+    /// Returns the result for each candidate in the order given, or why it could not be compared.
     ///
     /// # Errors
-    /// When the source cannot be read, or `cancel` was set.
+    /// The source cannot be read, or `cancel` was set.
     pub fn execute(
         self,
         progress: &(dyn Fn(u64, u64) + Sync),
@@ -123,7 +138,7 @@ impl<'a> Job<'a> {
 }
 
 impl Candidate {
-    fn open(path: &Path, source_path: &Path, source: &Described) -> Result<Self, Error> {
+    fn open(path: &Path, source_path: &Path, source: &Source) -> Result<Self, Error> {
         let gguf = Gguf::open(path)?;
         let by_name: HashMap<_, _> =
             source.tensors.iter().enumerate().map(|(i, tensor)| (tensor.name.as_str(), i)).collect();
@@ -145,8 +160,8 @@ impl Candidate {
         Ok(Self { gguf, matches, skipped })
     }
 
-    /// What the sums of each of the source's tensors come to.
-    fn report(mut self, source: &Described, sums: &[Sums]) -> WeightErrors {
+    /// Computes the errors from the sums of each of the source's tensors.
+    fn report(mut self, source: &Source, sums: &[Sums]) -> WeightErrors {
         let mut of_tensor = vec![None; self.gguf.tensors().len()];
         for (i, tensor) in self.matches.iter().enumerate().filter_map(|(i, tensor)| Some((i, (*tensor)?))) {
             of_tensor[tensor] = Some((i, &sums[i]));
@@ -161,7 +176,7 @@ impl Candidate {
                     continue;
                 }
             };
-            // Vectors are never quantized, and their weights are of another size.
+            // Vectors are never quantized, and their weights are of another magnitude.
             if info.dims.len() > 1 {
                 let (role, _) = Role::of(&info.name);
                 let at = roles.iter().position(|(known, _)| *known == role).unwrap_or_else(|| {
@@ -182,7 +197,7 @@ impl Candidate {
     }
 }
 
-/// Several tensors, every weight counting the same.
+/// The sums of several tensors, in which every weight counts the same.
 #[derive(Default)]
 struct Together {
     tensors: u64,
@@ -198,8 +213,8 @@ impl Together {
     }
 }
 
-/// The source's tensor, by its number, that a tensor of a file is compared with, or why there is none.
-fn find(info: &TensorInfo, source: &Described, by_name: &HashMap<&str, usize>) -> Result<usize, String> {
+/// Returns the number of the source's tensor that a tensor of a file is compared with, or why there is none.
+fn find(info: &TensorInfo, source: &Source, by_name: &HashMap<&str, usize>) -> Result<usize, String> {
     let TensorInfo { name, dims, ty } = info;
     let &i = by_name.get(name.as_str()).ok_or_else(|| format!("tensor '{name}' is not in the source"))?;
     let wanted = &source.tensors[i].dims;
@@ -208,13 +223,13 @@ fn find(info: &TensorInfo, source: &Described, by_name: &HashMap<&str, usize>) -
         return Err(format!("tensor '{name}' is {found}, and the source's is {wanted}"));
     }
     // A bias may be permuted by its elements, which no block could be.
-    if quant::decoder(*ty).is_none() || !source.input(i).row_len.is_multiple_of(ty.block_len()) {
+    if quant::decoder(*ty).is_none() || !source.assembly(i).row_len.is_multiple_of(ty.block_len()) {
         return Err(format!("tensor '{name}' is {ty}, which nibble cannot read back"));
     }
     Ok(i)
 }
 
-/// What the sums of a tensor come to, or why they come to nothing.
+/// Computes the errors of a tensor from its sums, or returns why that is not possible.
 fn tensor_error(info: &TensorInfo, source: &TensorInfo, sums: &Sums) -> Result<TensorError, String> {
     let name = &info.name;
     let not_finite = |whose: &str, row: u64| match info.dims.len() {

@@ -1,16 +1,15 @@
-//! What adds up over the weights of a row, of a tensor, of a file.
+//! Sums over the weights of a row, of a tensor, of a file.
 //!
-//! Every weight goes to double precision before anything is done with it. A row's products are added in [`LANES`] sums,
-//! whatever vectors the CPU has, then the sums in their order: the same numbers on every machine, with any number of
-//! threads.
+//! Every weight is converted to double precision first. The products of a row are added into [`LANES`] sums, whatever
+//! vectors the CPU has, and these are added in order: the same numbers on every machine, with any number of threads.
 
 use crate::quant::{Body, Lanes, Level};
 use crate::report::results::WeightError;
 
-/// Sums that a row is added in.
+/// Number of sums that the products of a row are added into.
 const LANES: usize = 16;
 
-/// What a row of the source adds to whatever it is compared with.
+/// The sums of a row of the source.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SourceRow {
     /// Sum of the squared weights.
@@ -19,7 +18,7 @@ pub struct SourceRow {
     weighted: f64,
 }
 
-/// What a row of a candidate adds.
+/// The sums of a row of a candidate.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CandidateRow {
     /// Sum of the squared weights.
@@ -31,7 +30,7 @@ pub struct CandidateRow {
 }
 
 impl SourceRow {
-    /// Of these weights; `importance`, where given, has one value for each.
+    /// Computes the sums of these weights; `importance`, if given, has one value for each.
     pub fn of(weights: &[f32], importance: Option<&[f32]>) -> Self {
         match importance {
             None => {
@@ -47,7 +46,7 @@ impl SourceRow {
 }
 
 impl CandidateRow {
-    /// Of these weights beside the `source`'s; `importance`, where given, has one value for each.
+    /// Computes the sums of these weights and the `source`'s; `importance`, if given, has one value for each.
     pub fn of(source: &[f32], weights: &[f32], importance: Option<&[f32]>) -> Self {
         match importance {
             None => {
@@ -84,14 +83,14 @@ fn weighted_differences(a: f64, b: f64, w: f64) -> [f64; 3] {
     [b * b, d * d, w * (d * d)]
 }
 
-/// Adds up what `add` makes of each place of three rows of one length.
+/// Adds up what `add` returns for each column of three rows of one length.
 fn sum<const N: usize>(rows: [&[f32]; 3], add: impl Fn(f64, f64, f64) -> [f64; N]) -> [f64; N] {
     let mut sums = [0.0; N];
     Level::best().run(Sum { rows, add, sums: &mut sums });
     sums
 }
 
-/// What [`sum`] does, for [`Level::run`]. No lanes of its own: the compiler sees to the vectors.
+/// The body of [`sum`] for [`Level::run`]. It uses no lanes explicitly: the compiler vectorizes it.
 struct Sum<'a, const N: usize, F> {
     rows: [&'a [f32]; 3],
     add: F,
@@ -117,7 +116,7 @@ impl<const N: usize, F: Fn(f64, f64, f64) -> [f64; N]> Body for Sum<'_, N, F> {
     }
 }
 
-/// Adds a weight of each row to the sums of its lane.
+/// Adds one weight of each row to the sums of its lane.
 #[inline(always)]
 fn add_lanes<const N: usize>(
     sums: &mut [[f64; LANES]; N],
@@ -134,7 +133,7 @@ fn add_lanes<const N: usize>(
     }
 }
 
-/// What adds up over rows of a tensor.
+/// Sums over rows of a tensor.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sums {
     source: SourceRow,
@@ -142,11 +141,11 @@ pub struct Sums {
     worst: Option<Worst>,
     /// The first row in which a weight of the source is not finite.
     pub source_not_finite: Option<u64>,
-    /// Of the candidate, likewise.
+    /// The same for the candidate.
     pub not_finite: Option<u64>,
 }
 
-/// The row that differs most.
+/// The row with the largest relative error.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Worst {
     row: u64,
@@ -155,22 +154,22 @@ struct Worst {
 }
 
 impl Sums {
-    /// Adds row `row`, which is below those that were added before.
+    /// Adds row `row`, which comes after those that were added before.
     pub fn add_row(&mut self, row: u64, source: SourceRow, candidate: CandidateRow) {
-        // Squares of floats are far from the largest double: what is not finite was not before.
+        // Squares of floats are far below the largest double: a sum is not finite only if a weight was not.
         if !source.squares.is_finite() {
             self.source_not_finite = self.source_not_finite.or(Some(row));
         } else if !candidate.squares.is_finite() {
             self.not_finite = self.not_finite.or(Some(row));
         } else {
-            // Of a row of zeros there is no relative error.
+            // A row of zeros has no relative error.
             let worst =
                 (source.squares > 0.0).then(|| Worst { row, relative_squared: candidate.differences / source.squares });
             *self = self.and(Self { source, candidate, worst, ..Self::default() });
         }
     }
 
-    /// With what was found in rows below these.
+    /// Adds the sums of rows that come after these.
     pub fn and(self, below: Self) -> Self {
         let worst = match (self.worst, below.worst) {
             (Some(a), Some(b)) => Some(if b.relative_squared > a.relative_squared { b } else { a }),
@@ -192,8 +191,8 @@ impl Sums {
         }
     }
 
-    /// What they come to over `n` weights; `None` where the source has nothing but zeros and the candidate has not, which
-    /// no relative error can say.
+    /// Returns the errors over `n` weights; `None` if the source has only zeros and the candidate has not, so that there is
+    /// no relative error.
     pub fn error(&self, n: u64) -> Option<WeightError> {
         let (source, candidate) = (self.source, self.candidate);
         let differences = candidate.differences;
@@ -204,7 +203,7 @@ impl Sums {
         if source.squares == 0.0 {
             return None;
         }
-        // The law of cosines. The difference is what is known best, and it is small: no digits are lost.
+        // The law of cosines. The difference is known most precisely, and it is small: no digits are lost.
         let lengths = (source.squares * candidate.squares).sqrt();
         let cosine = match lengths > 0.0 {
             true => ((source.squares + candidate.squares - differences) / (2.0 * lengths)).clamp(-1.0, 1.0),
@@ -218,7 +217,7 @@ impl Sums {
         })
     }
 
-    /// The row with the largest relative error, and that error; the first row where all are zeros in the source.
+    /// Returns the row with the largest relative error, and that error; the first row if all are zeros in the source.
     pub fn worst_row(&self) -> (u64, f64) {
         self.worst.map_or((0, 0.0), |worst| (worst.row, worst.relative_squared.sqrt()))
     }

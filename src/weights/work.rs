@@ -1,4 +1,4 @@
-//! The work itself: spans of the source, taken one by one by every thread, and beside each the rows of the candidates.
+//! Executes a comparison: every thread takes the next span of the source and reads the candidates' rows beside it.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -8,26 +8,23 @@ use super::sums::{CandidateRow, SourceRow, Sums};
 use super::{Candidate, Error};
 use crate::base::mmap::Mapping;
 use crate::base::threads::{on_all_threads, room};
-use crate::convert::{self, Bytes, Described, Importance, Input, Span};
+use crate::convert::Importance;
 use crate::gguf::TensorType;
+use crate::pass::{Assembly, Pass, Piece, SPANS_AHEAD, Source, Span};
 use crate::quant;
 
 /// Weights that are compared at once: half a MiB as floats, so that they are still in the core's own cache when the next
 /// candidate is compared with them.
 const STEP_WEIGHTS: usize = 128 * 1024;
 
-/// How many spans ahead of the one being worked on the system is asked to read, beside one for each thread.
-const SPANS_AHEAD: usize = 4;
-
 /// What the threads share.
 struct Work<'a> {
-    files: Vec<&'a Mapping>,
     /// The source's tensors.
-    inputs: Vec<Input<'a>>,
+    assemblies: Vec<Assembly<'a>>,
     /// Importance of the columns of each.
     importance: Vec<Option<&'a [f32]>>,
     /// The source's spans that hold anything to compare.
-    spans: Vec<Span>,
+    pass: Pass<'a>,
     candidates: Vec<Reading<'a>>,
     progress: &'a (dyn Fn(u64, u64) + Sync),
     all_bytes: u64,
@@ -37,7 +34,7 @@ struct Work<'a> {
 /// A candidate that is being read.
 struct Reading<'a> {
     candidate: &'a Candidate,
-    /// Why it cannot be read any more.
+    /// Why it can no longer be read.
     failure: OnceLock<Error>,
 }
 
@@ -51,133 +48,116 @@ struct Place<'a> {
     row_bytes: usize,
 }
 
-/// Gives, for each candidate, the sums of each of the source's tensors (zero of those it does not have), or why it could not
-/// be read.
+/// Returns, for each candidate, the sums of each of the source's tensors (zero for those it does not have), or why it could
+/// not be read.
 pub fn run(
-    source: &Described,
+    source: &Source,
     candidates: &[&Candidate],
     importance: Option<&Importance>,
     progress: &(dyn Fn(u64, u64) + Sync),
     cancel: &AtomicBool,
 ) -> Result<Vec<Result<Vec<Sums>, Error>>, Error> {
-    let inputs: Vec<_> = (0..source.tensors.len()).map(|i| source.input(i)).collect();
+    let assemblies: Vec<_> = (0..source.tensors.len()).map(|i| source.assembly(i)).collect();
     let importance =
         source.tensors.iter().map(|tensor| importance?.of(&tensor.name).filter(|_| tensor.dims.len() == 2)).collect();
-    let files = source.mappings();
-    let spans = convert::spans(&files, inputs.iter());
+    let is_wanted = |piece: &Piece| candidates.iter().any(|candidate| candidate.matches[piece.tensor].is_some());
+    let pass = Pass::new(source, &assemblies).retain(is_wanted);
     let candidates = candidates.iter().map(|candidate| Reading { candidate, failure: OnceLock::new() }).collect();
-    let mut work = Work { files, inputs, importance, spans, candidates, progress, all_bytes: 0, cancel };
-    work.leave_out_what_nobody_has();
+    let mut work = Work { assemblies, importance, pass, candidates, progress, all_bytes: 0, cancel };
+    work.all_bytes = work.pieces().map(|piece| work.bytes(piece)).sum();
     let found = work.run()?;
     Ok(work.totals(&found))
 }
 
 impl<'a> Work<'a> {
-    /// Drops what is in no candidate from the spans, and counts the bytes of the rest.
-    fn leave_out_what_nobody_has(&mut self) {
-        let mut spans = std::mem::take(&mut self.spans);
-        for span in &mut spans {
-            span.pieces.retain(|piece| self.candidates.iter().any(|c| c.candidate.matches[piece.tensor].is_some()));
-        }
-        spans.retain(|span| !span.pieces.is_empty());
-        let pieces = spans.iter().flat_map(|span| &span.pieces);
-        self.all_bytes = pieces.map(|piece| self.bytes(piece.tensor, &piece.rows)).sum();
-        self.spans = spans;
+    fn pieces(&self) -> impl Iterator<Item = &Piece> {
+        self.pass.spans().iter().flat_map(|span| &span.pieces)
     }
 
-    /// Bytes of some rows of one of the source's tensors, in the source and all candidates.
-    fn bytes(&self, tensor: usize, rows: &Range<usize>) -> u64 {
-        let of_candidates = self.candidates.iter().filter_map(|c| Some(self.place(c, tensor)?.row_bytes));
-        (rows.len() * (self.inputs[tensor].row_bytes() + of_candidates.sum::<usize>())) as u64
+    /// Returns the bytes of a piece, in the source and all candidates.
+    fn bytes(&self, piece: &Piece) -> u64 {
+        let of_candidates = self.candidates.iter().filter_map(|c| Some(self.place(c, piece.tensor)?.row_bytes));
+        let of_source = self.assemblies[piece.tensor].inputs[piece.input].row_bytes();
+        (piece.rows.len() * (of_source + of_candidates.sum::<usize>())) as u64
     }
 
-    /// Where a candidate has one of the source's tensors.
+    /// Returns where a candidate has one of the source's tensors.
     fn place(&self, reading: &Reading<'a>, tensor: usize) -> Option<Place<'a>> {
         let gguf = &reading.candidate.gguf;
         let found = reading.candidate.matches[tensor]?;
         let ty = gguf.tensors()[found].ty;
         let (map, bytes) = gguf.location(found);
         // The rows are those of the source, and a whole number of blocks.
-        let row_bytes = self.inputs[tensor].row_len / ty.block_len() * ty.block_bytes();
+        let row_bytes = self.assemblies[tensor].row_len / ty.block_len() * ty.block_bytes();
         Some(Place { map, bytes, ty, row_bytes })
     }
 
-    /// Does all spans, and gives for each the sums of its pieces, of each piece those of every candidate.
+    /// Compares all spans. Returns for each span the sums of its pieces, and for each piece those of every candidate.
     fn run(&self) -> Result<Vec<Vec<Sums>>, Error> {
-        let found: Vec<OnceLock<Vec<Sums>>> = self.spans.iter().map(|_| OnceLock::new()).collect();
+        let (pass, spans) = (&self.pass, self.pass.spans());
+        let found: Vec<OnceLock<Vec<Sums>>> = spans.iter().map(|_| OnceLock::new()).collect();
         let ahead = SPANS_AHEAD + rayon::current_num_threads();
-        self.spans.iter().take(ahead).for_each(|span| self.will_read(span));
+        spans.iter().take(ahead).for_each(|span| self.will_read(span));
         (self.progress)(0, self.all_bytes);
-        on_all_threads::<Buffers, Error>(self.spans.len(), |at, buffers| {
-            if let Some(span) = self.spans.get(at + ahead) {
+        on_all_threads::<Buffers, Error>(spans.len(), |at, buffers| {
+            if let Some(span) = spans.get(at + ahead) {
                 self.will_read(span);
             }
-            let _ = found[at].set(self.span(&self.spans[at], buffers)?);
+            let _ = found[at].set(self.span(pass, &spans[at], buffers)?);
             Ok(())
         })?;
         Ok(found.into_iter().map(|sums| sums.into_inner().unwrap_or_default()).collect())
     }
 
-    /// Asks the system to read a span, and what is compared with it.
+    /// Asks the system to read ahead a span and what is compared with it.
     fn will_read(&self, span: &Span) {
-        if let Some(file) = span.file {
-            self.files[file].will_read(span.bytes.start as usize..span.bytes.end as usize);
-        }
+        self.pass.will_read(span);
         for piece in &span.pieces {
             for place in self.candidates.iter().filter_map(|reading| self.place(reading, piece.tensor)) {
-                place.map.will_read(place.of_rows(&piece.rows));
+                place.map.will_read(place.of_rows(&piece.output_rows()));
             }
         }
     }
 
     /// Reads a span of the source once, and compares its rows with those of every candidate.
-    fn span(&self, span: &Span, buffers: &mut Buffers) -> Result<Vec<Sums>, Error> {
+    fn span(&self, pass: &Pass<'_>, span: &Span, buffers: &mut Buffers) -> Result<Vec<Sums>, Error> {
         let mut found = vec![Sums::default(); span.pieces.len() * self.candidates.len()];
-        let mut source = std::mem::take(&mut buffers.source);
-        let read = room(&mut source, (span.read_end - span.bytes.start) as usize);
-        if let Some(file) = span.file.filter(|_| self.any_is_left()) {
-            let file = self.files[file];
-            file.read_at(read, span.bytes.start)
-                .map_err(|source| convert::Error::Read { path: file.path().to_path_buf(), source })?;
-        }
+        let mut buffer = std::mem::take(&mut buffers.source);
+        let read = match self.any_is_left() {
+            true => pass.read_unhashed(span, &mut buffer)?,
+            // Nothing is compared any more; what is counted is the progress.
+            false => room(&mut buffer, (span.read_end - span.bytes.start) as usize),
+        };
         for (piece, found) in span.pieces.iter().zip(found.chunks_exact_mut(self.candidates.len())) {
-            let input = &self.inputs[piece.tensor];
-            let bytes = match &input.bytes {
-                Bytes::Mapped(..) => &read[(piece.offset - span.bytes.start) as usize..],
-                Bytes::Made(bytes) => bytes,
-            };
-            let step = (STEP_WEIGHTS / input.row_len.max(1)).max(1);
+            let row_len = self.assemblies[piece.tensor].row_len;
+            let source = span.source(piece, &self.assemblies[piece.tensor].inputs[piece.input], read);
+            let step = (STEP_WEIGHTS / row_len.max(1)).max(1);
             for start in piece.rows.clone().step_by(step) {
                 if self.cancel.load(Ordering::Relaxed) {
                     return Err(Error::Cancelled);
                 }
                 let rows = start..piece.rows.end.min(start + step);
-                self.rows(piece.tensor, rows, (bytes, piece.rows.start), buffers, found);
+                self.rows(piece, rows, source, buffers, found);
             }
-            (self.progress)(self.bytes(piece.tensor, &piece.rows), self.all_bytes);
+            (self.progress)(self.bytes(piece), self.all_bytes);
         }
-        buffers.source = source;
+        buffers.source = buffer;
         Ok(found)
     }
 
-    /// Whether any candidate can still be read.
+    /// Returns whether any candidate can still be read.
     fn any_is_left(&self) -> bool {
         self.candidates.iter().any(|reading| reading.failure.get().is_none())
     }
 
-    /// Adds some rows of a tensor to each candidate's sums. `source` is the tensor's bytes, and the row they begin with.
-    fn rows(
-        &self,
-        tensor: usize,
-        rows: Range<usize>,
-        source: (&[u8], usize),
-        buffers: &mut Buffers,
-        found: &mut [Sums],
-    ) {
-        let (input, importance) = (&self.inputs[tensor], self.importance[tensor]);
+    /// Adds some rows of a piece to each candidate's sums. `source` is the piece's bytes.
+    fn rows(&self, piece: &Piece, rows: Range<usize>, source: &[u8], buffers: &mut Buffers, found: &mut [Sums]) {
+        let (tensor, importance) = (piece.tensor, self.importance[piece.tensor]);
+        let input = &self.assemblies[tensor].inputs[piece.input];
         let n_weights = rows.len() * input.row_len;
         let weights = room(&mut buffers.weights, n_weights);
-        input.decode_rows(rows.clone(), source.0, source.1, weights);
+        input.decode(rows.clone(), source, piece.rows.start, weights);
+        let rows = input.first_row + rows.start..input.first_row + rows.end;
         buffers.rows.clear();
         buffers.rows.extend(weights.chunks_exact(input.row_len).map(|row| SourceRow::of(row, importance)));
         for (reading, sums) in self.candidates.iter().zip(found) {
@@ -201,15 +181,19 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Adds up what was found, in the order of the rows.
+    /// Adds up the sums of the pieces, in the order of the rows.
     fn totals(self, found: &[Vec<Sums>]) -> Vec<Result<Vec<Sums>, Error>> {
         let n_candidates = self.candidates.len();
-        let mut totals = vec![vec![Sums::default(); self.inputs.len()]; n_candidates];
-        for (span, found) in self.spans.iter().zip(found) {
-            for (piece, found) in span.pieces.iter().zip(found.chunks_exact(n_candidates)) {
-                for (totals, sums) in totals.iter_mut().zip(found) {
-                    totals[piece.tensor] = totals[piece.tensor].and(*sums);
-                }
+        let mut totals = vec![vec![Sums::default(); self.assemblies.len()]; n_candidates];
+        let mut pieces: Vec<(&Piece, &[Sums])> = Vec::new();
+        for (span, found) in self.pass.spans().iter().zip(found) {
+            pieces.extend(span.pieces.iter().zip(found.chunks_exact(n_candidates)));
+        }
+        // Inputs of one tensor may lie in the files in another order.
+        pieces.sort_by_key(|(piece, _)| (piece.tensor, piece.output_rows().start));
+        for (piece, found) in pieces {
+            for (totals, sums) in totals.iter_mut().zip(found) {
+                totals[piece.tensor] = totals[piece.tensor].and(*sums);
             }
         }
         let failures = self.candidates.into_iter().map(|reading| reading.failure.into_inner());
@@ -218,13 +202,13 @@ impl<'a> Work<'a> {
 }
 
 impl Place<'_> {
-    /// Where some rows lie, in bytes.
+    /// Returns the byte range of some rows.
     fn of_rows(&self, rows: &Range<usize>) -> Range<usize> {
         self.bytes.start + rows.start * self.row_bytes..self.bytes.start + rows.end * self.row_bytes
     }
 }
 
-/// A thread's buffers, grown once and used for every span.
+/// Buffers of a thread, reused for every span.
 #[derive(Default)]
 struct Buffers {
     source: Vec<u8>,

@@ -1,8 +1,100 @@
-//! What to type when something goes wrong with conversions.
+//! What to type when something goes wrong with conversions: with the source, the recipe, an adapter or the output.
 
 use std::error::Error;
 
+use crate::convert::{self, Left, lora};
+use crate::{checkpoint, pass, recipe};
+
 /// Returns the flags or commands that help with `cause`, as words that follow "; ".
-pub fn advice(_cause: &(dyn Error + 'static)) -> Option<String> {
+pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(error) = cause.downcast_ref() {
+        return of_conversion(error);
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return of_source(error);
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return of_recipe(error);
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return of_checkpoint(error);
+    }
     None
+}
+
+/// Advice on what went wrong with a conversion.
+pub fn of_conversion(error: &convert::Error) -> Option<String> {
+    use convert::Error;
+    let words = match error {
+        Error::Source(error) => return of_source(error),
+        Error::Recipe(error) => return of_recipe(error),
+        Error::Lora(error) => return of_adapter(error),
+        Error::OutputExists { .. } => "pass --force to replace it, or -o to write elsewhere",
+        Error::OutputIsFolder { .. } => "give -o the name of a file",
+        Error::OutputIsSpecial { .. } | Error::OutputIsSource { .. } => "give -o another name",
+        Error::NoRoom { .. } => "make room, or write to another disk with -o",
+        Error::Busy { .. } => "wait until it is done, or write elsewhere with -o",
+        Error::NotJournal { .. } => "move it away, or give -o another name",
+        Error::UnknownPartial { .. } => "remove it, or pass --restart to begin the result anew",
+        Error::Unfinished { error, left } => {
+            let again = "the same command goes on from there (--restart begins anew)".to_string();
+            let again = matches!(left, Left::Work { .. }).then_some(again);
+            let words: Vec<_> = [again, of_conversion(error)].into_iter().flatten().collect();
+            return (!words.is_empty()).then(|| words.join("; "));
+        }
+        _ => return None,
+    };
+    Some(words.to_string())
+}
+
+/// Advice on what is wrong with a source.
+pub fn of_source(error: &pass::Error) -> Option<String> {
+    use pass::Error;
+    let words = match error {
+        Error::Checkpoint(error) => return of_checkpoint(error),
+        Error::AlreadyQuantized { .. } => {
+            "start from the 16-bit original, or pass --allow-requantize to convert it all the same"
+        }
+        Error::NotFinite { .. } => "check the download, or pass --allow-nan to convert it all the same",
+        Error::BeyondF16 { .. } => {
+            "pass --type PATTERN=BF16 to give this tensor BF16, or --allow-nan to convert it all the same"
+        }
+        _ => return None,
+    };
+    Some(words.to_string())
+}
+
+fn of_recipe(error: &recipe::Error) -> Option<String> {
+    match error {
+        recipe::Error::UnknownRecipe { .. } => Some("'nibble quants' says what each is for".to_string()),
+        recipe::Error::UnknownBase { .. } => Some("'nibble quants' lists the recipes".to_string()),
+        _ => None,
+    }
+}
+
+fn of_checkpoint(error: &checkpoint::Error) -> Option<String> {
+    match error {
+        checkpoint::Error::OnlyAdapter { .. } => {
+            Some("or make a GGUF of the adapter alone with 'nibble convert'".to_string())
+        }
+        _ => None,
+    }
+}
+
+fn of_adapter(error: &lora::Error) -> Option<String> {
+    use lora::{Error, ModelOnly};
+    let words = match error {
+        Error::Checkpoint(error) => return of_checkpoint(error),
+        Error::NoBase { .. } => "pass --base with its folder (config.json is enough) or a GGUF of it",
+        Error::BaseIsAdapter { .. } => "pass --base with that model",
+        Error::NotFinite { .. } => "check the download, or pass --allow-nan to convert it all the same",
+        Error::BeyondF16 { .. } => "convert with -q F32 or -q BF16",
+        Error::Recipe { .. } => "pass -q F32, F16 or BF16",
+        Error::ModelOnly(ModelOnly::Overrides) => "leave out --type",
+        Error::ModelOnly(ModelOnly::Split) => "leave out --split-max-size",
+        Error::ModelOnly(ModelOnly::RecipeFile) => "leave out --recipe",
+        Error::ModelOnly(ModelOnly::Importance) => "leave out --importance",
+        _ => return None,
+    };
+    Some(words.to_string())
 }

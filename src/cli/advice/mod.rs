@@ -5,7 +5,7 @@
 
 mod calibration;
 mod chat;
-mod convert;
+pub mod convert;
 #[cfg(feature = "llama")]
 mod engine;
 #[cfg(feature = "llama")]

@@ -12,7 +12,7 @@ use crate::cli::table::{self, Align};
 use crate::cli::{interrupt, progress};
 use crate::convert::Importance;
 use crate::report::results::{TensorError, WeightErrors};
-use crate::weights::{Error, Job};
+use crate::weights::{Error, WeightComparison};
 
 /// Tensors that are shown of a candidate, the worst first; of several candidates fewer each.
 const MOST_TENSORS: usize = 10;
@@ -43,7 +43,7 @@ pub fn measure(
     quiet: bool,
     cancel: &AtomicBool,
 ) -> anyhow::Result<Vec<Result<WeightErrors, Error>>> {
-    let job = Job::prepare(source, candidates, importance)?;
+    let job = WeightComparison::prepare(source, candidates, importance)?;
     if !quiet {
         for warning in job.warnings() {
             eprintln!("nibble: warning: {}", printable(warning));

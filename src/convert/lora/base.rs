@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use super::Error;
-use crate::arch::{self, Architecture, Hyperparameters, Llama, Origin, Slot, Transform};
-use crate::checkpoint::{Config, snapshot};
+use crate::arch::{ARCHITECTURES, Blueprint, OutputTensor, RowOrder};
+use crate::checkpoint::{self, Config, snapshot};
 use crate::convert;
-use crate::gguf::{self, Gguf, Value};
+use crate::gguf::{self, Gguf};
+use crate::pass;
 
 /// A matrix that an adapter can change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,8 +20,8 @@ pub struct Module {
     pub rows: u64,
     /// Inputs.
     pub columns: u64,
-    /// What becomes of its rows, and so of B's.
-    pub transform: Transform,
+    /// The order of its rows, and so of B's.
+    pub order: RowOrder,
 }
 
 /// The base model.
@@ -28,6 +29,8 @@ pub struct Module {
 pub struct Base {
     /// What it is called in messages.
     pub name: String,
+    /// `general.architecture` of its GGUF file.
+    pub architecture: &'static str,
     /// Layers.
     pub n_layers: u32,
     /// Whether the token embedding is the output matrix too.
@@ -43,75 +46,60 @@ impl Base {
     /// Where there is none, or of no architecture that nibble knows.
     pub fn open(path: &Path) -> Result<Self, convert::Error> {
         if path.is_file() && gguf::is_gguf(path) {
-            return of_gguf(path, &Gguf::open(path)?);
+            return of_gguf(path, &Gguf::open(path).map_err(pass::Error::from)?);
         }
         let file = if path.is_file() { path.to_path_buf() } else { snapshot(path).join("config.json") };
-        let config = Config::read(&file)?.ok_or_else(|| convert::Error::NoSource { path: file.clone() })?;
-        let map = config.map();
+        let config = Config::read(&file)
+            .and_then(|config| config.ok_or_else(|| checkpoint::Error::NotFound(file.clone())))
+            .map_err(pass::Error::from)?;
         let of = || {
-            let architecture = arch::lookup(map)?;
-            let hyper = architecture.hyperparameters(map)?;
-            Ok(Self::new(path, &hyper, architecture.slots(&hyper)))
+            let architecture = ARCHITECTURES.lookup(config.map())?;
+            Ok(Self::new(path, architecture.gguf_name(), architecture.blueprint(config.map())?))
         };
-        of().map_err(|source| convert::Error::Arch { dir: path.to_path_buf(), source })
+        of().map_err(|source| pass::Error::Arch { dir: path.to_path_buf(), source }.into())
     }
 
-    fn new(path: &Path, hyper: &Hyperparameters, slots: Vec<Slot>) -> Self {
-        let module = |slot: Slot| {
-            let (&[columns, rows], Origin::Checkpoint { names, transform }) = (slot.dims.as_slice(), slot.origin)
-            else {
-                return None;
-            };
+    fn new(path: &Path, architecture: &'static str, mut blueprint: Blueprint) -> Self {
+        let tied = blueprint.tied.unwrap_or(false);
+        if tied {
+            blueprint.take_output();
+        }
+        let module = |tensor: OutputTensor| {
+            // An adapter changes whole matrices, not parts of fused ones.
+            let (&[columns, rows], [input]) = (tensor.dims.as_slice(), tensor.inputs()) else { return None };
+            let names = &input.main().filter(|_| input.rows.is_none())?.names;
             let names = names.iter().filter_map(|name| name.strip_suffix(".weight").map(str::to_string)).collect();
-            Some(Module { names, tensor: slot.name, rows, columns, transform })
+            let order = input.order;
+            Some(Module { names, tensor: tensor.name, rows, columns, order })
         };
         Self {
             name: path.display().to_string(),
-            n_layers: hyper.n_layers,
-            tied: hyper.tied,
-            modules: slots.into_iter().filter_map(module).collect(),
+            architecture,
+            n_layers: blueprint.topology.n_layers,
+            tied,
+            modules: blueprint.tensors.into_iter().filter_map(module).collect(),
         }
     }
 }
 
-/// From the numbers of a GGUF: the names in a checkpoint are those of the architecture.
+/// Returns the base model in a GGUF. The names in a checkpoint are those of the architecture.
 fn of_gguf(path: &Path, gguf: &Gguf) -> Result<Base, convert::Error> {
     let metadata = gguf.metadata();
     if metadata.str("general.type") == Some("adapter") {
         return Err(Error::BaseIsAdapter { path: path.to_path_buf() }.into());
     }
-    let architecture = metadata.str("general.architecture").unwrap_or_default();
-    if architecture != "llama" {
-        return Err(Error::ForeignBase { path: path.to_path_buf(), found: architecture.to_string() }.into());
-    }
-    let missing = |key: &str| Error::BaseKey { path: path.to_path_buf(), key: key.to_string() };
-    let optional = |key: &str| match metadata.get(key).map(Value::as_u64) {
-        None => Ok(None),
-        Some(found) => {
-            found.and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0).map(Some).ok_or_else(|| missing(key))
-        }
-    };
-    let number = |key: &str| optional(key)?.ok_or_else(|| missing(key));
-    let (hidden, n_heads) = (number("llama.embedding_length")?, number("llama.attention.head_count")?);
-    let embedding = gguf.tensor("token_embd.weight").and_then(|tensor| tensor.dims.get(1)).copied();
-    let hyper = Hyperparameters {
-        n_layers: number("llama.block_count")?,
-        hidden,
-        ffn: number("llama.feed_forward_length")?,
-        n_heads,
-        n_kv_heads: optional("llama.attention.head_count_kv")?.unwrap_or(n_heads),
-        head_dim: optional("llama.attention.key_length")?.unwrap_or(hidden / n_heads),
-        vocab: embedding.and_then(|n| u32::try_from(n).ok()).ok_or_else(|| missing("token_embd.weight"))?,
-        tied: gguf.tensor("output.weight").is_none(),
-        // Nothing of an adapter depends on the rest.
-        ..Hyperparameters::yi_6b()
-    };
-    hyper.check().map_err(|source| convert::Error::Arch { dir: path.to_path_buf(), source })?;
-    let base = Base::new(path, &hyper, Llama.slots(&hyper));
+    let name = metadata.str("general.architecture").unwrap_or_default();
+    let architecture = ARCHITECTURES.by_gguf_name(name).ok_or_else(|| {
+        let (path, known) = (path.to_path_buf(), ARCHITECTURES.known_in_gguf());
+        Error::ForeignBase { path, found: name.to_string(), known }
+    })?;
+    let blueprint =
+        architecture.blueprint_of_gguf(gguf).map_err(|source| pass::Error::Arch { dir: path.to_path_buf(), source })?;
+    let base = Base::new(path, architecture.gguf_name(), blueprint);
     for module in &base.modules {
         let fits = gguf.tensor(&module.tensor).is_some_and(|tensor| tensor.dims == [module.columns, module.rows]);
         if !fits {
-            return Err(missing(&module.tensor).into());
+            return Err(Error::BaseKey { path: path.to_path_buf(), key: module.tensor.clone() }.into());
         }
     }
     Ok(base)

@@ -1,5 +1,6 @@
 //! What can be wrong with an adapter.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use crate::checkpoint;
@@ -8,18 +9,13 @@ use crate::checkpoint;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum Error {
-    #[error(
-        "{dir}: the adapter has to be laid out for its base model{id}, which is not here; name its folder (config.json is \
-         enough) or a GGUF of it with --base"
-    )]
+    #[error("{dir}: the adapter has to be laid out for its base model{id}, which is not here")]
     NoBase { dir: PathBuf, id: String },
 
-    #[error(
-        "{path}: the base model's architecture is '{found}', and nibble converts adapters of 'llama' models (Yi, Llama, Mistral)"
-    )]
-    ForeignBase { path: PathBuf, found: String },
+    #[error("{path}: the base model's architecture is '{found}'; nibble converts adapters of {known}")]
+    ForeignBase { path: PathBuf, found: String, known: String },
 
-    #[error("{path}: this is an adapter too; --base is for the model that the adapter was trained on")]
+    #[error("{path}: the base model is an adapter itself; wanted the model that the adapter was trained on")]
     BaseIsAdapter { path: PathBuf },
 
     #[error("{path}: the key '{key}' is missing or not a number that a model has; is this a whole model?")]
@@ -38,9 +34,6 @@ pub enum Error {
 
     #[error("{path}: the pattern '{pattern}' of '{key}' is none that nibble understands: {problem}")]
     Pattern { path: PathBuf, key: &'static str, pattern: String, problem: String },
-
-    #[error("{path}: this GGUF is an adapter, which is made from the folder that PEFT saved and converted no further")]
-    Gguf { path: PathBuf },
 
     #[error("{path}: there are no LoRA tensors in the adapter")]
     Empty { path: PathBuf },
@@ -72,25 +65,49 @@ pub enum Error {
 
     #[error(
         "tensor '{tensor}' has {value} at row {row}, column {column} (rows and columns count from 0): the adapter is \
-         damaged or its training diverged; check the download, or pass --allow-nan to go on all the same"
+         damaged or its training diverged"
     )]
     NotFinite { tensor: String, row: usize, column: usize, value: f32 },
 
     #[error(
         "tensor '{tensor}' has {value} at row {row}, column {column} (rows and columns count from 0), which is beyond F16, \
-         whose largest number is 65504; convert with -q F32 or -q BF16"
+         whose largest number is 65504"
     )]
     BeyondF16 { tensor: String, row: usize, column: usize, value: f32 },
 
     #[error(
         "recipe '{found}' quantizes, and an adapter is too small for that to save anything: its rows of rank numbers are \
-         shorter than the blocks; use -q F32, F16 or BF16"
+         shorter than the blocks; wanted F32, F16 or BF16"
     )]
     Recipe { found: String },
 
-    #[error("{flag} is for models; an adapter has one type for all of its tensors, and one file")]
-    Flag { flag: &'static str },
+    #[error("{0} for models only; an adapter has one type for all of its tensors, and one file")]
+    ModelOnly(ModelOnly),
 
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::Error),
+}
+
+/// What can be asked for a model and not for an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelOnly {
+    /// Types for single tensors.
+    Overrides,
+    /// A result in several files.
+    Split,
+    /// A recipe of the user's own.
+    RecipeFile,
+    /// Importance.
+    Importance,
+}
+
+impl fmt::Display for ModelOnly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Overrides => "types for single tensors are",
+            Self::Split => "splitting the result is",
+            Self::RecipeFile => "a recipe's file is",
+            Self::Importance => "importance is",
+        })
+    }
 }

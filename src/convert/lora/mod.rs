@@ -25,15 +25,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use base::{Base, Module};
-pub use error::Error;
-use peft::{Factor, Part, Settings};
+pub use error::{Error, ModelOnly};
+use peft::{Factor, Settings, TensorName};
 
-use super::{general_metadata, name, output, provenance, set_base_models};
-use crate::arch::Transform;
+use super::{name, output, provenance};
+use crate::arch::RowOrder;
 use crate::base::atomic_file::AtomicFile;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::convert;
 use crate::gguf::{DEFAULT_ALIGNMENT, Layout, Metadata, TensorInfo, TensorType};
+use crate::pass::{self, general_metadata, set_base_models};
 use crate::quant;
 use crate::recipe::QUANTIZATION_VERSION;
 
@@ -42,8 +43,8 @@ use crate::recipe::QUANTIZATION_VERSION;
 struct Planned {
     /// Its place among the adapter's tensors.
     source: usize,
-    /// Rows of the file that come from other rows of the source.
-    transform: Transform,
+    /// The order of the rows.
+    order: RowOrder,
     /// Rows become columns.
     transpose: bool,
     /// What its numbers are multiplied by.
@@ -51,7 +52,7 @@ struct Planned {
 }
 
 /// The conversion of an adapter, planned and checked.
-pub struct Job {
+pub struct AdapterJob {
     adapter: Checkpoint,
     planned: Vec<Planned>,
     metadata: Metadata,
@@ -66,7 +67,7 @@ pub struct Job {
     allow_nan: bool,
 }
 
-impl Job {
+impl AdapterJob {
     /// Opens the adapter at `path` and lays it out for the base model at `base`, or for that which the adapter names,
     /// where it is a folder here. Of `options`, the recipe is the one type of all tensors: F32, F16 or BF16. Reads no
     /// weights, and writes nothing.
@@ -75,7 +76,7 @@ impl Job {
     /// Anything wrong with the adapter or the base model, and whatever of the adapter a LoRA file cannot hold.
     pub fn prepare(path: &Path, base: Option<&Path>, options: &convert::Options) -> Result<Self, convert::Error> {
         let ty = type_of(options)?;
-        let adapter = Checkpoint::open_adapter(path)?;
+        let adapter = Checkpoint::open_adapter(path).map_err(pass::Error::from)?;
         let settings = Settings::read(adapter.config()).map_err(convert::Error::from)?;
         let base = match (base, &settings.base) {
             (Some(path), _) => Base::open(path)?,
@@ -107,13 +108,13 @@ impl Job {
             let a = if pair.embedding { [rank, module.rows] } else { [module.columns, rank] };
             let b = [rank, if pair.embedding { module.columns } else { module.rows }];
             infos.extend([info("a", a), info("b", b)]);
-            let copy = Transform::Copy;
-            planned.push(Planned { source: pair.a, transform: copy, transpose: pair.embedding, factor: 1.0 });
-            let transform = if pair.embedding { copy } else { module.transform };
-            planned.push(Planned { source: pair.b, transform, transpose: false, factor });
+            let stored = RowOrder::AsStored;
+            planned.push(Planned { source: pair.a, order: stored, transpose: pair.embedding, factor: 1.0 });
+            let order = if pair.embedding { stored } else { module.order };
+            planned.push(Planned { source: pair.b, order, transpose: false, factor });
         }
 
-        let metadata = metadata(&adapter, &settings, options, alpha);
+        let metadata = metadata(&adapter, base.architecture, &settings, options, alpha);
         let layout = Layout::new(&metadata, infos, DEFAULT_ALIGNMENT, None)?;
         let usual = || name::adapter_file_name(&adapter.name(), ty.name()).into();
         let output = options.output.clone().unwrap_or_else(usual);
@@ -222,11 +223,11 @@ impl Job {
             weights = transposed(&weights, row_len);
         }
         let (row_len, n_rows) = (info.dims[0] as usize, info.dims[1]);
-        let ordered = match planned.transform {
-            Transform::Copy => weights,
-            transform => (0..n_rows)
+        let ordered = match planned.order {
+            RowOrder::AsStored => weights,
+            order => (0..n_rows)
                 .flat_map(|row| {
-                    let at = transform.source_row(row, n_rows) as usize * row_len;
+                    let at = order.source_row(row, n_rows) as usize * row_len;
                     weights[at..at + row_len].iter().copied()
                 })
                 .collect(),
@@ -252,10 +253,10 @@ impl Job {
 /// The type that the recipe gives all tensors.
 fn type_of(options: &convert::Options) -> Result<TensorType, Error> {
     if !options.overrides.is_empty() {
-        return Err(Error::Flag { flag: "--type" });
+        return Err(Error::ModelOnly(ModelOnly::Overrides));
     }
     if options.split_max_bytes.is_some() {
-        return Err(Error::Flag { flag: "--split-max-size" });
+        return Err(Error::ModelOnly(ModelOnly::Split));
     }
     match options.recipe.ty {
         ty @ (TensorType::F32 | TensorType::F16 | TensorType::BF16) if options.recipe.name == ty.name() => Ok(ty),
@@ -308,22 +309,22 @@ fn pairs(adapter: &Checkpoint, base: &Base, warnings: &mut Vec<String>) -> Resul
     let mut first: Option<(&str, Option<String>)> = None;
     for (index, tensor) in adapter.tensors().iter().enumerate() {
         let (module, factor, embedding) = match peft::part(&tensor.name) {
-            Part::Factor { module, factor, embedding, adapter: name } => {
+            TensorName::Factor { module, factor, embedding, adapter: name } => {
                 let (first, other) = first.get_or_insert((&tensor.name, name.clone()));
                 if *other != name {
                     return Err(Error::Several { first: first.to_string(), second: tensor.name.clone() });
                 }
                 (module, factor, embedding)
             }
-            Part::Base { module } if is_copy(base, &by_name, &module, tensor) => {
+            TensorName::Base { module } if is_copy(base, &by_name, &module, tensor) => {
                 warnings.push(format!("{}: the base model has this already; it is left out", tensor.name));
                 continue;
             }
-            Part::Base { .. } => {
+            TensorName::Base { .. } => {
                 let what = "is a whole matrix of other sizes than the base model's, as for a larger vocabulary";
                 return Err(Error::Foreign { tensor: tensor.name.clone(), what });
             }
-            Part::Foreign(what) => return Err(Error::Foreign { tensor: tensor.name.clone(), what }),
+            TensorName::Foreign(what) => return Err(Error::Foreign { tensor: tensor.name.clone(), what }),
         };
         let Some(&at) = by_name.get(module.as_str()) else {
             let (tensor, hint) = (tensor.name.clone(), hint(base, &module));
@@ -408,9 +409,15 @@ fn common_alpha(pairs: &[Option<Pair>], settings: &Settings) -> f32 {
     counts.iter().find(|(_, count)| *count == most).map_or(usual, |(alpha, _)| *alpha)
 }
 
-fn metadata(adapter: &Checkpoint, settings: &Settings, options: &convert::Options, alpha: f32) -> Metadata {
+fn metadata(
+    adapter: &Checkpoint,
+    architecture: &str,
+    settings: &Settings,
+    options: &convert::Options,
+    alpha: f32,
+) -> Metadata {
     let n_weights = adapter.tensors().iter().map(Tensor::n_elements).fold(0, u64::saturating_add);
-    let mut metadata = general_metadata(&adapter.name(), n_weights, adapter.card());
+    let mut metadata = general_metadata(architecture, &adapter.name(), n_weights, adapter.card());
     metadata.set("general.type", "adapter");
     if let Some(base) = settings.base.as_ref().filter(|_| adapter.card().base_model.is_empty()) {
         // An id on Hugging Face, or a folder of the machine that it was trained on, whose name has to do.

@@ -218,7 +218,7 @@ pub enum Factor {
 
 /// What an adapter's tensor is, by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum TensorName {
     /// A factor for a module.
     Factor {
         /// The module, as the base model calls it: `model.layers.0.self_attn.q_proj`.
@@ -240,7 +240,7 @@ pub enum Part {
 }
 
 /// What the tensor `name` is.
-pub fn part(name: &str) -> Part {
+pub fn part(name: &str) -> TensorName {
     let parts: Vec<&str> = name.strip_prefix("base_model.model.").unwrap_or(name).split('.').collect();
     let at = |wanted: &[&str]| parts.iter().position(|part| wanted.contains(part));
     let module = |end: usize| parts[..end].join(".");
@@ -250,16 +250,16 @@ pub fn part(name: &str) -> Part {
         let adapter = match (&parts[i + 1..], embedding) {
             (["weight"], false) | ([], true) => None,
             ([adapter, "weight"], false) | ([adapter], true) => Some(adapter.to_string()),
-            ([.., "bias"], _) => return Part::Foreign("is a bias, for which a LoRA file has no room"),
-            _ => return Part::Foreign("has a name that PEFT gives to no part of an adapter"),
+            ([.., "bias"], _) => return TensorName::Foreign("is a bias, for which a LoRA file has no room"),
+            _ => return TensorName::Foreign("has a name that PEFT gives to no part of an adapter"),
         };
-        return Part::Factor { module: module(i), factor, embedding, adapter };
+        return TensorName::Factor { module: module(i), factor, embedding, adapter };
     }
     let has = |wanted: &str| parts.iter().any(|part| part.contains(wanted));
     if let Some(i) = at(&["base_layer"]).filter(|_| name.ends_with(".weight")) {
-        return Part::Base { module: module(i) };
+        return TensorName::Base { module: module(i) };
     }
-    Part::Foreign(if has("lora_magnitude_vector") {
+    TensorName::Foreign(if has("lora_magnitude_vector") {
         "is of a DoRA adapter, which llama.cpp does not have"
     } else if name.ends_with(".bias") {
         "is a bias, for which a LoRA file has no room"
@@ -293,7 +293,7 @@ mod tests {
     #[test]
     fn names_are_taken_apart() {
         let factor = |name: &str| match part(name) {
-            Part::Factor { module, factor, embedding, adapter } => (module, factor, embedding, adapter),
+            TensorName::Factor { module, factor, embedding, adapter } => (module, factor, embedding, adapter),
             other => panic!("{name}: {other:?}"),
         };
         let q = "model.layers.0.self_attn.q_proj".to_string();
@@ -303,7 +303,7 @@ mod tests {
         let embedding = ("model.embed_tokens".to_string(), Factor::B, true, None);
         assert_eq!(factor("base_model.model.model.embed_tokens.lora_embedding_B"), embedding);
         assert_eq!(factor("base_model.model.model.embed_tokens.lora_embedding_A.me").3, Some("me".into()));
-        assert_eq!(part(&name("base_layer.weight")), Part::Base { module: q });
+        assert_eq!(part(&name("base_layer.weight")), TensorName::Base { module: q });
     }
 
     #[test]
@@ -320,7 +320,7 @@ mod tests {
             ("model.rotary", "no part"),
         ] {
             let found = part(&format!("base_model.model.{name}"));
-            assert!(matches!(found, Part::Foreign(what) if what.contains(word)), "{name}: {found:?}");
+            assert!(matches!(found, TensorName::Foreign(what) if what.contains(word)), "{name}: {found:?}");
         }
     }
 

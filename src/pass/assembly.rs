@@ -1,0 +1,162 @@
+//! What an output tensor is assembled from: rows that lie in files, in the order of the source, and are read in the order
+//! of the output.
+
+use std::ops::Range;
+
+use crate::arch::RowOrder;
+use crate::base::mmap::Mapping;
+use crate::checkpoint::{PackedRows, Packing};
+use crate::gguf::TensorType;
+use crate::quant;
+
+/// All rows of an output tensor.
+#[derive(Clone, Debug)]
+pub struct Assembly<'a> {
+    /// Weights in a row.
+    pub row_len: usize,
+    /// Rows of all inputs.
+    pub n_rows: usize,
+    /// Where the rows come from, one input after the other.
+    pub inputs: Vec<Input<'a>>,
+}
+
+/// Consecutive rows of an output tensor that lie together in the source.
+#[derive(Clone, Debug)]
+pub struct Input<'a> {
+    /// What the source calls the tensor, for messages.
+    pub name: &'a str,
+    /// The type of its elements; F32 where they are packed.
+    pub ty: TensorType,
+    /// The bytes of the input's rows, in the order of the source.
+    pub bytes: Bytes<'a>,
+    /// How the weights are packed, and the bytes of the tensors that belong to them.
+    pub packed: Option<(&'static Packing, Vec<&'a [u8]>)>,
+    /// Weights in a row.
+    pub row_len: usize,
+    /// Number of rows.
+    pub n_rows: usize,
+    /// The row of the output that the input begins with.
+    pub first_row: usize,
+    /// The row of the source's tensor that the input begins with.
+    pub first_source_row: usize,
+    /// Which row of the source becomes which row of the output.
+    pub order: RowOrder,
+    /// Added to every weight.
+    pub plus: f32,
+}
+
+/// Where bytes are.
+#[derive(Clone, Debug)]
+pub enum Bytes<'a> {
+    /// In a mapped file, at this range.
+    Mapped(&'a Mapping, Range<usize>),
+    /// Made by nibble.
+    Made(Vec<u8>),
+}
+
+impl Assembly<'_> {
+    /// Bytes of the source that are read for it.
+    pub fn n_bytes(&self) -> usize {
+        self.inputs.iter().map(|input| input.n_rows * input.row_bytes()).sum()
+    }
+
+    /// Returns the inputs that rows `rows` of the output come from, by their places, each with rows counted from its own
+    /// first.
+    pub fn parts(&self, rows: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> + '_ {
+        self.inputs.iter().enumerate().filter_map(move |(i, input)| {
+            let start = rows.start.max(input.first_row);
+            let end = rows.end.min(input.first_row + input.n_rows);
+            (start < end).then(|| (i, start - input.first_row..end - input.first_row))
+        })
+    }
+}
+
+impl Input<'_> {
+    /// Bytes of the source in a row; of packed weights, of their codes.
+    pub fn row_bytes(&self) -> usize {
+        match (&self.packed, &self.bytes) {
+            (Some(_), Bytes::Mapped(_, range)) => range.len() / self.n_rows.max(1),
+            (Some(_), Bytes::Made(bytes)) => bytes.len() / self.n_rows.max(1),
+            (None, _) => self.row_len / self.ty.block_len() * self.ty.block_bytes(),
+        }
+    }
+
+    /// Returns the row of the source, counted from the input's first, that becomes row `row` of the input.
+    pub fn source_row(&self, row: usize) -> usize {
+        self.order.source_row(row as u64, self.n_rows as u64) as usize
+    }
+
+    /// The number of rows that change places only among themselves, or can only be unpacked together: rows
+    /// `n * group_rows()..(n + 1) * group_rows()` of the output are made of the same rows of the source.
+    pub fn group_rows(&self) -> usize {
+        let ordered = match self.order {
+            RowOrder::AsStored => 1,
+            RowOrder::InterleaveHalves { n_heads } => (self.n_rows / n_heads as usize).max(1),
+        };
+        let packed = match &self.packed {
+            None => 1,
+            Some((packing, _)) => packing.group_rows.map_or(self.n_rows, |rows| rows as usize).max(1),
+        };
+        if ordered.is_multiple_of(packed) {
+            ordered
+        } else if packed.is_multiple_of(ordered) {
+            packed
+        } else {
+            self.n_rows
+        }
+    }
+
+    /// Returns the rows of the source that rows `rows` are made of, with those between them: whole groups.
+    pub fn source_rows(&self, rows: &Range<usize>) -> Range<usize> {
+        let group = self.group_rows();
+        rows.start / group * group..rows.end.next_multiple_of(group).min(self.n_rows)
+    }
+
+    /// Returns the bytes of the row that becomes row `row`. `source` holds the input's bytes from its row `first_row` on,
+    /// the first of a group.
+    pub fn row<'s>(&self, row: usize, source: &'s [u8], first_row: usize) -> &'s [u8] {
+        let row_bytes = self.row_bytes();
+        let at = (self.source_row(row) - first_row) * row_bytes;
+        &source[at..at + row_bytes]
+    }
+
+    /// Whether rows can go into an output of type `ty` as they are, byte for byte.
+    pub fn can_copy(&self, ty: TensorType) -> bool {
+        self.ty == ty && self.packed.is_none() && self.plus == 0.0
+    }
+
+    /// Decodes rows `rows` of the input into `dst`, which holds exactly that many. `source` as for [`Self::row`].
+    pub fn decode(&self, rows: Range<usize>, source: &[u8], first_row: usize, dst: &mut [f32]) {
+        if let Some((packing, others)) = &self.packed {
+            let unpack = |rows: Range<usize>, dst: &mut [f32]| {
+                let at = self.first_source_row;
+                let (rows, first_row) = (rows.start + at..rows.end + at, first_row + at);
+                let (n_rows, row_len) = (self.n_rows, self.row_len);
+                (packing.unpack)(&PackedRows { rows, codes: source, first_row, others, n_rows, row_len }, dst);
+            };
+            if self.order == RowOrder::AsStored {
+                unpack(rows, dst);
+            } else {
+                for (row, dst) in rows.zip(dst.chunks_exact_mut(self.row_len)) {
+                    let row = self.source_row(row);
+                    unpack(row..row + 1, dst);
+                }
+            }
+        } else {
+            // The source's types were checked when it was opened.
+            let decode = quant::decoder(self.ty).expect("a type that nibble reads");
+            if self.order == RowOrder::AsStored {
+                // Rows that lie together are decoded in one go.
+                let row_bytes = self.row_bytes();
+                decode(&source[(rows.start - first_row) * row_bytes..(rows.end - first_row) * row_bytes], dst);
+            } else {
+                for (row, dst) in rows.zip(dst.chunks_exact_mut(self.row_len)) {
+                    decode(self.row(row, source, first_row), dst);
+                }
+            }
+        }
+        if self.plus != 0.0 {
+            dst.iter_mut().for_each(|weight| *weight += self.plus);
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Work on a whole tensor before any of its rows is encoded.
+//!
+//! Nearest rounding needs none: each row is encoded for itself. Rounding that compensates errors needs the covariance of
+//! a matrix's inputs, factored once for the matrix, before the first row. A [`Prologue`] does such work and returns what
+//! then encodes the rows. It runs once for a tensor, when the first of its rows is reached; what it returns is dropped
+//! after the last, so that only the tensors that are being worked on have anything in memory.
+
+use std::fmt;
+use std::ops::Range;
+
+use super::Error;
+use super::assembly::{Assembly, Bytes};
+use crate::base::threads::room;
+use crate::gguf::TensorInfo;
+use crate::quant::Format;
+
+/// Work on each tensor before its rows are encoded.
+pub trait Prologue: fmt::Debug + Send + Sync {
+    /// Returns all that the result depends on, as text: work that was begun with another prologue is not continued.
+    fn identity(&self) -> String;
+
+    /// Prepares a tensor. Returns what encodes its rows; `None` where they are rounded to nearest, as without a prologue.
+    ///
+    /// # Errors
+    /// What [`WholeTensor::read`] returns.
+    fn prepare(&self, tensor: &WholeTensor<'_>) -> Result<Option<Box<dyn EncodeRows>>, Error>;
+}
+
+/// Encodes the rows of a tensor that a [`Prologue`] has prepared.
+pub trait EncodeRows: Send + Sync {
+    /// Encodes the rows `weights`, of `row_len` weights each, the first of which is row `first_row` of the tensor. `dst`
+    /// holds exactly their blocks. The bytes of a row must not depend on which rows come in one call. `weights` may be
+    /// changed.
+    fn encode(
+        &self,
+        format: &Format,
+        first_row: usize,
+        weights: &mut [f32],
+        row_len: usize,
+        importance: Option<&[f32]>,
+        dst: &mut [u8],
+    );
+}
+
+/// A tensor of the output with all of its rows.
+pub struct WholeTensor<'a> {
+    /// Name, sizes and type in the output.
+    pub info: &'a TensorInfo,
+    /// Importance of its columns.
+    pub importance: Option<&'a [f32]>,
+    assembly: &'a Assembly<'a>,
+}
+
+impl<'a> WholeTensor<'a> {
+    pub(super) fn new(info: &'a TensorInfo, assembly: &'a Assembly<'a>, importance: Option<&'a [f32]>) -> Self {
+        Self { info, importance, assembly }
+    }
+
+    /// Weights in a row.
+    pub fn row_len(&self) -> usize {
+        self.assembly.row_len
+    }
+
+    /// Number of rows.
+    pub fn n_rows(&self) -> usize {
+        self.assembly.n_rows
+    }
+
+    /// Reads rows `rows` of the tensor, in the order of the output, into `weights`.
+    ///
+    /// # Errors
+    /// The source cannot be read.
+    pub fn read(&self, rows: Range<usize>, weights: &mut Vec<f32>) -> Result<(), Error> {
+        let mut buffer = Vec::new();
+        let mut dst = room(weights, rows.len() * self.row_len());
+        for (i, rows) in self.assembly.parts(rows) {
+            let input = &self.assembly.inputs[i];
+            let (now, rest) = dst.split_at_mut(rows.len() * self.row_len());
+            dst = rest;
+            match &input.bytes {
+                Bytes::Made(bytes) => input.decode(rows, bytes, 0, now),
+                Bytes::Mapped(map, range) => {
+                    let source_rows = input.source_rows(&rows);
+                    let bytes = room(&mut buffer, source_rows.len() * input.row_bytes());
+                    let offset = range.start + source_rows.start * input.row_bytes();
+                    map.read_at(bytes, offset as u64)
+                        .map_err(|source| Error::Read { path: map.path().to_path_buf(), source })?;
+                    input.decode(rows, bytes, source_rows.start, now);
+                }
+            }
+        }
+        Ok(())
+    }
+}
