@@ -11,7 +11,7 @@ const MAX_SIZE: u64 = i32::MAX as u64;
 #[derive(Clone, Copy)]
 pub(super) struct Config<'a> {
     map: &'a Map<String, Value>,
-    /// Where the object is, for messages: empty or `rope_scaling.`.
+    /// The path of the object, for messages: empty or `rope_scaling.`.
     at: &'static str,
 }
 
@@ -67,7 +67,7 @@ impl<'a> Config<'a> {
         self.typed(key, "a string", Value::as_str)
     }
 
-    /// `value`, or the error that `key` is missing.
+    /// Returns `value`, or the error that `key` is missing.
     pub fn required<T>(&self, key: &str, value: Option<T>, wanted: &'static str) -> Result<T, Error> {
         value.ok_or_else(|| Error::MissingKey { key: format!("{}{key}", self.at), wanted })
     }
@@ -76,10 +76,10 @@ impl<'a> Config<'a> {
         self.required(key, self.size(key)?, "a whole number")
     }
 
-    /// The error that the value of `key`, which is there, is not `wanted`.
+    /// Returns the error that the value of `key`, which exists, is not `wanted`.
     pub fn bad(&self, key: &str, wanted: &'static str) -> Error {
         let mut found = self.map.get(key).unwrap_or(&Value::Null).to_string();
-        // A value may be a whole object: enough of it to be recognized.
+        // A value may be a whole object: shows enough of it to be recognized.
         if let Some((cut, _)) = found.char_indices().nth(60) {
             found.truncate(cut);
             found.push_str("...");
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_sizes_that_are_none_and_says_what_it_found() {
+    fn refuses_values_that_are_not_sizes_and_says_what_it_found() {
         for found in ["0", "-1", "2147483648", "1e300", "0.5", "\"4096\"", "[1]", "true", "18446744073709551616"] {
             let map = map(&format!(r#"{{"hidden_size": {found}}}"#));
             let error = Config::new(&map).size("hidden_size").unwrap_err();

@@ -1,4 +1,4 @@
-//! What can be wrong with a checkpoint's configuration, and with its tensors taken together.
+//! Errors in a checkpoint's configuration, and in its set of tensors.
 
 use std::fmt;
 
@@ -29,7 +29,7 @@ pub enum Error {
 
     #[error(
         "config.json: 'hidden_size' {hidden} is not a multiple of 'num_attention_heads' {n_heads}; \
-         a model whose heads do not divide its hidden size has to give 'head_dim'"
+         a model whose heads do not divide its hidden size needs 'head_dim'"
     )]
     HeadsDoNotDivide { hidden: u32, n_heads: u32 },
 
@@ -40,7 +40,7 @@ pub enum Error {
     KvHeadsDoNotDivide { n_heads: u32, n_kv_heads: u32 },
 
     #[error(
-        "config.json: heads have {found} channels; wanted an even number up to {most}, for they are rotated in pairs"
+        "config.json: heads have {found} channels; wanted an even number up to {most}, because they are rotated in pairs"
     )]
     HeadDim { found: u32, most: u32 },
 

@@ -31,7 +31,7 @@ pub struct Hyperparameters {
     pub vocab: u32,
     /// Tokens that the model was made for.
     pub context: u32,
-    /// What root mean square normalization adds to the mean square.
+    /// The epsilon of root mean square normalization.
     pub rms_eps: f64,
     /// The base of the rotary frequencies.
     pub rope_theta: f64,
@@ -47,7 +47,7 @@ pub struct Hyperparameters {
     pub sliding_window: Option<u32>,
 }
 
-/// What an architecture's configuration class takes where `config.json` is silent.
+/// Defaults of an architecture's configuration class, for keys that `config.json` lacks.
 #[derive(Clone, Copy)]
 pub(super) struct Defaults {
     pub rope_theta: f64,
@@ -94,8 +94,8 @@ impl Hyperparameters {
 
     /// Reads the keys that Llama's `config.json` has, which Mistral's and Yi's share.
     ///
-    /// Sizes and the epsilon have to be given. `tied` is what `tie_word_embeddings` says, false where it is absent:
-    /// all three configuration classes have it so.
+    /// Sizes and the epsilon are required. `tied` is the value of `tie_word_embeddings`, false if it is absent: all three
+    /// configuration classes do the same.
     pub(super) fn from_llama_config(map: &Map<String, Value>, defaults: Defaults) -> Result<Self, Error> {
         let config = Config::new(map);
         if !matches!(config.str("hidden_act")?, None | Some("silu" | "swish")) {
@@ -165,7 +165,7 @@ impl Hyperparameters {
         Ok(())
     }
 
-    /// What a person should know of a model whose file cannot say all that its configuration says.
+    /// Returns warnings about what the configuration says and a GGUF file cannot.
     pub(super) fn warnings(&self) -> Vec<String> {
         let context = self.context;
         let mut warnings = Vec::new();
@@ -184,7 +184,7 @@ impl Hyperparameters {
         warnings
     }
 
-    /// A `config.json` of these numbers for the architecture of this name. Reading it gives them back.
+    /// Returns a `config.json` with these numbers for the architecture of this name. Reading it returns the same numbers.
     pub fn to_config(&self, architecture: &str) -> Map<String, Value> {
         let model_type = match architecture {
             "YiForCausalLM" => "Yi",

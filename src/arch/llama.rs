@@ -1,4 +1,4 @@
-//! Llama, and everything that has its shape.
+//! Llama, and every architecture with the same tensors.
 //!
 //! Sources: `LlamaModel` and `TextModel.set_gguf_parameters` of llama.cpp's converter for names, types and order of the
 //! keys; `llama_model_base::load_hparams` and `models/llama.cpp` of its loader for which of them are read.
@@ -23,7 +23,7 @@ impl Llama {
 
 impl Architecture for Llama {
     fn names(&self) -> &'static [&'static str] {
-        // The second spelling is that of the first conversions of Meta's weights.
+        // The first conversions of Meta's weights used the second spelling.
         &["LlamaForCausalLM", "LLaMAForCausalLM"]
     }
 
@@ -40,7 +40,7 @@ impl Architecture for Llama {
     }
 }
 
-/// What a Llama-shaped model with these numbers, read from `config`, consists of.
+/// Returns what a Llama-shaped model with these numbers, read from `config`, consists of.
 pub(super) fn blueprint(hyper: &Hyperparameters, config: &Map<String, Value>) -> Blueprint {
     // A key that is there but null says nothing.
     let is_said = config.get("tie_word_embeddings").is_some_and(|value| !value.is_null());
@@ -55,7 +55,7 @@ pub(super) fn blueprint(hyper: &Hyperparameters, config: &Map<String, Value>) ->
     }
 }
 
-/// What the Llama-shaped model in a GGUF file consists of. Keys that change no tensor's name or shape are not read.
+/// Returns what the Llama-shaped model in a GGUF file consists of. Keys that affect no tensor's name or shape are not read.
 pub(super) fn blueprint_of_gguf(gguf: &Gguf) -> Result<Blueprint, Error> {
     let metadata = gguf.metadata();
     let missing = |key: &str| Error::GgufKey { key: key.to_string() };

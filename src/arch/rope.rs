@@ -1,4 +1,4 @@
-//! Rotary embedding beyond the context a model was first trained on: how a configuration says it, how GGUF does.
+//! Rotary embedding beyond the context a model was first trained on: in a configuration, and in GGUF.
 //!
 //! ```text
 //! config.json         GGUF                                              exact
@@ -39,7 +39,7 @@ pub enum RopeScaling {
         factor: f64,
         /// Tokens that the frequencies were first trained for.
         original_context: u32,
-        /// What cosine and sine are multiplied with; `0.1 ln(factor) + 1` where the configuration does not say.
+        /// The factor of cosine and sine; `0.1 ln(factor) + 1` if the configuration does not say.
         attention_factor: f64,
         /// Rotations over the original context above which a frequency is kept.
         beta_fast: f64,
@@ -73,7 +73,7 @@ fn yarn_attention(factor: f64, m: f64) -> f64 {
 
 /// Reads `rope_parameters` (transformers 5), or `rope_scaling` with `rope_theta` beside it (before).
 ///
-/// Returns theta, `default_theta` where the configuration gives none, and the scaling.
+/// Returns theta, which is `default_theta` if the configuration has none, and the scaling.
 pub(super) fn parse(
     config: &Config<'_>,
     context: u32,
@@ -127,7 +127,7 @@ fn scaling(config: &Config<'_>, rope: &Config<'_>, context: u32) -> Result<Optio
             if low_freq_factor >= high_freq_factor {
                 return Err(rope.bad("high_freq_factor", "a number above 'low_freq_factor'"));
             }
-            // 8192 is what llama.cpp's converter takes where nothing is said; every Llama 3 says 8192.
+            // 8192 is the default of llama.cpp's converter; every Llama 3 says 8192.
             let original_context = original.unwrap_or(8192);
             RopeScaling::Llama3 { factor: factor()?, low_freq_factor, high_freq_factor, original_context }
         }
@@ -163,7 +163,7 @@ fn scaling(config: &Config<'_>, rope: &Config<'_>, context: u32) -> Result<Optio
 }
 
 impl RopeScaling {
-    /// Whether llama.cpp's YaRN does exactly this: its loader reads no ramp for the `llama` architecture.
+    /// Returns whether llama.cpp's YaRN does exactly this: its loader reads no ramp for the `llama` architecture.
     fn is_llama_cpp_yarn(&self) -> bool {
         matches!(*self, Self::Yarn { beta_fast, beta_slow, truncate: true, .. }
             if beta_fast == YARN_BETA_FAST && beta_slow == YARN_BETA_SLOW)
@@ -195,9 +195,8 @@ impl RopeScaling {
         }
     }
 
-    /// What each of a head's `head_dim / 2` rotary frequencies is divided by: the data of `rope_freqs.weight`.
-    ///
-    /// `None` where the metadata say it all.
+    /// Returns the divisors of a head's `head_dim / 2` rotary frequencies: the data of `rope_freqs.weight`. `None` if the
+    /// metadata say everything.
     pub fn factors(&self, theta: f64, head_dim: u32) -> Option<Vec<f32>> {
         let channels = (0..head_dim).step_by(2);
         match *self {
@@ -223,7 +222,7 @@ impl RopeScaling {
             Self::Yarn { factor, original_context, beta_fast, beta_slow, truncate, .. }
                 if !self.is_llama_cpp_yarn() =>
             {
-                // The channel pair that makes so many rotations over the original context.
+                // The channel pair that makes this many rotations over the original context.
                 let pair = |rotations: f64| {
                     let per_radian = f64::from(original_context) / (rotations * std::f64::consts::TAU);
                     f64::from(head_dim) * per_radian.ln() / (2.0 * theta.ln())
@@ -243,7 +242,7 @@ impl RopeScaling {
         }
     }
 
-    /// As `config.json` says it, under `rope_scaling`.
+    /// Returns the scaling as `config.json` has it under `rope_scaling`.
     pub(super) fn to_config(&self) -> Value {
         let mut map = Map::new();
         let mut set = |key: &str, value: Value| map.insert(key.to_string(), value);

@@ -404,7 +404,7 @@ fn refuses_numbers_that_are_missing_or_do_not_fit() {
     assert_eq!(
         error.unwrap_err().to_string(),
         "config.json: 'hidden_size' 50 is not a multiple of 'num_attention_heads' 6; a model whose heads do not divide \
-         its hidden size has to give 'head_dim'"
+         its hidden size needs 'head_dim'"
     );
     assert_eq!(
         refusal("num_key_value_heads", json!(4)),
@@ -415,7 +415,7 @@ fn refuses_numbers_that_are_missing_or_do_not_fit() {
         assert_eq!(
             refusal("head_dim", json!(head_dim)),
             format!(
-                "config.json: heads have {head_dim} channels; wanted an even number up to 65536, for they are rotated in \
+                "config.json: heads have {head_dim} channels; wanted an even number up to 65536, because they are rotated in \
                  pairs"
             )
         );

@@ -4,12 +4,12 @@
 
 use serde_json::{Map, Value};
 
-/// What a model card says of a model. All of it is optional, and none of it is needed to convert.
+/// What a model card says about a model. Everything is optional, and nothing is needed to convert.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelCard {
     /// The licence's identifier, such as `apache-2.0`, or `other`.
     pub license: Option<String>,
-    /// The licence's name, where the identifier is `other`.
+    /// The licence's name, if the identifier is `other`.
     pub license_name: Option<String>,
     /// Where the licence can be read: an address, or a file of the folder.
     pub license_link: Option<String>,
@@ -21,16 +21,16 @@ pub struct ModelCard {
     pub tags: Vec<String>,
     /// Data sets it was trained on.
     pub datasets: Vec<String>,
-    /// The model's name, where it differs from its folder's.
+    /// The model's name, if it differs from the folder's.
     pub model_name: Option<String>,
     /// The task, such as `text-generation`.
     pub pipeline_tag: Option<String>,
 }
 
-/// The card at the head of `readme`; `Ok(None)` where it has none.
+/// Parses the card at the head of `readme`; `Ok(None)` if there is none.
 ///
 /// # Errors
-/// What the YAML parser says, in one line.
+/// Returns the YAML parser's message in one line.
 pub(super) fn parse(readme: &str) -> Result<Option<ModelCard>, String> {
     let Some(yaml) = front_matter(readme) else { return Ok(None) };
     // `no` is Norwegian here.

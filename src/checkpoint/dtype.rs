@@ -4,8 +4,8 @@ use std::fmt;
 
 use crate::gguf::TensorType;
 
-/// A tensor's element type. What nibble converts has a variant; anything else is kept by name, so that a folder holding
-/// one odd tensor still opens, and is refused where its values are asked for.
+/// A tensor's element type. Types that nibble converts have a variant. Others are kept by name, so that a folder with an
+/// odd tensor still opens; an error follows when its values are needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum DType {
@@ -104,7 +104,7 @@ impl fmt::Debug for DTypeName {
 }
 
 impl DType {
-    /// The type with this name in safetensors files; `None` for what cannot be a type's name at all.
+    /// Returns the type with this name in safetensors files; `None` for text that cannot be a type's name.
     pub fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             "F64" => Self::F64,
@@ -152,19 +152,19 @@ impl DType {
         }
     }
 
-    /// Bits of an element; `None` for a type nibble has never heard of.
+    /// Returns the bits of an element; `None` for an unknown type.
     pub fn bits(&self) -> Option<u64> {
         NAMES.iter().find(|(name, _, _)| *name == self.name()).map(|&(_, bits, _)| bits)
     }
 
-    /// Bytes of `n_elements` elements; `None` where the type's size is unknown, the elements do not fill whole bytes,
+    /// Returns the bytes of `n_elements` elements; `None` if the type's size is unknown, the elements do not fill whole bytes,
     /// or the size does not fit a `u64`.
     pub fn n_bytes(&self, n_elements: u64) -> Option<u64> {
         let bits = self.bits()?.checked_mul(n_elements)?;
         bits.is_multiple_of(8).then_some(bits / 8)
     }
 
-    /// The float type, where nibble can read it.
+    /// Returns the float type, if nibble can read it.
     pub fn float(&self) -> Option<FloatType> {
         match self {
             Self::F64 => Some(FloatType::F64),
@@ -193,7 +193,7 @@ impl FloatType {
     }
 }
 
-/// Elements of a tensor of this shape: 1 for a scalar; `None` where it does not fit a `u64`.
+/// Returns the number of elements of a tensor of this shape: 1 for a scalar; `None` if it does not fit a `u64`.
 pub(super) fn n_elements(shape: &[u64]) -> Option<u64> {
     // A zero anywhere makes the product zero, whatever the other sizes would overflow to.
     if shape.contains(&0) {

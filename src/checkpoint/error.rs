@@ -1,4 +1,4 @@
-//! What can be wrong with a model folder.
+//! Errors in model folders.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -112,7 +112,7 @@ impl Error {
     }
 }
 
-/// Text out of a file as it may stand in a message: control characters escaped, cut where it is long.
+/// Prepares text from a file for a message: escapes control characters and shortens long text.
 pub(super) fn shown(text: &str) -> String {
     const LIMIT: usize = 120;
     let mut out = String::new();

@@ -14,7 +14,7 @@ use super::error::{Error, shown};
 /// The largest JSON file that is read. Tokenizers of 250,000 pieces are about 35 MB.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// The bytes of the file at `path`, without a byte order mark; `None` where there is no such file.
+/// Reads the file at `path` without its byte order mark; `None` if there is no such file.
 ///
 /// # Errors
 /// When the file cannot be read, is larger than `limit` bytes, or is a Git LFS pointer.
@@ -36,7 +36,7 @@ pub(super) fn read_bytes(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Err
     Ok(Some(bytes))
 }
 
-/// Refuses what Git leaves in the place of a large file it has not fetched.
+/// Refuses the pointer that Git LFS leaves in the place of a file it has not fetched.
 ///
 /// Format: <https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md>
 pub(super) fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<(), Error> {
@@ -49,7 +49,7 @@ pub(super) fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     Err(Error::LfsPointer { path: path.to_path_buf(), size })
 }
 
-/// The file at `path` as a `T`; `None` where there is no such file.
+/// Reads the file at `path` as a `T`; `None` if there is no such file.
 ///
 /// # Errors
 /// As [`read_bytes`], and where the file is not JSON or not shaped as a `T`.
@@ -64,7 +64,7 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error>
     Ok(Some(value))
 }
 
-/// What serde_json says, without its "at line 1 column 2".
+/// Returns serde_json's message without its "at line 1 column 2".
 pub(super) fn without_place(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
@@ -112,7 +112,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads the JSON object in the file at `path`; `None` where there is no such file.
+    /// Reads the JSON object in the file at `path`; `None` if there is no such file.
     ///
     /// # Errors
     /// When the file cannot be read or is not a JSON object.
@@ -130,7 +130,7 @@ impl Config {
         &self.map
     }
 
-    /// The value of `key`; `None` where it is absent or `null`. A key that itself contains dots is found before a path.
+    /// Returns the value of `key`; `None` if it is absent or `null`. A key that itself contains dots is found before a path.
     pub fn get(&self, key: &str) -> Option<&Value> {
         if let Some(value) = self.map.get(key) {
             return (!value.is_null()).then_some(value);
@@ -143,7 +143,7 @@ impl Config {
         (!value.is_null()).then_some(value)
     }
 
-    /// An error about `key` of this file, for what only the caller can judge.
+    /// Returns an error about `key` of this file, for problems that only the caller can see.
     pub fn error(&self, key: &str, problem: impl Into<String>) -> Error {
         Error::key(&self.path, key, problem)
     }
@@ -174,7 +174,7 @@ impl Config {
         self.required(key, WHOLE, found)
     }
 
-    /// A whole number that is not negative, where the key is there.
+    /// Returns a whole number that is not negative, if the key exists.
     ///
     /// # Errors
     /// When the key holds anything else; so for all optional getters.
@@ -191,7 +191,7 @@ impl Config {
         self.required(key, "a number", found)
     }
 
-    /// A number, where the key is there.
+    /// Returns a number, if the key exists.
     ///
     /// # Errors
     /// As [`opt_u64`](Self::opt_u64).
@@ -208,7 +208,7 @@ impl Config {
         self.required(key, "a string", found)
     }
 
-    /// A string, where the key is there.
+    /// Returns a string, if the key exists.
     ///
     /// # Errors
     /// As [`opt_u64`](Self::opt_u64).
@@ -225,7 +225,7 @@ impl Config {
         self.required(key, "true or false", found)
     }
 
-    /// A boolean, where the key is there.
+    /// Returns a boolean, if the key exists.
     ///
     /// # Errors
     /// As [`opt_u64`](Self::opt_u64).
@@ -233,7 +233,7 @@ impl Config {
         self.opt(key, "true or false", Value::as_bool)
     }
 
-    /// Whole numbers, from a list or a single number as `eos_token_id` has; empty where the key is absent.
+    /// Returns whole numbers, from a list or a single number as `eos_token_id` has; empty if the key is absent.
     ///
     /// # Errors
     /// As [`opt_u64`](Self::opt_u64).
@@ -245,7 +245,7 @@ impl Config {
         Ok(self.opt(key, "a whole number or a list of them", list)?.unwrap_or_default())
     }
 
-    /// Numbers, from a list; `None` where the key is absent.
+    /// Returns numbers, from a list; `None` if the key is absent.
     ///
     /// # Errors
     /// As [`opt_u64`](Self::opt_u64).
@@ -253,7 +253,7 @@ impl Config {
         self.opt(key, "a list of numbers", |value| value.as_array()?.iter().map(Value::as_f64).collect())
     }
 
-    /// Strings, from a list or a single string; empty where the key is absent.
+    /// Returns strings, from a list or a single string; empty if the key is absent.
     ///
     /// # Errors
     /// As [`opt_u64`](Self::opt_u64).

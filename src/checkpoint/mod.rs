@@ -108,12 +108,12 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens the model at `path`: a folder, or one of its files, where the weights are to be read from that file (and the
-    /// shards that belong to it) whatever else the folder holds. A folder of Hugging Face's cache
+    /// Opens the model at `path`: a folder, or one file of weights in it. From a file, the weights are read from that file
+    /// and its shards only, whatever else the folder holds. A folder of Hugging Face's cache
     /// (`models--01-ai--Yi-34B`) stands for the snapshot it has of the main branch.
     ///
     /// # Errors
-    /// When the folder holds no whole model, or a file of it is broken; the message says which and what to do.
+    /// The folder does not hold a complete model, or a file is broken; the message says which one and what to do.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let is_file = std::fs::metadata(path).map_err(Error::io(path))?.is_file();
         let dir = if is_file { parent(path).to_path_buf() } else { snapshot(path) };
@@ -182,7 +182,7 @@ impl Checkpoint {
         }
     }
 
-    /// Whether what lies at `path` is an adapter: a folder with `adapter_config.json` and no whole model beside it, or an
+    /// Returns whether `path` is an adapter: a folder with `adapter_config.json` and no whole model beside it, or an
     /// adapter's file.
     pub fn is_adapter(path: &Path) -> bool {
         if path.is_file() {
@@ -196,29 +196,29 @@ impl Checkpoint {
         files.contains(ADAPTER_CONFIG) && !(is_model && files.contains("config.json"))
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The model's name as its folder has it: `Yi-34B`, also for a snapshot in Hugging Face's cache.
+    /// Returns the model's name, which is the folder's: `Yi-34B`, also for a snapshot in Hugging Face's cache.
     pub fn name(&self) -> String {
         self.name.clone()
     }
 
-    /// All tensors, sorted by name, however they are spread over files.
+    /// Returns all tensors, sorted by name, however they are spread over files.
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors
     }
 
-    /// The tensor with this name.
+    /// Returns the tensor with this name.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         let at = self.tensors.binary_search_by(|t| t.name.as_str().cmp(name)).ok()?;
         self.tensors.get(at)
     }
 
-    /// The bytes of `tensor`: row-major, little-endian, exactly as many as its shape and type ask for. Two tensors may
-    /// share them, where a PyTorch file saved one storage under two names.
+    /// Returns the bytes of `tensor`: row-major, little-endian, exactly as many as its shape and type need. Two tensors may
+    /// share them, if a PyTorch file saved one storage under two names.
     ///
     /// # Panics
     /// May panic for a tensor of another checkpoint.
@@ -227,7 +227,7 @@ impl Checkpoint {
         &map.bytes()[range]
     }
 
-    /// Where the bytes of `tensor` lie, for [`Mapping::will_read`] and [`Mapping::release`].
+    /// Returns where the bytes of `tensor` lie, for [`Mapping::will_read`] and [`Mapping::release`].
     ///
     /// # Panics
     /// May panic for a tensor of another checkpoint.
@@ -235,12 +235,12 @@ impl Checkpoint {
         (&self.shards[tensor.shard], tensor.range.clone())
     }
 
-    /// The files that hold the tensors, in the order of their names.
+    /// Returns the files that hold the tensors, in the order of their names.
     pub fn shards(&self) -> impl ExactSizeIterator<Item = &Path> {
         self.shards.iter().map(Mapping::path)
     }
 
-    /// The same files, mapped.
+    /// Returns the same files, mapped.
     pub fn mappings(&self) -> impl ExactSizeIterator<Item = &Mapping> {
         self.shards.iter()
     }
@@ -276,40 +276,40 @@ impl Checkpoint {
         self.chat_template.clone()
     }
 
-    /// Where `tokenizer.model` lies, sentencepiece's vocabulary, if it is there.
+    /// Returns the path of `tokenizer.model`, sentencepiece's vocabulary, if it exists.
     pub fn tokenizer_model(&self) -> Option<PathBuf> {
         self.file("tokenizer.model")
     }
 
-    /// Where `tokenizer.json` lies, the tokenizers library's vocabulary, if it is there.
+    /// Returns the path of `tokenizer.json`, the tokenizers library's vocabulary, if it exists.
     pub fn tokenizer_json(&self) -> Option<PathBuf> {
         self.file("tokenizer.json")
     }
 
-    /// Where a file of this name lies, if it is there.
+    /// Returns the path of the file of this name, if it exists.
     pub fn file(&self, name: &str) -> Option<PathBuf> {
         let path = self.dir.join(name);
         path.is_file().then_some(path)
     }
 
-    /// The model card; empty where the folder has none.
+    /// Returns the model card; empty if the folder has none.
     pub fn card(&self) -> &ModelCard {
         &self.card
     }
 
-    /// What is odd about the folder, but no reason not to use it; a line each.
+    /// Returns what is odd about the folder but does not prevent its use, one line each.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 }
 
-/// What a model's files of weights are called: `model.safetensors`, `model-00001-of-00015.safetensors`, ...
+/// Names of a model's files of weights: `model.safetensors`, `model-00001-of-00015.safetensors`, ...
 const MODEL_STEMS: [(&str, &str); 2] = [("model", "safetensors"), ("pytorch_model", "bin")];
 
-/// What an adapter's are.
+/// Names of an adapter's files of weights.
 const ADAPTER_STEMS: [(&str, &str); 2] = [("adapter_model", "safetensors"), ("adapter_model", "bin")];
 
-/// What says that a folder holds an adapter, and which.
+/// The file that describes an adapter.
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 /// Where to read weights from.
@@ -341,7 +341,7 @@ impl<'a> ShardName<'a> {
         Some(Self { stem, number: number.parse().ok()?, total: total.parse().ok()?, extension })
     }
 
-    /// The names of all the shards of its set.
+    /// Returns the names of all shards of its set.
     fn set(self) -> Vec<String> {
         let Self { stem, total, extension, .. } = self;
         (1..=total).map(|number| format!("{stem}-{number:05}-of-{total:05}.{extension}")).collect()
@@ -352,7 +352,7 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The folder itself, or the snapshot of the main branch where it is a repository in Hugging Face's cache.
+/// Returns the folder itself, or the snapshot of the main branch if it is a repository in Hugging Face's cache.
 pub(crate) fn snapshot(dir: &Path) -> PathBuf {
     let main = dir.join("refs").join("main");
     let Ok(Some(revision)) = json::read_bytes(&main, 1024) else { return dir.to_path_buf() };
@@ -363,7 +363,7 @@ pub(crate) fn snapshot(dir: &Path) -> PathBuf {
     if is_hash && snapshot.is_dir() { snapshot } else { dir.to_path_buf() }
 }
 
-/// Names of the files in `dir`, sorted; symbolic links count as what they point to.
+/// Returns the names of the files in `dir`, sorted; symbolic links count as what they point to.
 fn list(dir: &Path) -> Result<BTreeSet<String>, Error> {
     let mut names = BTreeSet::new();
     let mut empty = true;
@@ -379,7 +379,7 @@ fn list(dir: &Path) -> Result<BTreeSet<String>, Error> {
     if empty { Err(Error::EmptyFolder(dir.to_path_buf())) } else { Ok(names) }
 }
 
-/// The weights meant by a path to a file.
+/// Returns the weights that a path to a file stands for.
 fn weights_of_file(path: &Path, files: &BTreeSet<String>) -> Result<Weights, Error> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if name.ends_with(".gguf") {
@@ -393,7 +393,7 @@ fn weights_of_file(path: &Path, files: &BTreeSet<String>) -> Result<Weights, Err
         return Err(Error::unreadable(path, problem));
     }
     match ShardName::parse(&name) {
-        // One shard is no model: it stands for its set, which must be whole.
+        // One shard is not a model: it stands for its set, which must be complete.
         Some(shard) => whole_set(parent(path), shard, files),
         None => Ok(Weights::Files(vec![name])),
     }
@@ -403,7 +403,7 @@ fn is_pytorch(name: &str) -> bool {
     [".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end))
 }
 
-/// The weights of a folder that are called by one of these stems and extensions, the first that is there.
+/// Returns the weights of a folder that have one of these stems and extensions, the first that exists.
 fn find_stems(
     dir: &Path,
     files: &BTreeSet<String>,
@@ -425,7 +425,7 @@ fn find_stems(
         }
         match (files.contains(&index), shard.and_then(|name| ShardName::parse(name))) {
             (true, Some(_)) => return Ok(Some(Weights::Index(index))),
-            // Shards of any name, or none: perhaps only the other form was downloaded.
+            // There may be shards with other names, or none: perhaps only the other form was downloaded.
             (true, None) => _ = missing.get_or_insert(Weights::Index(index)),
             (false, Some(shard)) => return whole_set(dir, shard, files).map(Some),
             (false, None) => {}
@@ -434,7 +434,7 @@ fn find_stems(
     Ok(missing)
 }
 
-/// The weights of a folder.
+/// Returns the weights of a folder.
 fn find_weights(dir: &Path, files: &BTreeSet<String>, warnings: &mut Vec<String>) -> Result<Weights, Error> {
     if let Some(weights) = find_stems(dir, files, MODEL_STEMS, warnings)? {
         return Ok(weights);
@@ -469,7 +469,7 @@ fn no_weights(dir: &Path, files: &BTreeSet<String>) -> Error {
     Error::NoWeights { dir: dir.to_path_buf(), hint }
 }
 
-/// The set that `shard` belongs to, which has to be whole.
+/// Returns the set that `shard` belongs to, which must be complete.
 fn whole_set(dir: &Path, shard: ShardName, files: &BTreeSet<String>) -> Result<Weights, Error> {
     let names = shard.set();
     require_all(dir, &names, "the names of the other shards", |name| files.contains(name))?;
@@ -526,7 +526,7 @@ fn load(dir: &Path, weights: Weights, warnings: &mut Vec<String>) -> Result<(Vec
         let entries = if is_pytorch(name) {
             let contents = pytorch::read_contents(&path, map.bytes())?;
             for other in contents.others {
-                warnings.push(format!("{}: {} is no tensor; it is left out", path.display(), shown(&other)));
+                warnings.push(format!("{}: {} is not a tensor; it is left out", path.display(), shown(&other)));
             }
             contents.tensors
         } else {
@@ -558,7 +558,7 @@ fn load(dir: &Path, weights: Weights, warnings: &mut Vec<String>) -> Result<(Vec
     Ok((shards, tensors))
 }
 
-/// Holds the tensors found against the index: it may name none that is not there, and what it does not name is no part
+/// Checks the tensors against the index. Every tensor that it names must exist; tensors that it does not name are not part
 /// of the model, as for `transformers`.
 fn follow_index(
     path: &Path,
@@ -598,7 +598,7 @@ fn read_chat_template(dir: &Path, tokenizer_config: Option<&Config>) -> Result<O
     Ok(Config::read(&dir.join("chat_template.json"))?.as_ref().and_then(template_of))
 }
 
-/// The key `chat_template`: a template, or a list of named ones.
+/// Reads the key `chat_template`: a template, or a list of named ones.
 fn template_of(config: &Config) -> Option<String> {
     use serde_json::Value;
     match config.get("chat_template")? {
@@ -612,7 +612,7 @@ fn template_of(config: &Config) -> Option<String> {
     }
 }
 
-/// Refuses a Git LFS pointer in the place of the file at `path`, which others will read.
+/// Refuses a Git LFS pointer in the place of the file at `path`, which another room will read.
 fn refuse_pointer_file(path: &Path) -> Result<(), Error> {
     use std::io::Read;
     let Ok(file) = std::fs::File::open(path) else { return Ok(()) };
@@ -621,7 +621,7 @@ fn refuse_pointer_file(path: &Path) -> Result<(), Error> {
     json::refuse_pointer(path, &start)
 }
 
-/// The model card; nobody needs it to convert, so that whatever is wrong with it is a warning.
+/// Reads the model card. Conversion does not need it, so that any problem with it is only a warning.
 fn read_card(dir: &Path, warnings: &mut Vec<String>) -> ModelCard {
     let path = dir.join("README.md");
     let card = match json::read_bytes(&path, MAX_TEXT) {
@@ -641,7 +641,7 @@ fn read_card(dir: &Path, warnings: &mut Vec<String>) -> ModelCard {
     }
 }
 
-/// The folder's name, or the model's where the folder is a snapshot in Hugging Face's cache.
+/// Returns the folder's name, or the model's if the folder is a snapshot in Hugging Face's cache.
 fn presentable_name(dir: &Path) -> String {
     // Resolves `.` and `..`; a path that cannot be resolved is shown as it was given.
     let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf());

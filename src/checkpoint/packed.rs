@@ -1,15 +1,14 @@
 //! Matrices that several tensors hold together: codes, with the scales and zeros that make weights of them.
 //!
 //! A packing is data, like a block format: adding one (AWQ, GPTQ, FP8 with block scales) is a constant of [`Packing`] and
-//! the names that an architecture's tensor table gives to its tensors. The checkpoints that nibble converts today have
-//! none.
+//! the names of its tensors in an architecture's tensor table. The checkpoints that nibble converts today have none.
 
 use std::fmt;
 use std::ops::Range;
 
 /// How several tensors together hold one matrix.
 pub struct Packing {
-    /// What it is called in messages.
+    /// Its name in messages.
     pub name: &'static str,
     /// Rows of the matrix that can only be unpacked together; `None` where that is all of them, as for codes that are
     /// stored column by column.

@@ -49,12 +49,12 @@ pub(super) struct View<'a> {
     pub strides: Vec<u64>,
 }
 
-/// What a state dict holds.
+/// The contents of a state dict.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct StateDict<'a> {
     /// Names and tensors, in the order of the file.
     pub tensors: Vec<(&'a str, View<'a>)>,
-    /// Names of what is no tensor.
+    /// Names of entries that are not tensors.
     pub others: Vec<&'a str>,
 }
 
@@ -132,7 +132,7 @@ enum Value<'a> {
     Storage(u32),
     Tensor(u32),
     Global(Global),
-    /// Something a state dict may hold and nobody here looks into; its kind, for messages.
+    /// Something that a state dict may hold and that is not inspected; its kind, for messages.
     Other(&'static str),
 }
 
@@ -158,7 +158,7 @@ type Pairs<'a> = Vec<(Value<'a>, Value<'a>)>;
 struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// Where the current instruction begins.
+    /// The offset of the current instruction.
     op_at: usize,
     stack: Vec<Value<'a>>,
     /// Heights of the stack at which `MARK` was called and not yet used up.
@@ -174,7 +174,7 @@ struct Machine<'a> {
 /// Reads the state dict in `bytes`, the `data.pkl` of a PyTorch archive.
 ///
 /// # Errors
-/// Where the pickle is broken, too large, refers to a function that is not known, or holds no state dict.
+/// The pickle is broken, too large, refers to an unknown function, or holds no state dict.
 pub(super) fn read(bytes: &[u8]) -> Result<StateDict<'_>, Problem> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(Problem::At(0, format!("a pickle of {} bytes; at most {MAX_BYTES} are read", bytes.len())));
@@ -535,7 +535,7 @@ impl<'a> Machine<'a> {
         Ok(i64::from_le_bytes(wide))
     }
 
-    /// What a "call" of `function` with `arguments` stands for.
+    /// Returns what a "call" of `function` with `arguments` stands for.
     fn call(&mut self, function: Value<'a>, arguments: Value<'a>) -> Result<Value<'a>, Problem> {
         let Value::Global(mut global) = function else {
             return self.fail(format!("wanted a function to call, found {}", function.kind()));

@@ -25,7 +25,7 @@ use super::safetensors::Entry;
 /// A zip's directory ends with a record of 22 bytes and a comment of at most 65,535.
 const DIRECTORY_END: usize = 22 + 65_535;
 
-/// What a PyTorch file holds.
+/// The contents of a PyTorch file.
 #[derive(Debug)]
 pub(super) struct Contents {
     pub tensors: Vec<Entry>,
@@ -117,7 +117,7 @@ fn read_directory(path: &Path, file: &[u8]) -> Result<HashMap<String, Range<usiz
     Ok(entries)
 }
 
-/// Why a file that does not begin as a zip archive is not read.
+/// Returns why a file that does not begin like a zip archive is not read.
 fn not_a_zip(path: &Path, file: &[u8]) -> Error {
     let problem = match file {
         [] => "the file is empty; download it again".to_string(),
@@ -137,7 +137,7 @@ fn not_a_zip(path: &Path, file: &[u8]) -> Error {
     Error::unreadable(path, problem)
 }
 
-/// The bytes of `view` in the file, checked against its storage and the storage against its entry.
+/// Returns the bytes of `view` in the file, checked against its storage and the storage against its entry.
 fn locate(entries: &HashMap<String, Range<usize>>, prefix: &str, view: &View) -> Result<Range<usize>, String> {
     let View { storage, dtype, shape, strides, .. } = view;
     let no_size = || format!("{dtype} of shape {shape:?} has no size in bytes");

@@ -160,13 +160,13 @@ fn check(path: &Path, data_start: u64, name: String, raw: RawEntry) -> Result<En
     Ok(Entry { name, dtype, shape: raw.shape, range: range.0..range.1 })
 }
 
-/// Where serde_json's line and column (from 1, in bytes) lie in `text`.
+/// Returns the offset of serde_json's line and column (from 1, in bytes) in `text`.
 fn offset_of(text: &str, line: usize, column: usize) -> u64 {
     let lines = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum::<usize>();
     (lines + column.saturating_sub(1)).min(text.len()) as u64
 }
 
-/// What a file that is no safetensors file may be instead.
+/// Returns what a file that is not a safetensors file may be instead.
 fn looks_like(file: &[u8]) -> &'static str {
     match file {
         [b'<', ..] | [b' ' | b'\n' | b'\r', b'<', ..] => "; a web page was saved in its place: download the file again",
@@ -199,7 +199,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Begins the file at `path`: `tensors` gives names, types and shapes (slowest dimension first) in the order in which
+    /// Creates the file at `path`: `tensors` are names, types and shapes (slowest dimension first) in the order in which
     /// [`write`](Self::write) will get their bytes.
     ///
     /// # Errors
@@ -252,7 +252,7 @@ impl Writer {
         self.put(bytes)
     }
 
-    /// Appends zeros, as a hole that takes no room where the file system has such.
+    /// Appends zeros, as a hole that occupies no space if the file system supports that.
     ///
     /// # Errors
     /// As for [`write`](Self::write).
@@ -272,7 +272,7 @@ impl Writer {
         hole(&mut self.file).map_err(Error::io(&self.path)).map(|_| ())
     }
 
-    /// Ends the file and gives it its name.
+    /// Completes the file and gives it its name.
     ///
     /// # Errors
     /// When data is missing, or the file cannot be written or renamed.

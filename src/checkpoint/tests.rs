@@ -349,7 +349,7 @@ fn what_is_no_tensor_in_a_state_dict_is_left_out_with_a_warning() {
     fs::write(dir.path().join("pytorch_model.bin"), bytes.into_inner()).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     assert_eq!(names(&checkpoint), ["w"]);
-    assert!(checkpoint.warnings()[0].ends_with("pytorch_model.bin: epoch is no tensor; it is left out"));
+    assert!(checkpoint.warnings()[0].ends_with("pytorch_model.bin: epoch is not a tensor; it is left out"));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What a tensor gets whose rows the chosen type's block does not divide.
+//! The type of a tensor whose rows the chosen type's block does not divide.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -29,7 +29,8 @@ static FALLBACKS: LazyLock<Fallbacks> = LazyLock::new(|| {
     toml::from_str(text).expect("the built-in table of fallbacks can be read")
 });
 
-/// The type for rows of `row_len` weights where `wanted` was chosen: `wanted` itself where its block divides them.
+/// Returns the type for rows of `row_len` weights for which `wanted` was chosen: `wanted` itself if its block divides
+/// them.
 ///
 /// Source: `tensor_type_fallback` in llama.cpp's `src/llama-quant.cpp`.
 pub(super) fn fallback(wanted: TensorType, row_len: u64) -> TensorType {

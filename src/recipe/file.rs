@@ -1,4 +1,4 @@
-//! A recipe's file.
+//! Reads recipe files.
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
@@ -50,7 +50,7 @@ impl From<RuleTable> for Rule {
 
 /// Reads a recipe.
 ///
-/// `base` finds the recipe that this one is based on; `file_type` gives the file type for a predominant type.
+/// `base` finds the recipe that this one is based on. `file_type` returns the file type for a predominant type.
 pub(super) fn read<'a>(
     text: &str,
     file_name: &str,
@@ -63,7 +63,7 @@ pub(super) fn read<'a>(
     };
     let error_at = |at: Option<usize>, message: String| {
         let line = line_at(at.unwrap_or(0));
-        // What TOML's parser has to say may take several lines.
+        // The TOML parser's message may take several lines.
         Error::Parse { file: file_name.to_string(), line, message: message.trim_end().replace('\n', "; ") }
     };
     let file: RecipeFile =
@@ -94,7 +94,7 @@ pub(super) fn read<'a>(
     Ok(Recipe { name: file.name, description: file.description, file_type, ty: default_type, rules, text_hash })
 }
 
-/// A type that a recipe may name.
+/// The name of a type that a recipe may use.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct TypeName(pub TensorType);
 
@@ -108,7 +108,7 @@ impl<'de> Deserialize<'de> for TypeName {
     }
 }
 
-/// A text that is not empty.
+/// Reads a text that is not empty.
 fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let text = String::deserialize(deserializer)?;
     if text.trim().is_empty() {

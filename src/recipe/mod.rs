@@ -1,12 +1,12 @@
-//! Recipes: which tensor gets which type, as data; and the plan that a recipe gives for a model.
+//! Recipes say which tensor gets which type, as data. A plan is a recipe applied to one model.
 //!
-//! A recipe is a file in `quant-tables/`, or one of the user's own:
+//! A recipe is a file in `quant-tables/`, or a file that a user wrote:
 //!
 //! ```toml
 //! name = "MINE"
 //! description = "Q4_K_M with a better output matrix"
 //! base = "Q4_K_M"              # its rules come after the ones here; without a base, `type` must be given
-//! # type = "q4_k"              # what a tensor gets that no rule chooses
+//! # type = "q4_k"              # the type of tensors that no rule matches
 //! # file_type = 15             # general.file_type, for other programs to show
 //!
 //! [[rule]]                     # the first rule that matches a tensor decides
@@ -15,14 +15,14 @@
 //! why = "this model's vocabulary has rare words that I need"
 //! ```
 //!
-//! | condition      | matches where                                                                         |
+//! | condition      | matches if                                                                            |
 //! |----------------|---------------------------------------------------------------------------------------|
-//! | `role`         | the tensor is for that, or for one of a list (required)                               |
+//! | `role`         | the tensor has this role, or one of a list (required)                                 |
 //! | `layers`       | its layer is one of `first_sixteenth`, `first_eighth`, `more_bits`, `"0..4"`, `7`, or of a list of these |
 //! | `importance`   | importance is given (`true`) or is not (`false`)                                      |
 //! | `tied`         | the model has no output matrix (`true`), or has one (`false`)                         |
-//! | `min_gqa`      | at least so many query heads share a key and value head                               |
-//! | `model_layers` | the model has exactly so many layers                                                  |
+//! | `min_gqa`      | at least this many query heads share a key and value head                             |
+//! | `model_layers` | the model has exactly this many layers                                                |
 //!
 //! The built-in recipes choose the types that llama.cpp's `llama_model_quantize` chooses for models of the Llama
 //! architecture (`llama_tensor_get_type_impl` in its `src/llama-quant.cpp`). Unlike there, nothing depends on the order
@@ -56,29 +56,29 @@ pub const QUANTIZATION_VERSION: u32 = 2;
 /// Which tensor gets which type.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Recipe {
-    /// What it is called on the command line and in the plan: `Q4_K_M`.
+    /// The name on the command line and in the plan: `Q4_K_M`.
     pub name: String,
-    /// What it is for, in a line.
+    /// What it is for, in one line.
     pub description: String,
     /// `general.file_type`: llama.cpp's number for files made this way, `enum llama_ftype` in its `llama.h`.
     pub file_type: u32,
-    /// The type of a matrix that no rule chooses.
+    /// The type of a matrix that no rule matches.
     #[serde(rename = "type", serialize_with = "plan::type_name")]
     pub ty: TensorType,
-    /// The first that matches a tensor decides.
+    /// The rules. The first that matches a tensor decides.
     pub rules: Vec<Rule>,
-    /// BLAKE3 of its TOML text, byte for byte as it was read: what a converted file records.
+    /// BLAKE3 of its TOML text, byte for byte as it was read. Converted files record it.
     #[serde(skip)]
     pub text_hash: blake3::Hash,
 }
 
 impl Recipe {
-    /// The built-in recipe of this name, in any case.
+    /// Returns the built-in recipe of this name, ignoring case.
     pub fn builtin(name: &str) -> Option<&'static Recipe> {
         Self::all().iter().find(|recipe| recipe.name.eq_ignore_ascii_case(name))
     }
 
-    /// As [`Self::builtin`], with an error that says which recipes there are.
+    /// Returns the built-in recipe of this name, or an error that lists the recipes.
     ///
     /// # Errors
     /// There is no such recipe.
@@ -89,7 +89,7 @@ impl Recipe {
         })
     }
 
-    /// Every built-in recipe, from the most bits to the fewest.
+    /// Returns every built-in recipe, from the most bits to the fewest.
     pub fn all() -> &'static [Recipe] {
         &BUILTIN
     }
@@ -104,7 +104,7 @@ impl Recipe {
         file::read(text, file_name, Self::builtin, |ty| Self::all().iter().rfind(|r| r.ty == ty).map(|r| r.file_type))
     }
 
-    /// Reads a recipe from a file of the user's own.
+    /// Reads a recipe from a user's file.
     ///
     /// # Errors
     /// The file cannot be read, is too large to be a recipe, or is refused by [`Self::from_toml`].
@@ -122,7 +122,7 @@ impl Recipe {
     }
 }
 
-/// Recipes are a page or two; what is longer is some other file given by mistake.
+/// Recipes are a page or two. Anything longer is another file, given by mistake.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 macro_rules! sources {
@@ -162,7 +162,7 @@ static BUILTIN: LazyLock<Vec<Recipe>> = LazyLock::new(|| {
     SOURCES.iter().map(read).collect::<Result<_, _>>().expect("the built-in recipes can be read")
 });
 
-/// What is wrong with a recipe, or stands between it and a plan.
+/// Why a recipe cannot be read, or cannot be applied to a model.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum Error {

@@ -1,4 +1,4 @@
-//! `--type PATTERN=TYPE`: a type for some tensors, whatever the recipe says.
+//! Overrides, `PATTERN=TYPE`: a type for some tensors, whatever the recipe says.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,17 +9,17 @@ use crate::arch::Role;
 use crate::gguf::TensorType;
 use crate::quant;
 
-/// A type for some tensors, whatever the recipe says. Where several match a tensor, the first decides.
+/// A type for some tensors, whatever the recipe says. If several match a tensor, the first decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Override {
-    /// As it was typed.
+    /// The pattern as the user wrote it.
     pub pattern: String,
-    /// The type it gives.
+    /// The type that it asks for.
     pub ty: TensorType,
 }
 
 impl Override {
-    /// Whether it chooses the tensor by its name, its role, or a name with `*` for any letters.
+    /// Returns whether it matches the tensor: by its name, its role, or a name in which `*` stands for any letters.
     pub fn matches(&self, name: &str, role: Role) -> bool {
         match role_named(&self.pattern) {
             Some(wanted) => role == wanted,
@@ -31,7 +31,7 @@ impl Override {
 impl FromStr for Override {
     type Err = Error;
 
-    /// Takes `PATTERN=TYPE`.
+    /// Parses `PATTERN=TYPE`.
     fn from_str(text: &str) -> Result<Self, Error> {
         let (pattern, ty) = text
             .rsplit_once('=')
@@ -54,7 +54,7 @@ impl fmt::Display for Override {
 /// Whether `*` of the pattern can stand for letters so that it becomes `name`. Takes at most their product in steps.
 fn glob(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n) = (0, 0);
-    // Where the last star is, and how much of the name it leaves to what comes after it.
+    // The place of the last star, and how much of the name it leaves to what follows it.
     let mut star: Option<(usize, usize)> = None;
     while n < name.len() {
         match pattern.get(p) {

@@ -1,4 +1,4 @@
-//! What each tensor of one model becomes: a recipe applied.
+//! Applies a recipe to one model: which type each tensor gets.
 
 use serde::{Serialize, Serializer};
 
@@ -10,7 +10,7 @@ use crate::base::suggest::suggest;
 use crate::gguf::{TensorInfo, TensorType};
 use crate::quant;
 
-/// What each tensor of a model becomes, in the order in which the tensors were given.
+/// The type that each tensor of a model gets, in the order in which the tensors were given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
     /// The name of the recipe.
@@ -21,7 +21,7 @@ pub struct Plan {
     pub tensors: Vec<PlannedTensor>,
 }
 
-/// What one tensor becomes, and why.
+/// The type that one tensor gets, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PlannedTensor {
     /// Its GGUF name.
@@ -40,7 +40,7 @@ pub struct PlannedTensor {
     pub ty: TensorType,
     /// The reason, for people.
     pub why: String,
-    /// The type that was chosen, where its block does not divide the rows.
+    /// The type that was chosen first, if its block does not divide the rows.
     #[serde(serialize_with = "maybe_type_name")]
     pub fallback_from: Option<TensorType>,
     /// Bytes of the type it gets, without padding.
@@ -48,25 +48,25 @@ pub struct PlannedTensor {
 }
 
 impl PlannedTensor {
-    /// As a GGUF file will describe it.
+    /// Returns the tensor as a GGUF file will describe it.
     pub fn info(&self) -> TensorInfo {
         TensorInfo { name: self.name.clone(), dims: self.dims.clone(), ty: self.ty }
     }
 }
 
 impl Plan {
-    /// Bytes of all tensors, without padding and metadata.
+    /// Returns the bytes of all tensors, without padding and metadata.
     pub fn total_bytes(&self) -> u64 {
         self.tensors.iter().fold(0, |sum, tensor| sum.saturating_add(tensor.bytes))
     }
 
-    /// Weights of all tensors.
+    /// Returns the number of weights of all tensors.
     pub fn n_weights(&self) -> u64 {
         let weights = |tensor: &PlannedTensor| tensor.info().n_elements().unwrap_or(u64::MAX);
         self.tensors.iter().fold(0, |sum, tensor| sum.saturating_add(weights(tensor)))
     }
 
-    /// Mean bits of a weight over the whole model, vectors and scales included; 0 for a model without weights.
+    /// Returns the mean bits per weight of the whole model, including vectors and scales; 0 for a model without weights.
     pub fn bits_per_weight(&self) -> f64 {
         match self.n_weights() {
             0 => 0.0,
@@ -74,7 +74,7 @@ impl Plan {
         }
     }
 
-    /// How many tensors did not get the type that was chosen for them.
+    /// Returns how many tensors did not get the type that was chosen for them.
     pub fn n_fallbacks(&self) -> usize {
         self.tensors.iter().filter(|tensor| tensor.fallback_from.is_some()).count()
     }
@@ -92,7 +92,8 @@ impl Plan {
 /// # Errors
 /// A tensor belongs to a layer that the model does not have, is larger than can be counted, or has a type that cannot
 /// be read;
-/// an override matches nothing, gives a type that does not divide a tensor's rows, or names a tensor that stays F32.
+/// an override matches nothing, asks for a type whose blocks do not divide a tensor's rows, or names a tensor that stays
+/// F32.
 pub fn plan(
     recipe: &Recipe,
     topology: &Topology,
@@ -145,14 +146,14 @@ fn plan_tensor(
     Ok(PlannedTensor { name, role, layer, dims, source, ty, why, fallback_from, bytes })
 }
 
-/// A tensor's type and how it came to it.
+/// A tensor's type and why it was chosen.
 struct Choice {
     ty: TensorType,
     why: String,
     fallback_from: Option<TensorType>,
 }
 
-/// What stays as it is under every recipe. Source: `tensor_allows_quantization` in llama.cpp's `src/llama-quant.cpp`,
+/// Returns the type of a tensor that no recipe may change. Source: `tensor_allows_quantization` in llama.cpp's `src/llama-quant.cpp`,
 /// and its converter, which writes vectors as F32.
 fn keep(tensor: &TensorInfo, role: Role) -> Option<Choice> {
     // As ggml counts dimensions: a matrix of one row is a vector.
@@ -171,7 +172,7 @@ fn keep(tensor: &TensorInfo, role: Role) -> Option<Choice> {
     Some(Choice { ty, why: why.to_string(), fallback_from: None })
 }
 
-/// An override that names a tensor which stays as it is cannot be obeyed; one that reaches it through a `*` need not.
+/// Refuses an override that names a tensor whose type is fixed. One that reaches it through a `*` is ignored.
 fn refuse_to_change(tensor: &TensorInfo, kept: TensorType, overrides: &[Override]) -> Result<(), Error> {
     match overrides.iter().find(|over| over.pattern == tensor.name && over.ty != kept) {
         Some(Override { pattern, ty }) => {
@@ -208,7 +209,7 @@ fn by_rule(recipe: &Recipe, at: &Circumstances, tensor: &TensorInfo, role: Role,
     Choice { ty, why, fallback_from: Some(wanted) }
 }
 
-/// An override that changes nothing is a mistake: of spelling, or of order.
+/// Refuses an override that changes nothing: its spelling or its place is a mistake.
 fn check_reached(over: &Override, overrides: &[Override], tensors: &[PlannedTensor]) -> Result<(), Error> {
     let mut matched = tensors.iter().filter(|tensor| over.matches(&tensor.name, tensor.role)).peekable();
     let Some(&first) = matched.peek() else {

@@ -1,4 +1,4 @@
-//! A rule of a recipe: for which tensors, and which type.
+//! Rules of recipes: which tensors they match, and which type they choose.
 
 use std::fmt;
 
@@ -8,12 +8,12 @@ use super::plan::type_name;
 use crate::arch::{Role, Topology};
 use crate::gguf::TensorType;
 
-/// Gives a type to the tensors for which all of its conditions hold.
+/// Chooses a type for the tensors that meet all of its conditions.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Rule {
-    /// What the tensor is for: one of these.
+    /// The roles that it matches.
     pub roles: Vec<Role>,
-    /// Which layer it belongs to.
+    /// The layers that it matches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers: Option<Layers>,
     /// Whether importance is given.
@@ -22,20 +22,20 @@ pub struct Rule {
     /// Whether the model lacks an output matrix and uses its token embedding instead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tied: Option<bool>,
-    /// At least so many query heads share a key and value head.
+    /// At least this many query heads share a key and value head.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_gqa: Option<u64>,
-    /// The model has exactly so many layers.
+    /// The model has exactly this many layers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model_layers: Option<u32>,
-    /// The type it gives.
+    /// The type that it chooses.
     #[serde(rename = "type", serialize_with = "type_name")]
     pub ty: TensorType,
     /// The reason, for people.
     pub why: String,
 }
 
-/// What rules ask about, apart from the tensor: the model, and what was given along with it.
+/// What rules ask about apart from the tensor.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Circumstances {
     pub topology: Topology,
@@ -44,7 +44,7 @@ pub(super) struct Circumstances {
 }
 
 impl Rule {
-    /// Whether it decides the type of a tensor with this role in this layer.
+    /// Returns whether it matches a tensor with this role in this layer.
     pub(super) fn matches(&self, role: Role, layer: Option<u32>, at: &Circumstances) -> bool {
         let in_layers = |layers: &Layers| layer.is_some_and(|layer| layers.contain(layer, at.topology.n_layers));
         self.roles.contains(&role)
@@ -55,12 +55,12 @@ impl Rule {
             && self.model_layers.is_none_or(|n| at.topology.n_layers == n)
     }
 
-    /// The names of its roles in files: `attention_v`.
+    /// Returns the names of its roles, as in files: `attention_v`.
     pub fn role_names(&self) -> Vec<&'static str> {
         self.roles.iter().map(|role| role.name()).collect()
     }
 
-    /// Its conditions beyond the role, as words: `layers 0 to 3, with importance`; empty where there are none.
+    /// Returns its conditions beyond the role in words, such as `layers 0 to 3, with importance`; empty if there are none.
     pub fn conditions(&self) -> String {
         let mut words = Vec::new();
         if let Some(layers) = &self.layers {
@@ -97,7 +97,7 @@ pub(super) fn role_list() -> String {
     roles_with_choice().map(Role::name).collect::<Vec<_>>().join(", ")
 }
 
-/// Layers by their position in the model: those in any of the parts.
+/// Layers by their position in the model: the union of some sets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layers(Vec<LayerSet>);
 
@@ -107,12 +107,12 @@ enum LayerSet {
     FirstEighth,
     /// The first eighth, the last eighth, and every third layer between.
     MoreBits,
-    /// From the first to before the second; to the end where there is none.
+    /// From the first to before the second, or to the end if there is no second.
     Range(u32, Option<u32>),
 }
 
 impl Layers {
-    /// Whether `layer`, counted from 0, is one of these in a model of `n_layers`.
+    /// Returns whether `layer`, counted from 0, is one of these in a model of `n_layers`.
     pub fn contain(&self, layer: u32, n_layers: u32) -> bool {
         let (i, n) = (u64::from(layer), u64::from(n_layers));
         self.0.iter().any(|part| match *part {
@@ -216,7 +216,7 @@ impl<'de> Deserialize<'de> for Layers {
     }
 }
 
-/// A role that a rule may choose by.
+/// A role that a rule may name.
 struct RuleRole(Role);
 
 impl<'de> Deserialize<'de> for RuleRole {
@@ -231,13 +231,13 @@ impl<'de> Deserialize<'de> for RuleRole {
     }
 }
 
-/// For a rule's `role`: a name or a list of names.
+/// Reads a rule's `role`: a name or a list of names.
 pub(super) fn roles<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Role>, D::Error> {
     let roles: Vec<RuleRole> = one_or_many(deserializer, "a role, or a list of roles")?;
     Ok(roles.into_iter().map(|role| role.0).collect())
 }
 
-/// A `T`, or a list of at least one. (An untagged enum would lose the message of what is wrong inside.)
+/// Reads a `T`, or a list of at least one. (An untagged enum would lose the message about what is wrong inside.)
 fn one_or_many<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
     expecting: &'static str,

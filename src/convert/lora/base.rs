@@ -1,4 +1,4 @@
-//! The model that an adapter goes with, as far as it decides how the adapter is laid out.
+//! The base model of an adapter, as far as the adapter's layout depends on it.
 
 use std::path::Path;
 
@@ -16,9 +16,9 @@ pub struct Module {
     pub names: Vec<String>,
     /// The tensor's name in GGUF: `blk.0.attn_q.weight`.
     pub tensor: String,
-    /// Outputs.
+    /// Number of outputs.
     pub rows: u64,
-    /// Inputs.
+    /// Number of inputs.
     pub columns: u64,
     /// The order of its rows, and so of B's.
     pub order: RowOrder,
@@ -27,23 +27,23 @@ pub struct Module {
 /// The base model.
 #[derive(Debug)]
 pub struct Base {
-    /// What it is called in messages.
+    /// Its name in messages.
     pub name: String,
     /// `general.architecture` of its GGUF file.
     pub architecture: &'static str,
-    /// Layers.
+    /// Number of layers.
     pub n_layers: u32,
-    /// Whether the token embedding is the output matrix too.
+    /// Whether the token embedding is also the output matrix.
     pub tied: bool,
     /// Its matrices, in the order of its GGUF file.
     pub modules: Vec<Module>,
 }
 
 impl Base {
-    /// The base at `path`: a Hugging Face folder, of which `config.json` is enough; that file; or a GGUF.
+    /// Opens the base at `path`: a Hugging Face folder (`config.json` is enough), that file, or a GGUF.
     ///
     /// # Errors
-    /// Where there is none, or of no architecture that nibble knows.
+    /// There is no model, or its architecture is not one that nibble knows.
     pub fn open(path: &Path) -> Result<Self, convert::Error> {
         if path.is_file() && gguf::is_gguf(path) {
             return of_gguf(path, &Gguf::open(path).map_err(pass::Error::from)?);

@@ -1,4 +1,4 @@
-//! What can be wrong with an adapter.
+//! Errors in adapters.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -32,7 +32,7 @@ pub enum Error {
     #[error("{path}: '{key}' is {found}; wanted {wanted}")]
     Value { path: PathBuf, key: String, found: String, wanted: &'static str },
 
-    #[error("{path}: the pattern '{pattern}' of '{key}' is none that nibble understands: {problem}")]
+    #[error("{path}: the pattern '{pattern}' of '{key}' is not one that nibble understands: {problem}")]
     Pattern { path: PathBuf, key: &'static str, pattern: String, problem: String },
 
     #[error("{path}: there are no LoRA tensors in the adapter")]

@@ -1,18 +1,18 @@
-//! An adapter, as PEFT saves it, becomes a GGUF file that llama.cpp loads beside the base model.
+//! Converts an adapter, as PEFT saves it, to a GGUF file that llama.cpp loads beside the base model.
 //!
 //! ```text
 //! W x  becomes  W x + alpha / r * B (A x)            A [r, in], B [out, r]: r numbers stand between input and output
 //!
 //! adapter_model                                     GGUF
 //! ...layers.0.self_attn.q_proj.lora_A.weight  ────► blk.0.attn_q.weight.lora_a
-//! ...layers.0.self_attn.q_proj.lora_B.weight  ────► blk.0.attn_q.weight.lora_b     rows permuted as those of W are
+//! ...layers.0.self_attn.q_proj.lora_B.weight  ────► blk.0.attn_q.weight.lora_b     rows permuted like those of W
 //! ...embed_tokens.lora_embedding_A            ────► token_embd.weight.lora_a       transposed: a row a token
 //! adapter_config.json: lora_alpha             ────► adapter.lora.alpha
 //! ```
 //!
-//! llama.cpp divides one alpha by each matrix's rank. Where PEFT scales otherwise (rank-stabilized LoRA divides by the
-//! root of the rank; patterns give modules numbers of their own), the alpha that is written is the one that most modules
-//! need, and the others get what is left multiplied into B.
+//! llama.cpp divides one alpha by each matrix's rank. If PEFT scales otherwise (rank-stabilized LoRA divides by the root of
+//! the rank; patterns set the rank and alpha of single modules), the file gets the alpha that most modules need, and for
+//! the others the remaining factor is multiplied into B.
 //!
 //! Source: `llama_adapter_lora_init_impl` and `llm_graph_context::build_lora_mm` in llama.cpp's `src/`.
 
@@ -41,13 +41,13 @@ use crate::recipe::QUANTIZATION_VERSION;
 /// A tensor of the file to be.
 #[derive(Debug)]
 struct Planned {
-    /// Its place among the adapter's tensors.
+    /// Its index among the adapter's tensors.
     source: usize,
     /// The order of the rows.
     order: RowOrder,
-    /// Rows become columns.
+    /// Whether it is transposed.
     transpose: bool,
-    /// What its numbers are multiplied by.
+    /// The factor that its numbers are multiplied by.
     factor: f64,
 }
 
@@ -68,12 +68,12 @@ pub struct AdapterJob {
 }
 
 impl AdapterJob {
-    /// Opens the adapter at `path` and lays it out for the base model at `base`, or for that which the adapter names,
-    /// where it is a folder here. Of `options`, the recipe is the one type of all tensors: F32, F16 or BF16. Reads no
+    /// Opens the adapter at `path` and lays it out for the base model at `base`, or else for the one that the adapter
+    /// names, if that is a local folder. Of `options`, the recipe is the one type of all tensors: F32, F16 or BF16. Reads no
     /// weights, and writes nothing.
     ///
     /// # Errors
-    /// Anything wrong with the adapter or the base model, and whatever of the adapter a LoRA file cannot hold.
+    /// Anything wrong with the adapter or the base model, or anything in the adapter that a LoRA file cannot hold.
     pub fn prepare(path: &Path, base: Option<&Path>, options: &convert::Options) -> Result<Self, convert::Error> {
         let ty = type_of(options)?;
         let adapter = Checkpoint::open_adapter(path).map_err(pass::Error::from)?;
@@ -97,7 +97,7 @@ impl AdapterJob {
             let Some(pair) = pair else { continue };
             let rank = pair.check(&adapter, &base, module, settings.rank(&pair.module))?;
             ranks = (ranks.0.min(rank), ranks.1.max(rank));
-            // What llama.cpp leaves to be done: 1 but for modules with numbers of their own.
+            // The scale that llama.cpp does not apply: 1, except for modules with their own rank or alpha.
             let factor = settings.scale(&pair.module) * rank as f64 / f64::from(alpha);
             let factor = if (factor - 1.0).abs() < 1e-6 { 1.0 } else { factor };
             let info = |kind: &str, dims: [u64; 2]| TensorInfo {
@@ -132,7 +132,7 @@ impl AdapterJob {
         self.ranks
     }
 
-    /// The alpha that the file gives llama.cpp.
+    /// Returns the alpha that the file has for llama.cpp.
     pub fn alpha(&self) -> f32 {
         self.alpha
     }
@@ -147,7 +147,7 @@ impl AdapterJob {
         (&self.output, self.layout.total_bytes())
     }
 
-    /// What the user should know although it is no error.
+    /// Returns warnings for the user, one sentence each.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
@@ -169,7 +169,7 @@ impl AdapterJob {
         output::check_room(&outputs)
     }
 
-    /// Writes the file. Until it is complete, it has another name, and what is not complete is removed.
+    /// Writes the file. It has a temporary name until it is complete, and is removed if that fails.
     ///
     /// # Errors
     /// When it cannot be written, when a number is not finite or not within the type's range (unless that is allowed), or
@@ -205,7 +205,7 @@ impl AdapterJob {
         }
     }
 
-    /// The bytes of tensor `i` of the file.
+    /// Returns the bytes of tensor `i` of the file.
     fn encode(&self, i: usize) -> Result<Vec<u8>, Error> {
         let (planned, info) = (&self.planned[i], &self.layout.tensors()[i]);
         let tensor = &self.adapter.tensors()[planned.source];
@@ -250,7 +250,7 @@ impl AdapterJob {
     }
 }
 
-/// The type that the recipe gives all tensors.
+/// Returns the type that the recipe chooses for all tensors.
 fn type_of(options: &convert::Options) -> Result<TensorType, Error> {
     if !options.overrides.is_empty() {
         return Err(Error::ModelOnly(ModelOnly::Overrides));
@@ -264,9 +264,9 @@ fn type_of(options: &convert::Options) -> Result<TensorType, Error> {
     }
 }
 
-/// The two factors of a module, by their places among the adapter's tensors.
+/// The two factors of a module, by their index among the adapter's tensors.
 struct Pair {
-    /// What PEFT calls the module.
+    /// PEFT's name for the module.
     module: String,
     embedding: bool,
     a: usize,
@@ -274,12 +274,12 @@ struct Pair {
 }
 
 impl Pair {
-    /// Holds the shapes against the base model and the rank that the configuration gives, and gives the rank.
+    /// Checks the shapes against the base model and the configured rank, and returns the rank.
     fn check(&self, adapter: &Checkpoint, base: &Base, module: &Module, rank: u64) -> Result<u64, Error> {
         let [a, b] = [self.a, self.b].map(|index| &adapter.tensors()[index]);
         let (a_wanted, b_wanted) = match self.embedding {
             false => ([rank, module.columns], [module.rows, rank]),
-            // The other way round: an embedding takes a token, and gives a hidden state.
+            // The other way round: an embedding maps a token to a hidden state.
             true => ([rank, module.rows], [module.columns, rank]),
         };
         for (tensor, wanted, at) in [(a, a_wanted, 0), (b, b_wanted, 1)] {
@@ -298,7 +298,7 @@ impl Pair {
     }
 }
 
-/// The pair of each of the base's modules; none for those that the adapter leaves alone.
+/// Returns the pair of each of the base's modules; `None` for those that the adapter does not change.
 fn pairs(adapter: &Checkpoint, base: &Base, warnings: &mut Vec<String>) -> Result<Vec<Option<Pair>>, Error> {
     let mut by_name = BTreeMap::new();
     for (i, module) in base.modules.iter().enumerate() {
@@ -358,15 +358,15 @@ fn pairs(adapter: &Checkpoint, base: &Base, warnings: &mut Vec<String>) -> Resul
     (0..base.modules.len()).map(pair).collect()
 }
 
-/// Whether a whole matrix that was saved along has the sizes of the base model's. PEFT saves embeddings along where it is
-/// not sure that the vocabulary is the base's.
+/// Returns whether a whole matrix in the adapter has the sizes of the base model's. PEFT saves embeddings if it is not sure
+/// that the vocabulary is the base's.
 fn is_copy(base: &Base, by_name: &BTreeMap<&str, usize>, module: &str, tensor: &Tensor) -> bool {
     let module = by_name.get(module).map(|i| &base.modules[*i]);
     module.is_some_and(|module| tensor.shape == [module.rows, module.columns])
 }
 
-/// An embedding is adapted by the rows of A, a matrix by its columns; and llama.cpp ends the process over an adapted
-/// embedding that is the output matrix too.
+/// Checks that a tensor is for the right kind of module. An embedding is adapted by the rows of A, a matrix by its columns;
+/// and llama.cpp ends the process over an adapted embedding that is also the output matrix.
 fn check_kind(base: &Base, module: &Module, tensor: &Tensor, embedding: bool) -> Result<(), Error> {
     let is_embedding = module.tensor == "token_embd.weight";
     let foreign = |what| Err(Error::Foreign { tensor: tensor.name.clone(), what });
@@ -380,7 +380,7 @@ fn check_kind(base: &Base, module: &Module, tensor: &Tensor, embedding: bool) ->
     }
 }
 
-/// Why the base may not have a module.
+/// Returns a hint why the base does not have a module.
 fn hint(base: &Base, module: &str) -> String {
     let layer = module.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<u64>().ok());
     match layer {
@@ -392,7 +392,7 @@ fn hint(base: &Base, module: &str) -> String {
     }
 }
 
-/// The alpha that most modules need; of several, the one without patterns.
+/// Returns the alpha that most modules need; of several, the one without patterns.
 fn common_alpha(pairs: &[Option<Pair>], settings: &Settings) -> f32 {
     let usual = settings.alpha() as f32;
     let mut counts: Vec<(f32, usize)> = vec![(usual, 0)];
@@ -434,7 +434,7 @@ fn metadata(
     metadata
 }
 
-/// The numbers of a tensor, row by row.
+/// Decodes the numbers of a tensor, row by row.
 fn decode(adapter: &Checkpoint, tensor: &Tensor) -> Result<Vec<f32>, Error> {
     let decode = quant::decoder(tensor.float_type()?.into()).expect("floats are types that nibble reads");
     let mut weights = vec![0.0; tensor.n_elements() as usize];
@@ -442,7 +442,7 @@ fn decode(adapter: &Checkpoint, tensor: &Tensor) -> Result<Vec<f32>, Error> {
     Ok(weights)
 }
 
-/// A matrix of rows of `row_len`, its columns one after the other.
+/// Transposes a matrix of rows of `row_len`.
 fn transposed(weights: &[f32], row_len: usize) -> Vec<f32> {
     (0..row_len).flat_map(|column| weights.iter().skip(column).step_by(row_len).copied()).collect()
 }

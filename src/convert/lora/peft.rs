@@ -1,4 +1,4 @@
-//! What PEFT writes: `adapter_config.json`, and the names of an adapter's tensors.
+//! PEFT's conventions: `adapter_config.json`, and the names of an adapter's tensors.
 //!
 //! ```text
 //! base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight            [r, in]
@@ -29,20 +29,20 @@ pub struct Settings {
     rs_lora: bool,
     ranks: Vec<(Regex, f64)>,
     alphas: Vec<(Regex, f64)>,
-    /// The model that it was trained on, as its training knew it.
+    /// The model that it was trained on, as the training script named it.
     pub base: Option<String>,
-    /// What is no error, but to be known.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
-/// Ways to begin an adapter that change the base model's weights as well, which the adapter's file does not hold.
+/// Initializations that also change the base model's weights, which the adapter's file does not contain.
 const CHANGES_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
 impl Settings {
     /// Reads `adapter_config.json`.
     ///
     /// # Errors
-    /// Where it is not about LoRA, or about more than llama.cpp's LoRA is.
+    /// The adapter is not LoRA, or is more than what llama.cpp's LoRA can do.
     pub fn read(config: &Config) -> Result<Self, Error> {
         let path = || config.path().to_path_buf();
         let kind = config.opt_str("peft_type")?.unwrap_or("none");
@@ -60,7 +60,7 @@ impl Settings {
             });
         }
         let alpha = config.f64("lora_alpha")?;
-        // llama.cpp takes an alpha of 0 for none, and then does not divide by the rank either.
+        // llama.cpp takes an alpha of 0 as absent, and then does not divide by the rank either.
         if !alpha.is_finite() || alpha == 0.0 {
             return Err(Error::Value {
                 path: path(),
@@ -94,7 +94,7 @@ impl Settings {
         find(&self.ranks, module).map_or(self.rank, |rank| rank as u64)
     }
 
-    /// What B x A is multiplied by in `module`.
+    /// Returns the factor of B x A in `module`.
     pub fn scale(&self, module: &str) -> f64 {
         let alpha = find(&self.alphas, module).unwrap_or(self.alpha);
         let rank = self.rank(module) as f64;
@@ -162,7 +162,7 @@ fn refuse(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// A value as it may stand in a message.
+/// Formats a value for a message.
 fn shown(value: &Value) -> String {
     const LONGEST: usize = 80;
     let text = value.to_string();
@@ -216,7 +216,7 @@ pub enum Factor {
     B,
 }
 
-/// What an adapter's tensor is, by its name.
+/// What an adapter's tensor is, according to its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TensorName {
     /// A factor for a module.
@@ -235,11 +235,11 @@ pub enum TensorName {
         /// The module.
         module: String,
     },
-    /// Something that a LoRA file has no room for, and what it is.
+    /// Something that a LoRA file cannot hold, and what it is.
     Foreign(&'static str),
 }
 
-/// What the tensor `name` is.
+/// Parses the name of a tensor.
 pub fn part(name: &str) -> TensorName {
     let parts: Vec<&str> = name.strip_prefix("base_model.model.").unwrap_or(name).split('.').collect();
     let at = |wanted: &[&str]| parts.iter().position(|part| wanted.contains(part));
