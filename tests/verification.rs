@@ -82,14 +82,14 @@ fn the_last_line_says_it_all() {
     let (code, text) = verify(&file, &[]);
     has(&text, &["nibble 0.1.0, recipe Q4_K_M", "yi-nano (1 file of weights)"]);
     let name = file.display().to_string();
-    let wanted = format!("{name} is whole: all 39 tensors hold nothing but finite numbers");
+    let wanted = format!("{name} is intact: all 39 tensors hold only finite numbers");
     assert_eq!((code, last_line(&text)), (0, wanted.as_str()));
 
     let (code, text) = against_nano(&file, &[]);
     has(&text, &["39 of 39 identical", "1 of 1 have the recorded BLAKE3"]);
     let source = yi_nano().display().to_string();
     let version = env!("CARGO_PKG_VERSION");
-    let wanted = format!("{name} is what nibble {version} makes of {source}: all 39 tensors are identical");
+    let wanted = format!("{name} is what nibble {version} makes from {source}: all 39 tensors are identical");
     assert_eq!((code, last_line(&text)), (0, wanted.as_str()));
 }
 
@@ -136,7 +136,7 @@ fn a_scale_that_is_no_number_is_found_without_the_source() {
         let (code, text) = verify(&file, &[]);
         has(&text, &[&format!("the first at row {row}, column {column}")]);
         assert_eq!(code, 1);
-        has(last_line(&text), &["is damaged, or was not made well: 1 of 39 tensors holds NaN or infinity"]);
+        has(last_line(&text), &["is damaged or was made incorrectly: 1 of 39 tensors holds NaN or infinity"]);
     }
 }
 
@@ -167,7 +167,7 @@ fn bytes_that_belong_to_nothing_are_zero_and_end_with_the_file() {
     fs::write(&file, [fs::read(&file).unwrap(), vec![0; 40]].concat()).unwrap();
     let found = report(&file, None, VerifyOptions::default());
     assert_eq!(found.padding, [Padding::TooLong { file: file.clone(), bytes: length..length + 40 }]);
-    has(&verify(&file, &[]).1, &["1 file goes on after its last tensor"]);
+    has(&verify(&file, &[]).1, &["1 file continues after its last tensor"]);
 }
 
 #[test]
@@ -207,8 +207,8 @@ fn a_source_that_has_changed_is_seen_in_its_hash() {
     assert_eq!(found_hash, blake3::hash(&fs::read(&shard).unwrap()).to_hex().as_str());
     let (code, text) = verify(&file, &["--source", source.to_str().unwrap()]);
     assert_eq!(code, 1);
-    has(&text, &["2 of 3 have the recorded BLAKE3", "changed since the file was made"]);
-    has(last_line(&text), &["1 source file is not the one it was made from"]);
+    has(&text, &["2 of 3 have the recorded BLAKE3", "changed since the file was converted"]);
+    has(last_line(&text), &["1 source file is not the one it was converted from"]);
 
     // The same weights in other files are the same weights, of which the file was not made.
     let other = dir.path().join("other/yi-nano");
@@ -261,12 +261,12 @@ fn a_type_that_the_recipe_does_not_give_is_named() {
     with_metadata(&by_hand, &older, |metadata| metadata.set(provenance::RECIPE_BLAKE3, "0".repeat(64)));
     let (code, text) = against_nano(&older, &[]);
     assert_eq!(code, 0, "{text}");
-    has(&text, &["another than this nibble's of that name"]);
+    has(&text, &["not the built-in recipe of that name"]);
     // Nor does one of somebody's own.
     with_metadata(&by_hand, &older, |metadata| metadata.set(provenance::RECIPE_NAME, "MINE"));
     let (code, text) = against_nano(&older, &[]);
     assert_eq!(code, 0, "{text}");
-    has(&text, &["not one of nibble's own"]);
+    has(&text, &["not a built-in recipe"]);
     // An override that fits no tensor fits no file.
     with_metadata(&by_hand, &older, |metadata| metadata.set(provenance::OVERRIDES, vec!["nose=Q8_0".to_string()]));
     let (code, text) = against_nano(&older, &[]);
@@ -388,7 +388,7 @@ fn a_seed_brings_a_sample_back() {
     let (code, text) = against_nano(&file, &["--sample", "10%", "--seed", "7"]);
     assert_eq!(code, 0);
     has(&text, &["drawn with --seed 7", "names only"]);
-    has(last_line(&text), &["as far as checked: nothing differs in the"]);
+    has(last_line(&text), &["as far as checked: nothing differs in a sample of"]);
     // The seed that it chose itself is told.
     let text = against_nano(&file, &["--sample", "0.1", "--json"]).1;
     let seed = json(&text)["sample"]["seed"].as_u64().unwrap().to_string();

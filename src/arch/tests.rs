@@ -691,6 +691,7 @@ fn the_published_sizes_have_their_published_parameters() {
             let model = describe_shapes(&config, &hf).unwrap();
             assert_eq!((read(&config), model.topology), (hyper.clone(), hyper.topology()));
             assert_eq!(model.n_parameters(), parameters);
+            assert!(model.tensors.iter().all(adds_up));
             let described: Shapes = model.tensors.iter().map(|t| (t.name.clone(), t.dims.clone())).collect();
             assert_eq!(described, shapes(&hyper));
         }

@@ -11,7 +11,7 @@ pub struct Packing {
     /// Its name in messages.
     pub name: &'static str,
     /// Rows of the matrix that can only be unpacked together; `None` where that is all of them, as for codes that are
-    /// stored column by column.
+    /// stored column by column. Such a matrix cannot be split.
     pub group_rows: Option<u64>,
     /// Writes the weights of some rows, row by row.
     pub unpack: fn(&PackedRows<'_>, &mut [f32]),

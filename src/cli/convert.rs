@@ -132,7 +132,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// What ends the program where the work was asked to end.
+/// Returns the error that ends the program after Ctrl-C.
 fn interrupted(error: &Error) -> anyhow::Error {
     let advice = advice::convert::of_conversion(error).map(|advice| format!("; {advice}")).unwrap_or_default();
     interrupt::Interrupted(format!("{error}{advice}")).into()
@@ -214,7 +214,7 @@ fn convert_adapter(args: &Args) -> anyhow::Result<()> {
     })
 }
 
-/// Returns the options that were given, with the recipe `default` where none was.
+/// Returns the options that were given, with the recipe `default` if none was given.
 fn options(args: &Args, default: &str) -> anyhow::Result<Options> {
     let recipe = match &args.recipe {
         Some(path) => Recipe::from_file(path)?,

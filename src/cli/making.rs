@@ -1,12 +1,12 @@
-//! What a file says of its making, in words.
+//! What a file records about its conversion, in words.
 
 use crate::base::display::printable;
 use crate::verify::Provenance;
 
-/// The longest list of types given by hand that is told whole.
+/// The longest list of overrides that is printed whole.
 const MOST_OVERRIDES: usize = 4;
 
-/// The rows of a summary that tell of a file's making; none where the file does not say.
+/// Returns the rows of a summary about a file's conversion; none if the file does not record it.
 pub fn rows(provenance: &Provenance) -> Vec<(&'static str, String)> {
     let mut rows = vec![];
     if let Some(words) = made_by(provenance) {

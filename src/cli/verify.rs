@@ -34,7 +34,7 @@ pub struct Args {
     /// The GGUF file, or any part of a split model
     file: PathBuf,
 
-    /// What it was made from: a Hugging Face folder, or a GGUF file
+    /// The source it was converted from: a Hugging Face folder, or a GGUF file
     #[arg(long, value_name = "SOURCE")]
     source: Option<PathBuf>,
 
@@ -133,7 +133,7 @@ fn verdict(report: &Report) -> String {
     report.verdict(&name(&report.file), &report.source.as_deref().map(name).unwrap_or_default())
 }
 
-/// Tables show so many lines of a kind; JSON shows all.
+/// The most rows that a table shows. JSON has all of them.
 const MOST_LINES: usize = 20;
 
 fn print(out: &mut Out, job: &Verification, report: &Report) -> anyhow::Result<()> {
@@ -167,7 +167,7 @@ fn print(out: &mut Out, job: &Verification, report: &Report) -> anyhow::Result<(
     Ok(())
 }
 
-/// A table under a heading, where it has any rows.
+/// Prints a table under a heading, if it has any rows.
 fn print_rows<const N: usize>(
     out: &mut Out,
     heading: &str,
@@ -224,9 +224,9 @@ fn summary(job: &Verification, report: &Report) -> Vec<(&'static str, String)> {
 fn recipe_row(report: &Report) -> Option<(&'static str, String)> {
     let words = match report.recipe {
         RecipeState::NotRecorded => return None,
-        RecipeState::Unchanged => "the same as this nibble's of that name",
-        RecipeState::Changed => "another than this nibble's of that name: changed since, or somebody's own",
-        RecipeState::Foreign => "not one of nibble's own",
+        RecipeState::Unchanged => "identical to the built-in recipe of that name",
+        RecipeState::Changed => "not the built-in recipe of that name, which has changed since, or it was a user's own",
+        RecipeState::Foreign => "not a built-in recipe",
     };
     Some(("Recipe", words.to_string()))
 }
@@ -238,11 +238,11 @@ fn numbers(report: &Report) -> String {
     types.dedup();
     let unknown = match unknown.len() {
         0 => String::new(),
-        1 => format!("; 1 tensor not looked into: {}", types.join(", ")),
-        n => format!("; {n} tensors not looked into: {}", types.join(", ")),
+        1 => format!("; 1 tensor not checked: {}", types.join(", ")),
+        n => format!("; {n} tensors not checked: {}", types.join(", ")),
     };
     match report.n_not_finite() {
-        0 if report.sample.is_some() => format!("all that were drawn are finite{unknown}"),
+        0 if report.sample.is_some() => format!("all in the sample are finite{unknown}"),
         0 => format!("all are finite{unknown}"),
         1 => format!("NaN or infinity in 1 tensor{unknown}"),
         n => format!("NaN or infinity in {n} tensors{unknown}"),
@@ -253,10 +253,10 @@ fn source_rows(report: &Report) -> Vec<(&'static str, String)> {
     let Some(origin) = &report.origin else { return vec![] };
     let same = report.tensors.iter().filter(|tensor| tensor.comparison == TensorVerdict::Same).count();
     let needing = report.tensors.iter().filter(|tensor| tensor.comparison == TensorVerdict::NeedsImportance).count();
-    let part = if report.sample.is_some() { ", as far as drawn" } else { "" };
+    let part = if report.sample.is_some() { " in the sample" } else { "" };
     let mut tensors = format!("{same} of {} identical{part}", report.tensors.len());
     if needing > 0 {
-        tensors += &format!("; {needing} not checked: made with importance, which --importance gives");
+        tensors += &format!("; {needing} not checked: made with importance, which was not given (--importance)");
     }
     let mut rows = vec![("Tensors", tensors)];
     if let Some(problem) = &origin.recipe_problem {
@@ -264,7 +264,7 @@ fn source_rows(report: &Report) -> Vec<(&'static str, String)> {
     }
     let metadata = match (origin.metadata.len(), &origin.renamed_from) {
         (0, None) => "as nibble writes it".to_string(),
-        (0, Some(name)) => format!("as nibble writes it, but that the source was called {} then", printable(name)),
+        (0, Some(name)) => format!("as nibble writes it, except that the source was then called {}", printable(name)),
         (1, _) => "1 key differs".to_string(),
         (n, _) => format!("{n} keys differ"),
     };
@@ -275,14 +275,14 @@ fn source_rows(report: &Report) -> Vec<(&'static str, String)> {
         "Source files",
         match origin.hashes {
             Hashes::NotRecorded => "not checked: the file records no hashes".to_string(),
-            Hashes::Sampled => "names only: their hashes are for a check of everything, not of a sample".to_string(),
+            Hashes::Sampled => "names only: hashes can only be compared without --sample".to_string(),
             Hashes::Compared => format!("{as_recorded} of {n_files} have the recorded BLAKE3"),
         },
     ));
     rows
 }
 
-/// What is wrong with a tensor.
+/// Returns the row that says what is wrong with a tensor.
 fn tensor_row(tensor: &TensorReport) -> Option<[String; 3]> {
     let mut found = vec![];
     if let Some(blocks) = tensor.not_finite {
@@ -302,7 +302,7 @@ fn tensor_row(tensor: &TensorReport) -> Option<[String; 3]> {
             let (found_shape, wanted) = (units::shape(&tensor.info.dims), units::shape(dims));
             found.push(format!("is {found_shape}, the source's {wanted}"));
         }
-        TensorVerdict::UnknownType => found.push("not compared: nibble makes no such type".to_string()),
+        TensorVerdict::UnknownType => found.push("not compared: nibble cannot make this type".to_string()),
         TensorVerdict::NoSource | TensorVerdict::Same | TensorVerdict::NotDrawn | TensorVerdict::NeedsImportance => {}
     }
     let name = printable(&tensor.info.name).into_owned();
@@ -345,9 +345,11 @@ fn padding_row(padding: &Padding) -> [String; 2] {
 
 fn state(file: &SourceFile) -> &'static str {
     match file {
-        SourceFile { exists: false, .. } => "missing: the file was made from it",
-        SourceFile { recorded: None, .. } => "new: the file was not made from it",
-        SourceFile { recorded, found, .. } if found.is_some() && recorded != found => "changed since the file was made",
+        SourceFile { exists: false, .. } => "missing: the file was converted from it",
+        SourceFile { recorded: None, .. } => "new: the file was not converted from it",
+        SourceFile { recorded, found, .. } if found.is_some() && recorded != found => {
+            "changed since the file was converted"
+        }
         _ => "the same",
     }
 }

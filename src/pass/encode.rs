@@ -13,11 +13,11 @@ use crate::quant::Format;
 /// quantized.
 const STEP_WEIGHTS: usize = 128 * 1024;
 
-/// How one tensor becomes what it is in the output.
+/// Encodes one tensor.
 pub struct Encoder<'a> {
     /// Where its rows come from.
     pub assembly: Assembly<'a>,
-    /// What it becomes.
+    /// The type in the output.
     pub ty: TensorType,
     /// Bytes of a row of the output.
     pub row_bytes: usize,
@@ -28,7 +28,7 @@ pub struct Encoder<'a> {
     prologue: Option<Prepared<'a>>,
 }
 
-/// A prologue, and what came of it for one tensor.
+/// A prologue, and its result for one tensor.
 struct Prepared<'a> {
     prologue: &'a dyn Prologue,
     tensor: &'a TensorInfo,
@@ -38,12 +38,12 @@ struct Prepared<'a> {
 struct State {
     /// `None` before the first row.
     rounding: Option<Option<Arc<dyn EncodeRows>>>,
-    /// Rows that have not been encoded yet. After the last, what came of the prologue is given back.
+    /// Rows that have not been encoded yet. After the last, the prologue's result is dropped.
     rows_left: usize,
 }
 
 impl<'a> Encoder<'a> {
-    /// Makes `format` of the rows of `assembly`, which its blocks divide.
+    /// Encodes the rows of `assembly`, which the blocks of `format` must divide, in that format.
     pub fn new(
         assembly: Assembly<'a>,
         format: &'static Format,
@@ -67,7 +67,7 @@ impl<'a> Encoder<'a> {
         self.format
     }
 
-    /// Says that `n_rows` rows need not be encoded, as after a run that was cut off.
+    /// Counts `n_rows` rows as encoded, as by an earlier run.
     pub fn skip(&self, n_rows: usize) {
         if let Some(prepared) = &self.prologue {
             prepared.finish(n_rows);
@@ -130,7 +130,7 @@ impl<'a> Encoder<'a> {
 }
 
 impl Prepared<'_> {
-    /// Returns what came of the prologue, which runs now if it has not. Other threads that need it wait meanwhile.
+    /// Returns the prologue's result. Runs the prologue if it has not run; other threads that need it wait meanwhile.
     fn rounding(
         &self,
         assembly: &Assembly<'_>,

@@ -241,15 +241,23 @@ impl Report {
         add(self.n_differing(), &of_all("differs"), &of_all("differ"));
         add(self.n_not_finite(), &of_all("holds NaN or infinity"), &of_all("hold NaN or infinity"));
         if let Some(origin) = &self.origin {
-            add(origin.types.len(), &of_all("has not its recipe's type"), &of_all("have not their recipe's type"));
+            add(
+                origin.types.len(),
+                &of_all("does not have its recipe's type"),
+                &of_all("do not have their recipe's type"),
+            );
             add(usize::from(origin.recipe_problem.is_some()), "recipe does not fit", "");
             add(origin.metadata.len(), "metadata key differs", "metadata keys differ");
             let n_files = origin.files.iter().filter(|file| file.differs()).count();
-            add(n_files, "source file is not the one it was made from", "source files are not those it was made from");
+            add(
+                n_files,
+                "source file is not the one it was converted from",
+                "source files are not those it was converted from",
+            );
         }
         let of_kind = |long: bool| self.padding.iter().filter(|p| matches!(p, Padding::TooLong { .. }) == long).count();
         add(of_kind(false), "gap between tensors is not empty", "gaps between tensors are not empty");
-        add(of_kind(true), "file goes on after its last tensor", "files go on after their last tensor");
+        add(of_kind(true), "file continues after its last tensor", "files continue after their last tensor");
         problems
     }
 
@@ -261,8 +269,8 @@ impl Report {
         let problems = self.problems();
         if !problems.is_empty() {
             let subject = match self.source {
-                Some(_) => format!("{file} is not what nibble {version} makes of {source}"),
-                None => format!("{file} is damaged, or was not made well"),
+                Some(_) => format!("{file} is not what nibble {version} makes from {source}"),
+                None => format!("{file} is damaged or was made incorrectly"),
             };
             return format!("{subject}: {}", problems.join(", "));
         }
@@ -283,17 +291,19 @@ impl Report {
         let drawn = percent(self.share());
         match (&self.source, &self.sample) {
             (Some(_), _) if n == 0 => {
-                format!("{file} could not be compared with {source}: it has no tensors that could be")
+                format!("{file} could not be compared with {source}: it has no tensors that can be compared")
             }
-            (Some(_), None) => format!("{file} is what nibble {version} makes of {source}: {all} {are} identical{but}"),
+            (Some(_), None) => {
+                format!("{file} is what nibble {version} makes from {source}: {all} {are} identical{but}")
+            }
             (Some(_), Some(_)) => format!(
-                "{file} is what nibble {version} makes of {source}, as far as checked: nothing differs in the {drawn} that \
-                 was drawn{but}"
+                "{file} is what nibble {version} makes from {source}, as far as checked: nothing differs in a sample of \
+                 {drawn}{but}"
             ),
-            (None, _) if n == 0 => format!("{file} is whole, but it has no tensors that could be looked into"),
-            (None, None) => format!("{file} is whole: {all} {hold} nothing but finite numbers{but}"),
+            (None, _) if n == 0 => format!("{file} is intact, but it has no tensors that could be checked"),
+            (None, None) => format!("{file} is intact: {all} {hold} only finite numbers{but}"),
             (None, Some(_)) => {
-                format!("{file} looks whole: nothing but finite numbers in the {drawn} that was drawn{but}")
+                format!("{file} looks intact: only finite numbers in a sample of {drawn}{but}")
             }
         }
     }

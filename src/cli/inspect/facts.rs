@@ -1,8 +1,8 @@
-//! What there is to say of a GGUF model, before it becomes text or JSON.
+//! Facts about a GGUF model, before they become text or JSON.
 
 use crate::gguf::{self, Gguf, Metadata, TensorInfo, TensorType};
 
-/// What a person wants to know first.
+/// The summary of a model.
 pub struct Summary<'a> {
     pub name: Option<&'a str>,
     pub architecture: Option<&'a str>,
@@ -63,7 +63,7 @@ impl ModelShape {
         };
         let get = |key: &str| metadata.u64(&format!("{architecture}.{key}"));
         let (layers, hidden, heads) = (get("block_count"), get("embedding_length"), get("attention.head_count"));
-        // Left out where every head has its own; given as an array where layers differ.
+        // Absent if every head has its own; an array if layers differ.
         let kv_key = format!("{architecture}.attention.head_count_kv");
         let kv_heads = if metadata.get(&kv_key).is_some() { metadata.u64(&kv_key) } else { heads };
 

@@ -1,4 +1,4 @@
-//! `nibble inspect` of a Hugging Face folder: what conversion will find there.
+//! `nibble inspect` of a Hugging Face folder.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -45,7 +45,7 @@ pub fn config_name(checkpoint: &Checkpoint) -> String {
     checkpoint.config().path().file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Whether this is an adapter, and what it says of itself: `LORA, rank 16, alpha 32`.
+/// Returns a summary of an adapter, such as `LORA, rank 16, alpha 32`; `None` for a model.
 fn adapter(checkpoint: &Checkpoint) -> Option<String> {
     let config = checkpoint.config();
     let mut words = vec![shorten(config.opt_str("peft_type").ok()??, LONGEST_VALUE)];

@@ -12,7 +12,7 @@ use super::facts::Summary;
 use crate::cli::out::Out;
 use crate::gguf::{Array, Gguf, Value};
 
-/// The whole model. Arrays become their type and their length, where `full` does not ask for the elements as well.
+/// Prints the whole model. Arrays are reduced to their type and length, unless `full` asks for the elements as well.
 pub fn model(gguf: &Gguf, full: bool, out: &mut Out) -> anyhow::Result<()> {
     let summary = Summary::of(gguf);
     let files: Vec<_> = gguf
@@ -94,7 +94,7 @@ pub fn value(value: &Value, out: &mut Out) -> anyhow::Result<()> {
     print(&plain(value), out)
 }
 
-/// Where a weight is: an index a dimension, the fastest first.
+/// Returns the position of a weight: an index per dimension, the fastest first.
 pub fn info_index(dims: &[u64], index: u64) -> Vec<u64> {
     let mut rest = index;
     dims.iter()

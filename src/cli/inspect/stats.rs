@@ -6,7 +6,7 @@ use rayon::prelude::*;
 /// Weights decoded at a time, by each thread.
 const CHUNK_WEIGHTS: usize = 1 << 18;
 
-/// How bytes become weights: a block of `block_bytes` gives `block_len` of them.
+/// How bytes become weights: a block of `block_bytes` holds `block_len` of them.
 #[derive(Clone, Copy)]
 pub struct Decoder<F> {
     pub block_len: usize,
@@ -20,7 +20,7 @@ impl<F: Fn(&[u8], &mut [f32]) + Sync> Decoder<F> {
         (CHUNK_WEIGHTS / self.block_len).max(1) * self.block_bytes
     }
 
-    /// What `visit` makes of each chunk's weights and the index of its first weight, in the order of the tensor.
+    /// Calls `visit` with each chunk's weights and the index of its first weight; returns the results in order.
     fn map_chunks<R: Send>(&self, data: &[u8], visit: impl Fn(u64, &[f32]) -> R + Sync) -> Vec<R> {
         let chunk_bytes = self.chunk_bytes();
         data.par_chunks(chunk_bytes)
@@ -43,7 +43,7 @@ impl<F: Fn(&[u8], &mut [f32]) + Sync> Decoder<F> {
     }
 }
 
-/// What there is to say of some weights. Those that are not finite are counted, and left out of all else.
+/// Statistics of some weights. Weights that are not finite are counted and excluded from everything else.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Stats {
     /// Finite weights.
@@ -51,7 +51,7 @@ pub struct Stats {
     pub zeros: u64,
     pub nans: u64,
     pub infinities: u64,
-    /// The smallest weight, and the index of the first of that value; `None` where no weight is finite.
+    /// The smallest weight, and the index of the first of that value; `None` if no weight is finite.
     pub min: Option<(f32, u64)>,
     /// The largest, likewise.
     pub max: Option<(f32, u64)>,
@@ -150,7 +150,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Of all weights in `data`, whose statistics are `stats`; `None` where no weight is finite. Weights that are all
+    /// Counts all weights in `data`, whose statistics are `stats`; `None` if no weight is finite. Weights that are all
     /// the same have one bin.
     pub fn of<F: Fn(&[u8], &mut [f32]) + Sync>(
         data: &[u8],
@@ -178,7 +178,7 @@ impl Histogram {
         Some(Self { min, max, counts })
     }
 
-    /// Where bin `index` begins; where the last one ends for the number of bins.
+    /// Returns where bin `index` begins; for the number of bins, where the last one ends.
     pub fn edge(&self, index: usize) -> f64 {
         let (low, high) = (f64::from(self.min), f64::from(self.max));
         low + (high - low) * index as f64 / self.counts.len() as f64

@@ -131,7 +131,7 @@ fn type_name(value: &Value) -> String {
     }
 }
 
-/// What a number stands for.
+/// Returns what a number stands for.
 fn meaning(metadata: &Metadata, key: &str, value: &Value) -> Option<String> {
     let number = value.as_u64()?;
     if key == "general.file_type" {
@@ -180,7 +180,7 @@ pub fn whole(value: &Value) -> String {
         Value::I32(v) => v.to_string(),
         Value::U64(v) => v.to_string(),
         Value::I64(v) => v.to_string(),
-        // Debug turns to exponents where the digits would be many: 1e-5, 5000000.0.
+        // Debug uses exponents if there would be many digits: 1e-5, 5000000.0.
         Value::F32(v) => format!("{v:?}"),
         Value::F64(v) => format!("{v:?}"),
         Value::Bool(v) => v.to_string(),
@@ -198,7 +198,7 @@ pub fn whole(value: &Value) -> String {
     }
 }
 
-/// At most `longest` characters, escaped; where that is not all, with the number that there are.
+/// Returns at most `longest` characters, escaped; if that is not all, followed by the total number.
 pub fn shorten(text: &str, longest: usize) -> String {
     match text.char_indices().nth(longest) {
         None => printable(text).into_owned(),
@@ -304,7 +304,7 @@ pub fn tensor(report: &TensorReport, out: &mut Out) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A line a bin: where it begins, how many weights it has, and a bar.
+/// Prints a line per bin: where it begins, how many weights it has, and a bar.
 fn bars(histogram: &Histogram, width: u16) -> String {
     let n_weights: u64 = histogram.counts.iter().sum();
     let most = histogram.counts.iter().copied().max().unwrap_or(1).max(1);
@@ -327,7 +327,7 @@ fn bars(histogram: &Histogram, width: u16) -> String {
         lines.push_str(line.trim_end());
         lines.push('\n');
     }
-    // Weights that are all the same have one bin, which ends where it begins.
+    // If all weights are equal, there is one bin, which ends where it begins.
     if histogram.min < histogram.max {
         lines.push_str(&format!("{:>edge_width$}\n", number(histogram.max.into())));
     }
@@ -343,7 +343,7 @@ fn share(count: u64, of: u64) -> String {
     format!("{count} ({percent})")
 }
 
-/// Where a weight is, as a matrix is read.
+/// Returns the position of a weight by row and column.
 fn position(dims: &[u64], index: u64) -> String {
     match info_index(dims, index).as_slice() {
         [at] => format!("{at}"),
@@ -352,7 +352,7 @@ fn position(dims: &[u64], index: u64) -> String {
     }
 }
 
-/// Five digits, and an exponent only where a number is very large or very small.
+/// Formats with five digits, and with an exponent only if a number is very large or very small.
 fn number(v: f64) -> String {
     let magnitude = v.abs();
     if v == 0.0 || !v.is_finite() {
