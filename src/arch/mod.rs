@@ -32,17 +32,14 @@ use serde_json::{Map, Value};
 pub use error::{Error, Names};
 pub use hyper::Hyperparameters;
 pub use input::{Input, Origin, RowOrder, Stored};
-pub use llama::Llama;
-pub use mistral::Mistral;
 pub use role::Role;
 pub use rope::RopeScaling;
-pub use yi::Yi;
 
 use crate::gguf::{self, Gguf, Metadata, TensorInfo, TensorType};
 use config::Config;
 
 /// Every architecture that nibble converts.
-pub static ARCHITECTURES: Architectures = Architectures(&[&Yi, &Llama, &Mistral]);
+pub static ARCHITECTURES: Architectures = Architectures(&[&yi::Yi, &llama::Llama, &mistral::Mistral]);
 
 /// A kind of model that Hugging Face checkpoints hold.
 pub trait Architecture: Sync {

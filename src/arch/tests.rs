@@ -5,6 +5,9 @@ use std::path::Path;
 
 use serde_json::json;
 
+use super::llama::Llama;
+use super::mistral::Mistral;
+use super::yi::Yi;
 use super::*;
 
 type Shapes = Vec<(String, Vec<u64>)>;
