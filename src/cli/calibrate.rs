@@ -15,19 +15,19 @@ use super::table::{self, Align};
 use crate::evaluate::calibrate::{Error, Event, Job, Options, Report, Weighted};
 use crate::llama;
 
-/// Find out which weights matter: run a model over texts, for 'nibble convert --importance'
+/// Measure which weights matter by running a model over texts, for 'nibble convert --importance'
 ///
-/// Measures how large the inputs of every matrix are, channel by channel, while the model reads. Weights that meet large
-/// inputs are then rounded with more care. Texts should be like those that the model is used for: the languages, the
-/// code, the conversations. A few hundred kilobytes do. The result is a GGUF file that llama.cpp reads too.
+/// Measures how large the inputs of every matrix are, channel by channel, while the model reads. 'nibble convert' then
+/// rounds weights with large inputs more carefully. Choose texts like those the model is used for: its languages, code,
+/// conversations. A few hundred kilobytes are enough. The result is a GGUF file that llama.cpp can read too.
 ///
-/// The work is saved as it goes: what is cut off, by Ctrl-C or a power failure, the same command goes on with.
+/// Progress is saved as it goes. After Ctrl-C or a power failure, run the same command again to continue.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:
   nibble calibrate yi-F16.gguf english.txt chinese.txt code.txt   to yi-F16-imatrix.gguf here
   nibble calibrate yi-F16.gguf english.txt chinese.txt=2          each Chinese token counts twice
-  nibble calibrate yi-F16.gguf chats.txt --special                texts that spell <|im_start|>
+  nibble calibrate yi-F16.gguf chats.txt --special                texts that contain <|im_start|>
   nibble calibrate yi-F16.gguf more.txt --merge yi-F16-imatrix.gguf -o all.gguf
   nibble convert Yi-34B-Chat -q Q3_K_M --importance yi-F16-imatrix.gguf",
     mut_arg("ctx", |arg| arg
@@ -35,47 +35,47 @@ use crate::llama;
         .alias("ctx")
         .value_name("N")
         .help_heading("Reading")
-        .help("Tokens that are read at a time, each time from nothing [default: 512, or what the model was trained on]"))
+        .help("Tokens in a window; each window is read without the ones before it [default: 512, or less if the model was trained on less]"))
 )]
 pub struct Args {
-    /// The model: a GGUF file, best of 16 bits; of a split one, any part
+    /// The model: a GGUF file, preferably of 16 bits; any part of a split one
     model: PathBuf,
 
-    /// Texts in UTF-8; after '=', how often each token of one counts, such as 2 or 0.5
+    /// Texts in UTF-8. A number after '=' says how often each token of a text counts, such as 2 or 0.5
     #[arg(value_name = "TEXT[=WEIGHT]", required_unless_present = "merge")]
     texts: Vec<Weighted>,
 
-    /// Where the result goes [default: the model's name and -imatrix.gguf, in the current folder]
+    /// The file to write [default: the model's name and -imatrix.gguf, in the current folder]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Replace the result where it exists
+    /// Replace the output file if it exists
     #[arg(long)]
     force: bool,
 
-    /// Begin anew where an earlier run was cut off
+    /// Start over instead of continuing an earlier run that was cut off
     ///
-    /// Without this, the same command goes on with what is in OUTPUT.partial.
+    /// By default the same command continues from what is in OUTPUT.partial.
     #[arg(long)]
     restart: bool,
 
-    /// Add a file that was made of the same model earlier, by nibble or llama-imatrix; can be given several times
+    /// Add a file made earlier from the same model, by nibble or llama-imatrix; may be given several times
     #[arg(long, value_name = "FILE[=WEIGHT]", action = clap::ArgAction::Append)]
     merge: Vec<Weighted>,
 
-    /// Read so many windows of each text and no more [default: all]
+    /// Read at most this many windows of each text [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Reading")]
     windows: Option<u64>,
 
-    /// Read control tokens where the texts spell them, such as <|endoftext|>; otherwise they are just text
+    /// Read control tokens in the texts, such as <|endoftext|>, as control tokens, not as plain text
     #[arg(long, help_heading = "Reading")]
     special: bool,
 
-    /// Measure for the output matrix too, which mostly keeps more bits and is better off without
+    /// Measure the output matrix too; it usually keeps more bits, and does better without importance
     #[arg(long, help_heading = "Reading")]
     output_matrix: bool,
 
-    /// Save after so many windows
+    /// Save progress after every N windows
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..),
           help_heading = "Reading")]
     save_every: u32,
@@ -148,7 +148,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// The model's name and what llama.cpp's users call such files.
+/// The model's name, and the ending that llama.cpp's users give such files.
 fn default_output(model: &Path) -> PathBuf {
     format!("{}-imatrix.gguf", model.file_stem().unwrap_or_default().to_string_lossy()).into()
 }
@@ -196,13 +196,13 @@ fn print(out: &mut Out, output: &Path, report: &Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is to be known of the sums beside that they are there.
+/// Sentences about channels and matrices that had no input.
 fn notes(report: &Report) -> Vec<String> {
     let mut lines = vec![];
     if let Some((first, unseen, of)) = report.unseen.iter().max_by_key(|(_, unseen, _)| *unseen) {
         let n: usize = report.unseen.iter().map(|(_, unseen, _)| unseen).sum();
         lines.push(format!(
-            "{} never had an input other than zero, in {}: {} has {unseen} of {of}; more text may reach them",
+            "{} had no input other than zero, in {}: {} has {unseen} of {of}; more text may reach them",
             units_of(n as u64, "channel", "channels"),
             units_of(report.unseen.len() as u64, "matrix", "matrices"),
             printable(first),
@@ -210,7 +210,7 @@ fn notes(report: &Report) -> Vec<String> {
     }
     if let Some(first) = report.missing.first() {
         lines.push(format!(
-            "{} met no input, among them {}: the model does not use them as plain matrices",
+            "{} had no input, among them {}: the model does not use them as plain matrices",
             units_of(report.missing.len() as u64, "matrix", "matrices"),
             printable(first)
         ));

@@ -1,4 +1,4 @@
-//! Importance from texts: how large the inputs of each matrix are while a model reads.
+//! Collects importance: how large the inputs of each matrix are while a model reads texts.
 //!
 //! ```text
 //!  texts ─► tokens ─► windows of 512 ─► the model reads one, from an empty context
@@ -7,16 +7,16 @@
 //!  earlier files ───────────────────────────────────────────────────────► added ─► file of importance
 //! ```
 //!
-//! It is what llama-imatrix does, so that the two agree: texts are cut into whole windows, what is left over is not
-//! read; where the tokenizer begins texts with a token, the first token of each window is that one; control tokens that a
-//! text spells are text, unless [`Options::special`]; the output matrix is left out, unless [`Options::output_matrix`];
-//! and logits are asked of every token, because the last layer computes nothing for others. Other than there, sums are
+//! This follows llama-imatrix, so that the two agree: texts are cut into whole windows, and the rest is not read; where the
+//! tokenizer begins texts with a token, that token replaces the first of each window; control tokens in a text are read as
+//! text, unless [`Options::special`] is set; the output matrix is left out, unless [`Options::output_matrix`] is set; and
+//! logits are requested for every token, because the last layer computes nothing for the others. Unlike there, sums are
 //! 64-bit floats, a text of one window is enough, and inputs count however few come at a time. Chat texts are best read
-//! with [`Options::special`]: without, llama.cpp takes the markers of Yi's conversations for control tokens, and nibble
-//! for the user-defined pieces that the vocabulary says they are, so that only then both read the same tokens.
+//! with [`Options::special`]. Without it llama.cpp takes the markers of Yi's conversations for control tokens, and nibble
+//! takes them for the user-defined pieces that the vocabulary says they are; with it both read the same tokens.
 //!
-//! A run that is cut off has left its sums in `OUTPUT.partial`; the same one later goes on there, and its result is the
-//! same to the byte.
+//! A run that is cut off leaves its sums in `OUTPUT.partial`. The next run with the same inputs continues from there, and
+//! its result is the same to the byte.
 //!
 //! Source: llama.cpp's `tools/imatrix/imatrix.cpp`.
 
@@ -35,21 +35,21 @@ use crate::gguf::{self, Gguf, Metadata, TensorType};
 use crate::llama;
 use crate::llama::{Logits, Model, Node, Observer, Room, Session, SessionOptions};
 
-/// Tokens of a window where nothing else is asked for.
+/// The default number of tokens in a window.
 pub const DEFAULT_WINDOW: u32 = 512;
 
-/// Fewer tokens make no window worth the name.
+/// The fewest tokens in a window.
 pub const LEAST_WINDOW: u32 = 16;
 
-/// Tokens that are evaluated at a time: each takes a row of logits.
+/// The most tokens that are evaluated at a time. Each takes a row of logits.
 const MOST_AT_ONCE: u32 = 512;
 
-/// A file, and how much what it gives counts.
+/// A file and its weight.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weighted {
     /// The file.
     pub path: PathBuf,
-    /// Each of its tokens counts so many times: above 0.
+    /// How many times each of its tokens counts: above 0.
     pub weight: f64,
 }
 
@@ -64,7 +64,7 @@ impl FromStr for Weighted {
             _ => (text, 1.0),
         };
         if !(weight > 0.0 && weight <= 1e6) {
-            return Err(format!("the weight is {weight}; it has to be a number above 0, such as 2 or 0.5"));
+            return Err(format!("the weight is {weight}, wanted a number above 0 such as 2 or 0.5"));
         }
         if path.is_empty() {
             return Err("no file is named".to_string());
@@ -80,9 +80,9 @@ pub struct Options {
     pub window: Option<u32>,
     /// The most windows of each text; `None` for all.
     pub most_windows: Option<u64>,
-    /// Collect for the output matrix too.
+    /// Collect importance for the output matrix too.
     pub output_matrix: bool,
-    /// Read control tokens where a text spells them.
+    /// Read control tokens in the texts as control tokens.
     pub special: bool,
     /// Files of importance to add.
     pub merge: Vec<Weighted>,
@@ -90,7 +90,7 @@ pub struct Options {
     pub output: PathBuf,
     /// Replace a result that exists.
     pub force: bool,
-    /// Begin anew where an earlier run was cut off.
+    /// Start over instead of continuing an earlier run.
     pub restart: bool,
     /// Save after so many windows: at least 1.
     pub save_every: u32,
@@ -99,7 +99,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// The defaults: a place for the result, and nothing else.
+    /// Returns the defaults, with a place for the result.
     pub fn new(output: PathBuf) -> Self {
         Self {
             window: None,
@@ -132,7 +132,7 @@ pub enum Error {
     Read { path: PathBuf, source: io::Error },
     #[error("{}: is a GGUF file, wanted a text", path.display())]
     TextIsGguf { path: PathBuf },
-    #[error("{}: is not UTF-8 at byte {at}; save it as UTF-8 text", path.display())]
+    #[error("{}: is not UTF-8 at byte {at}: save it as UTF-8 text", path.display())]
     NotUtf8 { path: PathBuf, at: usize },
     #[error("{}: is empty", path.display())]
     Empty { path: PathBuf },
@@ -174,7 +174,7 @@ struct Text {
     blake3: blake3::Hash,
 }
 
-/// A calibration, checked: only the work itself is left.
+/// A calibration that has been checked and can be carried out.
 pub struct Job {
     model: PathBuf,
     /// Columns of each matrix to collect for.
@@ -192,14 +192,14 @@ pub struct Job {
 /// What happens during the work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// What an earlier run left is of no use: the texts, the model or an option were others, or that was asked for.
+    /// What an earlier run left is not used: a text, the model or an option has changed, or the options say so.
     StartingOver,
-    /// So many windows were read by an earlier run.
+    /// An earlier run has read some windows already.
     Resuming {
         /// Windows.
         windows: u64,
     },
-    /// So many windows are done.
+    /// A window is done.
     Window {
         /// Done.
         done: u64,
@@ -230,7 +230,8 @@ pub struct Report {
 }
 
 impl Job {
-    /// Looks at the model, reads the texts and the files to add, and checks that the result may be written. Runs nothing.
+    /// Opens the model, reads the texts and the files to add, and checks that the result can be written. Does not run the
+    /// model.
     ///
     /// # Errors
     /// Anything wrong with them.
@@ -263,22 +264,22 @@ impl Job {
         Ok(Self { model: model.to_path_buf(), wanted, columns, texts, merged, window, model_identity, options })
     }
 
-    /// Whether there are texts, so that the model has to run.
+    /// Returns whether there are texts, so that the model has to run.
     pub fn runs_model(&self) -> bool {
         !self.texts.is_empty()
     }
 
-    /// How the model has to be loaded and run.
+    /// Returns how the model has to be loaded and run.
     pub fn session(&self) -> SessionOptions {
         let n_batch = self.window.min(MOST_AT_ONCE);
         SessionOptions { n_ctx: Some(self.window), n_batch, rows: n_batch, ..self.options.session.clone() }
     }
 
-    /// Does the work. `model` is the loaded model, where [`Self::runs_model`].
+    /// Collects and writes importance. `model` is the loaded model, if [`Self::runs_model`].
     ///
     /// # Errors
-    /// Where a text is too short or cannot be encoded, an input is not finite, or the result cannot be written; and
-    /// where it was interrupted.
+    /// When a text is too short or cannot be encoded, an input is not finite, the result cannot be written, or the run is
+    /// interrupted.
     pub fn execute(&self, model: Option<&Model>, mut tell: impl FnMut(Event)) -> Result<Report, Error> {
         let start = Instant::now();
         let mut report = Report {
@@ -303,7 +304,7 @@ impl Job {
         }
         let bytes = report.sums.to_bytes()?;
         save(&self.options.output, &bytes, self.options.force)?;
-        // Where it cannot be removed now, the next run of another command says so.
+        // If it cannot be removed now, the next run with other inputs reports it.
         let _ = std::fs::remove_file(self.partial_path());
 
         report.bytes = bytes.len() as u64;
@@ -404,7 +405,7 @@ impl Job {
         self.options.output.with_file_name(name)
     }
 
-    /// All that the sums depend on. Two runs of the same identity may share their work.
+    /// A hash of all that the sums depend on. Runs of the same identity may continue each other.
     fn identity(&self, model: &Model) -> String {
         let mut hasher = blake3::Hasher::new();
         let Options { most_windows, output_matrix, special, session, .. } = &self.options;
@@ -436,7 +437,7 @@ impl Job {
         save(&self.partial_path(), &sums.write(&metadata, TensorType::F64)?, true)
     }
 
-    /// What an earlier run has left: its sums, and how many windows they are of.
+    /// Returns what an earlier run has left: its sums, and the number of windows that they are of.
     fn resume(&self, identity: &str, tell: &mut impl FnMut(Event)) -> Result<(Sums, u64), Error> {
         let path = self.partial_path();
         if path.symlink_metadata().is_err() {
@@ -519,7 +520,7 @@ fn window(gguf: &Gguf, asked: Option<u32>) -> Result<u32, Error> {
     if (LEAST_WINDOW..=most).contains(&found) { Ok(found) } else { Err(Error::Window { found, most }) }
 }
 
-/// Refuses a result that would replace something, or be a folder.
+/// Checks that the result can be written where it would go.
 fn check_output<'a>(options: &'a Options, inputs: impl Iterator<Item = &'a Path>) -> Result<(), Error> {
     let path = options.output.clone();
     if path.is_dir() {
@@ -534,14 +535,14 @@ fn check_output<'a>(options: &'a Options, inputs: impl Iterator<Item = &'a Path>
     if !options.force && path.symlink_metadata().is_ok() {
         return Err(Error::OutputExists { path });
     }
-    // A folder that is not there is better known now than after hours.
+    // A missing folder is better reported now than after hours.
     match AtomicFile::create(&path) {
         Ok(_) => Ok(()),
         Err(source) => Err(Error::Write { path, source }),
     }
 }
 
-/// Tells a model's files from others without reading all of them: lengths, times, and what they say of themselves.
+/// Identifies a model's files without reading all of them: by lengths, times and headers.
 fn identity_of(gguf: &Gguf) -> io::Result<String> {
     const HEAD_BYTES: usize = 1 << 20;
     let mut hasher = blake3::Hasher::new();
@@ -581,7 +582,7 @@ fn read(session: &mut Session, tokens: &[u32], begins_with: Option<u32>) -> Resu
     Ok(())
 }
 
-/// The inputs of a window, summed.
+/// The sums over the inputs of a window.
 struct Heard {
     /// The place of each matrix in `sums`, and its columns.
     places: HashMap<String, (usize, usize)>,
@@ -653,7 +654,7 @@ fn add_squares(sums: &mut [f64], input: &[f32]) {
     }
 }
 
-/// Listens to the products of matrices.
+/// Observes the products of matrices.
 struct Ears {
     heard: Arc<Mutex<Heard>>,
     room: Room,

@@ -1,4 +1,4 @@
-//! What can be wrong with a file, or with what is to become one.
+//! Errors of reading and of laying out GGUF files.
 
 use std::io;
 use std::path::PathBuf;
@@ -120,7 +120,7 @@ pub enum TensorProblem {
     Block { name: String, row_len: u64, ty: TensorType },
 }
 
-/// What was given cannot become a GGUF file.
+/// The given metadata and tensors cannot be written as a GGUF file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // The messages say it.
 #[non_exhaustive]
@@ -143,7 +143,7 @@ pub enum LayoutError {
     TooManyTensors { found: usize },
 }
 
-/// A word from a file as a message shows it: in quotes, control characters escaped, long ones cut.
+/// Quotes a word from a file for a message: control characters are escaped, and long words cut.
 pub(super) fn shown(word: &str) -> String {
     const MOST: usize = 100;
     match word.char_indices().nth(MOST) {

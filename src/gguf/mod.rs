@@ -11,12 +11,12 @@
 //! ```
 //!
 //! Numbers are little-endian; a string is a u64 length and its bytes; an array is a u32 element type, a u64 length and
-//! its elements. Tensors follow one another without gaps but for the padding: that is what ggml asks of a file, so
-//! that nothing which nibble accepts is refused by llama.cpp for its layout.
+//! its elements. Tensors follow one another without gaps other than padding. ggml requires that, so llama.cpp refuses no
+//! file for its layout that nibble accepts.
 //!
-//! [`Gguf::open`] reads, [`Layout::new`] plans a file to write. Both hold a tensor to the same rules
-//! ([`TensorProblem`]). Strings have to be UTF-8, as the specification says: a file with another encoding gets an error
-//! that names the key, since passing such bytes on changed would give a tokenizer other tokens.
+//! [`Gguf::open`] reads a file, and [`Layout::new`] plans one to write. Both check tensors by the same rules
+//! ([`TensorProblem`]). Strings have to be UTF-8, as the specification says. A file with another encoding is refused with an
+//! error that names the key: replacing the invalid bytes would give a tokenizer other tokens.
 
 mod error;
 mod parse;
@@ -33,19 +33,20 @@ pub use types::{TensorType, UnknownType, file_type};
 pub use value::{Array, Metadata, Value, ValueType};
 pub use writer::{Layout, Part};
 
-/// Where the tensor data begins is padded to this where a file does not say otherwise.
+/// The alignment of tensor data, in bytes, where a file does not say otherwise.
 pub const DEFAULT_ALIGNMENT: u64 = 32;
 
-/// The most dimensions a tensor may have: ggml's `GGML_MAX_DIMS`.
+/// The most dimensions that a tensor may have: ggml's `GGML_MAX_DIMS`.
 pub const MAX_DIMS: usize = 4;
 
-/// The most bytes a tensor's name may have: ggml keeps 64, one of them for the end (`GGML_MAX_NAME`).
+/// The most bytes that a tensor's name may have: ggml reserves 64, one of them for the terminating zero
+/// (`GGML_MAX_NAME`).
 pub const MAX_NAME_BYTES: usize = 63;
 
-/// How deep arrays may hold arrays. llama.cpp takes none that do; the specification sets no limit.
+/// How deep arrays may be nested. llama.cpp accepts no nested arrays; the specification sets no limit.
 const MAX_DEPTH: usize = 8;
 
-/// Whether this is to be read as a GGUF file: it begins as one, or is called one.
+/// Returns whether `path` is a file to be read as GGUF: it begins with the magic bytes, or its name ends in `.gguf`.
 pub fn is_gguf(path: &std::path::Path) -> bool {
     use std::io::Read;
     let mut magic = [0; 4];
@@ -54,7 +55,7 @@ pub fn is_gguf(path: &std::path::Path) -> bool {
         && (path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) || (begins().is_ok() && magic == *b"GGUF"))
 }
 
-/// What a GGUF file says of a tensor.
+/// The description of a tensor in a GGUF file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
     /// The name, such as `blk.0.attn_q.weight`.
@@ -81,10 +82,10 @@ impl TensorInfo {
         self.n_rows()?.checked_mul(self.row_len())
     }
 
-    /// Holds the tensor to what ggml asks of every tensor, and gives the bytes of its data, without padding.
+    /// Checks the tensor by ggml's rules. Returns the size of its data in bytes, without padding.
     ///
     /// # Errors
-    /// The first rule that it breaks.
+    /// The first rule that the tensor breaks.
     pub fn check(&self) -> Result<u64, TensorProblem> {
         let name = || error::shown(&self.name);
         if self.name.is_empty() || self.name.len() > MAX_NAME_BYTES || self.name.contains('\0') {

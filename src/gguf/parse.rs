@@ -23,7 +23,7 @@ const MIN_ENTRY_BYTES: usize = (8 + 1) + 4 + 1;
 /// The least that the description of a tensor takes: a one-byte name and one dimension.
 const MIN_TENSOR_BYTES: usize = (8 + 1) + 4 + 8 + 4 + 8;
 
-/// What a file says of itself, checked against its length.
+/// A file's header, checked against the file's length.
 #[derive(Debug)]
 pub(super) struct Header {
     pub version: u32,
@@ -322,7 +322,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Refuses a count of things that take `min_bytes` each where the bytes left cannot hold them.
+    /// Refuses a count of things, each of at least `min_bytes`, that the remaining bytes cannot hold.
     fn check_count(&self, found: u64, min_bytes: usize, what: What) -> Result<usize, Problem> {
         let most = self.left() / min_bytes;
         match usize::try_from(found) {

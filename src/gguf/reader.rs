@@ -11,8 +11,8 @@ use crate::base::mmap::Mapping;
 
 /// One model, in one file or split over several. The files are mapped, never read as a whole.
 ///
-/// Everything that the files say of themselves was checked when they were opened: every tensor lies inside its file,
-/// and is as long as its shape and type ask.
+/// Headers are checked when the files are opened: every tensor lies inside its file, and has the size that its shape and
+/// type require.
 #[derive(Debug)]
 pub struct Gguf {
     parts: Vec<OpenPart>,
@@ -39,7 +39,7 @@ struct Place {
     bytes: Range<usize>,
 }
 
-/// Bytes of a file that belong to nothing: padding.
+/// Bytes of a file that belong to no tensor and no header: padding.
 #[derive(Debug)]
 pub struct Gap<'a> {
     /// The file.
@@ -51,7 +51,7 @@ pub struct Gap<'a> {
 }
 
 impl Gguf {
-    /// Opens the model at `path`. Where that is one part of a split model, whichever, opens all of them.
+    /// Opens the model at `path`. If that is any part of a split model, opens all parts.
     ///
     /// # Errors
     /// When a file cannot be opened, or is not a sound GGUF file of version 2 or 3; when a part is missing, or is not
@@ -109,24 +109,23 @@ impl Gguf {
         Ok(())
     }
 
-    /// The metadata of the first file. Those of a split model hold the `split.*` keys as they are; later parts hold
-    /// nothing else.
+    /// The metadata of the first file. In a split model it includes the `split.*` keys; later parts hold nothing else.
     pub fn metadata(&self) -> &Metadata {
         // `open` never gives out a model without parts.
         &self.parts[0].metadata
     }
 
-    /// What the files say of the tensors, in the order of the files.
+    /// The tensors' descriptions, in the order of the files.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
 
-    /// The tensor of that name.
+    /// Returns the tensor called `name`.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         self.index_of(name).map(|index| &self.tensors[index])
     }
 
-    /// The place of the tensor of that name in [`Self::tensors`].
+    /// Returns the index in [`Self::tensors`] of the tensor called `name`.
     pub fn index_of(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).copied()
     }
@@ -160,8 +159,8 @@ impl Gguf {
         self.parts.iter().map(|part| &part.map)
     }
 
-    /// The bytes that belong to nothing: from the end of each file's description to its first tensor, from each tensor
-    /// to the next, and what comes after the last. Empty ones are left out.
+    /// Returns the bytes that are padding: from the end of each file's header to its first tensor, from each tensor to the
+    /// next, and after the last. Empty gaps are left out.
     pub fn gaps(&self) -> Vec<Gap<'_>> {
         let mut gaps = vec![];
         // The places are in the order of the parts.

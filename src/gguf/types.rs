@@ -17,7 +17,7 @@ macro_rules! tensor_types {
             /// Every type, in the order of their numbers.
             pub const ALL: &'static [TensorType] = &[$(TensorType::$variant,)*];
 
-            /// The type with this number in GGUF files; `None` for numbers never given out or withdrawn.
+            /// Returns the type with this number in GGUF files; `None` for numbers that were never assigned or are withdrawn.
             pub fn from_id(id: u32) -> Option<Self> {
                 match id { $($id => Some(Self::$variant),)* _ => None }
             }
@@ -126,7 +126,7 @@ impl FromStr for TensorType {
     }
 }
 
-/// What a number in `general.file_type` stands for.
+/// Returns the name of the recipe that a number in `general.file_type` stands for.
 ///
 /// Source: `enum llama_ftype` in llama.cpp's `llama.h`.
 pub fn file_type(id: u64) -> Option<&'static str> {

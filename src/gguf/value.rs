@@ -191,7 +191,7 @@ impl Array {
         })
     }
 
-    /// The strings, where that is what the array holds.
+    /// The strings, if the array holds strings.
     pub fn as_strings(&self) -> Option<&[String]> {
         match self {
             Self::String(v) => Some(v),
@@ -291,7 +291,7 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// No keys at all.
+    /// Returns metadata without keys.
     pub fn new() -> Self {
         Self::default()
     }
@@ -316,7 +316,7 @@ impl Metadata {
         self.get(key)?.as_bool()
     }
 
-    /// Sets `key`: in its place where it is there already, else at the end.
+    /// Sets `key`. A key that exists keeps its place; a new one goes to the end.
     pub fn set(&mut self, key: impl Into<String>, value: impl Into<Value>) {
         let (key, value) = (key.into(), value.into());
         match self.entries.iter_mut().find(|(k, _)| *k == key) {
@@ -330,7 +330,7 @@ impl Metadata {
         self.entries.push((key, value));
     }
 
-    /// Takes `key` out.
+    /// Removes `key`.
     pub fn remove(&mut self, key: &str) -> Option<Value> {
         let at = self.entries.iter().position(|(k, _)| k == key)?;
         Some(self.entries.remove(at).1)

@@ -23,7 +23,7 @@ use super::{Array, DEFAULT_ALIGNMENT, LayoutError, MAX_DEPTH, Metadata, TensorIn
 /// The version of the format that is written.
 const VERSION: u32 = 3;
 
-/// What a model's file, or files, will look like.
+/// The layout of a model's file, or files: everything but the tensors' bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     parts: Vec<Part>,
@@ -49,11 +49,10 @@ impl Layout {
     /// `general.alignment` is written where `alignment` is not 32, and the `split.*` keys where there is more than one
     /// file; the same keys in `metadata`, left from another file, are dropped.
     ///
-    /// With `split_max_bytes`, no file is larger than that, but where a single tensor is, or all metadata with the
-    /// first tensor.
+    /// With `split_max_bytes` no file is larger, unless a single tensor is, or the metadata together with the first tensor.
     ///
     /// # Errors
-    /// When a tensor breaks one of ggml's rules, a name comes twice, or the sizes do not fit the format.
+    /// When a tensor breaks one of ggml's rules, a name is given twice, or the sizes do not fit the format.
     pub fn new(
         metadata: &Metadata,
         tensors: Vec<TensorInfo>,
@@ -93,7 +92,7 @@ impl Layout {
         &self.tensors
     }
 
-    /// The file that tensor `index` goes to, and where in it, in bytes from the beginning of that file.
+    /// Returns the file that holds tensor `index`, and its offset in that file, in bytes.
     ///
     /// # Panics
     /// When there is no such tensor.
@@ -108,7 +107,7 @@ impl Layout {
         self.parts.iter().map(|part| part.total_bytes).fold(0, u64::saturating_add)
     }
 
-    /// Writes file `part` from beginning to end. `data` gives the bytes of a tensor by its index in [`Self::tensors`].
+    /// Writes file `part` from beginning to end. `data` returns the bytes of a tensor by its index in [`Self::tensors`].
     ///
     /// # Errors
     /// When `out` cannot be written to, or a tensor's data does not have the bytes that its shape and type ask for.
@@ -140,7 +139,7 @@ impl Layout {
     }
 }
 
-/// Holds everything to the format's rules, and gives the bytes of each tensor's data without padding.
+/// Checks everything by the format's rules. Returns the bytes of each tensor's data, without padding.
 fn check(metadata: &Metadata, tensors: &[TensorInfo], alignment: u64) -> Result<Vec<u64>, LayoutError> {
     if !alignment.is_power_of_two() || u32::try_from(alignment).is_err() {
         return Err(LayoutError::Alignment { found: alignment });
@@ -178,7 +177,7 @@ fn depth(array: &Array) -> usize {
 struct Keys {
     /// Everything but the `split.*` keys.
     all: Metadata,
-    /// What a later part repeats: its alignment, since each file is read by itself.
+    /// What every later part repeats: the alignment, since each file is read by itself.
     alignment: Metadata,
 }
 

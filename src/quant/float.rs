@@ -70,13 +70,13 @@ pub fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
-/// Whether a half is a number: neither NaN nor infinite.
+/// Returns whether a half is finite: neither NaN nor infinite.
 #[inline]
 pub fn f16_is_finite(half: u16) -> bool {
     half & 0x7c00 != 0x7c00
 }
 
-/// Whether a BF16 is a number: neither NaN nor infinite.
+/// Returns whether a BF16 is finite: neither NaN nor infinite.
 #[inline]
 pub fn bf16_is_finite(bits: u16) -> bool {
     bits & 0x7f80 != 0x7f80
@@ -134,13 +134,13 @@ pub fn bf16s_to_f32s(src: &[[u8; 2]], dst: &mut [f32]) {
     );
 }
 
-/// Converts element for element, with the best instructions that this CPU has.
+/// Converts element by element, with the best instructions that this CPU has.
 fn convert<A: Copy, B>(src: &[A], dst: &mut [B], one: impl Fn(A) -> B) {
     assert_eq!(src.len(), dst.len());
     Level::best().run(Convert { src, dst, one });
 }
 
-/// What [`convert`] does, for [`Level::run`]. No lanes of its own: the compiler sees to the vectors.
+/// The body of [`convert`], for [`Level::run`]. It has no lanes of its own: the compiler vectorises it.
 struct Convert<'a, A, B, F> {
     src: &'a [A],
     dst: &'a mut [B],
@@ -175,7 +175,7 @@ impl Half {
         f16_to_f32(u16::from_le_bytes(self.0))
     }
 
-    /// Whether it is a number: neither NaN nor infinite.
+    /// Returns whether it is finite: neither NaN nor infinite.
     #[inline]
     pub fn is_finite(self) -> bool {
         f16_is_finite(u16::from_le_bytes(self.0))

@@ -1,7 +1,7 @@
 //! What Q4_0 and Q5_0 share: 32 weights x ≈ d·(q − half), q from 0 to 2·half − 1.
 //!
-//! A number for each block (its scale, what a search finds) is computed a block a lane. The codes are then computed a
-//! weight a lane, since they depend on those numbers alone, and leave the vector where they have to go.
+//! By lanes, what each block has one of (its scale, what a search finds) is computed a block a lane. The codes are then
+//! computed a weight a lane, since they depend on these numbers alone, and leave the vector in the right order.
 
 use super::pack::Codes;
 use super::{Twin, limited};

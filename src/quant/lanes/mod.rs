@@ -39,9 +39,9 @@ use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 
 /// A vector of floats, one for each lane.
 ///
-/// A value can only be had from a [`Lanes`], so where there is one, the CPU has the instructions.
+/// Values come from a [`Lanes`] only, so where there is one, the CPU has the instructions.
 pub trait Floats: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> {
-    /// Yes or no for each lane.
+    /// A boolean for each lane.
     type Mask: Mask;
 
     /// Without their signs.
@@ -71,7 +71,7 @@ pub trait Floats: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = 
     fn or_else(self, mask: Self::Mask, other: Self) -> Self;
 }
 
-/// Yes or no for each lane.
+/// A boolean for each lane.
 pub trait Mask: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + Not<Output = Self> {
     /// Number of lanes.
     const LEN: usize;
@@ -85,7 +85,7 @@ pub trait Mask: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + Not<Output
     fn bits(self) -> u64;
 }
 
-/// A way to have lanes: the proof that the CPU can do it.
+/// A set of vector instructions. A value of it proves that the CPU has them.
 pub trait Lanes: Copy {
     /// Number of lanes; at most [`MAX_LANES`].
     const LEN: usize;
@@ -96,22 +96,22 @@ pub trait Lanes: Copy {
 
     /// `x` in every lane.
     fn splat(self, x: f32) -> Self::Floats;
-    /// Each of `x` in `N` lanes, as many as are needed. `N` is not below half of the lanes.
+    /// Each of `x` in `N` consecutive lanes, as many of `x` as it takes. `N` is at least half of the lanes.
     #[inline(always)]
     fn spread<const N: usize>(self, x: &[f32]) -> Self::Floats {
         const { assert!(Self::LEN <= N) };
         self.splat(x[0])
     }
-    /// The first [`Self::LEN`] of `x`, which holds as many.
+    /// Loads the first [`Self::LEN`] of `x`, which is at least that long.
     fn load(self, x: &[f32]) -> Self::Floats;
-    /// Writes the lanes to the first [`Self::LEN`] places of `x`, which has as many.
+    /// Writes the lanes to the first [`Self::LEN`] places of `x`, which is at least that long.
     fn store(self, floats: Self::Floats, x: &mut [f32]);
-    /// Writes the lanes, whole numbers from 0 to 255, to the first [`Self::LEN`] places of `x`, which has as many.
+    /// Writes the lanes, whole numbers from 0 to 255, to the first [`Self::LEN`] places of `x`, which is at least that long.
     fn store_bytes(self, floats: Self::Floats, x: &mut [u8]);
-    /// Writes the lanes without their fractions to the first [`Self::LEN`] places of `x`, which has as many: of each
-    /// number its low 8 bits are those of its two's complement, and 0 for infinities, NaN, and from 2^31 on.
+    /// Writes the lanes without their fractions to the first [`Self::LEN`] places of `x`, which is at least that long. The
+    /// low 8 bits are those of the number's two's complement; they are 0 for infinities, NaN, and from 2^31 on.
     fn truncate(self, floats: Self::Floats, x: &mut [i32]);
-    /// The values of a step function, whose bound the lanes keep. Some value where a lane does not.
+    /// The values of a step function. A lane beyond the function's bound gets an arbitrary value.
     #[inline(always)]
     fn stairs(self, stairs: &Stairs, floats: Self::Floats) -> Self::Floats {
         let mut value = self.splat(stairs.values[0]);
@@ -174,9 +174,9 @@ pub enum Level {
     Avx512,
 }
 
-/// Work that can be done with any lanes.
+/// Work that is written for any lanes.
 pub trait Body {
-    /// Does it. To be marked `#[inline(always)]`, so that it is compiled with the instructions of its level.
+    /// Does the work. To be marked `#[inline(always)]`, so that it is compiled with the instructions of its level.
     fn run<L: Lanes>(self, lanes: L);
 }
 
@@ -184,17 +184,17 @@ impl Level {
     /// Every level, the slowest first.
     pub const ALL: [Self; 5] = [Self::Scalar, Self::Plain, Self::Neon, Self::Avx2, Self::Avx512];
 
-    /// The fastest one that this CPU has.
+    /// Returns the fastest level that this CPU has.
     pub fn best() -> Self {
         *Self::ALL.iter().rev().find(|level| level.is_available()).expect("the scalar level is always there")
     }
 
-    /// Those that this CPU has, the slowest first.
+    /// Returns the levels that this CPU has, the slowest first.
     pub fn available() -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(|level| level.is_available())
     }
 
-    /// Whether this CPU has it.
+    /// Returns whether this CPU has this level.
     pub fn is_available(self) -> bool {
         match self {
             Self::Scalar | Self::Plain => true,
@@ -228,7 +228,7 @@ impl Level {
     /// Does the work with the lanes of this level.
     ///
     /// # Panics
-    /// Where the CPU does not have them, and for the scalar level, which has none.
+    /// When the CPU does not have the level, and for the scalar level, which has no lanes.
     pub(crate) fn run(self, body: impl Body) {
         assert!(self.is_available(), "this CPU has no {}", self.name());
         match self {

@@ -40,7 +40,7 @@ pub struct Affine {
     pub min: f32,
 }
 
-/// x ≈ d·q + m, with whole q from 0 to `search.max` and m ≤ 0: gives d and −m, and q in `codes`.
+/// x ≈ d·q + m, with whole q from 0 to `search.max` and m ≤ 0. Returns d and −m, and writes q to `codes`.
 ///
 /// Starts from the smallest and largest x. Then, for each trial scale, rounds to q, solves for d and m as in the module's
 /// heading (where m would come out positive it is 0, and d = Σwxq / Σwq²) and keeps what leaves the least error. The

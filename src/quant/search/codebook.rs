@@ -4,7 +4,7 @@ use super::numbers::{NEGLIGIBLE, extreme, extreme_lanes};
 use crate::quant::lanes::{Floats, Lanes};
 use crate::quant::rounding::table::{NEAREST_VALUE, VALUES, nearest_codes};
 
-/// x ≈ d·value: gives the d that leaves the least Σ w (x − d·value)² among 16 that are tried.
+/// x ≈ d·value. Returns the d that leaves the least Σ w (x − d·value)² among 16 that are tried.
 ///
 /// The weight of largest magnitude is put at the first value, then -7 to 7 beside it; given the codes d follows from least
 /// squares. 0 where all of `x` is negligible.

@@ -5,7 +5,7 @@ use super::numbers::{BEYOND_NEAREST, NEGLIGIBLE, extreme, extreme_lanes, nearest
 use crate::quant::lanes::{Floats, Lanes, MAX_LANES, Mask};
 use std::array;
 
-/// x ≈ d·q, with whole q from `-half` to `half - 1` and weights x²: gives d, and `q + half` in `codes`.
+/// x ≈ d·q, with whole q from `-half` to `half - 1` and weights x². Returns d, and writes `q + half` to `codes`.
 ///
 /// Starts from the scale that puts the weight of largest magnitude at the end of the range, then moves one q at a time to
 /// where it is best given all others, for at most five rounds. Where all of `x` is negligible d and the codes are 0.
@@ -100,7 +100,7 @@ pub struct Look<F, M> {
 impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
     const ROUNDS: f32 = 5.0;
 
-    /// Nothing yet.
+    /// Returns zeros, to be started.
     #[inline(always)]
     pub fn new(l: L) -> Self {
         let zero = l.splat(0.0);
@@ -172,7 +172,7 @@ impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
         Look { next, unsettled: any & !is_over & positive & !negligible, odd: odd & positive & !negligible }
     }
 
-    /// Moves the code that `look` found in each lane, where that is better than to stay. Gives the odd lanes.
+    /// Moves in each lane the code that `look` found, if that lowers the error. Returns the odd lanes.
     #[inline(always)]
     pub fn step(&mut self, l: L, look: Look<L::Floats, L::Mask>) -> L::Mask {
         let (zero, smallest, largest) = (l.splat(0.0), l.splat(-HALF as f32), l.splat((HALF - 1) as f32));
@@ -285,8 +285,8 @@ impl<const PER: usize> MovesBatch<PER> {
         }
     }
 
-    /// Lets the first `n_unsettled` sub-blocks of the list move so many codes. Lists those that then search on, and gives
-    /// their number.
+    /// Lets each of the first `n_unsettled` sub-blocks of the list move up to `steps` codes. Lists those that are not
+    /// settled then, and returns how many.
     #[inline(always)]
     fn settle<L: Lanes, const N: usize, const HALF: i32>(
         &mut self,

@@ -3,7 +3,7 @@
 use super::numbers::{BEYOND_NEAREST, NEGLIGIBLE, nearest};
 use crate::quant::lanes::{Floats, Lanes, Mask};
 
-/// x ≈ d·q, with whole q from 0 to `max`, for x that are themselves the scales of sub-blocks: gives d, and q in `codes`.
+/// x ≈ d·q, with whole q from 0 to `max`, for x that are themselves the scales of sub-blocks. Returns d, and writes q to `codes`.
 ///
 /// The best of nine scales, from `max - 0.4` to `max + 0.4` steps for the largest, by Σ w (x − d·q)²; then single moves as
 /// in [`moves::fit`](super::moves::fit). A negative x (rounding in the search before can give one) takes its place in the sums

@@ -6,7 +6,7 @@ use crate::quant::lanes::{Floats, Lanes, MAX_LANES};
 use std::array;
 use std::ops::RangeInclusive;
 
-/// x ≈ d·q, with whole q from `-half` to `half - 1`: gives d, and `q + half` in `codes`.
+/// x ≈ d·q, with whole q from `-half` to `half - 1`. Returns d, and writes `q + half` to `codes`.
 ///
 /// One end of the range is a step longer, so the weight of largest magnitude is put there; then 18 scales around that
 /// one are tried, from `half - 0.9` to `half + 0.9` steps, and the one that leaves the least squared error stays.
