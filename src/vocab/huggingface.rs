@@ -252,8 +252,8 @@ fn sentencepiece(
     let faithful = score(&mut pieces, &merges, &special);
     if !faithful {
         warnings.push(
-            "the tokenizer merges in an order that scores cannot express; nibble stores the order in a key of its own, but \
-             other programs may get slightly different tokens"
+            "the tokenizer merges in an order that scores cannot express; nibble stores the order in a key of its own, \
+             but other programs may get slightly different tokens"
                 .to_string(),
         );
     }

@@ -182,8 +182,8 @@ impl Finder<'_> {
                 Some("YiTokenizer") => false,
                 Some(other) => {
                     self.warnings.push(format!(
-                        "tokenizer_config.json does not say whether texts begin with BOS, and its class '{other}' is unknown; \
-                         assuming that they do"
+                        "tokenizer_config.json does not say whether texts begin with BOS, and its class '{other}' is \
+                         unknown; assuming that they do"
                     ));
                     true
                 }

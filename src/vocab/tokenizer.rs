@@ -32,8 +32,8 @@ pub enum TokenizeError {
     Unable(String),
     /// The tokenizer produces a control token for plain text, even one character at a time.
     #[error(
-        "the tokenizer produces the control token {id} ('{marker}') for plain text, so a message could pose as part of the \
-         template"
+        "the tokenizer produces the control token {id} ('{marker}') for plain text, so a message could pose as part of \
+         the template"
     )]
     Marker {
         /// The control token.

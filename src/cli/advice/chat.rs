@@ -14,8 +14,8 @@ pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
     }
     match cause.downcast_ref()? {
         chat::Error::NoTemplate => Some(
-            "pass plain text without --chat, or a template: --chat-template FILE, or --chat-template chatml if the model \
-             was trained on <|im_start|>"
+            "pass plain text without --chat, or a template: --chat-template FILE, or --chat-template chatml if the \
+             model was trained on <|im_start|>"
                 .to_string(),
         ),
         _ => None,
