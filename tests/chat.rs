@@ -103,7 +103,7 @@ fn a_script_gets_the_answers_alone_on_its_standard_output() {
     assert_eq!(questions(&file), ["Tell me a story.", "/etc/hosts", "One.\n/undo", "Two,\nthree."]);
     assert_eq!(said[0], ("system".to_string(), "Be brief.".to_string()));
     let stderr = stderr(&out);
-    has(&stderr, &["as many tokens as max_tokens allows", "saved to", "turns"]);
+    has(&stderr, &["reached max_tokens", "saved to", "turns"]);
     assert!(!stderr.contains('\x1b') && !stderr.contains("> ") && !stderr.contains("/help"), "{stderr}");
 }
 
@@ -122,10 +122,10 @@ fn a_script_in_which_something_fails_goes_on_and_tells_in_the_end() {
             "temperature cannot be 'hot'; it has to be a number",
             "cannot read /nowhere",
             "there is no message to answer",
-            "there is no answer to go on with",
-            "there is nothing to take back",
+            "there is no answer to continue",
+            "there is nothing to undo",
             "there is no message to edit",
-            "to which file?",
+            "name a file",
         ],
     );
     let answer = stdout(&piped("Hi\n", &["--greedy", "-n", "3"]));
@@ -143,8 +143,7 @@ fn only_what_is_new_in_a_turn_is_read() {
             stdout(&out);
             let stderr = unwrapped(&stderr(&out));
             let held = [numbers(&stderr, "of 512 tokens"), numbers(&stderr, "of 4000 tokens")].concat();
-            let last: Vec<usize> =
-                stderr.split("last answer").skip(1).map(|part| numbers(part, "kept from before")[0]).collect();
+            let last: Vec<usize> = stderr.split("last answer").skip(1).map(|part| numbers(part, "reused")[0]).collect();
             assert_eq!(held.len(), 3, "{stderr}");
             assert_eq!(last, [0, held[0], held[1]], "{stderr}");
         }
@@ -185,7 +184,7 @@ fn another_answer_is_another_one_unless_the_seed_is_set_again() {
     assert_ne!(answers[0], answers[1]);
     assert_eq!(answers[2], answers[3]);
     assert_eq!(answers[4], answers[5]);
-    has(&stderr(&out), &["with temperature 0 every answer is the same"]);
+    has(&stderr(&out), &["at temperature 0, every answer is the same"]);
 }
 
 #[test]
@@ -212,10 +211,10 @@ fn a_full_context_forgets_the_oldest_turns_and_says_so() {
         piped(&format!("{lines}/save {}\n", file.display()), &["-n", "40", "--system", "Be brief.", "--seed", "1"]);
     stdout(&out);
     let stderr = unwrapped(&stderr(&out));
-    let told = stderr.matches("the context was full: the oldest").count();
+    let told = stderr.matches("the context was full, so the oldest").count();
     // About 70 tokens a turn: it comes to seven turns before they go, and three or four are left.
     assert!((2..=5).contains(&told), "{told} times:\n{stderr}");
-    has(&stderr, &["turns are forgotten", "of which the model no longer reads the first"]);
+    has(&stderr, &["turns were forgotten", "of which the model no longer reads"]);
     let held = numbers(&stderr, "of 512 tokens");
     assert_eq!(held.len(), 16);
     assert!(held.iter().all(|n| *n <= 512));
@@ -233,7 +232,7 @@ fn an_answer_goes_on_over_the_end_of_the_context_while_there_is_something_to_for
     let out = piped_to(&endless, &lines, &["--seed", "1", "-n", "100"]);
     stdout(&out);
     let said = unwrapped(&stderr(&out));
-    has(&said, &["turns are forgotten", "last answer 400 tokens written"]);
+    has(&said, &["turns were forgotten", "last answer 400 tokens written"]);
     assert_eq!(questions(&file), ["One.", "Two.", "Three.", "Four."]);
 
     // Alone, it ends with the context.
@@ -241,7 +240,7 @@ fn an_answer_goes_on_over_the_end_of_the_context_while_there_is_something_to_for
     stdout(&out);
     let said = unwrapped(&stderr(&out));
     assert_eq!(said.matches("the context is full, so the answer ends here").count(), 2, "{said}");
-    has(&said, &["the oldest turn is forgotten", "512 of 512 tokens"]);
+    has(&said, &["the oldest turn was forgotten", "512 of 512 tokens"]);
 }
 
 #[test]
@@ -250,7 +249,7 @@ fn a_message_larger_than_the_context_is_refused_and_the_chat_goes_on() {
     let out = piped(&format!("Hi.\n{long}\nHi again.\n/stats\n"), &["-n", "3"]);
     assert_eq!(out.status.code(), Some(1));
     let stderr = unwrapped(&stderr(&out));
-    has(&stderr, &["this makes a prompt of 2", "the context holds 512", "--ctx", "turns 2", "kept from before"]);
+    has(&stderr, &["the prompt has 2", "the context holds 512", "--ctx", "turns 2", "reused"]);
 }
 
 #[test]
@@ -281,13 +280,12 @@ fn saved_conversations_are_those_of_other_programs() {
     let lines = format!("Go on.\n/save {file_name}\n/save\n/load {bare_name}\n/save {file_name}\n/save! {file_name}\n");
     let out = piped(&lines, &["--load", bare_name, "-n", "2", "--temp", "0.7"]);
     assert_eq!(out.status.code(), Some(1));
-    has(&unwrapped(&stderr(&out)), &["is there already; /save! ", "loaded: 1 turn,"]);
+    has(&unwrapped(&stderr(&out)), &["exists; /save! ", "loaded: 1 turn,"]);
     let value: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     assert_eq!(value["model"], "chat-yi-nano.gguf");
     assert_eq!(value["settings"]["temperature"], 0.7);
     assert_eq!(value["messages"].as_array().unwrap().len(), 2);
-    for (text, wanted) in [("{", "it is not JSON"), ("{}", "it holds no messages"), ("[7]", "message 1 cannot be read")]
-    {
+    for (text, wanted) in [("{", "it is not JSON"), ("{}", "it has no messages"), ("[7]", "message 1 cannot be read")] {
         std::fs::write(&bare, text).unwrap();
         has(&support::error(&piped("", &["--load", bare_name])), &[bare_name, wanted]);
     }
@@ -305,7 +303,7 @@ fn every_answer_keeps_to_what_was_asked_for() {
     assert_eq!(saved(&file).len(), 6);
 
     let cut = piped("Tell me.\n", &["--regex", "[a-z]{200}", "-n", "3"]);
-    has(&unwrapped(&stderr(&cut)), &["cut before it was whole, the answer does not keep to", "max_tokens"]);
+    has(&unwrapped(&stderr(&cut)), &["the answer was cut short, so it does not satisfy", "max_tokens"]);
     let wrong = piped("Hi\n", &["--regex", "("]);
     assert_eq!(wrong.status.code(), Some(1));
 }
@@ -317,8 +315,8 @@ fn guessing_ahead_changes_nothing_of_what_is_said() {
     let alone = piped(lines, &greedy);
     let guessed = piped(lines, &[&greedy[..], &["--draft", "ngram"]].concat());
     assert_eq!(stdout(&guessed), stdout(&alone));
-    has(&stderr(&guessed), &["guessed", "tokens right"]);
-    assert!(!stderr(&alone).contains("guessed"));
+    has(&stderr(&guessed), &["drafted", "tokens right"]);
+    assert!(!stderr(&alone).contains("drafted"));
 }
 
 #[test]
@@ -350,7 +348,7 @@ fn what_is_wrong_with_the_command_line_is_told_at_once() {
 }
 
 /// A model that never ends: `yi-nano`, whose end tokens are as unlikely as the unknown one.
-fn endless(folder: &Path) -> PathBuf {
+pub fn endless(folder: &Path) -> PathBuf {
     let mut nano = support::Variation::of_yi_nano();
     let head = nano.tensor("lm_head.weight");
     let row = head.bytes.len() / head.shape[0] as usize;
@@ -418,7 +416,7 @@ mod terminal {
                 }
             });
             let mut this = Self { _master: pair.master, child, keys, output, raw: Vec::new(), seen: 0, state };
-            this.wait("Ctrl-D ends.");
+            this.wait("Ctrl-D quits.");
             this
         }
 
@@ -519,7 +517,7 @@ mod terminal {
 
     const CTRL_C: &str = "\x03";
     const CTRL_D: &str = "\x04";
-    const DONE: &str = "kept from before)";
+    const DONE: &str = "reused)";
 
     #[test]
     fn ctrl_c_stops_an_answer_and_not_the_chat() {
@@ -530,7 +528,7 @@ mod terminal {
         let begins = stdout(&piped("Tell me a story.\n", &["--greedy", "-n", "5"]));
         terminal.say("Tell me a story.", begins.trim());
         terminal.press(CTRL_C);
-        terminal.wait("(stopped; /continue goes on)");
+        terminal.wait("(stopped; /continue continues the answer)");
         terminal.say("/stats", "turns");
         terminal.wait("1");
         // What was written is kept, and the rest is written on from it.
@@ -540,11 +538,11 @@ mod terminal {
         terminal.say("/continue", "/continue\n");
         terminal.wait_for_more(80);
         terminal.press(CTRL_C);
-        terminal.wait("(stopped; /continue goes on)");
+        terminal.wait("(stopped; /continue continues the answer)");
         terminal.say("/save! a.json", "saved to a.json");
         let more = saved(&terminal.state.path().join("a.json"))[1].1.clone();
         assert!(more.starts_with(&first), "{more:?} does not go on from {first:?}");
-        terminal.say("/undo", "taken back; nothing has been said");
+        terminal.say("/undo", "undone; the conversation is empty");
         terminal.say("/retry", "there is no message to answer");
         terminal.keys(CTRL_D);
         assert_eq!(terminal.end().0, 0);
@@ -556,11 +554,11 @@ mod terminal {
         terminal.keys("never sent");
         terminal.wait("never sent");
         terminal.keys(CTRL_C);
-        terminal.wait("(Ctrl-C again, or Ctrl-D, ends)");
+        terminal.wait("(press Ctrl-C again, or Ctrl-D, to quit)");
         terminal.say("sent", DONE);
         assert_eq!(terminal.questions(), ["sent"]);
         terminal.keys(CTRL_C);
-        terminal.wait("(Ctrl-C again, or Ctrl-D, ends)");
+        terminal.wait("(press Ctrl-C again, or Ctrl-D, to quit)");
         terminal.keys(CTRL_C);
         assert_eq!(terminal.end().0, 0);
     }
@@ -616,7 +614,7 @@ mod terminal {
         assert_eq!(terminal.questions(), ["Tell me a story."]);
         terminal.say("/edit", "> Tell me a story.");
         terminal.keys(CTRL_C);
-        terminal.wait("(nothing is changed)");
+        terminal.wait("(nothing was changed)");
         assert_eq!(terminal.questions(), ["Tell me a story."]);
         terminal.say("/hlep", "did you mean /help?");
         terminal.say("/exit", "/exit");
@@ -654,7 +652,7 @@ mod terminal {
         terminal.say("/system", "owned");
         terminal.say("/edit", "question");
         terminal.say("", DONE);
-        terminal.say("/undo", "taken back");
+        terminal.say("/undo", "undone");
         let bad = dir.path().join("bad.json");
         std::fs::write(&bad, serde_json::json!([{"role": hostile, "content": ""}]).to_string()).unwrap();
         terminal.say(&format!("/load {}", bad.display()), "is not a role");
@@ -684,7 +682,7 @@ mod terminal {
         terminal.keys("\x1b[A");
         terminal.wait("> Hello,\nworld.");
         terminal.keys(CTRL_C);
-        terminal.wait("ends)");
+        terminal.wait("to quit)");
         terminal.keys(CTRL_D);
         assert_eq!(terminal.end().0, 0);
 
@@ -698,7 +696,7 @@ mod terminal {
     #[test]
     fn commands_are_completed() {
         let mut terminal = Terminal::open(yi_nano(), &[]);
-        terminal.say("/und\t", "there is nothing to take back");
+        terminal.say("/und\t", "there is nothing to undo");
         terminal.say("/set temp\t0.5", "/set temperature 0.5\n");
         terminal.say("/set", "temperature 0.5");
         terminal.keys(CTRL_D);

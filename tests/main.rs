@@ -38,5 +38,7 @@ mod structure;
 mod support;
 #[cfg(feature = "llama")]
 mod tasks;
+#[cfg(feature = "llama")]
+mod turn;
 mod verification;
 mod weights;

@@ -78,12 +78,9 @@ impl<'a> Config<'a> {
 
     /// Returns the error that the value of `key`, which exists, is not `wanted`.
     pub fn bad(&self, key: &str, wanted: &'static str) -> Error {
-        let mut found = self.map.get(key).unwrap_or(&Value::Null).to_string();
-        // A value may be a whole object: shows enough of it to be recognized.
-        if let Some((cut, _)) = found.char_indices().nth(60) {
-            found.truncate(cut);
-            found.push_str("...");
-        }
+        let found = self.map.get(key).unwrap_or(&Value::Null).to_string();
+        // A value may be a whole object: enough of it to be recognized.
+        let found = crate::base::display::shorten(&found, 60);
         Error::BadValue { key: format!("{}{key}", self.at), found, wanted }
     }
 

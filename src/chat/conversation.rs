@@ -1,60 +1,60 @@
-//! A conversation: what was said, what the model still reads of it, and the file it is kept in.
+//! A conversation: its messages, which of them the model still reads, and the file format.
 //!
 //! ```text
 //! system  user assistant  user assistant  user assistant  user
-//! └ head┘ └── turn 1 ───┘ └── turn 2 ───┘ └── turn 3 ───┘ └ turn 4, to be answered
-//!         └──── forgotten: kept here ───┘ └── what the model reads, after the head ──
+//! └ head┘ └── turn 1 ───┘ └── turn 2 ───┘ └── turn 3 ───┘ └ turn 4, unanswered
+//!         └── forgotten, but kept here ─┘ └── what the model reads, after the head ──
 //! ```
 //!
-//! The file is JSON in the shape of OpenAI's API, so that other programs read it and theirs can be read:
-//! `{"model": ..., "settings": {...}, "messages": [{"role": "user", "content": "..."}, ...]}`. Reading asks for the
-//! messages alone, or for nothing but a list of them.
+//! The file is JSON in the format of OpenAI's API, which other programs read and write too: `{"model": ..., "settings":
+//! {...}, "messages": [{"role": "user", "content": "..."}, ...]}`. Only the messages are read back, and a bare list of
+//! messages is accepted as well.
 
 use serde_json::{Map, Value, json};
 
 use super::prompt::Spoken;
 use super::template::{Message, ROLES};
 
-/// How the model wrote an answer.
+/// The tokens in which the model wrote an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// The prompt's text after its last marker.
+    /// The text of the prompt after its last marker.
     pub after: String,
-    /// The tokens; they spell the answer exactly, and none of them is a marker.
+    /// The tokens. They spell the answer exactly, and none of them is a marker.
     pub tokens: Vec<u32>,
 }
 
-/// What was said, in turns. A turn begins where the user speaks.
+/// Messages in turns. A turn begins with a message of the user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conversation {
     messages: Vec<Message>,
-    /// One for each message; none for what the model has not written.
+    /// One for each message; `None` if the model did not write it.
     written: Vec<Option<Written>>,
     /// Turns that the model no longer reads.
     forgotten: usize,
 }
 
-/// How a prompt goes into the context.
+/// How a prompt fits the context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fit {
-    /// As it is.
+    /// It fits as it is.
     Whole,
-    /// Without so many more of the oldest turns.
+    /// It fits without this many of the oldest turns.
     Without(usize),
-    /// Not even without all earlier turns: it has so many tokens then.
+    /// It does not fit even without all earlier turns; it still has this many tokens then.
     TooLong(usize),
 }
 
-/// Why a saved conversation could not be read.
+/// Why a saved conversation cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SavedError {
-    /// Not JSON.
+    /// The file is not JSON.
     #[error("it is not JSON: {0}")]
     Json(#[from] serde_json::Error),
-    /// JSON of another shape.
-    #[error("it holds no messages; wanted is a list of them, or an object with a list called \"messages\"")]
+    /// The JSON has another structure.
+    #[error("it has no messages; expected a list of messages, or an object with a list named \"messages\"")]
     NoMessages,
-    /// A message that is none.
+    /// A message is not valid.
     #[error("message {number} cannot be read: {reason}")]
     Message {
         /// Counted from 1.
@@ -65,12 +65,12 @@ pub enum SavedError {
 }
 
 impl Conversation {
-    /// What the model is told before everything else.
+    /// The system message.
     pub fn system(&self) -> Option<&str> {
         self.messages.first().filter(|m| is_head(m)).map(|m| m.content.as_str())
     }
 
-    /// Tells the model this before everything else, in place of what it was told; nothing where `None`.
+    /// Replaces the system message; removes it if `text` is `None`.
     pub fn set_system(&mut self, text: Option<String>) {
         if self.system().is_some() {
             self.messages.remove(0);
@@ -82,27 +82,27 @@ impl Conversation {
         }
     }
 
-    /// Everything that was said.
+    /// All messages.
     pub fn messages(&self) -> &[Message] {
         &self.messages
     }
 
-    /// Turns, forgotten ones too.
+    /// The number of turns, including forgotten ones.
     pub fn n_turns(&self) -> usize {
         self.starts().len()
     }
 
-    /// Turns that the model no longer reads.
+    /// The number of turns that the model no longer reads.
     pub fn n_forgotten(&self) -> usize {
         self.forgotten
     }
 
-    /// The user says something: a new turn.
+    /// Adds a message of the user, which begins a turn.
     pub fn ask(&mut self, text: impl Into<String>) {
         self.push(Message::new("user", text), None);
     }
 
-    /// The model answers.
+    /// Adds an answer.
     pub fn answer(&mut self, text: impl Into<String>, written: Option<Written>) {
         self.push(Message::new("assistant", text), written);
     }
@@ -112,32 +112,31 @@ impl Conversation {
         self.written.push(written);
     }
 
-    /// The last thing that the user said.
+    /// The last message of the user.
     pub fn last_question(&self) -> Option<&str> {
         self.messages.iter().rev().find(|m| m.role == "user").map(|m| m.content.as_str())
     }
 
-    /// The last message, where it is an answer.
+    /// The last message, if it is an answer.
     pub fn last_answer(&self) -> Option<&str> {
         self.messages.last().filter(|m| m.role == "assistant").map(|m| m.content.as_str())
     }
 
-    /// Takes back what followed the last thing that the user said. Gives whether the user said anything.
+    /// Removes everything after the last message of the user. Returns whether there is one.
     pub fn take_answer(&mut self) -> bool {
         let Some(last) = self.messages.iter().rposition(|m| m.role == "user") else { return false };
         self.cut(last + 1);
         true
     }
 
-    /// Takes back the last message where it is an answer, and gives it.
+    /// Removes and returns the last message if it is an answer.
     pub fn pop_answer(&mut self) -> Option<(String, Option<Written>)> {
         self.last_answer()?;
         let message = self.messages.pop()?;
         Some((message.content, self.written.pop()?))
     }
 
-    /// Puts other words in the place of the last thing that the user said, and takes back what followed. Gives whether
-    /// the user had said anything.
+    /// Replaces the last message of the user, and removes everything after it. Returns whether there is one.
     pub fn edit(&mut self, text: impl Into<String>) -> bool {
         if !self.take_answer() {
             return false;
@@ -148,14 +147,14 @@ impl Conversation {
         true
     }
 
-    /// Takes the last turn back. Gives whether there was one.
+    /// Removes the last turn. Returns whether there was one.
     pub fn undo(&mut self) -> bool {
         let Some(start) = self.starts().pop() else { return false };
         self.cut(start);
         true
     }
 
-    /// Takes all turns back. What the model is told before them stays.
+    /// Removes all turns. The system message stays.
     pub fn clear(&mut self) {
         self.cut(self.head());
     }
@@ -164,17 +163,18 @@ impl Conversation {
         self.messages.truncate(n_messages);
         self.written.truncate(n_messages);
         if self.forgotten >= self.n_turns() {
-            // Where everything that was still read has gone, there is room for what was not.
+            // Nothing is left that the model reads, so there is room for what it had forgotten.
             self.forgotten = 0;
         }
     }
 
-    /// The model no longer reads so many more of the oldest turns.
+    /// Stops the model from reading the next `n_turns` of the oldest turns.
     pub fn forget(&mut self, n_turns: usize) {
         self.forgotten = (self.forgotten + n_turns).min(self.n_turns());
     }
 
-    /// What the model reads, without so many more of the oldest turns, and how it wrote its own part of it.
+    /// The messages that the model reads, without another `without` of the oldest turns, and the tokens of its own
+    /// answers among them.
     pub fn read(&self, without: usize) -> (Vec<Message>, Vec<Spoken<'_>>) {
         let starts = self.starts();
         let from = starts.get(self.forgotten + without).copied().unwrap_or(self.messages.len());
@@ -186,14 +186,15 @@ impl Conversation {
         (kept.clone().map(|i| self.messages[i].clone()).collect(), kept.filter_map(spoken).collect())
     }
 
-    /// How the prompt fits a context of `n_ctx` tokens, of which an answer is to have `room`, and `least` at the very
-    /// least. `size` gives the tokens of the prompt without so many of the oldest turns.
+    /// Finds out how the prompt fits a context of `n_ctx` tokens, in which an answer should have room for `room` tokens
+    /// and must have room for `least`. `size` returns the number of tokens of the prompt without that many of the
+    /// oldest turns.
     ///
-    /// Where turns have to go, so many go that half of the context is free, if there are as many: what remains has to be
-    /// read anew, which should not happen with every turn.
+    /// If turns have to be dropped, enough are dropped to free half of the context, as far as possible: the rest has to
+    /// be read again, which should not happen on every turn.
     ///
     /// # Errors
-    /// Those of `size`.
+    /// Any error of `size`.
     pub fn fit<E>(
         &self,
         n_ctx: usize,
@@ -212,7 +213,7 @@ impl Conversation {
         if most == 0 {
             return Ok(Fit::Whole);
         }
-        // The fewest that leave at most half; all but the last turn where even that is more.
+        // The fewest turns whose removal leaves at most half; all but the last turn if even that leaves more.
         let (mut too_few, mut enough) = (0, most);
         while too_few + 1 < enough {
             let middle = too_few.midpoint(enough);
@@ -225,31 +226,31 @@ impl Conversation {
         Ok(Fit::Without(enough))
     }
 
-    /// Messages at the beginning that are not part of a turn.
+    /// The number of messages at the beginning that are not part of a turn.
     fn head(&self) -> usize {
         self.messages.iter().take_while(|m| is_head(m)).count()
     }
 
-    /// Where turns begin. What the user says in several messages is one turn, and so is what comes before the user says
-    /// anything.
+    /// The indices of the messages that begin turns. Several messages of the user in a row belong to one turn. Anything
+    /// before the first message of the user is a turn of its own.
     fn starts(&self) -> Vec<usize> {
         let head = self.head();
         let is_user = |i: usize| self.messages[i].role == "user";
         (head..self.messages.len()).filter(|&i| i == head || (is_user(i) && !is_user(i - 1))).collect()
     }
 
-    /// The file's text. `settings` are for people to read.
+    /// Returns the conversation in the file format. The settings are for people to read.
     pub fn to_json(&self, model: &str, settings: Map<String, Value>) -> String {
         let value = json!({"model": model, "settings": settings, "messages": self.messages});
         format!("{value:#}\n")
     }
 
-    /// Reads a file that [`Self::to_json`], or another program, has written.
+    /// Parses the text of a file from [`Self::to_json`] or another program.
     ///
     /// # Errors
-    /// Where it is not JSON, has no messages, or one that is not text by somebody templates know.
+    /// If it is not JSON, has no messages, or has a message with an unknown role or without text.
     pub fn from_json(text: &str) -> Result<Self, SavedError> {
-        // Some editors begin files with a byte order mark.
+        // Some editors write a byte order mark.
         let value = serde_json::from_str(text.strip_prefix('\u{feff}').unwrap_or(text))?;
         let messages = match value {
             Value::Array(messages) => messages,
@@ -263,7 +264,7 @@ impl Conversation {
         for (number, message) in (1..).zip(messages) {
             let wrong = |reason: String| SavedError::Message { number, reason };
             let message: Message = serde_json::from_value(message).map_err(|e| {
-                // What serde says of content that is neither text nor a list of it helps nobody.
+                // serde's message about untagged enums does not help a user.
                 let said = e.to_string();
                 let untagged = said.contains("untagged enum");
                 wrong(if untagged { "its content is not text".to_string() } else { said })
@@ -287,7 +288,7 @@ mod tests {
 
     use super::*;
 
-    /// A conversation of so many answered turns.
+    /// A conversation of `n` answered turns.
     fn turns(n: usize) -> Conversation {
         let mut conversation = Conversation::default();
         conversation.set_system(Some("Be brief.".to_string()));
@@ -388,9 +389,9 @@ mod tests {
         for (text, wanted) in [
             ("", "it is not JSON"),
             ("{\"messages\": [", "it is not JSON"),
-            ("3", "it holds no messages"),
-            ("{}", "it holds no messages"),
-            (r#"{"messages": 3}"#, "it holds no messages"),
+            ("3", "it has no messages"),
+            ("{}", "it has no messages"),
+            (r#"{"messages": 3}"#, "it has no messages"),
             (r#"[{"role": "user", "content": "a"}, 7]"#, "message 2 cannot be read"),
             (r#"[{"content": "a"}]"#, "missing field `role`"),
             (r#"[{"role": "user", "content": 7}]"#, "its content is not text"),

@@ -1,4 +1,4 @@
-//! Chat: from messages to a prompt's tokens, and from tokens to text that stops where it should.
+//! Chat: encodes messages as a prompt, and decodes tokens to text up to a stop text.
 //!
 //! ```text
 //! messages ──► Template ──► Prompt ──► encode ──► token ids          token bytes ──► Utf8Stream ──► StopText ──► text
@@ -6,15 +6,15 @@
 //!              own Jinja    template / message    template only      characters      may become a stop text
 //! ```
 //!
-//! What a person wrote never becomes a control token, whatever it spells: `<|im_end|>` in a message is seven
-//! characters that the model reads as such. Only markers that the template itself wrote become tokens. [`Template`]
-//! therefore says of every piece of a prompt where it came from, and [`encode`] looks for markers in the template's
-//! pieces alone.
+//! A message never becomes a control token, whatever it spells: the model reads `<|im_end|>` in a message as plain
+//! text. Only markers that the template itself wrote become tokens. [`Template`] therefore records where each span of a
+//! prompt came from, and [`encode`] looks for markers in the template's spans only.
 //!
-//! A [`Conversation`] keeps what was said, and the tokens that the model wrote its answers with; [`encode_conversation`]
-//! spells them so again, and a turn costs only what is new in it.
+//! A [`Conversation`] keeps the messages, and the tokens in which the model wrote its answers. [`encode_conversation`]
+//! uses these tokens again, so that the context still holds the beginning of the next prompt, and only what is new has
+//! to be read.
 //!
-//! Nothing here knows llama.cpp: a tokenizer is a [`Tokenizer`].
+//! Nothing here depends on llama.cpp. Tokenizers are passed as [`Tokenizer`](crate::vocab::Tokenizer).
 
 mod conversation;
 mod prompt;

@@ -1,49 +1,48 @@
-//! A prompt whose parts know where they come from, and its encoding.
+//! A prompt in spans of known origin, and its encoding.
 
-use crate::vocab::PieceType;
-use crate::vocab::{Place, TokenizeError, Tokenizer};
+use crate::vocab::{PieceType, Place, TokenizeError, Tokenizer};
 
-/// A part of a prompt.
+/// A span of a prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
     /// The text.
     pub text: String,
-    /// Who wrote it.
+    /// Where it comes from.
     pub origin: Origin,
 }
 
-/// Who wrote a part of a prompt, which decides what its markers are.
+/// Where a span of a prompt comes from. That decides what its markers become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// The template: a marker is the control token.
+    /// The template: markers become control tokens.
     Template,
-    /// A message within a template: a marker is text, and no control token comes of it whatever it spells.
+    /// A message in a template: markers are plain text.
     Message,
-    /// A text of its own, outside any conversation, read as the tokenizer's own library reads texts: control tokens are
-    /// text, but user-defined pieces are found, and Yi's markers are such pieces.
+    /// A text outside any conversation, encoded as the tokenizer's own library encodes it: control tokens are plain
+    /// text, but user-defined pieces are recognized, and Yi's markers are such pieces.
     Text,
 }
 
-/// A prompt as text, in parts.
+/// A prompt as text, in spans.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Prompt {
     spans: Vec<Span>,
 }
 
 impl Prompt {
-    /// A text of its own: see [`Origin::Text`].
+    /// A text outside any conversation: see [`Origin::Text`].
     pub fn plain(text: impl Into<String>) -> Self {
         Self { spans: vec![Span { text: text.into(), origin: Origin::Text }] }
     }
 
-    /// A prompt in which control tokens are read wherever they are spelled.
+    /// A prompt in which control tokens are recognized wherever they are spelled.
     pub fn with_control_tokens(text: impl Into<String>) -> Self {
         let mut prompt = Self::default();
         prompt.push(&text.into(), Origin::Template);
         prompt
     }
 
-    /// Adds text at the end. Neighbours of the same origin become one part.
+    /// Appends text. Adjacent spans of the same origin are merged.
     pub fn push(&mut self, text: &str, origin: Origin) {
         match self.spans.last_mut() {
             _ if text.is_empty() => {}
@@ -52,7 +51,7 @@ impl Prompt {
         }
     }
 
-    /// The parts in order. Neighbours differ in origin.
+    /// The spans in order. Adjacent spans differ in origin.
     pub fn spans(&self) -> &[Span] {
         &self.spans
     }
@@ -63,8 +62,8 @@ impl Prompt {
     }
 }
 
-/// An answer in the tokens that the model wrote it with. A text can be spelled in many ways, and the tokenizer's may be
-/// another one: then the context would no longer hold the beginning of the next prompt.
+/// An answer, with the tokens in which the model wrote it. A text can be spelled in many ways. If the tokenizer's way
+/// differs from the model's, the context no longer holds the beginning of the next prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spoken<'a> {
     /// The prompt's text after its last marker: see [`after_last_marker`].
@@ -75,20 +74,20 @@ pub struct Spoken<'a> {
     pub tokens: &'a [u32],
 }
 
-/// A piece of a prompt between two markers, and the marker after it.
+/// The text of a prompt between two markers, and the marker after it.
 #[derive(Default)]
 struct Run {
     text: String,
-    /// Where messages end in it, in bytes.
+    /// The byte offsets at which messages end.
     ends: Vec<usize>,
     marker: Option<u32>,
 }
 
-/// The prompt's pieces.
+/// Splits a prompt at the template's markers.
 ///
-/// Template and message are encoded as one run, since a tokenizer may join the last character of one with the first
-/// of the other: `[INST] hello` is a different list of tokens than `[INST] ` and `hello`.
-fn runs(prompt: &Prompt, codec: &dyn Tokenizer) -> Vec<Run> {
+/// Template and message stay together in one run, because a tokenizer may join the last character of one with the first
+/// of the other: `[INST] hello` has other tokens than `[INST] ` followed by `hello`.
+fn runs(prompt: &Prompt, tokenizer: &dyn Tokenizer) -> Vec<Run> {
     let mut out = Vec::new();
     let mut run = Run::default();
     for span in &prompt.spans {
@@ -99,7 +98,7 @@ fn runs(prompt: &Prompt, codec: &dyn Tokenizer) -> Vec<Run> {
         }
         let mut rest = span.text.as_str();
         while let Some(c) = rest.chars().next() {
-            let taken = match codec.markers().at_start(rest) {
+            let taken = match tokenizer.markers().at_start(rest) {
                 Some((len, id)) => {
                     out.push(Run { marker: Some(id), ..std::mem::take(&mut run) });
                     len
@@ -116,112 +115,117 @@ fn runs(prompt: &Prompt, codec: &dyn Tokenizer) -> Vec<Run> {
     out
 }
 
-/// What a prompt says after its last marker: what an answer is written after, such as `assistant` and a line break.
-pub fn after_last_marker(prompt: &Prompt, codec: &dyn Tokenizer) -> String {
-    runs(prompt, codec).pop().map(|run| run.text).unwrap_or_default()
+/// The text of a prompt after its last marker, which the answer follows, such as `assistant` and a line break.
+pub fn after_last_marker(prompt: &Prompt, tokenizer: &dyn Tokenizer) -> String {
+    runs(prompt, tokenizer).pop().map(|run| run.text).unwrap_or_default()
 }
 
-/// The tokens of a prompt: the template's markers as control tokens, all else as text. Begins with the token that
-/// begins every text where the tokenizer has one and the template has not written it.
+/// Encodes a prompt: the template's markers as control tokens, everything else as text. If the tokenizer begins every
+/// text with a token and the template has not written it, that token comes first.
 ///
 /// # Errors
-/// Where the tokenizer cannot encode the text, or would make control tokens of a message.
-pub fn encode(prompt: &Prompt, codec: &dyn Tokenizer) -> Result<Vec<u32>, TokenizeError> {
-    encode_conversation(prompt, &[], codec)
+/// If the tokenizer cannot encode the text, or produces control tokens for a message.
+pub fn encode(prompt: &Prompt, tokenizer: &dyn Tokenizer) -> Result<Vec<u32>, TokenizeError> {
+    encode_conversation(prompt, &[], tokenizer)
 }
 
-/// As [`encode`], with the answers among the prompt's messages in the tokens they were written with: a prompt that goes
-/// on from an answer then begins with exactly what the context holds. `spoken` are in the order of the conversation. One
-/// that the template has changed, or left out, is encoded as any other text.
+/// Encodes like [`encode`], but uses the tokens in which answers were written. A prompt that continues after an answer
+/// then begins with exactly what the context holds. `spoken` is in the order of the conversation. An answer that the
+/// template changed is encoded like other text.
 ///
 /// # Errors
 /// As [`encode`].
 pub fn encode_conversation(
     prompt: &Prompt,
     spoken: &[Spoken<'_>],
-    codec: &dyn Tokenizer,
+    tokenizer: &dyn Tokenizer,
 ) -> Result<Vec<u32>, TokenizeError> {
     let mut ids = Vec::new();
     if let [Span { text, origin: Origin::Text }] = prompt.spans.as_slice() {
-        ids = codec.encode(text, Place::Start)?;
+        ids = tokenizer.encode(text, Place::Start)?;
     } else {
         let (mut place, mut spoken) = (Place::Start, spoken);
-        for run in runs(prompt, codec) {
+        for run in runs(prompt, tokenizer) {
             match spoken.iter().position(|answer| is_in(answer, &run)) {
                 Some(i) => {
                     let Spoken { after, text, tokens } = spoken[i];
-                    encode_run(after, place, codec, &mut ids)?;
+                    encode_run(after, place, tokenizer, &mut ids)?;
                     ids.extend(tokens);
-                    encode_run(&run.text[after.len() + text.len()..], Place::Inside, codec, &mut ids)?;
+                    encode_run(&run.text[after.len() + text.len()..], Place::Inside, tokenizer, &mut ids)?;
                     spoken = &spoken[i + 1..];
                 }
-                None => encode_run(&run.text, place, codec, &mut ids)?,
+                None => encode_run(&run.text, place, tokenizer, &mut ids)?,
             }
             ids.extend(run.marker);
             place = Place::AfterMarker;
         }
     }
-    match codec.begins_with() {
+    match tokenizer.begins_with() {
         Some(bos) if ids.first() != Some(&bos) => ids.insert(0, bos),
         _ => {}
     }
     Ok(ids)
 }
 
-/// The tokens of a message that stands right after other text, such as an answer after what the template writes before
-/// it. No marker comes of it.
+/// Encodes a message that directly follows other text, such as an answer after the template's header. Markers in it are
+/// plain text.
 ///
 /// # Errors
 /// As [`encode`].
-pub fn encode_inside(message: &str, codec: &dyn Tokenizer) -> Result<Vec<u32>, TokenizeError> {
+pub fn encode_inside(message: &str, tokenizer: &dyn Tokenizer) -> Result<Vec<u32>, TokenizeError> {
     let mut ids = Vec::new();
-    encode_run(message, Place::Inside, codec, &mut ids)?;
+    encode_run(message, Place::Inside, tokenizer, &mut ids)?;
     Ok(ids)
 }
 
-/// Whether a run begins with an answer and what stood before it.
+/// Whether a run begins with the text before an answer and the answer itself.
 fn is_in(answer: &Spoken<'_>, run: &Run) -> bool {
     let rest = run.text.strip_prefix(answer.after).and_then(|rest| rest.strip_prefix(answer.text));
-    // Without an end there, it is the beginning of a longer message.
+    // If no message ends there, it is the beginning of a longer one.
     !answer.text.is_empty() && rest.is_some_and(|rest| run.ends.contains(&(run.text.len() - rest.len())))
 }
 
-/// Encodes text such that no marker comes of it.
+/// Encodes text without producing markers.
 ///
-/// Some tokenizers find user-defined tokens in any text, and Yi's markers are such tokens. Where the text spells a
-/// marker it is cut after the marker's first character, and the parts are encoded on their own: the model then reads
-/// `<` and `|im_end|>`.
-fn encode_run(text: &str, mut place: Place, codec: &dyn Tokenizer, ids: &mut Vec<u32>) -> Result<(), TokenizeError> {
+/// Some tokenizers recognize user-defined tokens in any text, and Yi's markers are such tokens. Text that spells a
+/// marker is cut after the marker's first character, and the parts are encoded separately: the model then reads `<` and
+/// `|im_end|>`.
+fn encode_run(
+    text: &str,
+    mut place: Place,
+    tokenizer: &dyn Tokenizer,
+    ids: &mut Vec<u32>,
+) -> Result<(), TokenizeError> {
     let mut from = 0;
     for (at, c) in text.char_indices() {
-        if codec.markers().at_start(&text[at..]).is_some() {
+        if tokenizer.markers().at_start(&text[at..]).is_some() {
             let cut = at + c.len_utf8();
-            encode_part(&text[from..cut], place, codec, ids)?;
+            encode_part(&text[from..cut], place, tokenizer, ids)?;
             (from, place) = (cut, Place::Inside);
         }
     }
-    encode_part(&text[from..], place, codec, ids)
+    encode_part(&text[from..], place, tokenizer, ids)
 }
 
-fn encode_part(text: &str, place: Place, codec: &dyn Tokenizer, ids: &mut Vec<u32>) -> Result<(), TokenizeError> {
+fn encode_part(text: &str, place: Place, tokenizer: &dyn Tokenizer, ids: &mut Vec<u32>) -> Result<(), TokenizeError> {
     if text.is_empty() {
         return Ok(());
     }
-    // The unknown token is what is left for a character that the vocabulary cannot spell: it says nothing.
-    let is_forbidden = |id: &u32| codec.markers().contains(*id) && codec.kind(*id) != PieceType::Unknown;
-    let part = codec.encode(text, place)?;
+    // The unknown token stands for a character that the vocabulary cannot spell. It has no meaning as a marker.
+    let is_forbidden = |id: &u32| tokenizer.markers().contains(*id) && tokenizer.kind(*id) != PieceType::Unknown;
+    let part = tokenizer.encode(text, place)?;
     if !part.iter().any(is_forbidden) {
         ids.extend(part);
         return Ok(());
     }
-    // A tokenizer that merges its way to a marker nobody spelled in one piece, by normalising the text for instance.
-    // No merge crosses single characters.
+    // The tokenizer produced a marker that the text does not spell, for instance by normalizing it. Single characters
+    // cannot be merged into one.
     let mut buffer = [0; 4];
     for (i, c) in text.chars().enumerate() {
         let place = if i == 0 { place } else { Place::Inside };
-        let part = codec.encode(c.encode_utf8(&mut buffer), place)?;
+        let part = tokenizer.encode(c.encode_utf8(&mut buffer), place)?;
         if let Some(&id) = part.iter().find(|id| is_forbidden(id)) {
-            return Err(TokenizeError::Marker { id, marker: codec.piece(id).to_string() });
+            return Err(TokenizeError::Marker { id, marker: tokenizer.piece(id).to_string() });
         }
         ids.extend(part);
     }
@@ -235,7 +239,7 @@ mod tests {
     use super::*;
     use crate::vocab::tokenizer::tests::Toy;
 
-    /// Parts, with whether the template wrote them.
+    /// Spans, and whether the template wrote them.
     fn prompt(spans: &[(&str, bool)]) -> Prompt {
         let mut prompt = Prompt::default();
         for &(text, template) in spans {
@@ -326,7 +330,7 @@ mod tests {
         prompt
     }
 
-    /// Tokens that spell a text as the toy's tokenizer would not: `<p>` in characters.
+    /// Tokens that spell a text in another way than the toy tokenizer: `<p>` in characters.
     fn letters(text: &str) -> Vec<u32> {
         text.chars().map(|c| crate::vocab::tokenizer::tests::CHARACTERS + c as u32).collect()
     }

@@ -1,7 +1,7 @@
-//! From a stream of bytes to text that can be shown: whole characters, and nothing that a stop text would take back.
+//! Turns a stream of bytes into text that can be shown: whole characters, and nothing that may belong to a stop text.
 
-/// Turns bytes that arrive in pieces into text. A character cut in two waits for its other half; bytes that are not
-/// UTF-8 become U+FFFD.
+/// Decodes UTF-8 that arrives in pieces. A character that is cut in two waits for the rest; invalid bytes become
+/// U+FFFD.
 #[derive(Clone, Debug, Default)]
 pub struct Utf8Stream {
     // At most three bytes: the beginning of a character.
@@ -9,7 +9,7 @@ pub struct Utf8Stream {
 }
 
 impl Utf8Stream {
-    /// Takes bytes; adds what is now certain to `out`.
+    /// Takes bytes, and appends the characters that are complete to `out`.
     pub fn push(&mut self, bytes: &[u8], out: &mut String) {
         self.pending.extend_from_slice(bytes);
         let mut rest = self.pending.as_slice();
@@ -22,7 +22,7 @@ impl Utf8Stream {
                 }
                 Err(error) => {
                     let (valid, after) = rest.split_at(error.valid_up_to());
-                    // Checked by `from_utf8` just now, so the lossy reading changes nothing.
+                    // `from_utf8` has just checked these bytes, so nothing is replaced.
                     out.push_str(&String::from_utf8_lossy(valid));
                     match error.error_len() {
                         Some(bad) => {
@@ -41,7 +41,7 @@ impl Utf8Stream {
         self.pending.drain(..done);
     }
 
-    /// The stream is over: a character that never became whole is U+FFFD.
+    /// Ends the stream. An incomplete character becomes U+FFFD.
     pub fn finish(&mut self, out: &mut String) {
         if !self.pending.is_empty() {
             self.pending.clear();
@@ -50,7 +50,7 @@ impl Utf8Stream {
     }
 }
 
-/// Watches a stream of text for the texts that end it, and holds back what may turn out to be the beginning of one.
+/// Searches a stream of text for stop texts, and holds back what may be the beginning of one.
 #[derive(Clone, Debug, Default)]
 pub struct StopText {
     stops: Vec<String>,
@@ -58,13 +58,13 @@ pub struct StopText {
 }
 
 impl StopText {
-    /// Ends a stream at any of `stops`. Empty ones are left out: they would end every text before it begins.
+    /// Searches for any of `stops`. Empty ones are ignored: they would end every text at once.
     pub fn new(stops: impl IntoIterator<Item = String>) -> Self {
         Self { stops: stops.into_iter().filter(|s| !s.is_empty()).collect(), held: String::new() }
     }
 
-    /// Takes text; adds what can be shown to `out`. Gives the stop text that ended the stream, if one did: it is not
-    /// shown, nor what follows it.
+    /// Takes text, and appends what can be shown to `out`. Returns the stop text if one was found. Neither the stop
+    /// text nor anything after it is shown.
     pub fn push(&mut self, text: &str, out: &mut String) -> Option<&str> {
         self.held.push_str(text);
         let first = self
@@ -85,17 +85,17 @@ impl StopText {
         None
     }
 
-    /// The stream is over: nothing is held back any more.
+    /// Ends the stream, and appends what was held back.
     pub fn finish(&mut self, out: &mut String) {
         out.push_str(&self.held);
         self.held.clear();
     }
 }
 
-/// Bytes at the end of `text` with which `stop` begins, without being whole.
+/// The number of bytes at the end of `text` that are a proper prefix of `stop`.
 fn overlap(text: &str, stop: &str) -> usize {
     let longest = text.len().min(stop.len() - 1);
-    // A suffix that equals a prefix begins where a character begins, since both are UTF-8.
+    // Both are UTF-8, so a suffix that equals a prefix starts at a character boundary.
     (1..=longest).rev().find(|&n| text.as_bytes()[text.len() - n..] == stop.as_bytes()[..n]).unwrap_or(0)
 }
 

@@ -1,22 +1,23 @@
-//! The model's own chat template: Jinja, rendered the way `transformers` renders it.
+//! The model's own chat template: Jinja, rendered as `transformers` renders it.
 //!
 //! Reference: <https://huggingface.co/docs/transformers/chat_templating_writing>
 //!
-//! # Telling the template's text from the messages'
+//! # Telling the template's text from the messages
 //!
-//! A rendered template is one string, and `<|im_end|>` in it may be the template's or a message's. Two renderings tell:
+//! A rendered template is one string, and `<|im_end|>` in it may come from the template or from a message. Rendering
+//! twice tells which:
 //!
 //! ```text
 //! with the messages       <|im_start|>user\nWhat is <|im_end|>?<|im_end|>\n
-//! with stand-ins          <|im_start|>user\n■0■<|im_end|>\n
-//! the same but for them   ├── template ────┤├── message ──────┤├ template ┤
+//! with placeholders       <|im_start|>user\n■0■<|im_end|>\n
+//! where they agree        ├── template ────┤├── message ──────┤├ template ┤
 //! ```
 //!
-//! A stand-in is matched by its message, or by its message without the spaces around it, which most templates trim.
-//! Where the rest differs, the template has looked into a message or changed it. Then a third rendering decides, in
-//! which every character of the messages that could begin a marker is replaced by one that Unicode keeps for private
-//! use: whatever the template does, a marker that is found in it was begun by the template. Those characters are
-//! turned back afterwards, and the parts that held them count as the messages'.
+//! A placeholder matches its message, with or without the white space around it, which most templates trim. If the rest
+//! differs, the template has inspected or changed a message. Then a third rendering decides, in which every character
+//! of the messages that could begin a marker is replaced by a private-use character. Whatever the template does, a
+//! marker found in this rendering was begun by the template. The characters are restored afterwards, and count as
+//! messages.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -30,7 +31,7 @@ use super::prompt::{Origin, Prompt};
 use crate::gguf::Metadata;
 use crate::vocab::Markers;
 
-/// ChatML, for models whose file has no template. Yi-Chat and many fine-tunes were trained on it.
+/// ChatML, for files without a template. Yi-Chat and many fine-tunes were trained on it.
 ///
 /// Source: <https://github.com/openai/openai-python/blob/release-v0.28.0/chatml.md>
 pub const CHATML: &str = "{% for message in messages %}\
@@ -38,30 +39,30 @@ pub const CHATML: &str = "{% for message in messages %}\
     {% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
-/// The roles a message can have. Templates write roles between markers (`<|` + role + `|>`), so a role is not for
-/// everyone to choose.
+/// The roles that a message can have. Templates write roles inside markers (`<|` + role + `|>`), so arbitrary roles
+/// would be unsafe.
 pub(super) const ROLES: [&str; 8] =
     ["system", "developer", "user", "assistant", "tool", "function", "ipython", "model"];
 
-/// What rendering may cost, in minijinja's units: one for an instruction or 64 bytes of text. Enough for megabytes of
-/// messages, spent in a second or two by a template that never ends.
+/// The limit for rendering, in minijinja's units: one for each instruction or 64 bytes of text. Enough for megabytes of
+/// messages; an endless template uses it up in a second or two.
 const FUEL: u64 = 5_000_000;
 
-/// A turn of a conversation, shaped as in OpenAI's API.
+/// A message, in the format of OpenAI's API.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// `system`, `user`, `assistant`, `tool`, ...
     pub role: String,
-    /// What was said. Read from a string, from a list of text parts, or from null.
+    /// The text. Can be read from a string, a list of text parts, or null.
     #[serde(default, deserialize_with = "text_of")]
     pub content: String,
-    /// Who said it, where the conversation has several of one role.
+    /// The speaker's name, if the conversation has several speakers of one role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
 
 impl Message {
-    /// A message without a name.
+    /// A message without a speaker's name.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into(), name: None }
     }
@@ -93,34 +94,31 @@ fn text_of<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Erro
     })
 }
 
-/// Why messages could not become a prompt.
+/// Why messages cannot be rendered as a prompt.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file has no template.
-    #[error(
-        "the model has no chat template; give it plain text without --chat, or a template: \
-         --chat-template FILE, or --chat-template chatml where it was trained on <|im_start|>"
-    )]
+    /// The model's file has no template.
+    #[error("the model has no chat template")]
     NoTemplate,
-    /// The template is not Jinja.
-    #[error("the chat template cannot be read: {0}")]
+    /// The template is not valid Jinja.
+    #[error("the chat template is not valid: {0}")]
     Parse(String),
     /// The template refused the messages.
     #[error("the chat template refuses these messages: {0}")]
     Refused(String),
-    /// The template went wrong.
+    /// The template failed.
     #[error("the chat template failed: {0}")]
     Render(String),
-    /// The template does not come to an end.
-    #[error("the chat template was stopped: it takes too many steps, or writes too much")]
+    /// The template runs too long.
+    #[error("the chat template was stopped because it takes too many steps or writes too much")]
     Endless,
-    /// A role no template knows.
+    /// The role is unknown.
     #[error("'{0}' is not a role; roles are {roles}", roles = ROLES.join(", "))]
     Role(String),
-    /// The messages use so many characters for private use that none are left to guard markers with.
+    /// The messages use so many private-use characters that none are left to guard markers with.
     #[error(
-        "the messages use nearly all of the characters that Unicode keeps for private use, which leaves none to tell \
-         them from the template with; take some of them out"
+        "the messages use nearly all of Unicode's private-use characters, which nibble needs to tell messages from the \
+         template; remove some of them"
     )]
     NoCharacters,
 }
@@ -134,14 +132,14 @@ pub struct Template {
 }
 
 impl Template {
-    /// Reads a template. `bos` and `eos` are the texts of the tokens that begin and end a text: what templates call
+    /// Parses a template. `bos` and `eos` are the texts of the tokens that begin and end a text, which templates call
     /// `bos_token` and `eos_token`.
     ///
     /// # Errors
-    /// Where the source is not Jinja.
+    /// If the source is not valid Jinja.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, Error> {
         let mut environment = Environment::new();
-        // As transformers sets Jinja up.
+        // The same settings as in transformers.
         let mut syntax = SyntaxConfig::builder();
         syntax.trim_blocks(true).lstrip_blocks(true);
         environment.set_syntax(syntax.build().map_err(|e| Error::Parse(told(&e)))?);
@@ -156,19 +154,19 @@ impl Template {
         Ok(Self { environment, bos: bos.to_string(), eos: eos.to_string() })
     }
 
-    /// The template in a GGUF file's metadata.
+    /// Parses the template in a GGUF file's metadata.
     ///
     /// # Errors
-    /// Where there is none, or it is not Jinja.
+    /// If there is none, or it is not valid Jinja.
     pub fn from_metadata(metadata: &Metadata) -> Result<Self, Error> {
         let source = metadata.str("tokenizer.chat_template").ok_or(Error::NoTemplate)?;
         Self::with_metadata(source, metadata)
     }
 
-    /// The template `source`, with the beginning and end tokens of a GGUF file's metadata.
+    /// Parses `source`, with the beginning and end tokens from a GGUF file's metadata.
     ///
     /// # Errors
-    /// Where the source is not Jinja.
+    /// If the source is not valid Jinja.
     pub fn with_metadata(source: &str, metadata: &Metadata) -> Result<Self, Error> {
         let pieces = match metadata.get("tokenizer.ggml.tokens").and_then(|v| v.as_array()) {
             Some(crate::gguf::Array::String(pieces)) => pieces.as_slice(),
@@ -183,10 +181,10 @@ impl Template {
         Self::new(source, bos, eos)
     }
 
-    /// The prompt for `messages`. `reply` asks for the marker after which the model answers.
+    /// Renders `messages` as a prompt. If `reply`, it ends with the header of an answer.
     ///
     /// # Errors
-    /// Where a role is unknown, the template refuses the messages, fails, or does not come to an end.
+    /// If a role is unknown, or the template refuses the messages, fails, or runs too long.
     pub fn render(&self, messages: &[Message], reply: bool, markers: &Markers) -> Result<Prompt, Error> {
         if let Some(message) = messages.iter().find(|m| !ROLES.contains(&m.role.as_str())) {
             return Err(Error::Role(message.role.clone()));
@@ -195,11 +193,11 @@ impl Template {
         let real = self.text(messages, reply, now)?;
 
         let unused = unused_characters(messages, &real, markers.first_characters().count().max(2));
-        // Without one for each, a message's markers would be the template's.
+        // Each character needs its own, or a message's markers would count as the template's.
         let unused = unused.ok_or(Error::NoCharacters)?;
-        let stand_ins = StandIns::new(messages, unused[0], unused[1]);
-        if let Ok(skeleton) = self.text(&stand_ins.messages, reply, now)
-            && let Some(prompt) = stand_ins.align(&skeleton, &real)
+        let placeholders = Placeholders::new(messages, unused[0], unused[1]);
+        if let Ok(skeleton) = self.text(&placeholders.messages, reply, now)
+            && let Some(prompt) = placeholders.align(&skeleton, &real)
         {
             return Ok(prompt);
         }
@@ -238,20 +236,20 @@ impl Template {
     }
 }
 
-/// Messages replaced by unique words, and what each stands for.
-struct StandIns {
+/// Messages replaced by unique placeholders, and the text that each stands for.
+struct Placeholders {
     messages: Vec<Message>,
-    // Word and original, in the order they were made.
+    // Placeholder and original, in order.
     words: Vec<(String, String)>,
 }
 
-impl StandIns {
-    /// `open` and `close` are characters for private use: neither spaces nor letters, so that nothing trims or
-    /// capitalises them.
+impl Placeholders {
+    /// `open` and `close` are private-use characters. They are neither spaces nor letters, so templates neither trim
+    /// nor capitalize them.
     fn new(messages: &[Message], open: char, close: char) -> Self {
         let mut words = Vec::new();
-        let mut stand_in = |text: &str| {
-            // Templates ask whether there is a text at all; and without one there is nothing to tell apart.
+        let mut placeholder = |text: &str| {
+            // Templates test for empty text, and empty text needs no placeholder.
             if text.trim().is_empty() {
                 return text.to_string();
             }
@@ -263,14 +261,14 @@ impl StandIns {
             .iter()
             .map(|m| Message {
                 role: m.role.clone(),
-                content: stand_in(&m.content),
-                name: m.name.as_deref().map(&mut stand_in),
+                content: placeholder(&m.content),
+                name: m.name.as_deref().map(&mut placeholder),
             })
             .collect();
         Self { messages, words }
     }
 
-    /// The parts of `real`, where it is `skeleton` with every word replaced by its original, trimmed or not.
+    /// Splits `real` into spans, if it is `skeleton` with every placeholder replaced by its original, trimmed or not.
     fn align(&self, skeleton: &str, real: &str) -> Option<Prompt> {
         let mut prompt = Prompt::default();
         let (mut skeleton, mut real) = (skeleton, real);
@@ -281,7 +279,7 @@ impl StandIns {
                 .filter_map(|(word, text)| skeleton.find(word.as_str()).map(|at| (at, word, text)))
                 .min_by_key(|(at, ..)| *at);
             let Some((at, word, text)) = next else {
-                // Nothing but template is left.
+                // The rest is template.
                 prompt.push(real, Origin::Template);
                 return (skeleton == real).then_some(prompt);
             };
@@ -289,7 +287,7 @@ impl StandIns {
             real = real.strip_prefix(before)?;
             prompt.push(before, Origin::Template);
             skeleton = &skeleton[at + word.len()..];
-            // What the template writes up to the next word decides which reading of this one fits.
+            // The template's text up to the next placeholder decides how this one was trimmed.
             let until =
                 self.words.iter().filter_map(|(w, _)| skeleton.find(w.as_str())).min().unwrap_or(skeleton.len());
             let follows = &skeleton[..until];
@@ -305,8 +303,8 @@ impl StandIns {
     }
 }
 
-/// Characters for private use, `wanted` of them, that neither the messages nor the template's text use; `None` where
-/// fewer are left.
+/// Returns `wanted` private-use characters that occur neither in the messages nor in the rendered text; `None` if fewer
+/// are left.
 fn unused_characters(messages: &[Message], rendered: &str, wanted: usize) -> Option<Vec<char>> {
     let used: std::collections::BTreeSet<char> = messages
         .iter()
@@ -319,7 +317,7 @@ fn unused_characters(messages: &[Message], rendered: &str, wanted: usize) -> Opt
     (unused.len() == wanted).then_some(unused)
 }
 
-/// Turns replaced characters back. They, and what else a marker could be made of around them, are not the template's.
+/// Restores the replaced characters. They count as messages, so no marker begins with one.
 fn restore(text: &str, swap: &BTreeMap<char, char>) -> Prompt {
     let back: BTreeMap<char, char> = swap.iter().map(|(c, s)| (*s, *c)).collect();
     let mut prompt = Prompt::default();
@@ -333,8 +331,8 @@ fn restore(text: &str, swap: &BTreeMap<char, char>) -> Prompt {
     prompt
 }
 
-/// `{% generation %}` marks what an assistant said, for training; to a prompt it means nothing. It becomes an `if` that
-/// is always true, which keeps its signs for white space.
+/// Replaces `{% generation %}`, which marks answers for training and has no effect on a prompt, by an `if` that is
+/// always true. That keeps its white space control.
 fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
@@ -354,14 +352,14 @@ fn without_generation_tags(source: &str) -> String {
     out + rest
 }
 
-/// What a template's own refusal begins with, to tell it from minijinja's errors.
+/// The beginning of errors that a template raises itself, to tell them from minijinja's errors.
 const RAISED: &str = "\u{1}raised: ";
 
 fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
 }
 
-/// An error in one line: what, detail, where.
+/// Formats an error on one line: kind, detail, line.
 fn told(error: &minijinja::Error) -> String {
     let mut text = error.kind().to_string();
     if let Some(detail) = error.detail() {
@@ -373,7 +371,7 @@ fn told(error: &minijinja::Error) -> String {
     text
 }
 
-/// JSON as Python's `json.dumps` writes it, without its `ensure_ascii`: a space after commas and colons.
+/// Writes JSON like Python's `json.dumps` with `ensure_ascii=False`: a space after commas and colons.
 fn tojson(value: Value, options: Kwargs) -> Result<String, minijinja::Error> {
     struct Spaced;
     impl serde_json::ser::Formatter for Spaced {
@@ -403,13 +401,13 @@ fn tojson(value: Value, options: Kwargs) -> Result<String, minijinja::Error> {
     Ok(String::from_utf8_lossy(&out).into_owned())
 }
 
-/// The date and time (UTC) in a format of C's `strftime`.
+/// Formats the current time (UTC) like C's `strftime`.
 fn strftime_now(state: &State, format: String) -> String {
     let now = state.lookup("nibble_now").and_then(|v| u64::try_from(v).ok()).unwrap_or(0);
     strftime(&format, now)
 }
 
-/// `seconds` since 1970 (UTC) in a format of C's `strftime`; what it does not know stays as it is.
+/// Formats `seconds` since 1970 (UTC) like C's `strftime`. Unknown conversions are kept as they are.
 fn strftime(format: &str, seconds: u64) -> String {
     const MONTHS: [&str; 12] = [
         "January",
@@ -427,7 +425,7 @@ fn strftime(format: &str, seconds: u64) -> String {
     ];
     const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
     let days = seconds / 86_400;
-    // Years begin in March here, so that the day that comes every four years is the last.
+    // Years begin in March here, so that the leap day is the last day of the year.
     // Source: Howard Hinnant, <https://howardhinnant.github.io/date_algorithms.html#civil_from_days>
     let shifted = days + 719_468;
     let era = shifted / 146_097;
@@ -487,7 +485,7 @@ mod tests {
     use crate::vocab::Tokenizer;
     use crate::vocab::tokenizer::tests::Toy;
 
-    /// Yi-Chat's template, as its tokenizer_config.json has it.
+    /// Yi-Chat's template, from its tokenizer_config.json.
     const YI: &str = "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}\
         {% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + \
         '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
@@ -496,7 +494,7 @@ mod tests {
         turns.iter().map(|(role, content)| Message::new(*role, *content)).collect()
     }
 
-    /// Markers as the model reads them, in braces; all else as text.
+    /// Markers in braces, as the model reads them; everything else as text.
     fn shown(source: &str, messages: &[Message]) -> String {
         let toy = Toy::new();
         let template = Template::new(source, "<|startoftext|>", "<|endoftext|>").unwrap();
@@ -522,7 +520,7 @@ mod tests {
         assert_eq!(shown(YI, &say(&[("user", HOSTILE)])), wanted);
     }
 
-    /// Templates that change messages, each paired with what a hostile message becomes.
+    /// Templates that change messages, each with several hostile messages.
     #[test]
     fn a_template_that_changes_messages_lets_no_marker_through() {
         let body = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ CONTENT }}<|im_end|>\n{% endfor %}";

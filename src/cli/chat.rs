@@ -1,10 +1,11 @@
 //! `nibble chat`
 //!
 //! ```text
-//! input ──► command ──► Session ──► Talk ──► engine::generate
-//! a line    message or   does it     conversation, what is read,   │
-//! editor,   /command                 forgotten, written            ▼
-//! or a pipe                                                     screen
+//! input ───────► command ─────► Chat ─────────► engine::Assistant
+//! a line editor  a message or   what to do      answers the conversation
+//! or a pipe      a /command        │                │ events
+//!                                  ▼                ▼
+//!                               screen ◄───────── view
 //! ```
 
 mod command;
@@ -14,7 +15,7 @@ mod input;
 mod screen;
 mod settings;
 mod signal;
-mod talk;
+mod view;
 
 use std::borrow::Cow;
 use std::io;
@@ -28,7 +29,7 @@ use self::input::{Input, Line};
 use self::screen::Screen;
 use self::settings::Settings;
 use self::signal::Interrupt;
-use self::talk::{Aids, Answered, Ended, Talk, Turn, Unanswered};
+use self::view::View;
 use super::interrupt::Interrupted;
 use super::machine::{MachineArgs, interruptible};
 use super::message;
@@ -37,21 +38,22 @@ use super::sampling::SamplingArgs;
 use super::speculation::{self, SpeculationArgs};
 use super::structure::StructureArgs;
 use super::template::Source;
+use crate::base::display::printable;
 use crate::base::units;
 use crate::chat::{self, Conversation};
-use crate::engine::Draft;
+use crate::engine::{Answer, Assistant, Draft, EventSink, TurnEnd, TurnError, TurnOptions, TurnStats};
 use crate::gguf::Gguf;
 use crate::llama;
 use crate::llama::Session;
 
-/// Talk with a model in the terminal
+/// Chat with a model in the terminal
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-What you type is put to the model in its own chat template; /help lists what else can be typed. Answers go to standard
-output, all else to standard error.
+Every message is sent to the model in the model's own chat template; /help lists the commands. Answers go to standard
+output, everything else to standard error.
 
-Where something is piped in, every line of it is a message or a command; a line that ends in \\ goes on in the next one,
-and \"\"\" opens and closes a message of several lines. The exit code is 1 where anything could not be done.
+When input is piped in, each line is a message or a command. A line that ends in \\ continues on the next one, and
+\"\"\" opens and closes a message of several lines. The exit code is 1 if anything failed.
 
 Examples:
   nibble chat yi-34b-chat-q4_k.gguf
@@ -61,31 +63,31 @@ pub struct Args {
     /// The model: a GGUF file, or any part of a split one
     model: PathBuf,
 
-    /// What the model is told first
+    /// The system message, which the model reads first
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Conversation")]
     system: Option<String>,
 
-    /// Read what the model is told first from a file
+    /// Read the system message from a file
     #[arg(long, value_name = "FILE", conflicts_with = "system", help_heading = "Conversation")]
     system_file: Option<PathBuf>,
 
-    /// Go on with a saved conversation: what /save wrote, or a list of messages as OpenAI's API has them
+    /// Continue a saved conversation: a file written by /save, or a list of messages in the format of OpenAI's API
     #[arg(long, value_name = "FILE", help_heading = "Conversation")]
     load: Option<PathBuf>,
 
-    /// A Jinja template from a file, or 'chatml', in place of the model's own
+    /// Use a Jinja template from a file, or 'chatml', instead of the model's own
     #[arg(long, value_name = "FILE", help_heading = "Conversation")]
     chat_template: Option<PathBuf>,
 
-    /// Do not keep what is typed for the next time; NIBBLE_HISTORY names another file to keep it in, or none if empty
+    /// Do not save what you type. NIBBLE_HISTORY names another history file; if it is empty, nothing is saved
     #[arg(long, help_heading = "Conversation")]
     no_history: bool,
 
-    /// Tokens an answer has at most [default: until the model ends it]
+    /// The most tokens in an answer [default: until the model ends it]
     #[arg(short = 'n', long, value_name = "N", help_heading = "Writing")]
     max_tokens: Option<usize>,
 
-    /// End an answer when this text comes up, which is not shown; can be given several times
+    /// End an answer at this text, which is not shown; can be given several times
     #[arg(long, value_name = "TEXT", action = ArgAction::Append, allow_hyphen_values = true, help_heading = "Writing")]
     stop: Vec<String>,
 
@@ -111,7 +113,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    // What can be wrong with the command line comes out before gigabytes are loaded.
+    // A mistake on the command line is reported before gigabytes are loaded.
     let mut settings = Settings { params: args.sampling.params(), stats: args.stats, ..Settings::default() };
     settings.params.check()?;
     let grammar = args.structure.grammar()?;
@@ -125,8 +127,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let source = Source::read(args.chat_template.as_ref())?;
     let template = match source.template(Gguf::open(&args.model)?.metadata()) {
         Err(chat::Error::NoTemplate) => bail!(
-            "{} has no chat template, so it cannot be told who says what; give it one with --chat-template FILE, or with \
-             --chat-template chatml where it was trained on <|im_start|>; or have it go on from a text with 'nibble run'",
+            "{} has no chat template, which says how messages are written; pass one with --chat-template FILE, or \
+             --chat-template chatml if the model was trained on <|im_start|>, or continue a text with 'nibble run'",
             args.model.display()
         ),
         template => template?,
@@ -143,26 +145,43 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         screen.say(&format!("warning: {warning}"));
     }
     if let Some(trained) = session.model().n_ctx_train().filter(|trained| session.n_ctx() > *trained) {
-        screen.say(&format!("warning: the model was trained on {trained} tokens; beyond them it may write nonsense"));
+        screen.say(&format!("warning: the model was trained on {trained} tokens, and may write nonsense beyond them"));
     }
 
-    let codec = session.model().codec();
-    settings.params = args.sampling.params_for(codec);
-    let constraint = grammar.as_ref().map(|grammar| StructureArgs::constraint(grammar, codec)).transpose()?;
-    let kept_to = grammar.as_ref().map(|grammar| grammar.what());
-    let talk = Talk::new(session, template, settings, Aids { constraint, draft }, args.stop.clone())?;
-    let mut chat = Chat { talk, screen, input, interrupt, file: None, kept_to, failed: false };
+    let tokenizer = session.model().codec();
+    settings.params = args.sampling.params_for(tokenizer);
+    let constraint = grammar.as_ref().map(|grammar| StructureArgs::constraint(grammar, tokenizer)).transpose()?;
+    let options = turn_options(&settings, &args.stop);
+    let assistant = Assistant::new(session, template, options)?.with_constraint(constraint).with_draft(draft);
+    let mut chat = Chat {
+        assistant,
+        conversation: Conversation::default(),
+        settings,
+        last: None,
+        total: TurnStats::default(),
+        screen,
+        input,
+        interrupt,
+        file: None,
+        grammar: grammar.as_ref().map(|grammar| grammar.what()),
+        failed: false,
+    };
     if chat.input.is_terminal() {
         chat.greet();
     }
     if let Some(conversation) = loaded {
-        chat.take_over(conversation)?;
+        chat.resume(conversation)?;
         chat.file = args.load.clone();
     }
     if let Some(system) = system {
         chat.set_system(Some(system)).map_err(anyhow::Error::msg)?;
     }
-    chat.talk()
+    chat.run()
+}
+
+/// The part of the settings that the library knows.
+fn turn_options(settings: &Settings, stop: &[String]) -> TurnOptions {
+    TurnOptions { params: settings.params.clone(), max_tokens: settings.max_tokens, stop: stop.to_vec() }
 }
 
 fn load(args: &Args, interrupt: &Interrupt) -> anyhow::Result<(Session, Option<Draft>)> {
@@ -177,25 +196,31 @@ fn load(args: &Args, interrupt: &Interrupt) -> anyhow::Result<(Session, Option<D
 
 /// A chat from its first prompt to its end.
 struct Chat {
-    talk: Talk,
+    assistant: Assistant,
+    conversation: Conversation,
+    settings: Settings,
+    /// What the last answer cost.
+    last: Option<TurnStats>,
+    /// What all answers cost.
+    total: TurnStats,
     screen: Screen,
     input: Input,
     interrupt: Interrupt,
-    /// Where the conversation came from, or was saved last.
+    /// The file that the conversation was loaded from or last saved to.
     file: Option<PathBuf>,
-    /// What answers are held to.
-    kept_to: Option<&'static str>,
-    /// Something could not be done.
+    /// What answers have to satisfy, in words.
+    grammar: Option<&'static str>,
+    /// Whether anything has failed.
     failed: bool,
 }
 
 /// What to do after a line.
 enum Next {
-    /// Ask for another one, which begins with this.
+    /// Ask for another line, which begins with this text.
     Ask(String),
-    /// Have the last message edited.
+    /// Ask for a new version of the last message.
     Edit,
-    /// End.
+    /// End the chat.
     End,
 }
 
@@ -207,28 +232,24 @@ impl Next {
 
 impl Chat {
     fn greet(&self) {
-        let model = self.talk.model();
+        let model = self.assistant.model();
         let file = model.path().file_name().unwrap_or_default().to_string_lossy();
         let name = match model.metadata().str("general.name") {
             Some(name) => format!("{name} ({file})"),
             None => file.into_owned(),
         };
-        // It comes from a file, and a hostile one can name itself by the megabyte.
+        // It comes from a file, and a hostile file can have a name of megabytes.
         let name: String = name.chars().take(200).collect();
-        self.screen.say(&format!(
-            "{}, context of {} tokens",
-            crate::base::display::printable(&name),
-            self.talk.session().n_ctx()
-        ));
-        self.screen.say("/help lists commands; Ctrl-C stops an answer, Ctrl-D ends.\n");
+        self.screen.say(&format!("{}, context of {} tokens", printable(&name), self.assistant.session().n_ctx()));
+        self.screen.say("/help lists the commands; Ctrl-C stops an answer, Ctrl-D quits.\n");
     }
 
-    fn talk(mut self) -> anyhow::Result<()> {
+    fn run(mut self) -> anyhow::Result<()> {
         let (mut next, mut interrupted) = (Next::ask(), false);
         loop {
             let (prefill, editing) = match next {
                 Next::Ask(prefill) => (prefill, false),
-                Next::Edit => (self.talk.conversation.last_question().unwrap_or_default().to_string(), true),
+                Next::Edit => (self.conversation.last_question().unwrap_or_default().to_string(), true),
                 Next::End => break,
             };
             let line = self.input.next(&prefill)?;
@@ -236,91 +257,94 @@ impl Chat {
             next = match line {
                 Line::End => Next::End,
                 Line::Interrupted if editing => {
-                    self.screen.note("nothing is changed");
+                    self.screen.note("nothing was changed");
                     interrupted = false;
                     Next::ask()
                 }
                 Line::Interrupted if twice => Next::End,
                 Line::Interrupted => {
-                    self.screen.note("Ctrl-C again, or Ctrl-D, ends");
+                    self.screen.note("press Ctrl-C again, or Ctrl-D, to quit");
                     Next::ask()
                 }
                 Line::Text(text) if editing => self.edited(&text)?,
                 Line::Text(text) => self.typed(&text)?,
             };
         }
-        // What failed has been said.
+        // The errors have been printed already.
         if self.failed && !self.input.is_terminal() { bail!("") } else { Ok(()) }
     }
 
-    /// Says what could not be done; the chat goes on, with `prefill` in the next line.
-    fn wrong(&mut self, why: &str, prefill: &str) -> Next {
+    /// Prints an error. The chat continues, with `prefill` in the next line.
+    fn fail(&mut self, why: &str, prefill: &str) -> Next {
         self.failed = true;
-        self.screen.wrong(why);
-        // A script has its next line already.
+        self.screen.show_error(why);
         Next::Ask(prefill.to_string())
     }
 
     fn typed(&mut self, text: &str) -> anyhow::Result<Next> {
         match command::parse(text) {
             Ok(Typed::Nothing) => Ok(Next::ask()),
-            Ok(Typed::Message(said)) => {
-                let before = self.talk.conversation.clone();
-                self.talk.conversation.ask(said);
+            Ok(Typed::Message(message)) => {
+                let before = self.conversation.clone();
+                self.conversation.ask(message);
                 self.answer(before, text)
             }
             Ok(Typed::Command(command)) => self.command(command),
-            Err(why) => Ok(self.wrong(&why, "")),
+            Err(why) => Ok(self.fail(&why, "")),
         }
     }
 
-    /// The last message has been edited to `text`.
+    /// Answers the last message again, which was edited to `text`.
     fn edited(&mut self, text: &str) -> anyhow::Result<Next> {
-        let said = match command::parse(text) {
+        let message = match command::parse(text) {
             Ok(Typed::Nothing) => {
-                self.screen.note("nothing is changed");
+                self.screen.note("nothing was changed");
                 return Ok(Next::ask());
             }
             // Quotes that were opened while editing.
-            Ok(Typed::Message(said)) if text.trim_start().starts_with(command::FENCE) => said,
+            Ok(Typed::Message(message)) if text.trim_start().starts_with(command::FENCE) => message,
             _ => text.to_string(),
         };
-        let before = self.talk.conversation.clone();
-        self.talk.conversation.edit(said);
+        let before = self.conversation.clone();
+        self.conversation.edit(message);
         self.answer(before, text)
     }
 
-    /// Has the last message answered. Where that fails, all is as it was `before`, and `text` is there to be changed.
+    /// Answers the last message. If that fails, the conversation is `before` again, and `text` is back in the line.
     fn answer(&mut self, before: Conversation, text: &str) -> anyhow::Result<Next> {
-        let busy = self.interrupt.busy();
-        let answered = self.talk.answer(&mut self.screen);
-        let was_stopped = self.interrupt.is_set();
-        drop(busy);
-        self.after(answered, before, text, was_stopped)
+        self.turn(before, text, Assistant::answer)
     }
 
-    fn go_on(&mut self) -> anyhow::Result<Next> {
-        let before = self.talk.conversation.clone();
-        let busy = self.interrupt.busy();
-        let answered = self.talk.go_on(&mut self.screen);
-        let was_stopped = self.interrupt.is_set();
-        drop(busy);
-        match answered {
-            None => Ok(self.wrong("there is no answer to go on with", "")),
-            Some(answered) => self.after(answered, before, "", was_stopped),
-        }
+    /// Continues the last answer.
+    fn continue_answer(&mut self) -> anyhow::Result<Next> {
+        self.turn(self.conversation.clone(), "", Assistant::continue_answer)
     }
 
-    /// Says what is to be said after an answer.
+    fn turn(
+        &mut self,
+        before: Conversation,
+        text: &str,
+        write: fn(&mut Assistant, &mut Conversation, &mut dyn EventSink) -> Result<Answer, TurnError>,
+    ) -> anyhow::Result<Next> {
+        let busy = self.interrupt.busy();
+        let mut view = View::new(&mut self.screen, self.settings.wrap);
+        let answer = write(&mut self.assistant, &mut self.conversation, &mut view);
+        drop(view);
+        let was_stopped = self.interrupt.is_set();
+        drop(busy);
+        self.after(answer, before, text, was_stopped)
+    }
+
+    /// Prints the remarks that follow an answer.
     fn after(
         &mut self,
-        answered: Result<Answered, Unanswered>,
+        answer: Result<Answer, TurnError>,
         before: Conversation,
         text: &str,
         was_stopped: bool,
     ) -> anyhow::Result<Next> {
         match self.screen.take_error() {
-            // Whoever read the answers has enough of them.
+            // The reader of the answers has closed the pipe.
             Some(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Next::End),
             Some(error) => return Err(error).context("cannot write to standard output"),
             None => {}
@@ -328,44 +352,45 @@ impl Chat {
         if was_stopped && !self.input.is_terminal() {
             return Err(Interrupted(String::new()).into());
         }
-        let Answered { ended, forgotten, is_empty, is_whole } = match answered {
-            Ok(answered) => answered,
+        let Answer { end, forgotten_turns, is_empty, is_complete, stats } = match answer {
+            Ok(answer) => answer,
             Err(why) => {
-                self.talk.conversation = before;
-                if let Unanswered::Stopped = why {
+                self.conversation = before;
+                if let TurnError::Cancelled = why {
                     self.screen.note(match text {
-                        "" => "stopped before it began",
-                        _ => "stopped before it began; your message is back in the line",
+                        "" => "stopped before the answer began",
+                        _ => "stopped before the answer began; your message is back in the line",
                     });
                     return Ok(Next::Ask(text.to_string()));
                 }
-                return Ok(self.wrong(&message(&why.into()), text));
+                return Ok(self.fail(&message(&why.into()), text));
             }
         };
-        match ended {
-            Ended::Itself if is_empty => self.screen.note("the model has nothing to say"),
-            Ended::Itself | Ended::Unread => {}
-            Ended::Stopped => self.screen.note("stopped; /continue goes on"),
-            Ended::Limit => self.screen.note("as many tokens as max_tokens allows; /continue goes on"),
-            Ended::Full => {
-                self.screen.note("the context is full, so the answer ends here; --ctx makes it larger");
+        self.total += &stats;
+        match end {
+            TurnEnd::Complete if is_empty => self.screen.note("the answer is empty"),
+            TurnEnd::Complete | TurnEnd::Dropped => {}
+            TurnEnd::Cancelled => self.screen.note("stopped; /continue continues the answer"),
+            TurnEnd::MaxTokens => self.screen.note("reached max_tokens; /continue continues the answer"),
+            TurnEnd::ContextFull => {
+                self.screen.note("the context is full, so the answer ends here; --ctx sets a larger one");
             }
-            Ended::Failed(error) => drop(self.wrong(&message(&error.into()), "")),
+            TurnEnd::Failed(error) => drop(self.fail(&message(&error.into()), "")),
         }
-        if let (false, Some(kept_to)) = (is_whole, self.kept_to) {
-            self.screen.note(&format!("cut before it was whole, the answer does not keep to {kept_to}"));
+        if let (false, Some(grammar)) = (is_complete, self.grammar) {
+            self.screen.note(&format!("the answer was cut short, so it does not satisfy {grammar}"));
         }
-        if forgotten > 0 {
-            self.screen.note(&format!(
-                "the context was full: the oldest {} forgotten",
-                if forgotten == 1 { "turn is".to_string() } else { format!("{forgotten} turns are") }
-            ));
+        if forgotten_turns > 0 {
+            let turns = match forgotten_turns {
+                1 => "turn was".to_string(),
+                n => format!("{n} turns were"),
+            };
+            self.screen.note(&format!("the context was full, so the oldest {turns} forgotten"));
         }
-        if self.talk.settings().stats
-            && let Some(turn) = &self.talk.last
-        {
-            self.screen.note(&format!("{}; {}", wrote(turn), read(turn)));
+        if self.settings.stats {
+            self.screen.note(&format!("{}; {}", wrote(&stats), read(&stats)));
         }
+        self.last = Some(stats);
         self.screen.gap();
         Ok(Next::ask())
     }
@@ -374,18 +399,18 @@ impl Chat {
         let done = match command {
             Command::Exit => return Ok(Next::End),
             Command::Retry => {
-                let before = self.talk.conversation.clone();
-                if self.talk.conversation.take_answer() {
-                    if self.talk.settings().is_greedy() && before.last_answer().is_some() {
-                        self.screen.note("with temperature 0 every answer is the same");
+                let before = self.conversation.clone();
+                if self.conversation.take_answer() {
+                    if self.settings.is_greedy() && before.last_answer().is_some() {
+                        self.screen.note("at temperature 0, every answer is the same");
                     }
                     return self.answer(before, "");
                 }
                 Err("there is no message to answer".to_string())
             }
-            Command::Continue => return self.go_on(),
+            Command::Continue => return self.continue_answer(),
             Command::Edit => {
-                if self.talk.conversation.last_question().is_some() {
+                if self.conversation.last_question().is_some() {
                     return Ok(Next::Edit);
                 }
                 Err("there is no message to edit".to_string())
@@ -395,16 +420,16 @@ impl Chat {
             Command::Save { file, replace } => self.save(file.as_deref(), replace),
             Command::Load(file) => self.load(&file),
             Command::Set(None) => {
-                self.settings();
+                self.list_settings();
                 Ok(())
             }
-            Command::Set(Some((name, value))) => self.talk.set(&name, &value),
+            Command::Set(Some((name, value))) => self.set(&name, &value),
             Command::Stats => {
-                self.stats();
+                self.list_stats();
                 Ok(())
             }
             Command::Clear => {
-                self.talk.conversation.clear();
+                self.conversation.clear();
                 self.file = None;
                 self.screen.note("a new conversation");
                 Ok(())
@@ -421,19 +446,19 @@ impl Chat {
         };
         Ok(match done {
             Ok(()) => Next::ask(),
-            Err(why) => self.wrong(&why, ""),
+            Err(why) => self.fail(&why, ""),
         })
     }
 
     fn undo(&mut self) -> Result<(), String> {
-        if !self.talk.conversation.undo() {
-            return Err("there is nothing to take back".to_string());
+        if !self.conversation.undo() {
+            return Err("there is nothing to undo".to_string());
         }
-        match self.talk.conversation.n_turns() {
-            0 => self.screen.note("taken back; nothing has been said"),
+        match self.conversation.n_turns() {
+            0 => self.screen.note("undone; the conversation is empty"),
             _ => {
-                let last = excerpt(self.talk.conversation.last_question().unwrap_or_default());
-                self.screen.note(&format!("taken back; the last message is now: {last}"));
+                let last = excerpt(self.conversation.last_question().unwrap_or_default());
+                self.screen.note(&format!("undone; the last message is now: {last}"));
             }
         }
         Ok(())
@@ -441,29 +466,34 @@ impl Chat {
 
     fn system(&mut self, text: Option<String>) -> Result<(), String> {
         match text {
-            None => match self.talk.conversation.system() {
+            None => match self.conversation.system() {
                 Some(text) => self.screen.say(text),
-                None => self.screen.note("no system message; /system TEXT sets one"),
+                None => self.screen.note("there is no system message; /system TEXT sets one"),
             },
             Some(text) => {
                 let text = (text != "-").then_some(text);
-                let gone = text.is_none();
+                let removed = text.is_none();
                 self.set_system(text)?;
-                self.screen.note(if gone {
-                    "no system message any more"
-                } else {
-                    "the model is told this from now on"
-                });
+                self.screen.note(if removed { "removed the system message" } else { "set the system message" });
             }
         }
         Ok(())
     }
 
     fn set_system(&mut self, text: Option<String>) -> Result<(), String> {
-        let mut conversation = self.talk.conversation.clone();
+        let mut conversation = self.conversation.clone();
         conversation.set_system(text);
-        self.talk.check(&conversation).map_err(|why| message(&why.into()))?;
-        self.talk.conversation = conversation;
+        self.assistant.prompt_tokens(&conversation).map_err(|why| message(&why.into()))?;
+        self.conversation = conversation;
+        Ok(())
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+        let mut settings = self.settings.clone();
+        settings.set(name, value)?;
+        let options = turn_options(&settings, &self.assistant.options().stop);
+        self.assistant.set_options(options).map_err(|error| error.to_string())?;
+        self.settings = settings;
         Ok(())
     }
 
@@ -471,11 +501,11 @@ impl Chat {
         let file = match (name, &self.file) {
             (Some(name), _) => files::path(name),
             (None, Some(file)) => file.clone(),
-            (None, None) => return Err("to which file? /save FILE".to_string()),
+            (None, None) => return Err("name a file: /save FILE".to_string()),
         };
-        let model = self.talk.model().path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let text = self.talk.conversation.to_json(&model, self.talk.settings().to_json());
-        // It is the same conversation, some turns on.
+        let model = self.assistant.model().path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let text = self.conversation.to_json(&model, self.settings.to_json());
+        // The file holds an earlier state of the same conversation.
         let replace = replace || self.file.as_ref() == Some(&file);
         files::save(&file, &text, replace).map_err(|why| message(&why))?;
         self.screen.note(&format!("saved to {}", file.display()));
@@ -486,17 +516,17 @@ impl Chat {
     fn load(&mut self, name: &str) -> Result<(), String> {
         let file = files::path(name);
         let conversation = files::load(&file).map_err(|why| message(&why))?;
-        self.take_over(conversation).map_err(|why| message(&why))?;
+        self.resume(conversation).map_err(|why| message(&why))?;
         self.file = Some(file);
         Ok(())
     }
 
-    /// Goes on with a conversation from elsewhere, and shows where it stands.
-    fn take_over(&mut self, conversation: Conversation) -> anyhow::Result<()> {
-        let n_tokens = self.talk.check(&conversation)?;
+    /// Continues a loaded conversation, and shows how it ends.
+    fn resume(&mut self, conversation: Conversation) -> anyhow::Result<()> {
+        let n_tokens = self.assistant.prompt_tokens(&conversation)?;
         let n_turns = conversation.n_turns();
-        self.talk.conversation = conversation;
-        let (conversation, screen) = (&self.talk.conversation, &self.screen);
+        self.conversation = conversation;
+        let (conversation, screen) = (&self.conversation, &self.screen);
         screen.note(&format!("loaded: {}, {n_tokens} tokens", counted(n_turns, "turn")));
         if self.input.is_terminal() {
             if let Some(question) = conversation.last_question() {
@@ -504,30 +534,30 @@ impl Chat {
             }
             match conversation.last_answer() {
                 Some(answer) => screen.say(&format!("{}\n", answer.trim())),
-                None if n_turns > 0 => screen.note("it is not answered yet; /retry has it answered"),
+                None if n_turns > 0 => screen.note("the last message has no answer yet; /retry answers it"),
                 None => {}
             }
         }
         Ok(())
     }
 
-    fn settings(&self) {
-        let value = |name| self.talk.settings().get(name).unwrap_or_default();
+    fn list_settings(&self) {
+        let value = |name| self.settings.get(name).unwrap_or_default();
         let default = Settings::default();
         let (changed, others): (Vec<_>, Vec<_>) =
-            settings::others().partition(|name| self.talk.settings().get(name) != default.get(name));
+            settings::others().partition(|name| self.settings.get(name) != default.get(name));
         let known = settings::KNOWN.iter().map(|known| (known.name, known.help));
         let lines = known.chain(changed.into_iter().map(|name| (name, "see 'nibble chat --help'")));
         self.screen.list(lines.map(|(name, help)| (format!("{name} {}", value(name)), Cow::Borrowed(help))));
-        self.screen.say(&format!("\nand, as 'nibble chat --help' explains them: {}", others.join(", ")));
+        self.screen.say(&format!("\nMore settings, which 'nibble chat --help' explains: {}", others.join(", ")));
         self.screen.gap();
     }
 
-    fn stats(&self) {
-        let (session, conversation) = (self.talk.session(), &self.talk.conversation);
+    fn list_stats(&self) {
+        let (session, conversation) = (self.assistant.session(), &self.conversation);
         let forgotten = match conversation.n_forgotten() {
             0 => String::new(),
-            n => format!(", of which the model no longer reads the first {n}"),
+            n => format!(", the first {n} of which the model no longer reads"),
         };
         let mut lines = vec![
             ("turns", format!("{}{forgotten}", conversation.n_turns())),
@@ -536,11 +566,11 @@ impl Chat {
                 format!("{} of {} tokens, room for {}", session.tokens().len(), session.n_ctx(), session.room()),
             ),
         ];
-        if let Some(turn) = &self.talk.last {
-            lines.push(("last answer", format!("{}; {}", wrote(turn), read(turn))));
-            lines.push(("all answers", format!("{}; {}", wrote(&self.talk.total), read(&self.talk.total))));
-            if self.talk.has_draft() {
-                lines.push(("guessed", speculation::line(&self.talk.total.speculation)));
+        if let Some(last) = &self.last {
+            lines.push(("last answer", format!("{}; {}", wrote(last), read(last))));
+            lines.push(("all answers", format!("{}; {}", wrote(&self.total), read(&self.total))));
+            if self.assistant.has_draft() {
+                lines.push(("drafted", speculation::line(&self.total.speculation)));
             }
         }
         self.screen.list(lines.into_iter().map(|(name, what)| (name.to_string(), Cow::Owned(what))));
@@ -549,17 +579,17 @@ impl Chat {
 }
 
 /// `212 tokens written, 9.8 tokens/s`
-fn wrote(turn: &Turn) -> String {
-    format!("{} written{}", counted(turn.written, "token"), speed(turn.evaluated, turn.write_time))
+fn wrote(stats: &TurnStats) -> String {
+    format!("{} written{}", counted(stats.written_tokens, "token"), speed(stats.evaluated_tokens, stats.write_time))
 }
 
-/// `23 read, 45.0 tokens/s, and 1180 kept from before`
-fn read(turn: &Turn) -> String {
+/// `23 read, 45.0 tokens/s, and 1180 reused`
+fn read(stats: &TurnStats) -> String {
     format!(
-        "{} read{}, and {} kept from before",
-        units::count(turn.read as u64),
-        speed(turn.read, turn.read_time),
-        units::count(turn.reused as u64)
+        "{} read{}, and {} reused",
+        units::count(stats.read_tokens as u64),
+        speed(stats.read_tokens, stats.read_time),
+        units::count(stats.reused_tokens as u64)
     )
 }
 
@@ -571,7 +601,7 @@ fn counted(n: usize, what: &str) -> String {
     format!("{} {what}{}", units::count(n as u64), if n == 1 { "" } else { "s" })
 }
 
-/// The beginning of a message, in a line.
+/// The beginning of a message, on one line.
 fn excerpt(text: &str) -> String {
     const LONGEST: usize = 60;
     let line = text.trim().lines().next().unwrap_or_default();

@@ -16,7 +16,7 @@ use anyhow::{Context, bail};
 
 pub use self::json::plain;
 use self::stats::{Decoder, Histogram, Stats};
-pub use self::text::{shorten, shown};
+pub use self::text::shown;
 use super::out::{self, Out};
 use crate::base::mmap::Mapping;
 use crate::base::suggest;
@@ -343,7 +343,7 @@ mod tests {
         let path = write(folder.path(), &metadata, tensors, &[vec![0; 4]], None);
         for flags in [&[][..], &["--tensors"], &["--full"]] {
             let text = shown(&path, flags);
-            let drives = text.chars().find(|&c| (c.is_control() && c != '\n') || c == '\u{202e}');
+            let drives = text.chars().find(|&c| c != '\n' && crate::base::display::is_unprintable(c));
             assert_eq!(drives, None, "{flags:?}: {text:?}");
             assert!(text.contains("evil\\u{1b}]0;title\\u{7}"), "{text}");
         }

@@ -1,4 +1,4 @@
-//! Flags that hold the text to a schema, an expression or a grammar, for every command that writes text.
+//! Flags that constrain the output to a schema, an expression or a grammar, for every command that generates text.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,19 +9,20 @@ use clap::ValueEnum;
 use crate::constrain::{Constraint, Grammar, Tokens};
 use crate::vocab::Tokenizer;
 
-/// What the text has to keep to.
+/// What the output must satisfy.
 #[derive(Debug, clap::Args)]
 pub(super) struct StructureArgs {
-    /// Write JSON that satisfies a JSON schema: a file, or the schema itself. The model does not see it: say in the
-    /// prompt what to write. Strings and lists without maxLength and maxItems may go on until -n or --ctx cuts them
+    /// Write JSON that satisfies a JSON schema: a file, or the schema itself. The model does not see the schema, so
+    /// describe the output in the prompt. Strings without maxLength and lists without maxItems may run until -n or
+    /// --ctx cuts them
     #[arg(long, value_name = "SCHEMA", help_heading = "Structure")]
     json_schema: Option<String>,
 
-    /// Write a JSON object, of any kind
+    /// Write any JSON object
     #[arg(long, conflicts_with = "json_schema", help_heading = "Structure")]
     json_object: bool,
 
-    /// Write text that matches a regular expression from beginning to end
+    /// Write text that matches a regular expression as a whole
     #[arg(
         long,
         value_name = "PATTERN",
@@ -31,11 +32,11 @@ pub(super) struct StructureArgs {
     )]
     regex: Option<String>,
 
-    /// Write text of a grammar in a file, in llama.cpp's notation (GBNF) or in Lark's
+    /// Write text that matches a grammar from a file, in llama.cpp's notation (GBNF) or in Lark's
     #[arg(long, value_name = "FILE", conflicts_with_all = ["json_schema", "json_object", "regex"], help_heading = "Structure")]
     grammar: Option<PathBuf>,
 
-    /// The grammar's notation; 'auto' takes it for GBNF where rules are defined with '::='
+    /// The grammar's notation; 'auto' means GBNF if rules are defined with '::=', else Lark
     #[arg(
         long,
         value_name = "NOTATION",
@@ -55,13 +56,13 @@ enum Notation {
 }
 
 impl StructureArgs {
-    /// The grammar that was asked for, checked; `None` where none was.
+    /// Reads and checks the grammar; `None` without any of the flags. Needs no model.
     ///
     /// # Errors
-    /// Where a file cannot be read, or what it asks for is not possible. No model is needed to know.
+    /// If a file cannot be read, or the grammar is not valid or not supported.
     pub fn grammar(&self) -> anyhow::Result<Option<Grammar>> {
         if let Some(schema) = &self.json_schema {
-            // No file's name begins so.
+            // File names do not begin like this.
             let inline = schema.trim_start().starts_with(['{', '[']) || matches!(schema.trim(), "true" | "false");
             let text = if inline { schema.clone() } else { read("JSON schema", Path::new(schema))? };
             return Ok(Some(named(Grammar::json_schema(&text), (!inline).then_some(Path::new(schema)))?));
@@ -82,12 +83,12 @@ impl StructureArgs {
         Ok(Some(named(grammar, Some(path))?))
     }
 
-    /// Holds a text of a model with this tokenizer to `grammar`.
+    /// Prepares the grammar for a model with this tokenizer.
     ///
     /// # Errors
-    /// Where the vocabulary does not lend itself.
-    pub fn constraint(grammar: &Grammar, codec: &dyn Tokenizer) -> anyhow::Result<Constraint> {
-        Ok(Constraint::new(grammar, &Arc::new(Tokens::new(codec)?))?)
+    /// If the vocabulary cannot be constrained, or the grammar is too complex.
+    pub fn constraint(grammar: &Grammar, tokenizer: &dyn Tokenizer) -> anyhow::Result<Constraint> {
+        Ok(Constraint::new(grammar, &Arc::new(Tokens::new(tokenizer)?))?)
     }
 }
 
@@ -98,7 +99,7 @@ fn read(what: &str, path: &Path) -> anyhow::Result<String> {
     Ok(text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_string))
 }
 
-/// An error says which file it is about.
+/// Puts the file's path in front of an error.
 fn named<T, E: std::fmt::Display>(result: Result<T, E>, path: Option<&Path>) -> anyhow::Result<T> {
     result.map_err(|error| match path {
         Some(path) => anyhow::anyhow!("{}: {error}", path.display()),

@@ -1,4 +1,4 @@
-//! The chat template that a command uses: the model's own, or one given in its place.
+//! The chat template that a command uses: the model's own, or one given instead.
 
 use std::path::{Path, PathBuf};
 
@@ -11,16 +11,19 @@ use crate::vocab::Tokenizer;
 /// Where the chat template comes from.
 #[derive(Debug)]
 pub(super) enum Source {
-    /// The model's file.
+    /// From the model's file.
     Own,
     /// ChatML, whatever the model's file says.
     ChatMl,
-    /// A file of its own: its text.
+    /// The text of a template file.
     Given(String),
 }
 
 impl Source {
-    /// What `--chat-template` names: a file, which is read, or `chatml`; without it, the model's own template.
+    /// Reads what `--chat-template` names: a file, or `chatml`; without the flag, it is the model's own template.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
     pub fn read(given: Option<&PathBuf>) -> anyhow::Result<Self> {
         match given {
             None => Ok(Self::Own),
@@ -34,7 +37,10 @@ impl Source {
         }
     }
 
-    /// The template, for a model with such metadata.
+    /// Parses the template, for a model with this metadata.
+    ///
+    /// # Errors
+    /// If the model has no template, or it is not valid Jinja.
     pub fn template(&self, metadata: &Metadata) -> Result<Template, Error> {
         match self {
             Self::Own => Template::from_metadata(metadata),
@@ -43,9 +49,9 @@ impl Source {
         }
     }
 
-    /// What speaks against the choice, in a sentence.
-    pub fn warning(&self, codec: &dyn Tokenizer) -> Option<&'static str> {
-        let unknown = matches!(self, Self::ChatMl) && codec.markers().at_start("<|im_start|>").is_none();
-        unknown.then_some("the model has no token <|im_start|>, so it was hardly trained on ChatML")
+    /// Returns a warning if the template does not suit the model.
+    pub fn warning(&self, tokenizer: &dyn Tokenizer) -> Option<&'static str> {
+        let unknown = matches!(self, Self::ChatMl) && tokenizer.markers().at_start("<|im_start|>").is_none();
+        unknown.then_some("the model has no token <|im_start|>, so it was probably not trained on ChatML")
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::out;
 use super::table::{self, Align};
+use crate::base::display::visible;
 use crate::chat::{self, Prompt};
 use crate::llama::{Error, Model};
 use crate::vocab::PieceType;
@@ -16,18 +17,18 @@ pub struct Args {
     /// The model: a GGUF file, or any part of a split one
     model: PathBuf,
 
-    /// The text; '-', or nothing where something is piped in, reads standard input. After '--' it may begin with a dash
+    /// The text; '-', or no text when input is piped in, reads standard input. After '--', it may begin with a dash
     text: Option<String>,
 
     /// Read the text from a file
     #[arg(short, long, value_name = "FILE", conflicts_with = "text")]
     file: Option<PathBuf>,
 
-    /// Read control tokens where the text spells them, such as <|endoftext|>; otherwise they are just text
+    /// Recognize control tokens in the text, such as <|endoftext|>; by default they are plain text
     #[arg(long)]
     special: bool,
 
-    /// Print the ids alone, on one line
+    /// Print only the ids, on one line
     #[arg(long, conflicts_with = "json")]
     ids: bool,
 
@@ -54,24 +55,24 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     })
 }
 
-fn rows(ids: &[u32], codec: &dyn Tokenizer) -> comfy_table::Table {
+fn rows(ids: &[u32], tokenizer: &dyn Tokenizer) -> comfy_table::Table {
     let mut table = table::new(&[("id", Align::Right), ("piece", Align::Left), ("type", Align::Left)]);
     for &id in ids {
-        table.add_row([id.to_string(), codec.piece(id).escape_debug().to_string(), kind(codec, id).to_string()]);
+        table.add_row([id.to_string(), visible(tokenizer.piece(id)).into_owned(), kind(tokenizer, id).to_string()]);
     }
     table
 }
 
-fn report(ids: &[u32], codec: &dyn Tokenizer) -> serde_json::Value {
+fn report(ids: &[u32], tokenizer: &dyn Tokenizer) -> serde_json::Value {
     let tokens: Vec<serde_json::Value> = ids
         .iter()
-        .map(|&id| serde_json::json!({ "id": id, "piece": codec.piece(id), "type": kind(codec, id) }))
+        .map(|&id| serde_json::json!({ "id": id, "piece": tokenizer.piece(id), "type": kind(tokenizer, id) }))
         .collect();
     serde_json::json!({ "n_tokens": ids.len(), "tokens": tokens })
 }
 
-fn kind(codec: &dyn Tokenizer, id: u32) -> &'static str {
-    match codec.kind(id) {
+fn kind(tokenizer: &dyn Tokenizer, id: u32) -> &'static str {
+    match tokenizer.kind(id) {
         PieceType::Normal => "normal",
         PieceType::Unknown => "unknown",
         PieceType::Control => "control",

@@ -1,6 +1,6 @@
 //! `nibble verify`
 
-use crate::base::display::printable;
+use crate::base::display::{printable, shorten};
 use crate::base::units;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use serde_json::{Value as Json, json};
 
-use super::inspect::{self, plain, shorten, shown};
+use super::inspect::{self, plain, shown};
 use super::out::{self, Out};
 use super::table::{self, Align};
 use super::{importance, interrupt, making, progress};

@@ -1,4 +1,4 @@
-//! Holds one text to a grammar, token by token.
+//! Constrains one text to a grammar, token by token.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -12,19 +12,19 @@ use super::guard::Guard;
 use super::limited::{PREPARE, STACK_BYTES};
 use super::{Error, Grammar, Tokens};
 
-/// Longest time to work out what may come next. It takes well below a millisecond for most.
+/// The time limit for computing a mask. Most take well below a millisecond.
 const STEP: Duration = Duration::from_secs(10);
 
-/// Which tokens may come next in a text that keeps to a grammar.
+/// Knows which tokens may come next in a text that satisfies a grammar.
 ///
-/// A thread of its own works that out, from the moment a token is accepted: meanwhile the model can evaluate the token.
-/// [`mask`](Self::mask) waits for what is missing then.
+/// Its own thread starts to compute the next mask as soon as a token is accepted, while the model evaluates the token.
+/// [`mask`](Self::mask) waits for it to finish.
 pub struct Constraint {
     what: &'static str,
     commands: Sender<Command>,
     replies: Receiver<Reply>,
     cancel: CancellationHandle,
-    // None while the thread is at it.
+    // None while the thread is computing it.
     next: Option<Result<Next, Error>>,
     finished: bool,
 }
@@ -42,12 +42,12 @@ enum Command {
 
 enum Reply {
     Ready(Result<CancellationHandle, Error>),
-    /// Whether the grammar has come to its end with the token.
+    /// Whether the grammar ends with the token.
     Accepted(Result<bool, Error>),
     Next(Result<Next, Error>),
 }
 
-/// What may come next.
+/// The next mask.
 struct Next {
     mask: SimpleVob,
     complete: bool,
@@ -55,10 +55,10 @@ struct Next {
 }
 
 impl Constraint {
-    /// Begins a text that keeps to `grammar`, written in `tokens`.
+    /// Begins a text that satisfies `grammar`, in the vocabulary `tokens`.
     ///
     /// # Errors
-    /// Where the grammar cannot be prepared for this vocabulary.
+    /// If the grammar cannot be prepared for this vocabulary.
     pub fn new(grammar: &Grammar, tokens: &Arc<Tokens>) -> Result<Self, Error> {
         let what = grammar.what();
         let (commands, inbox) = mpsc::channel();
@@ -66,7 +66,7 @@ impl Constraint {
         let (grammar, tokens) = (grammar.clone(), tokens.clone());
         let spawned =
             std::thread::Builder::new().name("constraint".to_string()).stack_size(STACK_BYTES).spawn(move || {
-                // The other side is gone: so is the reason for this thread.
+                // An error means that the constraint was dropped.
                 let _ = Worker::run(&grammar, &tokens, &inbox, &outbox);
             });
         spawned.map_err(|error| Error::Failed { what, why: format!("no thread could be started ({error})") })?;
@@ -78,11 +78,11 @@ impl Constraint {
         Ok(Self { what, commands, replies, cancel, next: None, finished: false })
     }
 
-    /// The tokens that may come next: bit i % 32 of word i / 32 is token i. End tokens are among them where the text
+    /// Returns the tokens that may come next: bit i % 32 of word i / 32 is token i. End tokens are included if the text
     /// may end here. Never all zero.
     ///
     /// # Errors
-    /// Where that could not be worked out, or nothing can come next.
+    /// If the mask could not be computed, or nothing can come next.
     pub fn mask(&mut self) -> Result<&[u32], Error> {
         match self.wait() {
             Ok(next) => Ok(next.mask.as_slice()),
@@ -90,10 +90,10 @@ impl Constraint {
         }
     }
 
-    /// The text goes on with `token`. Begins to work out what may come after it.
+    /// Appends `token` to the text, and starts to compute the next mask.
     ///
     /// # Errors
-    /// Where the token does not fit.
+    /// If the mask does not allow the token.
     pub fn accept(&mut self, token: u32) -> Result<(), Error> {
         let allowed = match self.wait() {
             Ok(next) => (token as usize) < next.mask.len() && next.mask.is_allowed(token),
@@ -117,21 +117,21 @@ impl Constraint {
         }
     }
 
-    /// Whether the text so far is a whole one: it may end here.
+    /// Whether the text may end here.
     pub fn is_complete(&mut self) -> bool {
         self.wait().as_ref().is_ok_and(|next| next.complete)
     }
 
-    /// Whether the text is whole and cannot go on. Known right after [`accept`](Self::accept) where the grammar itself
-    /// ends, and else once [`mask`](Self::mask) was asked for; does not wait.
+    /// Whether the text is complete and cannot continue. Known right after [`accept`](Self::accept) if the grammar
+    /// itself ends, otherwise after the next [`mask`](Self::mask). Does not wait.
     pub fn is_finished(&self) -> bool {
         self.finished || matches!(&self.next, Some(Ok(next)) if next.only_end)
     }
 
-    /// Begins again, for another text.
+    /// Begins another text.
     ///
     /// # Errors
-    /// Where an error came before.
+    /// If there was an error before.
     pub fn restart(&mut self) -> Result<(), Error> {
         if let Err(error) = self.wait() {
             return Err(error.clone());
@@ -166,7 +166,7 @@ impl Constraint {
 
 impl Drop for Constraint {
     fn drop(&mut self) {
-        // Whatever it is at, nobody waits for it.
+        // Nobody waits for the thread any more.
         self.cancel.cancel();
     }
 }
@@ -175,7 +175,7 @@ fn lost(what: &'static str) -> Error {
     Error::Failed { what, why: "its thread ended".to_string() }
 }
 
-/// The other side.
+/// The thread's side of a constraint.
 struct Worker<'a> {
     what: &'static str,
     tokens: &'a Tokens,
@@ -231,7 +231,7 @@ impl Worker<'_> {
         let stopped = self.matcher.is_stopped();
         let complete = stopped || self.matcher.is_accepting().map_err(|error| self.failed(&error))?;
         let mut mask = self.matcher.compute_mask_or_eos().map_err(|error| self.failed(&error))?;
-        // Grammars can name tokens by number; control tokens are not for them.
+        // Grammars can refer to tokens by id, but must not allow control tokens.
         mask.and(self.tokens.text());
         self.watch(&mut mask, complete);
         let only_end = complete && mask.is_zero();
@@ -244,7 +244,7 @@ impl Worker<'_> {
         Ok(Next { mask, complete, only_end })
     }
 
-    /// Takes out what readers of JSON refuse, as long as something is left, or the text is whole.
+    /// Removes tokens that JSON parsers would refuse, unless that would leave nothing before the text is complete.
     fn watch(&self, mask: &mut SimpleVob, complete: bool) {
         let Some(guard) = &self.guard else { return };
         let mut refused = Vec::new();
@@ -272,7 +272,7 @@ impl Worker<'_> {
     }
 }
 
-/// A matcher of `grammar` at its beginning.
+/// Returns a matcher at the start of `grammar`.
 pub(super) fn matcher(grammar: &Grammar, tokens: &Tokens) -> Result<Matcher, Error> {
     let refused = |why| Error::Refused { what: grammar.what(), why };
     let parser = tokens.parser(grammar.source()).map_err(|error| refused(plain(&format!("{error:#}"))))?;

@@ -1,43 +1,43 @@
-//! llama.cpp's grammar notation, GBNF, as a Lark grammar for `llguidance`.
+//! Translates llama.cpp's grammar notation, GBNF, to a Lark grammar for `llguidance`.
 //!
 //! Notation: `grammars/README.md` and `src/llama-grammar.cpp` in llama.cpp.
 //!
-//! GBNF knows characters only. `llguidance` puts a lexer below the parser: it takes the longest lexeme there is, never
-//! looks back, and is fast; a grammar by the character is slow. So parts without recursion become lexemes, the larger the
-//! better, but only where taking the longest loses nothing:
+//! GBNF is defined over characters. `llguidance` has a lexer below the parser, which always takes the longest lexeme
+//! and never backtracks. It is fast, while a grammar over single characters is slow. So parts without recursion become
+//! lexemes, the larger the better, but only if taking the longest match loses nothing:
 //!
 //! ```text
-//! a part P may be a lexeme  if  no text of P, with a character that can follow it, begins a lexeme that
-//!                               is possible where P is
+//! a part P may be a lexeme  if  no text of P, plus a character that can follow it, begins a lexeme that
+//!                               is possible in the same place
 //! object ::= "{" ws (string ":" ws object)? "}" ws      ws ::= [ \n]*
 //!            └─ P ─┘ └─── P ─────┘           └─ P ─┘
-//! list   ::= [a-z]+ "s" list?                           [a-z]+ takes the "s" too: one character at a time
+//! list   ::= [a-z]+ "s" list?                           [a-z]+ would take the "s" too: single characters
 //! ```
 //!
-//! Whether a character can extend a lexeme is decided exactly, by whether a regular expression is empty. A grammar
-//! without recursion is one lexeme, and always exact.
+//! Whether a character can extend a lexeme is decided exactly, by testing whether a regular expression is empty. A
+//! grammar without recursion is a single lexeme, and always exact.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
 
 use llguidance::derivre::{ExprRef, RegexAst, RegexBuilder};
 
-/// Groups in each other.
+/// The deepest nesting of groups.
 const DEEPEST: usize = 200;
-/// Largest count of a repetition.
+/// The largest count of a repetition.
 const MOST_REPEATED: u32 = 1_000_000;
-/// Rules.
+/// The most rules.
 const MOST_RULES: usize = 5_000;
-/// Pairs of lexemes that are held against each other, and effort for each, before the grammar is taken by the character.
+/// The most pairs of lexemes that are compared, and the effort for each, before single characters are used instead.
 const MOST_CHECKS: usize = 20_000;
 const CHECK_FUEL: u64 = 20_000;
-/// Characters of a lexeme, once all its rules are put in. Rules that double each other have many.
+/// The most characters of a lexeme with all its rules expanded. Rules that double each other have many.
 const LARGEST_LEXEME: u64 = 5_000;
-/// Sets of lexemes possible at one place that are told apart.
+/// The most sets of lexemes that are possible in one place.
 const MOST_SETS: usize = 300;
 const LAST_CHARACTER: u32 = 0x10_ffff;
 
-/// Whether the text defines rules as GBNF does.
+/// Whether the text defines rules in the syntax of GBNF.
 pub(super) fn looks_like(text: &str) -> bool {
     text.lines().any(|line| {
         let rest = line.trim_start().trim_start_matches(is_name);
@@ -45,10 +45,10 @@ pub(super) fn looks_like(text: &str) -> bool {
     })
 }
 
-/// The grammar in Lark's notation.
+/// Translates a grammar to Lark.
 ///
 /// # Errors
-/// In words that follow `the grammar: `, with line and column where there is one.
+/// In words that follow `the grammar: `, with line and column if they are known.
 pub(super) fn to_lark(text: &str) -> Result<String, String> {
     let grammar = Parser::new(text).grammar()?;
     check_ends(&grammar)?;
@@ -59,7 +59,7 @@ pub(super) fn to_lark(text: &str) -> Result<String, String> {
 
 // --- reading ------------------------------------------------------------------------------------------
 
-/// Characters: ranges in order, without gaps of nothing between them and without surrogates.
+/// A set of characters: sorted ranges that neither overlap nor touch, without surrogates.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Set(Vec<(u32, u32)>);
 
@@ -74,10 +74,10 @@ impl Set {
             }
         }
         let apart = joined.into_iter().flat_map(|(first, last)| {
-            // Surrogates are no characters.
+            // Surrogates are not characters.
             [(first, last.min(0xd7ff)), (first.max(0xe000), last)].into_iter().filter(|(first, last)| first <= last)
         });
-        // A range on one side of them comes out once with the other half empty, or twice the same.
+        // A range entirely on one side comes out twice.
         let mut apart: Vec<_> = apart.collect();
         apart.dedup();
         Self(apart)
@@ -110,7 +110,7 @@ impl Set {
         self.0.iter().any(|a| other.0.iter().any(|b| a.0 <= b.1 && b.0 <= a.1))
     }
 
-    /// As a class of a regular expression.
+    /// Writes the set as a character class of a regular expression.
     fn class(&self) -> String {
         let mut out = "[".to_string();
         for (first, last) in &self.0 {
@@ -151,7 +151,7 @@ struct Parser<'a> {
     depth: usize,
     numbers: HashMap<&'a str, usize>,
     names: Vec<&'a str>,
-    // Where each was first mentioned, and its definition.
+    // The offset of the first mention of each rule, and its definition.
     mentioned: Vec<usize>,
     bodies: Vec<Option<Node>>,
 }
@@ -190,14 +190,14 @@ impl<'a> Parser<'a> {
             self.space(true);
         }
         if self.bodies[0].is_none() {
-            return Err("it has no rule 'root', with which every text begins".to_string());
+            return Err("it has no rule 'root', which is where texts begin".to_string());
         }
         if let Some(number) = self.bodies.iter().position(Option::is_none) {
             self.at = self.mentioned[number];
             return Err(self.error(format!("there is no rule '{}'", self.names[number])));
         }
         if self.names.len() > MOST_RULES {
-            return Err(format!("it has {} rules; at most {MOST_RULES} are taken", self.names.len()));
+            return Err(format!("it has {} rules; at most {MOST_RULES} are allowed", self.names.len()));
         }
         let names = self.names.iter().map(|name| name.to_string()).collect();
         Ok(Rules { names, bodies: self.bodies.into_iter().flatten().collect() })
@@ -212,8 +212,8 @@ impl<'a> Parser<'a> {
 
     fn wanted(&self, what: &str) -> String {
         match self.peek() {
-            Some(c) => self.error(format!("{c:?} where {what} should be")),
-            None => self.error(format!("it ends where {what} should be")),
+            Some(c) => self.error(format!("expected {what}, found {c:?}")),
+            None => self.error(format!("expected {what}, found the end of the grammar")),
         }
     }
 
@@ -231,7 +231,7 @@ impl<'a> Parser<'a> {
         found
     }
 
-    /// White space and comments; line breaks where they mean nothing.
+    /// Skips white space and comments, and also line breaks if `breaks`.
     fn space(&mut self, breaks: bool) {
         while let Some(c) = self.peek() {
             match c {
@@ -263,7 +263,7 @@ impl<'a> Parser<'a> {
         }
         if self.bodies[number].is_some() {
             self.at = start;
-            return Err(self.error(format!("the rule '{name}' is defined a second time")));
+            return Err(self.error(format!("the rule '{name}' is defined twice")));
         }
         self.space(true);
         let body = self.alternatives(false)?;
@@ -278,7 +278,7 @@ impl<'a> Parser<'a> {
     fn alternatives(&mut self, nested: bool) -> Result<Node, String> {
         self.depth += 1;
         if self.depth > DEEPEST {
-            return Err(self.error(format!("more than {DEEPEST} groups are in each other")));
+            return Err(self.error(format!("groups are nested more than {DEEPEST} deep")));
         }
         let mut options = vec![self.sequence(nested)?];
         while self.take("|") {
@@ -309,7 +309,7 @@ impl<'a> Parser<'a> {
                     Node::Char(Set::new(vec![(0, LAST_CHARACTER)]))
                 }
                 '<' | '!' => {
-                    return Err(self.error("tokens, such as <think>, cannot be asked for; only text can"));
+                    return Err(self.error("tokens, such as <think>, are not supported; only text is"));
                 }
                 '*' | '+' | '?' | '{' => {
                     let last =
@@ -355,7 +355,7 @@ impl<'a> Parser<'a> {
         }
         if most.is_some_and(|most| most < least) {
             self.at = start;
-            return Err(self.error(format!("{least} times at least, and fewer at most")));
+            return Err(self.error(format!("the minimum of {least} is above the maximum")));
         }
         Ok((least, most))
     }
@@ -367,7 +367,7 @@ impl<'a> Parser<'a> {
             return Err(self.wanted("a number"));
         }
         let count = rest[..len].parse().ok().filter(|count| *count <= MOST_REPEATED);
-        let count = count.ok_or_else(|| self.error(format!("at most {MOST_REPEATED} repetitions can be asked for")))?;
+        let count = count.ok_or_else(|| self.error(format!("at most {MOST_REPEATED} repetitions are allowed")))?;
         self.at += len;
         Ok(count)
     }
@@ -379,7 +379,7 @@ impl<'a> Parser<'a> {
         while !self.take("\"") {
             if self.peek().is_none() {
                 self.at = start;
-                return Err(self.error("this text has no closing '\"'"));
+                return Err(self.error("this string has no closing '\"'"));
             }
             nodes.push(Node::Char(Set::one(self.character()?)));
         }
@@ -394,7 +394,7 @@ impl<'a> Parser<'a> {
         while !self.take("]") {
             if self.peek().is_none() {
                 self.at = start;
-                return Err(self.error("these characters have no closing ']'"));
+                return Err(self.error("this character class has no closing ']'"));
             }
             let at = self.at;
             let first = self.character()?;
@@ -405,7 +405,7 @@ impl<'a> Parser<'a> {
             }
             if last < first {
                 self.at = at;
-                return Err(self.error(format!("the range from {first:?} to {last:?} is the wrong way round")));
+                return Err(self.error(format!("the range from {first:?} to {last:?} is reversed")));
             }
             ranges.push((first.into(), last.into()));
         }
@@ -413,7 +413,7 @@ impl<'a> Parser<'a> {
         let set = if negated { set.not() } else { set };
         if set.0.is_empty() {
             self.at = start;
-            return Err(self.error("these are no characters at all"));
+            return Err(self.error("this character class is empty"));
         }
         Ok(Node::Char(set))
     }
@@ -437,24 +437,24 @@ impl<'a> Parser<'a> {
             'U' => 8,
             _ => {
                 self.at = start;
-                return Err(self.error(format!("there is no escape '\\{}'", escaped.escape_default())));
+                return Err(self.error(format!("unknown escape '\\{}'", escaped.escape_default())));
             }
         };
         let hex = self.rest().get(..digits).filter(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
         let Some(hex) = hex else {
             self.at = start;
-            return Err(self.error(format!("'\\{escaped}' has to be followed by {digits} hexadecimal digits")));
+            return Err(self.error(format!("'\\{escaped}' must be followed by {digits} hexadecimal digits")));
         };
         self.at += digits;
         let character = u32::from_str_radix(hex, 16).ok().and_then(char::from_u32);
         character.ok_or_else(|| {
             self.at = start;
-            self.error(format!("'\\{escaped}{hex}' is no character"))
+            self.error(format!("'\\{escaped}{hex}' is not a character"))
         })
     }
 }
 
-/// Refuses rules that the text needs and that never come to an end.
+/// Refuses a grammar that no finite text satisfies.
 fn check_ends(rules: &Rules) -> Result<(), String> {
     let mut ends = vec![false; rules.bodies.len()];
     loop {
@@ -473,7 +473,7 @@ fn check_ends(rules: &Rules) -> Result<(), String> {
         return Ok(());
     }
     let endless = (0..ends.len()).rev().find(|i| !ends[*i]).unwrap_or(0);
-    Err(format!("the rule '{}' asks for itself again and again, so that no text comes to an end", rules.names[endless]))
+    Err(format!("the rule '{}' requires itself, so no finite text satisfies it", rules.names[endless]))
 }
 
 fn can_end(node: &Node, ends: &[bool]) -> bool {
@@ -500,13 +500,13 @@ enum Part {
 
 struct Translation<'a> {
     rules: &'a Rules,
-    // Rules that lead to no recursion.
+    // Whether a rule is free of recursion.
     regular: Vec<bool>,
     empty: Vec<bool>,
     first: Vec<Set>,
-    // Characters, with all rules put in; for regular rules.
+    // The number of characters with all rules expanded; for regular rules.
     size: Vec<u64>,
-    // What is no lexeme, but made of smaller ones.
+    // Nodes that are not a lexeme, but consist of smaller ones.
     broken: HashSet<Node>,
     lexemes: Vec<Node>,
     numbers: HashMap<Node, usize>,
@@ -527,7 +527,7 @@ impl<'a> Translation<'a> {
             numbers: HashMap::new(),
             parts: BTreeMap::new(),
         };
-        // Each is the least solution: begin with no, until nothing changes.
+        // Each is the least fixed point: start from false and repeat until nothing changes.
         loop {
             let mut changed = false;
             for (i, body) in rules.bodies.iter().enumerate() {
@@ -541,7 +541,7 @@ impl<'a> Translation<'a> {
                 break;
             }
         }
-        // As deep as there are rules at most, since recursion stays out.
+        // Ends after at most as many steps as there are rules, because recursive rules are left out.
         loop {
             let mut changed = false;
             for (i, body) in rules.bodies.iter().enumerate().filter(|(i, _)| this.regular[*i]) {
@@ -564,7 +564,7 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// Whether a node can be one lexeme.
+    /// Whether a node can be a single lexeme.
     fn fits_a_lexeme(&self, node: &Node) -> bool {
         self.is_regular(node) && !self.broken.contains(node) && self.size(node) <= LARGEST_LEXEME
     }
@@ -578,7 +578,7 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// Whether the empty text is one of the node's.
+    /// Whether a node matches the empty text.
     fn is_empty(&self, node: &Node) -> bool {
         match node {
             Node::Char(_) => false,
@@ -589,7 +589,7 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// The characters that the node's texts begin with.
+    /// The first characters of the texts that a node matches.
     fn firsts(&self, node: &Node) -> Set {
         match node {
             Node::Char(set) => set.clone(),
@@ -609,7 +609,7 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// Finds lexemes such that taking the longest loses nothing.
+    /// Finds lexemes for which taking the longest match loses nothing.
     fn split(&mut self) {
         let mut left = MOST_CHECKS;
         loop {
@@ -617,7 +617,7 @@ impl<'a> Translation<'a> {
             let unsafe_ones = match self.too_greedy(&mut left) {
                 Some(found) if found.is_empty() => return,
                 Some(found) => found,
-                // Too much to check. Single characters are always right.
+                // Too much to check. Single characters are always correct.
                 None => self.lexemes.iter().filter(|node| !matches!(node, Node::Char(_))).cloned().collect(),
             };
             if unsafe_ones.is_empty() {
@@ -627,7 +627,7 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// Divides what `root` needs into lexemes and rules.
+    /// Divides the rules that `root` needs into lexemes and rules.
     fn divide(&mut self) {
         self.lexemes.clear();
         self.numbers.clear();
@@ -649,7 +649,7 @@ impl<'a> Translation<'a> {
             return Part::Lexeme(self.lexeme(node));
         }
         match node {
-            // A single character is never broken.
+            // A single character is never split.
             Node::Char(_) => Part::Lexeme(self.lexeme(node)),
             Node::Rule(rule) => {
                 todo.push(*rule);
@@ -665,7 +665,7 @@ impl<'a> Translation<'a> {
                     nodes.iter().cloned().partition(|option| self.is_regular(option));
                 match regular.len() {
                     0 => {}
-                    // Together they would be the node itself, which is broken.
+                    // Together they would be the node itself, which cannot be a lexeme.
                     _ if options.is_empty() => options = regular,
                     1 => options.extend(regular),
                     _ => options.push(Node::Alt(regular)),
@@ -675,7 +675,7 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// The members of a sequence, with neighbours that are regular put together.
+    /// The nodes of a sequence, with adjacent regular ones joined.
     fn runs(&self, whole: &Node, nodes: &[Node]) -> Vec<Node> {
         let mut runs: Vec<Vec<Node>> = Vec::new();
         let mut open = false;
@@ -701,8 +701,8 @@ impl<'a> Translation<'a> {
         self.lexemes.len() - 1
     }
 
-    /// The lexemes that go on with what another, possible at the same place, leaves to whatever follows it. `None` where
-    /// that is too much to find out.
+    /// Returns the lexemes that would consume text after another lexeme that is possible in the same place. `None` if
+    /// that is too much to check.
     fn too_greedy(&self, left: &mut usize) -> Option<Vec<Node>> {
         let places = Places::of(self);
         let firsts: Vec<Set> = self.lexemes.iter().map(|node| self.firsts(node)).collect();
@@ -732,10 +732,10 @@ impl<'a> Translation<'a> {
     }
 }
 
-/// Which lexemes may stand where.
+/// Which lexemes can follow which.
 struct Places {
     start: BTreeSet<usize>,
-    // By lexeme: what may come right after it.
+    // By lexeme: the lexemes that can follow it.
     next: Vec<BTreeSet<usize>>,
 }
 
@@ -770,7 +770,7 @@ impl Places {
         Self { start: facts.first.get(&0).cloned().unwrap_or_default(), next }
     }
 
-    /// The sets of lexemes that may be possible at one place; `None` where there are too many.
+    /// Returns the sets of lexemes that can be possible in one place; `None` if there are too many.
     fn sets(&self, firsts: &[Set]) -> Option<BTreeSet<BTreeSet<usize>>> {
         let mut sets = BTreeSet::new();
         let mut todo = vec![self.start.clone()];
@@ -782,7 +782,7 @@ impl Places {
                 return None;
             }
             for a in &set {
-                // Whatever may be the same text as this lexeme ends with it.
+                // Lexemes that can match the same text end in the same place.
                 let same = set.iter().filter(|b| firsts[*a].meets(&firsts[**b]));
                 todo.push(same.flat_map(|b| self.next[*b].iter().copied()).collect());
             }
@@ -792,7 +792,7 @@ impl Places {
     }
 }
 
-/// What is known of rules.
+/// Facts about rules.
 struct Facts {
     empty_lexeme: Vec<bool>,
     empty: BTreeMap<usize, bool>,
@@ -861,7 +861,7 @@ impl Facts {
     }
 }
 
-/// Lexemes as regular expressions that can be reasoned about.
+/// Lexemes as regular expressions that can be tested for emptiness.
 struct Expressions<'a> {
     translation: &'a Translation<'a>,
     builder: RegexBuilder,
@@ -874,14 +874,14 @@ impl<'a> Expressions<'a> {
         Self { translation, builder: RegexBuilder::new(), rules: HashMap::new(), lexemes: HashMap::new() }
     }
 
-    /// Whether some text of lexeme `a`, with one of the characters `after`, begins a text of lexeme `b`.
+    /// Whether some text of lexeme `a`, plus one of the characters `after`, begins a text of lexeme `b`.
     fn extends(&mut self, a: usize, after: &Set, b: usize) -> bool {
         let (Some(a), Some(b)) = (self.lexeme(a), self.lexeme(b)) else { return true };
         let rest = RegexAst::Regex("(?s:.*)".to_string());
         let longer = RegexAst::Concat(vec![RegexAst::ExprRef(a), RegexAst::Regex(after.class()), rest]);
         let both = RegexAst::And(vec![RegexAst::ExprRef(b), longer]);
         let found = self.builder.mk(&both).and_then(|both| self.builder.to_regex_limited(both, CHECK_FUEL));
-        // Where it is too hard to tell, it may.
+        // If that is too hard to tell, assume yes.
         found.map_or(true, |mut regex| !regex.always_empty())
     }
 
@@ -918,8 +918,8 @@ impl<'a> Expressions<'a> {
 
 // --- writing ------------------------------------------------------------------------------------------
 
-/// Lark text: `start`, rules `r1`, groups `g1`, lexemes `L1`, and what these are made of, `T1` for rules, `G1` for
-/// groups. Every group has a name, since Lark's own can only be nested so deep.
+/// Lark text: `start`, rules `r1`, groups `g1`, lexemes `L1`, and their parts, `T1` for rules and `G1` for groups.
+/// Every group has a name, because Lark limits the nesting of anonymous ones.
 #[derive(Default)]
 struct Lark {
     lines: Vec<String>,
@@ -951,10 +951,10 @@ impl Lark {
         name
     }
 
-    /// A part in one or more words of a sequence.
+    /// Writes a part as one or more words of a sequence.
     fn part(&mut self, translation: &Translation<'_>, part: &Part) -> String {
         match part {
-            // What may be empty is taken as a lexeme that is not, or nothing.
+            // A lexeme that may be empty is written as a nonempty lexeme or nothing.
             Part::Lexeme(i) if translation.is_empty(&translation.lexemes[*i]) => format!("L{i}?"),
             Part::Lexeme(i) => format!("L{i}"),
             Part::Rule(rule) => format!("r{rule}"),
@@ -988,7 +988,7 @@ impl Lark {
                 let mut after_character = false;
                 for node in nodes {
                     match (node, words.last_mut()) {
-                        // One expression for neighbouring characters.
+                        // Adjacent characters become one expression.
                         (Node::Char(set), Some(before)) if after_character => {
                             before.pop();
                             before.push_str(&set.class());
@@ -1104,7 +1104,7 @@ mod tests {
 
     #[test]
     fn taking_the_longest_loses_nothing() {
-        // Each of these has a lexeme that would swallow what comes after it.
+        // Each of these has a lexeme that would consume what follows it.
         check("root ::= [a-z]+ \"s\" root?", &["as", "asbs", "sss"], &["s", "a", "asb"]);
         check("root ::= \"a\" root \"b\" | \"ab\"", &["ab", "aabb", "aaabbb"], &["aab", "ba"]);
         check("root ::= \"(\" root \")\" | word \"if\"?\nword ::= [a-z]+", &["(if)", "((a))", "aif"], &["()", "(a"]);
@@ -1150,7 +1150,7 @@ mod tests {
         let deep = format!("root ::= {}\"a\"{}", "(".repeat(150), ")?".repeat(150));
         check(&deep, &["a", ""], &["aa"]);
         let deep = format!("root ::= {}\"a\"{}", "(".repeat(5000), ")".repeat(5000));
-        assert!(Grammar::gbnf(&deep).unwrap_err().to_string().contains("groups are in each other"));
+        assert!(Grammar::gbnf(&deep).unwrap_err().to_string().contains("groups are nested"));
     }
 
     #[test]
@@ -1159,23 +1159,23 @@ mod tests {
             ("root := \"a\"", &["line 1, column 6", "'::='"][..]),
             ("root ::= \"a\n", &["line 1, column 10", "closing '\"'"]),
             ("root ::= \"a\"\nb ::= [a", &["line 2, column 7", "closing ']'"]),
-            ("root ::= [z-a]", &["column 11", "wrong way round"]),
-            ("root ::= []", &["no characters"]),
-            ("root ::= (\"a\"", &["it ends where ')'"]),
-            ("root ::= \"a\")", &["')' where the end of the rule"]),
+            ("root ::= [z-a]", &["column 11", "reversed"]),
+            ("root ::= []", &["class is empty"]),
+            ("root ::= (\"a\"", &["expected ')', found the end"]),
+            ("root ::= \"a\")", &["expected the end of the rule, found ')'"]),
             ("root ::= *", &["nothing before it"]),
-            ("root ::= \"a\"{3,2}", &["fewer at most"]),
+            ("root ::= \"a\"{3,2}", &["above the maximum"]),
             ("root ::= \"a\"{99999999999}", &["at most 1000000"]),
             ("root ::= \"a\"{x}", &["a number"]),
-            ("root ::= \"\\q\"", &["no escape '\\q'"]),
+            ("root ::= \"\\q\"", &["unknown escape '\\q'"]),
             ("root ::= \"\\u12\"", &["4 hexadecimal digits"]),
-            ("root ::= \"\\uD800\"", &["'\\uD800' is no character"]),
+            ("root ::= \"\\uD800\"", &["'\\uD800' is not a character"]),
             ("root ::= a", &["column 10", "no rule 'a'"]),
             ("a ::= \"b\"", &["no rule 'root'"]),
-            ("root ::= \"a\"\nroot ::= \"b\"", &["line 2, column 1", "a second time"]),
+            ("root ::= \"a\"\nroot ::= \"b\"", &["line 2, column 1", "defined twice"]),
             ("root ::= <think> \"a\"", &["tokens", "only text"]),
-            ("root ::= \"a\" b\nb ::= \"x\" b", &["'b'", "again and again"]),
-            ("root ::= \"a\0\"", &["line 1 holds a NUL"]),
+            ("root ::= \"a\" b\nb ::= \"x\" b", &["'b'", "requires itself"]),
+            ("root ::= \"a\0\"", &["line 1 contains a NUL"]),
             ("  \n", &["empty"]),
         ] {
             let error = Grammar::gbnf(grammar).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! What was asked for.
+//! Grammars from user input, checked.
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::derivre::RegexBuilder;
@@ -7,12 +7,12 @@ use serde_json::Value;
 use super::constraint::matcher;
 use super::{Error, Tokens, gbnf, limited, schema};
 
-/// Longest grammar, in bytes.
+/// The longest grammar, in bytes.
 const LONGEST: usize = 1 << 20;
-/// Longest regular expression, in bytes.
+/// The longest regular expression, in bytes.
 pub(super) const LONGEST_REGEX: usize = 64 << 10;
 
-/// What a text has to keep to: checked, and known to begin with something.
+/// A grammar that is valid, and that some text can begin to satisfy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Grammar {
     what: &'static str,
@@ -31,13 +31,13 @@ const REGEX: &str = "the regular expression";
 const GRAMMAR: &str = "the grammar";
 
 impl Grammar {
-    /// JSON that the schema in `text` is satisfied by. Objects have their listed properties in the schema's order.
+    /// JSON that satisfies the schema in `text`. Objects have the listed properties in the schema's order.
     ///
-    /// Texts are valid in full, whatever the model would write: what cannot be kept to from left to right, such as
-    /// `uniqueItems`, is refused. Only references within the schema are followed; nothing is fetched.
+    /// Complete texts always satisfy the schema. Keywords that cannot be enforced from left to right, such as
+    /// `uniqueItems`, are refused. Only references within the schema are followed; nothing is fetched.
     ///
     /// # Errors
-    /// Where it is no schema, nothing satisfies it, or it asks for something that cannot be kept to.
+    /// If it is not a schema, nothing satisfies it, or it has a keyword that is not supported.
     pub fn json_schema(text: &str) -> Result<Self, Error> {
         let text = text.to_string();
         limited::run(SCHEMA, move || {
@@ -49,24 +49,24 @@ impl Grammar {
     /// Any JSON object.
     ///
     /// # Errors
-    /// None that is known.
+    /// None are known.
     pub fn json_object() -> Result<Self, Error> {
         let made = Self::json_schema(r#"{"type": "object"}"#)?;
         Ok(Self { what: OBJECT, ..made })
     }
 
-    /// Text that `pattern` matches from beginning to end, in the syntax of the `regex` crate, without look-around,
-    /// back-references and word boundaries. `^` and `$` may stand at its ends.
+    /// Text that `pattern` matches as a whole, in the syntax of the `regex` crate, without look-around, back-references
+    /// and word boundaries. `^` and `$` are allowed at its ends.
     ///
     /// # Errors
-    /// Where the pattern is broken, matches nothing, or uses what is not supported.
+    /// If the pattern is not valid, matches nothing, or uses a feature that is not supported.
     pub fn regex(pattern: &str) -> Result<Self, Error> {
         let refused = |why: String| Err(Error::Refused { what: REGEX, why });
         if pattern.is_empty() {
             return refused("it is empty".to_string());
         }
         if pattern.len() > LONGEST_REGEX {
-            return refused(format!("it has {} bytes; at most {LONGEST_REGEX} are taken", pattern.len()));
+            return refused(format!("it has {} bytes; at most {LONGEST_REGEX} are allowed", pattern.len()));
         }
         let pattern = llguidance::regex_to_lark(pattern, "");
         if let Err(error) = RegexBuilder::new().mk_regex(&pattern) {
@@ -76,20 +76,20 @@ impl Grammar {
         Self { what: REGEX, source: Source::Lark(lark) }.prepared()
     }
 
-    /// Text of a Lark grammar, as <https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md> has it. Begins
-    /// with the rule `start`.
+    /// Text of a Lark grammar, in the dialect of
+    /// <https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md>. The start rule is `start`.
     ///
     /// # Errors
-    /// Where the grammar is broken, or no text keeps to it.
+    /// If the grammar is not valid, or no text satisfies it.
     pub fn lark(text: &str) -> Result<Self, Error> {
         check_text(text)?;
         Self { what: GRAMMAR, source: Source::Lark(text.to_string()) }.prepared()
     }
 
-    /// Text of a grammar in llama.cpp's notation, GBNF. Begins with the rule `root`.
+    /// Text of a grammar in llama.cpp's notation, GBNF. The start rule is `root`.
     ///
     /// # Errors
-    /// Where the grammar is broken, or no text keeps to it.
+    /// If the grammar is not valid, or no text satisfies it.
     pub fn gbnf(text: &str) -> Result<Self, Error> {
         check_text(text)?;
         let text = text.to_string();
@@ -102,7 +102,7 @@ impl Grammar {
     /// A grammar in either notation: GBNF defines rules with `::=`, Lark with a colon.
     ///
     /// # Errors
-    /// As for [`gbnf`](Self::gbnf) and [`lark`](Self::lark).
+    /// As in [`gbnf`](Self::gbnf) and [`lark`](Self::lark).
     pub fn of_either(text: &str) -> Result<Self, Error> {
         if gbnf::looks_like(text) { Self::gbnf(text) } else { Self::lark(text) }
     }
@@ -128,7 +128,7 @@ impl Grammar {
         limited::run(self.what, move || self.checked())
     }
 
-    /// Compiles it for a vocabulary of bytes, and looks whether a text can begin.
+    /// Compiles the grammar for a vocabulary of bytes, and checks that some text can begin.
     fn checked(self) -> Result<Self, Error> {
         let refused = |why| Error::Refused { what: self.what, why };
         let mut matcher = matcher(&self, Tokens::single_bytes()?)?;
@@ -148,44 +148,47 @@ impl Grammar {
 fn check_text(text: &str) -> Result<(), Error> {
     let refused = |why| Err(Error::Refused { what: GRAMMAR, why });
     if text.len() > LONGEST {
-        return refused(format!("it has {} bytes; at most {LONGEST} are taken", text.len()));
+        return refused(format!("it has {} bytes; at most {LONGEST} are allowed", text.len()));
     }
     if text.trim().is_empty() {
         return refused("it is empty".to_string());
     }
     match text.lines().position(|line| line.contains('\0')) {
-        Some(line) => refused(format!("line {} holds a NUL character", line + 1)),
+        Some(line) => refused(format!("line {} contains a NUL character", line + 1)),
         None => Ok(()),
     }
 }
 
-/// What `llguidance` has to say, in one line.
+/// Turns an error message of `llguidance` into one line.
 ///
-/// Its messages show the grammar around a place (`at 3(7): unknown name: "x"` and a picture below), and where it gave up
-/// by a panic, that.
+/// Its messages show the grammar around the error (`at 3(7): unknown name: "x"` and the lines below), or a panic.
 pub(super) fn plain(message: &str) -> String {
     let line = message.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
     if line.starts_with("panic:") {
         return if line.contains("special token prefix") {
-            "special tokens cannot be asked for".to_string()
+            "special tokens are not supported".to_string()
         } else {
-            "it is larger or stranger than can be worked with".to_string()
+            "it is too large or too complex".to_string()
         };
     }
-    // The parser of regular expressions draws the expression, and says what is wrong with it in the last line.
+    // The parser of regular expressions shows the expression, and the error on the last line.
     if let Some((before, drawn)) = message.split_once("regex parse error:") {
-        let why = drawn.lines().filter_map(|line| line.trim().strip_prefix("error: ")).next_back().unwrap_or("broken");
+        let why = drawn
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("error: "))
+            .next_back()
+            .unwrap_or("it is not valid");
         let place = before.trim().strip_prefix("at ").unwrap_or(before.trim());
         let place = placed(place).and_then(|line| Some(line.split_once(": ")?.0.to_string() + ": "));
         return format!("{}{why}", place.unwrap_or_default()).chars().take(500).collect();
     }
     for (theirs, ours) in [
-        ("lookarounds not supported", "word boundaries, and ^ and $ but at its ends, are not supported"),
-        ("is not present in a registry", "it refers to something outside itself, and nothing is fetched"),
+        ("lookarounds not supported", "word boundaries are not supported, nor ^ and $ except at the ends"),
+        ("is not present in a registry", "it has a reference to another document, and nothing is fetched"),
         (
             "oneOf constraints are not supported",
-            "'oneOf' with options that a text may satisfy two of cannot be kept to; \
-          use 'anyOf', or tell the options apart by a 'const'",
+            "'oneOf' is not supported if a text can satisfy two of the options; \
+          use 'anyOf', or distinguish the options by a 'const'",
         ),
         ("initial lexer configuration (grammar) too big", "it is too large, or repeats too much"),
         ("grammar size (number of symbols) too big", "it is too large, or repeats too much"),
@@ -201,7 +204,7 @@ pub(super) fn plain(message: &str) -> String {
     short
 }
 
-/// `3(7): unknown name` as `line 3, column 7: unknown name`.
+/// Rewrites `3(7): unknown name` as `line 3, column 7: unknown name`.
 fn placed(line: &str) -> Option<String> {
     let (row, rest) = line.split_once('(')?;
     let (column, rest) = rest.split_once("): ")?;
@@ -213,7 +216,7 @@ fn placed(line: &str) -> Option<String> {
 pub(super) mod tests {
     use super::*;
 
-    /// Whether `text` is one of the grammar's, byte by byte.
+    /// Whether `text` satisfies the grammar, byte by byte.
     pub fn matches(grammar: &Grammar, text: &str) -> bool {
         let mut matcher = matcher(grammar, Tokens::single_bytes().unwrap()).unwrap();
         for byte in text.bytes() {
@@ -271,7 +274,7 @@ pub(super) mod tests {
         assert_eq!(plain("at 3(7): unknown name: \"x\"\n  3 | a: x\n"), "line 3, column 7: unknown name: \"x\"");
         assert_eq!(plain("\n2(1): lexer error\n"), "line 2, column 1: lexer error");
         assert_eq!(plain("Unsatisfiable schema: schema is false"), "nothing satisfies it: schema is false");
-        assert_eq!(plain("panic: whatever\n<backtrace>"), "it is larger or stranger than can be worked with");
+        assert_eq!(plain("panic: whatever\n<backtrace>"), "it is too large or too complex");
         assert_eq!(plain("a (b): c"), "a (b): c");
         let drawn = "regex parse error:\n    (a\n    ^\nerror: unclosed group";
         assert_eq!(plain(drawn), "unclosed group");

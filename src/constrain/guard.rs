@@ -1,17 +1,17 @@
-//! Keeps JSON within what readers of JSON take.
+//! Keeps JSON within the limits of JSON parsers.
 //!
-//! The grammar of JSON has numbers of any length, such as 1e999, and any depth. Readers do not: a number has to fit 64-bit
-//! floating point, and most refuse lists in lists some hundred deep. A small model also likes to write digits without
-//! end. A grammar that counts would be large; watching the bytes is not.
+//! The grammar of JSON allows numbers of any size, such as 1e999, and any depth of nesting. Parsers do not: a number
+//! must fit a 64-bit float, and most refuse more than about a hundred levels. Small models also tend to write digits
+//! without end. A grammar that counts would be large; counting bytes here is cheap.
 
-/// Characters of a number, without its exponent: more digits than any reader keeps.
+/// The most characters of a number, without its exponent: more digits than a 64-bit float keeps.
 const LONGEST_NUMBER: u32 = 20;
-/// Digits of an exponent. With the above, all numbers stay below 1e120.
+/// The most digits of an exponent. Together, the two limits keep all numbers below 1e120.
 const LONGEST_EXPONENT: u32 = 2;
-/// Lists and objects in each other. serde_json reads 127.
+/// The deepest nesting of lists and objects. serde_json reads 127 levels.
 const DEEPEST: u32 = 100;
 
-/// Where in a JSON text we are.
+/// The position in a JSON text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Guard {
     place: Place,
@@ -24,21 +24,21 @@ enum Place {
     Between,
     String,
     Escape,
-    /// Within a number, so long already.
+    /// In a number, with its length so far.
     Number(u32),
-    /// Within an exponent of so many digits.
+    /// In an exponent, with its digits so far.
     Exponent(u32),
 }
 
 impl Guard {
-    /// The text goes on with `bytes`.
+    /// Appends `bytes` to the text.
     pub fn accept(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             self.step(byte);
         }
     }
 
-    /// Whether `bytes` would pass a limit.
+    /// Whether `bytes` would exceed a limit.
     pub fn refuses(mut self, bytes: &[u8]) -> bool {
         bytes.iter().any(|&byte| {
             let depth = self.depth;
@@ -53,7 +53,7 @@ impl Guard {
         })
     }
 
-    /// Whether there is anything to refuse here, other than whole numbers in one token.
+    /// Whether tokens have to be checked here, other than those that contain a whole number.
     pub fn watches(&self) -> bool {
         match self.place {
             Place::Number(_) | Place::Exponent(_) => true,
@@ -62,7 +62,7 @@ impl Guard {
         }
     }
 
-    /// Whether this is within a string.
+    /// Whether the text ends inside a string.
     pub fn in_string(&self) -> bool {
         matches!(self.place, Place::String | Place::Escape)
     }

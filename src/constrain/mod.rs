@@ -1,20 +1,20 @@
-//! Structured output: text that keeps to a JSON schema, a regular expression or a grammar.
+//! Structured output: constrains text to a JSON schema, a regular expression or a grammar.
 //!
 //! ```text
-//! JSON schema ─┐                                             token, as soon as it is drawn
+//! JSON schema ─┐                                            token, as soon as it is sampled
 //! regex ───────┼─► Grammar ─┐                                          │
-//! Lark, GBNF ──┘  checked   ├─► Constraint ──── thread of its own ◄─────┘
-//! Tokenizer ────► Tokens ───┘   mask(), accept()   works out what may come next
-//!                 a trie, once a model             while the model evaluates the token
+//! Lark, GBNF ──┘  checked   ├─► Constraint ──── its own thread ◄────────┘
+//! Tokenizer ────► Tokens ───┘   mask(), accept()   computes the next mask while
+//!                 a trie, once per model           the model evaluates the token
 //! ```
 //!
-//! What may come next is worked out by the `llguidance` crate: a lexer of regular expression derivatives below an
-//! Earley parser, over a trie of the vocabulary's bytes. This module checks what people ask for before it gets there
-//! ([`Grammar`]), translates llama.cpp's GBNF, bounds time and memory, and keeps numbers and nesting within what JSON
-//! readers take.
+//! The `llguidance` crate computes which tokens may come next: a lexer of regular expression derivatives below an
+//! Earley parser, over a trie of the vocabulary's bytes. This module checks user input before it gets there
+//! ([`Grammar`]), translates llama.cpp's GBNF, limits time and memory, and keeps numbers and nesting within what JSON
+//! parsers accept.
 //!
-//! Text never spells a control token: those have no bytes here, and no mask allows them but the model's end tokens,
-//! where the text may end.
+//! Text never spells a control token: control tokens have no bytes here, and masks do not allow them, except for the
+//! model's end tokens where the text may end.
 
 mod constraint;
 mod gbnf;
@@ -28,10 +28,10 @@ pub use constraint::Constraint;
 pub use grammar::Grammar;
 pub use tokens::Tokens;
 
-/// Why text cannot be held to a grammar.
+/// Why text cannot be constrained.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// What was asked for is not well formed, not possible, or cannot be kept to.
+    /// The grammar is not valid, is unsatisfiable, or is not supported.
     #[error("{what}: {why}")]
     Refused {
         /// `the JSON schema`, `the regular expression` or `the grammar`.
@@ -39,31 +39,31 @@ pub enum Error {
         /// What is wrong, and where.
         why: String,
     },
-    /// It would take too long to prepare.
-    #[error("{what} takes longer than {seconds} seconds to prepare; a simpler one is needed")]
+    /// The grammar takes too long to prepare.
+    #[error("{what} takes longer than {seconds} seconds to prepare; simplify it")]
     TooSlow {
         /// As above.
         what: &'static str,
-        /// The limit.
+        /// The time limit.
         seconds: u64,
     },
-    /// The vocabulary does not lend itself.
-    #[error("the model's vocabulary cannot be held to a grammar: {0}")]
+    /// The vocabulary is not supported.
+    #[error("text in the model's vocabulary cannot be constrained: {0}")]
     Vocabulary(String),
-    /// A token that the mask did not allow.
-    #[error("token {token} does not go on a text that keeps to {what}")]
+    /// The mask did not allow the token.
+    #[error("{what} does not allow token {token} here")]
     NotAllowed {
         /// The token.
         token: u32,
         /// As above.
         what: &'static str,
     },
-    /// What may come next could not be worked out.
-    #[error("{what} is too complex to go on with here: {why}")]
+    /// The next mask could not be computed.
+    #[error("{what} is too complex to continue here: {why}")]
     Failed {
         /// As above.
         what: &'static str,
-        /// What gave up.
+        /// What failed.
         why: String,
     },
 }

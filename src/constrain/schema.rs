@@ -1,7 +1,7 @@
-//! JSON schemas: what is refused before they are compiled, and what is put more exactly.
+//! JSON schemas: refuses what is not supported, and makes some formats more precise, before a schema is compiled.
 //!
-//! Specification: <https://json-schema.org/draft/2020-12>. What a schema asks for is kept to in full or refused: a text
-//! that was not cut is valid.
+//! Specification: <https://json-schema.org/draft/2020-12>. Every keyword is enforced or refused, so a text that was not
+//! cut short satisfies the schema.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,16 +10,16 @@ use serde_json::{Map, Value, json};
 
 use super::grammar::{LONGEST_REGEX, plain};
 
-/// Largest schema, in bytes. The largest in use (FHIR) has about 4 MB.
+/// The largest schema, in bytes. The largest in common use (FHIR) has about 4 MB.
 const LONGEST: usize = 8 << 20;
-/// The largest number whose neighbours a 64-bit float tells apart.
+/// The largest number up to which a 64-bit float represents every integer.
 const LARGEST_EXACT: f64 = 9_007_199_254_740_992.0;
 
-/// Between the parts of a JSON text: nothing, a space, or a line break with indentation. Once, so that a model cannot
-/// write white space for ever; as much as llama.cpp's own grammars of JSON allow.
+/// White space in JSON: nothing, one space, or one line break with indentation, so that a model cannot write white
+/// space forever. llama.cpp's own JSON grammars allow the same.
 const SPACE: &str = r" |\n(?: {0,20}|\t{0,8})";
 
-/// What cannot be kept to while writing from left to right.
+/// Keywords that cannot be enforced from left to right.
 const UNSUPPORTED: [&str; 19] = [
     "$dynamicRef",
     "$recursiveRef",
@@ -42,7 +42,7 @@ const UNSUPPORTED: [&str; 19] = [
     "divisibleBy",
 ];
 
-/// The dialects there are; each is known by heart.
+/// The known dialects.
 const DIALECTS: [&str; 5] = [
     "http://json-schema.org/draft-04/schema",
     "http://json-schema.org/draft-06/schema",
@@ -51,15 +51,15 @@ const DIALECTS: [&str; 5] = [
     "https://json-schema.org/draft/2020-12/schema",
 ];
 
-/// Names that one object may list: the work grows with their square.
+/// The most names in one object. The work grows with their square.
 const MOST_NAMES: usize = 1000;
 
 const MAPS: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
 const LISTS: [&str; 4] = ["prefixItems", "anyOf", "oneOf", "allOf"];
 const SINGLE: [&str; 3] = ["items", "additionalItems", "additionalProperties"];
 
-/// Formats of the specification that there is no expression for. Names that are not in the specification say nothing
-/// about a text.
+/// Formats of the specification for which there is no expression. Other unknown formats are ignored, as the
+/// specification says.
 const UNSUPPORTED_FORMATS: [&str; 9] = [
     "idn-email",
     "idn-hostname",
@@ -73,32 +73,32 @@ const UNSUPPORTED_FORMATS: [&str; 9] = [
 ];
 const FORMATS: [&str; 7] = ["duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"];
 
-/// The schema in `text`, ready to be compiled.
+/// Reads the schema in `text`, and prepares it for compilation.
 ///
 /// # Errors
 /// In words that follow `the JSON schema: `.
 pub(super) fn read(text: &str) -> Result<Value, String> {
     if text.len() > LONGEST {
-        return Err(format!("it has {} bytes; at most {LONGEST} are taken", text.len()));
+        return Err(format!("it has {} bytes; at most {LONGEST} are allowed", text.len()));
     }
     let schema = serde_json::from_str(text).map_err(|error| format!("this is not JSON: {error}"))?;
     prepare(schema)
 }
 
-/// As [`read`], of a schema in memory.
+/// Prepares a parsed schema for compilation, as in [`read`].
 pub(super) fn prepare(mut schema: Value) -> Result<Value, String> {
     match &schema {
         Value::Object(_) => {}
         Value::Bool(true) => schema = json!({}),
         Value::Bool(false) => return Err("it is 'false', which nothing satisfies".to_string()),
         other => {
-            return Err(format!("it is {}, and has to be an object such as {{\"type\": \"object\"}}", kind(other)));
+            return Err(format!("it is {}, and must be an object such as {{\"type\": \"object\"}}", kind(other)));
         }
     }
     visit(&mut schema, "#")?;
     check_ends(&schema)?;
-    // With \u escapes a name could be spelled in a second way, and so come twice. Without them most control characters
-    // cannot be written, which only matters where the schema has some.
+    // With \u escapes, a name could be spelled in two ways and so occur twice. Without them, most control characters
+    // cannot be written, which only matters if the schema has some.
     let escapes = if has_control(&schema) { "nrbtf\\\"u" } else { "nrbtf\\\"" };
     if let Some(object) = schema.as_object_mut() {
         let options = json!({ "whitespace_pattern": SPACE, "json_allowed_escapes": escapes });
@@ -107,7 +107,7 @@ pub(super) fn prepare(mut schema: Value) -> Result<Value, String> {
     Ok(schema)
 }
 
-/// Whether a text in it has a control character that JSON writes with its number.
+/// Whether a string in the schema has a control character that JSON writes as a \u escape.
 fn has_control(value: &Value) -> bool {
     let odd = |text: &str| text.chars().any(|c| c < ' ' && !matches!(c, '\n' | '\r' | '\t' | '\x08' | '\x0c'));
     match value {
@@ -137,9 +137,9 @@ fn visit(schema: &mut Value, path: &str) -> Result<(), String> {
     let object = match schema {
         Value::Object(object) => object,
         Value::Bool(_) => return Ok(()),
-        other => return Err(format!("{path} is {}, and has to be an object, true or false", kind(other))),
+        other => return Err(format!("{path} is {}, and must be an object, true or false", kind(other))),
     };
-    // What asks for nothing, and dialects that nobody else knows.
+    // Keywords without effect, and unknown dialects.
     object.retain(|key, value| match key.as_str() {
         "uniqueItems" => *value != Value::Bool(false),
         "$schema" => value.as_str().is_some_and(|name| DIALECTS.contains(&name.trim_end_matches('#'))),
@@ -153,10 +153,10 @@ fn visit(schema: &mut Value, path: &str) -> Result<(), String> {
         let at = || format!("{path}/{}", escape(key));
         if MAPS.contains(&key.as_str()) {
             let Value::Object(map) = value else {
-                return Err(format!("{} is {}, and has to be an object", at(), kind(value)));
+                return Err(format!("{} is {}, and must be an object", at(), kind(value)));
             };
             if map.len() > MOST_NAMES && key.ends_with("roperties") {
-                return Err(format!("{} has {} names; at most {MOST_NAMES} are taken", at(), map.len()));
+                return Err(format!("{} has {} names; at most {MOST_NAMES} are allowed", at(), map.len()));
             }
             if key == "patternProperties" {
                 map.keys().try_for_each(|pattern| check_pattern(pattern, &at()))?;
@@ -166,7 +166,7 @@ fn visit(schema: &mut Value, path: &str) -> Result<(), String> {
             }
         } else if LISTS.contains(&key.as_str()) || (key == "items" && value.is_array()) {
             let Value::Array(list) = value else {
-                return Err(format!("{} is {}, and has to be a list", at(), kind(value)));
+                return Err(format!("{} is {}, and must be a list", at(), kind(value)));
             };
             if list.is_empty() && key != "items" && key != "prefixItems" {
                 return Err(format!("{} is empty", at()));
@@ -181,7 +181,7 @@ fn visit(schema: &mut Value, path: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// A name in a JSON pointer (RFC 6901), cut where a hostile schema makes it long.
+/// Escapes a name for a JSON pointer (RFC 6901), and cuts it if a hostile schema makes it long.
 fn escape(name: &str) -> String {
     let short: String = name.chars().take(60).collect();
     short.replace('~', "~0").replace('/', "~1")
@@ -191,8 +191,8 @@ fn check_keys(object: &Map<String, Value>, path: &str) -> Result<(), String> {
     for key in object.keys() {
         if UNSUPPORTED.contains(&key.as_str()) || key == "uniqueItems" {
             return Err(format!(
-                "{path} asks for '{key}', which cannot be kept to while the text is being written; take it out and \
-                 check the text afterwards"
+                "{path} has '{key}', which cannot be enforced while the text is being written; remove it and check \
+                 the text afterwards"
             ));
         }
     }
@@ -206,7 +206,7 @@ fn check_keys(object: &Map<String, Value>, path: &str) -> Result<(), String> {
                  '#/$defs/name'"
             ));
         }
-        Some(other) => return Err(format!("{path}/$ref is {}, and has to be a string", kind(other))),
+        Some(other) => return Err(format!("{path}/$ref is {}, and must be a string", kind(other))),
     }
     if let Some(Value::Array(list)) = object.get("enum")
         && list.is_empty()
@@ -221,7 +221,7 @@ fn check_keys(object: &Map<String, Value>, path: &str) -> Result<(), String> {
 
 fn check_pattern(pattern: &str, path: &str) -> Result<(), String> {
     if pattern.len() > LONGEST_REGEX {
-        return Err(format!("{path} has a pattern of {} bytes; at most {LONGEST_REGEX} are taken", pattern.len()));
+        return Err(format!("{path} has a pattern of {} bytes; at most {LONGEST_REGEX} are allowed", pattern.len()));
     }
     let made = RegexBuilder::new().mk_regex_for_serach(&llguidance::regex_to_lark(pattern, "dw"));
     made.map(drop).map_err(|error| format!("{path}: {}", plain(&error.to_string())))
@@ -230,7 +230,7 @@ fn check_pattern(pattern: &str, path: &str) -> Result<(), String> {
 fn check_bounds(object: &Map<String, Value>, path: &str) -> Result<(), String> {
     let exact = |at: &str, value: &Value| match value.as_f64() {
         Some(number) if number.abs() > LARGEST_EXACT => Err(format!(
-            "{path}/{at} is {value}; numbers beyond {LARGEST_EXACT} are not exact in JSON, and cannot be kept to"
+            "{path}/{at} is {value}; numbers beyond {LARGEST_EXACT} are not exact in JSON, and cannot be enforced"
         )),
         _ => Ok(()),
     };
@@ -253,17 +253,18 @@ fn check_bounds(object: &Map<String, Value>, path: &str) -> Result<(), String> {
             return Err(format!("{path} has {low} {low_value} above {high} {high_value}, so nothing satisfies it"));
         }
     }
-    // A name may come twice, and readers count it once.
+    // A name may occur twice, and parsers count it once.
     let required = object.get("required").and_then(Value::as_array).map_or(0, Vec::len);
     if object.get("minProperties").and_then(Value::as_u64).is_some_and(|least| least > 1.max(required as u64)) {
         return Err(format!(
-            "{path} has more minProperties than required names, which cannot be kept to; list the names under 'required'"
+            "{path} has more minProperties than required names, which cannot be enforced; list the names under 'required'"
         ));
     }
     Ok(())
 }
 
-/// Dates with the right days in February, times without leap seconds: what readers take.
+/// Replaces the date and time formats by patterns that date libraries accept: the right days in February, and no leap
+/// seconds.
 fn exact_format(object: &mut Map<String, Value>, path: &str) -> Result<(), String> {
     const DATE: &str = concat!(
         r"(?:[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)",
@@ -281,9 +282,7 @@ fn exact_format(object: &mut Map<String, Value>, path: &str) -> Result<(), Strin
         "date-time" => format!("^{DATE}T{TIME}$"),
         known if FORMATS.contains(&known) => return Ok(()),
         known if UNSUPPORTED_FORMATS.contains(&known) => {
-            return Err(format!(
-                "{path} asks for the format '{known}', which there is no expression for; use 'pattern'"
-            ));
+            return Err(format!("{path} has the format '{known}', which is not supported; use 'pattern'"));
         }
         _ => String::new(),
     };
@@ -299,10 +298,10 @@ fn exact_format(object: &mut Map<String, Value>, path: &str) -> Result<(), Strin
     Ok(())
 }
 
-/// Refuses a schema that asks for itself without end, such as an object that requires an object of the same kind.
+/// Refuses a schema that requires itself, such as an object that requires an object of the same kind.
 ///
-/// Of the schemas that are referred to, those that some finite text satisfies are found step by step: first those that
-/// need no other, then those that need only them.
+/// Finds the referenced schemas that some finite text satisfies, step by step: first those that require no other, then
+/// those that require only these.
 fn check_ends(schema: &Value) -> Result<(), String> {
     let mut targets = BTreeMap::new();
     references(schema, schema, &mut targets);
@@ -323,10 +322,10 @@ fn check_ends(schema: &Value) -> Result<(), String> {
     }
     let endless = targets.keys().find(|reference| !ends.contains(*reference)).copied().unwrap_or("#");
     let endless: String = endless.chars().take(200).collect();
-    Err(format!("'{endless}' asks for itself again and again, so that no text satisfies it; make something optional"))
+    Err(format!("'{endless}' requires itself, so no finite text satisfies it; make something optional"))
 }
 
-/// The references in a schema, and what they refer to; `None` where that is not known.
+/// Collects the references in a schema and their targets; `None` for unknown targets.
 fn references<'a>(schema: &'a Value, root: &'a Value, found: &mut BTreeMap<&'a str, Option<&'a Value>>) {
     let Value::Object(object) = schema else { return };
     if let Some(Value::String(reference)) = object.get("$ref") {
@@ -344,7 +343,8 @@ fn references<'a>(schema: &'a Value, root: &'a Value, found: &mut BTreeMap<&'a s
     }
 }
 
-/// Whether some finite text satisfies `schema`, as far as references in `ends` do. Says yes where it cannot tell.
+/// Whether some finite text satisfies `schema`, given that the references in `ends` can be satisfied. Returns true if
+/// it cannot tell.
 fn can_end(schema: &Value, ends: &BTreeSet<&str>) -> bool {
     let Value::Object(object) = schema else { return *schema != Value::Bool(false) };
     let list = |key: &str| object.get(key).and_then(Value::as_array);
@@ -428,7 +428,7 @@ mod tests {
             r##"{"type": "array", "items": {"$ref": "#"}, "minItems": 1}"##,
             r##"{"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"anyOf": [{"$ref": "#/$defs/a"}]}}}"##,
         ] {
-            assert!(refused(schema).contains("again and again"), "{schema}");
+            assert!(refused(schema).contains("requires itself"), "{schema}");
         }
         for schema in [
             r##"{"type": "object", "properties": {"a": {"$ref": "#"}}}"##,

@@ -12,14 +12,14 @@ use super::{Error, guard};
 use crate::vocab::PieceType;
 use crate::vocab::Tokenizer;
 
-/// The longest token, in bytes, that takes part. The trie counts a node's depth in ten bits.
+/// The longest token that is used, in bytes. The trie stores a node's depth in ten bits.
 const LONGEST_TOKEN: usize = 1000;
-/// Bytes of all tokens: the trie counts its nodes in 22 bits.
+/// The most bytes of all tokens together. The trie stores node numbers in 22 bits.
 const MOST_BYTES: usize = (1 << 22) - 2;
-/// Tokens: the trie counts them in 24 bits.
+/// The most tokens. The trie stores token ids in 24 bits.
 const MOST_TOKENS: usize = 1 << 23;
 
-/// What a model's tokens print, made ready once and shared by all that write with the model.
+/// The bytes of a model's tokens, prepared once and shared by all constraints for the model.
 pub struct Tokens {
     factory: ParserFactory,
     env: TokEnv,
@@ -35,33 +35,33 @@ impl std::fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// The tokens of `codec`. Takes about a tenth of a second at 64,000.
+    /// Prepares the tokens of `tokenizer`, which takes about 0.1 s for 64,000 tokens.
     ///
-    /// Control tokens and end tokens print nothing, and neither do those user-defined ones that a chat template writes
-    /// as markers: no text spells them.
+    /// Control tokens, end tokens and user-defined tokens that chat templates write as markers have no bytes here: no
+    /// text spells them.
     ///
     /// # Errors
-    /// Where there are more tokens, or longer ones, than any model is known to have.
-    pub fn new(codec: &dyn Tokenizer) -> Result<Self, Error> {
-        let n = codec.n_tokens();
+    /// If there are more tokens, or longer ones, than in any known model.
+    pub fn new(tokenizer: &dyn Tokenizer) -> Result<Self, Error> {
+        let n = tokenizer.n_tokens();
         let mut words = Vec::with_capacity(n.min(MOST_TOKENS));
         let mut ends = Vec::new();
         for id in 0..u32::try_from(n).unwrap_or(u32::MAX) {
-            if codec.is_end(id) {
+            if tokenizer.is_end(id) {
                 ends.push(id);
             }
-            let special = codec.is_end(id)
-                || codec.markers().contains(id)
-                || matches!(codec.kind(id), PieceType::Control | PieceType::Unknown | PieceType::Unused);
-            let bytes = if special { &[][..] } else { codec.bytes(id) };
-            // The trie's own mark of special tokens begins with 0xff, which no UTF-8 text holds.
+            let special = tokenizer.is_end(id)
+                || tokenizer.markers().contains(id)
+                || matches!(tokenizer.kind(id), PieceType::Control | PieceType::Unknown | PieceType::Unused);
+            let bytes = if special { &[][..] } else { tokenizer.bytes(id) };
+            // The trie marks special tokens with 0xff, which never occurs in UTF-8.
             let usable = bytes.len() <= LONGEST_TOKEN && bytes.first() != Some(&0xff);
             words.push(if usable { bytes.to_vec() } else { Vec::new() });
         }
         Self::of(words, ends)
     }
 
-    /// A vocabulary of single bytes and one end token, to try grammars on before there is a model.
+    /// A vocabulary of single bytes and one end token, to check grammars without a model.
     pub(super) fn single_bytes() -> Result<&'static Arc<Self>, Error> {
         static BYTES: OnceLock<Result<Arc<Tokens>, Error>> = OnceLock::new();
         let made = BYTES.get_or_init(|| {
@@ -97,23 +97,23 @@ impl Tokens {
         factory.quiet();
         let limits = factory.limits_mut();
         limits.verbose_errors = false;
-        // Grammars by the character make many items.
+        // Grammars over single characters need many items.
         limits.step_max_items = 1_000_000;
         limits.step_lexer_fuel = 2_000_000;
         Ok(Self { factory, env, ends, text, numbers })
     }
 
-    /// Tokens in the vocabulary.
+    /// The number of tokens in the vocabulary.
     pub fn n_tokens(&self) -> usize {
         self.env.tok_trie().vocab_size()
     }
 
-    /// A parser of `grammar`.
+    /// Returns a parser for `grammar`.
     pub(super) fn parser(&self, grammar: llguidance::api::TopLevelGrammar) -> anyhow::Result<TokenParser> {
         self.factory.create_parser(grammar)
     }
 
-    /// What a token prints; nothing for control tokens.
+    /// The bytes of a token; none for control tokens.
     pub(super) fn bytes(&self, id: u32) -> &[u8] {
         self.env.tok_trie().token(id)
     }
@@ -123,18 +123,18 @@ impl Tokens {
         &self.ends
     }
 
-    /// The tokens that print something.
+    /// The tokens that have bytes.
     pub(super) fn text(&self) -> &SimpleVob {
         &self.text
     }
 
-    /// Tokens that are, or hold, a number which JSON readers refuse.
+    /// Tokens that contain a number which JSON parsers refuse.
     pub(super) fn numbers(&self) -> &[u32] {
         &self.numbers
     }
 }
 
-/// Kinds of text for which whole sets of tokens are allowed at once, where a grammar allows all of the kind.
+/// Regular expressions for common text. If a grammar allows all text of one, its tokens are allowed as a set.
 fn slices() -> Vec<String> {
     SlicedBiasComputer::general_slices()
 }

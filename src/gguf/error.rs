@@ -143,11 +143,7 @@ pub enum LayoutError {
     TooManyTensors { found: usize },
 }
 
-/// Quotes a word from a file for a message: control characters are escaped, and long words cut.
+/// Returns a word from a file as a message shows it: in quotes, escaped, and cut if it is long.
 pub(super) fn shown(word: &str) -> String {
-    const MOST: usize = 100;
-    match word.char_indices().nth(MOST) {
-        None => format!("{word:?}"),
-        Some((end, _)) => format!("{:?}... ({} bytes)", &word[..end], word.len()),
-    }
+    crate::base::display::quote(word, 100)
 }

@@ -571,7 +571,7 @@ mod tests {
         let key = format!("\x1b[2J{}", "k".repeat(100_000));
         let message = File::new(3, 0, 1).string(&key).u32(99).refused();
         assert!(message.len() < 400 && !message.contains('\x1b'), "{message}");
-        assert_says(&message, &["\\u{1b}[2Jkkk", "(100004 bytes)"]);
+        assert_says(&message, &["\\u{1b}[2Jkkk", "(100004 characters)"]);
     }
 
     #[test]

@@ -932,7 +932,7 @@ mod tests {
         assert!(!text.contains("url(") && !text.contains("@import"));
         // Shown, and as nothing but text.
         assert!(text.contains("&lt;script&gt;alert(1)") && text.contains("\\u{202e}"));
-        assert!(!text.chars().any(|c| c != '\n' && crate::base::display::drives(c)));
+        assert!(!text.chars().any(|c| c != '\n' && crate::base::display::is_unprintable(c)));
     }
 
     #[test]

@@ -243,7 +243,7 @@ mod tests {
             for width in [60, 80, 120] {
                 let text = table(&results, width);
                 assert!(text.lines().all(|line| line.width() <= width), "{name} {width}:\n{text}");
-                assert!(!text.contains(|c| c != '\n' && crate::base::display::drives(c)), "{name}");
+                assert!(!text.contains(|c| c != '\n' && crate::base::display::is_unprintable(c)), "{name}");
                 let measured = results.candidates.iter().any(|candidate| candidate.overall.is_some());
                 for candidate in results.candidates.iter().filter(|_| measured) {
                     assert!(text.contains(&units::bytes(candidate.file.bytes)), "{name} {width}");

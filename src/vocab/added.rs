@@ -1,4 +1,4 @@
-//! Added tokens: what a fine-tune puts on top of a vocabulary, and the rows of the embedding that nobody uses.
+//! Added tokens: what a fine-tune adds to a vocabulary, and padding for unused rows of the embedding.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -9,7 +9,7 @@ use super::sentencepiece_bpe::padding_text;
 use super::special::token_text;
 use super::{Error, MAX_PIECES, PieceType, TokenizerFiles};
 
-/// Gives added tokens their places and types, and every row of the embedding a token.
+/// Adds the added tokens to the vocabulary, and a token for every other row of the embedding.
 pub(super) fn add(
     draft: &mut Draft,
     files: &TokenizerFiles<'_>,
@@ -33,7 +33,7 @@ pub(super) fn add(
     }
     if !rowless.is_empty() {
         warnings.push(format!(
-            "left out {} added token{} for which the embedding of {embedding_rows} rows has no row: {}",
+            "left out {} added token{} beyond the {embedding_rows} rows of the embedding: {}",
             rowless.len(),
             if rowless.len() == 1 { "" } else { "s" },
             rowless.iter().take(8).cloned().collect::<Vec<_>>().join(", ")
@@ -42,7 +42,7 @@ pub(super) fn add(
     cut(draft, embedding_rows, warnings)
 }
 
-/// Where each text is. Refuses texts that occur twice.
+/// Maps each text to its id. Refuses texts that occur twice.
 fn index(pieces: &[Piece]) -> Result<HashMap<String, usize>, Error> {
     let mut places = HashMap::with_capacity(pieces.len());
     for (id, piece) in pieces.iter().enumerate() {
@@ -62,7 +62,7 @@ fn push_padding(draft: &mut Draft, places: &mut HashMap<String, usize>, id: u64)
     draft.pieces.push(Piece { text, score: 0.0, ty: PieceType::Unused });
 }
 
-/// All added tokens by id. Later files have the last word: `tokenizer.json`, `added_tokens.json`,
+/// Collects all added tokens by id. Later files override earlier ones: `tokenizer.json`, `added_tokens.json`,
 /// `tokenizer_config.json`.
 fn collect(draft: &Draft, files: &TokenizerFiles<'_>) -> Result<BTreeMap<u64, AddedToken>, Error> {
     let special = special_texts(files);
@@ -86,11 +86,11 @@ fn collect(draft: &Draft, files: &TokenizerFiles<'_>) -> Result<BTreeMap<u64, Ad
 }
 
 fn bad_value(file: &'static str, place: String, found: &Value, wanted: &'static str) -> Error {
-    let found: String = found.to_string().chars().take(60).collect();
+    let found = crate::base::display::shorten(&found.to_string(), 60);
     Error::BadValue { file, place, found, wanted }
 }
 
-/// Texts that some file calls special.
+/// Collects the texts that any file calls special.
 fn special_texts<'a>(files: &TokenizerFiles<'a>) -> HashSet<&'a str> {
     let mut texts = HashSet::new();
     for object in [files.tokenizer_config, files.special_tokens_map].into_iter().flatten() {
@@ -105,7 +105,7 @@ fn special_texts<'a>(files: &TokenizerFiles<'a>) -> HashSet<&'a str> {
     texts
 }
 
-/// Puts an added token where it belongs; the module documentation of [`super`] has the rules.
+/// Adds one token to the vocabulary, by the rules in the documentation of [`super`].
 fn place(
     draft: &mut Draft,
     places: &mut HashMap<String, usize>,
@@ -119,7 +119,7 @@ fn place(
     if piece.text == token.text {
         let was = piece.ty;
         piece.ty = match was {
-            // What stands for unknown text or a byte does so whatever else it is.
+            // Pieces for unknown text and for bytes keep their purpose.
             PieceType::Unknown | PieceType::Byte => piece.ty,
             PieceType::Unused => new_type,
             PieceType::Normal if !typed || is_marker(&token.text) => new_type,
@@ -137,7 +137,7 @@ fn place(
         ));
         return Ok(());
     }
-    // Rows beyond the file's own pieces are there to be named; a piece of the file that gets another name is news.
+    // Rows beyond the file's own pieces have no name yet. Renaming a piece of the file is worth a warning.
     if piece.ty != PieceType::Unused {
         warnings
             .push(format!("token {id} is '{}' in the tokenizer, now '{}' as an added token", piece.text, token.text));
@@ -161,15 +161,15 @@ fn place(
     Ok(())
 }
 
-/// Whether a text looks like a marker rather than like text.
+/// Whether a text looks like a marker, not like plain text.
 fn is_marker(text: &str) -> bool {
     let text = text.strip_prefix('▁').unwrap_or(text);
     let inside = |open, close| text.strip_prefix(open).and_then(|text| text.strip_suffix(close));
     inside('<', '>').or_else(|| inside('[', ']')).is_some_and(|name: &str| !name.is_empty())
 }
 
-/// Takes off pieces for which the embedding has no row. Text without a row is an error: leaving it out would change how
-/// other text is divided.
+/// Removes pieces beyond the rows of the embedding. Pieces of text there are an error: without them, other text would
+/// be split differently.
 fn cut(draft: &mut Draft, rows: u64, warnings: &mut Vec<String>) -> Result<(), Error> {
     let lost = draft.pieces.get(rows as usize..).unwrap_or_default();
     let is_text = |piece: &Piece| matches!(piece.ty, PieceType::Normal | PieceType::Byte | PieceType::Unknown);
@@ -183,7 +183,7 @@ fn cut(draft: &mut Draft, rows: u64, warnings: &mut Vec<String>) -> Result<(), E
     }
     if !lost.is_empty() {
         warnings.push(format!(
-            "left out the last {} of {} tokens, for which the embedding of {rows} rows has no row: {}",
+            "left out the last {} of {} tokens, beyond the {rows} rows of the embedding: {}",
             lost.len(),
             draft.pieces.len(),
             lost.iter().take(8).map(|piece| format!("'{}'", piece.text)).collect::<Vec<_>>().join(", ")

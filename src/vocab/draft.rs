@@ -1,4 +1,4 @@
-//! A vocabulary on its way from the model's files to GGUF.
+//! A vocabulary read from a model's files, before it is written to GGUF.
 
 use super::pieces::END_IDS_KEY;
 use super::sentencepiece_bpe::{MERGES_KEY, PREFIX_AFTER_KEY, PREFIX_ONCE_KEY, PREFIX_UNLESS_SPACE_KEY};
@@ -6,7 +6,7 @@ use super::special::Ids;
 use super::{Error, PieceType, TokenizerFiles, VocabKind, huggingface, sentencepiece};
 use crate::gguf::Metadata;
 
-/// A piece: what its id is says its place.
+/// A piece. Its index is its id.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Piece {
     pub text: String,
@@ -14,35 +14,35 @@ pub(super) struct Piece {
     pub ty: PieceType,
 }
 
-/// A vocabulary as a tokenizer file has it.
+/// A vocabulary from a tokenizer file.
 #[derive(Debug)]
 pub(super) struct Draft {
     pub kind: VocabKind,
-    /// llama.cpp's name for the way of splitting text.
+    /// llama.cpp's name of the pre-tokenizer.
     pub pre: &'static str,
     pub pieces: Vec<Piece>,
-    /// Whether the types of the pieces are the file's own; else all are text until a list of added tokens says more.
+    /// Whether the file states the types of the pieces. Otherwise all are text, unless they are listed as added tokens.
     pub typed: bool,
-    /// Pairs with a space between, for byte-level vocabularies.
+    /// The merges of byte-level vocabularies: two texts with a space between them.
     pub merges: Option<Vec<String>>,
-    /// The order of merging for a sentencepiece vocabulary whose scores do not express it.
+    /// The merges of a sentencepiece vocabulary whose scores do not express their order.
     pub own_merges: Option<Vec<String>>,
-    /// Whether a space is put in front of a text; `None` where the kind has no such thing.
+    /// Whether a space is added in front of a text; `None` if the kind of vocabulary has no such option.
     pub space_prefix: Option<bool>,
-    /// Whether that space belongs to the start of a text only, where the file says so.
+    /// Whether that space is added only at the start of a text.
     pub prefix_once: bool,
-    /// Whether a text that starts with a space already is let be.
+    /// Whether no space is added to a text that starts with one.
     pub prefix_unless_space: bool,
-    /// User-defined pieces that a JSON file adds: transformers divides a text at them, and every part gets the space.
+    /// User-defined pieces that a JSON file adds. transformers splits text at them, and adds the space to every part.
     pub prefix_after: Vec<u32>,
     pub remove_extra_whitespaces: Option<bool>,
     pub charsmap: Vec<u8>,
-    /// Added tokens that the file itself lists: id, token.
+    /// The added tokens in this file, by id.
     pub added: Vec<(u64, AddedToken)>,
     pub bos: Option<u64>,
     pub eos: Option<u64>,
     pub padding: Option<u64>,
-    /// Whether BOS and EOS are added, where the file says so.
+    /// Whether BOS and EOS are added to texts, if the file says.
     pub add_bos: Option<bool>,
     pub add_eos: Option<bool>,
 }
@@ -54,14 +54,14 @@ pub(super) struct AddedToken {
     pub special: bool,
 }
 
-/// Reads the tokenizer file: `tokenizer.model`, or `tokenizer.json` where that is missing or of another kind.
+/// Reads `tokenizer.model`, or `tokenizer.json` if that is missing or has another format.
 pub(super) fn read(files: &TokenizerFiles<'_>, warnings: &mut Vec<String>) -> Result<Draft, Error> {
     match (&files.model, &files.json) {
         (Some(model), None) => sentencepiece::read(model),
         (None, Some(json)) => huggingface::read(json, warnings),
         (None, None) => Err(Error::NoTokenizer { dir: files.dir.clone() }),
         (Some(model), Some(json)) => match sentencepiece::read(model) {
-            // Llama 3 ships another format under the same name.
+            // Llama 3 ships a file of another format under this name.
             Err(Error::NotSentencepiece { why, .. }) => {
                 warnings.push(format!(
                     "{} is not a sentencepiece model ({why}); using {} instead",
@@ -76,12 +76,12 @@ pub(super) fn read(files: &TokenizerFiles<'_>, warnings: &mut Vec<String>) -> Re
 }
 
 impl Draft {
-    /// The id of the piece spelled like this.
+    /// Returns the id of the piece with this text.
     pub fn id(&self, text: &str) -> Option<u64> {
         self.pieces.iter().position(|piece| piece.text == text).map(|id| id as u64)
     }
 
-    /// The keys of a GGUF file, in the order llama.cpp's converter writes them.
+    /// Returns the keys of a GGUF file, in the order in which llama.cpp's converter writes them.
     pub fn into_metadata(self, ids: &Ids, chat_template: Option<&str>) -> Metadata {
         let mut metadata = Metadata::new();
         let mut set = |key: &str, value: crate::gguf::Value| metadata.set(format!("tokenizer.ggml.{key}"), value);

@@ -1,14 +1,14 @@
 use std::io;
 use std::path::PathBuf;
 
-/// Why a vocabulary could not be read or written.
+/// Why a vocabulary cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// There is no tokenizer to convert.
+    /// The folder has no tokenizer.
     #[error(
-        "no tokenizer in {}: found neither tokenizer.model nor tokenizer.json; download one of them from where the \
-         model came from",
+        "no tokenizer in {}: found neither tokenizer.model nor tokenizer.json; download one of them from the model's \
+         repository",
         dir.display()
     )]
     NoTokenizer {
@@ -23,25 +23,25 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// A file is larger than any tokenizer.
-    #[error("{} has {n_bytes} bytes, more than any tokenizer (at most {limit}); is it another file by that name?", path.display())]
+    /// A file is too large for a tokenizer.
+    #[error("{} has {n_bytes} bytes; a tokenizer has at most {limit}. Is it another file of that name?", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
         /// Its size.
         n_bytes: u64,
-        /// What is accepted.
+        /// The largest size accepted, in bytes.
         limit: u64,
     },
-    /// A file is not what its name says.
-    #[error("{} is not a sentencepiece model: {why}; download it again, or put a tokenizer.json beside it", path.display())]
+    /// `tokenizer.model` is not a sentencepiece model.
+    #[error("{} is not a sentencepiece model: {why}; download it again, or add a tokenizer.json", path.display())]
     NotSentencepiece {
         /// The file.
         path: PathBuf,
         /// What is wrong.
         why: String,
     },
-    /// A piece of a tokenizer file makes no sense.
+    /// A piece of a tokenizer file is not valid.
     #[error("{}: piece {id} {why}; download the file again", path.display())]
     BadPiece {
         /// The file.
@@ -51,50 +51,50 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
-    /// The tokenizer does something that GGUF cannot say.
-    #[error("{}: {what}, which a GGUF file cannot say", path.display())]
+    /// The tokenizer does something that GGUF cannot express.
+    #[error("{}: {what}, which a GGUF file cannot express", path.display())]
     Unsupported {
         /// The file.
         path: PathBuf,
         /// What it does.
         what: String,
     },
-    /// A pre-tokenizer that llama.cpp does not have under any name nibble knows.
+    /// The pre-tokenizer is not one of those whose name in llama.cpp nibble knows.
     #[error(
-        "{}: this way of splitting text is none that nibble knows: {found}; a wrong one would make the model worse \
-         without a word, so it is refused",
+        "{}: unknown pre-tokenizer: {found}; splitting text in a wrong way would silently make the model worse, so the \
+         tokenizer is refused",
         path.display()
     )]
     UnknownPreTokenizer {
         /// The file.
         path: PathBuf,
-        /// The pre-tokenizer, as the file has it.
+        /// The pre-tokenizer, as it is in the file.
         found: String,
     },
-    /// A file is not JSON, or not of the expected shape.
-    #[error("{} is not the JSON of a tokenizer", path.display())]
+    /// A file is not JSON, or has another structure.
+    #[error("{} is not a tokenizer in JSON", path.display())]
     Json {
         /// The file.
         path: PathBuf,
         /// Why.
         source: serde_json::Error,
     },
-    /// A value in one of the JSON files is of the wrong kind.
+    /// A value in one of the JSON files has the wrong type.
     #[error("{file}: {place} is {found}, but should be {wanted}")]
     BadValue {
         /// The file's name.
         file: &'static str,
-        /// The value's place in it.
+        /// Where in the file the value is.
         place: String,
-        /// What is there.
+        /// The value.
         found: String,
-        /// What should be.
+        /// What it should be.
         wanted: &'static str,
     },
     /// The embedding has fewer rows than the tokenizer has pieces of text.
     #[error(
         "the model's embedding has {rows} rows, but its tokenizer has {pieces} pieces, and piece {id}, '{piece}', is \
-         ordinary text: the tokenizer belongs to another model"
+         ordinary text: this is the tokenizer of another model"
     )]
     TooFewRows {
         /// Rows of the embedding.
@@ -106,16 +106,14 @@ pub enum Error {
         /// That piece.
         piece: String,
     },
-    /// More pieces than any vocabulary has.
-    #[error("a vocabulary of {found} pieces; at most {} are accepted", super::pieces::MAX_PIECES)]
+    /// The vocabulary has too many pieces.
+    #[error("the vocabulary has {found} pieces; at most {} are accepted", super::pieces::MAX_PIECES)]
     TooManyPieces {
-        /// How many there are.
+        /// The number of pieces.
         found: u64,
     },
     /// A piece occurs twice.
-    #[error(
-        "piece '{piece}' occurs twice in the vocabulary, with the ids {first} and {second}; llama.cpp cannot load that"
-    )]
+    #[error("piece '{piece}' occurs twice in the vocabulary, as {first} and {second}, which llama.cpp cannot load")]
     Duplicate {
         /// The piece.
         piece: String,
@@ -132,13 +130,13 @@ pub enum Error {
         /// What it should hold.
         wanted: String,
     },
-    /// A kind of vocabulary that nibble does not know.
-    #[error("the GGUF file's vocabulary is of the kind '{found}'; nibble knows llama, gpt2 and t5")]
+    /// The kind of vocabulary is unknown.
+    #[error("the GGUF file's vocabulary is of the unknown kind '{found}'; nibble supports llama, gpt2 and t5")]
     UnknownKind {
         /// The kind.
         found: String,
     },
-    /// A byte piece that is not spelled like one.
+    /// A byte piece is not spelled like one.
     #[error("piece {id}, '{piece}', is marked as a byte but not spelled like one (<0x0A>); convert the model again")]
     BadByte {
         /// Its id.
@@ -146,33 +144,33 @@ pub enum Error {
         /// Its text.
         piece: String,
     },
-    /// A piece is too long to be found by merging.
-    #[error("piece {id} has {n_bytes} bytes; pieces of text have at most {limit}")]
+    /// A piece is too long for merging.
+    #[error("piece {id} has {n_bytes} bytes; a piece of text can have at most {limit}")]
     LongPiece {
         /// Its id.
         id: u32,
-        /// Its size.
+        /// Its size in bytes.
         n_bytes: usize,
-        /// What is accepted.
+        /// The most accepted, in bytes.
         limit: usize,
     },
-    /// The pieces that are looked for in every text are too much text themselves.
-    #[error("the pieces to be found in text have more than {limit} bytes together, more than any vocabulary")]
+    /// The pieces that are searched for in every text are too long in total.
+    #[error("the user-defined and control pieces have more than {limit} bytes in total, which no real vocabulary has")]
     LongPieces {
-        /// What is accepted.
+        /// The most accepted, in bytes.
         limit: usize,
     },
-    /// The vocabulary has nothing for text that no piece spells.
-    #[error("the vocabulary has neither an unknown piece nor all 256 byte pieces, so that not every text has tokens")]
+    /// The vocabulary cannot encode text that no piece spells.
+    #[error("the vocabulary has neither an unknown piece nor all 256 byte pieces, so some text cannot be encoded")]
     NoFallback,
-    /// The table of replacements is broken.
-    #[error("the GGUF file's 'tokenizer.ggml.precompiled_charsmap' is broken: {why}; convert the model again")]
+    /// The replacement table is not valid.
+    #[error("the GGUF file's 'tokenizer.ggml.precompiled_charsmap' is not valid: {why}; convert the model again")]
     CharsMap {
         /// What is wrong.
         why: &'static str,
     },
-    /// nibble's own tokenizer does not do this kind.
-    #[error("nibble has no tokenizer of its own for '{kind}' vocabularies; llama.cpp's is used for them")]
+    /// nibble's own tokenizer does not support this kind.
+    #[error("nibble has no tokenizer of its own for '{kind}' vocabularies, and uses llama.cpp's")]
     NoEncoder {
         /// The kind, as in `tokenizer.ggml.model`.
         kind: &'static str,

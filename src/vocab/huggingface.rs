@@ -1,9 +1,9 @@
 //! `tokenizer.json`: a tokenizer of the Hugging Face `tokenizers` library.
 //!
-//! Two kinds are taken. Those made from a sentencepiece model (byte-pair encoding that falls back to bytes, with `▁` for
-//! spaces) become the sentencepiece vocabulary they were made from, with scores that put the merges in the same order.
-//! Byte-level ones (GPT-2's kind, as in Llama 3) are taken as they are, under llama.cpp's name for the way they split
-//! text.
+//! Two kinds are supported. Tokenizers converted from a sentencepiece model (byte-pair encoding with byte fallback, and
+//! `▁` for spaces) become that sentencepiece vocabulary again, with scores that give the merges the same order.
+//! Byte-level tokenizers (GPT-2's kind, as in Llama 3) are kept as they are, with llama.cpp's name of their
+//! pre-tokenizer.
 //!
 //! Format: <https://huggingface.co/docs/tokenizers/api/models>, and the library's `src/models/bpe`.
 
@@ -43,7 +43,7 @@ struct Added {
 
 #[derive(Deserialize)]
 struct Model {
-    // Missing in files of the library's first releases, which had byte-pair encoding only where merges are there.
+    // Missing in files of the library's first releases. Files with merges are byte-pair encoding.
     #[serde(rename = "type")]
     ty: Option<String>,
     #[serde(default)]
@@ -62,7 +62,7 @@ struct Model {
 #[serde(untagged)]
 enum Vocab {
     Ids(HashMap<String, u64>),
-    // Of unigram models: pieces with their scores.
+    // Unigram models have a list of pieces with scores.
     Other(serde::de::IgnoredAny),
 }
 
@@ -74,13 +74,13 @@ enum Merge {
 }
 
 impl Merge {
-    /// The two parts; `None` where there are not two.
+    /// The two parts; `None` if there are not exactly two.
     fn parts(&self) -> Option<(&str, &str)> {
         let (left, right) = match self {
             Self::Pair(left, right) => (left.as_str(), right.as_str()),
             Self::Text(text) => text.split_once(' ')?,
         };
-        // A part with a space could not be told from two in the notation that GGUF has.
+        // GGUF separates the parts by a space, so a part cannot contain one.
         let whole = |part: &str| !part.is_empty() && !part.contains(' ');
         (whole(left) && whole(right)).then_some((left, right))
     }
@@ -99,11 +99,11 @@ fn parse(path: &Path, bytes: &[u8], warnings: &mut Vec<String>) -> Result<Draft,
     let ty = model.ty.as_deref().unwrap_or("BPE");
     let vocab = match &model.vocab {
         Vocab::Ids(vocab) if ty == "BPE" => vocab,
-        _ => return Err(unsupported(format!("this is a {ty} model, of which nibble takes BPE only"))),
+        _ => return Err(unsupported(format!("this is a {ty} model, and nibble supports only BPE"))),
     };
     let part = |part: &Option<String>| part.as_ref().is_some_and(|part| !part.is_empty());
     if part(&model.continuing_subword_prefix) || part(&model.end_of_word_suffix) {
-        return Err(unsupported("its pieces are marked as beginnings or ends of words".to_string()));
+        return Err(unsupported("it marks pieces as beginnings or ends of words".to_string()));
     }
     let mut merges = Vec::with_capacity(model.merges.len());
     for (n, merge) in model.merges.iter().enumerate() {
@@ -120,7 +120,7 @@ fn parse(path: &Path, bytes: &[u8], warnings: &mut Vec<String>) -> Result<Draft,
     } else if model.byte_fallback {
         sentencepiece(path, &file, pieces, &merges, warnings)?
     } else {
-        return Err(unsupported("it neither works on bytes nor falls back to them".to_string()));
+        return Err(unsupported("it is neither byte-level nor has a byte fallback".to_string()));
     };
     draft.added =
         file.added_tokens.into_iter().map(|t| (t.id, AddedToken { text: t.content, special: t.special })).collect();
@@ -136,7 +136,7 @@ fn added_id(draft: &Draft, text: &str) -> Option<u64> {
     draft.added.iter().find(|(_, token)| token.text == text).map(|&(id, _)| id)
 }
 
-/// Puts the pieces in the order of their ids. Ids without a piece become unused ones.
+/// Sorts the pieces by id. Ids without a piece become unused pieces.
 fn place(path: &Path, vocab: &HashMap<String, u64>, unknown: Option<&str>) -> Result<Vec<Piece>, Error> {
     let n = vocab.values().max().map_or(0, |max| max.saturating_add(1));
     if n > MAX_PIECES as u64 {
@@ -171,12 +171,12 @@ fn byte_level(
     for step in flatten(&file.normalizer, "normalizers") {
         match step["type"].as_str() {
             Some("NFC") => warnings.push(
-                "the tokenizer composes characters (Unicode NFC) before it looks at them, which llama.cpp does not do: \
-                 text with combining accents gets other tokens"
+                "the tokenizer normalizes text to Unicode NFC, which llama.cpp does not do, so text with combining \
+                 accents gets different tokens"
                     .to_string(),
             ),
             _ => {
-                let what = format!("it changes text in a way llama.cpp does not ({step})");
+                let what = format!("it normalizes text in a way that llama.cpp does not ({step})");
                 return Err(Error::Unsupported { path: path.to_path_buf(), what });
             }
         }
@@ -219,14 +219,14 @@ fn join(merges: &[(&str, &str)]) -> Vec<String> {
     merges.iter().map(|(left, right)| format!("{left} {right}")).collect()
 }
 
-/// How spaces become `▁`.
+/// How spaces are replaced by `▁`.
 #[derive(Default)]
 struct Spaces {
     escaped: bool,
     prefix: bool,
     prefix_once: bool,
     prefix_unless_space: bool,
-    /// Whether merges stay inside words, each of which starts at a `▁`.
+    /// Whether merges stay inside words, which begin at a `▁`.
     words: bool,
 }
 
@@ -239,7 +239,7 @@ fn sentencepiece(
 ) -> Result<Draft, Error> {
     let unsupported = |what: String| Error::Unsupported { path: path.to_path_buf(), what };
     if file.model.ignore_merges {
-        return Err(unsupported("it takes words whole without merging".to_string()));
+        return Err(unsupported("it looks up whole words without merging".to_string()));
     }
     let spaces = spaces(file).map_err(unsupported)?;
     for piece in &mut pieces {
@@ -252,8 +252,8 @@ fn sentencepiece(
     let faithful = score(&mut pieces, &merges, &special);
     if !faithful {
         warnings.push(
-            "the tokenizer merges in an order that scores cannot express; nibble keeps that order in a key of its own, \
-             other programs may get slightly different tokens"
+            "the tokenizer merges in an order that scores cannot express; nibble stores the order in a key of its own, \
+             but other programs may get slightly different tokens"
                 .to_string(),
         );
     }
@@ -266,24 +266,27 @@ fn sentencepiece(
     })
 }
 
-/// Whether a merge's result has `▁` at its start only.
+/// Whether the result of a merge has `▁` only at its start.
 fn inside_word((left, right): &(&str, &str)) -> bool {
     !left.chars().skip(1).chain(right.chars()).any(|char| char == SPACE)
 }
 
-/// Reads how spaces are treated; on failure, what it does that nibble cannot.
+/// Reads how spaces are treated.
+///
+/// # Errors
+/// The step that nibble does not support, in words.
 fn spaces(file: &File) -> Result<Spaces, String> {
     let mut spaces = Spaces::default();
     for step in flatten(&file.normalizer, "normalizers") {
         match step["type"].as_str() {
             Some("Prepend") if step["prepend"] == "▁" => spaces.prefix = true,
             Some("Replace") if step["pattern"]["String"] == " " && step["content"] == "▁" => spaces.escaped = true,
-            _ => return Err(format!("it changes text in a way that nibble does not ({step})")),
+            _ => return Err(format!("it normalizes text in a way that nibble does not support ({step})")),
         }
     }
     for step in flatten(&file.pre_tokenizer, "pretokenizers") {
         if step["type"] != "Metaspace" || step.get("replacement").is_some_and(|char| char != "▁") {
-            return Err(format!("it splits text in a way that nibble does not ({step})"));
+            return Err(format!("it splits text in a way that nibble does not support ({step})"));
         }
         let old = step["add_prefix_space"].as_bool().unwrap_or(true);
         let (prefix, once) = match step["prepend_scheme"].as_str() {
@@ -296,19 +299,19 @@ fn spaces(file: &File) -> Result<Spaces, String> {
             escaped: true,
             prefix: spaces.prefix || prefix,
             prefix_once: once,
-            // Unlike the normalizer's step, this one lets a text that starts with a space be.
+            // Unlike the normalizer's step, this one adds no space to a text that starts with one.
             prefix_unless_space: prefix && !spaces.prefix,
             words: step["split"].as_bool().unwrap_or(true),
         };
     }
     if !spaces.escaped {
-        return Err("it leaves spaces as they are".to_string());
+        return Err("it does not replace spaces".to_string());
     }
     Ok(spaces)
 }
 
-/// Gives every piece the score that puts its merges in the order of the list, and says whether merging by scores, where
-/// any two neighbours that spell a piece may be merged, then does exactly what the list does.
+/// Gives every piece a score, so that merging by scores follows the order of the list. Returns whether it then does
+/// exactly what the list does, although by scores any two neighbors that spell a piece are merged.
 fn score(pieces: &mut [Piece], merges: &[(&str, &str)], special: &HashSet<&str>) -> bool {
     let mergeable = |piece: &Piece| piece.ty == PieceType::Normal && !special.contains(piece.text.as_str());
     let ids: HashMap<String, usize> = pieces.iter().enumerate().map(|(id, piece)| (piece.text.clone(), id)).collect();
@@ -319,13 +322,13 @@ fn score(pieces: &mut [Piece], merges: &[(&str, &str)], special: &HashSet<&str>)
     for merge in merges {
         let joined = [merge.0, merge.1].concat();
         let Some(&id) = ids.get(&joined).filter(|_| ids.contains_key(merge.0) && ids.contains_key(merge.1)) else {
-            // The library refuses such files; nothing can be merged by it.
+            // The tokenizers library refuses such files. This merge has no effect.
             faithful = false;
             continue;
         };
         let next = order.len();
         let place = *order.entry(id).or_insert(next);
-        // All merges into one piece stand together, and a piece has not come up before.
+        // All merges into one piece must be consecutive.
         faithful &= last.is_none_or(|last| place >= last) && mergeable(&pieces[id]);
         last = Some(place);
         seen.insert((merge.0, merge.1));
@@ -335,7 +338,7 @@ fn score(pieces: &mut [Piece], merges: &[(&str, &str)], special: &HashSet<&str>)
         .filter(|piece| mergeable(piece))
         .map(|piece| {
             let splits = piece.text.char_indices().skip(1).map(|(at, _)| piece.text.split_at(at));
-            // A single character takes part in merging by scores even where it is no piece.
+            // A single character takes part in merging by scores even if it is not a piece.
             let part = |part: &str| ids.get(part).map_or(part.chars().nth(1).is_none(), |&id| mergeable(&pieces[id]));
             splits.filter(|(left, right)| part(left) && part(right)).count()
         })
@@ -351,19 +354,19 @@ fn score(pieces: &mut [Piece], merges: &[(&str, &str)], special: &HashSet<&str>)
     faithful
 }
 
-/// A component as its steps: those of a sequence, itself where it is none, nothing where it is null.
+/// Returns the steps of a component: those of a sequence, the component itself if it is not one, nothing for null.
 pub(super) fn flatten<'a>(component: &'a Value, list: &str) -> Vec<&'a Value> {
     match component {
         Value::Null => Vec::new(),
         _ if component["type"] == "Sequence" => {
-            // serde_json bounds how deep a file nests, and with it this.
+            // serde_json limits the depth of nesting, and thereby of this recursion.
             component[list].as_array().into_iter().flatten().flat_map(|step| flatten(step, list)).collect()
         }
         _ => vec![component],
     }
 }
 
-/// The tokens that a post-processor puts before and after a text.
+/// Returns the tokens that a post-processor adds before and after a text.
 fn post_processor(component: &Value) -> (Option<&str>, Option<&str>) {
     let (mut before, mut after) = (None, None);
     for step in flatten(component, "processors") {
@@ -399,7 +402,7 @@ mod tests {
         (parse(Path::new("tokenizer.json"), file.to_string().as_bytes(), &mut warnings), warnings)
     }
 
-    /// A sentencepiece tokenizer as Llama 2 has it.
+    /// A sentencepiece tokenizer like Llama 2's.
     fn llama_2() -> Value {
         json!({
             "added_tokens": [
@@ -422,7 +425,7 @@ mod tests {
         })
     }
 
-    /// A byte-level tokenizer as Llama 3 has it.
+    /// A byte-level tokenizer like Llama 3's.
     fn llama_3() -> Value {
         let regex = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
         json!({
@@ -514,13 +517,13 @@ mod tests {
         assert!(error(llama_2, "/model", unigram).contains("Unigram"));
         assert!(error(llama_2, "/model/merges", json!(["ab"])).contains("not a pair"));
         assert!(error(llama_2, "/model/merges", json!([["a b", "c"]])).contains("not a pair"));
-        assert!(error(llama_2, "/model/merges", json!([1])).contains("not the JSON of a tokenizer"));
-        assert!(error(llama_2, "/model/byte_fallback", json!(false)).contains("neither works on bytes"));
+        assert!(error(llama_2, "/model/merges", json!([1])).contains("is not a tokenizer in JSON"));
+        assert!(error(llama_2, "/model/byte_fallback", json!(false)).contains("neither byte-level"));
         assert!(error(llama_2, "/model/vocab/a", json!(4)).contains("piece 4 is both"));
         assert!(error(llama_2, "/model/vocab/a", json!(u64::MAX)).contains("at most"));
         assert!(error(llama_2, "/model/vocab/a", json!(-1)).contains("BPE"));
         assert!(error(llama_2, "/normalizer/normalizers/0", json!({"type": "NFKC"})).contains("NFKC"));
-        assert!(error(llama_2, "/normalizer", Value::Null).contains("leaves spaces"));
+        assert!(error(llama_2, "/normalizer", Value::Null).contains("does not replace spaces"));
         assert!(error(llama_2, "/pre_tokenizer", json!({"type": "Whitespace"})).contains("Whitespace"));
         assert!(error(llama_3, "/pre_tokenizer/pretokenizers/0/pattern/Regex", json!("\\w+")).contains("\\\\w+"));
         let mut lower = llama_3();
@@ -528,7 +531,7 @@ mod tests {
         assert!(read(&lower).0.unwrap_err().to_string().contains("Lowercase"));
         let mut whole = llama_2();
         whole["model"]["ignore_merges"] = json!(true);
-        assert!(read(&whole).0.unwrap_err().to_string().contains("words whole"));
+        assert!(read(&whole).0.unwrap_err().to_string().contains("whole words"));
         let mut suffix = llama_2();
         suffix["model"]["end_of_word_suffix"] = json!("</w>");
         assert!(read(&suffix).0.unwrap_err().to_string().contains("beginnings or ends"));

@@ -1,5 +1,5 @@
-//! What llama.cpp makes of the metadata: it has to load, end where nibble ends, and agree on ids where llama.cpp's
-//! tokenizer does what sentencepiece does.
+//! Loads the metadata in llama.cpp, for tests: it must load, have the same end tokens, and return the same ids wherever
+//! llama.cpp's tokenizer does what sentencepiece does.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -9,7 +9,7 @@ use llama_cpp_sys_2 as llama;
 use super::Pieces;
 use crate::gguf::{DEFAULT_ALIGNMENT, Layout, Metadata};
 
-/// A vocabulary as llama.cpp has loaded it.
+/// A vocabulary loaded by llama.cpp.
 pub(super) struct Vocabulary {
     model: *mut llama::llama_model,
 }
@@ -46,7 +46,7 @@ impl Vocabulary {
         unsafe { llama::llama_vocab_is_eog(self.vocab(), id as i32) }
     }
 
-    /// The ids of a text, with control pieces where `special`.
+    /// Encodes a text; recognizes control pieces if `special`.
     pub fn encode(&self, text: &str, special: bool) -> Vec<u32> {
         let mut ids = vec![0i32; text.len() + 8];
         // SAFETY: both buffers are alive and as long as said; the vocabulary is alive.
@@ -64,7 +64,7 @@ impl Vocabulary {
         ids[..usize::try_from(n).unwrap()].iter().map(|&id| id as u32).collect()
     }
 
-    /// What a token prints, without control pieces.
+    /// The bytes that a token prints; none for control pieces.
     pub fn bytes(&self, id: u32) -> Vec<u8> {
         let mut buffer = vec![0u8; 4096];
         // SAFETY: the buffer is alive and as long as said; the id is of this vocabulary, as the callers see to.
@@ -90,10 +90,10 @@ impl Drop for Vocabulary {
     }
 }
 
-/// Holds every piece's print against llama.cpp's.
+/// Asserts that every piece prints the same bytes as in llama.cpp.
 ///
-/// llama.cpp takes pieces with the texts of end tokens for control pieces whatever their type, and does not know that
-/// user-defined pieces may hold spaces.
+/// llama.cpp treats pieces with the texts of end tokens as control pieces whatever their type, and does not replace `▁`
+/// in user-defined pieces.
 pub(super) fn assert_same_print(metadata: &Metadata) {
     let (pieces, theirs) = (Pieces::from_metadata(metadata).unwrap(), Vocabulary::load(metadata));
     let mut n = 0;

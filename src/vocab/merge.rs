@@ -1,14 +1,14 @@
-//! Byte-pair merging as sentencepiece does it, made fast.
+//! Byte-pair merging as in sentencepiece, but fast.
 //!
-//! Sentencepiece starts from single characters and, again and again, joins the two neighbours whose concatenation is
-//! the piece with the highest score (the leftmost of equals), until no two neighbours spell a piece. Three things make
-//! that quick without changing a single id:
+//! Sentencepiece starts with single characters and repeatedly joins the two neighbors whose concatenation is the piece
+//! with the highest score (the leftmost of equals), until no two neighbors spell a piece. Three things make this fast
+//! without changing a single id:
 //!
-//! - every way of joining two symbols into a piece is found when the vocabulary is loaded, so that joining is a lookup
-//!   of two numbers, never of a string;
-//! - scores become ranks, so that the queue orders plain integers;
-//! - two characters that stand side by side in no piece at all can never be joined across: the text is cut there, and
-//!   every stretch has a small queue of its own.
+//! - all ways to join two symbols into a piece are found when the vocabulary is loaded, so a join is a lookup of two
+//!   numbers, not of a string;
+//! - scores become ranks, so the queue orders plain integers;
+//! - two characters that are not adjacent in any piece are never joined: the text is cut between them, and each stretch
+//!   has a small queue of its own.
 //!
 //! Reference: sentencepiece, `src/bpe_model.cc`.
 
@@ -18,36 +18,37 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use super::PieceType;
 
-/// No symbol: the character stands in no piece.
+/// No symbol: the character is in no piece.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// A piece that merging may spell has at most this many bytes: the table of joins takes time in the square of it.
-/// sentencepiece's own default is 16 characters.
+/// The longest piece that can be merged, in bytes: building the table of joins takes time quadratic in it. The default
+/// of sentencepiece is 16 characters.
 pub(super) const MAX_MERGED_BYTES: usize = 1024;
 
-/// A symbol is a piece (its id) or, from `n_pieces` on, a character that is part of pieces without being one.
+/// All joins of a vocabulary. A symbol is a piece (its id) or, from `n_pieces` on, a character that occurs in pieces
+/// without being one.
 pub(super) struct MergeTable {
     n_pieces: u32,
     /// Symbols of the characters below U+10000.
     bmp: Vec<u32>,
     /// Symbols of the other characters.
     astral: HashMap<char, u32>,
-    /// The characters of the symbols from `n_pieces` on.
+    /// The characters with symbols from `n_pieces` on.
     lone_chars: Vec<char>,
-    /// Length of every symbol in bytes.
+    /// The length of every symbol in bytes.
     n_bytes: Vec<u32>,
-    /// What two neighbouring symbols become. [`NONE`] where they stand side by side in a longer piece only.
+    /// What two adjacent symbols become; [`NONE`] if they are only adjacent in a longer piece.
     joins: HashMap<u64, Join, BuildHasherDefault<PairHasher>>,
-    /// Whether a piece is marked unused: split again after merging.
+    /// Whether a piece is marked as unused: it is split again after merging.
     unused: Vec<bool>,
     any_unused: bool,
 }
 
 #[derive(Clone, Copy)]
 struct Join {
-    /// Smaller is joined first.
+    /// Lower ranks are joined first.
     rank: u32,
-    /// The symbol that results.
+    /// The resulting symbol.
     to: u32,
 }
 
@@ -56,7 +57,7 @@ fn pair(left: u32, right: u32) -> u64 {
     u64::from(left) << 32 | u64::from(right)
 }
 
-/// Hashes a pair of small numbers: one multiplication, folded.
+/// Hashes a pair of small numbers with one folded multiplication.
 #[derive(Default)]
 pub(super) struct PairHasher(u64);
 
@@ -72,13 +73,13 @@ impl Hasher for PairHasher {
     }
 
     fn write_u64(&mut self, pair: u64) {
-        // 2^64 divided by the golden ratio: spreads neighbouring ids over all bits.
+        // 2^64 divided by the golden ratio spreads similar ids over all bits.
         let wide = u128::from(pair) * 0x9E37_79B9_7F4A_7C15;
         self.0 = wide as u64 ^ (wide >> 64) as u64;
     }
 }
 
-/// A piece as the table's builder sees it.
+/// A piece that may take part in merging.
 #[derive(Clone, Copy)]
 pub(super) struct Candidate<'a> {
     pub id: u32,
@@ -88,10 +89,9 @@ pub(super) struct Candidate<'a> {
 }
 
 impl MergeTable {
-    /// The table for the given pieces: normal, user-defined and unused ones, the kinds that merging may spell.
+    /// Builds the table for `candidates`: normal, user-defined and unused pieces, the types that take part in merging.
     ///
-    /// `merges` replaces the order given by the scores, where a tokenizer defines one: pairs of texts, first joined
-    /// first, that alone may be joined.
+    /// `merges`, if given, replaces the order by scores: only these pairs of texts are joined, in this order.
     pub fn new(n_pieces: u32, candidates: &[Candidate<'_>], merges: Option<&[(&str, &str)]>) -> Self {
         let by_text: HashMap<&str, u32> = candidates.iter().map(|c| (c.text, c.id)).collect();
         let mut table = Self {
@@ -126,7 +126,7 @@ impl MergeTable {
             if let (Some(left), Some(right), Some(&to)) = symbols {
                 let join = Join { rank: rank as u32, to };
                 let slot = table.joins.entry(pair(left, right)).or_insert(join);
-                // The first mention of a pair counts, as in tokenizers' merge maps.
+                // If a pair is listed twice, the first one counts, as in the tokenizers library.
                 if slot.to == NONE {
                     *slot = join;
                 }
@@ -152,7 +152,7 @@ impl MergeTable {
         }
     }
 
-    /// Notes the neighbours inside a piece and, where `by_score`, every way of joining two symbols into it.
+    /// Records which symbols are adjacent in a piece and, if `by_score`, all ways to join two symbols into it.
     fn add_piece(&mut self, c: Candidate<'_>, rank: u32, by_score: bool, by_text: &HashMap<&str, u32>) {
         let mut before: Option<char> = None;
         for (at, char) in c.text.char_indices() {
@@ -170,7 +170,7 @@ impl MergeTable {
         }
     }
 
-    /// The symbol that spells `text`, if one does.
+    /// Returns the symbol that spells `text`, if there is one.
     fn symbol(&self, text: &str, by_text: &HashMap<&str, u32>) -> Option<u32> {
         if let Some(&id) = by_text.get(text) {
             return Some(id);
@@ -180,7 +180,7 @@ impl MergeTable {
         (chars.next().is_none() && symbol != NONE).then_some(symbol)
     }
 
-    /// The symbol of a single character; [`NONE`] where no piece contains it.
+    /// The symbol of a single character; [`NONE`] if no piece contains it.
     pub fn char_symbol(&self, char: char) -> u32 {
         match self.bmp.get(char as usize) {
             Some(&symbol) => symbol,
@@ -193,10 +193,10 @@ impl MergeTable {
     }
 }
 
-/// The rank of every piece by its score: 0 for the highest, the same number for equal scores.
+/// Ranks pieces by score: 0 for the highest, and equal ranks for equal scores.
 fn ranks(candidates: &[Candidate<'_>]) -> Vec<u32> {
     let mut order: Vec<usize> = (0..candidates.len()).collect();
-    // Adding zero makes -0 and 0 the same number, which total_cmp would tell apart.
+    // Adding zero turns -0 into 0, which total_cmp would tell apart.
     let score = |i: usize| candidates[i].score + 0.0;
     order.sort_unstable_by(|&a, &b| score(b).total_cmp(&score(a)));
     let mut ranks = vec![0; candidates.len()];
@@ -210,26 +210,26 @@ fn ranks(candidates: &[Candidate<'_>]) -> Vec<u32> {
     ranks
 }
 
-/// What merging yields, in order.
+/// Receives the results of merging, in order.
 pub(super) trait Output {
     /// A piece.
     fn piece(&mut self, id: u32);
-    /// A character that is no piece.
+    /// A character that is not a piece.
     fn unknown(&mut self, char: char);
 }
 
-/// A symbol in the text, linked to its neighbours.
+/// A symbol in the text, linked to its neighbors.
 #[derive(Clone, Copy)]
 struct Node {
-    /// [`NONE`] once joined to the left.
+    /// [`NONE`] once it is joined to the symbol on its left.
     symbol: u32,
     prev: u32,
     next: u32,
-    /// A user-defined piece found in the text: never joined to anything.
+    /// Whether it is a user-defined piece, which is never joined.
     frozen: bool,
 }
 
-/// Two neighbours that may be joined.
+/// Two neighbors that may be joined.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Offer {
     rank: u32,
@@ -239,7 +239,7 @@ struct Offer {
 }
 
 impl Ord for Offer {
-    /// The greatest offer, which the queue gives out first, has the lowest rank, and of those stands leftmost.
+    /// The greatest offer, which the queue returns first, has the lowest rank; among equals it is the leftmost.
     fn cmp(&self, other: &Self) -> Ordering {
         pair(other.rank, other.left).cmp(&pair(self.rank, self.left))
     }
@@ -251,13 +251,13 @@ impl PartialOrd for Offer {
     }
 }
 
-/// Feeds on characters and frozen pieces, and gives out pieces.
+/// Takes characters and frozen pieces, and outputs pieces.
 pub(super) struct Merger<'a, O> {
     table: &'a MergeTable,
     nodes: Vec<Node>,
     queue: BinaryHeap<Offer>,
-    /// For unused pieces: the last two symbols that were seen to join into them. sentencepiece keeps the last ones too,
-    /// over the whole text, which is why a text is never cut where a vocabulary has such pieces.
+    /// For unused pieces: the last two symbols that could be joined into them. sentencepiece also keeps the last pair,
+    /// over the whole text, which is why a text is never cut if the vocabulary has such pieces.
     parts: HashMap<u32, (u32, u32)>,
     out: O,
 }
@@ -267,7 +267,7 @@ impl<'a, O: Output> Merger<'a, O> {
         Self { table, nodes: Vec::new(), queue: BinaryHeap::new(), parts: HashMap::new(), out }
     }
 
-    /// The next character of the text.
+    /// Takes the next character of the text.
     pub fn char(&mut self, char: char) {
         let symbol = self.table.char_symbol(char);
         if symbol == NONE && !self.table.any_unused {
@@ -280,7 +280,7 @@ impl<'a, O: Output> Merger<'a, O> {
             self.flush();
         }
         if symbol == NONE {
-            // Only where texts are not cut: the character keeps its place, as a node that carries itself.
+            // Only if texts are not cut: the character keeps its place, as a node that stands for itself.
             self.push(UNKNOWN_BASE + char as u32, true);
             return;
         }
@@ -290,7 +290,7 @@ impl<'a, O: Output> Merger<'a, O> {
         }
     }
 
-    /// A user-defined piece that stands next in the text.
+    /// Takes a user-defined piece, which is next in the text.
     pub fn frozen(&mut self, id: u32) {
         if self.table.any_unused {
             self.push(id, true);
@@ -308,7 +308,7 @@ impl<'a, O: Output> Merger<'a, O> {
 
     /// Appends a symbol and returns its position.
     fn push(&mut self, symbol: u32, frozen: bool) -> u32 {
-        // Positions are 32 bits wide: four thousand million characters without a place to cut are cut anyhow.
+        // Positions are 32 bits wide, so even text without a place to cut is cut after four billion characters.
         if self.nodes.len() >= NONE as usize - 1 {
             self.flush();
         }
@@ -337,12 +337,12 @@ impl<'a, O: Output> Merger<'a, O> {
         }
     }
 
-    /// Joins what can be joined among the symbols so far, gives them out, and starts anew.
+    /// Joins the symbols so far, outputs them, and starts over.
     fn flush(&mut self) {
         while let Some(offer) = self.queue.pop() {
             let (left, right) = (self.nodes[offer.left as usize], self.nodes[offer.right as usize]);
             let n_bytes = |symbol: u32| self.table.n_bytes.get(symbol as usize).copied().unwrap_or(0);
-            // Symbols only ever grow, so a sum that differs says that one of the two has been joined to another since.
+            // Symbols only grow, so a different sum means that one of the two has been joined to another since.
             if left.symbol == NONE
                 || right.symbol == NONE
                 || n_bytes(left.symbol) + n_bytes(right.symbol) != n_bytes(offer.to)
@@ -376,7 +376,7 @@ impl<'a, O: Output> Merger<'a, O> {
         if !self.table.any_unused {
             return self.emit_whole(symbol);
         }
-        // A stack of its own: how deep an unused piece splits is up to the file.
+        // An explicit stack, because the file decides how deep an unused piece splits.
         let mut stack = vec![symbol];
         while let Some(symbol) = stack.pop() {
             match self.parts.get(&symbol) {
@@ -397,14 +397,14 @@ impl<'a, O: Output> Merger<'a, O> {
     }
 }
 
-/// Unknown characters in a text that is not cut are symbols from here on. Vocabularies are far smaller; see
+/// The symbols of unknown characters in a text that is not cut start here. Vocabularies are far smaller: see
 /// [`super::MAX_PIECES`].
 const UNKNOWN_BASE: u32 = 0x8000_0000;
 const _: () = assert!(super::MAX_PIECES + (char::MAX as usize) < UNKNOWN_BASE as usize);
 
 #[cfg(test)]
 impl MergeTable {
-    /// Whether merging can spell this piece.
+    /// Whether this piece can be reached by merging.
     pub fn can_spell(&self, id: u32) -> bool {
         self.joins.values().any(|join| join.to == id)
     }

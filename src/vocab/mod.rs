@@ -1,4 +1,4 @@
-//! Tokenizers: from Hugging Face files to GGUF metadata, and from text to token ids.
+//! Tokenizers: converts Hugging Face files to GGUF metadata, and text to token ids.
 //!
 //! ```text
 //! tokenizer.model, or tokenizer.json ─┐
@@ -8,39 +8,43 @@
 //! config.json, generation_config.json ┘
 //! ```
 //!
+//! [`Tokenizer`] is the trait through which the other modules use a model's tokenizer. [`SentencepieceBpe`] is nibble's
+//! own implementation for sentencepiece vocabularies, which Yi has; other kinds are left to llama.cpp.
+//!
 //! # What the metadata says
 //!
 //! | key, after `tokenizer.ggml.` | from |
 //! |---|---|
 //! | `model`, `pre` | `llama` for sentencepiece's byte-pair encoding, `t5` for its unigram model, `gpt2` for byte-level encoding; `pre` names llama.cpp's way of splitting text for the last |
-//! | `tokens`, `scores`, `token_type`, `merges` | the pieces, as the model file has them |
+//! | `tokens`, `scores`, `token_type`, `merges` | the pieces in the model file |
 //! | `add_space_prefix`, `remove_extra_whitespaces`, `precompiled_charsmap` | the model file's normalizer |
 //! | `{bos,eos,unknown,padding}_token_id` | `tokenizer_config.json`, then `special_tokens_map.json`, then `config.json`, then the model file |
-//! | `eot_token_id`, `eom_token_id` | the marker that the chat template ends a turn with, else what `generation_config.json` adds to EOS |
-//! | `fim_*_token_id` | the texts of pieces that mark where a text is to be filled in |
-//! | `add_bos_token`, `add_eos_token` | `tokenizer_config.json`; where it is silent, what its class does, or the post-processor of `tokenizer.json` |
+//! | `eot_token_id`, `eom_token_id` | the marker with which the chat template ends a turn, else what `generation_config.json` adds to EOS |
+//! | `fim_*_token_id` | pieces for filling in the middle of a text, found by their text |
+//! | `add_bos_token`, `add_eos_token` | `tokenizer_config.json`; if it does not say, the default of its class, or the post-processor of `tokenizer.json` |
 //!
-//! and `tokenizer.chat_template`. Some keys are nibble's own, for what GGUF cannot say, and written only where needed:
+//! and `tokenizer.chat_template`. Some keys are nibble's own, for what GGUF cannot express. They are written only if
+//! needed:
 //!
 //! | key, after `nibble.tokenizer.` | |
 //! |---|---|
 //! | `end_token_ids` | end tokens beyond EOS, EOT and EOM |
-//! | `space_prefix_once` | the space in front belongs to the start of a text only, not to what follows a control piece |
-//! | `space_prefix_after` | ids of user-defined pieces after which the text begins anew, with a space in front |
-//! | `space_prefix_unless_space` | a text that starts with a space gets no other in front |
-//! | `merges` | the order of merging, where no scores express it |
+//! | `space_prefix_once` | a space is added only at the start of a text, not after a control piece |
+//! | `space_prefix_after` | ids of user-defined pieces after which a space is added, as at the start of a text |
+//! | `space_prefix_unless_space` | no space is added to a text that starts with one |
+//! | `merges` | the order of merges, if scores cannot express it |
 //!
 //! # Types of pieces
 //!
-//! A piece that the model file has keeps the type it has there, whatever a JSON file says of it. Yi is why: its chat
-//! markers, digits, punctuation and HTML tags are user-defined pieces, found in plain text before any merging, and a
-//! JSON file that lists some of them as "special" does not change how the model was trained. There are two exceptions,
-//! both of pieces that a fine-tune put to a new use:
+//! A piece in the model file keeps its type, whatever a JSON file says. The reason is Yi: its chat markers, digits,
+//! punctuation and HTML tags are user-defined pieces, which are found in plain text before any merging. A JSON file
+//! that lists some of them as "special" does not change how the model was trained. There are two exceptions, for pieces
+//! that a fine-tune uses for something new:
 //!
-//! - an added token with another text than the piece of its id renames it, and is then a control piece where it is
-//!   special, else a user-defined one;
-//! - an unused piece, or a normal one spelled like a marker (`<...>` or `[...]`), that is listed under its own text is
-//!   treated likewise.
+//! - an added token whose text differs from the piece with its id renames that piece, which becomes a control piece if
+//!   the token is special, and a user-defined one otherwise;
+//! - the same happens to an unused piece, or a normal one spelled like a marker (`<...>` or `[...]`), that is listed
+//!   under its own text.
 //!
 //! Formats: <https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto>,
 //! <https://huggingface.co/docs/tokenizers>, <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
@@ -77,11 +81,11 @@ pub type Object = serde_json::Map<String, serde_json::Value>;
 /// What a model's folder says about its tokenizer.
 #[derive(Clone, Debug, Default)]
 pub struct TokenizerFiles<'a> {
-    /// The folder, for messages.
+    /// The model's folder, for messages.
     pub dir: PathBuf,
-    /// `tokenizer.model`, where it is there.
+    /// `tokenizer.model`, if it exists.
     pub model: Option<PathBuf>,
-    /// `tokenizer.json`, where it is there. Used where there is no `tokenizer.model`, or that file is of another kind.
+    /// `tokenizer.json`, if it exists. Used if there is no `tokenizer.model`, or that file has another format.
     pub json: Option<PathBuf>,
     /// `tokenizer_config.json`.
     pub tokenizer_config: Option<&'a Object>,
@@ -93,19 +97,19 @@ pub struct TokenizerFiles<'a> {
     pub config: Option<&'a Object>,
     /// `generation_config.json`.
     pub generation_config: Option<&'a Object>,
-    /// The chat template, wherever the folder has it.
+    /// The chat template, from whichever file has it.
     pub chat_template: Option<&'a str>,
 }
 
-/// The tokenizer keys of a GGUF file for a model whose embedding has `embedding_rows` rows, and what the user should
-/// know: sentences, in lower case.
+/// Returns the tokenizer keys of a GGUF file for a model whose embedding has `embedding_rows` rows, and warnings for
+/// the user: sentences in lower case.
 ///
-/// Every row gets a token: those without a piece are called `[PAD<id>]` and marked unused. Added tokens without a row
-/// are left out with a warning, since the model cannot take them.
+/// Every row gets a token: rows without a piece are named `[PAD<id>]` and marked unused. Added tokens without a row are
+/// left out with a warning, because the model cannot read them.
 ///
 /// # Errors
-/// When there is no tokenizer, a file cannot be read or is broken, the tokenizer does something that GGUF or llama.cpp
-/// does not, or the embedding has too few rows for its text.
+/// If there is no tokenizer, a file cannot be read or is not valid, the tokenizer does something that GGUF or llama.cpp
+/// does not support, or the embedding has too few rows.
 pub fn metadata(files: &TokenizerFiles<'_>, embedding_rows: u64) -> Result<(Metadata, Vec<String>), Error> {
     let mut warnings = Vec::new();
     let mut draft = draft::read(files, &mut warnings)?;
@@ -115,18 +119,18 @@ pub fn metadata(files: &TokenizerFiles<'_>, embedding_rows: u64) -> Result<(Meta
     Ok((draft.into_metadata(&ids, files.chat_template), warnings))
 }
 
-/// What `tokenizer_config.json` says about the space in front of a text. It can take the space away but not give one: a
-/// model such as Yi was trained without, whatever value transformers writes there by default.
+/// Applies what `tokenizer_config.json` says about the space in front of a text. It can remove the space but not add
+/// one: a model such as Yi was trained without it, whatever value transformers writes there by default.
 fn spaces(draft: &mut draft::Draft, files: &TokenizerFiles<'_>) {
     let flag = |key: &str| files.tokenizer_config.and_then(|config| config.get(key)?.as_bool());
     if draft.typed && draft.space_prefix == Some(true) {
         draft.space_prefix = Some(flag("add_prefix_space") != Some(false));
-        // transformers' new behaviour for sentencepiece: no space after a control piece.
+        // The new behavior of transformers for sentencepiece: no space after a control piece.
         draft.prefix_once = flag("legacy") == Some(false);
     }
 }
 
-/// Reads a whole file that should be small.
+/// Reads a whole file of at most `limit` bytes.
 fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
     use std::io::Read;
     let io = |source| Error::Io { path: path.to_path_buf(), source };
@@ -136,7 +140,7 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
         return Err(Error::TooLarge { path: path.to_path_buf(), n_bytes, limit });
     }
     let mut bytes = Vec::new();
-    // The limit holds even where the size is not known beforehand, as for a pipe.
+    // The size of a pipe is not known in advance, so the limit is applied again.
     file.take(limit).read_to_end(&mut bytes).map_err(io)?;
     Ok(bytes)
 }

@@ -1,5 +1,5 @@
-//! What sentencepiece does to a text before it looks for pieces: spaces become `▁`, and, where the model asks, one is put
-//! in front, runs of them shrink to one, and characters are replaced by a table (NFKC, mostly).
+//! Sentencepiece's normalization: spaces become `▁` and, if the model says so, one is added in front, runs of spaces
+//! are collapsed, and characters are replaced by a table (usually NFKC).
 //!
 //! Reference: sentencepiece, `src/normalizer.cc`; the table is a double-array trie as in
 //! <https://github.com/s-yata/darts-clone>.
@@ -11,21 +11,21 @@ use super::trie::Trie;
 /// Stands for a space in pieces: U+2581.
 pub(super) const SPACE: char = '▁';
 
-/// The steps a text goes through.
+/// The steps of normalization.
 pub(super) struct Normalizer {
-    /// Put a space before the text.
+    /// Add a space in front of the text.
     pub space_prefix: bool,
-    /// But not where it starts with one.
+    /// But not if it starts with one.
     pub prefix_unless_space: bool,
-    /// Drop spaces at both ends, and all but one of a run.
+    /// Remove spaces at both ends, and collapse runs of spaces.
     pub remove_extra_whitespaces: bool,
     /// The replacement table, if there is one.
     pub charsmap: Option<CharsMap>,
 }
 
 impl Normalizer {
-    /// The text as the pieces spell it. `user_defined` are pieces that pass unchanged; `space_prefix` is false for a
-    /// part of a text that gets no space in front whatever the model says.
+    /// Normalizes a text. Pieces in `user_defined` stay unchanged. `space_prefix` is false for parts of a text that get
+    /// no space in front, whatever the model says.
     pub fn normalize<'a>(&self, text: &'a str, user_defined: &Trie, space_prefix: bool) -> Cow<'a, str> {
         let space_prefix =
             self.space_prefix && space_prefix && !(self.prefix_unless_space && text.starts_with([' ', SPACE]));
@@ -82,7 +82,7 @@ impl Normalizer {
         out
     }
 
-    /// What the start of the text becomes, and the rest of the text. The text is not empty.
+    /// Normalizes the start of a text, which is not empty. Returns the result and the rest of the text.
     fn step<'a>(&'a self, text: &'a str, user_defined: &Trie) -> (&'a str, &'a str) {
         if let Some((_, len)) = user_defined.longest_prefix(text.as_bytes()) {
             return text.split_at(len);
@@ -103,7 +103,7 @@ fn push_escaped(out: &mut String, text: &str) {
     }
 }
 
-/// A replacement table: `u32 bytes of trie | trie of u32 units | replacements, each ended by a zero byte`, all
+/// A replacement table: `u32 bytes of trie | trie of u32 units | replacements, each terminated by a zero byte`, all
 /// little-endian.
 ///
 /// ```text
@@ -114,7 +114,7 @@ fn push_escaped(out: &mut String, text: &str) {
 /// ```
 pub(super) struct CharsMap {
     units: Vec<u32>,
-    /// The replacements; zero bytes are valid UTF-8.
+    /// The replacements, with their zero bytes, which are valid UTF-8.
     replacements: String,
 }
 
@@ -122,7 +122,7 @@ impl CharsMap {
     /// Reads a table.
     ///
     /// # Errors
-    /// With what is wrong, when the sizes do not fit or the replacements are not UTF-8.
+    /// What is wrong, if the sizes do not add up or the replacements are not UTF-8.
     pub fn new(bytes: &[u8]) -> Result<Self, &'static str> {
         let (size, rest) = bytes.split_first_chunk::<4>().ok_or("shorter than its own header")?;
         let size = u32::from_le_bytes(*size) as usize;
@@ -138,7 +138,7 @@ impl CharsMap {
         })
     }
 
-    /// The replacement for the longest start of `text` that has one, and that start's length in bytes.
+    /// Returns the replacement for the longest prefix of `text` that has one, and the length of that prefix in bytes.
     fn longest_prefix(&self, text: &str) -> Option<(&str, usize)> {
         const LABEL: u32 = 0x8000_00ff;
         let offset = |unit: u32| (unit >> 10) << ((unit & 1 << 9) >> 6);
@@ -168,7 +168,8 @@ mod tests {
 
     use super::*;
 
-    /// A table that turns `A` into `xy` and `B` into nothing, with the units where darts-clone would look for them.
+    /// A table that replaces `A` by `xy` and `B` by nothing, with the units in the places where darts-clone looks for
+    /// them.
     fn table() -> Vec<u8> {
         let mut units = vec![0u32; 512];
         // The root leads to 0 ^ byte, so the byte's unit stands at its own number.

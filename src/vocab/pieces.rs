@@ -1,27 +1,27 @@
-//! A vocabulary as a GGUF file holds it: from ids to bytes, and which ids mean something to a program.
+//! The vocabulary in a GGUF file: the bytes of each id, and the ids with a special meaning.
 
 use super::Error;
 use super::normalize::SPACE;
 use crate::gguf::{Array, Metadata};
 
-/// Vocabularies have at most this many pieces: twenty times the largest known one.
+/// The most pieces in a vocabulary: twenty times as many as the largest known one has.
 pub(super) const MAX_PIECES: usize = 1 << 22;
 
-/// What kind a piece is, numbered as in sentencepiece's model files and in `tokenizer.ggml.token_type`.
+/// The type of a piece, numbered as in sentencepiece's model files and in `tokenizer.ggml.token_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub enum PieceType {
     /// Text.
     Normal = 1,
-    /// What text that has no other piece becomes; one a vocabulary.
+    /// Stands for text that no piece spells. At most one in a vocabulary.
     Unknown = 2,
-    /// Means something to a program and is never found in plain text, such as the end of a text.
+    /// Has a meaning to programs, such as the end of a text. Never found in plain text.
     Control = 3,
-    /// Text that is always one piece, found before anything else.
+    /// Text that is always one piece, and is found before any merging.
     UserDefined = 4,
-    /// A place that no text uses.
+    /// An id that no text uses.
     Unused = 5,
-    /// One byte, for text that has no other piece: `<0x0A>`.
+    /// One byte of text that no piece spells: `<0x0A>`.
     Byte = 6,
 }
 
@@ -40,14 +40,14 @@ impl PieceType {
     }
 }
 
-/// How a vocabulary turns text into pieces: `tokenizer.ggml.model`.
+/// How a vocabulary splits text into pieces: `tokenizer.ggml.model`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VocabKind {
-    /// `llama`: sentencepiece's byte-pair encoding, as Yi and Llama 2 have it.
+    /// `llama`: sentencepiece's byte-pair encoding, as in Yi and Llama 2.
     Sentencepiece,
     /// `t5`: sentencepiece's unigram model.
     Unigram,
-    /// `gpt2`: byte-pair encoding over bytes written as characters, as Llama 3 has it.
+    /// `gpt2`: byte-pair encoding over bytes written as characters, as in Llama 3.
     ByteLevel,
 }
 
@@ -62,17 +62,17 @@ impl VocabKind {
     }
 }
 
-/// The pieces of a vocabulary, and the ids that mean something to a program.
+/// The pieces of a vocabulary, and the ids with a special meaning.
 ///
-/// Made from the metadata of any GGUF file nibble can run; to turn text into ids, see [`super::SentencepieceBpe`].
+/// Can be read from any GGUF file that nibble can run. To encode text, see [`super::SentencepieceBpe`].
 #[derive(Clone, Debug)]
 pub struct Pieces {
     kind: VocabKind,
     texts: Vec<String>,
     types: Vec<PieceType>,
-    /// What every piece prints, one after the other.
+    /// The bytes that every piece prints, one after the other.
     printed: Vec<u8>,
-    /// Where each piece's print ends.
+    /// Where the bytes of each piece end.
     ends: Vec<usize>,
     /// Ids in the order of their texts.
     sorted: Vec<u32>,
@@ -91,7 +91,7 @@ struct SpecialIds {
     end: Vec<u32>,
 }
 
-/// Texts of tokens that end a turn or a text in every vocabulary that has them as a token of its own. Files made by
+/// Tokens that end a turn or a text in every vocabulary that has them as control or user-defined pieces. Files made by
 /// other programs often name only one end token, or the wrong one.
 const END_TEXTS: [&str; 8] = [
     "<|im_end|>",
@@ -104,15 +104,15 @@ const END_TEXTS: [&str; 8] = [
     "<｜end▁of▁sentence｜>",
 ];
 
-/// Where nibble notes end tokens that GGUF has no key for: an array of ids.
+/// nibble's own key for end tokens that GGUF has no key for: an array of ids.
 pub(super) const END_IDS_KEY: &str = "nibble.tokenizer.end_token_ids";
 
 impl Pieces {
-    /// Reads the vocabulary of a GGUF file. Ids outside the vocabulary count as not given, as llama.cpp has it.
+    /// Reads the vocabulary of a GGUF file. Special ids outside the vocabulary are ignored, as in llama.cpp.
     ///
     /// # Errors
-    /// When keys are missing, of the wrong type or of differing lengths, when the kind of vocabulary is unknown, when a
-    /// piece occurs twice (which makes llama.cpp end the process), or when a byte piece does not name a byte.
+    /// If keys are missing or have the wrong type or different lengths, the kind of vocabulary is unknown, a piece
+    /// occurs twice (which makes llama.cpp end the process), or a byte piece does not name a byte.
     pub fn from_metadata(metadata: &Metadata) -> Result<Self, Error> {
         let kind = match metadata.str("tokenizer.ggml.model") {
             Some("llama") => VocabKind::Sentencepiece,
@@ -146,7 +146,7 @@ impl Pieces {
         Ok(pieces)
     }
 
-    /// Works out what piece `id` prints.
+    /// Appends the bytes that piece `id` prints.
     fn print(&mut self, id: usize) -> Result<(), Error> {
         let text = &self.texts[id];
         match self.types[id] {
@@ -155,14 +155,14 @@ impl Pieces {
                 self.printed.push(byte);
             }
             PieceType::Control | PieceType::Unused => {}
-            // What sentencepiece shows for a text that has been lost.
+            // Sentencepiece shows this for text that was lost.
             PieceType::Unknown => self.printed.extend_from_slice(" ⁇ ".as_bytes()),
             PieceType::UserDefined if self.kind == VocabKind::ByteLevel => {
                 self.printed.extend_from_slice(text.as_bytes());
             }
             PieceType::Normal if self.kind == VocabKind::ByteLevel => match byte_level(text) {
                 Some(bytes) => self.printed.extend(bytes),
-                // Not written in the byte alphabet, so it means itself.
+                // Not written in the byte alphabet, so it stands for itself.
                 None => self.printed.extend_from_slice(text.as_bytes()),
             },
             PieceType::Normal | PieceType::UserDefined => {
@@ -177,7 +177,7 @@ impl Pieces {
             let id = metadata.u64(&format!("tokenizer.ggml.{key}_token_id"))?;
             u32::try_from(id).ok().filter(|&id| (id as usize) < self.texts.len())
         };
-        // llama.cpp takes 1 and 2 where a sentencepiece file does not say; only believed where it fits.
+        // llama.cpp defaults to 1 and 2 for sentencepiece. Used only if these are control pieces.
         let control =
             |id: u32| (self.kind == VocabKind::Sentencepiece && self.is_type(id, PieceType::Control)).then_some(id);
         let unknown = || self.types.iter().position(|&ty| ty == PieceType::Unknown).map(|id| id as u32);
@@ -186,7 +186,7 @@ impl Pieces {
         if let Some(Array::U32(more)) = array(metadata, END_IDS_KEY) {
             end.extend(more.iter().filter(|&&id| (id as usize) < self.texts.len()));
         }
-        // A normal piece of that text is text, such as an HTML tag; only a token of its own is a marker.
+        // A normal piece with such a text is plain text, such as an HTML tag.
         end.extend(
             END_TEXTS
                 .iter()
@@ -196,7 +196,7 @@ impl Pieces {
         end.sort_unstable();
         end.dedup();
         let pre = metadata.str("tokenizer.ggml.pre").unwrap_or_default();
-        // As llama.cpp: these add a BOS unless told not to.
+        // As in llama.cpp, these add a BOS unless the file says no.
         let add_bos = self.kind == VocabKind::Sentencepiece || matches!(pre, "llama-bpe" | "llama3" | "tekken");
         SpecialIds {
             bos: id("bos").or_else(|| control(1)),
@@ -210,12 +210,12 @@ impl Pieces {
         }
     }
 
-    /// How the vocabulary turns text into pieces.
+    /// How the vocabulary splits text into pieces.
     pub fn kind(&self) -> VocabKind {
         self.kind
     }
 
-    /// Number of pieces.
+    /// The number of pieces.
     pub fn len(&self) -> usize {
         self.texts.len()
     }
@@ -225,7 +225,7 @@ impl Pieces {
         self.texts.is_empty()
     }
 
-    /// A piece as the vocabulary spells it, such as `▁the` or `<0x0A>`; `None` for ids outside it.
+    /// The piece as the vocabulary spells it, such as `▁the` or `<0x0A>`; `None` for ids outside it.
     pub fn text(&self, id: u32) -> Option<&str> {
         self.texts.get(id as usize).map(String::as_str)
     }
@@ -239,14 +239,14 @@ impl Pieces {
         self.piece_type(id) == Some(ty)
     }
 
-    /// The id of the piece that is spelled like this.
+    /// Returns the id of the piece with this text.
     pub fn id(&self, text: &str) -> Option<u32> {
         let at = self.sorted.binary_search_by(|&id| self.texts[id as usize].as_str().cmp(text)).ok()?;
         Some(self.sorted[at])
     }
 
-    /// What a piece prints: its text with spaces for `▁`, the byte of a byte piece, nothing for control and unused
-    /// pieces and for ids outside the vocabulary. Not always whole characters; see [`Utf8Stream`](crate::chat::Utf8Stream).
+    /// The bytes that a piece prints: its text with spaces for `▁`, the byte of a byte piece, nothing for control and
+    /// unused pieces and for ids outside the vocabulary. They may be parts of characters; see `chat::Utf8Stream`.
     pub fn bytes(&self, id: u32) -> &[u8] {
         let id = id as usize;
         let Some(&end) = self.ends.get(id) else { return &[] };
@@ -254,37 +254,37 @@ impl Pieces {
         &self.printed[start..end]
     }
 
-    /// The token before a text, if the model has one. Whether it belongs there says [`Self::add_bos`].
+    /// The token that begins a text, if the model has one. [`Self::add_bos`] says whether texts should have it.
     pub fn bos(&self) -> Option<u32> {
         self.special.bos
     }
 
-    /// The token after a text.
+    /// The token that ends a text.
     pub fn eos(&self) -> Option<u32> {
         self.special.eos
     }
 
-    /// The token after a turn of a conversation, where it is known to be another.
+    /// The token that ends a turn of a conversation, if it is known and differs from EOS.
     pub fn eot(&self) -> Option<u32> {
         self.special.eot
     }
 
-    /// What stands for text without a piece.
+    /// The token that stands for text that no piece spells.
     pub fn unknown(&self) -> Option<u32> {
         self.special.unknown
     }
 
-    /// What fills up sequences of differing lengths.
+    /// The token that pads sequences to a common length.
     pub fn padding(&self) -> Option<u32> {
         self.special.padding
     }
 
-    /// Whether the model wants its BOS before every text. Yi does not.
+    /// Whether the model expects BOS before every text. Yi does not.
     pub fn add_bos(&self) -> bool {
         self.special.add_bos && self.special.bos.is_some()
     }
 
-    /// Whether the model wants its EOS after every text.
+    /// Whether the model expects EOS after every text.
     pub fn add_eos(&self) -> bool {
         self.special.add_eos && self.special.eos.is_some()
     }
@@ -310,7 +310,7 @@ pub(super) fn missing(key: &'static str, wanted: &'static str) -> Error {
     Error::Metadata { key, wanted: wanted.to_string() }
 }
 
-/// Types of `n` pieces; normal where the file does not say.
+/// Reads the types of `n` pieces; all are normal if the file does not say.
 fn piece_types(metadata: &Metadata, n: usize) -> Result<Vec<PieceType>, Error> {
     const KEY: &str = "tokenizer.ggml.token_type";
     let wanted = || Error::Metadata { key: KEY, wanted: format!("an array of {n} 32-bit integers from 1 to 6") };
@@ -318,7 +318,7 @@ fn piece_types(metadata: &Metadata, n: usize) -> Result<Vec<PieceType>, Error> {
         None => Ok(vec![PieceType::Normal; n]),
         Some(value) => match value.as_array() {
             Some(Array::I32(types)) if types.len() == n => {
-                // llama.cpp knows an undefined type, 0, and leaves out such pieces; unused comes to the same.
+                // llama.cpp ignores pieces of the undefined type 0, which has the same effect as unused.
                 let ty = |&number| if number == 0 { Some(PieceType::Unused) } else { PieceType::from_number(number) };
                 types.iter().map(ty).collect::<Option<_>>().ok_or_else(wanted)
             }
@@ -327,7 +327,7 @@ fn piece_types(metadata: &Metadata, n: usize) -> Result<Vec<PieceType>, Error> {
     }
 }
 
-/// Ids in the order of their texts. Refuses texts that occur twice.
+/// Returns the ids sorted by text. Refuses texts that occur twice.
 fn sort(texts: &[String]) -> Result<Vec<u32>, Error> {
     let mut sorted: Vec<u32> = (0..texts.len() as u32).collect();
     sorted.sort_by(|&a, &b| texts[a as usize].cmp(&texts[b as usize]));
@@ -340,17 +340,17 @@ fn sort(texts: &[String]) -> Result<Vec<u32>, Error> {
     Ok(sorted)
 }
 
-/// The byte that a byte piece, `<0x0A>`, stands for.
+/// Returns the byte that a byte piece such as `<0x0A>` stands for.
 pub(super) fn byte_of(piece: &str) -> Option<u8> {
     let digits = piece.strip_prefix("<0x")?.strip_suffix('>')?;
     let upper = |b: u8| b.is_ascii_digit() || (b'A'..=b'F').contains(&b);
     (digits.len() == 2 && digits.bytes().all(upper)).then(|| u8::from_str_radix(digits, 16).ok())?
 }
 
-/// The bytes that a piece of a byte-level vocabulary stands for; `None` where a character is not of its alphabet.
+/// Returns the bytes of a piece in a byte-level vocabulary; `None` if a character is not in its alphabet.
 ///
-/// GPT-2 writes a byte that is a printable character of Latin-1 as itself, and the other 68, in order, as the
-/// characters from U+0100 on: a space is `Ġ`, a line feed `Ċ`.
+/// GPT-2 writes a byte that is a printable character of Latin-1 as that character, and the other 68 in order as the
+/// characters from U+0100: a space is `Ġ`, a line feed `Ċ`.
 pub(super) fn byte_level(text: &str) -> Option<Vec<u8>> {
     text.chars().map(byte_level_byte).collect()
 }

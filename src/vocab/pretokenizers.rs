@@ -1,33 +1,35 @@
-//! How byte-level vocabularies split a text before merging, and what llama.cpp calls each way.
+//! Pre-tokenizers: how byte-level vocabularies split a text before merging, and their names in llama.cpp.
 //!
-//! A GGUF file does not hold the splitting rules, only a name (`tokenizer.ggml.pre`) that llama.cpp has a rule for. The
-//! name is found here by the rules themselves, as `tokenizer.json` spells them: exactly, for a rule that is almost right
-//! gives almost right ids, which nobody notices.
+//! A GGUF file does not contain the rules, only a name (`tokenizer.ggml.pre`) for which llama.cpp has rules. The name
+//! is found here by comparing the rules in `tokenizer.json` exactly: rules that are almost right give ids that are
+//! almost right, which nobody notices.
 //!
 //! Source of the names: `llama-vocab.cpp`, which quotes the originals of the expressions it had to rewrite.
 
 use serde_json::Value;
 
+use crate::base::display::shorten;
+
 /// One step of a pre-tokenizer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
-    /// Every match of the expression is a part of its own.
+    /// Every match of the expression becomes a part.
     Split(String),
-    /// Digits are parts of their own, one by one or run by run.
+    /// Digits become parts, one by one or as runs.
     Digits { one_by_one: bool },
-    /// Runs of punctuation are parts of their own.
+    /// Runs of punctuation become parts.
     Punctuation,
-    /// Bytes become characters; before that, where asked, GPT-2's expression splits.
+    /// Bytes become characters, optionally after splitting by GPT-2's expression.
     ByteLevel { gpt2_split: bool },
 }
 
-/// A step as the table below writes it.
+/// A step in the table below.
 #[derive(Clone, Copy)]
 enum Known {
     Split(&'static str),
-    /// An expression that starts like this: one is an enumeration of every cased letter.
+    /// An expression that starts like this: one of them enumerates all letters with case.
     SplitLike(&'static str),
-    /// Digits, either way: the vocabulary has no piece of two digits, so that both come to the same.
+    /// Digits in either way: the vocabulary has no piece of two digits, so the result is the same.
     AnyDigits,
     Digits {
         one_by_one: bool,
@@ -38,12 +40,12 @@ enum Known {
 }
 use Known::{AnyDigits, Bytes, Gpt2Bytes, Punctuation, Split, SplitLike};
 
-/// Whether a word that is a piece is taken whole, without merging.
+/// Whether a word that is a piece is used as it is, without merging.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Whole {
     Yes,
     No,
-    /// llama.cpp does not, and no such tokenizer is known to.
+    /// llama.cpp does not, and no known tokenizer of this kind does.
     Any,
 }
 
@@ -63,12 +65,12 @@ const DEEPSEEK_LETTERS: &str = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳ
 const DEEPSEEK_CJK: &str = "[一-龥ࠀ-一가-\u{d7ff}]+";
 const DEEPSEEK_3_WORDS: &str = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+";
 
-/// llama.cpp's names, each with the steps it stands for.
+/// llama.cpp's names, and the steps that each stands for.
 #[rustfmt::skip]
 const KNOWN: &[(&str, Whole, &[Known])] = &[
     ("gpt-2",          Whole::No,  &[Gpt2Bytes]),
     ("llama-bpe",      Whole::Yes, &[Split(LLAMA_3), Bytes]),
-    // The same expression as Llama 3's, without taking whole words.
+    // The same expression as Llama 3's, but words are always merged.
     ("dbrx",           Whole::No,  &[Split(LLAMA_3), Bytes]),
     ("tekken",         Whole::Any, &[Split(TEKKEN), Bytes]),
     ("qwen2",          Whole::No,  &[Split(QWEN_2), Bytes]),
@@ -103,21 +105,17 @@ impl Known {
     }
 }
 
-/// An expression with its line breaks as escapes: some files have the escapes, some the characters, to the same effect.
+/// Escapes the line breaks in an expression: some files have escapes, some the characters, with the same meaning.
 fn spelled_out(regex: &str) -> String {
     regex.replace('\r', r"\r").replace('\n', r"\n")
 }
 
-/// llama.cpp's name for a byte-level pre-tokenizer; `ignore_merges` is the model's field of that name. On failure, the
-/// pre-tokenizer in short.
+/// Returns llama.cpp's name of a byte-level pre-tokenizer; `ignore_merges` is the field of that name in the model.
+///
+/// # Errors
+/// The pre-tokenizer as text, shortened, if it is unknown.
 pub(super) fn name(pre_tokenizer: &Value, ignore_merges: bool) -> Result<&'static str, String> {
-    let shown = || {
-        let text = pre_tokenizer.to_string();
-        match text.char_indices().nth(300) {
-            Some((at, _)) => format!("{}...", &text[..at]),
-            None => text,
-        }
-    };
+    let shown = || shorten(&pre_tokenizer.to_string(), 300);
     let mut steps = Vec::new();
     for step in super::huggingface::flatten(pre_tokenizer, "pretokenizers") {
         steps.push(self::step(step).ok_or_else(shown)?);
@@ -133,17 +131,17 @@ pub(super) fn name(pre_tokenizer: &Value, ignore_merges: bool) -> Result<&'stati
         .ok_or_else(shown)
 }
 
-/// Whether any step writes bytes as characters.
+/// Whether any step converts bytes to characters.
 pub(super) fn is_byte_level(pre_tokenizer: &Value) -> bool {
     super::huggingface::flatten(pre_tokenizer, "pretokenizers").iter().any(|step| step["type"] == "ByteLevel")
 }
 
-/// Reads a step; `None` where it is of a kind that no known tokenizer has.
+/// Reads a step; `None` if no known tokenizer has such a step.
 fn step(step: &Value) -> Option<Step> {
     match step["type"].as_str()? {
         "Split" => {
-            // Isolated keeps what no match covers as parts; the others come to the same for expressions that cover
-            // every text, as all those above do that are known to be written so.
+            // Isolated keeps text between matches as parts. Inverted Removed has the same effect for expressions that
+            // match every text, and all of the above that are written like that do.
             let how = (step["behavior"].as_str()?, step["invert"].as_bool().unwrap_or(false));
             let same = matches!(how, ("Isolated", false) | ("Removed", true));
             let pattern = step["pattern"]["Regex"].as_str()?;
@@ -152,7 +150,7 @@ fn step(step: &Value) -> Option<Step> {
         "Digits" => Some(Step::Digits { one_by_one: step["individual_digits"].as_bool().unwrap_or(false) }),
         "Punctuation" => (step["behavior"] == "Contiguous").then_some(Step::Punctuation),
         "ByteLevel" => {
-            // A space in front, which llama.cpp does not put there for such vocabularies.
+            // llama.cpp does not add a space in front for such vocabularies.
             let prefix = step["add_prefix_space"].as_bool().unwrap_or(true);
             (!prefix).then(|| Step::ByteLevel { gpt2_split: step["use_regex"].as_bool().unwrap_or(true) })
         }
@@ -190,7 +188,7 @@ pub(super) mod tests {
         }
     }
 
-    /// Every known pre-tokenizer as `tokenizer.json` would have it, with its name and whether words are taken whole.
+    /// Every known pre-tokenizer as in `tokenizer.json`, with its name and whether whole words are looked up.
     pub fn known() -> impl Iterator<Item = (&'static str, bool, Value)> {
         KNOWN.iter().map(|(known, whole, steps)| {
             let steps: Vec<Value> = steps.iter().map(|&step| written(step)).collect();

@@ -1,7 +1,7 @@
-//! `tokenizer.model`: a sentencepiece model, a protocol-buffers message.
+//! `tokenizer.model`: a sentencepiece model, which is a Protocol Buffers message.
 //!
-//! Schema: <https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto>. Only what nibble needs is
-//! declared; other fields are skipped.
+//! Schema: <https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto>. Only the fields that
+//! nibble needs are declared; others are skipped.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use prost::Message;
 use super::draft::{Draft, Piece};
 use super::{Error, MAX_PIECES, PieceType, VocabKind, pieces, read_file};
 
-/// The largest known file has 5 MB. A message can take some twenty times its size in memory, hence no more than this.
+/// The largest known file has 5 MB. A decoded message can take twenty times its size in memory, so the limit is low.
 const MAX_FILE_BYTES: u64 = 32 << 20;
 
 #[derive(Clone, PartialEq, Message)]
@@ -25,7 +25,7 @@ struct ModelProto {
 
 #[derive(Clone, PartialEq, Message)]
 struct PieceProto {
-    // Declared as bytes, so that a piece that is not UTF-8 can be named in the error.
+    // Declared as bytes, so that the error can name a piece that is not UTF-8.
     #[prost(bytes = "vec", optional, tag = "1")]
     piece: Option<Vec<u8>>,
     #[prost(float, optional, tag = "2")]
@@ -67,7 +67,7 @@ pub(super) fn read(path: &Path) -> Result<Draft, Error> {
     parse(path, &read_file(path, MAX_FILE_BYTES)?)
 }
 
-/// Reads a model file's bytes; `path` is for messages.
+/// Parses a model file; `path` is for messages.
 fn parse(path: &Path, bytes: &[u8]) -> Result<Draft, Error> {
     let model = ModelProto::decode(bytes)
         .map_err(|error| Error::NotSentencepiece { path: path.to_path_buf(), why: error.to_string() })?;
@@ -88,20 +88,20 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Draft, Error> {
         other => return Err(unsupported(&format!("this is a model of the unknown type {other}"))),
     };
     if !normalizer.escape_whitespaces() {
-        return Err(unsupported("spaces stay spaces here instead of becoming '▁'"));
+        return Err(unsupported("it does not replace spaces by '▁'"));
     }
     if trainer.treat_whitespace_as_suffix() {
-        return Err(unsupported("spaces belong to the word before them here"));
+        return Err(unsupported("it attaches spaces to the word before them"));
     }
     let n_pieces = model.pieces.len();
     let pieces = pieces(path, model.pieces)?;
     if !trainer.byte_fallback()
         && let Some(id) = pieces.iter().position(|piece| piece.ty == PieceType::Byte)
     {
-        let why = "is a byte, in a model that does not fall back to bytes".to_string();
+        let why = "is a byte, but the model has no byte fallback".to_string();
         return Err(Error::BadPiece { path: path.to_path_buf(), id: id as u64, why });
     }
-    // -1 says that there is none.
+    // -1 means none.
     let id = |id: i32| u64::try_from(id).ok().filter(|&id| id < n_pieces as u64);
     Ok(Draft {
         kind,
@@ -150,7 +150,7 @@ fn pieces(path: &Path, protos: Vec<PieceProto>) -> Result<Vec<Piece>, Error> {
         found.push(Piece { text, score, ty });
     }
     if unknown.is_none() {
-        let why = "no piece stands for unknown text".to_string();
+        let why = "it has no unknown piece".to_string();
         return Err(Error::NotSentencepiece { path: path.to_path_buf(), why });
     }
     Ok(found)
@@ -162,7 +162,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// The bytes of a model with these pieces, that falls back to bytes where it has them.
+    /// The bytes of a model with these pieces, with byte fallback if it has byte pieces.
     pub fn model(pieces: &[(&str, f32, PieceType)]) -> Vec<u8> {
         proto(pieces).encode_to_vec()
     }
@@ -219,10 +219,10 @@ pub(super) mod tests {
         assert!(broken(|m| m.pieces[1].ty = Some(77)).contains("unknown type 77"));
         assert!(broken(|m| m.pieces[1].ty = Some(6)).contains("not spelled like one"));
         assert!(broken(|m| m.pieces[1].ty = Some(2)).contains("so is piece 0"));
-        assert!(broken(|m| m.pieces[0].ty = Some(1)).contains("no piece stands for unknown text"));
+        assert!(broken(|m| m.pieces[0].ty = Some(1)).contains("it has no unknown piece"));
         assert!(broken(|m| m.pieces.clear()).contains("no pieces"));
         let byte = broken(|m| (m.pieces[1].piece, m.pieces[1].ty) = (Some(b"<0x41>".to_vec()), Some(6)));
-        assert!(byte.contains("does not fall back to bytes"), "{byte}");
+        assert!(byte.contains("no byte fallback"), "{byte}");
     }
 
     #[test]
@@ -233,7 +233,7 @@ pub(super) mod tests {
         assert!(trainer(|t| t.model_type = Some(-9)).contains("unknown type -9"));
         assert!(trainer(|t| t.treat_whitespace_as_suffix = Some(true)).contains("word before"));
         let escape = broken(|m| m.normalizer.as_mut().unwrap().escape_whitespaces = Some(false));
-        assert!(escape.contains("spaces stay spaces"), "{escape}");
+        assert!(escape.contains("does not replace spaces"), "{escape}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! From text to ids and back, exactly as the sentencepiece library does it.
+//! [`SentencepieceBpe`]: encodes and decodes text exactly like the sentencepiece library.
 
 use super::merge::{Candidate, MAX_MERGED_BYTES, MergeTable, Merger, Output};
 use super::normalize::{CharsMap, Normalizer};
@@ -7,42 +7,44 @@ use super::trie::Trie;
 use super::{Error, PieceType, Pieces, VocabKind};
 use crate::gguf::{Array, Metadata};
 
-/// Own keys for what GGUF has none: see [`super::metadata`].
+/// nibble's own keys for what GGUF cannot express: see [`super`].
 pub(super) const PREFIX_ONCE_KEY: &str = "nibble.tokenizer.space_prefix_once";
 pub(super) const PREFIX_AFTER_KEY: &str = "nibble.tokenizer.space_prefix_after";
 pub(super) const PREFIX_UNLESS_SPACE_KEY: &str = "nibble.tokenizer.space_prefix_unless_space";
 pub(super) const MERGES_KEY: &str = "nibble.tokenizer.merges";
 
-/// Text that the prefix trees take together. They need some twenty times that in memory; known vocabularies have
-/// kilobytes.
+/// The most text in all prefix trees together, in bytes. They take about twenty times that in memory. Known
+/// vocabularies have kilobytes.
 const MAX_TRIE_BYTES: usize = 16 << 20;
 
-/// The tokenizer of a sentencepiece vocabulary.
+/// The tokenizer of a sentencepiece vocabulary with byte-pair encoding, such as Yi's.
 ///
-/// Plain text gives the ids that sentencepiece gives: user-defined pieces are found first, the longest that fits, and
-/// stay whole; what no piece spells becomes its bytes. The text of a control piece in plain text is text like any other.
+/// Plain text gets the same ids as in sentencepiece: user-defined pieces are found first, the longest that matches, and
+/// are never merged; text that no piece spells becomes bytes. A control piece spelled in plain text is plain text.
+///
+/// Read from a GGUF file, and used by the [`Tokenizer`](super::Tokenizer) of a loaded model.
 pub struct SentencepieceBpe {
     pieces: Pieces,
     normalizer: Normalizer,
-    /// Of two parts of a text that a control piece divides, whether only the first gets the space in front.
+    /// Whether only the first part of a text gets the space in front, not the parts after control pieces.
     prefix_once: bool,
     user_defined: Trie,
-    /// Pieces that divide a plain text into parts.
+    /// Pieces that split plain text into parts.
     dividers: Trie,
-    /// Those, the control pieces and the unknown piece, which divide a text that a template made.
+    /// Those, the control pieces and the unknown piece, which split text from a template.
     markers: Trie,
     table: MergeTable,
-    /// What stands for each byte of text without a piece.
+    /// The piece for each byte of text that no other piece spells.
     bytes: Box<[Option<u32>; 256]>,
 }
 
 impl SentencepieceBpe {
-    /// The tokenizer of a GGUF file.
+    /// Reads the tokenizer of a GGUF file.
     ///
     /// # Errors
-    /// As [`Pieces::from_metadata`], and when the vocabulary is not a sentencepiece one ([`Error::NoEncoder`]; llama.cpp
-    /// has tokenizers for the others), when scores are missing, too few or not numbers, when a piece is too long to be
-    /// merged, when neither an unknown piece nor byte pieces are there, or when the replacement table is broken.
+    /// As [`Pieces::from_metadata`]; and if the vocabulary is not a sentencepiece one ([`Error::NoEncoder`]; llama.cpp
+    /// has tokenizers for the others), scores are missing, too few or not numbers, a piece is too long for merging,
+    /// there is neither an unknown piece nor all byte pieces, or the replacement table is not valid.
     pub fn from_metadata(metadata: &Metadata) -> Result<Self, Error> {
         let pieces = Pieces::from_metadata(metadata)?;
         if pieces.kind() != VocabKind::Sentencepiece {
@@ -79,7 +81,7 @@ impl SentencepieceBpe {
             }
             let merged = match ty {
                 PieceType::Normal | PieceType::UserDefined => true,
-                // Rows of the embedding without a piece; sentencepiece's file does not have them.
+                // Padding rows of the embedding are not in sentencepiece's file.
                 PieceType::Unused => text != padding_text(u64::from(id)),
                 PieceType::Byte | PieceType::Control | PieceType::Unknown => false,
             };
@@ -109,37 +111,38 @@ impl SentencepieceBpe {
         })
     }
 
-    /// The vocabulary: what ids print, which end a text, and so on.
+    /// The vocabulary: the bytes of ids, end tokens, and so on.
     pub fn pieces(&self) -> &Pieces {
         &self.pieces
     }
 
-    /// The ids of a plain text, without BOS or EOS. The text of a control piece, such as `</s>`, is plain text here.
+    /// Encodes plain text, without BOS or EOS. The text of a control piece, such as `</s>`, is plain text here.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 1);
         self.encode_divided(text, &self.dividers, true, &mut ids);
         ids
     }
 
-    /// As [`Self::encode`], for a plain text that follows a control piece: [`Self::encode_special`] gives these ids
-    /// for the same text there.
+    /// Encodes plain text that follows a control piece. [`Self::encode_special`] returns the same ids for text in that
+    /// place.
     pub fn encode_after_marker(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 1);
         self.encode_divided(text, &self.dividers, !self.prefix_once, &mut ids);
         ids
     }
 
-    /// The ids of a text in which the texts of control pieces mean those pieces: what a chat template renders to.
-    /// Without BOS or EOS but those the text spells.
+    /// Encodes text in which control pieces are recognized, such as the output of a chat template. Adds neither BOS nor
+    /// EOS.
     ///
-    /// Not for text from outside: whoever wrote it could write control pieces.
+    /// Not for untrusted text, which could spell control pieces.
     pub fn encode_special(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 1);
         self.encode_divided(text, &self.markers, true, &mut ids);
         ids
     }
 
-    /// `prefix` is whether the first part begins a text, and so gets the space in front.
+    /// Encodes text that is split at `markers`. `prefix` says whether the first part begins a text, and so gets the
+    /// space in front.
     fn encode_divided(&self, text: &str, markers: &Trie, mut prefix: bool, ids: &mut Vec<u32>) {
         let (mut start, mut at) = (0, 0);
         while let Some(rest) = text.as_bytes().get(at..).filter(|rest| !rest.is_empty() && !markers.is_empty()) {
@@ -156,7 +159,7 @@ impl SentencepieceBpe {
         self.encode_part(&text[start..], prefix, ids);
     }
 
-    /// The ids of a whole text, with BOS and EOS where the model wants them.
+    /// Encodes a whole text, with BOS and EOS if the model expects them.
     pub fn encode_document(&self, text: &str) -> Vec<u32> {
         let mut ids: Vec<u32> = self.pieces.bos().filter(|_| self.pieces.add_bos()).into_iter().collect();
         self.encode_divided(text, &self.dividers, true, &mut ids);
@@ -183,16 +186,15 @@ impl SentencepieceBpe {
         merger.finish();
     }
 
-    /// The text of ids. The inverse of [`Self::encode`] for every text without `▁` and without control pieces, but for
-    /// what the normalizer takes away: the space that the model wants in front of every text is taken off again, and
-    /// bytes that are no character become U+FFFD.
+    /// Decodes ids. This is the inverse of [`Self::encode`] for text without `▁` and without control pieces, except for
+    /// what the normalizer changes. The space that encoding adds in front is removed, and invalid UTF-8 becomes U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
         let mut bytes = Vec::new();
         let mut at_start = self.normalizer.space_prefix;
         for &id in ids {
             let printed = self.pieces.bytes(id);
             let ty = self.pieces.piece_type(id);
-            // Control pieces are no text, so the text has not begun with them.
+            // Control pieces are not text, so the text begins after them.
             if at_start && matches!(ty, Some(PieceType::Normal | PieceType::UserDefined)) {
                 bytes.extend_from_slice(printed.strip_prefix(b" ").unwrap_or(printed));
             } else {
@@ -204,7 +206,7 @@ impl SentencepieceBpe {
     }
 }
 
-/// Holds a piece that is looked for in text to a length.
+/// Refuses a piece that is too long to be searched for.
 fn check_length(text: &str, id: u32) -> Result<(), Error> {
     match text.len() {
         n_bytes if n_bytes > MAX_MERGED_BYTES => Err(Error::LongPiece { id, n_bytes, limit: MAX_MERGED_BYTES }),
@@ -212,7 +214,7 @@ fn check_length(text: &str, id: u32) -> Result<(), Error> {
     }
 }
 
-/// The text of a piece that fills a row of the embedding which has none.
+/// The text of the padding piece for a row of the embedding without a piece.
 pub(super) fn padding_text(id: u64) -> String {
     format!("[PAD{id}]")
 }
@@ -221,7 +223,7 @@ pub(super) fn padding_text(id: u64) -> String {
 struct Ids<'a> {
     tokenizer: &'a SentencepieceBpe,
     ids: &'a mut Vec<u32>,
-    /// Whether the last id is the unknown piece: a run of unknown characters is one.
+    /// Whether the last id is the unknown piece: a run of unknown characters becomes one piece.
     after_unknown: bool,
 }
 
@@ -241,7 +243,7 @@ impl Output for Ids<'_> {
                 Some(id) => self.ids.push(id),
                 None => {
                     self.ids.truncate(start);
-                    // Checked when the tokenizer was made: where a byte is missing, the unknown piece is there.
+                    // `from_metadata` has checked that there is an unknown piece if any byte is missing.
                     self.ids.extend(tokenizer.pieces.unknown().filter(|_| !self.after_unknown));
                     self.after_unknown = true;
                     return;
@@ -269,7 +271,7 @@ fn merges(metadata: &Metadata) -> Result<Option<Vec<(&str, &str)>>, Error> {
         None => Ok(None),
         Some(Some(Array::String(merges))) => {
             let pairs = merges.iter().map(|merge| merge.split_once(' ')).collect::<Option<Vec<_>>>();
-            pairs.map(Some).ok_or_else(|| missing(MERGES_KEY, "an array of pairs with a space between"))
+            pairs.map(Some).ok_or_else(|| missing(MERGES_KEY, "an array of pairs with a space between them"))
         }
         Some(_) => Err(missing(MERGES_KEY, "an array of strings")),
     }

@@ -1,8 +1,7 @@
-//! Which ids mean something to a program: where a text begins, and everything that ends one.
+//! Ids with a special meaning: the token that begins a text, and all tokens that end one.
 //!
-//! The files of one model often disagree. Yi-Chat's tokenizer and `config.json` say that 2 (`<|endoftext|>`) ends a
-//! text, its `generation_config.json` says 7 (`<|im_end|>`), and the model uses both. So every end token that any file
-//! names counts.
+//! The files of a model often disagree. Yi-Chat's tokenizer and `config.json` say that 2 (`<|endoftext|>`) ends a text,
+//! its `generation_config.json` says 7 (`<|im_end|>`), and the model uses both. So every end token in any file counts.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +10,7 @@ use serde_json::Value;
 use super::draft::Draft;
 use super::{Error, Object, PieceType, TokenizerFiles, VocabKind};
 
-/// The ids that go into a file.
+/// The ids to write to a GGUF file.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Ids {
     pub bos: Option<u32>,
@@ -22,13 +21,13 @@ pub(super) struct Ids {
     pub padding: Option<u32>,
     pub add_bos: bool,
     pub add_eos: bool,
-    /// Tokens for filling in the middle of a text: part of the key, id.
+    /// Tokens for filling in the middle of a text: part of the key, and the id.
     pub fill_in: Vec<(&'static str, u32)>,
-    /// End tokens that are none of the above.
+    /// All other end tokens.
     pub more_ends: Vec<u32>,
 }
 
-/// Markers that end a turn, in templates. Only such as are used for nothing else.
+/// Markers that end a turn in chat templates, and are used for nothing else.
 const TURN_ENDS: [&str; 9] = [
     "<|im_end|>",
     "<|eot_id|>",
@@ -43,8 +42,8 @@ const TURN_ENDS: [&str; 9] = [
 
 /// Tokens for filling in the middle of a text, by their texts.
 ///
-/// llama.cpp looks for these texts itself where no key names them, and then takes their pieces for control pieces, which
-/// those of Yi are not.
+/// Without these keys, llama.cpp searches for the texts itself and treats the pieces as control pieces, which Yi's are
+/// not.
 const FILL_IN: [(&str, &[&str]); 5] = [
     ("fim_pre", &["<fim_prefix>", "<|fim_prefix|>", "<fim-prefix>", "▁<PRE>"]),
     ("fim_suf", &["<fim_suffix>", "<|fim_suffix|>", "<fim-suffix>", "▁<SUF>"]),
@@ -53,7 +52,7 @@ const FILL_IN: [(&str, &[&str]); 5] = [
     ("fim_rep", &["<reponame>", "<|repo_name|>", "<|fim_repo|>", "<fim-repo>"]),
 ];
 
-/// Finds the ids.
+/// Finds the ids in the tokenizer and configuration files.
 pub(super) fn find(draft: &Draft, files: &TokenizerFiles<'_>, warnings: &mut Vec<String>) -> Result<Ids, Error> {
     let mut finder = Finder { draft, files, warnings };
     let bos = finder.named("bos", draft.bos);
@@ -71,16 +70,14 @@ pub(super) fn find(draft: &Draft, files: &TokenizerFiles<'_>, warnings: &mut Vec
     for (file, object) in [("config.json", files.config), ("generation_config.json", files.generation_config)] {
         for id in finder.end_ids(file, object) {
             ends.insert(id);
-            // A model without a template that is tuned to end its turns otherwise than its texts says so here.
+            // A model without a template that ends turns with another token than texts says so here.
             if eot.is_none() && file == "generation_config.json" && eos != Some(id) {
                 eot = Some(id);
             }
         }
     }
     if ends.is_empty() {
-        finder
-            .warnings
-            .push("no file says which token ends a text: generation will go on until it is cut off".to_string());
+        finder.warnings.push("no file says which token ends a text, so generation will not stop by itself".to_string());
     }
     let eom = draft.id("<|eom_id|>").and_then(|id| u32::try_from(id).ok()).filter(|id| ends.contains(id));
     for known in [eos, eot, eom].into_iter().flatten() {
@@ -108,7 +105,8 @@ struct Finder<'a> {
 }
 
 impl Finder<'_> {
-    /// The id of the token that the files call `<name>_token`; `file` is what the tokenizer file itself says.
+    /// Returns the id of the token that the files name as `<name>_token`; `file` is the id in the tokenizer file
+    /// itself.
     fn named(&mut self, name: &str, file: Option<u64>) -> Option<u32> {
         let key = format!("{name}_token");
         for (source, object) in [
@@ -120,7 +118,7 @@ impl Finder<'_> {
                 Some(id) => return Some(id),
                 None if text.is_empty() => {}
                 None => {
-                    self.warnings.push(format!("{source} names '{text}' as {key}, which is no token of this model"))
+                    self.warnings.push(format!("{source} names '{text}' as {key}, which is not a token of this model"))
                 }
             }
         }
@@ -128,18 +126,18 @@ impl Finder<'_> {
         ids.into_iter().chain(file).find_map(|id| self.known(id))
     }
 
-    /// The id, where the vocabulary has it.
+    /// Returns the id if it is in the vocabulary.
     fn known(&self, id: u64) -> Option<u32> {
         u32::try_from(id).ok().filter(|_| id < self.draft.pieces.len() as u64)
     }
 
-    /// The marker that ends a turn in the template, where it is a token of its own.
+    /// Returns the marker that ends a turn in the template, if it is a control or user-defined piece.
     fn template_end(&self) -> Option<u32> {
         let template = self.files.chat_template?;
         TURN_ENDS.iter().filter(|marker| template.contains(**marker)).find_map(|marker| self.marker(&[*marker]))
     }
 
-    /// The first of these texts that is a token of its own rather than text.
+    /// Returns the first of these texts that is a control or user-defined piece.
     fn marker(&self, texts: &[&str]) -> Option<u32> {
         texts.iter().find_map(|text| {
             let id = self.draft.id(text)?;
@@ -148,19 +146,19 @@ impl Finder<'_> {
         })
     }
 
-    /// The end tokens that a configuration file names. Ids of ordinary text are left out: they come from default values
-    /// that belong to another vocabulary, and would end a text in its middle.
+    /// Returns the end tokens in a configuration file. Ids of ordinary text are ignored: they are defaults that belong
+    /// to another vocabulary, and would end a text in the middle.
     fn end_ids(&mut self, file: &str, object: Option<&Object>) -> Vec<u32> {
         let mut found = Vec::new();
         for id in object.and_then(|object| object.get("eos_token_id")).map(ids).unwrap_or_default() {
             match self.known(id).map(|known| (known, &self.draft.pieces[known as usize])) {
                 Some((id, piece)) if !matches!(piece.ty, PieceType::Normal | PieceType::Byte) => found.push(id),
                 Some((id, piece)) => self.warnings.push(format!(
-                    "{file} says that token {id} ends a text, but that is '{}', ordinary text; not used",
+                    "{file} says that token {id} ends a text, but that is '{}', which is ordinary text; ignored",
                     piece.text
                 )),
                 None => self.warnings.push(format!(
-                    "{file} says that token {id} ends a text, but the model has {} tokens; not used",
+                    "{file} says that token {id} ends a text, but the model has {} tokens; ignored",
                     self.draft.pieces.len()
                 )),
             }
@@ -168,7 +166,7 @@ impl Finder<'_> {
         found
     }
 
-    /// Whether BOS and EOS are put around a text.
+    /// Whether BOS and EOS are added to texts.
     fn added(&mut self) -> (bool, bool) {
         let config = self.files.tokenizer_config;
         let flag = |key: &str| config.and_then(|config| config.get(key)).and_then(Value::as_bool);
@@ -177,15 +175,15 @@ impl Finder<'_> {
             let class = class.map(|class| class.trim_end_matches("Fast"));
             match class {
                 _ if self.draft.kind == VocabKind::ByteLevel => false,
-                // transformers' class for sentencepiece, which has the model's BOS by default; so has sentencepiece's use
-                // in Llama itself, of which there is no configuration at all.
+                // transformers' classes for sentencepiece, which add BOS by default. So does Llama itself, which comes
+                // without a configuration.
                 None | Some("LlamaTokenizer" | "CodeLlamaTokenizer" | "GemmaTokenizer") => true,
                 // 01.AI's own class in the first releases of Yi.
                 Some("YiTokenizer") => false,
                 Some(other) => {
                     self.warnings.push(format!(
-                        "tokenizer_config.json does not say whether texts begin with BOS, and '{other}' is not a class \
-                         nibble knows; assuming that they do"
+                        "tokenizer_config.json does not say whether texts begin with BOS, and its class '{other}' is \
+                         unknown; assuming that they do"
                     ));
                     true
                 }
@@ -195,12 +193,12 @@ impl Finder<'_> {
     }
 }
 
-/// The text of a token in a JSON file, which is a string or an object with its `content`.
+/// Returns the text of a token in a JSON file, which is a string or an object with `content`.
 pub(super) fn token_text(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
-/// An id or a list of ids. -1 and null, which say that there is none, are left out.
+/// Reads an id or a list of ids. -1 and null mean none, and are left out.
 fn ids(value: &Value) -> Vec<u64> {
     match value {
         Value::Array(ids) => ids.iter().filter_map(Value::as_u64).collect(),

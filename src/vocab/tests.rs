@@ -11,7 +11,7 @@ fn nano_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/yi-nano")
 }
 
-/// A folder of the shared test data; `None`, with a word about it, where that is not here.
+/// A path in the shared test data; `None`, with a message, if it does not exist.
 fn shared(path: &str) -> Option<PathBuf> {
     let full = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(path);
     if !full.exists() {

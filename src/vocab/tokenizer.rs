@@ -1,38 +1,39 @@
-//! What chat and generation ask of a tokenizer.
+//! The trait [`Tokenizer`]: what chat, generation and evaluation need of a model's tokenizer.
 
 use std::collections::BTreeMap;
 
 use super::PieceType;
+use crate::base::display::shorten;
 
-/// Where a piece of text stands; some tokenizers put a space before a text's first word.
+/// Where a piece of text stands. Some tokenizers add a space before the first word of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// At the start of a text.
     Start,
-    /// After a control token: a new text for some tokenizers, the same one for others.
+    /// After a control token, which begins a new text for some tokenizers and not for others.
     AfterMarker,
     /// Right after other text.
     Inside,
 }
 
-/// Why text could not be encoded.
+/// Why text cannot be encoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenizeError {
-    /// Longer than the tokenizer takes.
-    #[error("a text of {bytes} bytes is too long for one prompt; at most {limit} can be encoded")]
+    /// The text is too long.
+    #[error("the text has {bytes} bytes; at most {limit} can be encoded at once")]
     TooLong {
         /// Its length.
         bytes: usize,
-        /// The longest that is taken.
+        /// The longest text that can be encoded, in bytes.
         limit: usize,
     },
     /// The model has no tokenizer, or one that cannot do this.
     #[error("the model's tokenizer cannot encode text: {0}")]
     Unable(String),
-    /// The tokenizer gave a control token for plain text, even one character at a time.
+    /// The tokenizer produces a control token for plain text, even one character at a time.
     #[error(
-        "the tokenizer gives the control token {id} ('{marker}') for plain text, which would let a text pose as \
-             part of the template"
+        "the tokenizer produces the control token {id} ('{marker}') for plain text, so a message could pose as part of \
+         the template"
     )]
     Marker {
         /// The control token.
@@ -44,49 +45,46 @@ pub enum TokenizeError {
 
 /// A model's tokenizer.
 pub trait Tokenizer: Send + Sync {
-    /// Tokens in the vocabulary. Ids are smaller.
+    /// The number of tokens in the vocabulary. All ids are smaller.
     fn n_tokens(&self) -> usize;
 
-    /// Encodes text in which nothing is looked for: no control tokens are read, and none are added around it.
+    /// Encodes plain text: control tokens in it are not recognized, and none are added around it.
     ///
     /// # Errors
-    /// Where the tokenizer cannot.
+    /// If the tokenizer cannot encode it.
     fn encode(&self, text: &str, place: Place) -> Result<Vec<u32>, TokenizeError>;
 
-    /// The bytes a token adds to a text: none for control tokens and for ids outside the vocabulary. They need not be
-    /// whole characters.
+    /// The bytes that a token adds to a text: none for control tokens and for ids outside the vocabulary. They may be
+    /// parts of characters.
     fn bytes(&self, id: u32) -> &[u8];
 
-    /// The token as the vocabulary writes it, with `▁` for spaces and the like; nothing for ids outside it.
+    /// The token as the vocabulary spells it, with `▁` for spaces; empty for ids outside the vocabulary.
     fn piece(&self, id: u32) -> &str;
 
-    /// What the token is.
+    /// The type of the token.
     fn kind(&self, id: u32) -> PieceType;
 
-    /// Whether the model says with this token that it is done: end of text, end of turn.
+    /// Whether the model ends its output with this token: end of text or end of turn.
     fn is_end(&self, id: u32) -> bool;
 
-    /// The token that begins every text; `None` where the tokenizer says that none does.
+    /// The token that begins every text, if there is one.
     fn begins_with(&self) -> Option<u32>;
 
-    /// The control tokens a template may write, and no message.
+    /// The control tokens that a template may write, and messages may not.
     fn markers(&self) -> &Markers;
 }
 
-/// Whether every token is written the same and of the same kind in both.
+/// Checks that all tokens have the same text and type in both vocabularies.
 ///
 /// # Errors
-/// Where not: what is not, as words that go on "cannot be used, because".
+/// The first difference, in words that follow "cannot be used, because".
 pub fn same_vocabulary(model: &dyn Tokenizer, other: &dyn Tokenizer) -> Result<(), String> {
     if model.n_tokens() != other.n_tokens() {
         let (n_other, n_model) = (other.n_tokens(), model.n_tokens());
         return Err(format!("it has a vocabulary of {n_other} tokens, and the model one of {n_model}"));
     }
-    let piece = |codec: &dyn Tokenizer, id| {
-        let piece: String = codec.piece(id).chars().take(40).collect();
-        format!("'{piece}'")
-    };
-    let kind = |codec: &dyn Tokenizer, id| format!("{:?}", codec.kind(id)).to_lowercase();
+    let piece = |tokenizer: &dyn Tokenizer, id| format!("'{}'", shorten(tokenizer.piece(id), 40));
+    let kind = |tokenizer: &dyn Tokenizer, id| format!("{:?}", tokenizer.kind(id)).to_lowercase();
     for id in ids(model) {
         if model.piece(id) != other.piece(id) {
             return Err(differs(id, &piece(other, id), &piece(model, id)));
@@ -101,52 +99,53 @@ pub fn same_vocabulary(model: &dyn Tokenizer, other: &dyn Tokenizer) -> Result<(
     Ok(())
 }
 
-/// Whether texts end with the same tokens in both, which have the same vocabulary.
+/// Checks that the same tokens end a text in both, which have the same vocabulary.
 ///
 /// # Errors
-/// Where not, as [`same_vocabulary`].
+/// The first difference, as in [`same_vocabulary`].
 pub fn same_ends(model: &dyn Tokenizer, other: &dyn Tokenizer) -> Result<(), String> {
-    let end = |codec: &dyn Tokenizer, id| if codec.is_end(id) { "an end token" } else { "no end token" };
+    let end = |tokenizer: &dyn Tokenizer, id| if tokenizer.is_end(id) { "an end token" } else { "not an end token" };
     match ids(model).find(|id| model.is_end(*id) != other.is_end(*id)) {
         Some(id) => Err(differs(id, end(other, id), end(model, id))),
         None => Ok(()),
     }
 }
 
-fn ids(codec: &dyn Tokenizer) -> std::ops::Range<u32> {
-    0..u32::try_from(codec.n_tokens()).unwrap_or(u32::MAX)
+fn ids(tokenizer: &dyn Tokenizer) -> std::ops::Range<u32> {
+    0..u32::try_from(tokenizer.n_tokens()).unwrap_or(u32::MAX)
 }
 
 fn differs(id: u32, here: &str, there: &str) -> String {
     format!("in its vocabulary token {id} is {here}, in the model's {there}")
 }
 
-/// A hash of the vocabulary and of how texts begin: the same for models whose token ids mean the same.
-pub fn vocabulary_hash(codec: &dyn Tokenizer) -> blake3::Hash {
+/// Returns a hash of the vocabulary and of the token that begins texts. It is the same for models whose token ids have
+/// the same meaning.
+pub fn vocabulary_hash(tokenizer: &dyn Tokenizer) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
-    for id in ids(codec) {
-        let piece = codec.piece(id).as_bytes();
+    for id in ids(tokenizer) {
+        let piece = tokenizer.piece(id).as_bytes();
         hasher.update(&(piece.len() as u64).to_le_bytes());
         hasher.update(piece);
-        hasher.update(format!("{:?}", codec.kind(id)).as_bytes());
+        hasher.update(format!("{:?}", tokenizer.kind(id)).as_bytes());
     }
-    hasher.update(format!("{:?}", codec.begins_with()).as_bytes());
+    hasher.update(format!("{:?}", tokenizer.begins_with()).as_bytes());
     hasher.finalize()
 }
 
-/// The texts that become control tokens where a template writes them.
+/// The texts that become control tokens when a template writes them.
 ///
-/// Control tokens, end tokens, and those user-defined tokens that look like control tokens: Yi's vocabulary lists
-/// `<|im_start|>` as user-defined text, next to digits and HTML tags.
+/// These are control tokens, end tokens, and user-defined tokens that look like control tokens: Yi's vocabulary lists
+/// `<|im_start|>` as user-defined, next to digits and HTML tags.
 #[derive(Clone, Debug, Default)]
 pub struct Markers {
-    // By first character; longest first.
+    // By first character, the longest first.
     by_first: BTreeMap<char, Vec<(String, u32)>>,
     ids: Vec<u32>,
 }
 
 impl Markers {
-    /// The markers among `tokens` (id, piece, kind).
+    /// Collects the markers among `tokens` (id, piece, type).
     pub fn new<'a>(tokens: impl IntoIterator<Item = (u32, &'a str, PieceType)>, is_end: impl Fn(u32) -> bool) -> Self {
         let mut markers = Self::default();
         for (id, piece, kind) in tokens {
@@ -155,7 +154,7 @@ impl Markers {
                 PieceType::UserDefined => is_end(id) || looks_like_control(piece),
                 PieceType::Normal | PieceType::Unused | PieceType::Byte => is_end(id),
             };
-            // A single character cannot be taken apart, so it cannot be kept out of a message either.
+            // A single character cannot be split, so it could not be kept out of a message.
             if marker && piece.chars().nth(1).is_some() {
                 let first = piece.chars().next().unwrap_or_default();
                 markers.by_first.entry(first).or_default().push((piece.to_string(), id));
@@ -169,7 +168,7 @@ impl Markers {
         markers
     }
 
-    /// The longest marker that `text` begins with: its length in bytes and its id.
+    /// Returns the longest marker at the start of `text`: its length in bytes and its id.
     pub fn at_start(&self, text: &str) -> Option<(usize, u32)> {
         let list = self.by_first.get(&text.chars().next()?)?;
         list.iter().find(|(piece, _)| text.starts_with(piece.as_str())).map(|(piece, id)| (piece.len(), *id))
@@ -180,7 +179,7 @@ impl Markers {
         self.ids.binary_search(&id).is_ok()
     }
 
-    /// The characters that markers begin with.
+    /// The first characters of all markers.
     pub fn first_characters(&self) -> impl Iterator<Item = char> + '_ {
         self.by_first.keys().copied()
     }
@@ -201,8 +200,8 @@ fn looks_like_control(piece: &str) -> bool {
 pub(crate) mod tests {
     use super::*;
 
-    /// Yi's vocabulary in miniature: every character is a token, user-defined pieces are found in plain text as
-    /// sentencepiece finds them, control pieces are not.
+    /// A small vocabulary like Yi's: every character is a token. User-defined pieces are found in plain text, as in
+    /// sentencepiece; control pieces are not.
     pub struct Toy {
         pieces: Vec<(&'static str, PieceType)>,
         markers: Markers,
@@ -211,7 +210,7 @@ pub(crate) mod tests {
         pub bos: Option<u32>,
     }
 
-    /// Ids from here on are characters.
+    /// The id of a character is this number plus its code point.
     pub const CHARACTERS: u32 = 100;
 
     impl Toy {
@@ -234,7 +233,7 @@ pub(crate) mod tests {
             Self { pieces, markers, space_prefix: false, prefix_once: false, bos: None }
         }
 
-        /// What a model reads: markers as `{7}`, text as it is.
+        /// Shows what a model reads: markers as `{7}`, text unchanged.
         pub fn show(ids: &[u32]) -> String {
             ids.iter()
                 .map(|&id| match id.checked_sub(CHARACTERS) {

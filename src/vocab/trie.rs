@@ -1,16 +1,16 @@
-//! A prefix tree over bytes: which of a set of strings does a text begin with?
+//! A prefix tree over bytes. Finds the longest of a set of strings that a text begins with.
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
 use super::merge::PairHasher;
 
-/// The strings, each with a number.
+/// A set of strings, each with a number.
 #[derive(Default)]
 pub(super) struct Trie {
-    /// Children by node and byte, but for the root's.
+    /// Children by node and byte, except those of the root.
     edges: HashMap<u64, u32, BuildHasherDefault<PairHasher>>,
-    /// The root's children by byte; empty while the tree is.
+    /// The root's children by byte; empty if the tree is empty.
     root: Vec<u32>,
     /// The number of the string that ends at each node after the root, which is node 0.
     ends: Vec<Option<u32>>,
@@ -22,7 +22,7 @@ fn edge(node: u32, byte: u8) -> u64 {
 }
 
 impl Trie {
-    /// Adds a string. Empty strings are left out: every text begins with them.
+    /// Adds a string. Empty strings are ignored: every text begins with them.
     pub fn insert(&mut self, text: &str, id: u32) {
         if text.is_empty() {
             return;
@@ -52,7 +52,7 @@ impl Trie {
         self.root.is_empty()
     }
 
-    /// The longest string that `text` begins with: its number and its length in bytes.
+    /// Returns the longest string that `text` begins with: its number and its length in bytes.
     pub fn longest_prefix(&self, text: &[u8]) -> Option<(u32, usize)> {
         let mut node = *self.root.get(usize::from(*text.first()?))?;
         let mut found = None;

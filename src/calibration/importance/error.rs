@@ -83,11 +83,7 @@ pub enum Problem {
     UnknownMatrix { matrix: String },
 }
 
-/// A name from a file, fit for a message.
+/// Returns a name from a file as a message shows it: escaped, and cut if it is long.
 pub(super) fn shown(name: &str) -> String {
-    const MOST: usize = 100;
-    match name.char_indices().nth(MOST) {
-        None => name.to_string(),
-        Some((end, _)) => format!("{}...", &name[..end]),
-    }
+    crate::base::display::shorten(name, 100)
 }

@@ -1,57 +1,57 @@
-//! What a line means: a message, or a command that begins with a slash.
+//! Parses a line: a message, or a command that begins with a slash.
 
 use crate::base::suggest;
 
-/// What was typed.
+/// A parsed line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Typed {
-    /// Nothing but spaces.
+    /// Only white space.
     Nothing,
-    /// Something to say to the model.
+    /// A message to the model.
     Message(String),
-    /// Something to do.
+    /// A command.
     Command(Command),
 }
 
-/// What can be done.
+/// A command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Show what the model is told first, or tell it something else.
+    /// Show the system message, or set it.
     System(Option<String>),
-    /// Take the last turn back.
+    /// Remove the last message and its answer.
     Undo,
-    /// Another answer to the last message.
+    /// Answer the last message again.
     Retry,
-    /// Change the last message.
+    /// Edit the last message.
     Edit,
-    /// Go on with an answer that was cut short.
+    /// Continue an answer that was cut short.
     Continue,
-    /// Write the conversation to a file.
+    /// Save the conversation to a file.
     Save {
-        /// Which; the one it came from or went to before, where none is named.
+        /// The file; `None` for the one that it was loaded from or last saved to.
         file: Option<String>,
-        /// Whatever is there goes.
+        /// Whether to overwrite an existing file.
         replace: bool,
     },
-    /// Read a conversation from a file.
+    /// Load a conversation from a file.
     Load(String),
-    /// Show the settings, or change one.
+    /// List the settings, or change one.
     Set(Option<(String, String)>),
-    /// Show how full the context is, and how fast the model.
+    /// Show how full the context is and how fast the model runs.
     Stats,
-    /// Begin anew.
+    /// Start a new conversation.
     Clear,
-    /// Show the commands.
+    /// List the commands.
     Help,
-    /// End.
+    /// Quit.
     Exit,
 }
 
-/// A command as people see it.
+/// A command as `/help` lists it.
 pub struct Known {
     /// Its name, without the slash.
     pub name: &'static str,
-    /// What goes after it.
+    /// Its arguments.
     pub takes: &'static str,
     /// What it does.
     pub help: &'static str,
@@ -61,38 +61,38 @@ const fn known(name: &'static str, takes: &'static str, help: &'static str) -> K
     Known { name, takes, help }
 }
 
-/// The commands there are, but for other names that some go by.
+/// All commands, without aliases.
 pub const KNOWN: [Known; 12] = [
-    known("retry", "", "have the last message answered again"),
-    known("edit", "", "change the last message, and have it answered anew"),
-    known("undo", "", "take back the last message and its answer"),
-    known("continue", "", "go on with an answer that was cut short"),
-    known("system", "[TEXT]", "what the model is told first: show it, or set it; '-' for nothing"),
-    known("set", "[NAME VALUE]", "change a setting, as in /set temperature 0.7; alone, show them"),
-    known("save", "[FILE]", "write the conversation to a file (JSON); /save! replaces one"),
-    known("load", "FILE", "read a conversation from such a file"),
-    known("stats", "", "how full the context is, and how fast the model"),
-    known("clear", "", "begin anew; the system message and the settings stay"),
-    known("help", "", "this list"),
-    known("exit", "", "end, as Ctrl-D does"),
+    known("retry", "", "answer the last message again"),
+    known("edit", "", "edit the last message and answer it again"),
+    known("undo", "", "remove the last message and its answer"),
+    known("continue", "", "continue an answer that was cut short"),
+    known("system", "[TEXT]", "show the system message, or set it; '-' removes it"),
+    known("set", "[NAME VALUE]", "change a setting, as in /set temperature 0.7; without arguments, list them"),
+    known("save", "[FILE]", "save the conversation to a JSON file; /save! overwrites an existing one"),
+    known("load", "FILE", "load a conversation from a file"),
+    known("stats", "", "show how full the context is and how fast the model runs"),
+    known("clear", "", "start a new conversation; keeps the system message and the settings"),
+    known("help", "", "show this list"),
+    known("exit", "", "quit, like Ctrl-D"),
 ];
 
-/// Other names, and what they stand for.
+/// Aliases, and the commands that they stand for.
 const ALIASES: [(&str, &str); 5] =
     [("new", "clear"), ("reset", "clear"), ("quit", "exit"), ("bye", "exit"), ("?", "help")];
 
 /// Opens and closes a message of several lines.
 pub const FENCE: &str = "\"\"\"";
 
-/// Whether a message of several lines has been opened and not closed: more is to come.
+/// Whether a message of several lines has been opened and not closed.
 pub fn is_open(text: &str) -> bool {
     text.trim_start().strip_prefix(FENCE).is_some_and(|rest| !rest.trim_end().ends_with(FENCE))
 }
 
-/// What `text` means.
+/// Parses a line.
 ///
 /// # Errors
-/// A sentence, where it looks like a command and is none.
+/// A sentence for the user, if it begins with a slash and is not a command.
 pub fn parse(text: &str) -> Result<Typed, String> {
     let trimmed = text.trim();
     if trimmed.is_empty() {
@@ -126,7 +126,7 @@ fn command(rest: &str) -> Result<Command, String> {
     let some = (!after.is_empty()).then(|| after.to_string());
     let alone = |command| match after {
         "" => Ok(command),
-        _ => Err(format!("/{typed} takes nothing after it")),
+        _ => Err(format!("/{typed} takes no arguments")),
     };
     match name {
         "system" => Ok(Command::System(some)),
@@ -135,11 +135,11 @@ fn command(rest: &str) -> Result<Command, String> {
         "edit" => alone(Command::Edit),
         "continue" => alone(Command::Continue),
         "save" => Ok(Command::Save { file: some, replace }),
-        "load" => some.map(Command::Load).ok_or_else(|| "which file? /load FILE".to_string()),
+        "load" => some.map(Command::Load).ok_or_else(|| "name a file: /load FILE".to_string()),
         "set" => match after.split_once(|c: char| c.is_whitespace() || c == '=') {
             _ if after.is_empty() => Ok(Command::Set(None)),
             Some((name, value)) => Ok(Command::Set(Some((name.to_string(), value.trim().to_string())))),
-            None => Err(format!("to what? /set {after} VALUE; /set alone shows the settings")),
+            None => Err(format!("/set {after} needs a value: /set {after} VALUE; /set alone lists the settings")),
         },
         "stats" => alone(Command::Stats),
         "clear" => alone(Command::Clear),
@@ -150,21 +150,21 @@ fn command(rest: &str) -> Result<Command, String> {
 }
 
 fn unknown(typed: &str) -> String {
-    // What is pasted may be long, and no name.
+    // Pasted text may be long.
     let short: String = typed.chars().take(30).collect();
     let dots = if short.len() < typed.len() { "..." } else { "" };
     let names = KNOWN.iter().map(|k| k.name).chain(ALIASES.iter().map(|(alias, _)| *alias));
     let near: Vec<String> = suggest::suggest(typed, names).into_iter().map(|name| format!("/{name}")).collect();
-    let question = suggest::question(&near).unwrap_or_else(|| "/help lists them.".to_string());
-    format!("there is no command /{short}{dots}; {question} A message that begins with a slash is written with two.")
+    let question = suggest::question(&near).unwrap_or_else(|| "/help lists the commands.".to_string());
+    format!("there is no command /{short}{dots}; {question} To begin a message with a slash, type two.")
 }
 
-/// How lines are typed: the end of what `/help` shows.
+/// How to type messages: the end of what `/help` prints.
 pub const TYPING: [&str; 4] = [
-    "A line that ends in \\ goes on in the next one; so does one ended with Alt-Enter.",
-    "What is pasted is one message, whatever lines it has; \"\"\" opens and closes a message of several lines.",
-    "A message that begins with a slash is written with two: //like this.",
-    "Ctrl-C stops an answer, or clears what you are typing; Tab completes commands and files.",
+    "To continue a message on the next line, end the line in \\ or press Alt-Enter.",
+    "Pasted text is one message, however many lines it has; \"\"\" opens and closes a message of several lines.",
+    "To begin a message with a slash, type two: //like this.",
+    "Ctrl-C stops an answer, or clears the line; Tab completes commands and file names.",
 ];
 
 #[cfg(test)]
@@ -224,12 +224,12 @@ mod tests {
         for (line, wanted) in [
             ("/hlep", "there is no command /hlep; did you mean /help?"),
             ("/unod", "did you mean /undo?"),
-            ("/usr/bin/env is missing", "is written with two"),
+            ("/usr/bin/env is missing", "begin a message with a slash"),
             ("/", "there is no command /;"),
-            ("/undo 3", "/undo takes nothing after it"),
-            ("/quit now", "/quit takes nothing after it"),
-            ("/load", "which file?"),
-            ("/set temperature", "to what? /set temperature VALUE"),
+            ("/undo 3", "/undo takes no arguments"),
+            ("/quit now", "/quit takes no arguments"),
+            ("/load", "name a file"),
+            ("/set temperature", "needs a value: /set temperature VALUE"),
             ("/undo!", "there is no command /undo!; did you mean /undo?"),
         ] {
             let error = parse(line).unwrap_err();

@@ -1,5 +1,5 @@
-//! Whether the terminal shows what is typed. While the model writes it should not: the keys would stand in the answer.
-//! They are not lost, but wait for the next prompt.
+//! Turns the terminal's echo off and on. It is off while the model writes, because typed keys would show up inside the
+//! answer. The keys are not lost: the next prompt reads them.
 
 #[cfg(unix)]
 mod unix {
@@ -7,7 +7,7 @@ mod unix {
 
     use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
-    /// How the terminal was; none while it is so.
+    /// The terminal's settings before the echo was turned off; `None` while it is on.
     static WAS: Mutex<Option<Termios>> = Mutex::new(None);
 
     pub fn off() {
@@ -25,19 +25,19 @@ mod unix {
     pub fn on() {
         let Ok(mut was) = WAS.lock() else { return };
         if let Some(before) = was.take() {
-            // Where the terminal has gone there is nothing to restore.
+            // If the terminal has been closed, there is nothing to restore.
             let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &before);
         }
     }
 }
 
-/// Hides what is typed, where there is a terminal.
+/// Turns the echo off, if there is a terminal.
 pub fn off() {
     #[cfg(unix)]
     unix::off();
 }
 
-/// Shows it again.
+/// Turns the echo on again.
 pub fn on() {
     #[cfg(unix)]
     unix::on();

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use crate::base::atomic_file::AtomicFile;
+use crate::base::display::is_unprintable;
 use crate::chat::Conversation;
 
-/// Larger files are no conversations.
+/// Larger files are refused: they are not conversations.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// The file that somebody means by `name`: `~/` is the home folder, as a shell has it.
+/// The path that `name` stands for: a leading `~/` is the home directory, as in a shell.
 pub fn path(name: &str) -> PathBuf {
     match (name.strip_prefix("~/"), std::env::home_dir()) {
         (Some(rest), Some(home)) => home.join(rest),
@@ -19,20 +20,20 @@ pub fn path(name: &str) -> PathBuf {
     }
 }
 
-/// Writes a conversation; whatever was there goes where `replace`.
+/// Writes a conversation to a file; overwrites an existing file only if `replace`.
 ///
 /// # Errors
-/// Where there is a file already (unless `replace`), or it cannot be written. Then what was there is still there.
+/// If the file exists and `replace` is false, or it cannot be written. An existing file is then unchanged.
 pub fn save(path: &Path, text: &str, replace: bool) -> anyhow::Result<()> {
     if path.is_dir() {
-        bail!("{} is a folder", path.display());
+        bail!("{} is a directory", path.display());
     }
     let cannot = || format!("cannot write {}", path.display());
     let mut file = AtomicFile::create(path).with_context(cannot)?;
     file.write_all(text.as_bytes()).with_context(cannot)?;
     match file.finish(replace) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            bail!("{0} is there already; /save! {0} replaces it", path.display())
+            bail!("{0} exists; /save! {0} overwrites it", path.display())
         }
         result => result.with_context(cannot),
     }
@@ -41,10 +42,10 @@ pub fn save(path: &Path, text: &str, replace: bool) -> anyhow::Result<()> {
 /// Reads a conversation.
 ///
 /// # Errors
-/// Where it cannot be read, or is none.
+/// If the file cannot be read, or is not a conversation.
 pub fn load(path: &Path) -> anyhow::Result<Conversation> {
     let cannot = || format!("cannot read {}", path.display());
-    // A pipe or a device might never end, or never begin.
+    // A pipe or a device might block, or never end.
     if !path.metadata().with_context(cannot)?.is_file() {
         bail!("{} is not a file", path.display());
     }
@@ -52,14 +53,14 @@ pub fn load(path: &Path) -> anyhow::Result<Conversation> {
     let file = std::fs::File::open(path).with_context(cannot)?;
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).with_context(cannot)?;
     if bytes.len() as u64 > MAX_BYTES {
-        bail!("{} has more than {} MB, which is no conversation", path.display(), MAX_BYTES >> 20);
+        bail!("{} is larger than {} MB, too large for a conversation", path.display(), MAX_BYTES >> 20);
     }
     let Ok(text) = String::from_utf8(bytes) else { bail!("{} is not UTF-8 text", path.display()) };
     Conversation::from_json(&text).with_context(cannot)
 }
 
-/// The names in `folder` that begin with `begun`, folders with a slash behind, in order. Hidden ones only where a dot
-/// was typed.
+/// Returns the names in `folder` that begin with `begun`, sorted, directories with a slash at the end. Hidden files are
+/// listed only if `begun` starts with a dot.
 pub fn complete(folder: &str, begun: &str) -> Vec<String> {
     let at = if folder.is_empty() { PathBuf::from(".") } else { path(folder) };
     let Ok(entries) = at.read_dir() else { return Vec::new() };
@@ -67,8 +68,8 @@ pub fn complete(folder: &str, begun: &str) -> Vec<String> {
         .filter_map(|entry| {
             let entry = entry.ok()?;
             let name = entry.file_name().into_string().ok()?;
-            // Such a name would drive the terminal.
-            let fits = name.starts_with(begun) && !name.contains(char::is_control);
+            // The line editor would print the name as it is.
+            let fits = name.starts_with(begun) && !name.contains(is_unprintable);
             let seen = !name.starts_with('.') || begun.starts_with('.');
             (fits && seen).then(|| if entry.path().is_dir() { format!("{name}/") } else { name })
         })
@@ -87,11 +88,11 @@ mod tests {
         let file = dir.path().join("a.json");
         save(&file, "one", false).unwrap();
         let error = save(&file, "two", false).unwrap_err().to_string();
-        assert!(error.contains("a.json is there already; /save! "), "{error}");
+        assert!(error.contains("a.json exists; /save! "), "{error}");
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "one");
         save(&file, "two", true).unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "two");
-        assert!(save(dir.path(), "x", true).unwrap_err().to_string().contains("is a folder"));
+        assert!(save(dir.path(), "x", true).unwrap_err().to_string().contains("is a directory"));
         assert!(save(&dir.path().join("no/a.json"), "x", true).unwrap_err().to_string().contains("cannot write"));
     }
 
@@ -108,6 +109,6 @@ mod tests {
         assert!(said(&bad).contains("is not UTF-8"));
         let large = std::fs::File::create(&bad).unwrap();
         large.set_len(MAX_BYTES + 1).unwrap();
-        assert!(said(&bad).contains("more than 64 MB"));
+        assert!(said(&bad).contains("larger than 64 MB"));
     }
 }

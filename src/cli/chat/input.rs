@@ -1,4 +1,4 @@
-//! Where messages come from: a person at a terminal, or a script that pipes them in.
+//! Reads lines: from a person at a terminal, or from a pipe.
 
 use std::borrow::Cow;
 use std::io::{self, BufRead, BufReader, IsTerminal};
@@ -22,20 +22,20 @@ use unicode_width::UnicodeWidthChar;
 use super::command::{self, is_open};
 use super::files;
 use super::settings;
-use crate::base::display::drives;
+use crate::base::display::is_unprintable;
 
-/// What came.
+/// A line, or what happened instead.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Line {
     /// A message or a command.
     Text(String),
-    /// Ctrl-C: never mind.
+    /// Ctrl-C.
     Interrupted,
-    /// Ctrl-D, or the end of the file.
+    /// Ctrl-D, or the end of input.
     End,
 }
 
-/// Where lines come from.
+/// A source of lines.
 pub enum Input {
     /// A person at a terminal.
     Terminal(Box<Terminal>),
@@ -44,10 +44,10 @@ pub enum Input {
 }
 
 impl Input {
-    /// Standard input. `history` is where what was typed is kept; `colour` is for the prompt.
+    /// Opens standard input. Lines typed at a terminal are saved in `history`; `colour` is for the prompt.
     ///
     /// # Errors
-    /// Where the terminal cannot be set up.
+    /// If the terminal cannot be set up.
     pub fn open(history: Option<PathBuf>, colour: bool) -> anyhow::Result<Self> {
         if !io::stdin().is_terminal() {
             return Ok(Self::Pipe(Box::new(BufReader::new(io::stdin()))));
@@ -55,15 +55,15 @@ impl Input {
         Ok(Self::Terminal(Box::new(Terminal::open(history, colour)?)))
     }
 
-    /// Whether a person types.
+    /// Whether standard input is a terminal.
     pub fn is_terminal(&self) -> bool {
         matches!(self, Self::Terminal(_))
     }
 
-    /// The next message or command. A terminal shows `prefill` as if it had been typed.
+    /// Reads the next message or command. On a terminal, the line begins with `prefill`.
     ///
     /// # Errors
-    /// Where nothing can be read.
+    /// If standard input cannot be read, or is not UTF-8.
     pub fn next(&mut self, prefill: &str) -> anyhow::Result<Line> {
         match self {
             Self::Terminal(terminal) => terminal.next(prefill),
@@ -72,14 +72,14 @@ impl Input {
     }
 }
 
-/// A line, or several: those that end in a backslash go on, and quotes are read to their end.
+/// Reads a line, or several: a line that ends in a backslash continues, and quotes are read up to the closing ones.
 fn read_piped(reader: &mut dyn BufRead) -> anyhow::Result<Line> {
     let mut text = String::new();
     loop {
         let mut bytes = Vec::new();
         let n = reader.read_until(b'\n', &mut bytes).context("cannot read standard input")?;
         if n == 0 {
-            // What was begun counts, though its end is missing.
+            // A message without its end is still a message.
             return Ok(if text.is_empty() { Line::End } else { Line::Text(text) });
         }
         let line = String::from_utf8(bytes).context("standard input is not UTF-8 text")?;
@@ -88,7 +88,7 @@ fn read_piped(reader: &mut dyn BufRead) -> anyhow::Result<Line> {
         text.push_str(line);
         if is_open(&text) {
             text.push('\n');
-        } else if let Some(cut) = goes_on(&text) {
+        } else if let Some(cut) = continues(&text) {
             text.truncate(cut);
             text.push('\n');
         } else {
@@ -97,14 +97,14 @@ fn read_piped(reader: &mut dyn BufRead) -> anyhow::Result<Line> {
     }
 }
 
-/// Where a text ends that goes on in the next line: before its last backslash.
-fn goes_on(text: &str) -> Option<usize> {
+/// Where a line that continues on the next one is cut: before its last backslash.
+fn continues(text: &str) -> Option<usize> {
     text.strip_suffix('\\').map(str::len)
 }
 
 /// A line editor.
 pub struct Terminal {
-    editor: Editor<Assistant, FileHistory>,
+    editor: Editor<EditorHelper, FileHistory>,
     history: Option<PathBuf>,
     prompt: (&'static str, &'static str),
 }
@@ -114,23 +114,23 @@ impl Terminal {
         let mut config = Config::builder()
             .max_history_size(2000)?
             .history_ignore_dups(true)?
-            // As shells do: what begins with a space is not kept.
+            // As in shells, a line that begins with a space is not saved.
             .history_ignore_space(true)
             .completion_type(CompletionType::List)
             .bell_style(BellStyle::None)
             .auto_add_history(false);
         if !io::stdout().is_terminal() {
-            // The prompt is not part of what is piped on.
+            // The prompt must not go into the pipe.
             config = config.behavior(Behavior::PreferTerm);
         }
         let mut editor = Editor::with_config(config.build()).context("cannot set up the terminal")?;
-        editor.set_helper(Some(Assistant));
+        editor.set_helper(Some(EditorHelper));
         let enter = |mods| Event::from(KeyEvent(KeyCode::Enter, mods));
         editor.bind_sequence(enter(Modifiers::NONE), EventHandler::Conditional(Box::new(Enter)));
         editor.bind_sequence(KeyEvent::ctrl('J'), EventHandler::Conditional(Box::new(Enter)));
         editor.bind_sequence(enter(Modifiers::ALT), Cmd::Newline);
         if let Some(path) = &history {
-            // There is none yet, the first time.
+            // The first time, there is no file yet.
             let _ = editor.load_history(path);
         }
         Ok(Self { editor, history, prompt: ("> ", if colour { "\x1b[1;36m>\x1b[0m " } else { "> " }) })
@@ -140,19 +140,19 @@ impl Terminal {
         match self.editor.readline_with_initial(&self.prompt, (prefill, "")) {
             Ok(text) => {
                 let text = joined(&text);
-                self.keep(&text);
+                self.save(&text);
                 Ok(Line::Text(text))
             }
             Err(ReadlineError::Interrupted) => Ok(Line::Interrupted),
-            // The terminal has gone: nobody is left to tell.
+            // The terminal has been closed: nobody would read an error.
             Err(ReadlineError::Eof | ReadlineError::Io(_) | ReadlineError::Errno(_)) => Ok(Line::End),
             Err(error) => Err(error).context("cannot read from the terminal"),
         }
     }
 
-    fn keep(&mut self, text: &str) {
+    fn save(&mut self, text: &str) {
         let Some(path) = self.history.as_deref().filter(|_| !text.trim().is_empty()) else { return };
-        // A history that cannot be written is no reason to stop talking.
+        // A history that cannot be written does not end the chat.
         if matches!(self.editor.add_history_entry(text), Ok(true)) && make_private_folder(path).is_ok() {
             let _ = self.editor.append_history(path);
         }
@@ -167,13 +167,13 @@ fn make_private_folder(path: &Path) -> io::Result<()> {
     builder.create(crate::base::atomic_file::folder(path))
 }
 
-/// Where what was typed is kept: `$NIBBLE_HISTORY`, which may be empty for nowhere, or a file in the folder that the
-/// system has for such things.
+/// Returns the history file: `$NIBBLE_HISTORY`, where an empty value means none, or else a file in the system's
+/// directory for application state.
 pub fn history_file() -> Option<PathBuf> {
     if let Some(given) = std::env::var_os("NIBBLE_HISTORY") {
         return (!given.is_empty()).then(|| given.into());
     }
-    // The specification: a path that is not absolute is to be ignored.
+    // The XDG specification says to ignore paths that are not absolute.
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let state = if cfg!(windows) {
         absolute("LOCALAPPDATA")
@@ -183,16 +183,16 @@ pub fn history_file() -> Option<PathBuf> {
     Some(state?.join("nibble").join("chat-history"))
 }
 
-/// Stands between a backslash and the line break that was typed after it: both go when the message is sent, while such
-/// pairs in a pasted program stay. It is not shown.
+/// Marks a backslash and line break that were typed to continue a line. Both are removed when the message is sent,
+/// while such pairs in pasted code stay. It is not displayed.
 const TYPED: char = '\u{2060}';
 
-/// What was typed, without the backslashes that only carried it to the next line.
+/// Removes the backslashes that only continued a line.
 fn joined(text: &str) -> String {
     text.replace(&format!("\\{TYPED}\n"), "\n").replace(&format!("{TYPED}\n"), "\n")
 }
 
-/// Enter sends what was typed, unless it goes on.
+/// Enter sends the message, unless it continues on the next line.
 struct Enter;
 
 impl ConditionalEventHandler for Enter {
@@ -201,25 +201,25 @@ impl ConditionalEventHandler for Enter {
         if is_open(line) {
             return Some(Cmd::Newline);
         }
-        let at_end = context.pos() == line.len() && goes_on(line).is_some();
+        let at_end = context.pos() == line.len() && continues(line).is_some();
         Some(if at_end { Cmd::Insert(1, format!("{TYPED}\n")) } else { Cmd::AcceptLine })
     }
 }
 
-/// What the editor knows of the language.
-struct Assistant;
+/// Completes commands and escapes what is displayed.
+struct EditorHelper;
 
-impl Helper for Assistant {}
-impl Validator for Assistant {}
+impl Helper for EditorHelper {}
+impl Validator for EditorHelper {}
 
-impl Hinter for Assistant {
+impl Hinter for EditorHelper {
     type Hint = String;
 }
 
-impl Highlighter for Assistant {
+impl Highlighter for EditorHelper {
     fn highlight<'l>(&self, line: &'l str, _: usize) -> Cow<'l, str> {
-        // The editor would print them as they are, and an edited message may come from anywhere. Most have no width.
-        let hidden = |c: char| c == TYPED || (drives(c) && !matches!(c, '\n' | '\t'));
+        // The editor prints the line as it is, and an edited message may come from a file. Most of these have no width.
+        let hidden = |c: char| c == TYPED || (is_unprintable(c) && !matches!(c, '\n' | '\t'));
         if !line.contains(hidden) {
             return Cow::Borrowed(line);
         }
@@ -234,7 +234,7 @@ impl Highlighter for Assistant {
     }
 }
 
-impl Completer for Assistant {
+impl Completer for EditorHelper {
     type Candidate = Pair;
 
     fn complete(&self, line: &str, at: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<Pair>)> {
@@ -242,7 +242,7 @@ impl Completer for Assistant {
     }
 }
 
-/// What a line that ends here can go on with: where that begins, and the ways.
+/// Returns the completions of a line, and where in the line they begin.
 fn complete(line: &str) -> (usize, Vec<Pair>) {
     let pair = |name: &str, more: &str| Pair { display: name.to_string(), replacement: format!("{name}{more}") };
     let Some(rest) = line.strip_prefix('/') else { return (0, Vec::new()) };
@@ -296,7 +296,7 @@ mod tests {
     fn a_backslash_goes_when_it_was_typed_before_a_line_break() {
         let typed = format!("a\\{TYPED}\nb\\\nc\\");
         assert_eq!(joined(&typed), "a\nb\\\nc\\");
-        assert_eq!(Assistant.highlight("a\u{1b}[2J\u{2060}\n\t你\u{202e}\u{9b}", 0), "a[2J\n\t你");
+        assert_eq!(EditorHelper.highlight("a\u{1b}[2J\u{2060}\n\t你\u{202e}\u{9b}", 0), "a[2J\n\t你");
     }
 
     #[test]

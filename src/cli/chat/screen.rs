@@ -1,23 +1,25 @@
-//! What is shown: answers on standard output, everything else on standard error, so that a script reads the answers
-//! alone. Nothing that comes from a model or a file drives the terminal.
+//! Prints answers to standard output and everything else to standard error, so that a script can read the answers
+//! alone. All text from a model or a file goes through [`crate::base::display`] first.
 
-use crate::base::display::{printable, printable_lines};
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 
 use unicode_width::UnicodeWidthChar;
 
-/// Where things are shown.
+use crate::base::display::{printable, printable_lines, printable_prose};
+
+/// Standard output and standard error.
 pub struct Screen {
-    /// Whether a person reads the answers.
+    /// Whether standard output is a terminal.
     terminal: bool,
-    /// Whether what is not an answer may be in colour.
+    /// Whether remarks and errors are colored.
     colour: bool,
-    /// Nothing of the answer has been shown yet.
+    /// Whether nothing of the answer has been printed yet.
     fresh: bool,
+    /// Whether the last character printed is a line break.
     ended_line: bool,
-    /// Breaks the answer's lines between words.
+    /// Wraps the lines of the answer.
     wrap: Option<Wrap>,
     error: Option<io::Error>,
 }
@@ -27,7 +29,7 @@ const RED: &str = "\x1b[31m";
 const RESET: &str = "\x1b[0m";
 
 impl Screen {
-    /// The program's own.
+    /// The streams of this process.
     pub fn new() -> Self {
         Self {
             terminal: io::stdout().is_terminal(),
@@ -39,23 +41,23 @@ impl Screen {
         }
     }
 
-    /// Whether colours are shown.
+    /// Whether remarks and errors are colored.
     pub fn colour(&self) -> bool {
         self.colour
     }
 
-    /// An answer begins. On a terminal its lines are broken between words where `wrap`.
+    /// Begins an answer. If `wrap`, its lines are wrapped on a terminal.
     pub fn begin(&mut self, wrap: bool) {
         (self.fresh, self.ended_line) = (true, true);
         self.wrap = (wrap && self.terminal).then(|| Wrap::new(width()));
     }
 
-    /// Shows more of an answer. Breaks where nobody reads it.
+    /// Prints more of an answer. Breaks when standard output cannot be written to.
     pub fn text(&mut self, text: &str) -> ControlFlow<()> {
         if !self.terminal {
             return self.write(text);
         }
-        let text = shown(if self.fresh { text.trim_start() } else { text });
+        let text = printable_prose(if self.fresh { text.trim_start() } else { text });
         self.fresh &= text.is_empty();
         match &mut self.wrap {
             None => self.write(&text),
@@ -67,7 +69,7 @@ impl Screen {
         }
     }
 
-    /// The answer is over; what follows stands on a line of its own.
+    /// Ends an answer, with a line break unless it has one.
     pub fn end(&mut self) {
         let mut rest = String::new();
         if let Some(mut wrap) = self.wrap.take() {
@@ -76,11 +78,11 @@ impl Screen {
         if !(if rest.is_empty() { self.ended_line && !self.fresh } else { rest.ends_with('\n') }) {
             rest.push('\n');
         }
-        // An error is kept, and seen to at the end of the turn.
+        // The caller asks for the error at the end of the turn.
         let _ = self.write(&rest);
     }
 
-    /// An empty line before the next prompt.
+    /// Prints an empty line before the next prompt, on a terminal.
     pub fn gap(&self) {
         if self.terminal {
             eprintln!();
@@ -101,18 +103,18 @@ impl Screen {
         }
     }
 
-    /// Why standard output takes no more, once.
+    /// Takes the error, if standard output could not be written to.
     pub fn take_error(&mut self) -> Option<io::Error> {
         self.error.take()
     }
 
-    /// A remark in a line.
+    /// Prints a remark on one line, in parentheses.
     pub fn note(&self, text: &str) {
         self.styled(DIM, &format!("({})", printable(text)));
     }
 
-    /// What went wrong, in a sentence.
-    pub fn wrong(&self, text: &str) {
+    /// Prints an error.
+    pub fn show_error(&self, text: &str) {
         self.styled(RED, &printable_lines(text));
     }
 
@@ -125,12 +127,12 @@ impl Screen {
         }
     }
 
-    /// Lines of information.
+    /// Prints lines of information.
     pub fn say(&self, text: &str) {
         eprintln!("{}", wrap(&printable_lines(text), width(), 0));
     }
 
-    /// Pairs of a word and what it means: beside each other, or below each other where it is narrow.
+    /// Prints pairs of a word and its meaning: side by side, or one below the other on a narrow terminal.
     pub fn list<'a>(&self, pairs: impl IntoIterator<Item = (String, Cow<'a, str>)>) {
         let pairs: Vec<_> = pairs.into_iter().collect();
         let longest = pairs.iter().map(|(word, _)| columns(word)).max().unwrap_or(0);
@@ -154,7 +156,7 @@ fn wants_colour() -> bool {
     set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Columns that lines are broken at; as good as endless where they go to no terminal.
+/// The width to wrap lines at, in columns; unlimited without a terminal.
 fn width() -> usize {
     if !io::stderr().is_terminal() && !io::stdout().is_terminal() {
         return usize::MAX;
@@ -163,31 +165,12 @@ fn width() -> usize {
     if columns < 10 { 80 } else { columns }
 }
 
-/// What a model writes, fit for a terminal: as [`printable_lines`], but the marks that right-to-left writing needs stay,
-/// and carriage returns and byte order marks, which come of the texts that models learn from, go.
-fn shown(text: &str) -> Cow<'_, str> {
-    if text.chars().all(|c| c == '\n' || c == '\t' || !c.is_control()) && printable_lines(text) == text {
-        return Cow::Borrowed(text);
-    }
-    let mut out = String::with_capacity(text.len() + 16);
-    let mut buffer = [0; 4];
-    for c in text.chars() {
-        match c {
-            '\r' | '\u{feff}' => {}
-            '\u{61c}' | '\u{200e}' | '\u{200f}' => out.push(c),
-            '\u{2028}' | '\u{2029}' => out.push('\n'),
-            c => out.push_str(&printable_lines(c.encode_utf8(&mut buffer))),
-        }
-    }
-    Cow::Owned(out)
-}
-
 fn columns(text: &str) -> usize {
     text.chars().map(|c| c.width().unwrap_or(0)).sum()
 }
 
-/// Breaks lines at spaces so that they are no wider than `width`, where words allow it; further lines of one begin with
-/// so many spaces. Lines that fit stay as they are.
+/// Wraps lines at spaces to at most `width` columns, unless a single word is wider. Continued lines are indented by
+/// `indent` spaces. Lines that fit are unchanged.
 fn wrap(text: &str, width: usize, indent: usize) -> String {
     let mut out = String::with_capacity(text.len());
     for (i, line) in text.split('\n').enumerate() {
@@ -201,7 +184,7 @@ fn wrap(text: &str, width: usize, indent: usize) -> String {
         let mut at = 0;
         for (j, word) in line.split(' ').enumerate() {
             let wide = columns(word);
-            // Spaces at the beginning are empty words.
+            // Leading spaces show up as empty words.
             if j > 0 && at > indent && at + 1 + wide > width && !word.is_empty() {
                 out.push('\n');
                 out.push_str(&" ".repeat(indent));
@@ -217,26 +200,26 @@ fn wrap(text: &str, width: usize, indent: usize) -> String {
     out
 }
 
-/// Breaks lines between words as text comes. A word is held back until its end is known; what stands between three
-/// backticks is a program, whose lines are left alone.
+/// Wraps lines as text arrives. A word is held back until its end is known. Lines between three backticks are code, and
+/// are not wrapped.
 struct Wrap {
     width: usize,
-    /// Where the next character goes.
+    /// The column of the next character.
     column: usize,
     spaces: usize,
     word: String,
     wide: usize,
-    /// Whether its last character is Chinese, or as wide.
+    /// Whether the last character of the word is two columns wide, as Chinese is.
     ends_wide: bool,
-    /// The line's first characters.
+    /// The first characters of the line.
     head: String,
     in_code: bool,
 }
 
-/// What belongs to the word before it.
+/// Characters that a line cannot begin with.
 const CLOSING: &str = "，。、；：！？）】》」』”’…,.;:!?)]}";
 
-/// Opens and closes a program in an answer.
+/// Opens and closes code in an answer.
 const FENCE: &str = "```";
 
 impl Wrap {
@@ -264,7 +247,7 @@ impl Wrap {
                 }
                 c => {
                     let wide = c.width().unwrap_or(0);
-                    // Chinese breaks before and after any character, but no line begins with what closes.
+                    // Chinese can be broken at any character, but a line cannot begin with closing punctuation.
                     if (wide > 1 || self.ends_wide) && !CLOSING.contains(c) {
                         self.place(out);
                     }
@@ -276,7 +259,7 @@ impl Wrap {
         }
     }
 
-    /// Puts the word where it fits.
+    /// Writes the word on this line if it fits, or on the next one.
     fn place(&mut self, out: &mut String) {
         if self.word.is_empty() {
             return;
@@ -293,14 +276,14 @@ impl Wrap {
         out.push_str(&self.word);
         self.column += self.wide;
         if self.column > self.width {
-            // The terminal has broken it.
+            // The terminal has wrapped it.
             self.column %= self.width.max(1);
         }
         self.word.clear();
         (self.wide, self.ends_wide) = (0, false);
     }
 
-    /// Holds nothing back any more.
+    /// Writes everything that was held back.
     fn finish(&mut self, out: &mut String) {
         self.place(out);
         out.push_str(&" ".repeat(std::mem::take(&mut self.spaces)));
@@ -312,15 +295,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_a_model_writes_drives_the_terminal() {
-        assert_eq!(shown("Hi, 你好!\n\tA\r\n"), "Hi, 你好!\n\tA\n");
-        assert_eq!(shown("\x1b]0;title\x07\x1b[2J\u{9b}1m"), "\\u{1b}]0;title\\u{7}\\u{1b}[2J\\u{9b}1m");
-        assert_eq!(shown("\u{202e}gpj.exe\u{2066}"), "\\u{202e}gpj.exe\\u{2066}");
-        assert_eq!(shown("\u{feff}שלום\u{200f}!\u{2028}x"), "שלום\u{200f}!\nx");
-        assert!(matches!(shown("plain"), Cow::Borrowed(_)));
-    }
-
-    #[test]
     fn lines_break_between_words() {
         assert_eq!(wrap("the quick brown fox", 10, 0), "the quick\nbrown fox");
         assert_eq!(wrap("  /set  changes a setting", 15, 8), "  /set  changes\n        a\n        setting");
@@ -329,7 +303,7 @@ mod tests {
         assert_eq!(wrap("short\n  lines  stay", 80, 4), "short\n  lines  stay");
     }
 
-    /// `text` as it is wrapped when it comes in pieces of so many characters.
+    /// Wraps `text` that arrives in pieces of `piece` characters.
     fn streamed(text: &str, width: usize, piece: usize) -> String {
         let (mut wrap, mut out) = (Wrap::new(width), String::new());
         let characters: Vec<char> = text.chars().collect();

@@ -1,7 +1,7 @@
-//! Ctrl-C: stops an answer, and not the chat.
+//! Ctrl-C stops an answer, not the chat.
 //!
-//! At the prompt the line editor reads the key itself, and no signal comes. Requests to terminate end the program as
-//! they do any other: there is nothing to finish.
+//! At the prompt, the line editor reads the key itself and there is no signal. SIGTERM ends the program as usual: there
+//! is nothing to finish.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -11,21 +11,22 @@ use anyhow::Context;
 use super::super::interrupt::EXIT_CODE;
 use super::echo;
 
-/// Listens for Ctrl-C.
+/// A handler for Ctrl-C.
 #[derive(Clone, Debug)]
 pub struct Interrupt {
     flag: Arc<AtomicBool>,
     presses: Arc<AtomicU32>,
     busy: Arc<AtomicBool>,
-    /// Whether the program outlives a Ctrl-C when there is nothing to stop.
+    /// Whether the program ignores Ctrl-C when there is nothing to stop.
     stays: bool,
 }
 
 impl Interrupt {
-    /// Begins to listen. With a person at a terminal the program `stays` when there is nothing to stop.
+    /// Installs the handler. When there is nothing to stop, Ctrl-C ends the program unless it `stays`, which is for a
+    /// person at a terminal.
     ///
     /// # Errors
-    /// When the system lets no handler be set.
+    /// If the system does not accept a handler.
     pub fn listen(stays: bool) -> anyhow::Result<Self> {
         let this = Self { flag: Arc::default(), presses: Arc::default(), busy: Arc::default(), stays };
         let heard = this.clone();
@@ -33,17 +34,18 @@ impl Interrupt {
         Ok(this)
     }
 
-    /// The flag that Ctrl-C sets while there is something to stop.
+    /// The flag that Ctrl-C sets while something can be stopped.
     pub fn flag(&self) -> Arc<AtomicBool> {
         self.flag.clone()
     }
 
-    /// Whether it is set.
+    /// Whether the flag is set.
     pub fn is_set(&self) -> bool {
         self.flag.load(Ordering::Relaxed)
     }
 
-    /// Until the guard goes there is something to stop, and what is typed is not shown: it would stand in the answer.
+    /// Clears the flag and marks the start of something that can be stopped. Until the guard is dropped, typed keys are
+    /// not echoed: they would show up inside the answer.
     pub fn busy(&self) -> Busy<'_> {
         self.flag.store(false, Ordering::Relaxed);
         self.presses.store(0, Ordering::Relaxed);
@@ -60,10 +62,10 @@ impl Interrupt {
             return;
         }
         self.flag.store(true, Ordering::Relaxed);
-        // People press it more than once when nothing happens at once; and it has to end somehow where nothing does.
+        // People press the key again when nothing happens at once, and the program must end even if it hangs.
         match self.presses.fetch_add(1, Ordering::Relaxed) {
             0 => {}
-            1 => eprintln!("\n(stopping; once more ends nibble)"),
+            1 => eprintln!("\n(stopping; press Ctrl-C once more to quit nibble)"),
             _ => {
                 echo::on();
                 std::process::exit(EXIT_CODE.into());
@@ -72,7 +74,7 @@ impl Interrupt {
     }
 }
 
-/// There is something to stop.
+/// While it lives, something can be stopped.
 #[derive(Debug)]
 pub struct Busy<'a>(&'a Interrupt);
 

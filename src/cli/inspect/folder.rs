@@ -5,9 +5,9 @@ use std::io::Write;
 
 use serde_json::{Value as Json, json};
 
-use super::text::{self, shorten};
+use super::text;
 use super::{TensorReport, suggestion};
-use crate::base::display::printable;
+use crate::base::display::{printable, shorten};
 use crate::base::units;
 use crate::checkpoint::{Checkpoint, DType, Tensor};
 use crate::cli::groups::groups;

@@ -6,7 +6,7 @@ use super::TensorReport;
 use super::facts::Summary;
 use super::json::info_index;
 use super::stats::Histogram;
-use crate::base::display::printable;
+use crate::base::display::{printable, shorten};
 use crate::base::units;
 use crate::cli::groups::{Group, groups, layer_list};
 use crate::cli::making;
@@ -195,14 +195,6 @@ pub fn whole(value: &Value) -> String {
                 .collect();
             lines.join("\n")
         }
-    }
-}
-
-/// Returns at most `longest` characters, escaped; if that is not all, followed by the total number.
-pub fn shorten(text: &str, longest: usize) -> String {
-    match text.char_indices().nth(longest) {
-        None => printable(text).into_owned(),
-        Some((end, _)) => format!("{}... ({} characters)", printable(&text[..end]), text.chars().count()),
     }
 }
 

@@ -164,12 +164,7 @@ fn refuse(config: &Config) -> Result<(), Error> {
 
 /// Formats a value for a message.
 fn shown(value: &Value) -> String {
-    const LONGEST: usize = 80;
-    let text = value.to_string();
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
+    crate::base::display::shorten(&value.to_string(), 80)
 }
 
 /// The numbers under `key`, by the modules that they are for.
