@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use nibble::evaluate::measure::{Against, Columns, Measurement, Options, measure, trace};
+use nibble::evaluate::measure::{Against, Columns, Measurement, ReadOptions, measure, trace};
 use nibble::evaluate::read::session_for;
-use nibble::evaluate::text::{self, Cut, Named, Text};
+use nibble::evaluate::texts::{self, Cut, TextFile, TokenizedText};
 use nibble::evaluate::trace::{Header, Trace, Writer};
 use nibble::llama::{Logits, Model, ModelOptions, Session};
 
@@ -28,23 +28,23 @@ fn load(path: &Path) -> Model {
 }
 
 /// A text of the repository and one in Chinese, some windows of each.
-fn texts(dir: &Path, cut: Cut, model: &Model) -> Vec<Text> {
+fn texts(dir: &Path, cut: Cut, model: &Model) -> Vec<TokenizedText> {
     let chinese = dir.join("zh.txt");
     let lines =
         ["话说宋江在梁山泊", "黛玉听了这话，不觉", "次日天明，众人", "老太太笑道：", "且听下回分解。", "却说那人"];
     let zh: String = (0..400).map(|i| lines[i * 7 % 6].to_string() + lines[i * i % 5]).collect();
     std::fs::write(&chinese, zh).unwrap();
     let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let named = [Named { name: "en".to_string(), path: readme }, Named { name: "zh".to_string(), path: chinese }];
-    text::read(&named, cut, Some(3), model.codec()).unwrap()
+    let named = [TextFile { name: "en".to_string(), path: readme }, TextFile { name: "zh".to_string(), path: chinese }];
+    texts::read(&named, cut, Some(3), model.codec()).unwrap()
 }
 
-fn options(cut: Cut) -> Options {
-    Options { session: support::exact(), cut }
+fn options(cut: Cut) -> ReadOptions {
+    ReadOptions { session: support::exact(), cut }
 }
 
 /// The logits of all scored tokens, as they come from the same evaluations.
-fn logits(model: &Model, texts: &[Text], cut: Cut) -> Vec<Vec<f32>> {
+fn logits(model: &Model, texts: &[TokenizedText], cut: Cut) -> Vec<Vec<f32>> {
     let options = session_for(&support::exact(), cut, model.n_vocab());
     let mut session = Session::new(model, &options).unwrap();
     let mut all = Vec::new();
@@ -141,7 +141,7 @@ fn every_number_is_what_the_plain_way_gives() {
 }
 
 /// A trace of `k` tokens a position, and its bytes a scored token.
-fn traced(dir: &Path, model: &Model, texts: &[Text], cut: Cut, k: u32, drawn: u32) -> (Trace, f64) {
+fn traced(dir: &Path, model: &Model, texts: &[TokenizedText], cut: Cut, k: u32, drawn: u32) -> (Trace, f64) {
     let path = dir.join(format!("{k}-{drawn}.trace"));
     let header = Header { n_vocab: model.n_vocab(), window: cut.window, drawn, ..Header::default() };
     let mut writer = Writer::create(&path, header, k, texts).unwrap();

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::read::session_for;
-use super::text::Cut;
+use super::texts::Cut;
 use crate::llama::{Logits, Model, Node, Observer, Room, Session, SessionOptions};
 
 /// Watches for the first result that has a NaN or an infinite number.

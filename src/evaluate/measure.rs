@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::metrics::{Distance, Expected, Summary, TOP, Traced, distance, top_k};
 use super::read::{self, Failure, Observer, Read, Rows};
-use super::text::{Cut, Text};
+use super::texts::{Cut, TokenizedText};
 use super::trace::{Trace, Writer};
 use crate::llama::{Model, SessionOptions};
 
@@ -20,9 +20,9 @@ pub enum Against<'a> {
     Trace(&'a Trace),
 }
 
-/// How to measure.
+/// How models read texts.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct ReadOptions {
     /// How models are run; context and batches follow from the windows.
     pub session: SessionOptions,
     /// How texts are cut.
@@ -127,8 +127,8 @@ pub struct Measurement {
 pub fn measure(
     against: Against,
     candidates: &[&Model],
-    texts: &[Text],
-    options: &Options,
+    texts: &[TokenizedText],
+    options: &ReadOptions,
     watch: impl FnMut(usize),
 ) -> Measurement {
     let (reference, trace) = match against {
@@ -151,8 +151,19 @@ pub fn measure(
     comparer.finish(read, options.cut)
 }
 
+/// The windows of a trace, each with its text and how many of its tokens are scored, and the negative log-likelihoods of the
+/// right tokens: what [`measure`] returns of a reference that is a trace, without running anything.
+pub fn of_trace(trace: &Trace) -> (Vec<(usize, usize)>, Vec<f64>) {
+    let cut = trace.header().cut();
+    let windows = trace.texts().iter().enumerate().flat_map(|(i, text)| cut.windows(text).map(move |_| i));
+    let windows: Vec<(usize, usize)> = windows.map(|text| (text, cut.scored())).collect();
+    // A trace that was opened has all rows of its texts.
+    let nll = (0..windows.len() * cut.scored()).filter_map(|row| trace.row(row)).map(|row| -row.right).collect();
+    (windows, nll)
+}
+
 /// Writes down what a model expects along the texts. `watch` is told how many windows are done.
-pub fn trace(model: &Model, texts: &[Text], options: &Options, writer: &mut Writer, watch: impl FnMut(usize)) -> Read {
+pub fn trace(model: &Model, texts: &[TokenizedText], options: &ReadOptions, writer: &mut Writer, watch: impl FnMut(usize)) -> Read {
     let mut tracer = Tracer { writer, right: Vec::new() };
     read::read(&[model], 1, texts, options.cut, &options.session, &mut tracer, watch)
 }

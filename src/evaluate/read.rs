@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::metrics::Broken;
-use super::text::{Cut, Text};
+use super::texts::{Cut, TokenizedText};
 use crate::llama::{Error, Logits, Model, Session, SessionOptions};
 
 /// Bytes of the logits of a step.
@@ -113,7 +113,7 @@ pub fn session_for(options: &SessionOptions, cut: Cut, n_vocab: u32) -> SessionO
 pub fn read(
     models: &[&Model],
     essential: usize,
-    texts: &[Text],
+    texts: &[TokenizedText],
     cut: Cut,
     options: &SessionOptions,
     observer: &mut dyn Observer,
@@ -131,12 +131,12 @@ pub fn read(
         let failures = &failures;
         scope.spawn(move || look(observer, &work, &give_back, failures));
         for (slice, tokens, scored) in windows_of(texts, cut) {
-            if jobs.send(Job::Window { text: slice, window: windows, scored: scored.to_vec() }).is_err() {
+            if jobs.send(Message::Window { text: slice, window: windows, scored: scored.to_vec() }).is_err() {
                 // The observer has panicked, which the scope passes on.
                 return;
             }
             for (model, seat) in seats.iter_mut().enumerate().filter(|(model, _)| !failures.has(*model)) {
-                let mut to_observer = |step, rows| jobs.send(Job::Rows { model, step, rows }).is_ok();
+                let mut to_observer = |step, rows| jobs.send(Message::Rows { model, step, rows }).is_ok();
                 let result = seat.read(tokens, cut, &free, &mut to_observer, &mut model_time);
                 if !keep {
                     seat.session = None;
@@ -161,27 +161,27 @@ pub fn read(
 }
 
 /// All windows, with the place of their text, their tokens and those that are scored.
-fn windows_of(texts: &[Text], cut: Cut) -> impl Iterator<Item = (usize, &[u32], &[u32])> {
+fn windows_of(texts: &[TokenizedText], cut: Cut) -> impl Iterator<Item = (usize, &[u32], &[u32])> {
     texts.iter().enumerate().flat_map(move |(i, text)| cut.windows(text).map(move |(all, scored)| (i, all, scored)))
 }
 
-enum Job {
+enum Message {
     Window { text: usize, window: usize, scored: Vec<u32> },
     Rows { model: usize, step: usize, rows: Rows },
 }
 
 /// Hands what comes in to the observer, until nothing comes any more.
-fn look(observer: &mut dyn Observer, work: &Receiver<Job>, give_back: &Sender<Vec<f32>>, failures: &Failures) {
+fn look(observer: &mut dyn Observer, work: &Receiver<Message>, give_back: &Sender<Vec<f32>>, failures: &Failures) {
     let mut current = 0;
     for job in work {
         match job {
-            Job::Window { text, window, scored } => {
+            Message::Window { text, window, scored } => {
                 current = window;
                 observer.window(text, &scored);
             }
             // What was on its way when it failed.
-            Job::Rows { model, .. } if failures.has(model) => {}
-            Job::Rows { model, step, rows } => match observer.rows(model, step, rows) {
+            Message::Rows { model, .. } if failures.has(model) => {}
+            Message::Rows { model, step, rows } => match observer.rows(model, step, rows) {
                 // Nobody takes buffers at the end.
                 Ok(Some(buffer)) => drop(give_back.send(buffer)),
                 Ok(None) => {}

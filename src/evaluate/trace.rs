@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::metrics::{Summary, Traced, draw_others, top_k};
-use super::text::{Cut, Text};
+use super::texts::{Cut, TokenizedText};
 use crate::base::atomic_file::AtomicFile;
 use crate::base::mmap::Mapping;
 
@@ -52,7 +52,7 @@ pub enum Error {
         source: io::Error,
     },
     /// It is something else.
-    #[error("{} is no trace; `nibble trace` makes them", .0.display())]
+    #[error("{} is not a trace", .0.display())]
     Foreign(PathBuf),
     /// Made by another version.
     #[error("{} is a trace of version {found}, and this nibble reads version {VERSION}", path.display())]
@@ -204,7 +204,7 @@ impl Writer {
     ///
     /// # Errors
     /// Where the file cannot be written.
-    pub fn create(path: &Path, mut header: Header, k: u32, texts: &[Text]) -> io::Result<Self> {
+    pub fn create(path: &Path, mut header: Header, k: u32, texts: &[TokenizedText]) -> io::Result<Self> {
         header.k = k.clamp(1, header.n_vocab.max(1));
         header.texts = texts
             .iter()
@@ -272,7 +272,7 @@ impl Writer {
 pub struct Trace {
     header: Header,
     mapping: Mapping,
-    texts: Vec<Text>,
+    texts: Vec<TokenizedText>,
     rows_at: usize,
     n_rows: usize,
 }
@@ -339,7 +339,7 @@ impl Trace {
             if text.windows == 0 || tokens.iter().any(|token| *token >= header.n_vocab) {
                 return Err(damaged("it has tokens that its vocabulary does not have"));
             }
-            texts.push(Text {
+            texts.push(TokenizedText {
                 name: text.name.clone(),
                 path: path.to_path_buf(),
                 blake3: text.blake3.clone(),
@@ -356,7 +356,7 @@ impl Trace {
     }
 
     /// The texts, in tokens.
-    pub fn texts(&self) -> &[Text] {
+    pub fn texts(&self) -> &[TokenizedText] {
         &self.texts
     }
 
@@ -417,10 +417,10 @@ mod tests {
         (0..n).map(|i| (((i * 7919 + row * 104_729) % 1009) as f32 / 100.0).powf(1.3) - 8.0).collect()
     }
 
-    fn text(name: &str, n_windows: usize, n_vocab: u32) -> Text {
+    fn text(name: &str, n_windows: usize, n_vocab: u32) -> TokenizedText {
         let n = n_windows * WINDOW as usize;
         let tokens = (0..n as u32).map(|i| i * 31 % n_vocab).collect();
-        Text { name: name.to_string(), blake3: "ab".repeat(32), n_tokens: n as u64 + 3, tokens, ..Text::default() }
+        TokenizedText { name: name.to_string(), blake3: "ab".repeat(32), n_tokens: n as u64 + 3, tokens, ..TokenizedText::default() }
     }
 
     /// A trace of two texts in a file of the folder.
@@ -507,7 +507,7 @@ mod tests {
         };
         for cut in 0..whole.len() {
             let said = refused(&whole[..cut]);
-            assert!(said.contains("is no trace") || said.contains("is damaged"), "{cut}: {said}");
+            assert!(said.contains("is not a trace") || said.contains("is damaged"), "{cut}: {said}");
         }
         for at in (0..whole.len()).step_by(3) {
             let mut bytes = whole.clone();

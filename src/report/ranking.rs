@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::base::units;
 use crate::report::results::{Candidate, Estimate, Flips, Results, Verdict};
 
-use super::text;
+use super::wording;
 
 /// Candidates that a sentence names; half as many where it says something of each.
 const MOST_NAMED: usize = 8;
@@ -53,7 +53,7 @@ impl<'a> Ranking<'a> {
                 pairs.insert((pair.b, pair.a), (negative(pair.kld), turned));
             }
         }
-        let mut ranking = Self { results, labels: text::labels(results), measured, best: None, pairs };
+        let mut ranking = Self { results, labels: wording::labels(results), measured, best: None, pairs };
         // The first of equals is the smallest.
         ranking.best = ranking
             .measured
@@ -160,7 +160,7 @@ impl<'a> Ranking<'a> {
     pub fn verdict(&self, a: usize, b: usize) -> Option<String> {
         let (kld, outcome) = self.outcome(a, b)?;
         let (first, second, kld) = if outcome == Outcome::Loses { (b, a, negative(kld)) } else { (a, b, kld) };
-        let (first, second, kld) = (&self.labels[first], &self.labels[second], text::difference(&kld).line());
+        let (first, second, kld) = (&self.labels[first], &self.labels[second], wording::difference(&kld).line());
         Some(match outcome {
             Outcome::NotDistinguishable => format!("{first} and {second}: not distinguishable, KLD {kld}"),
             _ => format!("{first} beats {second}: KLD {kld}"),
@@ -216,15 +216,15 @@ impl<'a> Ranking<'a> {
         let (fewer, more) = (named(false), named(true));
         let mut found = Vec::new();
         if !fewer.is_empty() {
-            found.push(format!("fewer right than the reference: {}", text::listed(&fewer)));
+            found.push(format!("fewer right than the reference: {}", wording::listed(&fewer)));
         }
         if !more.is_empty() {
-            found.push(format!("more right: {}", text::listed(&more)));
+            found.push(format!("more right: {}", wording::listed(&more)));
         }
         if found.is_empty() {
             found.push("too few questions to tell any candidate from the reference".to_string());
         }
-        Some(format!("{}: {}.", text::plain(&self.results.tasks[task].name), found.join("; ")))
+        Some(format!("{}: {}.", wording::plain(&self.results.tasks[task].name), found.join("; ")))
     }
 
     fn headline(&self, best: usize) -> String {
@@ -249,21 +249,21 @@ impl<'a> Ranking<'a> {
     /// `is off by 0.0123 nats a token, and has another favourite than the reference at 3.48 of 100 tokens`
     fn nearness(&self, i: usize) -> String {
         let Some(scores) = self.results.candidates[i].overall else { return "was not measured".into() };
-        let kld = text::estimate(&scores.kld).value;
+        let kld = wording::estimate(&scores.kld).value;
         let flips = 1.0 - scores.same_top.value;
         if flips.is_nan() {
             return format!("is off the reference's odds by {kld} nats a token (KLD)");
         }
         format!(
             "is off the reference's odds by {kld} nats a token (KLD) and would choose another token at {} of 100 places",
-            text::share(flips)
+            wording::share(flips)
         )
     }
 
     /// Who is on the front.
     fn worth(&self) -> Option<String> {
         let front = self.front();
-        let sized = |list: &[usize]| text::listed(&list.iter().map(|&i| self.sized(i)).collect::<Vec<_>>());
+        let sized = |list: &[usize]| wording::listed(&list.iter().map(|&i| self.sized(i)).collect::<Vec<_>>());
         match front.len() {
             0 | 1 => None,
             2..=MOST_NAMED => Some(format!("Each of these is nearer than everything smaller: {}.", sized(&front))),
@@ -285,7 +285,7 @@ impl<'a> Ranking<'a> {
             if names.len() < off.len() {
                 names.push(format!("{} more", off.len() - names.len()));
             }
-            return Some(format!("Not worth their size, as something no larger is as near: {}.", text::listed(&names)));
+            return Some(format!("Not worth their size, as something no larger is as near: {}.", wording::listed(&names)));
         }
         let reason = |&(i, better): &(usize, usize)| {
             let noise = matches!(self.outcome(better, i), Some((_, Outcome::NotDistinguishable)));
@@ -295,7 +295,7 @@ impl<'a> Ranking<'a> {
         };
         let named: Vec<String> = off.iter().map(reason).collect();
         let word = if off.len() == 1 { "its" } else { "their" };
-        (!named.is_empty()).then(|| format!("Not worth {word} size: {}.", text::listed(&named)))
+        (!named.is_empty()).then(|| format!("Not worth {word} size: {}.", wording::listed(&named)))
     }
 
     /// Who failed, and whether all of it was done.
@@ -307,7 +307,7 @@ impl<'a> Ranking<'a> {
             .interrupted
             .then(|| format!("The comparison was stopped before its end: {} measured.", counted_were(measured)));
         let failed = (failed > 0 && (measured > 0 || self.results.interrupted))
-            .then(|| format!("{} failed, or did so in part.", text::counted(failed, "candidate", "candidates")));
+            .then(|| format!("{} failed, or did so in part.", wording::counted(failed, "candidate", "candidates")));
         let failed = failed.map(|sentence| format!("{}{}", sentence[..1].to_uppercase(), &sentence[1..]));
         match (stopped, failed) {
             (Some(stopped), Some(failed)) => Some(format!("{stopped} {failed}")),
@@ -321,7 +321,7 @@ impl<'a> Ranking<'a> {
         let mut sentences: Vec<String> = pairs.iter().filter_map(|&(a, b)| self.verdict(a, b)).collect();
         let more = self.pair_count().saturating_sub(sentences.len());
         if more > 0 {
-            sentences.push(format!("{} more: the JSON has all of them", text::counted(more, "pair", "pairs")));
+            sentences.push(format!("{} more: the JSON has all of them", wording::counted(more, "pair", "pairs")));
         }
         sentences
     }
@@ -463,7 +463,7 @@ mod tests {
         let mut results = measured(&[("Q2", 10, 0.2), ("Q4", 20, 0.03), ("Q5", 25, 0.02)], 0.001);
         results.settings.confidence = 0.95;
         results.tasks.truncate(1);
-        let name = text::plain(&results.tasks[0].name).into_owned();
+        let name = wording::plain(&results.tasks[0].name).into_owned();
         let mut said = |p_values: [f64; 3]| {
             for (candidate, p_value) in results.candidates.iter_mut().zip(p_values) {
                 let against_reference = Some(Flips { lost: 30, won: 10, p_value });

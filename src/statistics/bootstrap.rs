@@ -2,10 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::Blocks;
+use super::{Blocks, Estimate};
 use super::distributions::student_quantile;
 use crate::base::random::Random;
-use crate::report::results::Estimate;
 
 /// Resamples that a thread works on at a time. Results do not depend on it.
 const CHUNK: usize = 256;

@@ -71,6 +71,7 @@ mod blocks;
 mod bootstrap;
 mod choice;
 mod distributions;
+mod estimate;
 mod quantiles;
 mod questions;
 mod shape;
@@ -81,6 +82,7 @@ mod tests;
 
 pub use blocks::Blocks;
 pub use bootstrap::Bootstrap;
-pub use choice::{front, verdict};
+pub use choice::{Verdict, front, verdict};
+pub use estimate::Estimate;
 pub use questions::{mcnemar, mean_of_questions, share};
-pub use shape::{Stretches, histogram};
+pub use shape::{Histogram, Stretch, Stretches, histogram};

@@ -21,6 +21,8 @@
 //! bounded as in a conversion: a few buffers a thread. The numbers depend on nothing but the files: not on the CPU or the
 //! number of threads.
 
+pub mod comparison;
+pub mod file;
 mod sums;
 mod work;
 
@@ -28,6 +30,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+pub use self::comparison::{FileComparison, FileOptions, FilesError, Observer, Stage};
 use self::sums::Sums;
 use crate::arch::Role;
 use crate::base::units;

@@ -76,7 +76,7 @@ pub enum KeptError {
         source: io::Error,
     },
     /// It is something else, or of something else.
-    #[error("{}: it holds {what}; delete it, or give another folder with --task-results", path.display())]
+    #[error("{}: it holds {what}", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
@@ -84,7 +84,7 @@ pub enum KeptError {
         what: String,
     },
     /// Another process is at work on it.
-    #[error("{}: another process is writing results there; wait for it, or give another folder with --task-results", .0.display())]
+    #[error("{}: another process is writing results there", .0.display())]
     InUse(PathBuf),
 }
 
@@ -273,7 +273,7 @@ mod tests {
         let path = dir.path().join("quiz.jsonl");
         drop(Kept::open(&path, &identity("a")).unwrap());
         let error = Kept::open(&path, &identity("b")).unwrap_err().to_string();
-        assert!(error.contains("results of another model") && error.contains("--task-results"), "{error}");
+        assert!(error.contains("results of another model"), "{error}");
         let other = Identity { settings: "kv q8_0".into(), ..identity("a") };
         let error = Kept::open(&path, &other).unwrap_err().to_string();
         assert!(error.contains("under other settings (kv f16)"), "{error}");

@@ -36,7 +36,6 @@ mod kept;
 mod letters;
 mod marks;
 mod mmlu;
-#[cfg(feature = "llama")]
 mod run;
 mod source;
 mod subjects;
@@ -48,7 +47,6 @@ use std::path::{Path, PathBuf};
 
 pub use self::kept::{Identity, Kept, KeptError};
 pub use self::marks::{Outcome, QuestionResult, score};
-#[cfg(feature = "llama")]
 pub use self::run::{Ran, RunError, RunOptions, run};
 use self::source::Source;
 use crate::base::suggest;
@@ -57,7 +55,7 @@ use crate::report::results;
 /// A shape that tasks are published in.
 #[derive(Debug)]
 pub struct Format {
-    /// What `--task-format` calls it.
+    /// Its name, by which a task's format can be given.
     pub name: &'static str,
     /// What it is, in a few words.
     pub about: &'static str,
@@ -85,15 +83,20 @@ pub static FORMATS: &[&Format] = &[
     &gsm8k::FORMAT,
 ];
 
-/// The format of this name.
+/// The names of all formats.
+pub fn names() -> Vec<&'static str> {
+    FORMATS.iter().map(|format| format.name).collect()
+}
+
+/// Returns the format of this name.
 ///
 /// # Errors
-/// Where there is none: what may have been meant.
+/// When there is none; the error suggests names that are near.
 pub fn format(name: &str) -> Result<&'static Format, Error> {
     FORMATS.iter().copied().find(|format| format.name == name).ok_or_else(|| {
-        let names = || FORMATS.iter().map(|format| format.name);
-        let close: Vec<String> = suggest::suggest(name, names()).into_iter().map(str::to_string).collect();
-        let all = || format!("there are {}", names().collect::<Vec<_>>().join(", "));
+        let close = suggest::suggest(name, names().into_iter());
+        let close: Vec<String> = close.into_iter().map(str::to_string).collect();
+        let all = || format!("there are {}", names().join(", "));
         Error::Format { name: name.to_string(), hint: suggest::question(&close).unwrap_or_else(all) }
     })
 }
@@ -279,6 +282,29 @@ pub enum Error {
         /// What is wrong.
         what: String,
     },
+    /// A file of examples has fewer than are wanted.
+    #[error("{}: it has {found} examples, and {wanted} are wanted", path.display())]
+    Examples {
+        /// The file.
+        path: PathBuf,
+        /// Examples in it.
+        found: usize,
+        /// Examples wanted before each question.
+        wanted: u32,
+    },
+    /// A task has too few questions to take some of them as examples.
+    #[error("{}: it has {found} questions, too few to take {wanted} of them as examples", path.display())]
+    Questions {
+        /// The file.
+        path: PathBuf,
+        /// Questions in it.
+        found: usize,
+        /// Examples wanted before each question.
+        wanted: u32,
+    },
+    /// A file is in none of the formats of [`FORMATS`], as far as its content tells.
+    #[error("{}: it is in none of the task formats {}", .0.display(), names().join(", "))]
+    Unrecognized(PathBuf),
     /// A format that does not exist.
     #[error("there is no task format '{name}'; {hint}")]
     Format {
@@ -321,14 +347,11 @@ impl Task {
             let at = file.as_deref().unwrap_or(path);
             let n = usize::try_from(shots).unwrap_or(usize::MAX);
             if examples.len() < n || (file.is_none() && n_questions <= n) {
-                let what = match &file {
-                    Some(_) => format!("it has {} examples, and {shots} are asked for with --shots", examples.len()),
-                    None => format!(
-                        "it has {n_questions} questions, too few to take {shots} of them as examples; give a file of \
-                         examples with --task-shots, or ask for fewer with --shots"
-                    ),
-                };
-                return Err(Error::File { path: at.to_path_buf(), what });
+                let path = at.to_path_buf();
+                return Err(match &file {
+                    Some(_) => Error::Examples { path, found: examples.len(), wanted: shots },
+                    None => Error::Questions { path, found: n_questions, wanted: shots },
+                });
             }
             examples.truncate(n);
             examples.iter().for_each(|question| prefix.extend([question.example.as_str(), "\n\n"]));
@@ -387,13 +410,8 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
 
 /// The format that a file is in.
 fn recognise(source: &Source<'_>) -> Result<&'static Format, Error> {
-    FORMATS.iter().copied().find(|format| (format.looks_right)(source)).ok_or_else(|| {
-        let names: Vec<_> = FORMATS.iter().map(|format| format.name).collect();
-        source.fails(format!(
-            "it is in no task format that is known; where it is one of {}, say which with --task-format",
-            names.join(", ")
-        ))
-    })
+    let found = FORMATS.iter().copied().find(|format| (format.looks_right)(source));
+    found.ok_or_else(|| Error::Unrecognized(source.path().to_path_buf()))
 }
 
 fn parse(format: &Format, source: &Source<'_>) -> Result<Parsed, Error> {

@@ -231,7 +231,7 @@ fn examples_come_from_the_dev_file_beside_or_the_task_itself_or_where_one_says()
     let mine = TaskOptions { shots_from: Some(path("mine.csv")), ..two };
     assert!(Task::open(&test, &mine).unwrap().prefix.contains("mine 1?"));
     let error = Task::open(&test, &TaskOptions { shots: Some(7), ..mine }).unwrap_err().to_string();
-    assert!(error.ends_with("mine.csv: it has 6 examples, and 7 are asked for with --shots"), "{error}");
+    assert!(error.ends_with("mine.csv: it has 6 examples, and 7 are wanted"), "{error}");
     let error = Task::open(&path("mine.csv"), &TaskOptions { shots: Some(6), ..TaskOptions::default() }).unwrap_err();
     assert!(error.to_string().contains("too few to take 6 of them as examples; give a file"), "{error}");
 }
