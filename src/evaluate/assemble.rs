@@ -44,12 +44,7 @@ impl Statistics {
 /// `windows` are those that were read, each with its text and how many of its tokens were scored, and `reference_nll` is the
 /// negative log-likelihood of each scored token by the reference. Front and pairs are those of all candidates, so this is
 /// called again when more have been measured.
-pub fn fill(
-    results: &mut Results,
-    windows: &[(usize, usize)],
-    reference_nll: &[f64],
-    measured: &[(usize, &Columns)],
-) {
+pub fn fill(results: &mut Results, windows: &[(usize, usize)], reference_nll: &[f64], measured: &[(usize, &Columns)]) {
     for (i, slice) in results.slices.iter_mut().enumerate() {
         let of_slice = windows.iter().filter(|(text, _)| *text == i);
         slice.windows = of_slice.clone().count() as u64;
@@ -143,8 +138,8 @@ fn pair(a: (usize, &Columns), b: (usize, &Columns), bootstrap: &Bootstrap) -> Pa
     }
 }
 
-/// Marks the candidates that no other one is as small and better than. Some bytes of metadata make no file larger: sizes
-/// are taken in thousandths of the smallest.
+/// Marks the candidates on the front: no other is at most as large and better. Sizes are compared in thousandths of the
+/// smallest file, so that some bytes of metadata do not make a file larger.
 fn mark_front(candidates: &mut [Candidate]) {
     let measured: Vec<usize> = (0..candidates.len()).filter(|i| candidates[*i].overall.is_some()).collect();
     let smallest = measured.iter().map(|i| candidates[*i].file.bytes).min().unwrap_or(0);
@@ -193,7 +188,7 @@ impl Passages<'_> {
     }
 }
 
-/// The text of some tokens; characters that are cut at either end are left out.
+/// Returns the text of some tokens, without the characters that are cut at either end.
 fn passage(tokenizer: &dyn Tokenizer, tokens: &[u32]) -> String {
     let bytes: Vec<u8> = tokens.iter().flat_map(|id| tokenizer.bytes(*id)).copied().collect();
     let is_middle = |byte: &u8| byte & 0b1100_0000 == 0b1000_0000;
@@ -201,7 +196,8 @@ fn passage(tokenizer: &dyn Tokenizer, tokens: &[u32]) -> String {
     String::from_utf8_lossy(&bytes[begins..]).trim_end_matches(char::REPLACEMENT_CHARACTER).to_string()
 }
 
-/// The text of one token; bytes that are no text of their own as `\xE4`, control tokens as the vocabulary writes them.
+/// Returns the text of one token: bytes that are not text by themselves as `\xE4`, control tokens as the vocabulary writes
+/// them.
 fn token_text(tokenizer: &dyn Tokenizer, id: u32) -> String {
     let bytes = tokenizer.bytes(id);
     match std::str::from_utf8(bytes) {

@@ -29,14 +29,14 @@ pub struct ReadOptions {
     pub cut: Cut,
 }
 
-/// A number a scored token, in the order of the texts, as `f64` for the statistics that follow.
+/// Numbers for each scored token, in the order of the texts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Columns {
     /// KLD.
     pub kld: Vec<f64>,
     /// Negative log-likelihood of the right token.
     pub nll: Vec<f64>,
-    /// Its probability, less what the reference gives it.
+    /// Its probability, less its probability by the reference.
     pub dp: Vec<f64>,
     /// 1 where both find the same token most likely, else 0.
     pub same_top: Vec<f64>,
@@ -98,9 +98,9 @@ const WEIGHT_BYTES: usize = 32 << 20;
 /// What was measured of a candidate.
 #[derive(Debug, Default)]
 pub struct Measured {
-    /// The numbers of all windows that were read; none where it failed.
+    /// The numbers of all windows that were read; empty when it failed.
     pub columns: Columns,
-    /// Where it changed most, the most first.
+    /// The tokens that changed most, the most changed first.
     pub changed: Vec<Changed>,
     /// Why it was not read to the end, and in which window.
     pub failure: Option<(usize, Failure)>,
@@ -123,7 +123,7 @@ pub struct Measurement {
     pub model_seconds: f64,
 }
 
-/// Measures the candidates, which have the reference's vocabulary. `watch` is told how many windows are done.
+/// Measures the candidates, which have the reference's vocabulary. `watch` is called with the number of windows done.
 pub fn measure(
     against: Against,
     candidates: &[&Model],
@@ -162,8 +162,14 @@ pub fn of_trace(trace: &Trace) -> (Vec<(usize, usize)>, Vec<f64>) {
     (windows, nll)
 }
 
-/// Writes down what a model expects along the texts. `watch` is told how many windows are done.
-pub fn trace(model: &Model, texts: &[TokenizedText], options: &ReadOptions, writer: &mut Writer, watch: impl FnMut(usize)) -> Read {
+/// Writes down what a model expects along the texts. `watch` is called with the number of windows done.
+pub fn trace(
+    model: &Model,
+    texts: &[TokenizedText],
+    options: &ReadOptions,
+    writer: &mut Writer,
+    watch: impl FnMut(usize),
+) -> Read {
     let mut tracer = Tracer { writer, right: Vec::new() };
     read::read(&[model], 1, texts, options.cut, &options.session, &mut tracer, watch)
 }
@@ -190,12 +196,12 @@ impl Observer for Tracer<'_> {
     }
 }
 
-/// Looks at all rows.
+/// Summarizes all rows.
 fn summaries(rows: &Rows) -> Result<Vec<Summary>, Failure> {
     (0..rows.len()).into_par_iter().map(|i| summary(rows, i)).collect()
 }
 
-/// Looks at a row.
+/// Summarizes a row.
 fn summary(rows: &Rows, row: usize) -> Result<Summary, Failure> {
     Summary::of(rows.row(row)).map_err(|broken| Failure::Broken { broken, row: rows.first + row })
 }

@@ -1,5 +1,5 @@
-//! Runs models over the windows of texts, one window after the other and within it one model after the other, and hands
-//! their logits to somebody who looks at them while the next ones are computed.
+//! Runs models over the windows of texts, one window after the other and within it one model after the other. An observer
+//! gets their logits, and works on them while the next ones are computed.
 //!
 //! ```text
 //! models     | A: context, 64 rows, 64 rows ... | B: context, 64 rows, 64 rows ... | A: next window ...
@@ -24,16 +24,16 @@ const BATCH: usize = 192;
 /// Bytes that contexts may take and be kept.
 const CONTEXT_BYTES: u64 = 96 << 20;
 
-/// Somebody who looks at logits.
+/// Works on logits as they are computed.
 pub trait Observer: Send {
     /// A window begins: of which text, and the tokens that are scored.
     fn window(&mut self, text: usize, scored: &[u32]);
 
-    /// Some rows of logits of `model`, in its order: they are those of step `step` of the window. Gives the buffer back
-    /// where it is not needed any more.
+    /// Takes the next rows of logits of `model`: those of step `step` of the window. Returns the buffer when it is not
+    /// needed any more.
     ///
     /// # Errors
-    /// Where the model is not to be asked any more, and why not.
+    /// An error ends the reading of this model.
     fn rows(&mut self, model: usize, step: usize, rows: Rows) -> Result<Option<Vec<f32>>, Failure>;
 }
 
@@ -65,7 +65,7 @@ impl Rows {
     }
 }
 
-/// What became of reading.
+/// How far models have read.
 #[derive(Debug)]
 pub struct Read {
     /// Windows that all models have read.
@@ -84,7 +84,7 @@ pub enum Failure {
     /// The model cannot be run.
     #[error(transparent)]
     Run(#[from] Error),
-    /// Its logits are no prediction.
+    /// Its logits are not a prediction.
     #[error("its logits are {broken} at token {row} of those scored in the window")]
     Broken {
         /// What they are.
@@ -97,7 +97,7 @@ pub enum Failure {
     Io(#[from] std::io::Error),
 }
 
-/// How the sessions are made for windows of this size, whatever the options say of context and batches.
+/// Returns options for windows of this size: context and batches follow from the window, all else from `options`.
 pub fn session_for(options: &SessionOptions, cut: Cut, n_vocab: u32) -> SessionOptions {
     let most = (STEP_BYTES / (4 * n_vocab.max(1) as usize)).max(8);
     // Steps of one size: a short last one would read all weights for a few tokens.
@@ -108,8 +108,8 @@ pub fn session_for(options: &SessionOptions, cut: Cut, n_vocab: u32) -> SessionO
     SessionOptions { n_ctx: Some(cut.window), n_batch: number(n_batch), rows: number(rows), ..options.clone() }
 }
 
-/// Runs the models over all windows of the texts. The first `essential` of them have to go well: where one of them fails,
-/// or all others do, that is the end. `watch` is told how many windows are done, after each.
+/// Runs the models over all windows of the texts. The first `essential` models have to succeed: when one of them fails, or all
+/// others have, reading ends. `watch` is called after each window with the number of windows done.
 pub fn read(
     models: &[&Model],
     essential: usize,
@@ -170,7 +170,7 @@ enum Message {
     Rows { model: usize, step: usize, rows: Rows },
 }
 
-/// Hands what comes in to the observer, until nothing comes any more.
+/// Passes what comes in to the observer, until the channel is closed.
 fn look(observer: &mut dyn Observer, work: &Receiver<Message>, give_back: &Sender<Vec<f32>>, failures: &Failures) {
     let mut current = 0;
     for job in work {
@@ -240,7 +240,7 @@ impl<'a> Seat<'a> {
         estimate.kv_cache.saturating_add(estimate.compute)
     }
 
-    /// Reads a window, and hands out its logits; stops where `to_observer` says no.
+    /// Reads a window and passes its logits to `to_observer`, until that returns `false`.
     fn read(
         &mut self,
         tokens: &[u32],

@@ -144,7 +144,12 @@ impl Cut {
 ///
 /// # Errors
 /// When one cannot be read, is not text or is shorter than a window, and when two have the same name.
-pub fn read(texts: &[TextFile], cut: Cut, most: Option<usize>, tokenizer: &dyn Tokenizer) -> Result<Vec<TokenizedText>, Error> {
+pub fn read(
+    texts: &[TextFile],
+    cut: Cut,
+    most: Option<usize>,
+    tokenizer: &dyn Tokenizer,
+) -> Result<Vec<TokenizedText>, Error> {
     for (i, text) in texts.iter().enumerate() {
         if texts[..i].iter().any(|other| other.name == text.name) {
             return Err(Error::SameName(text.name.clone()));
@@ -162,8 +167,8 @@ fn read_one(text: &TextFile, cut: Cut, most: Option<usize>, tokenizer: &dyn Toke
     if content.trim().is_empty() {
         return Err(Error::Empty(path.clone()));
     }
-    let mut tokens =
-        chat::encode(&Prompt::plain(content), tokenizer).map_err(|source| Error::Encode { path: path.clone(), source })?;
+    let mut tokens = chat::encode(&Prompt::plain(content), tokenizer)
+        .map_err(|source| Error::Encode { path: path.clone(), source })?;
     let n_tokens = tokens.len();
     let n_windows = cut.n_windows(n_tokens).min(most.unwrap_or(usize::MAX));
     if n_windows == 0 {

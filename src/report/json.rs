@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::report::results::Results;
 
-/// Goes up when a reader of the last version would misread this one. New fields are no such thing.
+/// Increased when a reader of the last version would misread this one. New fields do not increase it.
 const FORMAT_VERSION: u32 = 1;
 
 #[derive(Serialize)]
@@ -22,7 +22,7 @@ struct Document<'a> {
 /// The document, indented, with a line break at its end.
 pub fn json(results: &Results) -> String {
     let document = Document { format: "nibble-comparison", format_version: FORMAT_VERSION, results };
-    // It fails for keys that are no strings, and for writers that fail: there are none of either.
+    // Serializing fails for keys that are not strings and for writers that fail. Neither is the case here.
     let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();
     text.push('\n');
     text

@@ -27,8 +27,7 @@ pub use csv::csv;
 pub use json::json;
 pub use page::html;
 
-/// The verdict in whole sentences: which candidate is best, the smallest that cannot be told from it, and which are not
-/// worth their size.
+/// The verdict in whole sentences: which file to take at which size and what it costs, and which are not worth their size.
 pub fn summary(results: &Results) -> Vec<String> {
     Ranking::new(results).summary()
 }

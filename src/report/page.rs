@@ -237,14 +237,14 @@ impl Page<'_> {
             .map(|&i| format!("{} (KLD {})", self.ranking.labels[i], wording::number(self.ranking.kld(i))))
             .collect();
         let body = html! {
-            p { "What a file costs in size against what it loses. The line joins the candidates that nothing smaller \
-                 equals; those off the line (hollow) take more room for no less loss. Bars are intervals." }
+            p { "Size against loss. The line joins the candidates that have a lower KLD than everything smaller. Hollow \
+                 points, off the line, take more room and lose no less. Bars are intervals." }
             (figure(chart))
             @if charts::front_has_numbers(&self.ranking) {
                 p.note { "The numbers are those of the table above; where points lie too close together, some have none." }
             }
             @if !undrawn.is_empty() {
-                p.note { "A logarithmic axis has no place for " (wording::listed(&undrawn)) "." }
+                p.note { "A logarithmic axis cannot show " (wording::listed(&undrawn)) "." }
             }
         };
         Some(Section { id: "front", title: "Size against loss".into(), body })
@@ -344,7 +344,7 @@ impl Page<'_> {
             line: None,
         };
         let body = html! {
-            p { "Where a candidate loses more on one text than on another, its loss depends on what you write in." }
+            p { "If a candidate loses more on one text than on another, its cost depends on the kind of text you use it for." }
             @if let Some(chart) = charts::rows(&rows, &names[..drawn], &measure) { (figure(chart)) }
             @if drawn < names.len() { p.note { "The drawing has the first " (drawn) " texts, the table all." } }
             (folded(measured.len(), scroll("KLD by text", html! {

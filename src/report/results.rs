@@ -180,7 +180,7 @@ pub struct Change {
 /// A token with its probabilities.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Guess {
-    /// The token's text; bytes that are no text are shown as `\xE4`.
+    /// The token's text; bytes that are not text are shown as `\xE4`.
     pub text: String,
     /// How likely the reference finds it; `None` where a trace does not say.
     #[serde(serialize_with = "json_float::optional")]

@@ -14,7 +14,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Error, Job, file};
-use crate::convert::Importance;
+use crate::calibration::Importance;
 use crate::gguf::{self, Gguf};
 use crate::report::results::{Candidate, File, Reference, Results, Settings};
 
@@ -338,8 +338,7 @@ impl FileComparison {
         let left: Vec<usize> =
             (0..self.candidates.len()).filter(|i| self.results.candidates[*i].failure.is_none()).collect();
         let paths: Vec<&PathBuf> = left.iter().map(|i| &self.candidates[*i]).collect();
-        let found =
-            weight_errors(&self.options.reference, &paths, self.options.importance.as_ref(), observer, cancel)?;
+        let found = weight_errors(&self.options.reference, &paths, self.options.importance.as_ref(), observer, cancel)?;
         for (i, result) in left.into_iter().zip(found) {
             match result {
                 Ok(errors) => self.results.candidates[i].weights = Some(errors),

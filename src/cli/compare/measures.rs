@@ -117,8 +117,7 @@ fn shots_help() -> String {
             None => usual.push((format.usual_shots, vec![format.name])),
         }
     }
-    let usual: Vec<String> =
-        usual.iter().map(|(shots, names)| format!("{shots} for {}", names.join(", "))).collect();
+    let usual: Vec<String> = usual.iter().map(|(shots, names)| format!("{shots} for {}", names.join(", "))).collect();
     format!("Examples with their answers before each question [default: {}; else 0]", usual.join("; "))
 }
 

@@ -8,7 +8,7 @@ use crate::report::ranking::Ranking;
 use crate::report::results::{Candidate, Estimate, Results, Scores, TaskScores};
 use crate::report::wording;
 
-/// What marks candidates that nothing smaller equals.
+/// Marks the candidates on the front.
 const FRONT: &str = "*";
 
 /// Columns that a name takes at most, of this many in all.
@@ -132,9 +132,9 @@ fn longest_line(text: &str) -> usize {
 fn legend(results: &Results, ranking: &Ranking, width: usize) -> String {
     let mut sentences = Vec::new();
     if !ranking.front().is_empty() {
-        sentences.push(format!("{FRONT} nothing smaller has as low a KLD."));
+        sentences.push(format!("{FRONT} a lower KLD than everything smaller."));
     }
-    sentences.push("KLD: nats a token off the reference's odds; 0 is the same.".into());
+    sentences.push("KLD: distance from the reference's predictions, in nats a token; 0 is the same.".into());
     if results.settings.confidence > 0.0 {
         sentences.push(format!("Brackets: {:.0}% intervals.", results.settings.confidence * 100.0));
     }
@@ -145,7 +145,7 @@ fn legend(results: &Results, ranking: &Ranking, width: usize) -> String {
     paragraphs(&[sentences.join(" ")], width)
 }
 
-/// KLD by text; nothing where there is but one.
+/// KLD by text; `None` where there is only one.
 fn slices(results: &Results, ranking: &Ranking, width: usize) -> Option<String> {
     if results.slices.len() < 2 {
         return None;
@@ -164,7 +164,7 @@ fn slices(results: &Results, ranking: &Ranking, width: usize) -> Option<String> 
     Some(narrowed(results, &ranking.measured, columns, width))
 }
 
-/// Without the intervals where there is no room for them, and stacked where there still is not.
+/// Leaves out the intervals where the table is too wide, and then columns from the right.
 fn narrowed(results: &Results, rows: &[usize], mut columns: Vec<Column>, width: usize) -> String {
     let whole = build(results, rows, &columns);
     if longest_line(&whole) <= width {
@@ -179,8 +179,10 @@ fn narrowed(results: &Results, rows: &[usize], mut columns: Vec<Column>, width: 
         kept = build(results, rows, &columns);
     }
     if left_out > 0 {
-        kept +=
-            &paragraphs(&[format!("There was no room for {}.", wording::counted(left_out, "column", "columns"))], width);
+        kept += &paragraphs(
+            &[format!("There was no room for {}.", wording::counted(left_out, "column", "columns"))],
+            width,
+        );
     }
     kept
 }
@@ -264,7 +266,8 @@ mod tests {
         // Every number of the widest table.
         for candidate in &results.candidates {
             let scores = candidate.overall.unwrap();
-            let shown = [scores.kld, scores.kld_99, scores.perplexity_ratio].map(|estimate| wording::estimate(&estimate));
+            let shown =
+                [scores.kld, scores.kld_99, scores.perplexity_ratio].map(|estimate| wording::estimate(&estimate));
             for wording::Shown { value, .. } in shown.iter().chain([&wording::percent(&scores.same_top)]) {
                 assert!(wide.contains(value.as_str()), "{value}");
             }

@@ -127,8 +127,7 @@ impl Comparison {
         let name = format!("{} models", models.len() + 1);
         observer.begin(&Stage::Reading { name: &name, windows: self.n_windows() });
         let models: Vec<&Model> = models.iter().collect();
-        let measurement =
-            measure::measure(Against::Model(&reference), &models, &self.texts, &read, steps_of(observer));
+        let measurement = measure::measure(Against::Model(&reference), &models, &self.texts, &read, steps_of(observer));
         observer.end();
         if let Some((window, failure)) = &measurement.failure {
             return Err(Error::Reference(diagnosed(failure, *window, &self.texts, &read, &reference)));

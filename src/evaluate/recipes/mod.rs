@@ -35,8 +35,8 @@ use super::trace::Trace;
 use super::tracing::{TraceJob, TraceOptions};
 use super::{Error, assemble};
 use crate::base::atomic_file::AtomicFile;
-use crate::calibration::importance;
-use crate::convert::{self, Importance};
+use crate::calibration::{Importance, importance};
+use crate::convert;
 use crate::gguf::Gguf;
 use crate::llama;
 use crate::quant;
@@ -166,7 +166,8 @@ impl RecipeComparison {
         };
         let plan = |recipe: &Recipe| -> Result<(Plan, u64), Error> {
             let output = Some(options.folder.join(format!("{name}-{}.gguf", recipe.name)));
-            let job = convert::Job::prepare(source, convert::Options { output, ..convert::Options::new(recipe.clone()) })?;
+            let job =
+                convert::Job::prepare(source, convert::Options { output, ..convert::Options::new(recipe.clone()) })?;
             Ok((job.plan().clone(), job.output_bytes()))
         };
         let has_importance = options.importance != ImportanceFrom::Nothing;
@@ -328,7 +329,7 @@ fn source_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Whether a plan has a type that importance makes a difference to.
 fn uses_importance(plan: &Plan) -> bool {
-    let uses = |ty| quant::format(ty).is_some_and(|format| format.importance == quant::Importance::Used);
+    let uses = |ty| quant::format(ty).is_some_and(|format| format.importance.is_any());
     plan.tensors.iter().any(|tensor| tensor.dims.len() == 2 && tensor.ty != tensor.source && uses(tensor.ty))
 }
 
@@ -523,10 +524,7 @@ impl Run<'_> {
         let options = &self.comparison.options;
         let reference = match trace {
             Some(trace) => reference_of_trace(trace, &self.comparison.trace_path()),
-            None => Reference {
-                file: weights::comparison::reference_file(&options.source)?,
-                ..Reference::default()
-            },
+            None => Reference { file: weights::comparison::reference_file(&options.source)?, ..Reference::default() },
         };
         let mut results = Results {
             version: env!("CARGO_PKG_VERSION").to_string(),
@@ -641,8 +639,7 @@ impl Run<'_> {
         let windows = trace.texts().iter().map(|text| cut.windows(text).len() as u64).sum();
         self.observer.begin(&Stage::Reading { name: &kept.file.name, windows });
         let texts = trace.texts();
-        let mut measurement =
-            measure::measure(Against::Trace(trace), &[&model], texts, &read, steps_of(self.observer));
+        let mut measurement = measure::measure(Against::Trace(trace), &[&model], texts, &read, steps_of(self.observer));
         self.observer.end();
         let measured = measurement.candidates.pop().unwrap_or_default();
         if let Some((window, failure)) = &measured.failure {

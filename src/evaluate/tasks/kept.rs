@@ -96,11 +96,11 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Opens the file at `path`, or begins it. Gives the results that are there, and what should be said of them: a line
-    /// that was cut off or is no result is taken out, and its question will be asked again.
+    /// Opens the file at `path`, or begins it. Returns the results that are there, and what should be said of them: a line
+    /// that was cut off or is not a result is removed, and its question will be asked again.
     ///
     /// # Errors
-    /// Where the file cannot be read or written, is used by another process, or holds anything else than results of the
+    /// When the file cannot be read or written, is used by another process, or holds anything else than results of the
     /// same task, model and settings. It is then left as it is.
     pub fn open(path: &Path, identity: &Identity) -> Result<(Self, Vec<QuestionResult>, Option<String>), KeptError> {
         let failed = |source| KeptError::File { path: path.to_path_buf(), source };
@@ -181,7 +181,7 @@ fn line(result: &QuestionResult) -> io::Result<String> {
     Ok(serde_json::to_string(result)? + "\n")
 }
 
-/// The results in lines, the first of each question, and how many lines are none.
+/// Returns the results in lines, the first of each question, and how many lines are not results.
 fn read_lines(bytes: &[u8]) -> (Vec<QuestionResult>, usize) {
     let (mut results, mut seen, mut dropped) = (Vec::new(), HashSet::new(), 0);
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {

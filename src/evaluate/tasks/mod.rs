@@ -21,9 +21,8 @@
 //! | `exact_match`         | 1 where the last number that the model writes is the answer                             |
 //! | `exact_match_strict`  | 1 where the number after `####` that the model writes is the answer                     |
 //!
-//! Of choices that are equally likely the first is taken. A choice's tokens are those that the whole text has beyond the
-//! tokens of what stands before it; spaces at the end of that belong to the choice. No control token comes of a task's
-//! text.
+//! Of equally likely choices, the first is taken. A choice's tokens are those of the whole text that follow the tokens of the
+//! context; spaces at the end of the context belong to the choice. The text of a task never becomes control tokens.
 
 mod agieval;
 mod arc;
@@ -210,13 +209,13 @@ impl Question {
     }
 }
 
-/// What a format makes of a file.
+/// A parsed file.
 #[derive(Debug, Default)]
 struct Parsed {
     /// What stands before the examples.
     heading: String,
     questions: Vec<Question>,
-    /// Lines that are no questions a model can be scored with.
+    /// Questions that a model cannot be scored with.
     left_out: u64,
     /// Why.
     left_out_why: &'static str,
@@ -225,7 +224,7 @@ struct Parsed {
 /// How to open a task.
 #[derive(Clone, Debug, Default)]
 pub struct TaskOptions {
-    /// Its format, by name; `None` looks at the file.
+    /// Its format, by name; `None` to recognize it by the file's content.
     pub format: Option<String>,
     /// Examples before each question; `None` takes as many as are usual.
     pub shots: Option<u32>,
@@ -253,7 +252,7 @@ pub struct Task {
     pub notes: Vec<String>,
 }
 
-/// Why there is no task.
+/// Why a task cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read.
@@ -315,14 +314,14 @@ pub enum Error {
     },
 }
 
-/// Longer files are refused: no published task is.
+/// The longest file that is read. No published task is longer.
 const MAX_BYTES: u64 = 256 << 20;
 
 impl Task {
     /// Opens the task at `path`.
     ///
     /// # Errors
-    /// Where it, or the file of its examples, cannot be read, is in no format that is known, or has a line that is not
+    /// When it, or the file of its examples, cannot be read, is in no known format, or has a line that is not
     /// as its format says; where there are fewer examples, or fewer questions, than are asked for.
     pub fn open(path: &Path, options: &TaskOptions) -> Result<Self, Error> {
         let named = options.format.as_deref().map(format).transpose()?;
