@@ -15,8 +15,8 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use nibble::convert::Job;
-use nibble::evaluate::measure::{Against, Options, measure};
-use nibble::evaluate::text::{self, Cut, Named};
+use nibble::evaluate::measure::{Against, ReadOptions, measure};
+use nibble::evaluate::texts::{self, Cut, TextFile};
 use nibble::llama::{Logits, Model, ModelOptions, Session, SessionOptions};
 
 const CUT: Cut = Cut { window: 512 };
@@ -40,8 +40,8 @@ fn main() {
     let models: Vec<Model> =
         files.iter().map(|file| Model::load(file, ModelOptions::default()).expect("a model")).collect();
     let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let named = [Named { name: "README".to_string(), path: readme }];
-    let texts = text::read(&named, CUT, Some(windows), models[0].codec()).expect("a text");
+    let named = [TextFile { name: "README".to_string(), path: readme }];
+    let texts = texts::read(&named, CUT, Some(windows), models[0].codec()).expect("a text");
     let n_windows = texts[0].tokens.len() / CUT.window as usize;
     println!(
         "{} models, {n_windows} windows of {} tokens, vocabulary {}",
@@ -51,7 +51,7 @@ fn main() {
     );
 
     let candidates: Vec<&Model> = models[1..].iter().collect();
-    let options = Options { session: SessionOptions::default(), cut: CUT };
+    let options = ReadOptions { session: SessionOptions::default(), cut: CUT };
     let before = resident();
     let (mut bare, mut measured) = (Vec::new(), Vec::new());
     let peak = std::sync::Arc::new(AtomicU64::new(0));

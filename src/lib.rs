@@ -91,6 +91,7 @@ pub mod constrain;
 pub mod convert;
 #[cfg(feature = "llama")]
 pub mod engine;
+#[cfg(feature = "llama")]
 pub mod evaluate;
 pub mod gguf;
 #[cfg(feature = "llama")]

@@ -1,13 +1,17 @@
 //! Measuring candidates against a reference: the numbers, the traces, and the program.
 
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 
-use nibble::evaluate::measure::{Against, Columns, Measurement, Options, measure, trace};
+use nibble::evaluate::measure::{Against, Columns, Measurement, ReadOptions, measure, trace};
 use nibble::evaluate::read::session_for;
-use nibble::evaluate::text::{self, Cut, Named, Text};
+use nibble::evaluate::texts::{self, Cut, TextFile, TokenizedText};
 use nibble::evaluate::trace::{Header, Trace, Writer};
+use nibble::evaluate::{Comparison, ComparisonOptions, ModelSettings};
 use nibble::llama::{Logits, Model, ModelOptions, Session};
+use nibble::report::results::Results;
+use nibble::weights::{FileOptions, Observer};
 
 use crate::support;
 
@@ -28,23 +32,23 @@ fn load(path: &Path) -> Model {
 }
 
 /// A text of the repository and one in Chinese, some windows of each.
-fn texts(dir: &Path, cut: Cut, model: &Model) -> Vec<Text> {
+fn texts(dir: &Path, cut: Cut, model: &Model) -> Vec<TokenizedText> {
     let chinese = dir.join("zh.txt");
     let lines =
         ["话说宋江在梁山泊", "黛玉听了这话，不觉", "次日天明，众人", "老太太笑道：", "且听下回分解。", "却说那人"];
     let zh: String = (0..400).map(|i| lines[i * 7 % 6].to_string() + lines[i * i % 5]).collect();
     std::fs::write(&chinese, zh).unwrap();
     let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let named = [Named { name: "en".to_string(), path: readme }, Named { name: "zh".to_string(), path: chinese }];
-    text::read(&named, cut, Some(3), model.codec()).unwrap()
+    let named = [TextFile { name: "en".to_string(), path: readme }, TextFile { name: "zh".to_string(), path: chinese }];
+    texts::read(&named, cut, Some(3), model.codec()).unwrap()
 }
 
-fn options(cut: Cut) -> Options {
-    Options { session: support::exact(), cut }
+fn options(cut: Cut) -> ReadOptions {
+    ReadOptions { session: support::exact(), cut }
 }
 
 /// The logits of all scored tokens, as they come from the same evaluations.
-fn logits(model: &Model, texts: &[Text], cut: Cut) -> Vec<Vec<f32>> {
+fn logits(model: &Model, texts: &[TokenizedText], cut: Cut) -> Vec<Vec<f32>> {
     let options = session_for(&support::exact(), cut, model.n_vocab());
     let mut session = Session::new(model, &options).unwrap();
     let mut all = Vec::new();
@@ -141,7 +145,7 @@ fn every_number_is_what_the_plain_way_gives() {
 }
 
 /// A trace of `k` tokens a position, and its bytes a scored token.
-fn traced(dir: &Path, model: &Model, texts: &[Text], cut: Cut, k: u32, drawn: u32) -> (Trace, f64) {
+fn traced(dir: &Path, model: &Model, texts: &[TokenizedText], cut: Cut, k: u32, drawn: u32) -> (Trace, f64) {
     let path = dir.join(format!("{k}-{drawn}.trace"));
     let header = Header { n_vocab: model.n_vocab(), window: cut.window, drawn, ..Header::default() };
     let mut writer = Writer::create(&path, header, k, texts).unwrap();
@@ -259,6 +263,50 @@ fn the_program_compares_prints_and_writes_what_it_found() {
     assert!(support::error(&compare(&arguments)).contains("exists already; --force replaces it"));
 }
 
+/// Counts how often there is something to save.
+#[derive(Default)]
+struct Saves(AtomicUsize);
+
+impl Observer for Saves {
+    fn measured(&self, results: &Results) -> std::io::Result<()> {
+        assert!(results.candidates.iter().any(|candidate| candidate.overall.is_some()));
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[test]
+fn the_library_prepares_a_comparison_executes_it_and_stops_when_asked() {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let options = ComparisonOptions {
+        files: FileOptions {
+            reference: yi_nano("BF16"),
+            candidates: vec![yi_nano("Q4_K_M"), yi_nano("Q2_K")],
+            confidence: 0.95,
+            ..FileOptions::default()
+        },
+        texts: vec![TextFile { name: "en".to_string(), path: readme }],
+        window: Some(64),
+        most_windows: Some(8),
+        resamples: 200,
+        seed: 1,
+        models: ModelSettings { session: support::exact(), ..ModelSettings::default() },
+        ..ComparisonOptions::default()
+    };
+    let mut comparison = Comparison::prepare(options.clone()).unwrap();
+    assert_eq!(comparison.results().slices[0].name, "en");
+    assert!(comparison.results().candidates.iter().all(|candidate| candidate.overall.is_none()));
+    let saves = Saves::default();
+    comparison.execute(&saves, &Arc::default()).unwrap();
+    assert_eq!(saves.0.into_inner(), 1);
+    let klds: Vec<f64> = comparison.results().candidates.iter().map(|c| c.overall.unwrap().kld.value).collect();
+    assert!(klds[1] < klds[0], "Q2_K is the smaller, and comes first: {klds:?}");
+
+    let stopped = Arc::new(AtomicBool::new(true));
+    let error = Comparison::prepare(options).unwrap().execute(&(), &stopped).unwrap_err();
+    assert!(error.is_cancelled(), "{error}");
+}
+
 #[test]
 fn the_program_traces_and_compares_with_the_trace() {
     let dir = support::folder();
@@ -344,11 +392,17 @@ fn what_is_wrong_with_a_text_is_told_before_anything_is_loaded() {
     let refused = |more: &[&str]| support::error(&compare(&[&[path(&reference), path(&q4)], more].concat()));
     support::has(&refused(&[&short]), &["short.txt has ", "tokens, and a window takes 512", "--window"]);
     support::has(&refused(&[&empty]), &["empty.txt is empty"]);
-    support::has(&refused(&[&binary]), &["b.txt is not UTF-8 text (byte 3 is none)"]);
+    support::has(&refused(&[&binary]), &["b.txt is not UTF-8 text (byte 3 is invalid)"]);
     support::has(&refused(&[&short, &short]), &["two texts are called 'short'"]);
     support::has(&refused(&["--text=/nowhere.txt"]), &["cannot read /nowhere.txt"]);
-    support::has(&refused(&[]), &["say what to compare by"]);
-    support::has(&refused(&[&short, "--window", "1000"]), &["--window is 1000, and the model was trained on 512"]);
+    support::has(
+        &refused(&[]),
+        &["there is nothing to compare by", "; pass --text NAME=FILE, --task FILE or --weights"],
+    );
+    support::has(
+        &refused(&[&short, "--window", "1000"]),
+        &["a window of 1000 tokens is too long", "trained on 512 tokens at a time; pass a --window of 512"],
+    );
     let twice = support::error(&compare(&[path(&reference), path(&q4), path(&q4), &short]));
     support::has(&twice, &["is given twice"]);
     let folder = support::yi_nano();

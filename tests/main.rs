@@ -9,7 +9,7 @@ mod chat;
 mod command_line;
 #[cfg(feature = "llama")]
 mod compare;
-#[cfg(all(unix, feature = "llama"))]
+#[cfg(feature = "llama")]
 mod compare_recipes;
 mod conversion;
 #[cfg(feature = "llama")]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{ArgAction, ValueEnum};
 
 use super::interrupt::Interrupted;
+use crate::evaluate::ModelSettings;
 use crate::llama;
 use crate::llama::{Error, FlashAttention, KvType, Lora, Model, ModelOptions, SessionOptions};
 
@@ -84,9 +85,13 @@ impl EngineArgs {
         }
     }
 
-    /// Loads the model at `path` for such a session, beside those that take `beside` bytes.
-    pub fn load(&self, path: &Path, session: &SessionOptions, beside: u64) -> Result<Model, Error> {
-        Model::load(path, ModelOptions { beside, ..self.options(session, |_| {}) })
+    /// How models are run in comparisons. What is executed brings its own flag that interrupts.
+    pub fn settings(&self) -> ModelSettings {
+        ModelSettings {
+            session: self.session(Arc::default()),
+            gpu_layers: self.gpu_layers,
+            allow_swap: self.allow_swap,
+        }
     }
 
     fn options(&self, session: &SessionOptions, watch: impl Fn(f32) + 'static) -> ModelOptions {

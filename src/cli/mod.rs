@@ -23,6 +23,8 @@ mod calibrate;
 #[cfg(feature = "llama")]
 mod chat;
 #[cfg(feature = "llama")]
+mod compare_recipes;
+#[cfg(feature = "llama")]
 mod machine;
 #[cfg(feature = "llama")]
 mod run;
@@ -75,6 +77,7 @@ commands! {
     #[cfg(feature = "llama")] Bench(bench),
     #[cfg(feature = "llama")] Calibrate(calibrate),
     Compare(compare),
+    #[cfg(feature = "llama")] CompareRecipes(compare_recipes),
     #[cfg(feature = "llama")] Trace(trace),
     Verify(verify),
     Inspect(inspect),

@@ -1,9 +1,9 @@
-//! From numbers a token to results.
+//! From the numbers of each token to results.
 
-use super::measure::{Changed, Columns, Likely, Measured, Measurement};
-use super::text::{Cut, Text};
+use super::measure::{Changed, Columns, Likely};
+use super::texts::{Cut, TokenizedText};
 use crate::base::math::exp;
-use crate::report::results::{Candidate, Change, Guess, Pair, Results, Scores};
+use crate::report::results::{Candidate, Change, Guess, Pair, Results, Scores, Slice};
 use crate::statistics::{self, Blocks, Bootstrap, Stretches};
 use crate::vocab::Tokenizer;
 
@@ -39,48 +39,71 @@ impl Statistics {
     }
 }
 
-/// Puts what was measured in its place: of the candidates of `results` that `measured` gives the places of. Texts and
-/// front are those of all candidates, so that this can be called again when more are measured.
-pub fn fill(
-    results: &mut Results,
-    measurement: &Measurement,
-    measured: &[(usize, &Measured)],
-    texts: &[Text],
-    cut: Cut,
-    codec: &dyn Tokenizer,
-) {
+/// Fills in what follows from the numbers of the candidates in `measured`, each with its place among those of `results`.
+///
+/// `windows` are those that were read, each with its text and how many of its tokens were scored, and `reference_nll` is the
+/// negative log-likelihood of each scored token by the reference. Front and pairs are those of all candidates, so this is
+/// called again when more have been measured.
+pub fn fill(results: &mut Results, windows: &[(usize, usize)], reference_nll: &[f64], measured: &[(usize, &Columns)]) {
     for (i, slice) in results.slices.iter_mut().enumerate() {
-        let windows = measurement.windows.iter().filter(|(text, _)| *text == i);
-        slice.windows = windows.clone().count() as u64;
-        slice.scored = windows.map(|(_, scored)| *scored as u64).sum();
+        let of_slice = windows.iter().filter(|(text, _)| *text == i);
+        slice.windows = of_slice.clone().count() as u64;
+        slice.scored = of_slice.map(|(_, scored)| *scored as u64).sum();
     }
-    if measurement.windows.is_empty() {
+    if windows.is_empty() {
         return;
     }
-    let statistics = Statistics::new(&measurement.windows, results);
-    let nll = &measurement.reference_nll;
-    let perplexity = |bootstrap: &Bootstrap| bootstrap.of_means(&[nll], |means| exp(means[0]));
+    let statistics = Statistics::new(windows, results);
+    let perplexity = |bootstrap: &Bootstrap| bootstrap.of_means(&[reference_nll], |means| exp(means[0]));
     results.reference.perplexity = Some(perplexity(&statistics.overall));
     results.reference.slices = statistics.slices.iter().map(|slice| slice.as_ref().map(perplexity)).collect();
-    let scored: Vec<_> = measured.iter().filter(|(_, measured)| !measured.columns.kld.is_empty()).collect();
-    for (place, measured) in &scored {
+    let scored: Vec<_> = measured.iter().filter(|(_, columns)| !columns.kld.is_empty()).collect();
+    for (place, columns) in &scored {
         let candidate = &mut results.candidates[*place];
-        let columns = &measured.columns;
-        candidate.overall = Some(scores(&statistics.overall, columns, nll));
-        let of_slice = |slice: &Option<Bootstrap>| slice.as_ref().map(|bootstrap| scores(bootstrap, columns, nll));
+        candidate.overall = Some(scores(&statistics.overall, columns, reference_nll));
+        let of_slice =
+            |slice: &Option<Bootstrap>| slice.as_ref().map(|bootstrap| scores(bootstrap, columns, reference_nll));
         candidate.slices = statistics.slices.iter().map(of_slice).collect();
         candidate.histogram = Some(statistics::histogram(&columns.kld));
         candidate.positions = statistics.stretches.of(&columns.kld);
-        let passage = Passages { texts, cut, codec, windows: &measurement.windows };
-        candidate.changed = measured.changed.iter().filter_map(|change| passage.of(change)).collect();
     }
     mark_front(&mut results.candidates);
     results.pairs.clear();
     for (i, (a, of_a)) in scored.iter().enumerate() {
         for (b, of_b) in &scored[i + 1..] {
-            results.pairs.push(pair((*a, &of_a.columns), (*b, &of_b.columns), &statistics.overall));
+            results.pairs.push(pair((*a, *of_a), (*b, *of_b), &statistics.overall));
         }
     }
+}
+
+/// Returns the tokens that changed most, with the text around them.
+pub fn changes(
+    changed: &[Changed],
+    windows: &[(usize, usize)],
+    texts: &[TokenizedText],
+    cut: Cut,
+    tokenizer: &dyn Tokenizer,
+) -> Vec<Change> {
+    let passages = Passages { texts, cut, tokenizer, windows };
+    changed.iter().filter_map(|change| passages.of(change)).collect()
+}
+
+/// Says in `results` which texts are read, and how.
+pub fn describe_texts(results: &mut Results, texts: &[TokenizedText], cut: Cut) {
+    results.settings.window = cut.window;
+    results.settings.context = cut.context() as u32 + 1;
+    let slice = |text: &TokenizedText| Slice {
+        name: text.name.clone(),
+        path: text.path.display().to_string(),
+        blake3: text.blake3.clone(),
+        tokens: text.n_tokens,
+        ..Slice::default()
+    };
+    results.slices = texts.iter().map(slice).collect();
+    for candidate in &mut results.candidates {
+        candidate.slices = vec![None; texts.len()];
+    }
+    results.reference.slices = vec![None; texts.len()];
 }
 
 fn scores(bootstrap: &Bootstrap, columns: &Columns, reference_nll: &[f64]) -> Scores {
@@ -115,8 +138,8 @@ fn pair(a: (usize, &Columns), b: (usize, &Columns), bootstrap: &Bootstrap) -> Pa
     }
 }
 
-/// Marks the candidates that no other one is as small and better than. Some bytes of metadata make no file larger: sizes
-/// are taken in thousandths of the smallest.
+/// Marks the candidates on the front: no other is at most as large and better. Sizes are compared in thousandths of the
+/// smallest file, so that some bytes of metadata do not make a file larger.
 fn mark_front(candidates: &mut [Candidate]) {
     let measured: Vec<usize> = (0..candidates.len()).filter(|i| candidates[*i].overall.is_some()).collect();
     let smallest = measured.iter().map(|i| candidates[*i].file.bytes).min().unwrap_or(0);
@@ -131,9 +154,9 @@ fn mark_front(candidates: &mut [Candidate]) {
 
 /// Where changes lie in the texts.
 struct Passages<'a> {
-    texts: &'a [Text],
+    texts: &'a [TokenizedText],
     cut: Cut,
-    codec: &'a dyn Tokenizer,
+    tokenizer: &'a dyn Tokenizer,
     windows: &'a [(usize, usize)],
 }
 
@@ -145,10 +168,10 @@ impl Passages<'_> {
         let text = self.texts.get(slice)?;
         let window = (change.window - first) * self.cut.window as usize;
         let token = window + self.cut.context() + 1 + change.row;
-        let around = |from: usize, to: usize| passage(self.codec, text.tokens.get(from..to).unwrap_or_default());
+        let around = |from: usize, to: usize| passage(self.tokenizer, text.tokens.get(from..to).unwrap_or_default());
         let ends = (window + self.cut.window as usize).min(text.tokens.len());
         let guess = |likely: &Likely| Guess {
-            text: token_text(self.codec, likely.id),
+            text: token_text(self.tokenizer, likely.id),
             reference: likely.reference,
             candidate: likely.candidate,
         };
@@ -165,19 +188,20 @@ impl Passages<'_> {
     }
 }
 
-/// The text of some tokens; characters that are cut at either end are left out.
-fn passage(codec: &dyn Tokenizer, tokens: &[u32]) -> String {
-    let bytes: Vec<u8> = tokens.iter().flat_map(|id| codec.bytes(*id)).copied().collect();
+/// Returns the text of some tokens, without the characters that are cut at either end.
+fn passage(tokenizer: &dyn Tokenizer, tokens: &[u32]) -> String {
+    let bytes: Vec<u8> = tokens.iter().flat_map(|id| tokenizer.bytes(*id)).copied().collect();
     let is_middle = |byte: &u8| byte & 0b1100_0000 == 0b1000_0000;
     let begins = bytes.iter().position(|byte| !is_middle(byte)).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[begins..]).trim_end_matches(char::REPLACEMENT_CHARACTER).to_string()
 }
 
-/// The text of one token; bytes that are no text of their own as `\xE4`, control tokens as the vocabulary writes them.
-fn token_text(codec: &dyn Tokenizer, id: u32) -> String {
-    let bytes = codec.bytes(id);
+/// Returns the text of one token: bytes that are not text by themselves as `\xE4`, control tokens as the vocabulary writes
+/// them.
+fn token_text(tokenizer: &dyn Tokenizer, id: u32) -> String {
+    let bytes = tokenizer.bytes(id);
     match std::str::from_utf8(bytes) {
-        Ok("") => codec.piece(id).to_string(),
+        Ok("") => tokenizer.piece(id).to_string(),
         Ok(text) => text.to_string(),
         Err(_) => bytes.iter().map(|byte| format!("\\x{byte:02X}")).collect(),
     }

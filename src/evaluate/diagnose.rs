@@ -1,10 +1,10 @@
-//! Finds what breaks a model whose logits are no numbers.
+//! Finds the tensor that breaks a model whose logits are not numbers.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::read::session_for;
-use super::text::Cut;
+use super::texts::Cut;
 use crate::llama::{Logits, Model, Node, Observer, Room, Session, SessionOptions};
 
 /// Watches for the first result that has a NaN or an infinite number.
@@ -34,8 +34,8 @@ impl Observer for Watch {
     }
 }
 
-/// What gives the first number that is none when the model reads this window, and the weight it is computed with; `None`
-/// where nothing does, or the window cannot be read that way.
+/// Returns the first tensor with a NaN or an infinite number when the model reads this window, and the weight that it is
+/// computed with. `None` when there is no such tensor, or the window cannot be read that way.
 pub fn first_broken(model: &Model, window: &[u32], cut: Cut, options: &SessionOptions) -> Option<String> {
     let found = Arc::new(Mutex::new(None));
     let watch = Watch { room: Room::default(), found: found.clone() };

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::metrics::{Distance, Expected, Summary, TOP, Traced, distance, top_k};
 use super::read::{self, Failure, Observer, Read, Rows};
-use super::text::{Cut, Text};
+use super::texts::{Cut, TokenizedText};
 use super::trace::{Trace, Writer};
 use crate::llama::{Model, SessionOptions};
 
@@ -20,23 +20,23 @@ pub enum Against<'a> {
     Trace(&'a Trace),
 }
 
-/// How to measure.
+/// How models read texts.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct ReadOptions {
     /// How models are run; context and batches follow from the windows.
     pub session: SessionOptions,
     /// How texts are cut.
     pub cut: Cut,
 }
 
-/// A number a scored token, in the order of the texts, as `f64` for the statistics that follow.
+/// Numbers for each scored token, in the order of the texts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Columns {
     /// KLD.
     pub kld: Vec<f64>,
     /// Negative log-likelihood of the right token.
     pub nll: Vec<f64>,
-    /// Its probability, less what the reference gives it.
+    /// Its probability, less its probability by the reference.
     pub dp: Vec<f64>,
     /// 1 where both find the same token most likely, else 0.
     pub same_top: Vec<f64>,
@@ -98,9 +98,9 @@ const WEIGHT_BYTES: usize = 32 << 20;
 /// What was measured of a candidate.
 #[derive(Debug, Default)]
 pub struct Measured {
-    /// The numbers of all windows that were read; none where it failed.
+    /// The numbers of all windows that were read; empty when it failed.
     pub columns: Columns,
-    /// Where it changed most, the most first.
+    /// The tokens that changed most, the most changed first.
     pub changed: Vec<Changed>,
     /// Why it was not read to the end, and in which window.
     pub failure: Option<(usize, Failure)>,
@@ -123,12 +123,12 @@ pub struct Measurement {
     pub model_seconds: f64,
 }
 
-/// Measures the candidates, which have the reference's vocabulary. `watch` is told how many windows are done.
+/// Measures the candidates, which have the reference's vocabulary. `watch` is called with the number of windows done.
 pub fn measure(
     against: Against,
     candidates: &[&Model],
-    texts: &[Text],
-    options: &Options,
+    texts: &[TokenizedText],
+    options: &ReadOptions,
     watch: impl FnMut(usize),
 ) -> Measurement {
     let (reference, trace) = match against {
@@ -151,8 +151,25 @@ pub fn measure(
     comparer.finish(read, options.cut)
 }
 
-/// Writes down what a model expects along the texts. `watch` is told how many windows are done.
-pub fn trace(model: &Model, texts: &[Text], options: &Options, writer: &mut Writer, watch: impl FnMut(usize)) -> Read {
+/// The windows of a trace, each with its text and how many of its tokens are scored, and the negative log-likelihoods of the
+/// right tokens: what [`measure`] returns of a reference that is a trace, without running anything.
+pub fn of_trace(trace: &Trace) -> (Vec<(usize, usize)>, Vec<f64>) {
+    let cut = trace.header().cut();
+    let windows = trace.texts().iter().enumerate().flat_map(|(i, text)| cut.windows(text).map(move |_| i));
+    let windows: Vec<(usize, usize)> = windows.map(|text| (text, cut.scored())).collect();
+    // A trace that was opened has all rows of its texts.
+    let nll = (0..windows.len() * cut.scored()).filter_map(|row| trace.row(row)).map(|row| -row.right).collect();
+    (windows, nll)
+}
+
+/// Writes down what a model expects along the texts. `watch` is called with the number of windows done.
+pub fn trace(
+    model: &Model,
+    texts: &[TokenizedText],
+    options: &ReadOptions,
+    writer: &mut Writer,
+    watch: impl FnMut(usize),
+) -> Read {
     let mut tracer = Tracer { writer, right: Vec::new() };
     read::read(&[model], 1, texts, options.cut, &options.session, &mut tracer, watch)
 }
@@ -179,12 +196,12 @@ impl Observer for Tracer<'_> {
     }
 }
 
-/// Looks at all rows.
+/// Summarizes all rows.
 fn summaries(rows: &Rows) -> Result<Vec<Summary>, Failure> {
     (0..rows.len()).into_par_iter().map(|i| summary(rows, i)).collect()
 }
 
-/// Looks at a row.
+/// Summarizes a row.
 fn summary(rows: &Rows, row: usize) -> Result<Summary, Failure> {
     Summary::of(rows.row(row)).map_err(|broken| Failure::Broken { broken, row: rows.first + row })
 }

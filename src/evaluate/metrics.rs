@@ -29,10 +29,10 @@ const BLOCK: usize = 128;
 /// Tokens that count as the most likely ones.
 pub const TOP: usize = 5;
 
-/// Why logits say nothing.
+/// Why logits are not a prediction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    /// One is no number.
+    /// One is NaN.
     #[error("NaN")]
     Nan,
     /// One is plus infinity, or none is above minus infinity.
@@ -40,7 +40,7 @@ pub enum Broken {
     Infinite,
 }
 
-/// What is known of a row of logits after a look at all of them.
+/// A summary of a row of logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Summary {
     /// The highest logit.
@@ -53,10 +53,10 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Looks at a row of logits.
+    /// Summarizes a row of logits.
     ///
     /// # Errors
-    /// Where they are no prediction: NaN, plus infinity, nothing above minus infinity.
+    /// When one is NaN or plus infinity, or none is above minus infinity.
     pub fn of(logits: &[f32]) -> Result<Self, Broken> {
         let mut tops = Vec::with_capacity(logits.len().div_ceil(BLOCK));
         let mut wrong = 0;
@@ -142,7 +142,7 @@ fn highest(logits: &[f32], tops: &[f32], k: usize) -> Vec<(f32, u32)> {
     found
 }
 
-/// What there is to say of a candidate's prediction of one token.
+/// How a candidate's prediction of one token differs from the reference's.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Distance {
     /// KLD in nats: infinite where the candidate finds something impossible that the reference does not.
@@ -164,9 +164,9 @@ pub enum Expected<'a> {
     Logits {
         /// The row.
         logits: &'a [f32],
-        /// What [`Summary::weights`] gives for it: computed once for all candidates.
+        /// The result of [`Summary::weights`] for it, computed once for all candidates.
         weights: &'a [f32],
-        /// What was found out about it.
+        /// Its summary.
         summary: &'a Summary,
     },
     /// The most likely tokens and what is left for all others.
@@ -218,8 +218,8 @@ impl Expected<'_> {
     }
 }
 
-/// How far a candidate's logits are from what the reference expects, where the text has the token `right`. There are as
-/// many logits as the reference has.
+/// Measures how far a candidate's logits are from what the reference expects, where the text has the token `right`.
+/// Reference and candidate have the same number of logits.
 pub fn distance(expected: &Expected, logits: &[f32], summary: &Summary, right: u32) -> Distance {
     let kld = match expected {
         Expected::Logits { logits: x, weights, summary: of_x } => kld(x, weights, of_x, logits, summary),

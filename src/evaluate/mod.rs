@@ -5,23 +5,31 @@
 //!                 └──► candidates ─► logits ─┴► metrics ─► statistics ─► results ─► report, JSON, CSV, table
 //! ```
 //!
-//! [`weights`] compares the files themselves, with no model run, and [`tasks`] has models answer questions. A [`trace`]
-//! stands in for a reference that is not at hand. [`importance`] is what conversion goes by to lose less.
+//! [`Comparison`] does all of it, prepared and then executed. Its parts: [`texts`] are cut into windows, [`read`] runs models
+//! over them, [`measure`] turns logits into numbers with [`metrics`], [`assemble`] turns these into results. In [`tasks`],
+//! models answer questions. A [`trace`] stands in for a reference that is not at hand. [`recipes`] makes a file of every
+//! recipe and compares them all. [`calibrate`] collects the importance that conversion goes by to lose less.
 //!
-//! What all of it comes to is [`results`], which everything that prints or draws takes and nothing else.
+//! What comes of it is [`Results`](crate::report::results::Results), which everything that prints or draws takes and nothing
+//! else. Comparing weights runs no model: see [`weights`](crate::weights).
 
-#[cfg(feature = "llama")]
 pub mod assemble;
-#[cfg(feature = "llama")]
 pub mod calibrate;
-#[cfg(feature = "llama")]
+pub mod comparison;
 pub mod diagnose;
-pub mod file;
-#[cfg(feature = "llama")]
+mod error;
 pub mod measure;
 pub mod metrics;
-#[cfg(feature = "llama")]
+mod models;
 pub mod read;
+pub mod recipes;
 pub mod tasks;
-pub mod text;
+pub mod texts;
 pub mod trace;
+pub mod tracing;
+
+pub use self::comparison::{Comparison, ComparisonOptions};
+pub use self::error::Error;
+pub use self::models::ModelSettings;
+pub use self::recipes::{RecipeComparison, RecipeOptions};
+pub use self::tracing::{TraceJob, TraceOptions, TraceSummary};

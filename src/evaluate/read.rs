@@ -1,5 +1,5 @@
-//! Runs models over the windows of texts, one window after the other and within it one model after the other, and hands
-//! their logits to somebody who looks at them while the next ones are computed.
+//! Runs models over the windows of texts, one window after the other and within it one model after the other. An observer
+//! gets their logits, and works on them while the next ones are computed.
 //!
 //! ```text
 //! models     | A: context, 64 rows, 64 rows ... | B: context, 64 rows, 64 rows ... | A: next window ...
@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::metrics::Broken;
-use super::text::{Cut, Text};
+use super::texts::{Cut, TokenizedText};
 use crate::llama::{Error, Logits, Model, Session, SessionOptions};
 
 /// Bytes of the logits of a step.
@@ -24,16 +24,16 @@ const BATCH: usize = 192;
 /// Bytes that contexts may take and be kept.
 const CONTEXT_BYTES: u64 = 96 << 20;
 
-/// Somebody who looks at logits.
+/// Works on logits as they are computed.
 pub trait Observer: Send {
     /// A window begins: of which text, and the tokens that are scored.
     fn window(&mut self, text: usize, scored: &[u32]);
 
-    /// Some rows of logits of `model`, in its order: they are those of step `step` of the window. Gives the buffer back
-    /// where it is not needed any more.
+    /// Takes the next rows of logits of `model`: those of step `step` of the window. Returns the buffer when it is not
+    /// needed any more.
     ///
     /// # Errors
-    /// Where the model is not to be asked any more, and why not.
+    /// An error ends the reading of this model.
     fn rows(&mut self, model: usize, step: usize, rows: Rows) -> Result<Option<Vec<f32>>, Failure>;
 }
 
@@ -65,7 +65,7 @@ impl Rows {
     }
 }
 
-/// What became of reading.
+/// How far models have read.
 #[derive(Debug)]
 pub struct Read {
     /// Windows that all models have read.
@@ -84,7 +84,7 @@ pub enum Failure {
     /// The model cannot be run.
     #[error(transparent)]
     Run(#[from] Error),
-    /// Its logits are no prediction.
+    /// Its logits are not a prediction.
     #[error("its logits are {broken} at token {row} of those scored in the window")]
     Broken {
         /// What they are.
@@ -97,7 +97,7 @@ pub enum Failure {
     Io(#[from] std::io::Error),
 }
 
-/// How the sessions are made for windows of this size, whatever the options say of context and batches.
+/// Returns options for windows of this size: context and batches follow from the window, all else from `options`.
 pub fn session_for(options: &SessionOptions, cut: Cut, n_vocab: u32) -> SessionOptions {
     let most = (STEP_BYTES / (4 * n_vocab.max(1) as usize)).max(8);
     // Steps of one size: a short last one would read all weights for a few tokens.
@@ -108,12 +108,12 @@ pub fn session_for(options: &SessionOptions, cut: Cut, n_vocab: u32) -> SessionO
     SessionOptions { n_ctx: Some(cut.window), n_batch: number(n_batch), rows: number(rows), ..options.clone() }
 }
 
-/// Runs the models over all windows of the texts. The first `essential` of them have to go well: where one of them fails,
-/// or all others do, that is the end. `watch` is told how many windows are done, after each.
+/// Runs the models over all windows of the texts. The first `essential` models have to succeed: when one of them fails, or all
+/// others have, reading ends. `watch` is called after each window with the number of windows done.
 pub fn read(
     models: &[&Model],
     essential: usize,
-    texts: &[Text],
+    texts: &[TokenizedText],
     cut: Cut,
     options: &SessionOptions,
     observer: &mut dyn Observer,
@@ -131,12 +131,12 @@ pub fn read(
         let failures = &failures;
         scope.spawn(move || look(observer, &work, &give_back, failures));
         for (slice, tokens, scored) in windows_of(texts, cut) {
-            if jobs.send(Job::Window { text: slice, window: windows, scored: scored.to_vec() }).is_err() {
+            if jobs.send(Message::Window { text: slice, window: windows, scored: scored.to_vec() }).is_err() {
                 // The observer has panicked, which the scope passes on.
                 return;
             }
             for (model, seat) in seats.iter_mut().enumerate().filter(|(model, _)| !failures.has(*model)) {
-                let mut to_observer = |step, rows| jobs.send(Job::Rows { model, step, rows }).is_ok();
+                let mut to_observer = |step, rows| jobs.send(Message::Rows { model, step, rows }).is_ok();
                 let result = seat.read(tokens, cut, &free, &mut to_observer, &mut model_time);
                 if !keep {
                     seat.session = None;
@@ -161,27 +161,27 @@ pub fn read(
 }
 
 /// All windows, with the place of their text, their tokens and those that are scored.
-fn windows_of(texts: &[Text], cut: Cut) -> impl Iterator<Item = (usize, &[u32], &[u32])> {
+fn windows_of(texts: &[TokenizedText], cut: Cut) -> impl Iterator<Item = (usize, &[u32], &[u32])> {
     texts.iter().enumerate().flat_map(move |(i, text)| cut.windows(text).map(move |(all, scored)| (i, all, scored)))
 }
 
-enum Job {
+enum Message {
     Window { text: usize, window: usize, scored: Vec<u32> },
     Rows { model: usize, step: usize, rows: Rows },
 }
 
-/// Hands what comes in to the observer, until nothing comes any more.
-fn look(observer: &mut dyn Observer, work: &Receiver<Job>, give_back: &Sender<Vec<f32>>, failures: &Failures) {
+/// Passes what comes in to the observer, until the channel is closed.
+fn look(observer: &mut dyn Observer, work: &Receiver<Message>, give_back: &Sender<Vec<f32>>, failures: &Failures) {
     let mut current = 0;
     for job in work {
         match job {
-            Job::Window { text, window, scored } => {
+            Message::Window { text, window, scored } => {
                 current = window;
                 observer.window(text, &scored);
             }
             // What was on its way when it failed.
-            Job::Rows { model, .. } if failures.has(model) => {}
-            Job::Rows { model, step, rows } => match observer.rows(model, step, rows) {
+            Message::Rows { model, .. } if failures.has(model) => {}
+            Message::Rows { model, step, rows } => match observer.rows(model, step, rows) {
                 // Nobody takes buffers at the end.
                 Ok(Some(buffer)) => drop(give_back.send(buffer)),
                 Ok(None) => {}
@@ -240,7 +240,7 @@ impl<'a> Seat<'a> {
         estimate.kv_cache.saturating_add(estimate.compute)
     }
 
-    /// Reads a window, and hands out its logits; stops where `to_observer` says no.
+    /// Reads a window and passes its logits to `to_observer`, until that returns `false`.
     fn read(
         &mut self,
         tokens: &[u32],

@@ -15,10 +15,10 @@
 //! their probability, which is `first - step / 65535 * 64`. With k = 64, n = 6 and a vocabulary of at most 65,536 tokens a row
 //! is 294 bytes, where logits of Yi's 64,000 tokens are 256,000.
 //!
-//! The file has the texts' tokens, and not the texts: who has a trace needs nothing else to measure a candidate. To take
-//! all tokens outside of the `k` for one makes KLD smaller than it is, by a fifth and more where a model is unsure. The ones
-//! that were drawn make up for that: with them the mean over a text is neither too small nor too large, while that of a
-//! single token is off by chance. With n = 0 it is a lower bound.
+//! The file has the tokens of the texts in place of the texts, so nothing else is needed to measure a candidate. Treating all
+//! tokens outside the `k` as one makes KLD too small, by a fifth and more where a model is unsure. The drawn tokens correct
+//! this: with them, the mean over a text is neither too small nor too large, while the KLD of a single token is off by
+//! chance. With n = 0, KLD is a lower bound.
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -26,24 +26,24 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::metrics::{Summary, Traced, draw_others, top_k};
-use super::text::{Cut, Text};
+use super::texts::{Cut, TokenizedText};
 use crate::base::atomic_file::AtomicFile;
 use crate::base::mmap::Mapping;
 
 const MAGIC: &[u8; 8] = b"nibtrace";
 const VERSION: u32 = 1;
 const HASH_BYTES: usize = 32;
-/// Longer headers are no headers.
+/// The longest header that is read.
 const LONGEST_HEADER: usize = 1 << 24;
 /// How far below the most likely token another one can be, in nats. e^-100 is nothing.
 const DEEPEST: f64 = 100.0;
 /// The same, of tokens that were drawn.
 const DEEPEST_DRAWN: f64 = 64.0;
 
-/// Why there is no trace to read, or to write.
+/// Why a trace cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The system says no.
+    /// It cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file.
@@ -51,8 +51,8 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
-    /// It is something else.
-    #[error("{} is no trace; `nibble trace` makes them", .0.display())]
+    /// It is not a trace.
+    #[error("{} is not a trace", .0.display())]
     Foreign(PathBuf),
     /// Made by another version.
     #[error("{} is a trace of version {found}, and this nibble reads version {VERSION}", path.display())]
@@ -203,8 +203,8 @@ impl Writer {
     /// tokens to draw of those that are not among the `k` most likely ones.
     ///
     /// # Errors
-    /// Where the file cannot be written.
-    pub fn create(path: &Path, mut header: Header, k: u32, texts: &[Text]) -> io::Result<Self> {
+    /// When the file cannot be written.
+    pub fn create(path: &Path, mut header: Header, k: u32, texts: &[TokenizedText]) -> io::Result<Self> {
         header.k = k.clamp(1, header.n_vocab.max(1));
         header.texts = texts
             .iter()
@@ -241,16 +241,17 @@ impl Writer {
     /// Writes the next row.
     ///
     /// # Errors
-    /// Where the file cannot be written.
+    /// When the file cannot be written.
     pub fn add(&mut self, row: &[u8]) -> io::Result<()> {
         self.rows += 1;
         self.out.write_all(row)
     }
 
-    /// Ends the file and gives it its name; one of that name goes where `replace`. Gives its bytes a scored token.
+    /// Completes the file and gives it its name, in place of a file of that name if `replace` is set. Returns how many bytes it
+    /// has for each scored token.
     ///
     /// # Errors
-    /// Where rows are missing, the file cannot be written, or there is one of that name.
+    /// When rows are missing, the file cannot be written, or one of that name exists and `replace` is not set.
     pub fn finish(mut self, replace: bool) -> io::Result<f64> {
         let windows: u64 = self.header.texts.iter().map(|text| text.windows).sum();
         let wanted = windows * self.header.cut().scored() as u64;
@@ -272,13 +273,13 @@ impl Writer {
 pub struct Trace {
     header: Header,
     mapping: Mapping,
-    texts: Vec<Text>,
+    texts: Vec<TokenizedText>,
     rows_at: usize,
     n_rows: usize,
 }
 
 impl Trace {
-    /// Whether the file at `path` says that it is one.
+    /// Whether the file at `path` begins like a trace.
     pub fn is_one(path: &Path) -> bool {
         use std::io::Read;
         let mut begins = [0; MAGIC.len()];
@@ -288,7 +289,7 @@ impl Trace {
     /// Opens the trace at `path`, and checks all of it.
     ///
     /// # Errors
-    /// Where it is none, of another version, or not whole.
+    /// When it is not a trace, of another version, or not whole.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let io = |source| Error::Io { path: path.to_path_buf(), source };
         let mapping = Mapping::open(path).map_err(io)?;
@@ -339,7 +340,7 @@ impl Trace {
             if text.windows == 0 || tokens.iter().any(|token| *token >= header.n_vocab) {
                 return Err(damaged("it has tokens that its vocabulary does not have"));
             }
-            texts.push(Text {
+            texts.push(TokenizedText {
                 name: text.name.clone(),
                 path: path.to_path_buf(),
                 blake3: text.blake3.clone(),
@@ -356,7 +357,7 @@ impl Trace {
     }
 
     /// The texts, in tokens.
-    pub fn texts(&self) -> &[Text] {
+    pub fn texts(&self) -> &[TokenizedText] {
         &self.texts
     }
 
@@ -417,10 +418,16 @@ mod tests {
         (0..n).map(|i| (((i * 7919 + row * 104_729) % 1009) as f32 / 100.0).powf(1.3) - 8.0).collect()
     }
 
-    fn text(name: &str, n_windows: usize, n_vocab: u32) -> Text {
+    fn text(name: &str, n_windows: usize, n_vocab: u32) -> TokenizedText {
         let n = n_windows * WINDOW as usize;
         let tokens = (0..n as u32).map(|i| i * 31 % n_vocab).collect();
-        Text { name: name.to_string(), blake3: "ab".repeat(32), n_tokens: n as u64 + 3, tokens, ..Text::default() }
+        TokenizedText {
+            name: name.to_string(),
+            blake3: "ab".repeat(32),
+            n_tokens: n as u64 + 3,
+            tokens,
+            ..TokenizedText::default()
+        }
     }
 
     /// A trace of two texts in a file of the folder.
@@ -507,7 +514,7 @@ mod tests {
         };
         for cut in 0..whole.len() {
             let said = refused(&whole[..cut]);
-            assert!(said.contains("is no trace") || said.contains("is damaged"), "{cut}: {said}");
+            assert!(said.contains("is not a trace") || said.contains("is damaged"), "{cut}: {said}");
         }
         for at in (0..whole.len()).step_by(3) {
             let mut bytes = whole.clone();

@@ -15,7 +15,7 @@ use unicode_width::UnicodeWidthStr;
 use crate::report::results::{Estimate, Histogram, Results, Stretch};
 
 use super::ranking::Ranking;
-use super::text;
+use super::wording;
 
 /// Units of a drawing's width.
 const WIDTH: u32 = 1280;
@@ -438,14 +438,14 @@ pub fn front(results: &Results, ranking: &Ranking) -> Option<Markup> {
             let style = if on_front(*i) { color.filled() } else { color.stroke_width(3) };
             area.draw(&Circle::new(point, 9, style))?;
             labels.taken.push(Block::around(point, 12));
-            spots.push((point, format!("{}: {size:.2} GB, KLD {}", ranking.labels[*i], text::estimate(kld).line())));
+            spots.push((point, format!("{}: {size:.2} GB, KLD {}", ranking.labels[*i], wording::estimate(kld).line())));
         }
         let few = points.len() <= 14;
         for wanted in [true, false] {
             for (i, size, kld) in points.iter().filter(|(i, ..)| on_front(*i) == wanted) {
                 let Some(point) = pixel(*size, kld.value) else { continue };
                 let color = if wanted { INK } else { FAINT };
-                let name = text::shortened(&ranking.labels[*i], NAME_CELLS);
+                let name = wording::shortened(&ranking.labels[*i], NAME_CELLS);
                 let number = (i + 1).to_string();
                 // Where there are many, long lines to names would be a thicket.
                 let (names, numbers) = if few { (104.0, 104.0) } else { (20.0, 72.0) };
@@ -498,7 +498,7 @@ pub fn positions(results: &Results, ranking: &Ranking, chosen: &[usize]) -> Opti
             area.draw(&PathElement::new(pixels.clone(), color.stroke_width(4)))?;
             for (pixel, stretch) in pixels.iter().zip(stretches(*i)) {
                 mark(area, place, *pixel)?;
-                let (from, to, kld) = (stretch.from, stretch.to, text::estimate(&stretch.kld).line());
+                let (from, to, kld) = (stretch.from, stretch.to, wording::estimate(&stretch.kld).line());
                 spots.push((*pixel, format!("{}, tokens {from} to {to}: KLD {kld}", ranking.labels[*i])));
             }
         }
@@ -511,7 +511,7 @@ fn middle(stretch: &Stretch) -> f64 {
 }
 
 fn names(ranking: &Ranking, chosen: &[usize]) -> Vec<String> {
-    chosen.iter().map(|&i| text::shortened(&ranking.labels[i], NAME_CELLS)).collect()
+    chosen.iter().map(|&i| wording::shortened(&ranking.labels[i], NAME_CELLS)).collect()
 }
 
 /// How KLD is distributed.
@@ -583,9 +583,9 @@ pub fn rows(rows: &[Row], series: &[String], measure: &Measure) -> Option<Markup
     }
     let x = if measure.logarithmic { Axis::logarithmic(values) } else { Axis::linear(values) }?;
     let y = Axis::rows(rows.len());
-    let names: Vec<String> = rows.iter().map(|(name, _)| text::shortened(name, NAME_CELLS)).collect();
+    let names: Vec<String> = rows.iter().map(|(name, _)| wording::shortened(name, NAME_CELLS)).collect();
     let left = names.iter().map(|name| width_of(name)).max().unwrap_or(0) + 24;
-    let series: Vec<String> = series.iter().map(|name| text::shortened(name, NAME_CELLS)).collect();
+    let series: Vec<String> = series.iter().map(|name| wording::shortened(name, NAME_CELLS)).collect();
     let top = if series.len() > 1 { legend(None, &series, 8).ok()? + 16 } else { 10 };
     let row_height = (22 + 20 * series.len() as i32).max(44);
     let height = top + rows.len() as i32 * row_height + 84;
@@ -616,7 +616,7 @@ pub fn rows(rows: &[Row], series: &[String], measure: &Measure) -> Option<Markup
                     area.draw(&PathElement::new(vec![pixel(low), pixel(high)], color.stroke_width(4)))?;
                 }
                 mark(area, series, pixel(at))?;
-                spots.push((pixel(at), format!("{label}: {}", text::estimate(&estimate).line())));
+                spots.push((pixel(at), format!("{label}: {}", wording::estimate(&estimate).line())));
             }
         }
         Ok(())
@@ -652,7 +652,7 @@ fn heat_edges((low, high): (f64, f64)) -> [f64; HEAT.len()] {
 /// Weight error by layer and role. Equal neighbours are one block.
 pub fn heat(map: &Heat, ends: (f64, f64), title: &str) -> Option<Markup> {
     const ROW: i32 = 40;
-    let left = map.roles.iter().map(|role| width_of(&text::shortened(role, 16))).max()? + 20;
+    let left = map.roles.iter().map(|role| width_of(&wording::shortened(role, 16))).max()? + 20;
     let columns = map.layers.len() as f64;
     let edges = heat_edges(ends);
     let color = |error: f64| match edges.iter().rposition(|edge| error >= edge * (1.0 - 1e-12)) {
@@ -669,7 +669,7 @@ pub fn heat(map: &Heat, ends: (f64, f64), title: &str) -> Option<Markup> {
             let top = row as i32 * ROW + 4;
             write(
                 area,
-                &text::shortened(role, 16),
+                &wording::shortened(role, 16),
                 (left - 12, top + ROW / 2 - 2),
                 anchored(INK, HPos::Right, VPos::Center),
             )?;
@@ -699,7 +699,7 @@ pub fn heat(map: &Heat, ends: (f64, f64), title: &str) -> Option<Markup> {
         for (level, (edge, color)) in edges.iter().zip(HEAT).enumerate() {
             let x = width_of(words) + 20 + level as i32 * 120;
             area.draw(&Rectangle::new([(x, y), (x + 36, y + 36)], color.filled()))?;
-            write(area, &text::number(edge * 100.0), (x + 44, y + 18), anchored(FAINT, HPos::Left, VPos::Center))?;
+            write(area, &wording::number(edge * 100.0), (x + 44, y + 18), anchored(FAINT, HPos::Left, VPos::Center))?;
         }
         Ok(())
     })

@@ -2,8 +2,8 @@
 //!
 //! A candidate has a row over all texts (`part` is `all`) and one for each text (`part` is `text`). Every measure has
 //! three columns: the number, and the ends of its interval (`kld`, `kld_low`, `kld_high`). What is not there is empty;
-//! numbers that are none are `inf`, `-inf` and `NaN`. Task scores stand in the rows over all texts, in the last columns.
-//! Words that a spreadsheet would take for a formula begin with an apostrophe.
+//! numbers that are not finite are `inf`, `-inf` and `NaN`. Task scores are in the rows over all texts, in the last columns.
+//! Text that a spreadsheet would take for a formula gets an apostrophe in front.
 
 use std::borrow::Cow;
 
@@ -127,7 +127,7 @@ fn cells(estimate: Option<Estimate>) -> [String; 3] {
     [value.to_string(), low, high]
 }
 
-/// Words as a spreadsheet shows them rather than reckons with them.
+/// Returns text in a form that a spreadsheet shows and does not compute.
 fn words(text: &str) -> Cow<'_, str> {
     match text.chars().next() {
         Some('=' | '+' | '-' | '@' | '\t' | '\r') => Cow::Owned(format!("'{text}")),

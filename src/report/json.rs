@@ -1,14 +1,14 @@
 //! A comparison as JSON.
 //!
 //! An object with `format` and `format_version`, and below them everything in [`Results`], by the names of its fields.
-//! JSON has no infinite numbers: they are the strings `"Infinity"`, `"-Infinity"` and `"NaN"`, which Python's `float`
-//! and JavaScript's `Number` read. `null` always says that something is not there.
+//! JSON has no infinite numbers: [`base::json_float`](crate::base::json_float) says what stands for them. `null` always means
+//! that something is not there.
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use crate::report::results::Results;
 
-/// Goes up when a reader of the last version would misread this one. New fields are no such thing.
+/// Increased when a reader of the last version would misread this one. New fields do not increase it.
 const FORMAT_VERSION: u32 = 1;
 
 #[derive(Serialize)]
@@ -22,53 +22,10 @@ struct Document<'a> {
 /// The document, indented, with a line break at its end.
 pub fn json(results: &Results) -> String {
     let document = Document { format: "nibble-comparison", format_version: FORMAT_VERSION, results };
-    // It fails for keys that are no strings, and for writers that fail: there are none of either.
+    // Serializing fails for keys that are not strings and for writers that fail. Neither is the case here.
     let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();
     text.push('\n');
     text
-}
-
-/// Serializes a number, or the name of what is none.
-///
-/// # Errors
-/// The serializer's own.
-pub fn number<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    if value.is_finite() { serializer.serialize_f64(*value) } else { serializer.serialize_str(name(*value)) }
-}
-
-/// As [`number`], of a number that may be missing.
-///
-/// # Errors
-/// The serializer's own.
-pub fn optional<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
-    match value {
-        Some(value) => number(value, serializer),
-        None => serializer.serialize_none(),
-    }
-}
-
-/// As [`number`], of the two ends of an interval that may be missing.
-///
-/// # Errors
-/// The serializer's own.
-pub fn interval<S: Serializer>(value: &Option<[f64; 2]>, serializer: S) -> Result<S::Ok, S::Error> {
-    value.map(|ends| ends.map(Number)).serialize(serializer)
-}
-
-struct Number(f64);
-
-impl Serialize for Number {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        number(&self.0, serializer)
-    }
-}
-
-fn name(value: f64) -> &'static str {
-    match value {
-        _ if value.is_nan() => "NaN",
-        _ if value > 0.0 => "Infinity",
-        _ => "-Infinity",
-    }
 }
 
 #[cfg(test)]

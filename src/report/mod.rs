@@ -1,10 +1,10 @@
 //! What a comparison looks like.
 //!
 //! ```text
-//!              ┌─► html      a page to share: works offline, on a phone and on paper
-//!  Results ────┼─► json      everything, for programs
-//!              ├─► csv       a row a candidate and text, for spreadsheets
-//!              └─► table     for the terminal, with verdicts
+//!              ┌─► html       a page to share: works offline, on a phone and on paper
+//!  Results ────┼─► json       everything, for programs
+//!              ├─► csv        a row for each candidate and text, for spreadsheets
+//!              └─► Ranking    the verdicts in sentences, which the terminal shows below its table
 //! ```
 //!
 //! All are pure functions of [`Results`], whose bytes are the same for the same results, and all take results that
@@ -14,14 +14,11 @@ mod charts;
 pub mod csv;
 pub mod json;
 mod page;
-mod ranking;
-#[cfg(test)]
-mod sample;
-#[cfg(feature = "cli")]
-mod terminal;
-mod text;
-
+pub mod ranking;
 pub mod results;
+#[cfg(test)]
+pub(crate) mod sample;
+pub mod wording;
 
 use ranking::Ranking;
 use results::Results;
@@ -29,11 +26,8 @@ use results::Results;
 pub use csv::csv;
 pub use json::json;
 pub use page::html;
-#[cfg(feature = "cli")]
-pub use terminal::table;
 
-/// The verdict in whole sentences: which candidate is best, the smallest that cannot be told from it, and which are not
-/// worth their size.
+/// The verdict in whole sentences: which file to take at which size and what it costs, and which are not worth their size.
 pub fn summary(results: &Results) -> Vec<String> {
     Ranking::new(results).summary()
 }

@@ -1,6 +1,6 @@
 //! A comparison as one page of HTML: no scripts, nothing fetched, made for screens of all widths and for paper.
 //!
-//! What comes from files goes through [`text::plain`] and through the escaping of `maud`, so that names cannot be
+//! What comes from files goes through [`wording::plain`] and through the escaping of `maud`, so that names cannot be
 //! markup. The page forbids itself scripts and connections besides, in case some browser thinks otherwise.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
@@ -10,7 +10,7 @@ use crate::report::results::{Candidate, Change, Estimate, File, Guess, Results, 
 
 use super::charts::{self, Heat, Measure};
 use super::ranking::{Outcome, Ranking};
-use super::text::{self, Shown, plain};
+use super::wording::{self, Shown, plain};
 
 /// Candidates whose lines fit in one drawing.
 const LINES: usize = charts::MOST_SERIES;
@@ -95,7 +95,7 @@ struct Page<'a> {
 
 impl Page<'_> {
     fn title(&self) -> String {
-        let reference = text::shortened(&plain(&self.results.reference.file.name), 60);
+        let reference = wording::shortened(&plain(&self.results.reference.file.name), 60);
         let count = self.results.candidates.len();
         match (count, reference.is_empty()) {
             (_, true) => "A comparison of quantizations".into(),
@@ -125,7 +125,7 @@ impl Page<'_> {
             return None;
         }
         let measured: Vec<usize> = self.ranking.measured.clone();
-        let prefix = text::common_prefix(results);
+        let prefix = wording::common_prefix(results);
         let importance = results.candidates.iter().any(|candidate| candidate.file.importance.is_some());
         let body = html! {
             @if !prefix.is_empty() {
@@ -149,10 +149,10 @@ impl Page<'_> {
                                 (self.name(i))
                                 td.n { (units::bytes(candidate.file.bytes)) }
                                 @if let Some(scores) = &candidate.overall {
-                                    (cell(text::estimate(&scores.kld)))
-                                    (cell(text::percent(&scores.same_top)))
-                                    (cell(text::estimate(&scores.perplexity_ratio)))
-                                    (cell(text::estimate(&scores.perplexity)))
+                                    (cell(wording::estimate(&scores.kld)))
+                                    (cell(wording::percent(&scores.same_top)))
+                                    (cell(wording::estimate(&scores.perplexity_ratio)))
+                                    (cell(wording::estimate(&scores.perplexity)))
                                 } @else if candidate.failure.is_some() {
                                     td colspan="4" { a href="#failures" { "failed" } }
                                 } @else {
@@ -194,13 +194,13 @@ impl Page<'_> {
     fn measures(&self, measured: &[usize]) -> Markup {
         type Measure = (&'static str, fn(&Estimate) -> Shown, fn(&Scores) -> Estimate);
         const MEASURES: [Measure; 7] = [
-            ("KLD, median", text::estimate, |scores| scores.kld_median),
-            ("KLD, 90 %", text::estimate, |scores| scores.kld_90),
-            ("KLD, 99 %", text::estimate, |scores| scores.kld_99),
-            ("KLD, 99.9 %", text::estimate, |scores| scores.kld_999),
-            ("KLD, largest", text::estimate, |scores| scores.kld_max),
-            ("Top 5 shared, %", text::percent, |scores| scores.top5_overlap),
-            ("RMS Δp, %", text::percent, |scores| scores.rms_dp),
+            ("KLD, median", wording::estimate, |scores| scores.kld_median),
+            ("KLD, 90 %", wording::estimate, |scores| scores.kld_90),
+            ("KLD, 99 %", wording::estimate, |scores| scores.kld_99),
+            ("KLD, 99.9 %", wording::estimate, |scores| scores.kld_999),
+            ("KLD, largest", wording::estimate, |scores| scores.kld_max),
+            ("Top 5 shared, %", wording::percent, |scores| scores.top5_overlap),
+            ("RMS Δp, %", wording::percent, |scores| scores.rms_dp),
         ];
         scroll(
             "All measures",
@@ -216,7 +216,7 @@ impl Page<'_> {
                             @if let Some(scores) = &self.candidate(i).overall {
                                 tr {
                                     (self.name(i))
-                                    td.n { (text::thousands(scores.tokens)) }
+                                    td.n { (wording::thousands(scores.tokens)) }
                                     @for (_, show, measure) in MEASURES { (cell(show(&measure(scores)))) }
                                 }
                             }
@@ -234,17 +234,17 @@ impl Page<'_> {
             .measured
             .iter()
             .filter(|&&i| !(self.ranking.kld(i).is_finite() && self.ranking.kld(i) > 0.0))
-            .map(|&i| format!("{} (KLD {})", self.ranking.labels[i], text::number(self.ranking.kld(i))))
+            .map(|&i| format!("{} (KLD {})", self.ranking.labels[i], wording::number(self.ranking.kld(i))))
             .collect();
         let body = html! {
-            p { "What a file costs in size against what it loses. The line joins the candidates that nothing smaller \
-                 equals; those off the line (hollow) take more room for no less loss. Bars are intervals." }
+            p { "Size against loss. The line joins the candidates that have a lower KLD than everything smaller. Hollow \
+                 points, off the line, take more room and lose no less. Bars are intervals." }
             (figure(chart))
             @if charts::front_has_numbers(&self.ranking) {
                 p.note { "The numbers are those of the table above; where points lie too close together, some have none." }
             }
             @if !undrawn.is_empty() {
-                p.note { "A logarithmic axis has no place for " (text::listed(&undrawn)) "." }
+                p.note { "A logarithmic axis cannot show " (wording::listed(&undrawn)) "." }
             }
         };
         Some(Section { id: "front", title: "Size against loss".into(), body })
@@ -253,7 +253,7 @@ impl Page<'_> {
     /// Says which candidates a drawing shows, where it does not show all.
     fn shown(&self, chosen: &[usize], of: usize) -> Markup {
         let names: Vec<String> = chosen.iter().map(|&i| self.ranking.labels[i].clone()).collect();
-        html! { @if chosen.len() < of { p.note { "Of " (of) " candidates these are shown: " (text::listed(&names)) "." } } }
+        html! { @if chosen.len() < of { p.note { "Of " (of) " candidates these are shown: " (wording::listed(&names)) "." } } }
     }
 
     fn positions(&self) -> Option<Section> {
@@ -276,7 +276,7 @@ impl Page<'_> {
                         } }
                         tbody { @for &i in &all { tr {
                             (self.name(i))
-                            @for stretch in &self.candidate(i).positions { (cell(text::estimate(&stretch.kld))) }
+                            @for stretch in &self.candidate(i).positions { (cell(wording::estimate(&stretch.kld))) }
                         } } }
                     }
                 }))
@@ -291,7 +291,7 @@ impl Page<'_> {
         let chosen = self.ranking.chosen(LINES, has);
         let chart = charts::histogram(self.results, &self.ranking, &chosen)?;
         let first = self.candidate(*chosen.first()?).histogram.as_ref()?;
-        let edge = |bin: usize| text::number(10_f64.powf(first.log10_from + first.log10_step * bin as f64));
+        let edge = |bin: usize| wording::number(10_f64.powf(first.log10_from + first.log10_step * bin as f64));
         let body = html! {
             p { "Each line counts tokens by their KLD. At most tokens it is small; the right end of a line is where the \
                  candidate and the reference disagree. What lies beyond an end is counted in the last step there." }
@@ -309,7 +309,7 @@ impl Page<'_> {
                             th scope="row" { (edge(bin)) }
                             @for &i in &chosen {
                                 @let counts = self.candidate(i).histogram.as_ref().map_or(&[][..], |h| &h.counts);
-                                td.n { @if let Some(&count) = counts.get(bin) { (text::thousands(count)) } }
+                                td.n { @if let Some(&count) = counts.get(bin) { (wording::thousands(count)) } }
                             }
                         } } }
                     }
@@ -344,7 +344,7 @@ impl Page<'_> {
             line: None,
         };
         let body = html! {
-            p { "Where a candidate loses more on one text than on another, its loss depends on what you write in." }
+            p { "If a candidate loses more on one text than on another, its cost depends on the kind of text you use it for." }
             @if let Some(chart) = charts::rows(&rows, &names[..drawn], &measure) { (figure(chart)) }
             @if drawn < names.len() { p.note { "The drawing has the first " (drawn) " texts, the table all." } }
             (folded(measured.len(), scroll("KLD by text", html! {
@@ -363,9 +363,9 @@ impl Page<'_> {
                         (self.name(i))
                         @for slice in 0..names.len() {
                             @let scores = scores(i, slice);
-                            (optional(scores.map(|scores| text::estimate(&scores.kld))))
-                            (optional(scores.map(|scores| text::percent(&scores.same_top))))
-                            (optional(scores.map(|scores| text::estimate(&scores.perplexity_ratio))))
+                            (optional(scores.map(|scores| wording::estimate(&scores.kld))))
+                            (optional(scores.map(|scores| wording::percent(&scores.same_top))))
+                            (optional(scores.map(|scores| wording::estimate(&scores.perplexity_ratio))))
                         }
                     } } }
                 }
@@ -393,7 +393,7 @@ impl Page<'_> {
                     thead { tr {
                         th scope="col" { "" }
                         @for &b in measured { th scope="col" title=(ranking.labels[b]) {
-                            @if numbered { (text::shortened(&ranking.labels[b], 14)) } @else { (b + 1) }
+                            @if numbered { (wording::shortened(&ranking.labels[b], 14)) } @else { (b + 1) }
                         } }
                     } }
                     tbody { @for &a in measured { tr {
@@ -402,9 +402,9 @@ impl Page<'_> {
                             @match ranking.outcome(a, b) {
                                 _ if a == b => td {},
                                 None => td { "?" },
-                                Some((kld, Outcome::Beats)) => td.w { "▲" @if numbered { small { (text::difference(&kld).value) } } },
-                                Some((kld, Outcome::Loses)) => td.l { "▽" @if numbered { small { (text::difference(&kld).value) } } },
-                                Some((kld, Outcome::NotDistinguishable)) => td { "≈" @if numbered { small { (text::difference(&kld).value) } } },
+                                Some((kld, Outcome::Beats)) => td.w { "▲" @if numbered { small { (wording::difference(&kld).value) } } },
+                                Some((kld, Outcome::Loses)) => td.l { "▽" @if numbered { small { (wording::difference(&kld).value) } } },
+                                Some((kld, Outcome::NotDistinguishable)) => td { "≈" @if numbered { small { (wording::difference(&kld).value) } } },
                             }
                         }
                     } } }
@@ -466,10 +466,10 @@ impl Page<'_> {
             html! {
                 tr {
                     (name)
-                    td.n { (text::thousands(of.questions)) }
-                    @for wanted in &scores { (optional(score(of, wanted).map(|estimate| text::percent(&estimate)))) }
+                    td.n { (wording::thousands(of.questions)) }
+                    @for wanted in &scores { (optional(score(of, wanted).map(|estimate| wording::percent(&estimate)))) }
                     @if let Some(flips) = of.against_reference {
-                        td.n { (flips.lost) } td.n { (flips.won) } td.n { (text::number(flips.p_value)) }
+                        td.n { (flips.lost) } td.n { (flips.won) } td.n { (wording::number(flips.p_value)) }
                     } @else { td {} td {} td {} }
                 }
             }
@@ -477,7 +477,7 @@ impl Page<'_> {
         Some(html! {
             h3 { (title) }
             p.note {
-                (plain(&named.format)) ", " (text::thousands(named.questions)) " questions, "
+                (plain(&named.format)) ", " (wording::thousands(named.questions)) " questions, "
                 @match named.shots { 0 => "no examples before them", 1 => "one example before each", n => { (n) " examples before each" } }
                 "."
             }
@@ -515,7 +515,7 @@ impl Page<'_> {
             .iter()
             .flat_map(|&i| weights(i).into_iter().flat_map(move |w| w.skipped.iter().map(move |s| (i, s))))
             .collect();
-        let percent = |value: f64| text::number(value * 100.0);
+        let percent = |value: f64| wording::number(value * 100.0);
         let body = html! {
             p { "How far the weights themselves are from the source's. It takes no text to measure, and says where in \
                  the model bits were saved; what that does to the text is above." }
@@ -546,8 +546,8 @@ impl Page<'_> {
                         @if let Some(error) = weights.overall {
                             td.n { (percent(error.relative)) }
                             td.n { @if let Some(weighted) = error.weighted { (percent(weighted)) } }
-                            td.n { (text::number(error.rmse)) }
-                            td.n { (text::number(1.0 - error.cosine)) }
+                            td.n { (wording::number(error.rmse)) }
+                            td.n { (wording::number(1.0 - error.cosine)) }
                         } @else { td {} td {} td {} td {} }
                         @if let Some(worst) = worst(&weights.tensors) {
                             td { (short(&worst.name)) " (" (short(&worst.ty)) ")" }
@@ -559,7 +559,7 @@ impl Page<'_> {
             }))
             @if !skipped.is_empty() {
                 details {
-                    summary { (text::counted(skipped.len(), "tensor was", "tensors were")) " not compared" }
+                    summary { (wording::counted(skipped.len(), "tensor was", "tensors were")) " not compared" }
                     ul { @for (i, sentence) in skipped.iter().take(200) {
                         li { (self.ranking.labels[*i]) ": " (plain(sentence)) }
                     } }
@@ -599,14 +599,14 @@ impl Page<'_> {
             None => html! { td.p style="--p:0" { "unknown" } },
             Some(share) => {
                 let filled = if share.is_finite() { (share * 100.0).clamp(0.0, 100.0).round() } else { 0.0 };
-                html! { td.p style={ "--p:" (filled) } { (text::share(share)) " %" } }
+                html! { td.p style={ "--p:" (filled) } { (wording::share(share)) " %" } }
             }
         };
         html! {
             div.change {
                 p.slice {
                     @if let Some(slice) = self.results.slices.get(change.slice) { (plain(&slice.name)) ", " }
-                    "token " (text::thousands(change.token)) ", KLD " (text::number(change.kld))
+                    "token " (wording::thousands(change.token)) ", KLD " (wording::number(change.kld))
                 }
                 p.passage dir="auto" {
                     (passage(&change.before)) mark { (passage(&change.right.text)) } (passage(&change.after))
@@ -640,7 +640,7 @@ impl Page<'_> {
     fn method(&self) -> Option<Section> {
         let results = self.results;
         let settings = &results.settings;
-        let command: Vec<String> = results.command.iter().map(|word| text::quoted(&plain(word))).collect();
+        let command: Vec<String> = results.command.iter().map(|word| wording::quoted(&plain(word))).collect();
         let tasks = self.results.candidates.iter().any(|candidate| candidate.tasks.iter().any(Option::is_some));
         let body = html! {
             @if !command.is_empty() { p { "The command:" } pre { code { (command.join(" ")) } } }
@@ -658,14 +658,14 @@ impl Page<'_> {
             @if settings.resamples > 0 {
                 p {
                     "The intervals come from the bootstrap: whole windows were drawn anew, with repetition, "
-                    (text::thousands(settings.resamples.into())) " times (seed " (settings.seed) "), and the number computed each \
+                    (wording::thousands(settings.resamples.into())) " times (seed " (settings.seed) "), and the number computed each \
                      time. They say how much the number depends on which passages the texts happen to have; they do \
                      not say how it would be on texts of another kind."
                 }
             }
             @if settings.threads > 0 || !settings.kv_type.is_empty() {
                 p.note {
-                    @if settings.threads > 0 { (text::counted(settings.threads as usize, "thread", "threads")) ". " }
+                    @if settings.threads > 0 { (wording::counted(settings.threads as usize, "thread", "threads")) ". " }
                     @if !settings.kv_type.is_empty() { "KV cache: " (plain(&settings.kv_type)) "." }
                 }
             }
@@ -747,16 +747,16 @@ impl Page<'_> {
                             @for (index, slice) in results.slices.iter().enumerate() { tr {
                                 td.path { (plain(&slice.name)) }
                                 td.path { (plain(&slice.path)) }
-                                td.n { (text::thousands(slice.tokens)) }
-                                td.n { (text::thousands(slice.windows)) }
-                                td.n { (text::thousands(slice.scored)) }
-                                (optional(results.reference.slices.get(index).copied().flatten().map(|of| text::estimate(&of))))
+                                td.n { (wording::thousands(slice.tokens)) }
+                                td.n { (wording::thousands(slice.windows)) }
+                                td.n { (wording::thousands(slice.scored)) }
+                                (optional(results.reference.slices.get(index).copied().flatten().map(|of| wording::estimate(&of))))
                                 td.hash { (plain(&slice.blake3)) }
                             } }
                             @for task in &results.tasks { tr {
                                 td.path { (plain(&task.name)) }
                                 td.path { (plain(&task.path)) }
-                                td.n colspan="4" { (text::thousands(task.questions)) " questions" }
+                                td.n colspan="4" { (wording::thousands(task.questions)) " questions" }
                                 td.hash { (plain(&task.blake3)) }
                             } }
                         }
@@ -764,7 +764,7 @@ impl Page<'_> {
                 }))
             }
             @if let Some(perplexity) = &results.reference.perplexity {
-                p { "The reference's perplexity over all texts: " (text::estimate(perplexity).line()) "." }
+                p { "The reference's perplexity over all texts: " (wording::estimate(perplexity).line()) "." }
             }
         }
     }
@@ -799,7 +799,7 @@ fn passage(text: &str) -> std::borrow::Cow<'_, str> {
 
 /// A name for a column or a line of its own.
 fn short(name: &str) -> String {
-    text::shortened(&plain(name), LONGEST_NAME)
+    wording::shortened(&plain(name), LONGEST_NAME)
 }
 
 /// A name in code as words: `accuracy_normalised`.
@@ -862,7 +862,7 @@ fn heat_table(map: &Heat) -> Markup {
                 thead { tr { th scope="col" { "Layer" } @for role in &map.roles { th.n scope="col" { (role) } } } }
                 tbody { @for (column, layer) in map.layers.iter().enumerate() { tr {
                     th scope="row" { (layer) }
-                    @for row in &map.errors { td.n { @if let Some(error) = row[column] { (text::number(error * 100.0)) } } }
+                    @for row in &map.errors { td.n { @if let Some(error) = row[column] { (wording::number(error * 100.0)) } } }
                 } } }
             }
         },
@@ -946,8 +946,8 @@ mod tests {
             let shown = [scores.kld, scores.perplexity, scores.perplexity_ratio, scores.kld_median, scores.kld_90]
                 .iter()
                 .chain([&scores.kld_99, &scores.kld_999, &scores.kld_max])
-                .map(text::estimate)
-                .chain([scores.same_top, scores.top5_overlap, scores.rms_dp].iter().map(text::percent))
+                .map(wording::estimate)
+                .chain([scores.same_top, scores.top5_overlap, scores.rms_dp].iter().map(wording::percent))
                 .collect::<Vec<_>>();
             for Shown { value, interval } in shown {
                 assert!(cells.contains(&value), "{value}");
@@ -965,21 +965,21 @@ mod tests {
             ["#positions", "#distribution", "#texts", "#weights", "#tasks"].map(|id| cells(&page, id));
         let candidate = &results.candidates[0];
         for stretch in &candidate.positions {
-            assert!(positions.contains(&text::estimate(&stretch.kld).value));
+            assert!(positions.contains(&wording::estimate(&stretch.kld).value));
         }
         for count in &candidate.histogram.as_ref().unwrap().counts {
-            assert!(distribution.contains(&text::thousands(*count)));
+            assert!(distribution.contains(&wording::thousands(*count)));
         }
         for scores in candidate.slices.iter().flatten() {
-            assert!(texts.contains(&text::estimate(&scores.kld).value));
+            assert!(texts.contains(&wording::estimate(&scores.kld).value));
         }
         for tensor in
             candidate.weights.as_ref().unwrap().tensors.iter().filter(|t| t.layer.is_some() && t.role != "norm")
         {
-            assert!(weights.contains(&text::number(tensor.error.relative * 100.0)), "{}", tensor.name);
+            assert!(weights.contains(&wording::number(tensor.error.relative * 100.0)), "{}", tensor.name);
         }
         let scores = candidate.tasks[0].as_ref().unwrap();
-        assert!(tasks.contains(&text::percent(&scores.scores[0].1).value));
+        assert!(tasks.contains(&wording::percent(&scores.scores[0].1).value));
         assert!(tasks.contains(&scores.against_reference.unwrap().lost.to_string()));
     }
 

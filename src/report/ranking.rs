@@ -1,16 +1,23 @@
-//! Who is better: what follows from the front and the pairs, and the sentences that say it.
+//! Which file to take: what follows from the front and the pairs, and the sentences that say it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::units;
 use crate::report::results::{Candidate, Estimate, Flips, Results, Verdict};
 
-use super::text;
+use super::wording;
 
 /// Candidates that a sentence names; half as many where it says something of each.
 const MOST_NAMED: usize = 8;
 
-/// Where the candidates stand.
+/// Files that are advised, each with what it costs.
+const MOST_ADVISED: usize = 4;
+
+/// Bits a weight from which on a file is not quantized: norms of 32 bits make a 16-bit file a little larger than 16, and a
+/// model with a few quantized tensors smaller.
+const LEAST_UNQUANTIZED_BITS: f64 = 15.5;
+
+/// How the candidates compare.
 pub struct Ranking<'a> {
     results: &'a Results,
     /// What they are called.
@@ -53,7 +60,7 @@ impl<'a> Ranking<'a> {
                 pairs.insert((pair.b, pair.a), (negative(pair.kld), turned));
             }
         }
-        let mut ranking = Self { results, labels: text::labels(results), measured, best: None, pairs };
+        let mut ranking = Self { results, labels: wording::labels(results), measured, best: None, pairs };
         // The first of equals is the smallest.
         ranking.best = ranking
             .measured
@@ -64,7 +71,7 @@ impl<'a> Ranking<'a> {
         ranking
     }
 
-    /// A measured candidate's KLD; not a number for others.
+    /// A measured candidate's KLD; NaN for others.
     pub fn kld(&self, i: usize) -> f64 {
         self.results.candidates[i].overall.map_or(f64::NAN, |scores| scores.kld.value)
     }
@@ -106,7 +113,7 @@ impl<'a> Ranking<'a> {
         self.measured.iter().copied().find(|&i| self.bytes(i) < self.bytes(best) && equals(i))
     }
 
-    /// Of the candidates that are no larger, that with the lowest KLD, where that is no higher than this one's.
+    /// Returns the candidate with the lowest KLD of those that are not larger, unless its KLD is higher than this one's.
     pub fn dominated_by(&self, i: usize) -> Option<usize> {
         let no_larger = |&j: &usize| j != i && self.bytes(j) <= self.bytes(i) && self.kld(j) <= self.kld(i);
         let all = self.measured.iter().copied().filter(no_larger);
@@ -160,7 +167,7 @@ impl<'a> Ranking<'a> {
     pub fn verdict(&self, a: usize, b: usize) -> Option<String> {
         let (kld, outcome) = self.outcome(a, b)?;
         let (first, second, kld) = if outcome == Outcome::Loses { (b, a, negative(kld)) } else { (a, b, kld) };
-        let (first, second, kld) = (&self.labels[first], &self.labels[second], text::difference(&kld).line());
+        let (first, second, kld) = (&self.labels[first], &self.labels[second], wording::difference(&kld).line());
         Some(match outcome {
             Outcome::NotDistinguishable => format!("{first} and {second}: not distinguishable, KLD {kld}"),
             _ => format!("{first} beats {second}: KLD {kld}"),
@@ -180,10 +187,9 @@ impl<'a> Ranking<'a> {
                 _ => format!("None of the {count} candidates could be measured."),
             }),
             (None, _) => sentences.push("No candidate has a KLD that is a number.".into()),
-            (Some(only), [_]) => sentences.push(format!("{} {}.", self.sized(only), self.nearness(only))),
-            (Some(best), _) => {
-                sentences.push(self.headline(best));
-                sentences.extend(self.worth());
+            (Some(only), [_]) => sentences.push(format!("{} {}.", self.sized(only), self.cost(only))),
+            _ => {
+                sentences.extend(self.advice());
                 sentences.extend(self.dominated());
             }
         }
@@ -216,63 +222,151 @@ impl<'a> Ranking<'a> {
         let (fewer, more) = (named(false), named(true));
         let mut found = Vec::new();
         if !fewer.is_empty() {
-            found.push(format!("fewer right than the reference: {}", text::listed(&fewer)));
+            found.push(format!("fewer right than the reference: {}", wording::listed(&fewer)));
         }
         if !more.is_empty() {
-            found.push(format!("more right: {}", text::listed(&more)));
+            found.push(format!("more right: {}", wording::listed(&more)));
         }
         if found.is_empty() {
             found.push("too few questions to tell any candidate from the reference".to_string());
         }
-        Some(format!("{}: {}.", text::plain(&self.results.tasks[task].name), found.join("; ")))
+        Some(format!("{}: {}.", wording::plain(&self.results.tasks[task].name), found.join("; ")))
     }
 
-    fn headline(&self, best: usize) -> String {
-        let nearness = self.nearness(best);
-        let smallest = self.measured.first() == Some(&best);
-        match self.smallest_as_good() {
-            Some(smaller) => format!(
-                "{} is the smallest that cannot be told from the best, {}, which {nearness}.",
-                self.sized(smaller),
-                self.sized(best)
-            ),
-            None if smallest => {
-                format!("{} is the smallest and the nearest to the reference: it {nearness}.", self.sized(best))
+    /// The files worth choosing between, smallest first: quantized ones on the front, each of which does better than the one
+    /// before it by more than noise, as far as that can be told.
+    ///
+    /// Files of 16 bits a weight are left out as long as there are others. They come near the reference whatever the model, so
+    /// naming them does not answer which file to take.
+    pub fn tiers(&self) -> Vec<usize> {
+        let mut tiers: Vec<usize> = Vec::new();
+        for i in self.worth_taking(self.front()) {
+            let is_better = |last: usize| match self.outcome(i, last) {
+                Some((_, Outcome::Loses)) => false,
+                // Without an interval nothing is told apart: then all differences are shown, and a sentence says so.
+                Some((kld, Outcome::NotDistinguishable)) => kld.interval.is_none(),
+                _ => true,
+            };
+            if tiers.last().is_none_or(|&last| is_better(last)) {
+                tiers.push(i);
             }
-            None => format!(
-                "{} is the nearest to the reference, and no smaller one does as well: it {nearness}.",
-                self.sized(best)
-            ),
+        }
+        tiers
+    }
+
+    /// Returns those with a finite KLD, and of these the quantized ones. A condition that none meets is left out.
+    fn worth_taking(&self, candidates: Vec<usize>) -> Vec<usize> {
+        let only = |candidates: Vec<usize>, keep: &dyn Fn(usize) -> bool| {
+            let kept: Vec<usize> = candidates.iter().copied().filter(|&i| keep(i)).collect();
+            if kept.is_empty() { candidates } else { kept }
+        };
+        only(only(candidates, &|i| self.kld(i).is_finite()), &|i| self.is_quantized(i))
+    }
+
+    fn is_quantized(&self, i: usize) -> bool {
+        self.results.candidates[i].file.bits_per_weight.is_none_or(|bits| bits < LEAST_UNQUANTIZED_BITS)
+    }
+
+    /// Which file to take at which size, and what it costs.
+    fn advice(&self) -> Vec<String> {
+        let tiers = self.tiers();
+        let chosen: Vec<usize> = evenly(&tiers, MOST_ADVISED);
+        let Some((&first, rest)) = chosen.split_first() else { return Vec::new() };
+        let last = rest.last().copied().unwrap_or(first);
+        let mut sentences = Vec::new();
+        let equal = self.larger_as_good(last);
+        let equal = text_of(&equal.iter().map(|&i| self.sized(i)).collect::<Vec<_>>());
+        if rest.is_empty() {
+            let why = match &equal {
+                Some(equal) => format!("; it cannot be told from {equal}"),
+                None => String::new(),
+            };
+            sentences.push(format!("Take {}: it {}{why}.", self.sized(first), self.cost(first)));
+        } else {
+            let costs = rest.iter().map(|&i| format!("{} {}", self.sized(i), self.short_cost(i)));
+            let costs: Vec<String> =
+                [format!("{} {}", self.sized(first), self.cost(first))].into_iter().chain(costs).collect();
+            sentences.push(format!("Take the largest of these that fits: {}.", wording::listed(&costs)));
+            if let Some(equal) = &equal {
+                sentences.push(format!("{equal} cannot be told from {}.", self.labels[last]));
+            }
+        }
+        let is_bare = |two: &[usize]| self.outcome(two[1], two[0]).is_some_and(|(kld, _)| kld.interval.is_none());
+        if tiers.windows(2).any(is_bare) {
+            sentences.push("Too few windows were read to tell these differences from noise.".into());
+        }
+        sentences.extend(self.unquantized());
+        sentences.extend(self.more_on_front(&chosen));
+        sentences
+    }
+
+    /// The larger quantized files that cannot be told from this one. Some bytes of metadata make no file larger.
+    fn larger_as_good(&self, i: usize) -> Vec<usize> {
+        let as_good = |&j: &usize| {
+            let noise =
+                |(kld, outcome): (Estimate, Outcome)| outcome == Outcome::NotDistinguishable && kld.interval.is_some();
+            self.bytes(j) > self.bytes(i) / 200 * 201 && self.is_quantized(j) && self.outcome(i, j).is_some_and(noise)
+        };
+        self.measured.iter().copied().filter(as_good).take(MOST_ADVISED).collect()
+    }
+
+    /// `changes the most likely token at 3.48 of 100 places (KLD 0.0123)`
+    fn cost(&self, i: usize) -> String {
+        match self.flips(i) {
+            Some(flips) => {
+                format!("changes the most likely token at {flips} of 100 places ({})", self.loss(i))
+            }
+            None => format!("costs {}", self.loss(i)),
         }
     }
 
-    /// `is off by 0.0123 nats a token, and has another favourite than the reference at 3.48 of 100 tokens`
-    fn nearness(&self, i: usize) -> String {
-        let Some(scores) = self.results.candidates[i].overall else { return "was not measured".into() };
-        let kld = text::estimate(&scores.kld).value;
-        let flips = 1.0 - scores.same_top.value;
-        if flips.is_nan() {
-            return format!("is off the reference's odds by {kld} nats a token (KLD)");
+    /// The same after another: `at 3.48 (KLD 0.0123)`
+    fn short_cost(&self, i: usize) -> String {
+        match self.flips(i) {
+            Some(flips) => format!("at {flips} ({})", self.loss(i)),
+            None => format!("costs {}", self.loss(i)),
         }
-        format!(
-            "is off the reference's odds by {kld} nats a token (KLD) and would choose another token at {} of 100 places",
-            text::share(flips)
-        )
     }
 
-    /// Who is on the front.
-    fn worth(&self) -> Option<String> {
+    /// At how many of 100 tokens the most likely one is another than the reference's, in as many digits as are certain.
+    fn flips(&self, i: usize) -> Option<String> {
+        let Estimate { value, interval } = self.results.candidates[i].overall?.same_top;
+        let flips = Estimate { value: 1.0 - value, interval: interval.map(|[low, high]| [1.0 - high, 1.0 - low]) };
+        (!value.is_nan()).then(|| wording::percent(&flips).value)
+    }
+
+    /// `KLD 0.0123`
+    fn loss(&self, i: usize) -> String {
+        let kld = self.results.candidates[i].overall.map(|scores| wording::estimate(&scores.kld).value);
+        format!("KLD {}", kld.unwrap_or_else(|| "unknown".into()))
+    }
+
+    /// What the 16-bit files lose, where there are quantized ones beside them.
+    fn unquantized(&self) -> Option<String> {
+        let (quantized, others): (Vec<usize>, Vec<usize>) = self.measured.iter().partition(|&&i| self.is_quantized(i));
+        if quantized.is_empty() || others.is_empty() {
+            return None;
+        }
+        let named: Vec<String> =
+            others.iter().take(MOST_ADVISED).map(|&i| format!("{}, {}", self.sized(i), self.loss(i))).collect();
+        Some(format!("Not quantized: {}.", named.join("; ")))
+    }
+
+    /// Who else is on the front.
+    fn more_on_front(&self, advised: &[usize]) -> Option<String> {
         let front = self.front();
-        let sized = |list: &[usize]| text::listed(&list.iter().map(|&i| self.sized(i)).collect::<Vec<_>>());
-        match front.len() {
-            0 | 1 => None,
-            2..=MOST_NAMED => Some(format!("Each of these is nearer than everything smaller: {}.", sized(&front))),
-            count => Some(format!(
-                "{count} of {} are nearer than everything smaller, among them {}.",
+        if front.iter().all(|i| advised.contains(i) || !self.is_quantized(*i)) {
+            return None;
+        }
+        let sized = |list: &[usize]| wording::listed(&list.iter().map(|&i| self.sized(i)).collect::<Vec<_>>());
+        Some(match front.len() {
+            ..=MOST_NAMED => format!("Each of these has a lower KLD than everything smaller: {}.", sized(&front)),
+            count => format!(
+                "{count} of {} have a lower KLD than everything smaller, among them {}.",
                 self.measured.len(),
                 sized(&self.chosen(MOST_NAMED / 2, |_| true))
-            )),
-        }
+            ),
+        })
     }
 
     /// Who takes more room than something that is as near or nearer.
@@ -285,7 +379,10 @@ impl<'a> Ranking<'a> {
             if names.len() < off.len() {
                 names.push(format!("{} more", off.len() - names.len()));
             }
-            return Some(format!("Not worth their size, as something no larger is as near: {}.", text::listed(&names)));
+            return Some(format!(
+                "Not worth their size, as something no larger is as near: {}.",
+                wording::listed(&names)
+            ));
         }
         let reason = |&(i, better): &(usize, usize)| {
             let noise = matches!(self.outcome(better, i), Some((_, Outcome::NotDistinguishable)));
@@ -295,7 +392,7 @@ impl<'a> Ranking<'a> {
         };
         let named: Vec<String> = off.iter().map(reason).collect();
         let word = if off.len() == 1 { "its" } else { "their" };
-        (!named.is_empty()).then(|| format!("Not worth {word} size: {}.", text::listed(&named)))
+        (!named.is_empty()).then(|| format!("Not worth {word} size: {}.", wording::listed(&named)))
     }
 
     /// Who failed, and whether all of it was done.
@@ -307,7 +404,7 @@ impl<'a> Ranking<'a> {
             .interrupted
             .then(|| format!("The comparison was stopped before its end: {} measured.", counted_were(measured)));
         let failed = (failed > 0 && (measured > 0 || self.results.interrupted))
-            .then(|| format!("{} failed, or did so in part.", text::counted(failed, "candidate", "candidates")));
+            .then(|| format!("{} failed, or did so in part.", wording::counted(failed, "candidate", "candidates")));
         let failed = failed.map(|sentence| format!("{}{}", sentence[..1].to_uppercase(), &sentence[1..]));
         match (stopped, failed) {
             (Some(stopped), Some(failed)) => Some(format!("{stopped} {failed}")),
@@ -321,7 +418,7 @@ impl<'a> Ranking<'a> {
         let mut sentences: Vec<String> = pairs.iter().filter_map(|&(a, b)| self.verdict(a, b)).collect();
         let more = self.pair_count().saturating_sub(sentences.len());
         if more > 0 {
-            sentences.push(format!("{} more: the JSON has all of them", text::counted(more, "pair", "pairs")));
+            sentences.push(format!("{} more: the JSON has all of them", wording::counted(more, "pair", "pairs")));
         }
         sentences
     }
@@ -331,6 +428,11 @@ impl<'a> Ranking<'a> {
 fn evenly(list: &[usize], count: usize) -> Vec<usize> {
     let count = count.min(list.len());
     (0..count).map(|step| list[step * (list.len() - 1) / (count - 1).max(1)]).collect()
+}
+
+/// `a and b`; `None` of nothing.
+fn text_of(things: &[String]) -> Option<String> {
+    (!things.is_empty()).then(|| wording::listed(things))
 }
 
 fn counted_were(n: usize) -> String {
@@ -374,29 +476,62 @@ mod tests {
     }
 
     #[test]
-    fn the_verdict_names_the_best_the_smallest_as_good_and_those_not_worth_their_size() {
+    fn the_first_sentence_says_which_file_to_take_at_which_size_and_what_it_costs() {
         let mut results =
             measured(&[("Q2", 10, 0.2), ("Q4_0", 20, 0.03), ("Q4_K", 19, 0.0202), ("Q5", 25, 0.02)], 0.001);
         results.tasks.clear();
+        let ranking = Ranking::new(&results);
+        let flips = |i: usize| ranking.flips(i).unwrap();
         assert_eq!(
             summary(&results),
             [
-                "Q4_K (19.00 GB) is the smallest that cannot be told from the best, Q5 (25.00 GB), which is off the \
-                 reference's odds by 0.0200 nats a token (KLD) and would choose another token at 4.67 of 100 places.",
-                "Each of these is nearer than everything smaller: Q2 (10.00 GB), Q4_K (19.00 GB) and Q5 (25.00 GB).",
-                "Not worth its size: Q4_0 (Q4_K is smaller and nearer).",
+                format!(
+                    "Take the largest of these that fits: Q2 (10.00 GB) changes the most likely token at {} of 100 \
+                     places (KLD 0.200) and Q4_K (19.00 GB) at {} (KLD 0.0202).",
+                    flips(0),
+                    flips(1)
+                ),
+                "Q5 (25.00 GB) cannot be told from Q4_K.".into(),
+                "Each of these has a lower KLD than everything smaller: Q2 (10.00 GB), Q4_K (19.00 GB) and Q5 \
+                 (25.00 GB)."
+                    .into(),
+                "Not worth its size: Q4_0 (Q4_K is smaller and nearer).".into(),
             ]
         );
     }
 
     #[test]
-    fn the_verdict_is_the_best_where_nothing_smaller_equals_it() {
+    fn a_file_that_nothing_larger_beats_is_the_one_to_take() {
         let results = measured(&[("Q2", 10, 0.2), ("Q5", 25, 0.02)], 0.001);
-        assert!(summary(&results)[0].starts_with("Q5 (25.00 GB) is the nearest to the reference, and no smaller one"));
+        assert!(summary(&results)[0].contains("Q2 (10.00 GB) changes the most likely token at "));
+        assert!(summary(&results)[0].contains(" and Q5 (25.00 GB) at "), "{:?}", summary(&results));
         let results = measured(&[("Q2", 10, 0.01), ("Q5", 25, 0.02)], 0.1);
         let said = summary(&results);
-        assert!(said[0].starts_with("Q2 (10.00 GB) is the smallest and the nearest to the reference"), "{said:?}");
+        assert!(said[0].starts_with("Take Q2 (10.00 GB): it changes the most likely token at "), "{said:?}");
+        assert!(said[0].ends_with("; it cannot be told from Q5 (25.00 GB)."), "{said:?}");
         assert_eq!(said[1], "Not worth its size: Q5 (Q2 is smaller and cannot be told from it).");
+    }
+
+    #[test]
+    fn a_16_bit_file_is_no_answer_but_its_loss_is_told() {
+        let mut results = measured(&[("Q2", 10, 0.2), ("Q5", 25, 0.02), ("F16", 68, 0.00002)], 0.000_001);
+        results.candidates[2].file.bits_per_weight = Some(16.0);
+        let said = summary(&results);
+        assert!(said[0].starts_with("Take the largest of these") && !said[0].contains("F16"), "{said:?}");
+        assert!(said[1].starts_with("Not quantized: F16 (68.00 GB), KLD 0.0000200."), "{said:?}");
+        // Where there is nothing else, it is.
+        results.candidates.iter_mut().for_each(|candidate| candidate.file.bits_per_weight = Some(16.0));
+        assert!(summary(&results)[0].contains("F16"));
+    }
+
+    #[test]
+    fn differences_without_intervals_are_said_to_be_perhaps_noise() {
+        let mut results = measured(&[("Q2", 10, 0.2), ("Q5", 25, 0.02)], 0.001);
+        results.pairs[0].kld.interval = None;
+        results.pairs[0].verdict = Verdict::NotDistinguishable;
+        let said = summary(&results);
+        assert!(said[0].contains("Q2 (10.00 GB)") && said[0].contains("Q5 (25.00 GB)"), "{said:?}");
+        assert_eq!(said[1], "Too few windows were read to tell these differences from noise.");
     }
 
     #[test]
@@ -455,7 +590,9 @@ mod tests {
         let mut only = sample::results(1);
         only.tasks.clear();
         let only = summary(&only);
-        assert!(only.len() == 1 && only[0].starts_with("Yi-34B-Chat-IQ2_M (11.86 GB) is off the reference's odds by"));
+        assert!(
+            only.len() == 1 && only[0].starts_with("Yi-34B-Chat-IQ2_M (11.86 GB) changes the most likely token at ")
+        );
     }
 
     #[test]
@@ -463,7 +600,7 @@ mod tests {
         let mut results = measured(&[("Q2", 10, 0.2), ("Q4", 20, 0.03), ("Q5", 25, 0.02)], 0.001);
         results.settings.confidence = 0.95;
         results.tasks.truncate(1);
-        let name = text::plain(&results.tasks[0].name).into_owned();
+        let name = wording::plain(&results.tasks[0].name).into_owned();
         let mut said = |p_values: [f64; 3]| {
             for (candidate, p_value) in results.candidates.iter_mut().zip(p_values) {
                 let against_reference = Some(Flips { lost: 30, won: 10, p_value });
@@ -479,7 +616,7 @@ mod tests {
     #[test]
     fn infinite_losses_are_last_and_equal_nothing() {
         let results = measured(&[("Q2", 10, f64::INFINITY), ("Q4", 20, 0.02)], 0.001);
-        assert!(summary(&results)[0].starts_with("Q4 (20.00 GB) is the nearest"), "{:?}", summary(&results));
+        assert!(summary(&results)[0].starts_with("Take Q4 (20.00 GB): it changes"), "{:?}", summary(&results));
         assert_eq!(Ranking::new(&sample::hostile()).smallest_as_good(), None);
     }
 

@@ -1,34 +1,12 @@
 //! What a comparison found, as data: what the table, the report, JSON and CSV show.
 //!
 //! All shares and probabilities are from 0 to 1, and logarithms are natural, as llama-perplexity's are before it prints
-//! percents. Numbers that may be infinite are serialized by [`report::json`](mod@super::json), which says how.
+//! percents. Numbers that may be infinite are serialized as [`base::json_float`](crate::base::json_float) says.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::json;
-
-/// A number, with the interval that holds the true one 95 times in 100.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Estimate {
-    /// What was measured.
-    #[serde(serialize_with = "json::number")]
-    pub value: f64,
-    /// From where to where; `None` where no interval can be trusted: of a maximum, or of a handful of blocks.
-    #[serde(serialize_with = "json::interval")]
-    pub interval: Option<[f64; 2]>,
-}
-
-impl Estimate {
-    /// A number without an interval.
-    pub fn bare(value: f64) -> Self {
-        Self { value, interval: None }
-    }
-
-    /// Whether the interval is there and leaves zero out.
-    pub fn differs_from_zero(&self) -> bool {
-        self.interval.is_some_and(|[low, high]| low > 0.0 || high < 0.0)
-    }
-}
+use crate::base::json_float;
+pub use crate::statistics::{Estimate, Histogram, Stretch, Verdict};
 
 /// A comparison.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -73,7 +51,7 @@ pub struct Settings {
 }
 
 /// A file that took part.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct File {
     /// What it is called: its file name without the ending.
     pub name: String,
@@ -177,30 +155,8 @@ pub struct Scores {
     pub top5_overlap: Estimate,
 }
 
-/// A stretch of positions in the window.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Stretch {
-    /// The first position, counted from 0.
-    pub from: u32,
-    /// One past the last.
-    pub to: u32,
-    /// Mean KLD there.
-    pub kld: Estimate,
-}
-
-/// How many tokens have a KLD of about what, on a logarithmic scale.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Histogram {
-    /// Decimal logarithm of the lower edge of the first bin. What lies below is counted in it.
-    pub log10_from: f64,
-    /// Width of a bin, in decimal logarithms.
-    pub log10_step: f64,
-    /// Tokens in each bin. What lies above the last is counted in it.
-    pub counts: Vec<u64>,
-}
-
 /// A token at which the candidate expects something else than the reference.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Change {
     /// Which text, by its place in [`Results::slices`].
     pub slice: usize,
@@ -217,20 +173,20 @@ pub struct Change {
     /// What the candidate expects, the most likely first: three.
     pub candidate: Vec<Guess>,
     /// KLD of the two.
-    #[serde(serialize_with = "json::number")]
+    #[serde(serialize_with = "json_float::number")]
     pub kld: f64,
 }
 
 /// A token with its probabilities.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Guess {
-    /// The token's text; bytes that are no text are shown as `\xE4`.
+    /// The token's text; bytes that are not text are shown as `\xE4`.
     pub text: String,
     /// How likely the reference finds it; `None` where a trace does not say.
-    #[serde(serialize_with = "json::optional")]
+    #[serde(serialize_with = "json_float::optional")]
     pub reference: Option<f64>,
     /// How likely the candidate finds it.
-    #[serde(serialize_with = "json::number")]
+    #[serde(serialize_with = "json_float::number")]
     pub candidate: f64,
 }
 
@@ -251,20 +207,8 @@ pub struct Pair {
     pub verdict: Verdict,
 }
 
-/// Which of two candidates is nearer to the reference.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// The first.
-    A,
-    /// The second.
-    B,
-    /// Their difference cannot be told from noise.
-    NotDistinguishable,
-}
-
 /// How a candidate's weights differ from the source's.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct WeightErrors {
     /// Over all matrices, every weight counting the same; `None` where none could be compared.
     pub overall: Option<WeightError>,
@@ -277,24 +221,24 @@ pub struct WeightErrors {
 }
 
 /// How some weights differ.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WeightError {
     /// Root of the mean square of the difference.
-    #[serde(serialize_with = "json::number")]
+    #[serde(serialize_with = "json_float::number")]
     pub rmse: f64,
     /// Root of the sum of squared differences over that of squared weights.
-    #[serde(serialize_with = "json::number")]
+    #[serde(serialize_with = "json_float::number")]
     pub relative: f64,
     /// Cosine of the angle between the two.
-    #[serde(serialize_with = "json::number")]
+    #[serde(serialize_with = "json_float::number")]
     pub cosine: f64,
     /// As `relative`, each column counting by its importance; `None` without importance.
-    #[serde(serialize_with = "json::optional")]
+    #[serde(serialize_with = "json_float::optional")]
     pub weighted: Option<f64>,
 }
 
 /// How the matrices of a role differ, every weight counting the same.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RoleError {
     /// What they do, as recipes call it: `attention_q`, `ffn_down`.
     pub role: String,
@@ -307,7 +251,7 @@ pub struct RoleError {
 }
 
 /// How a tensor differs.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TensorError {
     /// Its GGUF name.
     pub name: String,
@@ -324,7 +268,7 @@ pub struct TensorError {
     /// The row that differs most, in terms of `relative`, which a row of zeros has none of. Of a vector, 0.
     pub worst_row: u64,
     /// How that row differs.
-    #[serde(serialize_with = "json::number")]
+    #[serde(serialize_with = "json_float::number")]
     pub worst_row_relative: f64,
 }
 
@@ -366,6 +310,6 @@ pub struct Flips {
     /// Wrong in the reference, right in the candidate.
     pub won: u64,
     /// How likely chance alone parts them this unevenly, by McNemar's exact test.
-    #[serde(serialize_with = "json::number")]
+    #[serde(serialize_with = "json_float::number")]
     pub p_value: f64,
 }

@@ -1,4 +1,4 @@
-//! What is drawn as one: runs of tokens that depend on each other.
+//! Blocks: runs of tokens that depend on each other, and are drawn as one.
 
 use std::ops::Range;
 
@@ -32,7 +32,8 @@ pub struct Blocks {
 }
 
 impl Blocks {
-    /// The blocks of windows, each of a slice and with so many scored tokens; tokens are counted in this order from 0.
+    /// Cuts windows into blocks. A window is given by its slice and the number of its scored tokens; tokens are counted over
+    /// all windows, in this order, from 0.
     ///
     /// Each slice is a stratum: a resample has as many blocks of each as there are. Slices with one block are put together.
     pub fn of_windows(windows: &[(usize, usize)]) -> Self {

@@ -2,10 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::Blocks;
 use super::distributions::student_quantile;
+use super::{Blocks, Estimate};
 use crate::base::random::Random;
-use crate::report::results::Estimate;
 
 /// Resamples that a thread works on at a time. Results do not depend on it.
 const CHUNK: usize = 256;
@@ -16,7 +15,7 @@ const MANY_BLOCKS: usize = 16;
 /// Blocks, drawn again and again: the resamples that all columns share, so that whatever is paired stays so.
 ///
 /// Every column has a value for each token of all windows ([`Blocks::column_len`]); those outside of the blocks are not
-/// looked at. A NaN among the others gives NaN without an interval. An infinite value gives an infinite mean without one.
+/// looked at. With a NaN among the others, the result is NaN without an interval; with an infinite value it is infinite.
 #[derive(Clone, Debug)]
 pub struct Bootstrap {
     blocks: Blocks,
@@ -70,7 +69,7 @@ impl Bootstrap {
 
     /// The mean over all tokens.
     ///
-    /// Where no value is negative neither is the interval, and where none is above 1 neither is the interval.
+    /// If no value is negative, the interval does not go below 0; if also none is above 1, it does not go above 1.
     pub fn mean(&self, values: &[f64]) -> Estimate {
         let mut estimate = self.of_means(&[values], |means| means[0]);
         if let Some([low, high]) = &mut estimate.interval {
@@ -87,8 +86,8 @@ impl Bootstrap {
 
     /// The mean of `a` less that of `b`.
     ///
-    /// Where both are infinite at a token it says nothing about which is better, and counts as no difference. An infinite
-    /// value in one alone makes the difference infinite, in each at another token NaN: there is none to speak of.
+    /// A token at which both are infinite says nothing about which is better, and counts as no difference. An infinite value in
+    /// one alone makes the difference infinite. Infinite values in both, at different tokens, make it NaN.
     pub fn difference(&self, a: &[f64], b: &[f64]) -> Estimate {
         let of_token = |(&a, &b): (&f64, &f64)| if a == b { 0.0 } else { a - b };
         let sums: Vec<f64> =
@@ -99,7 +98,7 @@ impl Bootstrap {
     /// `f` of the columns' means: the exponential of a mean, the ratio of two, a root.
     ///
     /// `f` should be smooth where the means are. Its bits are those of the functions that it calls: [`crate::base::math::exp`]
-    /// gives the same ones everywhere. Where a mean is infinite the value is what `f` makes of it, without an interval.
+    /// gives the same ones everywhere. When a mean is infinite, the value is `f` of it, without an interval.
     pub fn of_means(&self, columns: &[&[f64]], f: impl Fn(&[f64]) -> f64 + Sync) -> Estimate {
         let sum = |values: &[f64]| -> Vec<f64> {
             self.blocks.ranges().iter().map(|range| values[range.clone()].iter().sum()).collect()

@@ -1,6 +1,20 @@
 //! Which candidate is nearer to the reference, and which are worth their size.
 
-use crate::report::results::{Estimate, Verdict};
+use serde::Serialize;
+
+use super::Estimate;
+
+/// Which of two candidates is nearer to the reference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The first.
+    A,
+    /// The second.
+    B,
+    /// Their difference cannot be told from noise.
+    NotDistinguishable,
+}
 
 /// Which of two candidates is nearer to the reference, from the mean KLD of the first less that of the second.
 ///

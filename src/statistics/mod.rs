@@ -1,4 +1,4 @@
-//! From numbers a token to estimates with intervals that hold what they promise.
+//! From the numbers of each token to estimates with intervals that are as sure as they say.
 //!
 //! ```text
 //! windows ─► Blocks ─► Bootstrap ─► mean, difference, of_means, quantiles ─► Estimate
@@ -14,7 +14,7 @@
 //!
 //! The tokens of a window are not independent, and KLD is small nearly everywhere and large now and then. Both make the
 //! usual intervals too narrow. So blocks are drawn, not tokens ([`Blocks`] says which), all columns at once, so that what is
-//! paired stays so; and the interval is the wider at each end of two: Student's, with the standard error that blocks
+//! paired stays paired. The interval is at each end the wider of two: Student's, with the standard error that blocks
 //! show within their slice and as many degrees of freedom as there are blocks less slices, and the bootstrap-t, whose
 //! resamples each have a standard error of their own, and which follows the skew. Below 16 blocks a difference, or what else
 //! may be of both signs, has Student's alone: the wider of two would be too wide there. Below 6 blocks there is none.
@@ -71,6 +71,7 @@ mod blocks;
 mod bootstrap;
 mod choice;
 mod distributions;
+mod estimate;
 mod quantiles;
 mod questions;
 mod shape;
@@ -81,6 +82,7 @@ mod tests;
 
 pub use blocks::Blocks;
 pub use bootstrap::Bootstrap;
-pub use choice::{front, verdict};
+pub use choice::{Verdict, front, verdict};
+pub use estimate::Estimate;
 pub use questions::{mcnemar, mean_of_questions, share};
-pub use shape::{Stretches, histogram};
+pub use shape::{Histogram, Stretch, Stretches, histogram};

@@ -1,8 +1,8 @@
 //! Shares of questions, and which of two models has more of them right.
 
+use super::Estimate;
 use super::distributions::{normal_quantile, student_quantile};
 use super::quantiles::wilson;
-use crate::report::results::Estimate;
 
 /// The fewest questions of an interval for scores that are not just right or wrong.
 const FEWEST_QUESTIONS: usize = 6;

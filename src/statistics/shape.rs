@@ -1,13 +1,25 @@
 //! How KLD is spread: over sizes, and along the window.
 
-use super::{Blocks, Bootstrap};
-use crate::report::results::{Estimate, Histogram, Stretch};
+use serde::Serialize;
+
+use super::{Blocks, Bootstrap, Estimate};
 
 /// The powers of ten that the histogram goes through, a fourth of a power a bin; the last bin ends at 100.
 const DECADES: [f64; 8] = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1];
 
 /// 10^0, 10^(1/4), 10^(1/2), 10^(3/4).
 const FOURTHS: [f64; 4] = [1.0, 1.778_279_410_038_922_8, 3.162_277_660_168_379_5, 5.623_413_251_903_491];
+
+/// How many tokens have a KLD of about what, on a logarithmic scale.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Histogram {
+    /// Decimal logarithm of the lower edge of the first bin. What lies below is counted in it.
+    pub log10_from: f64,
+    /// Width of a bin, in decimal logarithms.
+    pub log10_step: f64,
+    /// Tokens in each bin. What lies above the last is counted in it.
+    pub counts: Vec<u64>,
+}
 
 /// Counts KLDs in bins of a fourth of a power of ten, from 10^-6 to 100. What is 0, or below by rounding, is counted in the
 /// first, an infinite one in the last, NaN nowhere.
@@ -21,6 +33,17 @@ pub fn histogram(klds: &[f64]) -> Histogram {
         counts[edges.partition_point(|edge| edge <= kld).saturating_sub(1)] += 1;
     }
     Histogram { log10_from: -6.0, log10_step: 0.25, counts }
+}
+
+/// A stretch of positions in the window.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Stretch {
+    /// The first position, counted from 0.
+    pub from: u32,
+    /// One past the last.
+    pub to: u32,
+    /// Mean KLD there.
+    pub kld: Estimate,
 }
 
 /// The positions in a window, in stretches: does a candidate drift away as the text gets longer?

@@ -5,7 +5,6 @@ use rayon::prelude::*;
 use super::*;
 use crate::base::math::{exp, ln};
 use crate::base::random::Random;
-use crate::report::results::{Estimate, Verdict};
 
 /// Scored tokens of a window.
 const WINDOW: usize = 255;

@@ -3,7 +3,6 @@
 use super::simulation::Text;
 use super::*;
 use crate::base::math::exp;
-use crate::report::results::Estimate;
 
 fn near(a: f64, b: f64, relative: f64) -> bool {
     (a - b).abs() <= relative * b.abs().max(1e-300)

@@ -20,6 +20,8 @@
 //! The source and each candidate are read once. Memory is bounded as in a conversion: a few buffers per thread. The numbers
 //! depend on nothing but the files: not on the CPU or the number of threads.
 
+pub mod comparison;
+pub mod file;
 mod sums;
 mod work;
 
@@ -27,6 +29,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+pub use self::comparison::{FileComparison, FileOptions, FilesError, Observer, Stage};
 use self::sums::Sums;
 use crate::arch::{ARCHITECTURES, Architectures, Role};
 use crate::base::units;

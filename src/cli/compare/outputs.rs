@@ -9,18 +9,18 @@ use crate::base::atomic_file::AtomicFile;
 use crate::report;
 use crate::report::results::Results;
 
-/// Where to write what was found. Files are written anew as each candidate is done, so that nothing is lost.
+/// Where to write what was found. Files are written anew after each candidate, so that nothing is lost.
 #[derive(Debug, clap::Args)]
 pub struct Outputs {
-    /// Write a page for people: one file, which needs no network
+    /// Write a report to read: one HTML file, which needs no network
     #[arg(long, value_name = "FILE.html", help_heading = "Output")]
     report: Option<PathBuf>,
 
-    /// Write everything for programs
+    /// Write all results as JSON
     #[arg(long, value_name = "FILE.json", help_heading = "Output")]
     json: Option<PathBuf>,
 
-    /// Write the scores for spreadsheets
+    /// Write the scores as CSV
     #[arg(long, value_name = "FILE.csv", help_heading = "Output")]
     csv: Option<PathBuf>,
 
@@ -33,6 +33,13 @@ pub struct Outputs {
 type Writer = fn(&Results) -> String;
 
 impl Outputs {
+    /// `report.html`, `report.json` and `report.csv` in a folder, which are replaced.
+    #[cfg(feature = "llama")]
+    pub fn in_folder(folder: &Path) -> Self {
+        let at = |ending: &str| Some(folder.join("report").with_extension(ending));
+        Self { report: at("html"), json: at("json"), csv: at("csv"), force: true }
+    }
+
     fn all(&self) -> impl Iterator<Item = (&Path, Writer)> {
         let all = [
             (&self.report, report::html as Writer),
@@ -42,10 +49,10 @@ impl Outputs {
         all.into_iter().filter_map(|(path, writer)| Some((path.as_deref()?, writer)))
     }
 
-    /// Whether all files can be written, as far as can be told before hours of work.
+    /// Checks that all files can be written, as far as can be told before hours of work.
     ///
     /// # Errors
-    /// Where one is there already, or its folder cannot be written to.
+    /// When one exists already, or its folder cannot be written to.
     pub fn check(&self) -> anyhow::Result<()> {
         for (path, _) in self.all() {
             if !self.force && path.symlink_metadata().is_ok() {
@@ -59,7 +66,7 @@ impl Outputs {
     /// Writes all files. What this has written before is replaced.
     ///
     /// # Errors
-    /// Where one cannot be written, or somebody else has written one of that name.
+    /// When one cannot be written, or another process has written one of that name.
     pub fn write(&mut self, results: &Results) -> anyhow::Result<()> {
         for (path, writer) in self.all() {
             self.write_one(path, &writer(results))

@@ -1,18 +1,13 @@
 //! `nibble compare --weights`: how far weights are off, as tables.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use unicode_width::UnicodeWidthStr;
 
 use crate::base::display::printable;
 use crate::cli::out::Out;
 use crate::cli::table::{self, Align};
-use crate::cli::{interrupt, progress};
-use crate::convert::Importance;
 use crate::report::results::{TensorError, WeightErrors};
-use crate::weights::{Error, WeightComparison};
 
 /// Tensors that are shown of a candidate, the worst first; of several candidates fewer each.
 const MOST_TENSORS: usize = 10;
@@ -29,33 +24,6 @@ pub struct Measured<'a> {
     pub name: String,
     /// How its weights differ.
     pub weights: &'a WeightErrors,
-}
-
-/// Compares the weights of `candidates` with those of `source`, on the threads of the current rayon pool: for each what was
-/// found, or why it could not be compared. Draws a bar and says warnings unless `quiet`.
-///
-/// # Errors
-/// Those of the source, and [`interrupt::Interrupted`] where `cancel` was set.
-pub fn measure(
-    source: &Path,
-    candidates: &[PathBuf],
-    importance: Option<&Importance>,
-    quiet: bool,
-    cancel: &AtomicBool,
-) -> anyhow::Result<Vec<Result<WeightErrors, Error>>> {
-    let job = WeightComparison::prepare(source, candidates, importance)?;
-    if !quiet {
-        for warning in job.warnings() {
-            eprintln!("nibble: warning: {}", printable(warning));
-        }
-    }
-    let bar = progress::Reading::new(quiet, "read");
-    let result = job.execute(&|bytes, of| bar.advance(bytes, of), cancel);
-    bar.clear();
-    match result {
-        Err(error @ Error::Cancelled) => Err(interrupt::Interrupted(error.to_string()).into()),
-        result => Ok(result?),
-    }
 }
 
 /// Prints a line a candidate, its roles, its worst tensors, and what was not compared.

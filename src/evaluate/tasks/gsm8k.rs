@@ -32,10 +32,8 @@ pub(super) static FORMAT: Format = Format {
 };
 
 /// Tokens that the model writes at most.
-#[cfg(feature = "llama")]
 pub(super) const MAX_TOKENS: usize = 256;
 /// Texts at which it is stopped.
-#[cfg(feature = "llama")]
 pub(super) const STOP: [&str; 3] = ["Question:", "</s>", "<|im_end|>"];
 
 fn parse(source: &Source<'_>) -> Result<Parsed, Error> {

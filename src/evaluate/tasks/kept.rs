@@ -76,7 +76,7 @@ pub enum KeptError {
         source: io::Error,
     },
     /// It is something else, or of something else.
-    #[error("{}: it holds {what}; delete it, or give another folder with --task-results", path.display())]
+    #[error("{}: it holds {what}", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
@@ -84,7 +84,7 @@ pub enum KeptError {
         what: String,
     },
     /// Another process is at work on it.
-    #[error("{}: another process is writing results there; wait for it, or give another folder with --task-results", .0.display())]
+    #[error("{}: another process is writing results there", .0.display())]
     InUse(PathBuf),
 }
 
@@ -96,11 +96,11 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Opens the file at `path`, or begins it. Gives the results that are there, and what should be said of them: a line
-    /// that was cut off or is no result is taken out, and its question will be asked again.
+    /// Opens the file at `path`, or begins it. Returns the results that are there, and what should be said of them: a line
+    /// that was cut off or is not a result is removed, and its question will be asked again.
     ///
     /// # Errors
-    /// Where the file cannot be read or written, is used by another process, or holds anything else than results of the
+    /// When the file cannot be read or written, is used by another process, or holds anything else than results of the
     /// same task, model and settings. It is then left as it is.
     pub fn open(path: &Path, identity: &Identity) -> Result<(Self, Vec<QuestionResult>, Option<String>), KeptError> {
         let failed = |source| KeptError::File { path: path.to_path_buf(), source };
@@ -181,7 +181,7 @@ fn line(result: &QuestionResult) -> io::Result<String> {
     Ok(serde_json::to_string(result)? + "\n")
 }
 
-/// The results in lines, the first of each question, and how many lines are none.
+/// Returns the results in lines, the first of each question, and how many lines are not results.
 fn read_lines(bytes: &[u8]) -> (Vec<QuestionResult>, usize) {
     let (mut results, mut seen, mut dropped) = (Vec::new(), HashSet::new(), 0);
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -273,7 +273,7 @@ mod tests {
         let path = dir.path().join("quiz.jsonl");
         drop(Kept::open(&path, &identity("a")).unwrap());
         let error = Kept::open(&path, &identity("b")).unwrap_err().to_string();
-        assert!(error.contains("results of another model") && error.contains("--task-results"), "{error}");
+        assert!(error.contains("results of another model"), "{error}");
         let other = Identity { settings: "kv q8_0".into(), ..identity("a") };
         let error = Kept::open(&path, &other).unwrap_err().to_string();
         assert!(error.contains("under other settings (kv f16)"), "{error}");

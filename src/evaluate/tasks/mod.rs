@@ -21,9 +21,8 @@
 //! | `exact_match`         | 1 where the last number that the model writes is the answer                             |
 //! | `exact_match_strict`  | 1 where the number after `####` that the model writes is the answer                     |
 //!
-//! Of choices that are equally likely the first is taken. A choice's tokens are those that the whole text has beyond the
-//! tokens of what stands before it; spaces at the end of that belong to the choice. No control token comes of a task's
-//! text.
+//! Of equally likely choices, the first is taken. A choice's tokens are those of the whole text that follow the tokens of the
+//! context; spaces at the end of the context belong to the choice. The text of a task never becomes control tokens.
 
 mod agieval;
 mod arc;
@@ -36,7 +35,6 @@ mod kept;
 mod letters;
 mod marks;
 mod mmlu;
-#[cfg(feature = "llama")]
 mod run;
 mod source;
 mod subjects;
@@ -48,7 +46,6 @@ use std::path::{Path, PathBuf};
 
 pub use self::kept::{Identity, Kept, KeptError};
 pub use self::marks::{Outcome, QuestionResult, score};
-#[cfg(feature = "llama")]
 pub use self::run::{Ran, RunError, RunOptions, run};
 use self::source::Source;
 use crate::base::suggest;
@@ -57,7 +54,7 @@ use crate::report::results;
 /// A shape that tasks are published in.
 #[derive(Debug)]
 pub struct Format {
-    /// What `--task-format` calls it.
+    /// Its name, by which a task's format can be given.
     pub name: &'static str,
     /// What it is, in a few words.
     pub about: &'static str,
@@ -85,15 +82,20 @@ pub static FORMATS: &[&Format] = &[
     &gsm8k::FORMAT,
 ];
 
-/// The format of this name.
+/// The names of all formats.
+pub fn names() -> Vec<&'static str> {
+    FORMATS.iter().map(|format| format.name).collect()
+}
+
+/// Returns the format of this name.
 ///
 /// # Errors
-/// Where there is none: what may have been meant.
+/// When there is none; the error suggests names that are near.
 pub fn format(name: &str) -> Result<&'static Format, Error> {
     FORMATS.iter().copied().find(|format| format.name == name).ok_or_else(|| {
-        let names = || FORMATS.iter().map(|format| format.name);
-        let close: Vec<String> = suggest::suggest(name, names()).into_iter().map(str::to_string).collect();
-        let all = || format!("there are {}", names().collect::<Vec<_>>().join(", "));
+        let close = suggest::suggest(name, names().into_iter());
+        let close: Vec<String> = close.into_iter().map(str::to_string).collect();
+        let all = || format!("there are {}", names().join(", "));
         Error::Format { name: name.to_string(), hint: suggest::question(&close).unwrap_or_else(all) }
     })
 }
@@ -207,13 +209,13 @@ impl Question {
     }
 }
 
-/// What a format makes of a file.
+/// A parsed file.
 #[derive(Debug, Default)]
 struct Parsed {
     /// What stands before the examples.
     heading: String,
     questions: Vec<Question>,
-    /// Lines that are no questions a model can be scored with.
+    /// Questions that a model cannot be scored with.
     left_out: u64,
     /// Why.
     left_out_why: &'static str,
@@ -222,7 +224,7 @@ struct Parsed {
 /// How to open a task.
 #[derive(Clone, Debug, Default)]
 pub struct TaskOptions {
-    /// Its format, by name; `None` looks at the file.
+    /// Its format, by name; `None` to recognize it by the file's content.
     pub format: Option<String>,
     /// Examples before each question; `None` takes as many as are usual.
     pub shots: Option<u32>,
@@ -250,7 +252,7 @@ pub struct Task {
     pub notes: Vec<String>,
 }
 
-/// Why there is no task.
+/// Why a task cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read.
@@ -279,6 +281,29 @@ pub enum Error {
         /// What is wrong.
         what: String,
     },
+    /// A file of examples has fewer than are wanted.
+    #[error("{}: it has {found} examples, and {wanted} are wanted", path.display())]
+    Examples {
+        /// The file.
+        path: PathBuf,
+        /// Examples in it.
+        found: usize,
+        /// Examples wanted before each question.
+        wanted: u32,
+    },
+    /// A task has too few questions to take some of them as examples.
+    #[error("{}: it has {found} questions, too few to take {wanted} of them as examples", path.display())]
+    Questions {
+        /// The file.
+        path: PathBuf,
+        /// Questions in it.
+        found: usize,
+        /// Examples wanted before each question.
+        wanted: u32,
+    },
+    /// A file is in none of the formats of [`FORMATS`], as far as its content tells.
+    #[error("{}: it is in none of the task formats {}", .0.display(), names().join(", "))]
+    Unrecognized(PathBuf),
     /// A format that does not exist.
     #[error("there is no task format '{name}'; {hint}")]
     Format {
@@ -289,14 +314,14 @@ pub enum Error {
     },
 }
 
-/// Longer files are refused: no published task is.
+/// The longest file that is read. No published task is longer.
 const MAX_BYTES: u64 = 256 << 20;
 
 impl Task {
     /// Opens the task at `path`.
     ///
     /// # Errors
-    /// Where it, or the file of its examples, cannot be read, is in no format that is known, or has a line that is not
+    /// When it, or the file of its examples, cannot be read, is in no known format, or has a line that is not
     /// as its format says; where there are fewer examples, or fewer questions, than are asked for.
     pub fn open(path: &Path, options: &TaskOptions) -> Result<Self, Error> {
         let named = options.format.as_deref().map(format).transpose()?;
@@ -321,14 +346,11 @@ impl Task {
             let at = file.as_deref().unwrap_or(path);
             let n = usize::try_from(shots).unwrap_or(usize::MAX);
             if examples.len() < n || (file.is_none() && n_questions <= n) {
-                let what = match &file {
-                    Some(_) => format!("it has {} examples, and {shots} are asked for with --shots", examples.len()),
-                    None => format!(
-                        "it has {n_questions} questions, too few to take {shots} of them as examples; give a file of \
-                         examples with --task-shots, or ask for fewer with --shots"
-                    ),
-                };
-                return Err(Error::File { path: at.to_path_buf(), what });
+                let path = at.to_path_buf();
+                return Err(match &file {
+                    Some(_) => Error::Examples { path, found: examples.len(), wanted: shots },
+                    None => Error::Questions { path, found: n_questions, wanted: shots },
+                });
             }
             examples.truncate(n);
             examples.iter().for_each(|question| prefix.extend([question.example.as_str(), "\n\n"]));
@@ -387,13 +409,8 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
 
 /// The format that a file is in.
 fn recognise(source: &Source<'_>) -> Result<&'static Format, Error> {
-    FORMATS.iter().copied().find(|format| (format.looks_right)(source)).ok_or_else(|| {
-        let names: Vec<_> = FORMATS.iter().map(|format| format.name).collect();
-        source.fails(format!(
-            "it is in no task format that is known; where it is one of {}, say which with --task-format",
-            names.join(", ")
-        ))
-    })
+    let found = FORMATS.iter().copied().find(|format| (format.looks_right)(source));
+    found.ok_or_else(|| Error::Unrecognized(source.path().to_path_buf()))
 }
 
 fn parse(format: &Format, source: &Source<'_>) -> Result<Parsed, Error> {

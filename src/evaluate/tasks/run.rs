@@ -1,4 +1,4 @@
-//! A model goes through a task.
+//! Has a model answer the questions of a task.
 
 use std::collections::HashMap;
 use std::io;
@@ -67,7 +67,7 @@ const BUNCH: usize = 64;
 /// lm-evaluation-harness does; its result says so.
 ///
 /// # Errors
-/// Where the model cannot be run, an answer alone does not fit the context, or `each` fails. To be interrupted is no
+/// When the model cannot be run, an answer alone does not fit the context, or `each` fails. Being interrupted is not an
 /// error.
 pub fn run(
     task: &Task,
@@ -222,7 +222,7 @@ fn in_common(texts: &[Branch]) -> usize {
 /// whether that was so.
 ///
 /// # Errors
-/// Where what is to be scored does not fit: the tokens of that.
+/// When what is to be scored does not fit: the tokens of that.
 fn shorten(branch: &mut Branch, n_ctx: usize, codec: &dyn Tokenizer) -> Result<bool, usize> {
     // The last token is not read.
     let most = n_ctx + 1;

@@ -17,7 +17,7 @@ impl<'a> Source<'a> {
     /// The text in `bytes`, without a byte order mark.
     ///
     /// # Errors
-    /// Where it is empty, or not UTF-8.
+    /// When it is empty, or not UTF-8.
     pub fn new(path: &'a Path, bytes: &'a [u8]) -> Result<Self, Error> {
         let text = match std::str::from_utf8(bytes) {
             Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
@@ -62,7 +62,7 @@ impl<'a> Source<'a> {
     /// The JSON objects of a file of one a line. Empty lines are passed over.
     ///
     /// # Errors
-    /// Where a line is something else.
+    /// When a line is something else.
     pub fn objects(&self) -> Result<Vec<Object<'_>>, Error> {
         let lines = (1..).zip(self.text.lines()).filter(|(_, line)| !line.trim().is_empty());
         let parsed = lines.map(|(number, line)| match serde_json::from_str(line) {
@@ -81,7 +81,7 @@ impl<'a> Source<'a> {
     /// The rows of a CSV file, with the lines where they begin. Fields may have line breaks within quotes.
     ///
     /// # Errors
-    /// Where a row is no CSV.
+    /// When a row is not CSV.
     pub fn rows(&self) -> Result<Vec<Row<'_>>, Error> {
         let mut rows = Vec::new();
         for record in self.reader().records() {
@@ -127,7 +127,7 @@ impl Object<'_> {
     /// The text under `key`.
     ///
     /// # Errors
-    /// Where there is none.
+    /// When there is none.
     pub fn text(&self, key: &str) -> Result<&str, Error> {
         let value = self.get(key).and_then(Value::as_str);
         value.ok_or_else(|| self.fails(format!("there is no text under '{key}'")))
@@ -136,7 +136,7 @@ impl Object<'_> {
     /// The texts under `key`.
     ///
     /// # Errors
-    /// Where there are none.
+    /// When there are none.
     pub fn texts(&self, key: &str) -> Result<Vec<&str>, Error> {
         let list = self.get(key).and_then(texts);
         list.ok_or_else(|| self.fails(format!("there is no list of texts under '{key}'")))
@@ -183,7 +183,7 @@ impl Row<'_> {
     /// Where the columns of these names are in this row of headings, whatever their case.
     ///
     /// # Errors
-    /// Where one is not there.
+    /// When one is not there.
     pub fn columns<const N: usize>(&self, names: [&str; N]) -> Result<[usize; N], Error> {
         let mut found = [0; N];
         for (place, name) in found.iter_mut().zip(names) {

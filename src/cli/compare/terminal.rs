@@ -4,12 +4,11 @@ use comfy_table::{Cell, CellAlignment, ContentArrangement};
 
 use crate::base::units;
 use crate::cli::table::{self, Align};
+use crate::report::ranking::Ranking;
 use crate::report::results::{Candidate, Estimate, Results, Scores, TaskScores};
+use crate::report::wording;
 
-use super::ranking::Ranking;
-use super::text;
-
-/// What marks candidates that nothing smaller equals.
+/// Marks the candidates on the front.
 const FRONT: &str = "*";
 
 /// Columns that a name takes at most, of this many in all.
@@ -58,12 +57,12 @@ impl<'a> Column<'a> {
         Self { heading: heading.into(), align, cell: Box::new(cell) }
     }
 
-    fn measure(heading: &str, show: fn(&Estimate) -> text::Shown, measure: fn(&Scores) -> Estimate) -> Self {
+    fn measure(heading: &str, show: fn(&Estimate) -> wording::Shown, measure: fn(&Scores) -> Estimate) -> Self {
         Self::new(heading, Align::Right, move |_, candidate| Some(show(&measure(candidate.overall.as_ref()?)).value))
     }
 
     /// The interval of the column before it, which has the heading of both.
-    fn interval(show: fn(&Estimate) -> text::Shown, measure: fn(&Scores) -> Estimate) -> Self {
+    fn interval(show: fn(&Estimate) -> wording::Shown, measure: fn(&Scores) -> Estimate) -> Self {
         Self::new("", Align::Left, move |_, candidate| show(&measure(candidate.overall.as_ref()?)).interval)
     }
 }
@@ -76,7 +75,7 @@ fn scores(results: &Results, ranking: &Ranking, width: usize) -> String {
             (
                 9,
                 Column::new("Candidate", Align::Left, |i, _| {
-                    Some(text::shortened(&ranking.labels[i], name_width(width)))
+                    Some(wording::shortened(&ranking.labels[i], name_width(width)))
                 }),
             ),
             (9, Column::new("", Align::Left, |_, candidate| candidate.on_front.then(|| FRONT.into()))),
@@ -87,13 +86,13 @@ fn scores(results: &Results, ranking: &Ranking, width: usize) -> String {
                     candidate.file.bits_per_weight.map(|bits| format!("{bits:.2}"))
                 }),
             ),
-            (9, Column::measure("KLD", text::estimate, |scores| scores.kld)),
-            (8, Column::interval(text::estimate, |scores| scores.kld)),
-            (4, Column::measure("99%", text::estimate, |scores| scores.kld_99)),
-            (7, Column::measure("Same top %", text::percent, |scores| scores.same_top)),
-            (2, Column::interval(text::percent, |scores| scores.same_top)),
-            (6, Column::measure("PPL ratio", text::estimate, |scores| scores.perplexity_ratio)),
-            (1, Column::interval(text::estimate, |scores| scores.perplexity_ratio)),
+            (9, Column::measure("KLD", wording::estimate, |scores| scores.kld)),
+            (8, Column::interval(wording::estimate, |scores| scores.kld)),
+            (4, Column::measure("99%", wording::estimate, |scores| scores.kld_99)),
+            (7, Column::measure("Same top %", wording::percent, |scores| scores.same_top)),
+            (2, Column::interval(wording::percent, |scores| scores.same_top)),
+            (6, Column::measure("PPL ratio", wording::estimate, |scores| scores.perplexity_ratio)),
+            (1, Column::interval(wording::estimate, |scores| scores.perplexity_ratio)),
         ]
     };
     let rows: Vec<usize> = (0..results.candidates.len()).collect();
@@ -133,39 +132,39 @@ fn longest_line(text: &str) -> usize {
 fn legend(results: &Results, ranking: &Ranking, width: usize) -> String {
     let mut sentences = Vec::new();
     if !ranking.front().is_empty() {
-        sentences.push(format!("{FRONT} nothing smaller has as low a KLD."));
+        sentences.push(format!("{FRONT} a lower KLD than everything smaller."));
     }
-    sentences.push("KLD: nats a token off the reference's odds; 0 is the same.".into());
+    sentences.push("KLD: distance from the reference's predictions, in nats a token; 0 is the same.".into());
     if results.settings.confidence > 0.0 {
         sentences.push(format!("Brackets: {:.0}% intervals.", results.settings.confidence * 100.0));
     }
-    let prefix = text::plain(text::common_prefix(results));
+    let prefix = wording::plain(wording::common_prefix(results));
     if !prefix.is_empty() {
         sentences.push(format!("Names are without {prefix}"));
     }
     paragraphs(&[sentences.join(" ")], width)
 }
 
-/// KLD by text; nothing where there is but one.
+/// KLD by text; `None` where there is only one.
 fn slices(results: &Results, ranking: &Ranking, width: usize) -> Option<String> {
     if results.slices.len() < 2 {
         return None;
     }
     let mut columns =
-        vec![Column::new("KLD", Align::Left, |i, _| Some(text::shortened(&ranking.labels[i], name_width(width))))];
+        vec![Column::new("KLD", Align::Left, |i, _| Some(wording::shortened(&ranking.labels[i], name_width(width))))];
     for (index, slice) in results.slices.iter().enumerate() {
-        let name = text::shortened(&text::plain(&slice.name), name_width(width));
+        let name = wording::shortened(&wording::plain(&slice.name), name_width(width));
         columns.push(Column::new(&name, Align::Right, move |_, candidate| {
-            Some(text::estimate(&candidate.slices.get(index)?.as_ref()?.kld).value)
+            Some(wording::estimate(&candidate.slices.get(index)?.as_ref()?.kld).value)
         }));
         columns.push(Column::new("", Align::Left, move |_, candidate| {
-            text::estimate(&candidate.slices.get(index)?.as_ref()?.kld).interval
+            wording::estimate(&candidate.slices.get(index)?.as_ref()?.kld).interval
         }));
     }
     Some(narrowed(results, &ranking.measured, columns, width))
 }
 
-/// Without the intervals where there is no room for them, and stacked where there still is not.
+/// Leaves out the intervals where the table is too wide, and then columns from the right.
 fn narrowed(results: &Results, rows: &[usize], mut columns: Vec<Column>, width: usize) -> String {
     let whole = build(results, rows, &columns);
     if longest_line(&whole) <= width {
@@ -180,8 +179,10 @@ fn narrowed(results: &Results, rows: &[usize], mut columns: Vec<Column>, width: 
         kept = build(results, rows, &columns);
     }
     if left_out > 0 {
-        kept +=
-            &paragraphs(&[format!("There was no room for {}.", text::counted(left_out, "column", "columns"))], width);
+        kept += &paragraphs(
+            &[format!("There was no room for {}.", wording::counted(left_out, "column", "columns"))],
+            width,
+        );
     }
     kept
 }
@@ -197,22 +198,22 @@ fn task_scores(results: &Results, ranking: &Ranking, task: usize, width: usize) 
         let scores = of(candidate)?.scores;
         scores.iter().find(|(name, _)| *name == named.main).or(scores.first()).map(|(_, estimate)| *estimate)
     };
-    let name = text::shortened(&text::plain(&named.name), name_width(width));
+    let name = wording::shortened(&wording::plain(&named.name), name_width(width));
     let columns = vec![
-        Column::new(&name, Align::Left, |i, _| Some(text::shortened(&ranking.labels[i], name_width(width)))),
-        Column::new("Right %", Align::Right, move |_, candidate| Some(text::percent(&main(candidate)?).value)),
-        Column::new("", Align::Left, move |_, candidate| text::percent(&main(candidate)?).interval),
+        Column::new(&name, Align::Left, |i, _| Some(wording::shortened(&ranking.labels[i], name_width(width)))),
+        Column::new("Right %", Align::Right, move |_, candidate| Some(wording::percent(&main(candidate)?).value)),
+        Column::new("", Align::Left, move |_, candidate| wording::percent(&main(candidate)?).interval),
         Column::new("Lost", Align::Right, move |_, candidate| Some(of(candidate)?.against_reference?.lost.to_string())),
         Column::new("Won", Align::Right, move |_, candidate| Some(of(candidate)?.against_reference?.won.to_string())),
         Column::new("By chance", Align::Right, move |_, candidate| {
-            Some(text::number(of(candidate)?.against_reference?.p_value))
+            Some(wording::number(of(candidate)?.against_reference?.p_value))
         }),
     ];
     let mut lines = narrowed(results, &rows, columns, width);
     let reference = results.reference.tasks.get(task).and_then(Option::as_ref);
     let scores = |scores: &TaskScores| scores.scores.iter().find(|(name, _)| *name == named.main).map(|(_, e)| *e);
     if let Some((right, questions)) = reference.and_then(|of| Some((scores(of)?, of.questions))) {
-        let right = text::percent(&right).line();
+        let right = wording::percent(&right).line();
         lines += &paragraphs(&[format!("The reference has {right} % of {questions} questions right.")], width);
     }
     Some(lines)
@@ -220,7 +221,7 @@ fn task_scores(results: &Results, ranking: &Ranking, task: usize, width: usize) 
 
 fn failures(results: &Results, ranking: &Ranking) -> Vec<String> {
     let failed = results.candidates.iter().enumerate().filter_map(|(i, candidate)| {
-        Some(format!("{} failed: {}", ranking.labels[i], text::plain(candidate.failure.as_ref()?)))
+        Some(format!("{} failed: {}", ranking.labels[i], wording::plain(candidate.failure.as_ref()?)))
     });
     failed.collect()
 }
@@ -265,12 +266,13 @@ mod tests {
         // Every number of the widest table.
         for candidate in &results.candidates {
             let scores = candidate.overall.unwrap();
-            let shown = [scores.kld, scores.kld_99, scores.perplexity_ratio].map(|estimate| text::estimate(&estimate));
-            for text::Shown { value, .. } in shown.iter().chain([&text::percent(&scores.same_top)]) {
+            let shown =
+                [scores.kld, scores.kld_99, scores.perplexity_ratio].map(|estimate| wording::estimate(&estimate));
+            for wording::Shown { value, .. } in shown.iter().chain([&wording::percent(&scores.same_top)]) {
                 assert!(wide.contains(value.as_str()), "{value}");
             }
             for scores in candidate.slices.iter().flatten() {
-                assert!(narrow.contains(&text::estimate(&scores.kld).value));
+                assert!(narrow.contains(&wording::estimate(&scores.kld).value));
             }
         }
     }

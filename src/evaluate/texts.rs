@@ -1,14 +1,14 @@
-//! Texts that models are measured on, cut into windows.
+//! Texts that models are measured on, tokenized and cut into windows.
 //!
 //! ```text
 //! text    | window 0        | window 1        | ... | rest, not read
-//! window  | context  | scored     |                   the model starts anew with each window
+//! window  | context  | scored     |                   the model forgets everything between windows
 //!           0 .. n/2   n/2+1 .. n                     the first token that is scored follows n/2 + 1 others
 //! ```
 //!
-//! As llama-perplexity cuts them: windows of `n` tokens that do not overlap, of which the last `n - n/2 - 1` are scored. Where
-//! the tokenizer puts a token before every text, it stands before the whole text, and in place of the first token of each
-//! window.
+//! This is how llama-perplexity cuts texts: into windows of `n` tokens that do not overlap, of which the last
+//! `n - n/2 - 1` are scored. If the tokenizer puts a token before every text, that token stands before the whole text and
+//! replaces the first token of each window.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -16,16 +16,16 @@ use std::str::FromStr;
 use crate::chat::{self, Prompt};
 use crate::vocab::{TokenizeError, Tokenizer};
 
-/// A text's name and its file, as typed: `NAME=FILE`, or `FILE`, whose name is then that of the file without its ending.
+/// A text's name and its file, written `NAME=FILE`, or `FILE`, which is named after the file without its extension.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Named {
+pub struct TextFile {
     /// What results call it.
     pub name: String,
     /// Where it lies.
     pub path: PathBuf,
 }
 
-impl FromStr for Named {
+impl FromStr for TextFile {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -38,7 +38,7 @@ impl FromStr for Named {
             }
         };
         if name.is_empty() || path.as_os_str().is_empty() {
-            return Err("has to be NAME=FILE, or FILE".to_string());
+            return Err("write NAME=FILE, or FILE".to_string());
         }
         Ok(Self { name, path })
     }
@@ -56,20 +56,18 @@ pub enum Error {
         source: std::io::Error,
     },
     /// It is not UTF-8.
-    #[error("{} is not UTF-8 text (byte {at} is none); save it as UTF-8", path.display())]
+    #[error("{} is not UTF-8 text (byte {at} is invalid); save it as UTF-8", path.display())]
     NotText {
         /// The file.
         path: PathBuf,
-        /// The first byte that is none.
+        /// The first byte that is not UTF-8, counted from 0.
         at: usize,
     },
-    /// It holds nothing.
+    /// It is empty, or only white space.
     #[error("{} is empty", .0.display())]
     Empty(PathBuf),
     /// It is shorter than a window.
-    #[error(
-        "{} has {tokens} tokens, and a window takes {window}; give a longer text, or a smaller --window", path.display()
-    )]
+    #[error("{} has {tokens} tokens, and a window takes {window}", path.display())]
     Short {
         /// The file.
         path: PathBuf,
@@ -87,13 +85,13 @@ pub enum Error {
         source: TokenizeError,
     },
     /// Two texts have one name.
-    #[error("two texts are called '{0}'; give them names, as in --text {0}-2=FILE")]
+    #[error("two texts are called '{0}'")]
     SameName(String),
 }
 
 /// A text in a model's tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Text {
+pub struct TokenizedText {
     /// What results call it.
     pub name: String,
     /// Where it lies.
@@ -114,10 +112,13 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// The smallest window: one of less has hardly anything to go by.
+    /// The usual windows, which llama-perplexity takes too.
+    pub const USUAL: Self = Self { window: 512 };
+
+    /// The smallest window. A smaller one would leave hardly any context.
     pub const SMALLEST: u32 = 8;
 
-    /// Tokens before the last one that is context only.
+    /// Tokens that are read first. The token after them is context too: it is not scored, and the next one is.
     pub fn context(self) -> usize {
         self.window as usize / 2
     }
@@ -127,32 +128,37 @@ impl Cut {
         (self.window as usize - self.context()).saturating_sub(1)
     }
 
-    /// Windows in so many tokens.
+    /// Returns how many whole windows that many tokens make.
     pub fn n_windows(self, tokens: usize) -> usize {
         tokens / self.window.max(1) as usize
     }
 
-    /// The windows of a text, and of each the tokens that are scored.
-    pub fn windows(self, text: &Text) -> impl ExactSizeIterator<Item = (&[u32], &[u32])> {
+    /// Returns the windows of a text, each with those of its tokens that are scored.
+    pub fn windows(self, text: &TokenizedText) -> impl ExactSizeIterator<Item = (&[u32], &[u32])> {
         let context = self.context();
         text.tokens.chunks_exact(self.window.max(1) as usize).map(move |window| (window, &window[context + 1..]))
     }
 }
 
-/// Reads the texts, and makes tokens of them; at most `most` windows of each.
+/// Reads the texts and tokenizes them; keeps at most `most` windows of each.
 ///
 /// # Errors
-/// Where one cannot be read, is no text, is shorter than a window, or two have one name.
-pub fn read(texts: &[Named], cut: Cut, most: Option<usize>, codec: &dyn Tokenizer) -> Result<Vec<Text>, Error> {
+/// When one cannot be read, is not text or is shorter than a window, and when two have the same name.
+pub fn read(
+    texts: &[TextFile],
+    cut: Cut,
+    most: Option<usize>,
+    tokenizer: &dyn Tokenizer,
+) -> Result<Vec<TokenizedText>, Error> {
     for (i, text) in texts.iter().enumerate() {
         if texts[..i].iter().any(|other| other.name == text.name) {
             return Err(Error::SameName(text.name.clone()));
         }
     }
-    texts.iter().map(|text| read_one(text, cut, most, codec)).collect()
+    texts.iter().map(|text| read_one(text, cut, most, tokenizer)).collect()
 }
 
-fn read_one(text: &Named, cut: Cut, most: Option<usize>, codec: &dyn Tokenizer) -> Result<Text, Error> {
+fn read_one(text: &TextFile, cut: Cut, most: Option<usize>, tokenizer: &dyn Tokenizer) -> Result<TokenizedText, Error> {
     let path = &text.path;
     let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.clone(), source })?;
     let blake3 = blake3::hash(&bytes).to_hex().to_string();
@@ -161,27 +167,27 @@ fn read_one(text: &Named, cut: Cut, most: Option<usize>, codec: &dyn Tokenizer) 
     if content.trim().is_empty() {
         return Err(Error::Empty(path.clone()));
     }
-    let mut tokens =
-        chat::encode(&Prompt::plain(content), codec).map_err(|source| Error::Encode { path: path.clone(), source })?;
+    let mut tokens = chat::encode(&Prompt::plain(content), tokenizer)
+        .map_err(|source| Error::Encode { path: path.clone(), source })?;
     let n_tokens = tokens.len();
     let n_windows = cut.n_windows(n_tokens).min(most.unwrap_or(usize::MAX));
     if n_windows == 0 {
         return Err(Error::Short { path: path.clone(), tokens: n_tokens, window: cut.window });
     }
     tokens.truncate(n_windows * cut.window as usize);
-    if let Some(first) = codec.begins_with() {
+    if let Some(first) = tokenizer.begins_with() {
         tokens.iter_mut().step_by(cut.window as usize).for_each(|token| *token = first);
     }
-    Ok(Text { name: text.name.clone(), path: path.clone(), blake3, n_tokens: n_tokens as u64, tokens })
+    Ok(TokenizedText { name: text.name.clone(), path: path.clone(), blake3, n_tokens: n_tokens as u64, tokens })
 }
 
-/// Whether a file of a text is that of which the hash is known.
+/// Computes the BLAKE3 hash of a text, in hexadecimal.
 ///
 /// # Errors
-/// Where it cannot be read.
-pub fn is_text(path: &Path, hash: &str) -> Result<bool, Error> {
+/// When it cannot be read.
+pub fn hash(path: &Path) -> Result<String, Error> {
     let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
-    Ok(blake3::hash(&bytes).to_hex().as_str() == hash)
+    Ok(blake3::hash(&bytes).to_hex().to_string())
 }
 
 #[cfg(test)]
@@ -189,8 +195,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_is_named_or_called_by_its_file() {
-        let named = |text: &str| text.parse::<Named>().map(|n| (n.name, n.path.display().to_string()));
+    fn a_text_has_the_name_given_or_that_of_its_file() {
+        let named = |text: &str| text.parse::<TextFile>().map(|n| (n.name, n.path.display().to_string()));
         assert_eq!(named("zh=texts/a.txt").unwrap(), ("zh".to_string(), "texts/a.txt".to_string()));
         assert_eq!(named("texts/红楼梦.txt").unwrap(), ("红楼梦".to_string(), "texts/红楼梦.txt".to_string()));
         assert_eq!(named("./a=b/c.txt").unwrap(), ("c".to_string(), "./a=b/c.txt".to_string()));
@@ -203,7 +209,7 @@ mod tests {
         assert_eq!((cut.context(), cut.scored(), cut.n_windows(1500)), (256, 255, 2));
         let cut = Cut { window: 9 };
         assert_eq!((cut.context(), cut.scored()), (4, 4));
-        let text = Text { tokens: (0..20).collect(), ..Text::default() };
+        let text = TokenizedText { tokens: (0..20).collect(), ..TokenizedText::default() };
         let windows: Vec<_> = cut.windows(&text).collect();
         assert_eq!(windows.len(), 2);
         assert_eq!(windows[1], (&(9..18).collect::<Vec<u32>>()[..], &[14, 15, 16, 17][..]));

@@ -1,0 +1,156 @@
+//! `nibble compare-recipes`
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::bail;
+
+use super::compare::{self, BootstrapArgs, Outputs, Watch, WindowArgs};
+use super::interrupt::{self, Interrupted};
+use super::machine::EngineArgs;
+use super::out;
+use crate::base::units;
+use crate::evaluate::calibrate::Weighted;
+use crate::evaluate::recipes::ImportanceFrom;
+use crate::evaluate::texts::TextFile;
+use crate::evaluate::{RecipeComparison, RecipeOptions};
+use crate::recipe::Recipe;
+
+/// Make a file of every recipe from one model, and compare all of them with it
+///
+/// Writes report.html, report.json and report.csv to a folder, anew after each file. An interrupted run is continued by the
+/// same command: what is in the folder and was made of the same is used. The 16-bit model is read once, for a trace; each
+/// file is then measured alone, so that no more than one model is in memory.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  nibble compare-recipes Yi-6B --text en=wiki.txt --text zh=novel.txt         to the folder Yi-6B-recipes
+  nibble compare-recipes Yi-6B --text wiki.txt --recipes Q3_K_M,Q4_K_M --calibrate english.txt chinese.txt
+  nibble compare-recipes Yi-34B-BF16.gguf --text wiki.txt --one-at-a-time     where the disk cannot hold all files
+  nibble compare-recipes Yi-6B                                                weights alone: no model is run")]
+pub struct Args {
+    /// A Hugging Face model folder, or a 16-bit GGUF, from which no 16-bit copy has to be made
+    source: PathBuf,
+
+    /// A text to compare on; a name tells texts apart, as in --text en=wiki.txt --text zh=novel.txt
+    #[arg(long, value_name = "NAME=FILE", help_heading = "Measures")]
+    text: Vec<TextFile>,
+
+    /// The recipes to make, with commas between them [default: all of fewer than 16 bits]
+    #[arg(long, value_name = "RECIPES", value_delimiter = ',', alias = "only")]
+    recipes: Vec<String>,
+
+    /// Make each recipe with this importance too, where it makes a difference
+    #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
+    importance: Option<PathBuf>,
+
+    /// Measure importance on these texts, as `nibble calibrate` does, and make each recipe with it too
+    #[arg(long, value_name = "TEXT[=WEIGHT]", num_args = 1..)]
+    calibrate: Vec<Weighted>,
+
+    /// The folder in which everything is made [default: the model's name and -recipes]
+    #[arg(short, long, value_name = "FOLDER")]
+    output: Option<PathBuf>,
+
+    /// Remove each file as soon as it is measured
+    #[arg(long)]
+    one_at_a_time: bool,
+
+    /// Print the disk space that it takes, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    windows: WindowArgs,
+
+    #[command(flatten)]
+    bootstrap: BootstrapArgs,
+
+    #[command(flatten)]
+    engine: EngineArgs,
+
+    /// Print only errors and the result
+    #[arg(long)]
+    quiet: bool,
+
+    /// Show llama.cpp's log
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    crate::llama::set_verbose(args.verbose);
+    let folder = args.output.clone().unwrap_or_else(|| default_folder(&args.source));
+    let recipes = recipes(&args.recipes)?;
+    let mut comparison = RecipeComparison::prepare(RecipeOptions {
+        source: args.source,
+        folder: folder.clone(),
+        recipes,
+        importance: match (args.importance, args.calibrate) {
+            (Some(file), _) => ImportanceFrom::File(file),
+            (None, texts) if texts.is_empty() => ImportanceFrom::Nothing,
+            (None, texts) => ImportanceFrom::Texts(texts),
+        },
+        texts: args.text,
+        cut: args.windows.cut(),
+        most_windows: args.windows.most(),
+        resamples: args.bootstrap.resamples,
+        seed: args.bootstrap.seed,
+        confidence: compare::CONFIDENCE,
+        one_at_a_time: args.one_at_a_time,
+        models: args.engine.settings(),
+        command: compare::command(),
+    })?;
+    if args.dry_run {
+        return out::to_stdout(|out| {
+            let names: Vec<&str> = comparison.names().collect();
+            let at_a_time = if args.one_at_a_time { " at a time" } else { "" };
+            let free = comparison.free_bytes().map_or("unknown space".to_string(), units::bytes);
+            let needed = units::bytes(comparison.needed_bytes());
+            writeln!(out, "{}", names.join("\n"))?;
+            Ok(writeln!(out, "\nin {}: {needed} needed{at_a_time}, {free} free", folder.display())?)
+        });
+    }
+    let cancel = interrupt::listen()?;
+    let watch = Watch::new(Some(Outputs::in_folder(&folder)), args.quiet || args.verbose, args.quiet);
+    let result = comparison.execute(&watch, &cancel);
+    watch.clear();
+    let results = match result {
+        Err(error) if error.is_cancelled() => {
+            return Err(Interrupted("stopped; the same command continues from here".to_string()).into());
+        }
+        results => results?,
+    };
+    watch.save(&results)?;
+    compare::print(&results)?;
+    if results.interrupted {
+        return Err(Interrupted("stopped; the same command continues from here".to_string()).into());
+    }
+    out::to_stdout(|out| Ok(writeln!(out, "\n{}", folder.join("report.html").display())?))?;
+    match results.candidates.iter().filter(|candidate| candidate.failure.is_some()).count() {
+        0 => Ok(()),
+        n => bail!("{n} of {} recipes could not be measured", results.candidates.len()),
+    }
+}
+
+/// The model's name and `-recipes`, in the current folder.
+fn default_folder(source: &std::path::Path) -> PathBuf {
+    let real = source.canonicalize().unwrap_or_else(|_| source.to_path_buf());
+    let name = if source.is_dir() { real.file_name() } else { real.file_stem() };
+    format!("{}-recipes", name.unwrap_or_default().to_string_lossy()).into()
+}
+
+/// The recipes of these names, or all of fewer than 16 bits. Case does not matter.
+fn recipes(names: &[String]) -> anyhow::Result<Vec<Recipe>> {
+    if names.is_empty() {
+        let has_16_bits = |recipe: &Recipe| matches!(recipe.name.as_str(), "F32" | "F16" | "BF16");
+        return Ok(Recipe::all().iter().filter(|recipe| !has_16_bits(recipe)).cloned().collect());
+    }
+    let mut recipes: Vec<Recipe> = Vec::new();
+    for name in names.iter().filter(|name| !name.is_empty()) {
+        let recipe = Recipe::find(&name.to_uppercase())?;
+        if !recipes.contains(recipe) {
+            recipes.push(recipe.clone());
+        }
+    }
+    Ok(recipes)
+}

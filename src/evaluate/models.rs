@@ -1,0 +1,50 @@
+//! How models are run, and loading them so.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use crate::llama::{Error, KvType, Model, ModelOptions, SessionOptions};
+
+/// How models are run.
+#[derive(Clone, Debug, Default)]
+pub struct ModelSettings {
+    /// Threads, type of the KV cache, attention. The context and the batches follow from what is read.
+    pub session: SessionOptions,
+    /// Layers to put on the GPU; `None` for all where there is one.
+    pub gpu_layers: Option<u32>,
+    /// Run models that do not fit in memory.
+    pub allow_swap: bool,
+}
+
+impl ModelSettings {
+    /// Loads a model for such a session, beside models that take `beside` bytes. The session's flag interrupts it.
+    ///
+    /// # Errors
+    /// When the file is not a model that can be run, or does not fit in memory.
+    pub fn load(&self, path: &Path, session: &SessionOptions, beside: u64) -> Result<Model, Error> {
+        let cancel = session.cancel.clone();
+        let options = ModelOptions {
+            gpu_layers: self.gpu_layers,
+            allow_swap: self.allow_swap,
+            session: session.clone(),
+            beside,
+            progress: Some(Box::new(move |_| !cancel.load(Ordering::Relaxed))),
+            ..ModelOptions::default()
+        };
+        Model::load(path, options)
+    }
+
+    /// The type of the KV cache, as results call it.
+    pub fn kv_type(&self) -> &'static str {
+        match self.session.kv_type {
+            KvType::F32 => "f32",
+            KvType::F16 => "f16",
+            KvType::Q8_0 => "q8_0",
+        }
+    }
+
+    /// What numbers depend on, in words: results measured with other settings are not mixed with these.
+    pub fn identity(&self) -> String {
+        format!("KV cache {}, flash attention {:?}", self.kv_type(), self.session.flash_attention)
+    }
+}

@@ -1,0 +1,681 @@
+//! A file of every recipe, made from one source and compared with it.
+//!
+//! ```text
+//! source ─► 16-bit copy ─┬─► importance           the copy is made where the source is a folder, which cannot be run
+//!                        └─► trace
+//! source ─► each recipe, without importance and with it ─► measured against the trace ─► kept ─► Results over all
+//! ```
+//!
+//! Every file lies in one folder, with a note of what it was made of ([`MadeOf`]). What is there and was made of the same is
+//! used, all else is made again, so an interrupted comparison goes on where it was. Each candidate is measured alone: no more
+//! than one model is in memory, and one at a time, no more than one is on the disk.
+//!
+//! Candidates are measured against a trace of the reference and not beside it, so that what was measured of one stays
+//! comparable with what is measured of another a day later. The trace is a rich one: [`K`] tokens a position, and [`DRAWN`]
+//! of the others.
+
+mod kept;
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use self::kept::{Kept, Missing};
+use super::calibrate::{self, Weighted};
+use super::comparison::{describe_settings, diagnosed, loading, reference_of_trace, steps_of};
+use super::measure::{self, Against, Columns, ReadOptions};
+use super::models::ModelSettings;
+use super::read::session_for;
+use super::texts::{self, Cut, TextFile};
+use super::trace::Trace;
+use super::tracing::{TraceJob, TraceOptions};
+use super::{Error, assemble};
+use crate::base::atomic_file::AtomicFile;
+use crate::calibration::{Importance, importance};
+use crate::convert;
+use crate::gguf::Gguf;
+use crate::llama;
+use crate::quant;
+use crate::recipe::{Plan, Recipe};
+use crate::report::results::{Candidate, File, Reference, Results, Settings};
+use crate::weights::{self, Observer, Stage, file};
+
+/// The most likely tokens that the trace keeps at every position.
+pub const K: u32 = 512;
+/// Tokens that it draws of all others.
+pub const DRAWN: u32 = 16;
+
+/// Where importance comes from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum ImportanceFrom {
+    /// There is none: each recipe is made once, without.
+    #[default]
+    Nothing,
+    /// A file of importance.
+    File(PathBuf),
+    /// Texts that the 16-bit model reads.
+    Texts(Vec<Weighted>),
+}
+
+/// What to make and compare, and how.
+#[derive(Clone, Debug)]
+pub struct RecipeOptions {
+    /// A Hugging Face folder, or a 16-bit GGUF file.
+    pub source: PathBuf,
+    /// The folder in which everything is made.
+    pub folder: PathBuf,
+    /// The recipes to make.
+    pub recipes: Vec<Recipe>,
+    /// With importance, each recipe is made both without it and with it.
+    pub importance: ImportanceFrom,
+    /// Texts to compare on; without any, weights alone are compared.
+    pub texts: Vec<TextFile>,
+    /// How they are cut.
+    pub cut: Cut,
+    /// Windows to read of each text at most.
+    pub most_windows: Option<usize>,
+    /// How often the bootstrap draws.
+    pub resamples: u32,
+    /// The bootstrap's seed.
+    pub seed: u64,
+    /// How sure intervals are: 0.95.
+    pub confidence: f64,
+    /// Remove each file as soon as it is measured, and the 16-bit copy as soon as the trace is there.
+    pub one_at_a_time: bool,
+    /// How models are run.
+    pub models: ModelSettings,
+    /// The command to record in the results, a word each.
+    pub command: Vec<String>,
+}
+
+/// What a file was made of: kept beside it, and compared before it is used again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MadeOf {
+    /// The version of nibble.
+    pub nibble: String,
+    /// BLAKE3 of the source's files.
+    pub source: String,
+    /// BLAKE3 of the recipe.
+    pub recipe: Option<String>,
+    /// BLAKE3 of the file of importance; `None` without.
+    pub importance: Option<String>,
+    /// The texts: of each its name, or its weight, and the BLAKE3 of its bytes.
+    pub texts: Vec<(String, String)>,
+    /// How texts were cut: tokens of a window, and the most windows of a text.
+    pub windows: Option<(u32, Option<usize>)>,
+    /// What else the numbers depend on: see [`ModelSettings::identity`].
+    pub settings: Option<String>,
+}
+
+impl MadeOf {
+    /// Returns what is different in `wanted`, in words; `None` where nothing is.
+    fn difference(&self, wanted: &Self) -> Option<&'static str> {
+        let all = [
+            (self.source == wanted.source, "another source"),
+            (self.recipe == wanted.recipe, "another recipe"),
+            (self.importance == wanted.importance, "other importance"),
+            (self.texts == wanted.texts, "other texts"),
+            (self.windows == wanted.windows, "other windows"),
+            (self.settings == wanted.settings, "other settings of the model"),
+            (self.nibble == wanted.nibble, "another version of nibble"),
+        ];
+        all.into_iter().find(|(same, _)| !same).map(|(_, what)| what)
+    }
+}
+
+/// A file to make: a recipe, without importance or with it.
+#[derive(Clone, Debug)]
+struct Variant {
+    recipe: Recipe,
+    with_importance: bool,
+    /// What it is called: `Yi-6B-Q4_K_M-importance`.
+    name: String,
+    /// Bytes of the file.
+    bytes: u64,
+}
+
+/// A comparison of recipes, checked: only the work itself is left.
+pub struct RecipeComparison {
+    options: RecipeOptions,
+    /// What the source is called.
+    name: String,
+    /// The recipe of a copy in the source's own type, and its size; `None` where the source is a model file.
+    copy: Option<(Recipe, u64)>,
+    variants: Vec<Variant>,
+    /// Hashes of the texts and of those for importance, with their names or weights.
+    texts: Vec<(String, String)>,
+    calibration_texts: Vec<(String, String)>,
+}
+
+impl RecipeComparison {
+    /// Plans all files and hashes the texts. Writes nothing.
+    ///
+    /// # Errors
+    /// When the source cannot be converted, or a text or the file of importance cannot be read.
+    pub fn prepare(options: RecipeOptions) -> Result<Self, Error> {
+        let source = &options.source;
+        let real = source.canonicalize().unwrap_or_else(|_| source.clone());
+        let name = match source.is_dir() {
+            true => real.file_name().unwrap_or(real.as_os_str()).to_string_lossy().into_owned(),
+            false => file::name(&real),
+        };
+        let plan = |recipe: &Recipe| -> Result<(Plan, u64), Error> {
+            let output = Some(options.folder.join(format!("{name}-{}.gguf", recipe.name)));
+            let job =
+                convert::Job::prepare(source, convert::Options { output, ..convert::Options::new(recipe.clone()) })?;
+            Ok((job.plan().clone(), job.output_bytes()))
+        };
+        let has_importance = options.importance != ImportanceFrom::Nothing;
+        let mut variants = Vec::new();
+        let mut source_type = None;
+        for recipe in &options.recipes {
+            let (planned, bytes) = plan(recipe)?;
+            source_type = source_type.or(planned.tensors.first().map(|tensor| tensor.source));
+            let name = format!("{name}-{}", recipe.name);
+            variants.push(Variant { recipe: recipe.clone(), with_importance: false, name: name.clone(), bytes });
+            if has_importance && uses_importance(&planned) {
+                let name = format!("{name}-importance");
+                variants.push(Variant { recipe: recipe.clone(), with_importance: true, name, bytes });
+            }
+        }
+        let runs_models = !options.texts.is_empty() || matches!(options.importance, ImportanceFrom::Texts(_));
+        let copy = match source_type.filter(|_| source.is_dir() && runs_models) {
+            Some(ty) => {
+                let recipe = Recipe::find(ty.name())?.clone();
+                let (_, bytes) = plan(&recipe)?;
+                Some((recipe, bytes))
+            }
+            None => None,
+        };
+        let texts = options.texts.iter().map(|text| Ok((text.name.clone(), texts::hash(&text.path)?)));
+        let texts = texts.collect::<Result<_, Error>>()?;
+        let calibration_texts = match &options.importance {
+            ImportanceFrom::Texts(texts) => {
+                let hashed = texts.iter().map(|text| Ok((text.weight.to_string(), texts::hash(&text.path)?)));
+                hashed.collect::<Result<_, Error>>()?
+            }
+            ImportanceFrom::File(path) => {
+                importance::File::read(path)?;
+                Vec::new()
+            }
+            ImportanceFrom::Nothing => Vec::new(),
+        };
+        Ok(Self { options, name, copy, variants, texts, calibration_texts })
+    }
+
+    /// The names of the files to compare, in the order in which they are made.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.variants.iter().map(|variant| variant.name.as_str())
+    }
+
+    /// Bytes that the disk has to hold beside what is there: of all files that are not made yet, or one at a time of the
+    /// largest.
+    pub fn needed_bytes(&self) -> u64 {
+        let is_there = |name: &str| {
+            let measured = self.measured_path(name);
+            measured.exists() || self.options.folder.join(format!("{name}.gguf")).exists()
+        };
+        // The disk has set room aside for what was begun.
+        let begun = |name: &str| {
+            let partial = self.options.folder.join(format!("{name}.gguf.partial"));
+            partial.metadata().map_or(0, |metadata| metadata.len())
+        };
+        let left = |name: &str, bytes: u64| if is_there(name) { 0 } else { bytes.saturating_sub(begun(name)) };
+        let variants = self.variants.iter().map(|variant| left(&variant.name, variant.bytes));
+        let copy = self.copy.iter().map(|(recipe, bytes)| match self.trace_path().exists() {
+            true => 0,
+            false => left(&format!("{}-{}", self.name, recipe.name), *bytes),
+        });
+        let all = variants.chain(copy);
+        if self.options.one_at_a_time { all.max().unwrap_or(0) } else { all.sum() }
+    }
+
+    /// Bytes that are free on the disk that holds the folder, or will; `None` where the system does not tell.
+    pub fn free_bytes(&self) -> Option<u64> {
+        let folder = std::path::absolute(&self.options.folder).ok()?;
+        folder.ancestors().find(|folder| folder.is_dir()).and_then(convert::free_bytes)
+    }
+
+    /// Makes, measures and compares all files.
+    ///
+    /// [`Observer::measured`] gets the results of all candidates so far after each of them. A candidate that cannot be run is
+    /// in the results with its failure.
+    ///
+    /// # Errors
+    /// When the disk does not hold the files, one cannot be made, the reference cannot be run, or `cancel` was set. What is
+    /// done by then is used by the next run.
+    pub fn execute(&mut self, observer: &dyn Observer, cancel: &Arc<AtomicBool>) -> Result<Results, Error> {
+        self.options.models.session.cancel = cancel.clone();
+        self.check_room()?;
+        let folder = &self.options.folder;
+        fs::create_dir_all(folder).map_err(|source| Error::Folder { path: folder.clone(), source })?;
+        let run = Run { comparison: self, observer, cancel, source: self.hash_source(observer, cancel)? };
+        run.execute()
+    }
+
+    fn check_room(&self) -> Result<(), Error> {
+        let needed = self.needed_bytes();
+        match self.free_bytes() {
+            Some(free) if free < needed => Err(Error::NoRoom {
+                folder: self.options.folder.clone(),
+                needed,
+                free,
+                one_at_a_time: self.options.one_at_a_time,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn trace_path(&self) -> PathBuf {
+        self.options.folder.join(format!("{}.trace", self.name))
+    }
+
+    fn measured_path(&self, name: &str) -> PathBuf {
+        self.options.folder.join(format!("{name}.measured"))
+    }
+
+    /// BLAKE3 of the source: of a GGUF its bytes, of a folder the names and bytes of the files that conversion may read.
+    fn hash_source(&self, observer: &dyn Observer, cancel: &AtomicBool) -> Result<String, Error> {
+        let source = &self.options.source;
+        let read = |path: &Path, source| Error::Read { path: path.to_path_buf(), source };
+        let paths: Vec<PathBuf> = match source.is_dir() {
+            true => source_files(source).map_err(|error| read(source, error))?,
+            false => Gguf::open(source)?.paths().map(Path::to_path_buf).collect(),
+        };
+        let bytes = paths.iter().map(|path| path.metadata().map_or(0, |metadata| metadata.len())).sum();
+        observer.begin(&Stage::Hashing { bytes });
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; 16 << 20];
+        for path in &paths {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            hasher.update(name.as_bytes()).update(&[0]);
+            let mut file = fs::File::open(path).map_err(|error| read(path, error))?;
+            loop {
+                let n = file.read(&mut buffer).map_err(|error| read(path, error))?;
+                if n == 0 {
+                    break;
+                }
+                hasher.update_rayon(&buffer[..n]);
+                observer.advance(n as u64);
+                if cancel.load(Ordering::Relaxed) {
+                    return Err(Error::Stopped);
+                }
+            }
+        }
+        observer.end();
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+}
+
+/// The files of a folder that conversion may read, in the order of their names.
+fn source_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    const ENDINGS: [&str; 7] = ["safetensors", "bin", "json", "model", "txt", "jinja", "pt"];
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+        if ENDINGS.contains(&ending) && path.is_file() {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// Whether a plan has a type that importance makes a difference to.
+fn uses_importance(plan: &Plan) -> bool {
+    let uses = |ty| quant::format(ty).is_some_and(|format| format.importance.is_any());
+    plan.tensors.iter().any(|tensor| tensor.dims.len() == 2 && tensor.ty != tensor.source && uses(tensor.ty))
+}
+
+/// A run of the comparison.
+struct Run<'a> {
+    comparison: &'a RecipeComparison,
+    observer: &'a dyn Observer,
+    cancel: &'a Arc<AtomicBool>,
+    /// The source's hash.
+    source: String,
+}
+
+/// Passes on what a conversion has read.
+struct Converting<'a>(&'a dyn Observer);
+
+impl convert::Observer for Converting<'_> {
+    fn advance(&self, read_bytes: u64, _: u64) {
+        self.0.advance(read_bytes);
+    }
+
+    fn event(&self, event: convert::Event) {
+        if let convert::Event::Resuming { read_bytes, .. } = event {
+            self.0.advance(read_bytes);
+        }
+    }
+}
+
+impl Run<'_> {
+    fn execute(&self) -> Result<Results, Error> {
+        let options = &self.comparison.options;
+        let importance = self.importance()?;
+        let trace = if options.texts.is_empty() { None } else { Some(self.trace()?) };
+        if let Some((recipe, _)) = self.comparison.copy.as_ref().filter(|_| options.one_at_a_time) {
+            self.remove(&self.path(&recipe.name));
+        }
+        let mut results = self.empty_results(trace.as_ref())?;
+        let mut known: Vec<(Kept, Option<String>)> = Vec::new();
+        for variant in &self.comparison.variants {
+            if self.cancel.load(Ordering::Relaxed) {
+                results.interrupted = true;
+                break;
+            }
+            let importance = importance.as_ref().filter(|_| variant.with_importance);
+            match self.variant(variant, importance, trace.as_ref()) {
+                Ok(measured) => known.push(measured),
+                Err(error) if error.is_cancelled() => {
+                    results.interrupted = true;
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+            self.fill(&mut results, &mut known, trace.as_ref());
+            self.observer.measured(&results).map_err(Error::Save)?;
+        }
+        Ok(results)
+    }
+
+    fn path(&self, recipe: &str) -> PathBuf {
+        self.comparison.options.folder.join(format!("{}-{recipe}.gguf", self.comparison.name))
+    }
+
+    fn made_of(&self) -> MadeOf {
+        MadeOf { nibble: env!("CARGO_PKG_VERSION").to_string(), source: self.source.clone(), ..MadeOf::default() }
+    }
+
+    /// Makes a file with `make` unless it is there and was made of the same. It appears under its name when it is whole, and
+    /// the note of what it is made of is there before it is.
+    ///
+    /// # Errors
+    /// Those of `make`; and where a file of that name has no note, so that it would be lost.
+    fn make(&self, path: &Path, made_of: &MadeOf, make: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+        let note_path = note_path(path);
+        let found: Option<MadeOf> = fs::read(&note_path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        if path.exists() {
+            let Some(found) = found else { return Err(Error::Unknown(path.to_path_buf())) };
+            let Some(other) = found.difference(made_of) else { return Ok(()) };
+            self.observer.note(&format!("{} was made of {other}, and is made again", path.display()));
+            fs::remove_file(path).map_err(|source| Error::Write { path: path.to_path_buf(), source })?;
+        }
+        let write = || -> io::Result<()> {
+            let mut file = AtomicFile::create(&note_path)?;
+            file.write_all(&serde_json::to_vec(made_of)?)?;
+            file.finish(true)
+        };
+        write().map_err(|source| Error::Write { path: note_path.clone(), source })?;
+        make()
+    }
+
+    /// Removes a file that is not needed any more, and its note. One that cannot be removed only takes room.
+    fn remove(&self, path: &Path) {
+        // The note stays as long as the file is there: without it, the next run would not know the file as its own.
+        if fs::remove_file(path).is_ok() || !path.exists() {
+            let _ = fs::remove_file(note_path(path));
+        }
+    }
+
+    fn convert(&self, recipe: &Recipe, importance: Option<&Importance>, path: &Path) -> Result<(), Error> {
+        let options = convert::Options {
+            output: Some(path.to_path_buf()),
+            importance: importance.cloned(),
+            ..convert::Options::new(recipe.clone())
+        };
+        let job = convert::Job::prepare(&self.comparison.options.source, options)?;
+        job.warnings().iter().for_each(|warning| self.observer.warning(&warning.to_string()));
+        let name = file::name(path);
+        self.observer.begin(&Stage::Converting { name: &name, bytes: job.source_bytes() });
+        let result = job.execute(&Converting(self.observer), self.cancel);
+        self.observer.end();
+        result?;
+        Ok(())
+    }
+
+    /// The model that is run: the source, or a copy of it in its own type.
+    fn reference(&self) -> Result<PathBuf, Error> {
+        let Some((recipe, _)) = &self.comparison.copy else { return Ok(self.comparison.options.source.clone()) };
+        let path = self.path(&recipe.name);
+        let made_of = MadeOf { recipe: Some(recipe.text_hash.to_hex().to_string()), ..self.made_of() };
+        self.make(&path, &made_of, || self.convert(recipe, None, &path))?;
+        Ok(path)
+    }
+
+    fn importance(&self) -> Result<Option<Importance>, Error> {
+        let path = match &self.comparison.options.importance {
+            ImportanceFrom::Nothing => return Ok(None),
+            ImportanceFrom::File(path) => path.clone(),
+            ImportanceFrom::Texts(texts) => {
+                let path = self.comparison.options.folder.join(format!("{}-imatrix.gguf", self.comparison.name));
+                let made_of = MadeOf {
+                    texts: self.comparison.calibration_texts.clone(),
+                    settings: Some(self.comparison.options.models.identity()),
+                    ..self.made_of()
+                };
+                self.make(&path, &made_of, || self.calibrate(texts, &path))?;
+                path
+            }
+        };
+        Ok(Some(importance::File::read(&path)?.importance()?))
+    }
+
+    fn calibrate(&self, texts: &[Weighted], path: &Path) -> Result<(), Error> {
+        let model = self.reference()?;
+        let settings = &self.comparison.options.models;
+        let options =
+            calibrate::Options { session: settings.session.clone(), ..calibrate::Options::new(path.to_path_buf()) };
+        let job = calibrate::Job::prepare(&model, texts, options)?;
+        self.observer.begin(&Stage::Loading { name: &file::name(&model) });
+        let model = settings.load(&model, &job.session(), 0).map_err(loading)?;
+        let mut before = None;
+        let result = job.execute(Some(&model), |event| {
+            if let calibrate::Event::Window { done, all } = event {
+                if before.is_none() {
+                    self.observer.begin(&Stage::Calibrating { windows: all });
+                }
+                self.observer.advance(done - before.unwrap_or(0));
+                before = Some(done);
+            }
+        });
+        self.observer.end();
+        result?;
+        Ok(())
+    }
+
+    fn trace(&self) -> Result<Trace, Error> {
+        let options = &self.comparison.options;
+        let path = self.comparison.trace_path();
+        let made_of = MadeOf {
+            texts: self.comparison.texts.clone(),
+            windows: Some((options.cut.window, options.most_windows)),
+            settings: Some(options.models.identity()),
+            ..self.made_of()
+        };
+        self.make(&path, &made_of, || {
+            let job = TraceJob::prepare(TraceOptions {
+                model: self.reference()?,
+                texts: options.texts.clone(),
+                cut: options.cut,
+                most_windows: options.most_windows,
+                k: K,
+                drawn: DRAWN,
+                hash: true,
+                output: path.clone(),
+                force: false,
+                models: options.models.clone(),
+            })?;
+            job.execute(self.observer, self.cancel).map(drop)
+        })?;
+        Ok(Trace::open(&path)?)
+    }
+
+    /// What there is to say before anything is measured.
+    fn empty_results(&self, trace: Option<&Trace>) -> Result<Results, Error> {
+        let options = &self.comparison.options;
+        let reference = match trace {
+            Some(trace) => reference_of_trace(trace, &self.comparison.trace_path()),
+            None => Reference { file: weights::comparison::reference_file(&options.source)?, ..Reference::default() },
+        };
+        let mut results = Results {
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            command: options.command.clone(),
+            settings: Settings { confidence: options.confidence, ..Settings::default() },
+            reference,
+            ..Results::default()
+        };
+        if trace.is_some() {
+            describe_settings(&mut results, options.resamples, options.seed, &options.models);
+        }
+        Ok(results)
+    }
+
+    /// What is known of a file, measured now or earlier; and why it was not measured where that is so.
+    fn variant(
+        &self,
+        variant: &Variant,
+        importance: Option<&Importance>,
+        trace: Option<&Trace>,
+    ) -> Result<(Kept, Option<String>), Error> {
+        let options = &self.comparison.options;
+        let of_file = MadeOf {
+            recipe: Some(variant.recipe.text_hash.to_hex().to_string()),
+            importance: importance.map(|importance| importance.blake3.to_hex().to_string()),
+            ..self.made_of()
+        };
+        let mut of_numbers = of_file.clone();
+        if trace.is_some() {
+            of_numbers.texts = self.comparison.texts.clone();
+            of_numbers.windows = Some((options.cut.window, options.most_windows));
+            of_numbers.settings = Some(options.models.identity());
+        }
+        let path = options.folder.join(format!("{}.gguf", variant.name));
+        let kept_path = self.comparison.measured_path(&variant.name);
+        match kept::read(&kept_path, &of_numbers) {
+            Ok(kept) => {
+                if options.one_at_a_time {
+                    self.remove(&path);
+                }
+                return Ok((kept, None));
+            }
+            Err(Missing::Absent) => {}
+            Err(Missing::Damaged) => {
+                self.observer.note(&format!("{} is damaged; {} is measured again", kept_path.display(), variant.name));
+            }
+            Err(Missing::Other(what)) => {
+                self.observer.note(&format!("{} was measured with {what}, and is measured again", variant.name));
+            }
+        }
+        self.make(&path, &of_file, || self.convert(&variant.recipe, importance, &path))?;
+        let (kept, failure) = self.measure(&path, trace)?;
+        if failure.is_none() {
+            kept::write(&kept_path, &of_numbers, &kept)
+                .map_err(|source| Error::Write { path: kept_path.clone(), source })?;
+        }
+        if options.one_at_a_time {
+            self.remove(&path);
+        }
+        Ok((kept, failure))
+    }
+
+    /// Measures a file on the trace's texts and by its weights.
+    fn measure(&self, path: &Path, trace: Option<&Trace>) -> Result<(Kept, Option<String>), Error> {
+        let gguf = Gguf::open(path)?;
+        let mut file = file::describe(path, &gguf);
+        self.observer.begin(&Stage::Hashing { bytes: file.bytes });
+        let hash = file::blake3(&gguf, |bytes| {
+            self.observer.advance(bytes);
+            !self.cancel.load(Ordering::Relaxed)
+        });
+        self.observer.end();
+        file.blake3 = Some(match hash {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(Error::Stopped),
+            hash => hash.map_err(|source| Error::Read { path: path.to_path_buf(), source })?,
+        });
+        drop(gguf);
+        let mut kept = Kept { file, changed: Vec::new(), weights: None, columns: Columns::default() };
+        let mut failure = None;
+        if let Some(trace) = trace {
+            failure = self.read_texts(path, trace, &mut kept)?;
+        }
+        let found = weights::comparison::weight_errors(
+            &self.comparison.options.source,
+            &[path],
+            None,
+            self.observer,
+            self.cancel,
+        )?;
+        match found.into_iter().next() {
+            Some(Ok(errors)) => kept.weights = Some(errors),
+            Some(Err(error)) => failure = failure.or(Some(error.to_string())),
+            None => {}
+        }
+        if let Some(failure) = &failure {
+            self.observer.failed(&kept.file.name, failure);
+        }
+        Ok((kept, failure))
+    }
+
+    /// Reads the trace's texts with a model. Returns why that failed, where it did.
+    fn read_texts(&self, path: &Path, trace: &Trace, kept: &mut Kept) -> Result<Option<String>, Error> {
+        let settings = &self.comparison.options.models;
+        let cut = trace.header().cut();
+        let read = ReadOptions { session: settings.session.clone(), cut };
+        self.observer.begin(&Stage::Loading { name: &kept.file.name });
+        let model = match settings.load(path, &session_for(&read.session, cut, trace.header().n_vocab), 0) {
+            Ok(model) => model,
+            Err(llama::Error::LoadCancelled) => return Err(Error::LoadingStopped),
+            Err(error) => return Ok(Some(error.to_string())),
+        };
+        let windows = trace.texts().iter().map(|text| cut.windows(text).len() as u64).sum();
+        self.observer.begin(&Stage::Reading { name: &kept.file.name, windows });
+        let texts = trace.texts();
+        let mut measurement = measure::measure(Against::Trace(trace), &[&model], texts, &read, steps_of(self.observer));
+        self.observer.end();
+        let measured = measurement.candidates.pop().unwrap_or_default();
+        if let Some((window, failure)) = &measured.failure {
+            return Ok(Some(diagnosed(failure, *window, texts, &read, &model)));
+        }
+        if measurement.interrupted {
+            return Err(Error::Stopped);
+        }
+        kept.changed = assemble::changes(&measured.changed, &measurement.windows, texts, cut, model.codec());
+        kept.columns = measured.columns;
+        Ok(None)
+    }
+
+    /// Fills in the results of all that is known, smallest file first.
+    fn fill(&self, results: &mut Results, known: &mut [(Kept, Option<String>)], trace: Option<&Trace>) {
+        let order = |file: &File| (file.bytes, file.path.clone());
+        known.sort_by_cached_key(|(kept, _)| order(&kept.file));
+        let candidate = |(kept, failure): &(Kept, Option<String>)| Candidate {
+            file: kept.file.clone(),
+            failure: failure.clone(),
+            changed: kept.changed.clone(),
+            weights: kept.weights.clone(),
+            ..Candidate::default()
+        };
+        results.candidates = known.iter().map(candidate).collect();
+        let Some(trace) = trace else { return };
+        assemble::describe_texts(results, trace.texts(), trace.header().cut());
+        let (windows, nll) = measure::of_trace(trace);
+        let columns: Vec<(usize, &Columns)> = known.iter().map(|(kept, _)| &kept.columns).enumerate().collect();
+        assemble::fill(results, &windows, &nll, &columns);
+    }
+}
+
+/// Where the note of what a file was made of lies.
+fn note_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".made");
+    name.into()
+}

@@ -1,0 +1,401 @@
+//! Several files of a model and the reference they are compared with: described, put in order, hashed, and compared by
+//! their weights.
+//!
+//! ```text
+//! FileComparison::prepare   open the files ─► describe, name, order            nothing read but headers
+//! FileComparison::execute   ─► hashes ─► weight errors ─► Results              no model is run
+//! ```
+//!
+//! Comparisons that run models are built on this one.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{Error, Job, file};
+use crate::calibration::Importance;
+use crate::gguf::{self, Gguf};
+use crate::report::results::{Candidate, File, Reference, Results, Settings};
+
+/// What a comparison does at a time, and how much of it there is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage<'a> {
+    /// Files are hashed: these bytes.
+    Hashing {
+        /// Bytes of all files.
+        bytes: u64,
+    },
+    /// A source is converted.
+    Converting {
+        /// The name of the result.
+        name: &'a str,
+        /// Bytes of the source's tensors.
+        bytes: u64,
+    },
+    /// A model is loaded.
+    Loading {
+        /// Its name.
+        name: &'a str,
+    },
+    /// Texts are read for importance.
+    Calibrating {
+        /// Windows of all texts.
+        windows: u64,
+    },
+    /// Models read texts.
+    Reading {
+        /// The model's name, or how many there are.
+        name: &'a str,
+        /// Windows of all texts.
+        windows: u64,
+    },
+    /// A model answers the questions of a task.
+    Answering {
+        /// The model's name.
+        name: &'a str,
+        /// The task's name.
+        task: &'a str,
+        /// Questions of the task.
+        questions: u64,
+    },
+    /// Weights are compared.
+    Weights {
+        /// Bytes of the source and the candidates.
+        bytes: u64,
+    },
+}
+
+impl Stage<'_> {
+    /// How many steps it has, in its own unit: bytes, windows, questions.
+    pub fn steps(&self) -> u64 {
+        match *self {
+            Self::Hashing { bytes } | Self::Converting { bytes, .. } | Self::Weights { bytes } => bytes,
+            Self::Loading { .. } => 1,
+            Self::Calibrating { windows } | Self::Reading { windows, .. } => windows,
+            Self::Answering { questions, .. } => questions,
+        }
+    }
+}
+
+impl std::fmt::Display for Stage<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Hashing { .. } => f.write_str("computing hashes"),
+            Self::Converting { name, .. } => write!(f, "converting to {name}"),
+            Self::Loading { name } => write!(f, "loading {name}"),
+            Self::Calibrating { .. } => f.write_str("measuring importance"),
+            Self::Reading { name, .. } => f.write_str(name),
+            Self::Answering { name, task, .. } => write!(f, "{name}, {task}"),
+            Self::Weights { .. } => f.write_str("comparing weights"),
+        }
+    }
+}
+
+/// Told how a comparison goes. [`Self::advance`] is called from every thread, all else from the one that executes it.
+pub trait Observer: Sync {
+    /// A stage begins, and the one before it is over.
+    fn begin(&self, _stage: &Stage<'_>) {}
+
+    /// That many more steps of the stage are done.
+    fn advance(&self, _steps: u64) {}
+
+    /// The last stage is over.
+    fn end(&self) {}
+
+    /// A candidate cannot be compared, or not to the end.
+    fn failed(&self, _name: &str, _failure: &str) {}
+
+    /// Something that the user should know although it is not an error.
+    fn warning(&self, _warning: &str) {}
+
+    /// Something that happened to earlier work: what is used of it, and what is not.
+    fn note(&self, _note: &str) {}
+
+    /// More has been measured: a good moment to save what is known so far.
+    ///
+    /// # Errors
+    /// An error ends the comparison.
+    fn measured(&self, _results: &Results) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Observer for () {}
+
+/// Why files cannot be compared.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    /// The reference, or the only candidate, is not a model file.
+    #[error("{0}")]
+    Gguf(#[from] gguf::Error),
+    /// A candidate is given twice.
+    #[error("{} is given twice", .0.display())]
+    Twice(PathBuf),
+    /// No candidate can be compared.
+    #[error("no candidate is left to compare")]
+    NoneLeft {
+        /// The name of each candidate, and why it cannot be compared.
+        failures: Vec<(String, String)>,
+    },
+    /// A file could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The weights could not be compared.
+    #[error("{0}")]
+    Weights(#[source] Error),
+    /// What was measured could not be saved.
+    #[error("{0}")]
+    Save(#[source] io::Error),
+    /// It was stopped while hashes were computed.
+    #[error("stopped before anything was measured")]
+    Stopped,
+    /// It was stopped while weights were compared.
+    #[error("stopped before everything was compared")]
+    StoppedAtWeights,
+}
+
+impl FilesError {
+    /// Whether the work ended because it was asked to.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Stopped | Self::StoppedAtWeights)
+    }
+}
+
+/// What to compare, and by what of the files.
+#[derive(Clone, Debug, Default)]
+pub struct FileOptions {
+    /// What candidates are compared with: a GGUF file, or where only weights are compared, a Hugging Face folder.
+    pub reference: PathBuf,
+    /// The GGUF files to compare; of a split model, any part.
+    pub candidates: Vec<PathBuf>,
+    /// Compute the hashes of all model files, which reads all of them.
+    pub hash: bool,
+    /// Compare the weights.
+    pub weights: bool,
+    /// Importance by which columns count when weights are compared.
+    pub importance: Option<Importance>,
+    /// How sure intervals are: 0.95.
+    pub confidence: f64,
+    /// The command to record in the results, a word each.
+    pub command: Vec<String>,
+}
+
+/// A comparison of files, prepared.
+#[derive(Debug)]
+pub struct FileComparison {
+    options: FileOptions,
+    /// Whether the reference is a model file, and neither a folder nor a trace.
+    reference_is_model: bool,
+    /// The candidates' files, in the order of `results.candidates`.
+    candidates: Vec<PathBuf>,
+    results: Results,
+}
+
+impl FileComparison {
+    /// Opens all files, puts the candidates in order, smallest first, and names each.
+    ///
+    /// A candidate that cannot be opened stays, with its failure in the results, as long as there are others.
+    ///
+    /// # Errors
+    /// When the reference or all candidates cannot be opened, or a candidate is given twice.
+    pub fn prepare(options: FileOptions) -> Result<Self, FilesError> {
+        let path = &options.reference;
+        let file = reference_file(path)?;
+        let reference_is_model = !path.is_dir();
+        let mut comparison = Self::with_reference(options, Reference { file, ..Reference::default() })?;
+        comparison.reference_is_model = reference_is_model;
+        Ok(comparison)
+    }
+
+    /// As [`Self::prepare`], with a reference that is not a model file, such as a trace of one, and already described.
+    ///
+    /// # Errors
+    /// When all candidates cannot be opened, or one is given twice.
+    pub fn with_reference(options: FileOptions, reference: Reference) -> Result<Self, FilesError> {
+        let mut opened: Vec<(PathBuf, Candidate)> = Vec::new();
+        for path in &options.candidates {
+            if opened.iter().any(|(other, _)| same_file(other, path)) {
+                return Err(FilesError::Twice(path.clone()));
+            }
+            let candidate = match Gguf::open(path) {
+                Ok(gguf) => Candidate { file: file::describe(path, &gguf), ..Candidate::default() },
+                Err(error) if options.candidates.len() == 1 => return Err(error.into()),
+                Err(error) => {
+                    let bytes = path.metadata().map_or(0, |metadata| metadata.len());
+                    let file =
+                        File { name: file::name(path), path: path.display().to_string(), bytes, ..File::default() };
+                    Candidate { file, failure: Some(error.to_string()), ..Candidate::default() }
+                }
+            };
+            opened.push((path.clone(), candidate));
+        }
+        opened.sort_by(|(_, a), (_, b)| a.file.bytes.cmp(&b.file.bytes).then_with(|| a.file.path.cmp(&b.file.path)));
+        let (paths, mut candidates): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
+        let mut files: Vec<File> = candidates.iter().map(|candidate| candidate.file.clone()).collect();
+        file::unique_names(&mut files);
+        candidates.iter_mut().zip(files).for_each(|(candidate, file)| candidate.file = file);
+        let results = Results {
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            command: options.command.clone(),
+            settings: Settings { confidence: options.confidence, ..Settings::default() },
+            reference,
+            candidates,
+            ..Results::default()
+        };
+        let comparison = Self { options, reference_is_model: false, candidates: paths, results };
+        comparison.check_any_is_left()?;
+        Ok(comparison)
+    }
+
+    /// # Errors
+    /// When every candidate has failed.
+    pub fn check_any_is_left(&self) -> Result<(), FilesError> {
+        let failures: Vec<(String, String)> = self.failures().map(|(name, why)| (name.into(), why.into())).collect();
+        if failures.len() == self.candidates.len() { Err(FilesError::NoneLeft { failures }) } else { Ok(()) }
+    }
+
+    /// The candidates that cannot be compared, or not to the end, by name, and why.
+    pub fn failures(&self) -> impl Iterator<Item = (&str, &str)> {
+        let candidates = self.results.candidates.iter();
+        candidates.filter_map(|candidate| Some((candidate.file.name.as_str(), candidate.failure.as_deref()?)))
+    }
+
+    /// What was asked for.
+    pub fn options(&self) -> &FileOptions {
+        &self.options
+    }
+
+    /// The candidates' files, in the order of [`Results::candidates`].
+    pub fn candidates(&self) -> &[PathBuf] {
+        &self.candidates
+    }
+
+    /// What is known so far.
+    pub fn results(&self) -> &Results {
+        &self.results
+    }
+
+    /// What is known so far, to add more to it.
+    pub fn results_mut(&mut self) -> &mut Results {
+        &mut self.results
+    }
+
+    /// Computes the hashes and compares the weights, as far as that was asked for.
+    ///
+    /// # Errors
+    /// When a file cannot be read, the source's weights cannot be compared, or `cancel` was set.
+    pub fn execute(&mut self, observer: &dyn Observer, cancel: &AtomicBool) -> Result<(), FilesError> {
+        if self.options.hash {
+            self.hash(observer, cancel)?;
+        }
+        if self.options.weights {
+            self.compare_weights(observer, cancel)?;
+        }
+        Ok(())
+    }
+
+    /// Computes the hashes of all model files: they say what was measured.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or `cancel` was set.
+    pub fn hash(&mut self, observer: &dyn Observer, cancel: &AtomicBool) -> Result<(), FilesError> {
+        let candidates: u64 = self.results.candidates.iter().map(|candidate| candidate.file.bytes).sum();
+        let reference = if self.reference_is_model { self.results.reference.file.bytes } else { 0 };
+        observer.begin(&Stage::Hashing { bytes: candidates + reference });
+        let hash = |path: &Path| -> Result<Option<String>, FilesError> {
+            let Ok(gguf) = Gguf::open(path) else { return Ok(None) };
+            let result = file::blake3(&gguf, |bytes| {
+                observer.advance(bytes);
+                !cancel.load(Ordering::Relaxed)
+            });
+            match result {
+                Ok(hash) => Ok(Some(hash)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(FilesError::Stopped),
+                Err(source) => Err(FilesError::Read { path: path.to_path_buf(), source }),
+            }
+        };
+        if self.reference_is_model {
+            self.results.reference.file.blake3 = hash(&self.options.reference)?;
+        }
+        for (candidate, path) in self.results.candidates.iter_mut().zip(&self.candidates) {
+            candidate.file.blake3 = hash(path)?;
+        }
+        observer.end();
+        Ok(())
+    }
+
+    /// Compares the weights of all candidates that have not failed.
+    ///
+    /// # Errors
+    /// When the source cannot be compared, or `cancel` was set.
+    pub fn compare_weights(&mut self, observer: &dyn Observer, cancel: &AtomicBool) -> Result<(), FilesError> {
+        let left: Vec<usize> =
+            (0..self.candidates.len()).filter(|i| self.results.candidates[*i].failure.is_none()).collect();
+        let paths: Vec<&PathBuf> = left.iter().map(|i| &self.candidates[*i]).collect();
+        let found = weight_errors(&self.options.reference, &paths, self.options.importance.as_ref(), observer, cancel)?;
+        for (i, result) in left.into_iter().zip(found) {
+            match result {
+                Ok(errors) => self.results.candidates[i].weights = Some(errors),
+                Err(error) => self.fail(i, error.to_string(), observer),
+            }
+        }
+        Ok(())
+    }
+
+    /// Records that a candidate cannot be compared, or not to the end. The first failure stays.
+    pub fn fail(&mut self, candidate: usize, failure: String, observer: &dyn Observer) {
+        let candidate = &mut self.results.candidates[candidate];
+        observer.failed(&candidate.file.name, &failure);
+        candidate.failure.get_or_insert(failure);
+    }
+}
+
+/// What results say of a reference: a model file, or a Hugging Face folder.
+///
+/// # Errors
+/// When it is neither.
+pub fn reference_file(path: &Path) -> Result<File, FilesError> {
+    if !path.is_dir() {
+        return Ok(file::describe(path, &Gguf::open(path)?));
+    }
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let name = real.file_name().unwrap_or(real.as_os_str()).to_string_lossy().into_owned();
+    Ok(File { name, path: path.display().to_string(), ..File::default() })
+}
+
+/// Compares the weights of files with those of `source`: for each what was found, or why it cannot be compared.
+///
+/// # Errors
+/// When the source cannot be read or the importance is that of another model, and when `cancel` was set.
+pub fn weight_errors(
+    source: &Path,
+    candidates: &[impl AsRef<Path>],
+    importance: Option<&Importance>,
+    observer: &dyn Observer,
+    cancel: &AtomicBool,
+) -> Result<Vec<Result<crate::report::results::WeightErrors, Error>>, FilesError> {
+    let job = Job::prepare(source, candidates, importance).map_err(FilesError::Weights)?;
+    job.warnings().iter().for_each(|warning| observer.warning(&warning.to_string()));
+    // The work says how much there is to do as soon as it begins.
+    let begun = Once::new();
+    let progress = |bytes: u64, of: u64| {
+        begun.call_once(|| observer.begin(&Stage::Weights { bytes: of }));
+        observer.advance(bytes);
+    };
+    let result = job.execute(&progress, cancel);
+    observer.end();
+    match result {
+        Err(Error::Cancelled) => Err(FilesError::StoppedAtWeights),
+        result => result.map_err(FilesError::Weights),
+    }
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    a == b || a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+}

@@ -1,0 +1,75 @@
+//! What results say of a model file.
+
+use std::io;
+use std::path::Path;
+
+use crate::convert::provenance;
+use crate::gguf::{self, Gguf};
+use crate::report::results::File;
+
+/// Returns what a model file says of itself. Its hash is left out: computing it reads all of the file, as [`blake3`] does.
+pub fn describe(path: &Path, gguf: &Gguf) -> File {
+    let metadata = gguf.metadata();
+    let weights = gguf.n_parameters();
+    let quantization =
+        metadata.u64("general.file_type").and_then(gguf::file_type).or(metadata.str(provenance::RECIPE_NAME));
+    // llama.cpp's quantizer records it under a key of its own.
+    let importance = metadata.str(provenance::IMPORTANCE_NAME).or(metadata.str("quantize.imatrix.file"));
+    File {
+        name: name(path),
+        path: path.display().to_string(),
+        bytes: gguf.file_bytes(),
+        blake3: None,
+        quantization: quantization.map(str::to_string),
+        bits_per_weight: (weights > 0).then(|| gguf.tensor_bytes() as f64 * 8.0 / weights as f64),
+        importance: importance.map(|path| name(Path::new(path))),
+    }
+}
+
+/// Returns the name of a model: that of its file without the extension.
+pub fn name(path: &Path) -> String {
+    path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// Computes the BLAKE3 hash of a model file on all cores, in hexadecimal. Of a split model, the parts are hashed as one.
+///
+/// `advance` is called with the bytes of each piece of some megabytes, and returns whether to go on.
+///
+/// # Errors
+/// [`io::ErrorKind::Interrupted`] when `advance` returns `false`.
+pub fn blake3(gguf: &Gguf, mut advance: impl FnMut(u64) -> bool) -> io::Result<String> {
+    const PIECE: usize = 64 << 20;
+    let mut hasher = blake3::Hasher::new();
+    for mapping in gguf.mappings() {
+        for piece in mapping.bytes().chunks(PIECE) {
+            if !advance(piece.len() as u64) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            hasher.update_rayon(piece);
+        }
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Names files by their paths where two of them have the same name.
+pub fn unique_names(files: &mut [File]) {
+    let names: Vec<String> = files.iter().map(|file| file.name.clone()).collect();
+    for (i, file) in files.iter_mut().enumerate() {
+        if names.iter().enumerate().any(|(j, name)| j != i && *name == file.name) {
+            file.name = file.path.trim_end_matches(".gguf").to_string();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_one_name_are_called_by_their_paths() {
+        let file = |path: &str| File { name: name(Path::new(path)), path: path.to_string(), ..File::default() };
+        let mut files = [file("a/x.gguf"), file("b/x.gguf"), file("b/零一.Q4_K_M.gguf")];
+        unique_names(&mut files);
+        assert_eq!(files.each_ref().map(|f| f.name.as_str()), ["a/x", "b/x", "零一.Q4_K_M"]);
+    }
+}
