@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use nibble::engine::{self, Logits, OpenOptions, Session};
 use nibble::evaluate::measure::{Against, Columns, Measurement, Options, measure, trace};
 use nibble::evaluate::read::session_for;
 use nibble::evaluate::text::{self, Cut, Named, Text};
 use nibble::evaluate::trace::{Header, Trace, Writer};
-use nibble::llama::{Logits, Model, ModelOptions, Session};
+use nibble::llama::Model;
 
 use crate::support;
 
@@ -24,7 +25,7 @@ fn yi_nano(quant: &'static str) -> PathBuf {
 }
 
 fn load(path: &Path) -> Model {
-    Model::load(path, ModelOptions { session: support::exact(), ..ModelOptions::default() }).unwrap()
+    engine::open(path, OpenOptions { session: support::exact(), ..OpenOptions::default() }).unwrap()
 }
 
 /// A text of the repository and one in Chinese, some windows of each.
@@ -36,7 +37,7 @@ fn texts(dir: &Path, cut: Cut, model: &Model) -> Vec<Text> {
     std::fs::write(&chinese, zh).unwrap();
     let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let named = [Named { name: "en".to_string(), path: readme }, Named { name: "zh".to_string(), path: chinese }];
-    text::read(&named, cut, Some(3), model.codec()).unwrap()
+    text::read(&named, cut, Some(3), model.tokenizer()).unwrap()
 }
 
 fn options(cut: Cut) -> Options {

@@ -39,10 +39,9 @@ use super::structure::StructureArgs;
 use super::template::Source;
 use crate::base::units;
 use crate::chat::{self, Conversation};
-use crate::engine::Draft;
+use crate::engine::{Draft, Session};
 use crate::gguf::Gguf;
 use crate::llama;
-use crate::llama::Session;
 
 /// Talk with a model in the terminal
 #[derive(Debug, clap::Args)]
@@ -139,14 +138,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let interrupt = Interrupt::listen(input.is_terminal())?;
     llama::set_verbose(args.verbose);
     let (session, draft) = load(&args, &interrupt)?;
-    if let Some(warning) = source.warning(session.model().codec()) {
+    if let Some(warning) = source.warning(session.model().tokenizer()) {
         screen.say(&format!("warning: {warning}"));
     }
     if let Some(trained) = session.model().n_ctx_train().filter(|trained| session.n_ctx() > *trained) {
         screen.say(&format!("warning: the model was trained on {trained} tokens; beyond them it may write nonsense"));
     }
 
-    let codec = session.model().codec();
+    let codec = session.model().tokenizer();
     settings.params = args.sampling.params_for(codec);
     let constraint = grammar.as_ref().map(|grammar| StructureArgs::constraint(grammar, codec)).transpose()?;
     let kept_to = grammar.as_ref().map(|grammar| grammar.what());

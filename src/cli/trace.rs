@@ -82,7 +82,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let cut = args.windows.cut();
     let vocabulary = Model::load_vocabulary(&args.model)?;
     super::compare::check_window(&vocabulary, cut)?;
-    let texts = text::read(&args.text, cut, args.windows.most(), vocabulary.codec())?;
+    let texts = text::read(&args.text, cut, args.windows.most(), vocabulary.tokenizer())?;
     let about = File::of_gguf(&args.model, &gguf);
     let bar = progress::Steps::new(about.bytes, args.verbose);
     bar.say("computing the model's hash");
@@ -103,7 +103,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let header = Header {
         nibble: env!("CARGO_PKG_VERSION").to_string(),
         model: TracedModel { name: about.name, bytes: about.bytes, blake3, quantization: about.quantization },
-        vocabulary: vocabulary_hash(model.codec()).to_hex().to_string(),
+        vocabulary: vocabulary_hash(model.tokenizer()).to_hex().to_string(),
         n_vocab: model.n_vocab(),
         window: cut.window,
         drawn: args.drawn,

@@ -9,9 +9,8 @@ use super::settings::Settings;
 use crate::chat::{self, Conversation, Fit, StopText, Template, Utf8Stream, Written};
 use crate::constrain::Constraint;
 use crate::engine;
-use crate::engine::{Draft, Finish, GenerateOptions, Speculation, Writer};
-use crate::llama;
-use crate::llama::{Model, Session};
+use crate::engine::{Draft, Finish, GenerateOptions, Session, Speculation, Writer};
+use crate::llama::Model;
 use crate::sample::Sampler;
 use crate::vocab::{TokenizeError, Tokenizer};
 
@@ -85,7 +84,7 @@ pub enum Ended {
     /// Nobody reads it.
     Unread,
     /// Something failed. What was written until then stays.
-    Failed(llama::Error),
+    Failed(engine::Error),
 }
 
 /// An answer that is in the conversation now.
@@ -125,7 +124,7 @@ pub enum Unanswered {
     Template(#[from] chat::Error),
     /// The model failed.
     #[error(transparent)]
-    Runtime(#[from] llama::Error),
+    Runtime(#[from] engine::Error),
 }
 
 impl From<TokenizeError> for Unanswered {
@@ -200,8 +199,8 @@ impl Talk {
         settings: Settings,
         aids: Aids,
         stop: Vec<String>,
-    ) -> Result<Self, llama::Error> {
-        let sampler = sampler(&settings, session.model().codec())?;
+    ) -> Result<Self, engine::Error> {
+        let sampler = sampler(&settings, session.model().tokenizer())?;
         let (conversation, total) = (Conversation::default(), Turn::default());
         Ok(Self { session, template, sampler, aids, stop, settings, conversation, last: None, total })
     }
@@ -235,7 +234,7 @@ impl Talk {
         settings.set(name, value)?;
         // The random numbers go on where they are, unless they are asked to begin anew.
         if settings.params != self.settings.params || settings.params.seed.is_some() {
-            self.sampler = sampler(&settings, self.model().codec()).map_err(|e| e.to_string())?;
+            self.sampler = sampler(&settings, self.model().tokenizer()).map_err(|e| e.to_string())?;
         }
         self.settings = settings;
         Ok(())
@@ -244,7 +243,7 @@ impl Talk {
     /// The prompt for an answer, without so many of the oldest turns: its tokens, and what they say after the last
     /// marker.
     fn prompt(&self, conversation: &Conversation, without: usize) -> Result<(Vec<u32>, String), Unanswered> {
-        let codec = self.model().codec();
+        let codec = self.model().tokenizer();
         let (messages, spoken) = conversation.read(without);
         let prompt = self.template.render(&messages, true, codec.markers())?;
         let tokens = chat::encode_conversation(&prompt, &spoken, codec)?;
@@ -290,7 +289,7 @@ impl Talk {
         let (text, written) = self.conversation.pop_answer()?;
         let tokens = match written {
             Some(written) => Ok(written.tokens),
-            None => chat::encode_inside(&text, self.model().codec()),
+            None => chat::encode_inside(&text, self.model().tokenizer()),
         };
         Some(match tokens {
             Ok(tokens) => self.write(Reply { text, tokens, ..Reply::new(&self.stop) }, screen),
@@ -309,9 +308,9 @@ impl Talk {
             Fit::TooLong(tokens) => return Err(Unanswered::TooLong { tokens, n_ctx, least }),
         };
         if let Some(constraint) = &mut self.aids.constraint {
-            constraint.restart().map_err(llama::Error::from)?;
+            constraint.restart().map_err(engine::Error::from)?;
             for token in &reply.tokens {
-                constraint.accept(*token).map_err(llama::Error::from)?;
+                constraint.accept(*token).map_err(engine::Error::from)?;
             }
         }
         let mut turn = Turn::default();
@@ -333,7 +332,7 @@ impl Talk {
         if matches!(ended, Ended::Stopped) && reply.tokens.len() == begun {
             return Err(Unanswered::Stopped);
         }
-        reply.finish(!matches!(ended, Ended::Itself), self.session.model().codec(), screen);
+        reply.finish(!matches!(ended, Ended::Itself), self.session.model().tokenizer(), screen);
         screen.end();
 
         turn.written = reply.tokens.len().saturating_sub(begun);
@@ -341,7 +340,7 @@ impl Talk {
         self.last = Some(turn);
         self.conversation.forget(forgotten);
         let is_empty = reply.text.trim().is_empty();
-        let written = spells(&reply.tokens, &reply.text, self.model().codec());
+        let written = spells(&reply.tokens, &reply.text, self.model().tokenizer());
         self.conversation.answer(reply.text, written.then_some(Written { after, tokens: reply.tokens }));
         let is_whole = self.aids.constraint.as_mut().is_none_or(Constraint::is_complete);
         Ok(Answered { ended, forgotten, is_empty, is_whole })
@@ -369,12 +368,12 @@ impl Talk {
         reply: &mut Reply,
         turn: &mut Turn,
         screen: &mut Screen,
-    ) -> Result<Ended, llama::Error> {
+    ) -> Result<Ended, engine::Error> {
         let start = Instant::now();
         let mut progress = None;
         let held = match self.read(prompt, &mut progress) {
             Ok(held) => held,
-            Err(llama::Error::Cancelled) => return Ok(Ended::Stopped),
+            Err(engine::Error::Cancelled) => return Ok(Ended::Stopped),
             Err(error) => return Err(error),
         };
         let read_time = start.elapsed();
@@ -387,7 +386,7 @@ impl Talk {
         let done = engine::generate(&mut self.session, writer, prompt, &options, |step| {
             progress = None;
             let Some(token) = step.token else { return ControlFlow::Continue(()) };
-            let (stop, flow) = reply.push(token, model.codec(), screen);
+            let (stop, flow) = reply.push(token, model.tokenizer(), screen);
             (stopped, unread) = (stop, flow.is_break());
             if stop { ControlFlow::Break(()) } else { flow }
         })?;
@@ -410,7 +409,7 @@ impl Talk {
 
     /// Reads all of a prompt but its last batch, which is left to the writing, and shows how far it is where that takes
     /// long. Gives the tokens that the context held already.
-    fn read(&mut self, prompt: &[u32], progress: &mut Option<Patient>) -> Result<usize, llama::Error> {
+    fn read(&mut self, prompt: &[u32], progress: &mut Option<Patient>) -> Result<usize, engine::Error> {
         let held = self.session.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let held = held.min(prompt.len().saturating_sub(1));
         let n_batch = self.session.n_batch().max(1);

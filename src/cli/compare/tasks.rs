@@ -8,10 +8,9 @@ use super::{CONFIDENCE, Work};
 use crate::base::display::printable;
 use crate::cli::interrupt::Interrupted;
 use crate::cli::progress;
-use crate::engine::Loglikelihoods;
+use crate::engine::{self, Loglikelihoods, SessionOptions};
 use crate::evaluate::tasks::{self, Identity, Kept, QuestionResult, RunOptions, Task, TaskOptions};
-use crate::llama;
-use crate::llama::{Model, SessionOptions};
+use crate::llama::Model;
 
 /// Which tasks, and how.
 #[derive(Clone, Debug, clap::Args)]
@@ -142,7 +141,7 @@ fn answer(work: &mut Work, path: &Path, name: &str, tasks: &[Task]) -> anyhow::R
     let bar = progress::Steps::new(1, work.args.is_silent());
     bar.say(&format!("loading {name}"));
     let model = match work.args.texts.engine.load(path, &of_model, 0) {
-        Err(llama::Error::LoadCancelled) => return Err(Interrupted("loading was interrupted".to_string()).into()),
+        Err(engine::Error::LoadCancelled) => return Err(Interrupted("loading was interrupted".to_string()).into()),
         model => model?,
     };
     let options = RunOptions { session, together: None };

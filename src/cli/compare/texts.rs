@@ -6,6 +6,7 @@ use super::{Args, Work};
 use crate::cli::interrupt::Interrupted;
 use crate::cli::machine::{EngineArgs, interruptible};
 use crate::cli::progress;
+use crate::engine::{self, SessionOptions};
 use crate::evaluate::assemble;
 use crate::evaluate::diagnose::first_broken;
 use crate::evaluate::measure::{self, Against, Measured, Measurement, Options};
@@ -14,7 +15,7 @@ use crate::evaluate::text::{self, Cut, Named, Text};
 use crate::evaluate::trace::Trace;
 use crate::gguf::Gguf;
 use crate::llama;
-use crate::llama::{KvType, Model, SessionOptions};
+use crate::llama::{KvType, Model};
 use crate::placement::Shape;
 use crate::report::results::Slice;
 use crate::vocab::{same_vocabulary, vocabulary_hash};
@@ -108,7 +109,7 @@ pub(super) fn read(work: &mut Work) -> anyhow::Result<Vec<Text>> {
             let cut = args.windows.cut();
             let vocabulary = Model::load_vocabulary(&work.args.reference)?;
             check_window(&vocabulary, cut)?;
-            (text::read(&args.text, cut, args.windows.most(), vocabulary.codec())?, cut)
+            (text::read(&args.text, cut, args.windows.most(), vocabulary.tokenizer())?, cut)
         }
     };
     describe(work, cut, &texts);
@@ -137,23 +138,23 @@ fn against_model(work: &mut Work, texts: &[Text], session: SessionOptions) -> an
     let bar = progress::Steps::new(1, work.args.is_silent());
     bar.say("loading");
     let reference = interruptible(work.args.texts.engine.load(&work.args.reference, &of_models, 0))?;
-    let mut beside = reference.memory(&of_models);
+    let mut beside = engine::memory(&reference, &of_models);
     let (mut models, mut places) = (Vec::new(), Vec::new());
     for i in 0..work.paths.len() {
         if work.results.candidates[i].failure.is_some() {
             continue;
         }
         match work.args.texts.engine.load(&work.paths[i], &of_models, beside) {
-            Ok(model) => match same_vocabulary(reference.codec(), model.codec()) {
+            Ok(model) => match same_vocabulary(reference.tokenizer(), model.tokenizer()) {
                 Ok(()) => {
-                    beside = beside.saturating_add(model.memory(&of_models));
+                    beside = beside.saturating_add(engine::memory(&model, &of_models));
                     models.push(model);
                     places.push(i);
                 }
                 Err(reason) => work.fail(i, other_tokenizer(&reason)),
             },
-            Err(llama::Error::LoadCancelled) => return Err(Interrupted("loading was interrupted".to_string()).into()),
-            Err(error @ llama::Error::Memory(_)) => {
+            Err(engine::Error::LoadCancelled) => return Err(Interrupted("loading was interrupted".to_string()).into()),
+            Err(error @ engine::Error::Memory(_)) => {
                 work.fail(
                     i,
                     format!("{error}; with a trace of the reference (nibble trace) only one model is in memory"),
@@ -182,7 +183,7 @@ fn against_model(work: &mut Work, texts: &[Text], session: SessionOptions) -> an
         }
     }
     let measured: Vec<(usize, &Measured)> = places.iter().copied().zip(&measurement.candidates).collect();
-    assemble::fill(&mut work.results, &measurement, &measured, texts, cut, reference.codec());
+    assemble::fill(&mut work.results, &measurement, &measured, texts, cut, reference.tokenizer());
     Ok(())
 }
 
@@ -203,7 +204,7 @@ fn against_trace(work: &mut Work, trace: &Trace, texts: &[Text], session: Sessio
         bar.say(&format!("loading {name}"));
         let model = match work.args.texts.engine.load(&work.paths[i], &of_models, 0) {
             Ok(model) => model,
-            Err(llama::Error::LoadCancelled) => {
+            Err(engine::Error::LoadCancelled) => {
                 work.results.interrupted = true;
                 return Ok(());
             }
@@ -212,7 +213,7 @@ fn against_trace(work: &mut Work, trace: &Trace, texts: &[Text], session: Sessio
                 continue;
             }
         };
-        if vocabulary_hash(model.codec()).to_hex().as_str() != trace.header().vocabulary {
+        if vocabulary_hash(model.tokenizer()).to_hex().as_str() != trace.header().vocabulary {
             work.fail(i, other_tokenizer("the trace was made with a model of another vocabulary"));
             continue;
         }
@@ -233,7 +234,7 @@ fn against_trace(work: &mut Work, trace: &Trace, texts: &[Text], session: Sessio
         let known = known.get_or_insert(measurement);
         all.push((i, measured));
         let measured: Vec<(usize, &Measured)> = all.iter().map(|(i, measured)| (*i, measured)).collect();
-        assemble::fill(&mut work.results, known, &measured, texts, cut, model.codec());
+        assemble::fill(&mut work.results, known, &measured, texts, cut, model.tokenizer());
         work.save()?;
         if work.results.interrupted {
             return Ok(());
