@@ -15,9 +15,10 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use nibble::convert::Job;
+use nibble::engine::{Logits, Session, SessionOptions};
 use nibble::evaluate::measure::{Against, ReadOptions, measure};
 use nibble::evaluate::texts::{self, Cut, TextFile};
-use nibble::llama::{Logits, Model, ModelOptions, Session, SessionOptions};
+use nibble::llama::{Model, ModelOptions};
 
 const CUT: Cut = Cut { window: 512 };
 
@@ -41,7 +42,7 @@ fn main() {
         files.iter().map(|file| Model::load(file, ModelOptions::default()).expect("a model")).collect();
     let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let named = [TextFile { name: "README".to_string(), path: readme }];
-    let texts = texts::read(&named, CUT, Some(windows), models[0].codec()).expect("a text");
+    let texts = texts::read(&named, CUT, Some(windows), models[0].tokenizer()).expect("a text");
     let n_windows = texts[0].tokens.len() / CUT.window as usize;
     println!(
         "{} models, {n_windows} windows of {} tokens, vocabulary {}",

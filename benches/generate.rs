@@ -25,9 +25,9 @@ use std::time::Instant;
 
 use llama_cpp_sys_2 as sys;
 use nibble::engine;
-use nibble::engine::{GenerateOptions, Writer};
+use nibble::engine::{GenerateOptions, Session, SessionOptions, Writer};
 use nibble::llama;
-use nibble::llama::{Model, ModelOptions, Session, SessionOptions};
+use nibble::llama::{Model, ModelOptions};
 use nibble::sample::{Params, Sampler};
 
 fn main() {

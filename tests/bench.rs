@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nibble::bench::{self, Cost, Event, Plan, Test};
+use nibble::engine::SessionOptions;
 use nibble::gguf::Gguf;
-use nibble::llama::{KvType, Model, ModelOptions, SessionOptions};
+use nibble::llama::{KvType, Model, ModelOptions};
 use nibble::placement::Shape;
 use serde_json::Value;
 
@@ -153,8 +154,8 @@ fn bench_says_in_one_line_what_is_wrong() {
         (&[model, "-p", "0", "-n", "0"], &["nothing to measure"]),
         (&[model, "--ctx", "10"], &["needs 65 tokens of context", "--ctx gives 10"]),
         (&[model, "--threads", "2,0"], &["--threads is 0"]),
-        (&[model, "-p", "4000000000"], &["--ctx is 4000000000"]),
-        (&[model, "-d", "4000000000", "-n", "4000000000"], &["--ctx is 4294967295"]),
+        (&[model, "-p", "4000000000"], &["the context size cannot be 4000000000", "--ctx"]),
+        (&[model, "-d", "4000000000", "-n", "4000000000"], &["the context size cannot be 4294967295", "--ctx"]),
         (&[model, "-o", "/nowhere/at/all.json"], &["/nowhere/at/all.json", "cannot be written"]),
     ] {
         has(&error(&nibble(["bench"].iter().chain(arguments))), words);

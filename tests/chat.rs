@@ -263,9 +263,9 @@ fn a_message_that_spells_markers_stays_one_message() {
     // The tokens that were read are those of a text without markers, which are more than with them.
     let model = Model::load_vocabulary(yi_nano()).unwrap();
     let template = Template::from_metadata(model.metadata()).unwrap();
-    let prompt = template.render(&[Message::new("user", hostile)], true, model.codec().markers()).unwrap();
-    let guarded = chat::encode(&prompt, model.codec()).unwrap();
-    let smuggled = chat::encode(&chat::Prompt::with_control_tokens(prompt.text()), model.codec()).unwrap();
+    let prompt = template.render(&[Message::new("user", hostile)], true, model.tokenizer().markers()).unwrap();
+    let guarded = chat::encode(&prompt, model.tokenizer()).unwrap();
+    let smuggled = chat::encode(&chat::Prompt::with_control_tokens(prompt.text()), model.tokenizer()).unwrap();
     assert_eq!(numbers(&unwrapped(&stderr(&out)), "read, "), [guarded.len(); 2]);
     assert!(guarded.len() > smuggled.len() + 5);
 }

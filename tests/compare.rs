@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 
+use nibble::engine::{self, Logits, OpenOptions, Session};
 use nibble::evaluate::measure::{Against, Columns, Measurement, ReadOptions, measure, trace};
 use nibble::evaluate::read::session_for;
 use nibble::evaluate::texts::{self, Cut, TextFile, TokenizedText};
 use nibble::evaluate::trace::{Header, Trace, Writer};
 use nibble::evaluate::{Comparison, ComparisonOptions, ModelSettings};
-use nibble::llama::{Logits, Model, ModelOptions, Session};
+use nibble::llama::Model;
 use nibble::report::results::Results;
 use nibble::weights::{FileOptions, Observer};
 
@@ -28,7 +29,7 @@ fn yi_nano(quant: &'static str) -> PathBuf {
 }
 
 fn load(path: &Path) -> Model {
-    Model::load(path, ModelOptions { session: support::exact(), ..ModelOptions::default() }).unwrap()
+    engine::open(path, OpenOptions { session: support::exact(), ..OpenOptions::default() }).unwrap()
 }
 
 /// A text of the repository and one in Chinese, some windows of each.
@@ -40,7 +41,7 @@ fn texts(dir: &Path, cut: Cut, model: &Model) -> Vec<TokenizedText> {
     std::fs::write(&chinese, zh).unwrap();
     let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let named = [TextFile { name: "en".to_string(), path: readme }, TextFile { name: "zh".to_string(), path: chinese }];
-    texts::read(&named, cut, Some(3), model.codec()).unwrap()
+    texts::read(&named, cut, Some(3), model.tokenizer()).unwrap()
 }
 
 fn options(cut: Cut) -> ReadOptions {

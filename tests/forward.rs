@@ -9,7 +9,8 @@ use std::collections::HashMap;
 use std::f64::consts::PI;
 use std::path::Path;
 
-use nibble::llama::{FlashAttention, KvType, Logits, Model, ModelOptions, Session, SessionOptions};
+use nibble::engine::{Logits, Session, SessionOptions};
+use nibble::llama::{FlashAttention, KvType, Model, ModelOptions};
 use serde_json::{Map, Value, json};
 
 use crate::support::{Tensor, Variation, convert, folder};

@@ -12,8 +12,11 @@ use std::time::{Duration, Instant};
 
 use nibble::chat::{self, Message, Origin, Prompt, Template};
 use nibble::engine;
-use nibble::engine::{Finish, GenerateOptions, Writer};
-use nibble::llama::{Error, KvType, Logits, Model, ModelOptions, Session, SessionOptions};
+use nibble::engine::{
+    Action, Error, Finish, GenerateOptions, Generation, LogitRows, Logits, OpenOptions, Sequence, Session,
+    SessionOptions, Share, Writer, evaluate_together,
+};
+use nibble::llama::{self, Batch, Context, ContextOptions, KvType, Model, ModelOptions};
 use nibble::sample::{Params, Sampler};
 use nibble::vocab::Place;
 
@@ -53,10 +56,10 @@ pub fn check_golden(path: &Path, tolerance: f64) -> f64 {
     for case in golden()["prompts"].as_array().unwrap() {
         let text = case["prompt"].as_str().unwrap();
         let prompt = match case["kind"].as_str().unwrap() {
-            "chat" => template.render(&[Message::new("user", text)], true, model.codec().markers()).unwrap(),
+            "chat" => template.render(&[Message::new("user", text)], true, model.tokenizer().markers()).unwrap(),
             _ => Prompt::plain(text),
         };
-        let tokens = chat::encode(&prompt, model.codec()).unwrap();
+        let tokens = chat::encode(&prompt, model.tokenizer()).unwrap();
         assert_eq!(tokens, ids(&case["ids"]), "ids of {text:?}");
 
         let mut session = Session::new(&model, &support::exact()).unwrap();
@@ -93,7 +96,7 @@ fn gives_the_logits_and_tokens_of_the_reference() {
 /// second halves scored, each token given all before it in its window.
 fn mean_nll(path: &Path, text: &Path) -> (usize, f64) {
     let model = load(path);
-    let tokens = chat::encode(&Prompt::plain(std::fs::read_to_string(text).unwrap()), model.codec()).unwrap();
+    let tokens = chat::encode(&Prompt::plain(std::fs::read_to_string(text).unwrap()), model.tokenizer()).unwrap();
     let (mut sum, mut n) = (0f64, 0u32);
     let mut session = Session::new(&model, &support::exact()).unwrap();
     for window in tokens.chunks_exact(256) {
@@ -116,7 +119,7 @@ fn yis_own_tokenizer_gives_the_reference_library_ids() {
     let Some(file) = support::yi_vocabulary(dir.path()) else { return };
 
     let model = Model::load_vocabulary(&file).unwrap();
-    let codec = model.codec();
+    let codec = model.tokenizer();
     let golden = std::fs::read_to_string(support::shared("tokenizer/yi/golden.jsonl").unwrap()).unwrap();
     let mut n = 0;
     for line in golden.lines() {
@@ -150,7 +153,7 @@ fn the_evaluation_of_a_text_does_not_depend_on_its_batches() {
     let path = yi_nano();
     let model = load(&path);
     let text = "Once upon a time there was a king. He had a son, and the son had a horse. ".repeat(6);
-    let tokens = chat::encode(&Prompt::plain(text), model.codec()).unwrap();
+    let tokens = chat::encode(&Prompt::plain(text), model.tokenizer()).unwrap();
     assert!(tokens.len() > 80, "{}", tokens.len());
     let rows = |options: &SessionOptions, from: usize| {
         let mut session = Session::new(&model, options).unwrap();
@@ -180,7 +183,7 @@ fn the_evaluation_of_a_text_does_not_depend_on_its_batches() {
 fn a_cut_context_goes_on_as_a_fresh_one_would() {
     let path = yi_nano();
     let model = load(&path);
-    let encode = |text: &str| chat::encode(&Prompt::plain(text), model.codec()).unwrap();
+    let encode = |text: &str| chat::encode(&Prompt::plain(text), model.tokenizer()).unwrap();
     let (first, second) =
         (encode("Once upon a time, there was a little girl"), encode("Once upon a time, the king said"));
     let fresh = |tokens: &[u32]| {
@@ -199,7 +202,7 @@ fn a_cut_context_goes_on_as_a_fresh_one_would() {
     assert_eq!(session.prefill(&second).unwrap(), second.len() - 1);
     assert!(close(session.logits(0).unwrap(), &fresh(&second)));
     assert_eq!(session.truncate(2), 2);
-    assert!(matches!(session.logits(0), Err(Error::NoLogits { row: 0, computed: 0 })));
+    assert!(matches!(session.logits(0), Err(Error::Llama(llama::Error::NoLogits { row: 0, computed: 0 }))));
     session.eval(&first[2..], Logits::Last).unwrap();
     assert!(close(session.logits(0).unwrap(), &fresh(&first)));
     assert!(!close(&fresh(&first), &fresh(&second)));
@@ -212,23 +215,142 @@ fn what_llama_cpp_does_not_check_is_checked() {
     let mut session =
         Session::new(&model, &SessionOptions { n_ctx: Some(20), n_batch: 8, ..support::exact() }).unwrap();
     assert_eq!(session.n_ctx(), 20);
-    assert!(matches!(session.eval(&[], Logits::Last), Err(Error::NoTokens)));
-    assert!(matches!(session.prefill(&[]), Err(Error::NoTokens)));
-    assert!(matches!(session.eval(&[1, 6400], Logits::Last), Err(Error::Token { token: 6400, n_vocab: 6400 })));
-    assert!(matches!(session.eval(&[u32::MAX], Logits::Last), Err(Error::Token { .. })));
-    assert!(matches!(session.eval(&[9; 2], Logits::All), Err(Error::Rows { wanted: 2, most: 1 })));
+    assert!(matches!(session.eval(&[], Logits::Last), Err(Error::Llama(llama::Error::NoTokens))));
+    assert!(matches!(session.prefill(&[]), Err(Error::Llama(llama::Error::NoTokens))));
+    assert!(matches!(
+        session.eval(&[1, 6400], Logits::Last),
+        Err(Error::Llama(llama::Error::Token { token: 6400, n_vocab: 6400 }))
+    ));
+    assert!(matches!(session.eval(&[u32::MAX], Logits::Last), Err(Error::Llama(llama::Error::Token { .. }))));
+    assert!(matches!(session.eval(&[9; 2], Logits::All), Err(Error::Llama(llama::Error::Rows { wanted: 2, most: 1 }))));
     assert!(session.tokens().is_empty());
     session.eval(&[475; 19], Logits::Last).unwrap();
     assert_eq!(session.room(), 1);
     let error = session.eval(&[475; 2], Logits::Last).unwrap_err();
     assert!(error.to_string().contains("has 21 tokens, and the context holds 20"), "{error}");
     session.eval(&[475], Logits::None).unwrap();
-    assert!(matches!(session.logits(0), Err(Error::NoLogits { .. })));
+    assert!(matches!(session.logits(0), Err(Error::Llama(llama::Error::NoLogits { .. }))));
     assert_eq!(session.room(), 0);
 
     let vocabulary = Model::load_vocabulary(&path).unwrap();
-    assert!(matches!(Session::new(&vocabulary, &support::exact()), Err(Error::Unsupported { .. })));
+    assert!(matches!(
+        Session::new(&vocabulary, &support::exact()),
+        Err(Error::Llama(llama::Error::Unsupported { .. }))
+    ));
     assert_eq!(vocabulary.n_vocab(), model.n_vocab());
+}
+
+fn context_options(n_ctx: u32, n_sequences: u32) -> ContextOptions {
+    ContextOptions {
+        n_ctx,
+        n_batch: 64,
+        n_rows: 8,
+        n_sequences,
+        threads: 1,
+        kv_type: KvType::F32,
+        flash_attention: llama::FlashAttention::Off,
+        cancel: Arc::default(),
+    }
+}
+
+#[test]
+fn a_batch_that_llama_cpp_would_end_the_process_over_is_refused() {
+    let model = load(&yi_nano());
+    let mut context = Context::new(&model, &context_options(256, 3), None).unwrap();
+    let batch = |tokens: &[(u32, u32, &[u32], bool)]| {
+        let mut batch = Batch::default();
+        for (token, position, sequences, wants_logits) in tokens {
+            batch.push(*token, *position, sequences, *wants_logits);
+        }
+        batch
+    };
+    let mut refused = |tokens: &[(u32, u32, &[u32], bool)]| context.decode(&batch(tokens)).unwrap_err();
+    assert!(matches!(refused(&[]), llama::Error::NoTokens));
+    assert!(matches!(refused(&[(6400, 0, &[0], true)]), llama::Error::Token { token: 6400, n_vocab: 6400 }));
+    assert!(matches!(refused(&[(u32::MAX, 0, &[0], true)]), llama::Error::Token { .. }));
+    assert!(matches!(refused(&[(5, 0, &[], true)]), llama::Error::NoSequence { index: 0 }));
+    assert!(matches!(refused(&[(5, 0, &[3], true)]), llama::Error::Sequence { sequence: 3, n_sequences: 3 }));
+    assert!(matches!(refused(&[(5, 0, &[u32::MAX], true)]), llama::Error::Sequence { .. }));
+    assert!(matches!(refused(&[(5, 1, &[0], true)]), llama::Error::Position { sequence: 0, position: 1, expected: 0 }));
+    assert!(matches!(refused(&[(5, 0, &[0, 0], true)]), llama::Error::Position { position: 0, expected: 1, .. }));
+    assert!(matches!(refused(&[(5, 256, &[0], true)]), llama::Error::ContextFull { wanted: 257, n_ctx: 256 }));
+    let long: Vec<(u32, u32, &[u32], bool)> = (0..65).map(|i| (5, i, &[0][..], false)).collect();
+    assert!(matches!(refused(&long), llama::Error::Batch { n_tokens: 65, n_batch: 64 }));
+    let rows: Vec<(u32, u32, &[u32], bool)> = (0..9).map(|i| (5, i, &[0][..], true)).collect();
+    assert!(matches!(refused(&rows), llama::Error::Rows { wanted: 9, most: 8 }));
+
+    // What is refused leaves nothing behind, and a beginning can be shared.
+    context.decode(&batch(&[(5, 0, &[0, 1], false), (7, 1, &[0], true), (8, 1, &[1], true)])).unwrap();
+    assert_eq!(context.logits(0).unwrap().len(), 6400);
+    assert!(context.logits(1).is_ok());
+    assert!(matches!(context.logits(2), Err(llama::Error::NoLogits { row: 2, computed: 2 })));
+    assert_eq!(context.positions(1).unwrap(), Some(0..=1));
+    assert_eq!(context.positions(2).unwrap(), None);
+    context.copy(0, 2, 1).unwrap();
+    assert_eq!(context.positions(2).unwrap(), Some(0..=0));
+    assert_eq!((context.truncate(0, 1).unwrap(), context.truncate(0, 5).unwrap()), (1, 1));
+    assert!(matches!(context.truncate(9, 0), Err(llama::Error::Sequence { sequence: 9, .. })));
+    context.clear();
+    assert_eq!(context.positions(1).unwrap(), None);
+}
+
+#[test]
+fn texts_that_share_a_context_are_those_they_are_alone() {
+    let model = load(&yi_nano());
+    let prompts = ["Once upon a time", "ROMEO:\n"].map(|p| chat::encode(&Prompt::plain(p), model.tokenizer()).unwrap());
+    let options = GenerateOptions { max_tokens: Some(24), ignore_end: true, ..GenerateOptions::default() };
+    let params = [Params::greedy(), Params { seed: Some(7), ..Params::default() }];
+    let alone: Vec<String> = prompts
+        .iter()
+        .zip(&params)
+        .map(|(prompt, params)| {
+            let mut session = Session::new(&model, &support::exact()).unwrap();
+            let mut sampler = Sampler::new(params).unwrap();
+            let go_on = |_: engine::Step<'_>| ControlFlow::Continue(());
+            engine::generate(&mut session, Writer::new(&mut sampler), prompt, &options, go_on).unwrap().text
+        })
+        .collect();
+
+    let mut context = Context::new(&model, &context_options(256, 2), None).unwrap();
+    let mut samplers = params.each_ref().map(|params| Sampler::new(params).unwrap());
+    let mut batch = Batch::default();
+    let mut sequences = [0, 1].map(Sequence::new);
+    let mut generations: Vec<Generation> = prompts
+        .iter()
+        .zip(&mut samplers)
+        .map(|(prompt, sampler)| Generation::new(model.shared_tokenizer(), prompt, 128, &options, sampler))
+        .collect();
+    let mut rows = vec![0; 2];
+    let mut n_batches = 0;
+    while generations.iter().any(|generation| generation.finish().is_none()) {
+        let mut wanted = Vec::new();
+        for (i, (generation, sampler)) in generations.iter_mut().zip(&mut samplers).enumerate() {
+            let action = generation.step(&mut Writer::new(sampler), LogitRows::new(&context, rows[i])).unwrap();
+            if let Action::Evaluate { known, .. } = action {
+                let kept = sequences[i].keep_beginning(&mut context, generation.text(), known);
+                wanted.push((i, kept));
+            }
+        }
+        let mut shares: Vec<Share<'_>> = sequences
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(i, sequence)| {
+                let (_, kept) = wanted.iter().find(|(of, _)| *of == i)?;
+                Some(Share { sequence, tokens: &generations[i].text()[*kept..], logits: Logits::Last })
+            })
+            .collect();
+        if shares.is_empty() {
+            continue;
+        }
+        let first_rows = evaluate_together(&mut context, &mut batch, &mut shares).unwrap();
+        for ((i, _), row) in wanted.iter().zip(first_rows) {
+            rows[*i] = row;
+        }
+        n_batches += 1;
+    }
+    assert_eq!(n_batches, 24, "both texts go into one batch each time");
+    let together: Vec<String> = generations.into_iter().map(|generation| generation.into_parts().2).collect();
+    assert_eq!(together, alone);
 }
 
 #[test]
@@ -236,7 +358,7 @@ fn a_full_context_ends_a_text() {
     let path = yi_nano();
     let model = load(&path);
     let mut session = Session::new(&model, &SessionOptions { n_ctx: Some(16), ..support::exact() }).unwrap();
-    let prompt = chat::encode(&Prompt::plain("Once upon a time"), model.codec()).unwrap();
+    let prompt = chat::encode(&Prompt::plain("Once upon a time"), model.tokenizer()).unwrap();
     let mut sampler = Sampler::new(&Params::greedy()).unwrap();
     let written =
         engine::generate(&mut session, Writer::new(&mut sampler), &prompt, &GenerateOptions::default(), |_| {
@@ -309,7 +431,7 @@ fn caches_of_every_type_continue_the_text() {
 fn a_message_that_spells_markers_reaches_the_model_as_text() {
     let path = yi_nano();
     let model = Model::load_vocabulary(&path).unwrap();
-    let codec = model.codec();
+    let codec = model.tokenizer();
     let template = Template::from_metadata(model.metadata()).unwrap();
     let encode = |text: &str| {
         let prompt = template.render(&[Message::new("user", text)], true, codec.markers()).unwrap();
@@ -389,7 +511,7 @@ fn byte_level_vocabulary() -> tempfile::NamedTempFile {
 fn llama_cpps_tokenizer_serves_byte_level_vocabularies() {
     let file = byte_level_vocabulary();
     let model = Model::load_vocabulary(file.path()).unwrap();
-    let codec = model.codec();
+    let codec = model.tokenizer();
     assert_eq!(codec.n_tokens(), 261);
     assert_eq!(codec.encode("he he", Place::Start).unwrap(), [256, 257]);
     assert_eq!(codec.encode("he", Place::Inside).unwrap(), [256]);
@@ -420,18 +542,22 @@ fn a_vocabulary_that_would_end_the_process_is_refused() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), bytes).unwrap();
     let error = Model::load(file.path(), ModelOptions::default()).unwrap_err();
-    assert!(matches!(error, Error::Vocabulary(_)), "{error}");
+    assert!(matches!(error, llama::Error::Vocabulary(_)), "{error}");
 }
 
 #[test]
 fn a_model_too_large_for_the_machine_is_refused_before_it_is_loaded() {
     let path = yi_nano();
     let session = SessionOptions { n_ctx: Some(500_000_000), ..SessionOptions::default() };
-    let error = Model::load(&path, ModelOptions { session: session.clone(), ..Default::default() }).unwrap_err();
+    let error = engine::open(&path, OpenOptions { session: session.clone(), ..Default::default() }).unwrap_err();
     let text = error.to_string();
-    assert!(matches!(error, Error::Memory(_)), "{text}");
-    assert!(text.contains("for 500000000 tokens") && text.contains("Try --ctx "), "{text}");
-    assert!(Model::load(&path, ModelOptions { session, allow_swap: true, ..Default::default() }).is_ok());
+    assert!(matches!(error, Error::Memory(no_room) if no_room.fits.is_some()), "{text}");
+    assert!(text.contains("for 500000000 tokens") && !text.contains("--"), "{text}");
+    assert!(engine::open(&path, OpenOptions { session, allow_swap: true, ..Default::default() }).is_ok());
+    let out = output(&["run", path.to_str().unwrap(), "-p", "x", "--ctx", "500000000"]);
+    let told = self::text(&out.stderr);
+    assert!(told.contains("for 500000000 tokens") && told.contains("; try --ctx "), "{told}");
+    assert!(told.contains("--allow-swap"), "{told}");
 }
 
 #[test]
@@ -446,7 +572,7 @@ fn loading_can_be_watched_and_ended() {
     Model::load(&path, ModelOptions { progress: Some(progress), ..Default::default() }).unwrap();
     assert_eq!(seen.lock().unwrap().last(), Some(&1.0));
     let error = Model::load(&path, ModelOptions { progress: Some(Box::new(|_| false)), ..Default::default() });
-    assert!(matches!(error, Err(Error::LoadCancelled)));
+    assert!(matches!(error, Err(llama::Error::LoadCancelled)));
 }
 
 #[test]
@@ -574,7 +700,10 @@ fn run_says_in_one_line_what_is_wrong() {
         (&["run", model, "-p", "x", "--temp", "-1"], "temperature cannot be '-1'; it has to be a number of 0 or more"),
         (&["run", model, "-p", "x", "--temp=-1"], "temperature cannot be '-1'; it has to be a number of 0 or more"),
         (&["run", model, "-p", &long], "and the context holds 512"),
-        (&["run", model, "-p", "x", "--ctx", "0"], "--ctx is 0"),
+        (
+            &["run", model, "-p", "x", "--ctx", "0"],
+            "the context size cannot be 0; it has to be from 1 to 1073741823; set it with --ctx",
+        ),
         (&["run", model, "-f", "/nowhere.txt"], "/nowhere.txt"),
     ] {
         let out = output(arguments);

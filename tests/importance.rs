@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex};
 
 use nibble::calibration::importance::{File, Matrix};
 use nibble::chat::{self, Prompt};
+use nibble::engine::{self, Logits, OpenOptions, Session, SessionOptions};
 use nibble::evaluate::calibrate::{Error, Event, Job, Options, Report, Weighted};
 use nibble::gguf::Gguf;
 use nibble::llama;
-use nibble::llama::{Logits, Model, ModelOptions, Node, Observer, Room, Session, SessionOptions};
+use nibble::llama::{Model, ModelOptions, Node, Observer, Room};
 use serde_json::Value;
 
 use crate::forward::Reference;
@@ -51,7 +52,7 @@ fn options(output: &Path) -> Options {
 
 fn collect(model: &Path, texts: &[Weighted], options: Options, tell: impl FnMut(Event)) -> Result<Report, Error> {
     let job = Job::prepare(model, texts, options)?;
-    let loaded = Model::load(model, ModelOptions { session: job.session(), ..ModelOptions::default() })?;
+    let loaded = engine::open(model, OpenOptions { session: job.session(), ..OpenOptions::default() })?;
     job.execute(job.runs_model().then_some(&loaded), tell)
 }
 
@@ -77,12 +78,12 @@ fn importance_is_the_mean_square_of_every_channel_by_the_models_definition() {
         assert_eq!((report.missing.len(), report.unseen.len(), report.sums.matrices.len()), (0, 0, 29));
 
         let loaded = Model::load_vocabulary(&model).unwrap();
-        assert_eq!(loaded.codec().begins_with().is_some(), begins_with_token);
-        let tokens = chat::encode(&Prompt::plain(text.as_str()), loaded.codec()).unwrap();
+        assert_eq!(loaded.tokenizer().begins_with().is_some(), begins_with_token);
+        let tokens = chat::encode(&Prompt::plain(text.as_str()), loaded.tokenizer()).unwrap();
         let reference = Reference::new(&nano);
         for window in tokens.chunks_exact(32).take(2) {
             let mut window = window.to_vec();
-            window[0] = loaded.codec().begins_with().unwrap_or(window[0]);
+            window[0] = loaded.tokenizer().begins_with().unwrap_or(window[0]);
             reference.logits(&window);
         }
         let squares = reference.squares.borrow();
@@ -204,7 +205,7 @@ fn an_observer_may_end_an_evaluation_or_panic_and_the_session_goes_on() {
         }
     });
     let ended = session.eval(&[100, 200, 300], Logits::Last).unwrap_err();
-    assert!(matches!(ended, llama::Error::Stopped), "{ended}");
+    assert!(matches!(ended, engine::Error::Llama(llama::Error::Stopped)), "{ended}");
     assert_eq!(seen.lock().unwrap().last().unwrap().0, "MUL_MAT");
     assert!(session.tokens().is_empty() && session.logits(0).is_err());
 
@@ -569,9 +570,9 @@ fn sums_are_those_of_llama_imatrix() {
 
     let single = Arc::default();
     let options = SessionOptions { n_ctx: Some(512), rows: 512, ..SessionOptions::default() };
-    let loaded = Model::load(&model, ModelOptions { session: options.clone(), ..ModelOptions::default() }).unwrap();
+    let loaded = engine::open(&model, OpenOptions { session: options.clone(), ..OpenOptions::default() }).unwrap();
     let prompt = Prompt::plain(fs::read_to_string(text).unwrap());
-    let tokens = chat::encode(&prompt, loaded.codec()).unwrap();
+    let tokens = chat::encode(&prompt, loaded.tokenizer()).unwrap();
     let mut session = Session::observed(&loaded, &options, Single(Arc::clone(&single))).unwrap();
     for window in tokens.chunks_exact(512) {
         session.truncate(0);

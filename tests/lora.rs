@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use nibble::base::random::Random;
+use nibble::engine::{Logits, Session, SessionOptions};
 use nibble::gguf::{Gguf, Layout, Metadata, TensorInfo, TensorType, Value};
-use nibble::llama::{FlashAttention, KvType, Logits, Lora, Model, ModelOptions, Session, SessionOptions};
+use nibble::llama::{FlashAttention, KvType, Lora, Model, ModelOptions};
 
 use crate::support;
 

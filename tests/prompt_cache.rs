@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use nibble::engine;
-use nibble::engine::{CacheError, GenerateOptions, Generated, PromptCache, Writer};
-use nibble::llama::{FlashAttention, KvType, Lora, Model, ModelOptions, Session, SessionOptions};
+use nibble::engine::{CacheError, GenerateOptions, Generated, PromptCache, Session, SessionOptions, Writer};
+use nibble::llama::{FlashAttention, KvType, Lora, Model, ModelOptions};
 use nibble::sample::{Params, Sampler};
 
 use crate::support;
@@ -142,8 +142,12 @@ fn what_another_model_or_setting_made_is_not_used() {
         assert!(unused.is_none() && again.reused_tokens == 39);
     };
     check(&other, &support::exact(), "another model");
-    check(&MODEL, &SessionOptions { kv_type: KvType::F16, ..support::exact() }, "another --kv-type");
-    check(&MODEL, &SessionOptions { flash_attention: FlashAttention::On, ..support::exact() }, "another --flash-attn");
+    check(&MODEL, &SessionOptions { kv_type: KvType::F16, ..support::exact() }, "another type of KV cache");
+    check(
+        &MODEL,
+        &SessionOptions { flash_attention: FlashAttention::On, ..support::exact() },
+        "another setting of flash attention",
+    );
     std::fs::write(&path, &whole).unwrap();
     let small = SessionOptions { n_ctx: Some(39), ..support::exact() };
     let (with, unused, saved) = with_cache(&MODEL, &small, &path, &prompt[..20]);

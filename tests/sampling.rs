@@ -17,7 +17,8 @@ use std::sync::LazyLock;
 use llama_cpp_sys_2 as sys;
 use nibble::base::random::Random;
 use nibble::chat::{self, Prompt};
-use nibble::llama::{Model, ModelOptions, Session, SessionOptions};
+use nibble::engine::{Session, SessionOptions};
+use nibble::llama::{Model, ModelOptions};
 use nibble::sample::{Params, Sampler, SamplerKind};
 
 use crate::support;
@@ -184,7 +185,7 @@ fn sets() -> Vec<Set> {
     let mut random = Random::new(17);
     let mut out = Vec::new();
     let text = "The Song dynasty was a time of trade and learning.\nPeople wrote: \"paper, print, tea\". 宋代是中国历史上的一个朝代。\nThe Song dynasty was a time of trade and war.";
-    let codec = NANO.model.codec();
+    let codec = NANO.model.tokenizer();
     let tokens = chat::encode(&Prompt::plain(text.to_string()), codec).unwrap();
     let mut session = Session::new(&NANO.model, &SessionOptions::default()).unwrap();
     session
@@ -369,7 +370,7 @@ fn difference(
 }
 
 fn with_text(params: &Params) -> Sampler {
-    let codec = NANO.model.codec();
+    let codec = NANO.model.tokenizer();
     let n = if params.dry_multiplier > 0.0 { codec.n_tokens() } else { 0 };
     Sampler::with_text(params, n, |id| codec.bytes(id)).unwrap()
 }

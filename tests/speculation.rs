@@ -7,8 +7,10 @@ use std::sync::{Arc, LazyLock};
 
 use nibble::chat::{self, Message, Prompt, Template};
 use nibble::engine;
-use nibble::engine::{Draft, DraftOptions, Finish, GenerateOptions, Generated, Writer};
-use nibble::llama::{Error, FlashAttention, KvType, Logits, Model, ModelOptions, Session, SessionOptions};
+use nibble::engine::{
+    Draft, DraftOptions, Error, Finish, GenerateOptions, Generated, Logits, Session, SessionOptions, Writer,
+};
+use nibble::llama::{FlashAttention, KvType, Model, ModelOptions};
 use nibble::sample::{Params, Sampler};
 
 use crate::support;
@@ -68,13 +70,13 @@ fn up_to(n: usize) -> DraftOptions {
 }
 
 fn encode(text: &str) -> Vec<u32> {
-    chat::encode(&Prompt::plain(text), MODEL.codec()).unwrap()
+    chat::encode(&Prompt::plain(text), MODEL.tokenizer()).unwrap()
 }
 
 fn ask(text: &str) -> Vec<u32> {
     let template = Template::from_metadata(MODEL.metadata()).unwrap();
-    let prompt = template.render(&[Message::new("user", text)], true, MODEL.codec().markers()).unwrap();
-    chat::encode(&prompt, MODEL.codec()).unwrap()
+    let prompt = template.render(&[Message::new("user", text)], true, MODEL.tokenizer().markers()).unwrap();
+    chat::encode(&prompt, MODEL.tokenizer()).unwrap()
 }
 
 fn prompts() -> Vec<Vec<u32>> {
@@ -491,7 +493,7 @@ fn recurrent() -> tempfile::NamedTempFile {
 fn a_model_that_cannot_take_tokens_back_is_neither_guessed_for_nor_guesses() {
     let file = recurrent();
     let model = Model::load(file.path(), ModelOptions::default()).unwrap();
-    assert!(!model.can_be_cut() && MODEL.can_be_cut());
+    assert!(!model.can_truncate() && MODEL.can_truncate());
     let error = Draft::model(&MODEL, &model, &exact(), DraftOptions::default()).unwrap_err().to_string();
     support::has(&error, &["cannot take back tokens"]);
     let prompt = encode("Once upon a time");
@@ -503,7 +505,7 @@ fn a_model_that_cannot_take_tokens_back_is_neither_guessed_for_nor_guesses() {
     let mut draft = Draft::ngram(DraftOptions::default()).unwrap();
     let writer = Writer { draft: Some(&mut draft), ..Writer::new(&mut sampler) };
     let error = engine::generate(&mut session, writer, &prompt, &options, go_on).unwrap_err().to_string();
-    support::has(&error, &["cannot be used with --draft", "cannot take back tokens"]);
+    support::has(&error, &["nothing can be drafted for this model", "cannot take back tokens"]);
     // A prompt that goes another way is read from the beginning, and gives what it gave.
     write(&encode("ROMEO:"), &Params::greedy(), &options, &mut session, None);
     assert_eq!(write(&prompt, &Params::greedy(), &options, &mut session, None).tokens, plain.tokens);
@@ -548,5 +550,5 @@ fn run_says_what_came_of_guessing() {
     let vocabulary = support::nibble(["run", model, "-p", "x", "--draft", "/nowhere.gguf"]);
     support::has(&support::error(&vocabulary), &["/nowhere.gguf"]);
     let told = support::error(&support::nibble(["run", model, "-p", "x", "--draft", "ngram", "--draft-max", "0"]));
-    support::has(&told, &["--draft-max is 0; it has to be from 1 to 64"]);
+    support::has(&told, &["the most tokens to draft cannot be 0; it has to be from 1 to 64; set it with --draft-max"]);
 }

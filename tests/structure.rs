@@ -10,8 +10,8 @@ use nibble::base::random::Random;
 use nibble::chat::{self, Prompt};
 use nibble::constrain::{Constraint, Error, Grammar, Tokens};
 use nibble::engine;
-use nibble::engine::{Finish, GenerateOptions, Generated, Writer};
-use nibble::llama::{Model, ModelOptions, Session, SessionOptions};
+use nibble::engine::{Finish, GenerateOptions, Generated, Session, SessionOptions, Writer};
+use nibble::llama::{Model, ModelOptions};
 use nibble::sample::{Params, Sampler};
 use serde_json::{Value, json};
 
@@ -29,7 +29,7 @@ fn yi_nano() -> PathBuf {
 fn model() -> &'static (Model, Arc<Tokens>) {
     static MODEL: LazyLock<(Model, Arc<Tokens>)> = LazyLock::new(|| {
         let model = Model::load(&yi_nano(), ModelOptions::default()).unwrap();
-        let tokens = Arc::new(Tokens::new(model.codec()).unwrap());
+        let tokens = Arc::new(Tokens::new(model.tokenizer()).unwrap());
         (model, tokens)
     });
     &MODEL
@@ -45,14 +45,14 @@ fn is_allowed(mask: &[u32], token: u32) -> bool {
 }
 
 fn allowed(constraint: &mut Constraint) -> Vec<u32> {
-    let n = model().0.codec().n_tokens() as u32;
+    let n = model().0.tokenizer().n_tokens() as u32;
     let mask = constraint.mask().unwrap();
     (0..n).filter(|token| is_allowed(mask, *token)).collect()
 }
 
 /// Writes at most 900 tokens after `prompt`.
 fn write(session: &mut Session, constraint: &mut Constraint, prompt: &str, params: &Params) -> Generated {
-    let tokens = chat::encode(&Prompt::plain(prompt), model().0.codec()).unwrap();
+    let tokens = chat::encode(&Prompt::plain(prompt), model().0.tokenizer()).unwrap();
     let mut sampler = Sampler::new(params).unwrap();
     let writer = Writer { constraint: Some(constraint), ..Writer::new(&mut sampler) };
     let options = GenerateOptions { max_tokens: Some(900), ..Default::default() };
@@ -245,7 +245,7 @@ fn texts_match_expressions_and_grammars() {
 
 /// What every token's bytes do to the text so far, tried one by one, against the mask.
 fn check_mask(grammar: &Grammar, viable: impl Fn(&[u8]) -> bool, complete: impl Fn(&[u8]) -> bool, seed: u64) -> usize {
-    let codec = model().0.codec();
+    let codec = model().0.tokenizer();
     let mut random = Random::new(seed);
     let mut checked = 0;
     for _ in 0..6 {
@@ -378,7 +378,7 @@ impl Drop for Theirs {
 /// llama.cpp's own engine, on texts that ours writes at random, over all tokens that are whole characters.
 #[test]
 fn gbnf_means_what_it_means_to_llama_cpp() {
-    let codec = model().0.codec();
+    let codec = model().0.tokenizer();
     let whole: Vec<u32> = (0..codec.n_tokens() as u32)
         .filter(|id| !codec.bytes(*id).is_empty() && std::str::from_utf8(codec.bytes(*id)).is_ok())
         // llama.cpp allows no token that begins with NUL, whatever the grammar says.
@@ -430,7 +430,7 @@ fn gbnf_means_what_it_means_to_llama_cpp() {
 
 #[test]
 fn no_text_smuggles_a_control_token() {
-    let codec = model().0.codec();
+    let codec = model().0.tokenizer();
     let specials: Vec<u32> = (0..codec.n_tokens() as u32)
         .filter(|id| codec.bytes(*id).is_empty() || codec.markers().contains(*id) || codec.is_end(*id))
         .collect();
@@ -480,7 +480,7 @@ fn both_of_yis_end_tokens_end_a_text_that_is_whole() {
         while length < 2 {
             assert!(!is_allowed(constraint.mask().unwrap(), end) && !constraint.is_complete());
             let token = allowed(&mut constraint)[0];
-            length += model().0.codec().bytes(token).len();
+            length += model().0.tokenizer().bytes(token).len();
             constraint.accept(token).unwrap();
         }
         assert!(constraint.is_complete());
@@ -521,7 +521,7 @@ fn numbers_and_depth_stay_within_what_readers_take() {
     // 1e999 can be written letter by letter in the grammar, and not with the guard.
     let grammar = Grammar::json_schema("{\"type\": \"number\"}").unwrap();
     let mut constraint = Constraint::new(&grammar, &model().1).unwrap();
-    let codec = model().0.codec();
+    let codec = model().0.tokenizer();
     for c in ["1", "e", "9", "9"] {
         let token = allowed(&mut constraint).into_iter().find(|id| codec.bytes(*id) == c.as_bytes()).unwrap();
         constraint.accept(token).unwrap();
@@ -670,7 +670,7 @@ fn abuse_is_bounded() {
                     }
                     let all = allowed(&mut constraint);
                     let token = all[(turn * 7919) % all.len()];
-                    if model().0.codec().is_end(token) || constraint.accept(token).is_err() {
+                    if model().0.tokenizer().is_end(token) || constraint.accept(token).is_err() {
                         break;
                     }
                 }
@@ -780,7 +780,7 @@ fn how_long_a_mask_takes() {
     let dir = support::folder();
     let Some(file) = support::yi_vocabulary(dir.path()) else { return };
     let model = Model::load_vocabulary(&file).unwrap();
-    let codec = model.codec();
+    let codec = model.tokenizer();
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let start = Instant::now();
     let tokens = Arc::new(Tokens::new(codec).unwrap());

@@ -27,12 +27,12 @@ pub fn shared(path: &str) -> Option<PathBuf> {
 
 /// As exact as llama.cpp gets: no 16-bit floats on the way.
 #[cfg(feature = "llama")]
-pub fn exact() -> nibble::llama::SessionOptions {
-    nibble::llama::SessionOptions {
+pub fn exact() -> nibble::engine::SessionOptions {
+    nibble::engine::SessionOptions {
         kv_type: nibble::llama::KvType::F32,
         flash_attention: nibble::llama::FlashAttention::Off,
         threads: Some(1),
-        ..nibble::llama::SessionOptions::default()
+        ..nibble::engine::SessionOptions::default()
     }
 }
 

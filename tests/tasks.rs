@@ -8,9 +8,9 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use nibble::chat::{self, Origin, Prompt};
-use nibble::engine::{Branch, Loglikelihoods};
+use nibble::engine::{Branch, Error, Loglikelihoods, Session, SessionOptions};
 use nibble::evaluate::tasks::{Ask, Identity, Kept, QuestionResult, RunOptions, Task, TaskOptions, run, score};
-use nibble::llama::{Error, Model, ModelOptions, Session, SessionOptions};
+use nibble::llama::{self, Model, ModelOptions};
 
 use crate::support;
 
@@ -25,7 +25,7 @@ fn yi_nano() -> Model {
 fn tokens(text: &str, model: &Model) -> Vec<u32> {
     let mut prompt = Prompt::default();
     prompt.push(text, Origin::Message);
-    chat::encode(&prompt, model.codec()).unwrap()
+    chat::encode(&prompt, model.tokenizer()).unwrap()
 }
 
 /// The plain way: each text alone, every probability by its definition.
@@ -100,11 +100,11 @@ fn what_llama_cpp_would_end_the_process_over_is_refused() {
     let mut ask = |tokens: Vec<u32>, from: usize| {
         context.log_likelihoods(&[Branch { tokens, from }], |_, _| ControlFlow::Continue(()))
     };
-    assert!(matches!(ask(vec![6400, 1], 1), Err(Error::Token { token: 6400, .. })));
-    assert!(matches!(ask(vec![5, 5], 0), Err(Error::NoTokens)));
-    assert!(matches!(ask(vec![5, 5], 2), Err(Error::NoTokens)));
-    assert!(matches!(ask(Vec::new(), 1), Err(Error::NoTokens)));
-    assert!(matches!(ask(vec![5; 258], 1), Err(Error::ContextFull { wanted: 257, .. })));
+    assert!(matches!(ask(vec![6400, 1], 1), Err(Error::Llama(llama::Error::Token { token: 6400, .. }))));
+    assert!(matches!(ask(vec![5, 5], 0), Err(Error::Llama(llama::Error::NoTokens))));
+    assert!(matches!(ask(vec![5, 5], 2), Err(Error::Llama(llama::Error::NoTokens))));
+    assert!(matches!(ask(Vec::new(), 1), Err(Error::Llama(llama::Error::NoTokens))));
+    assert!(matches!(ask(vec![5; 258], 1), Err(Error::Llama(llama::Error::ContextFull { wanted: 257, .. }))));
     ask(vec![5; 257], 1).unwrap();
     options.cancel.store(true, Ordering::Relaxed);
     assert!(matches!(ask(vec![5; 3], 1), Err(Error::Cancelled)));

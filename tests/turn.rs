@@ -7,8 +7,8 @@ use std::sync::{Arc, LazyLock};
 
 use nibble::chat::{Conversation, Template};
 use nibble::constrain::{Constraint, Grammar, Tokens};
-use nibble::engine::{Assistant, Event, TurnEnd, TurnError, TurnOptions};
-use nibble::llama::{Model, ModelOptions, Session, SessionOptions};
+use nibble::engine::{Assistant, Event, Session, SessionOptions, TurnEnd, TurnError, TurnOptions};
+use nibble::llama::{Model, ModelOptions};
 use nibble::sample::Params;
 
 use crate::support;
@@ -253,7 +253,7 @@ fn a_stop_text_is_found_across_a_context_that_fills_up() {
 fn every_answer_begins_its_grammar_anew_and_a_continued_one_goes_on_in_it() {
     let grammar = Grammar::regex("[a-z]{6}\\.").unwrap();
     let assistant = assistant(yi_nano(), seeded(2));
-    let tokens = Arc::new(Tokens::new(assistant.model().codec()).unwrap());
+    let tokens = Arc::new(Tokens::new(assistant.model().tokenizer()).unwrap());
     let constraint = Constraint::new(&grammar, &tokens).unwrap();
     let mut assistant = assistant.with_constraint(Some(constraint));
     let mut conversation = Conversation::default();

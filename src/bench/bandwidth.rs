@@ -1,4 +1,4 @@
-//! How fast this machine reads memory, which is what limits how fast a large model writes.
+//! Measures how fast this machine reads memory, which limits how fast a large model writes.
 //!
 //! ```text
 //! thread 0   [ its own part of the buffer ]  sum, pass after pass
@@ -6,8 +6,8 @@
 //! ...            begin of the first ──────────► end of the last: one pass
 //! ```
 //!
-//! A sum over numbers is the honest limit for weights, which are read and never written. The buffer is several times
-//! the size of the last cache, so that nothing of a pass is left there when the next begins. Each thread fills what it
+//! A sum over numbers is the right limit for weights, which are read and never written. The buffer is several times the size
+//! of the last cache, so that nothing of a pass is left there when the next begins. Each thread fills the part that it
 //! reads, so that on machines with several memories its part lies in the nearest one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,45 +16,45 @@ use std::time::{Duration, Instant};
 
 use super::Spread;
 
-/// What reading memory came to.
+/// How fast memory was read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bandwidth {
     /// Threads that read at the same time.
     pub threads: u32,
-    /// Bytes of a pass, over all threads.
+    /// Bytes of a pass, of all threads together.
     pub buffer_bytes: u64,
-    /// Bytes a second of each pass, in order.
+    /// Bytes per second of each pass, in order.
     pub passes: Vec<f64>,
 }
 
 impl Bandwidth {
-    /// The fastest pass, in bytes a second: what the machine can do when nothing disturbs it.
+    /// Returns the fastest pass, in bytes per second: the speed when nothing disturbs the machine.
     pub fn best(&self) -> f64 {
         self.passes.iter().copied().fold(0.0, f64::max)
     }
 
-    /// The middle one, in bytes a second.
+    /// Returns the median pass, in bytes per second.
     pub fn median(&self) -> f64 {
         Spread::of(&self.passes).map_or(0.0, |spread| spread.median)
     }
 }
 
-/// The least and the most that is set aside for the buffer, in bytes.
+/// The smallest and the largest buffer, in bytes.
 const BUFFER_BYTES: (u64, u64) = (256 << 20, 1 << 30);
 
-/// A buffer that is large enough to say something on a machine with caches of `cache_bytes` together, and that leaves
-/// most of what is available to others.
+/// Returns the bytes of a buffer that is large enough for a machine with caches of `cache_bytes` together, and that leaves
+/// most of the available memory to others.
 pub fn buffer_bytes(cache_bytes: Option<u64>, available_bytes: Option<u64>) -> u64 {
     let (least, most) = BUFFER_BYTES;
     let wanted = cache_bytes.unwrap_or(0).saturating_mul(4).clamp(least, most);
     available_bytes.map_or(wanted, |available| wanted.min(available / 4))
 }
 
-/// The fewest passes that tell a best one from a middle one.
+/// The fewest passes of a measurement.
 const LEAST_PASSES: usize = 3;
 
-/// Reads `buffer_bytes` with this many threads, again and again, for about `time`. `None` where there is no memory for
-/// the buffer, no thread, or `cancel` was set before there were enough passes.
+/// Reads `buffer_bytes` with this many threads, again and again, for about `time`. Returns `None` where there is no memory
+/// for the buffer, no thread, or `cancel` was set before there were enough passes.
 pub fn measure(threads: u32, buffer_bytes: u64, time: Duration, cancel: &AtomicBool) -> Option<Bandwidth> {
     let n_threads = usize::try_from(threads).ok().filter(|n| (1..=4096).contains(n))?;
     let words = usize::try_from(buffer_bytes / 8).ok()? / n_threads;
@@ -64,7 +64,7 @@ pub fn measure(threads: u32, buffer_bytes: u64, time: Duration, cancel: &AtomicB
     let read_bytes = (words * n_threads * 8) as f64;
     let barrier = Barrier::new(n_threads);
     let (failed, done) = (AtomicBool::new(false), AtomicBool::new(false));
-    // When each thread began and ended the pass that is running.
+    // When each thread began and ended the current pass.
     let times: Vec<Mutex<Option<(Instant, Instant)>>> = (0..n_threads).map(|_| Mutex::new(None)).collect();
     let passes = Mutex::new(Vec::new());
 
@@ -73,7 +73,7 @@ pub fn measure(threads: u32, buffer_bytes: u64, time: Duration, cancel: &AtomicB
         if buffer.try_reserve_exact(words).is_err() {
             failed.store(true, Ordering::Relaxed);
         } else {
-            // Any values will do, but they have to be written: pages that nobody has written share one of zeros.
+            // Any values will do, but they have to be written: pages that were never written share one page of zeros.
             buffer.extend((0..words as u64).map(|i| i ^ number as u64));
         }
         barrier.wait();
@@ -116,19 +116,19 @@ pub fn measure(threads: u32, buffer_bytes: u64, time: Duration, cancel: &AtomicB
     (passes.len() >= LEAST_PASSES).then_some(Bandwidth { threads, buffer_bytes: read_bytes as u64, passes })
 }
 
-/// Nothing that is locked here is left half changed by a panic.
+/// Locks a mutex whose contents no panic leaves half changed.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Streams that a thread reads side by side. With one, a core waits for the next page more often than it has to: on an
-/// AMD EPYC (family 26) one gave 20 GB/s, four or more 25 to 40.
+/// Streams that a thread reads side by side. With a single one, a core waits for the next page more often than necessary: on
+/// an AMD EPYC (family 26) one stream reached 20 GB/s, four or more reached 25 to 40.
 const STREAMS: usize = 8;
 
-/// Words of a stream that are read in one go.
+/// Words of a stream that are read at a time.
 const STRETCH: usize = 64;
 
-/// The sum of all words, modulo 2^64.
+/// Returns the sum of all words, modulo 2^64.
 fn sum(words: &[u64]) -> u64 {
     // A fold like this becomes a loop over the widest vectors that the CPU of the build has, several at a time.
     let add = |words: &[u64]| words.iter().fold(0, |sum: u64, word| sum.wrapping_add(*word));

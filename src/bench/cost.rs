@@ -1,17 +1,17 @@
-//! What a model has to read from memory to write one token.
+//! Counts the bytes that a model has to read from memory to write one token.
 //!
 //! ```text
-//! every matrix and vector, once                        the output's too, which is the embedding where they are one
-//! of tables that are looked up: one row                the token embedding of Yi: 7168 of 64000 x 7168 weights
-//! of the experts of a mixture: those that are used     2 of Mixtral's 8
-//! KV cache: all that earlier tokens left
+//! all matrices and vectors                   the output too, also where it is the embedding
+//! one row of tables that are looked up       the token embedding of Yi: 7168 of 64000 x 7168 weights
+//! the experts that are used                  2 of Mixtral's 8
+//! the KV cache                               keys and values of all earlier tokens
 //! ```
 
 use crate::gguf::{Metadata, TensorInfo};
 use crate::llama::KvType;
 use crate::placement::Shape;
 
-/// Tensors of which a token looks up one row.
+/// Tensors in which a token looks up one row.
 const TABLES: [&str; 3] = ["token_embd.weight", "per_layer_token_embd.weight", "position_embd.weight"];
 
 /// Bytes that a token reads.
@@ -19,24 +19,24 @@ const TABLES: [&str; 3] = ["token_embd.weight", "per_layer_token_embd.weight", "
 pub struct Cost {
     /// Of weights.
     pub weights: u64,
-    /// Of the KV cache, for each token in it.
+    /// Of the KV cache, for each token in the context.
     pub kv_a_token: u64,
 }
 
 impl Cost {
-    /// That of the model with this metadata and these tensors.
+    /// Counts for a model with this metadata and these tensors.
     pub fn of(metadata: &Metadata, tensors: &[TensorInfo], shape: &Shape, kv_type: KvType) -> Self {
         Self { weights: weights(metadata, tensors), kv_a_token: shape.kv_bytes_a_token(kv_type) }
     }
 
-    /// Bytes a token on average, of `n_tokens` that are written after `depth` others. A token attends to itself, too.
+    /// Returns the mean bytes of a token, of `n_tokens` that are written after `depth` others. A token attends to itself, too.
     pub fn a_token(&self, depth: u32, n_tokens: u32) -> f64 {
         let mean_depth = f64::from(depth) + (f64::from(n_tokens) + 1.0) / 2.0;
         self.weights as f64 + self.kv_a_token as f64 * mean_depth
     }
 }
 
-/// Bytes of weights that a token reads.
+/// Returns the bytes of weights that a token reads.
 fn weights(metadata: &Metadata, tensors: &[TensorInfo]) -> u64 {
     let architecture = metadata.str("general.architecture").unwrap_or_default();
     let number = |key: &str| metadata.u64(&format!("{architecture}.{key}"));

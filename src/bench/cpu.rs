@@ -1,6 +1,6 @@
-//! What a measurement depends on that is not nibble's: the CPU and its caches.
+//! The CPU and its caches, on which a measurement depends.
 
-/// The CPU's name, as it gives it itself.
+/// Returns the name that the CPU reports.
 pub fn name() -> Option<String> {
     let mut system = sysinfo::System::new().ok()?;
     system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
@@ -8,22 +8,22 @@ pub fn name() -> Option<String> {
     (!name.is_empty()).then_some(name)
 }
 
-/// Physical cores.
+/// Returns the number of physical cores.
 pub fn n_cores() -> u32 {
     u32::try_from(num_cpus::get_physical()).unwrap_or(1)
 }
 
-/// The caches that are the last before memory.
+/// The last caches before memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caches {
-    /// Bytes of one.
+    /// Bytes of each.
     pub bytes: u64,
-    /// How many there are, each shared by cores of its own.
+    /// How many there are; each serves cores of its own.
     pub count: u32,
 }
 
 impl Caches {
-    /// Those of this machine; `None` where the system does not tell.
+    /// Returns those of this machine; `None` where the system does not say.
     pub fn this() -> Option<Self> {
         #[cfg(target_os = "linux")]
         return of_linux(std::path::Path::new("/sys/devices/system/cpu"));
@@ -33,13 +33,13 @@ impl Caches {
         None
     }
 
-    /// Bytes that so many threads can use together at most: a core reaches its own.
+    /// Returns the bytes that so many threads can use together at most: a core uses the cache that serves it.
     pub fn bytes_for(&self, threads: u32) -> u64 {
         self.bytes.saturating_mul(self.count.min(threads).into())
     }
 }
 
-/// From `cpuN/cache/indexM/{level,size,shared_cpu_list}` in `root`.
+/// Reads `cpuN/cache/indexM/{level,size,shared_cpu_list}` in `root`.
 ///
 /// Source: Linux's `Documentation/ABI/testing/sysfs-devices-system-cpu`.
 #[cfg(any(target_os = "linux", test))]
@@ -67,13 +67,13 @@ fn of_linux(root: &std::path::Path) -> Option<Caches> {
     Some(Caches { bytes: sizes.iter().copied().max()?, count: u32::try_from(sizes.len()).ok()? })
 }
 
-/// `32768K` in bytes.
+/// Parses a size such as `32768K` into bytes.
 #[cfg(any(target_os = "linux", test))]
 fn kibibytes(text: &str) -> Option<u64> {
     text.strip_suffix('K')?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Apple's CPUs have a level 2 for each group of cores as their last of a known size, Intel's a level 3.
+/// The last cache of a known size is level 2, one for each group of cores, on Apple's CPUs, and level 3 on Intel's.
 #[cfg(target_os = "macos")]
 fn of_macos() -> Option<Caches> {
     let number = |key: &str| {

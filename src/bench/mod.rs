@@ -1,16 +1,16 @@
-//! How fast a model runs here, and how fast it could.
+//! Measures how fast a model runs here, and how fast it could run.
 //!
 //! ```text
 //! for each number of threads
-//!     memory   sum over a large buffer                               what this machine reads in a second
+//!     memory   sum over a large buffer                               bytes that this machine reads a second
 //!     read     a prompt of n tokens, into an empty context           bound by arithmetic
 //!     write    n tokens, one after the other, after a context of d   bound by memory: each reads all weights
 //!                 ├─ draw from the model's logits   timed by itself
 //!                 └─ evaluate the token             timed by itself
 //! ```
 //!
-//! Each test begins with a short run that is not counted: it brings weights from the disk, and wakes threads. What is
-//! told of the counted runs is their median, lowest and highest: an average would carry what other programs did.
+//! Each test begins with a short run that is not counted: it loads weights from the disk, and wakes threads. The result is
+//! the median, the lowest and the highest of the counted runs: other programs would distort an average.
 
 mod bandwidth;
 mod cost;
@@ -18,7 +18,8 @@ mod cpu;
 
 use std::time::{Duration, Instant};
 
-use crate::llama::{Error, Logits, Model, Session, SessionOptions};
+use crate::engine::{Error, Logits, Session, SessionOptions};
+use crate::llama::Model;
 use crate::sample::{Params, Sampler};
 use crate::vocab::Place;
 
@@ -26,7 +27,7 @@ pub use bandwidth::{Bandwidth, buffer_bytes, measure};
 pub use cost::Cost;
 pub use cpu::{Caches, n_cores, name as cpu_name};
 
-/// One thing that is measured.
+/// A test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Test {
     /// Reading a prompt into an empty context.
@@ -44,14 +45,14 @@ pub enum Test {
 }
 
 impl Test {
-    /// Tokens that are timed.
+    /// Returns how many tokens are timed.
     pub fn n_tokens(self) -> u32 {
         match self {
             Self::Read { n_tokens } | Self::Write { n_tokens, .. } => n_tokens,
         }
     }
 
-    /// Tokens of context that it takes. Something has to be there to go on from.
+    /// Returns how many tokens of context it takes. Writing needs at least one token to continue.
     pub fn needs(self) -> u32 {
         match self {
             Self::Read { n_tokens } => n_tokens,
@@ -63,24 +64,24 @@ impl Test {
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Numbers of threads, each measured by itself.
+    /// Numbers of threads, each measured on its own.
     pub threads: Vec<u32>,
     /// The tests, in order.
     pub tests: Vec<Test>,
     /// Counted runs of each.
     pub repeat: u32,
-    /// How long to measure memory with each number of threads, and with how large a buffer; `None` to leave it out.
+    /// How long to measure memory with each number of threads, and with a buffer of how many bytes; `None` to leave it out.
     pub memory: Option<(Duration, u64)>,
-    /// How to make sessions; its number of threads is not looked at.
+    /// How to make sessions; its number of threads is ignored.
     pub session: SessionOptions,
 }
 
 /// One counted run of a test.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Run {
-    /// Evaluating the tokens.
+    /// Time to evaluate the tokens.
     pub seconds: f64,
-    /// Drawing them; 0 for a prompt.
+    /// Time to draw them; 0 for a prompt.
     pub sampling_seconds: f64,
 }
 
@@ -96,17 +97,17 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Tokens a second, of evaluation alone.
+    /// Returns the tokens per second of each run, of evaluation alone.
     pub fn rates(&self) -> Vec<f64> {
         self.runs.iter().map(|run| f64::from(self.test.n_tokens()) / run.seconds.max(1e-9)).collect()
     }
 
-    /// How those spread.
+    /// Returns the spread of [`Self::rates`].
     pub fn rate(&self) -> Spread {
         Spread::of(&self.rates()).unwrap_or_default()
     }
 
-    /// Seconds of drawing a token: the median of the runs. `None` for a prompt.
+    /// Returns the seconds of drawing a token: the median of the runs. `None` for a prompt.
     pub fn sampling(&self) -> Option<f64> {
         let Test::Write { n_tokens, .. } = self.test else { return None };
         let seconds: Vec<_> = self.runs.iter().map(|run| run.sampling_seconds / f64::from(n_tokens.max(1))).collect();
@@ -114,10 +115,10 @@ impl Outcome {
     }
 }
 
-/// Repeated measurements of one thing, in short.
+/// A summary of repeated measurements.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Spread {
-    /// The middle one, or the mean of the two in the middle.
+    /// The median: the mean of the two in the middle where their number is even.
     pub median: f64,
     /// The lowest.
     pub lowest: f64,
@@ -125,12 +126,12 @@ pub struct Spread {
     pub highest: f64,
     /// The mean.
     pub mean: f64,
-    /// The standard deviation of what these are a sample of (divided by n - 1); 0 for a single one.
+    /// The sample standard deviation (divided by n - 1); 0 for a single value.
     pub deviation: f64,
 }
 
 impl Spread {
-    /// That of `values`; `None` where there are none.
+    /// Summarizes `values`; `None` where there are none.
     pub fn of(values: &[f64]) -> Option<Self> {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -151,14 +152,14 @@ pub struct Report {
     pub memory: Vec<Bandwidth>,
     /// The tests, in the order they ran.
     pub outcomes: Vec<Outcome>,
-    /// Whether it was ended before all was measured.
+    /// Whether it was interrupted before all was measured.
     pub interrupted: bool,
 }
 
-/// Something to show while measuring.
+/// Progress.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
-    /// Reading memory begins.
+    /// Measuring memory begins.
     Memory {
         /// Threads.
         threads: u32,
@@ -171,14 +172,14 @@ pub enum Event<'a> {
         threads: u32,
         /// The run.
         run: u32,
-        /// Tokens a second of the run before.
+        /// Tokens per second of the run before.
         rate: Option<f64>,
     },
-    /// A test is done, or as much of it as there was time for.
+    /// A test is done, or was interrupted.
     Done(&'a Outcome),
 }
 
-/// Carries out `plan`. Setting the flag in `plan.session.cancel` ends it, with what is measured until then.
+/// Runs `plan`. Setting the flag in `plan.session.cancel` ends it with what was measured until then.
 ///
 /// # Errors
 /// Where a test does not fit the context, llama.cpp fails, or the logits are broken.
@@ -225,7 +226,8 @@ fn measure_all(
     Ok(())
 }
 
-/// Tokens of the runs that are not counted: enough for every part of the machine to wake up, few enough to wait for.
+/// Tokens of the runs that are not counted, of a prompt and of writing: enough to wake up every part of the machine, few
+/// enough not to take long.
 const WARM_UP: (usize, usize) = (64, 4);
 
 fn repeat(
@@ -263,8 +265,8 @@ fn read(session: &mut Session, prompt: &[u32]) -> Result<Run, Error> {
     Ok(Run { seconds: start.elapsed().as_secs_f64(), sampling_seconds: 0.0 })
 }
 
-/// Writes `n_tokens` after `context`, with the sampler that `nibble run` has by default and a seed of its own, so that
-/// each run writes the same. An end token is as good as any other.
+/// Writes `n_tokens` after `context`, with the default sampler and a fixed seed, so that each run writes the same. It goes on
+/// after end tokens.
 fn write(session: &mut Session, context: &[u32], n_tokens: usize) -> Result<Run, Error> {
     session.prefill(context)?;
     let mut sampler = Sampler::new(&Params { seed: Some(1), ..Params::default() })?;
@@ -282,15 +284,15 @@ fn write(session: &mut Session, context: &[u32], n_tokens: usize) -> Result<Run,
     Ok(Run { seconds: evaluation.as_secs_f64(), sampling_seconds: sampling.as_secs_f64() })
 }
 
-/// Something to read, in both of Yi's languages: logits after real text are like those of real use.
+/// A text in both of Yi's languages: logits after real text are like those of real use.
 const TEXT: &str = "The river rises in the hills above the town and takes two days to reach the sea. In spring, when the \
     snow melts, it carries branches, fence posts and once a whole wooden bridge past the market square. 河水从城外的山里流出来，\
     两天以后才到海边。春天雪化的时候，它带着树枝和木头流过集市，有一次还冲走了一座木桥。老人们说，从前的水比现在更大。 The old men \
     say that it used to be stronger. 孩子们不相信，他们只知道夏天可以在石头上走到对岸，不会把鞋子弄湿。 ";
 
-/// The first `n` tokens of the text, which begins again where it ends.
+/// Returns the first `n` tokens of the text, repeated.
 fn text(model: &Model, n: usize) -> Result<Vec<u32>, Error> {
-    let mut tokens = model.codec().encode(TEXT, Place::Start)?;
+    let mut tokens = model.tokenizer().encode(TEXT, Place::Start)?;
     if tokens.is_empty() {
         tokens.push(0);
     }

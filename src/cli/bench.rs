@@ -25,7 +25,7 @@ use crate::llama;
 use crate::llama::KvType;
 use crate::placement::{Machine, Shape};
 
-/// Measure how fast a model runs here, and how fast it could
+/// Measure how fast a model runs here, and how fast it could run
 ///
 /// Reads prompts and writes tokens, several times each, and compares with how fast this machine reads memory: a large
 /// model reads all of its weights for every token that it writes.
@@ -40,14 +40,14 @@ use crate::placement::{Machine, Shape};
         .action(ArgAction::Append)
         .value_delimiter(',')
         .value_name("N,...")
-        .help("Threads; several numbers are measured one after the other [default: one a physical core]")),
-    mut_arg("ctx", |arg| arg.help("Tokens of context to set aside [default: as many as the largest test needs]"))
+        .help("Threads; several numbers are measured one after the other [default: one per physical core]")),
+    mut_arg("ctx", |arg| arg.help("Size of the context in tokens [default: as many as the largest test needs]"))
 )]
 pub struct Args {
     /// The model: a GGUF file, or any part of a split one
     model: PathBuf,
 
-    /// Tokens of the prompts to read; 0 for none [default: 64,512, as far as they fit the context]
+    /// Tokens of the prompts to read; 0 reads none [default: 64,512, as far as they fit the context]
     #[arg(short, long, value_name = "N,...", value_delimiter = ',', help_heading = "Tests")]
     prompt: Vec<u32>,
 
@@ -74,7 +74,7 @@ pub struct Args {
     #[command(flatten)]
     machine: MachineArgs,
 
-    /// Print one JSON object at the end, with every run, in place of tables
+    /// Print one JSON object at the end, with every run, instead of tables
     #[arg(long, help_heading = "Output")]
     json: bool,
 
@@ -82,7 +82,7 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: Option<PathBuf>,
 
-    /// Replace the file where it exists
+    /// Replace the file if it exists
     #[arg(long, requires = "output", help_heading = "Output")]
     force: bool,
 
@@ -91,8 +91,8 @@ pub struct Args {
     verbose: bool,
 }
 
-/// All the values of `--threads`, of which [`MachineArgs`] takes the first. It has no flag of its own, and stands before
-/// those, which take the values away.
+/// All values of `--threads`, of which [`MachineArgs`] takes the first. It has no flag of its own, and is parsed before
+/// [`MachineArgs`], which removes the values.
 #[derive(Debug, Default)]
 struct Threads(Vec<u32>);
 
@@ -117,10 +117,10 @@ impl FromArgMatches for Threads {
     }
 }
 
-/// How long memory is measured, over all numbers of threads.
+/// How long memory is measured, for all numbers of threads together.
 const MEMORY_TIME: Duration = Duration::from_millis(2000);
 
-/// The most that is tried at once: a mistyped number is not to run for years.
+/// The most tests, and numbers of threads: a mistyped number must not run for years.
 const MOST: usize = 64;
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -130,7 +130,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let plan = plan(&args, &shape, interrupt::listen()?)?;
     let facts = Facts::new(&args, &gguf, &shape, &plan)?;
     drop(gguf);
-    // Before gigabytes are loaded, and not at the very end, it comes out that the file cannot be written.
+    // A file that cannot be written is reported before gigabytes are loaded.
     let file = args.output.as_ref().map(|path| begin_file(path, args.force)).transpose()?;
     let model = interruptible(args.machine.load(&args.model, &plan.session))?;
     if let Some(trained) = model.n_ctx_train().filter(|trained| facts.n_ctx > *trained) {
@@ -172,7 +172,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is to be measured, from what was typed and what fits.
+/// Decides what to measure, from the arguments and what fits.
 fn plan(args: &Args, shape: &Shape, cancel: Arc<AtomicBool>) -> anyhow::Result<Plan> {
     let mut session = args.machine.session(cancel);
     let room = session.n_ctx_for(shape.n_ctx_train);
@@ -200,7 +200,7 @@ fn plan(args: &Args, shape: &Shape, cancel: Arc<AtomicBool>) -> anyhow::Result<P
     if let Some(&wrong) = threads.iter().find(|n| !(1..=512).contains(*n)) {
         bail!("--threads is {wrong}; it has to be from 1 to 512");
     }
-    // Room for the tests and no more: a full context can take gigabytes.
+    // As large a context as the tests need: a full one can take gigabytes.
     let needed = tests.iter().map(|test| test.needs()).max().unwrap_or(1);
     match session.n_ctx {
         Some(n_ctx) if n_ctx < needed => {
@@ -231,7 +231,7 @@ fn begin_file(path: &Path, force: bool) -> anyhow::Result<AtomicFile> {
     AtomicFile::create(path).with_context(|| format!("{} cannot be written", path.display()))
 }
 
-/// What the measurements depend on, and what they are compared with.
+/// What the measurements depend on and are compared with.
 struct Facts {
     path: PathBuf,
     name: String,
@@ -259,7 +259,7 @@ impl Facts {
         Ok(Self {
             path: args.model.clone(),
             name: summary.name.map_or_else(stem, str::to_string),
-            // A file says it in general.file_type; where not, by what most of it is.
+            // By general.file_type, or else by the type that most of the file has.
             file_type: summary.file_type.or(summary.types.first().map(|share| share.ty.name())).map(str::to_string),
             n_weights: summary.n_parameters,
             model_bytes: summary.tensor_bytes,
@@ -269,14 +269,15 @@ impl Facts {
             caches: Caches::this(),
             machine,
             uses_gpu: args.machine.uses_gpu()?,
-            fits_memory: machine.is_none_or(|machine| machine.check(shape, &plan.session, 0, 0).is_ok()),
+            fits_memory: machine
+                .is_none_or(|machine| machine.check(shape, &plan.session.size(shape.n_ctx_train), 0, 0).is_ok()),
             n_ctx: plan.session.n_ctx_for(shape.n_ctx_train),
             kv_type,
             verbose: args.verbose,
         })
     }
 
-    /// Bytes that a token of this test reads, where memory may be what it waits for.
+    /// Returns the bytes that a token of this test reads, where memory may limit the speed.
     fn bytes_a_token(&self, test: Test) -> Option<f64> {
         match test {
             Test::Write { n_tokens, depth } => Some(self.cost.a_token(depth, n_tokens)),
@@ -284,20 +285,20 @@ impl Facts {
         }
     }
 
-    /// Whether what a token reads may stay in the caches of so many threads.
+    /// Returns whether the bytes that a token reads may stay in the caches of so many threads.
     fn in_cache(&self, test: Test, threads: u32) -> bool {
         let cache = self.caches.map_or(0, |caches| caches.bytes_for(threads));
         self.bytes_a_token(test).is_some_and(|bytes| bytes <= cache as f64)
     }
 
-    /// Tokens a second that reading memory allows, where that is the limit.
+    /// Returns the tokens per second that reading memory allows, where that is the limit.
     fn limit(&self, outcome: &Outcome, memory: &[Bandwidth]) -> Option<f64> {
         let found = memory.iter().find(|found| found.threads == outcome.threads)?;
         let bytes = self.bytes_a_token(outcome.test)?;
         (!self.in_cache(outcome.test, outcome.threads) && self.fits_memory && bytes > 0.0).then(|| found.best() / bytes)
     }
 
-    /// What is measured where, and the head of the table.
+    /// Describes the model and the machine, with the head of the table.
     fn heading(&self, plan: &Plan) -> anyhow::Result<String> {
         let mut model = vec![printable(&self.name).into_owned()];
         model.extend(self.file_type.clone());
@@ -409,7 +410,7 @@ impl Facts {
     }
 }
 
-/// The table, row by row: as wide as it will be, before it is known what is in it.
+/// A table that is printed row by row. Its columns are as wide as the widest value they may hold.
 struct Rows {
     widest: [String; 7],
     columns: [(&'static str, Align); 7],
@@ -461,7 +462,7 @@ impl Rows {
     }
 }
 
-/// `read 512`, `write 64 after 512`.
+/// Returns the name of a test: `read 512`, `write 64 after 512`.
 fn label(test: Test) -> String {
     match test {
         Test::Read { n_tokens } => format!("read {n_tokens}"),
@@ -484,7 +485,7 @@ fn n_runs(n: u32) -> String {
     if n == 1 { "a single run".to_string() } else { format!("{n} runs") }
 }
 
-/// A rate with the digits that mean something.
+/// Formats a rate with its significant digits.
 fn rate(rate: f64) -> String {
     if rate < 10.0 { format!("{rate:.2}") } else { format!("{rate:.1}") }
 }
@@ -504,7 +505,7 @@ fn print_conclusions(out: &mut Out, facts: &Facts, plan: &Plan, report: &Report)
     Ok(())
 }
 
-/// What the figures come to, in sentences.
+/// Sums the figures up in sentences.
 fn conclusions(facts: &Facts, plan: &Plan, report: &Report) -> Vec<String> {
     let mut lines = Vec::new();
     let fastest = |test: Test| {
@@ -536,7 +537,7 @@ fn conclusions(facts: &Facts, plan: &Plan, report: &Report) -> Vec<String> {
     lines
 }
 
-/// How the speed of a test compares with what memory allows.
+/// Compares the speed of a test with what memory allows.
 fn about_memory(facts: &Facts, outcome: &Outcome, report: &Report) -> Option<String> {
     let found = report.memory.iter().find(|found| found.threads == outcome.threads)?;
     let bytes = facts.bytes_a_token(outcome.test)?;
@@ -584,7 +585,7 @@ mod tests {
 
     use super::*;
     use crate::bench::Run;
-    use crate::llama::SessionOptions;
+    use crate::engine::SessionOptions;
 
     #[derive(Debug, Parser)]
     struct Line {

@@ -41,10 +41,9 @@ use super::template::Source;
 use crate::base::display::printable;
 use crate::base::units;
 use crate::chat::{self, Conversation};
-use crate::engine::{Answer, Assistant, Draft, EventSink, TurnEnd, TurnError, TurnOptions, TurnStats};
+use crate::engine::{Answer, Assistant, Draft, EventSink, Session, TurnEnd, TurnError, TurnOptions, TurnStats};
 use crate::gguf::Gguf;
 use crate::llama;
-use crate::llama::Session;
 
 /// Chat with a model in the terminal
 #[derive(Debug, clap::Args)]
@@ -141,14 +140,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let interrupt = Interrupt::listen(input.is_terminal())?;
     llama::set_verbose(args.verbose);
     let (session, draft) = load(&args, &interrupt)?;
-    if let Some(warning) = source.warning(session.model().codec()) {
+    if let Some(warning) = source.warning(session.model().tokenizer()) {
         screen.say(&format!("warning: {warning}"));
     }
     if let Some(trained) = session.model().n_ctx_train().filter(|trained| session.n_ctx() > *trained) {
         screen.say(&format!("warning: the model was trained on {trained} tokens, and may write nonsense beyond them"));
     }
 
-    let tokenizer = session.model().codec();
+    let tokenizer = session.model().tokenizer();
     settings.params = args.sampling.params_for(tokenizer);
     let constraint = grammar.as_ref().map(|grammar| StructureArgs::constraint(grammar, tokenizer)).transpose()?;
     let options = turn_options(&settings, &args.stop);

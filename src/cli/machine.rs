@@ -7,37 +7,37 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{ArgAction, ValueEnum};
 
 use super::interrupt::Interrupted;
+use crate::engine::{self, Error, OpenOptions, SessionOptions};
 use crate::evaluate::ModelSettings;
-use crate::llama;
-use crate::llama::{Error, FlashAttention, KvType, Lora, Model, ModelOptions, SessionOptions};
+use crate::llama::{self, FlashAttention, KvType, Lora, Model, ModelOptions};
 
-/// The machine that a model runs on.
+/// How to run a model.
 #[derive(Debug, clap::Args)]
 pub(super) struct MachineArgs {
-    /// Tokens the model can look back on, prompt and answer together [default: what it was trained on, up to 4096]
+    /// Size of the context in tokens, prompt and answer together [default: what the model was trained on, up to 4096]
     #[arg(long, value_name = "N", help_heading = "Machine")]
     ctx: Option<u32>,
 
     #[command(flatten)]
     engine: EngineArgs,
 
-    /// Use the model with this LoRA adapter, a GGUF file; can be given several times, with more or less than 1 of each
+    /// Apply a LoRA adapter, a GGUF file, scaled by SCALE [default: 1]; can be given several times
     #[arg(long, value_name = "FILE[=SCALE]", action = ArgAction::Append, help_heading = "Machine")]
     lora: Vec<Lora>,
 }
 
-/// What it computes with, for models whose context is no choice.
+/// How to compute, for models whose context size is given.
 #[derive(Debug, clap::Args)]
 pub(super) struct EngineArgs {
-    /// Threads [default: one a physical core]
+    /// Threads [default: one per physical core]
     #[arg(short, long, value_name = "N", help_heading = "Machine")]
     threads: Option<u32>,
 
-    /// Layers to put on the GPU [default: all, where there is a GPU]
+    /// Layers to put on the GPU [default: all of them, where there is a GPU]
     #[arg(long, value_name = "N", help_heading = "Machine")]
     gpu_layers: Option<u32>,
 
-    /// How to keep what the model remembers of the text: q8_0 takes half the memory of f16
+    /// Type of the KV cache: q8_0 takes half the memory of f16
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = KvTypeArg::F16, help_heading = "Machine")]
     kv_type: KvTypeArg,
 
@@ -45,7 +45,7 @@ pub(super) struct EngineArgs {
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Auto, help_heading = "Machine")]
     flash_attn: When,
 
-    /// Run a model that does not fit in memory, which is slow: weights come from the disk again for every token
+    /// Run a model that does not fit in memory, which is slow: its weights are read from disk again for every token
     #[arg(long, help_heading = "Machine")]
     allow_swap: bool,
 }
@@ -66,7 +66,7 @@ enum When {
 }
 
 impl EngineArgs {
-    /// How to make a session. `cancel` interrupts it.
+    /// Returns how to make a session. Setting `cancel` interrupts it.
     pub fn session(&self, cancel: Arc<AtomicBool>) -> SessionOptions {
         SessionOptions {
             threads: self.threads,
@@ -94,28 +94,27 @@ impl EngineArgs {
         }
     }
 
-    fn options(&self, session: &SessionOptions, watch: impl Fn(f32) + 'static) -> ModelOptions {
+    fn options(&self, session: &SessionOptions, watch: impl Fn(f32) + 'static) -> OpenOptions {
         let cancel = session.cancel.clone();
-        ModelOptions {
+        let load = ModelOptions {
             gpu_layers: self.gpu_layers,
-            allow_swap: self.allow_swap,
-            session: session.clone(),
             progress: Some(Box::new(move |part| {
                 watch(part);
                 !cancel.load(Ordering::Relaxed)
             })),
             ..ModelOptions::default()
-        }
+        };
+        OpenOptions { load, session: session.clone(), allow_swap: self.allow_swap, beside: 0 }
     }
 }
 
 impl MachineArgs {
-    /// How to make a session. `cancel` interrupts it.
+    /// Returns how to make a session. Setting `cancel` interrupts it.
     pub fn session(&self, cancel: Arc<AtomicBool>) -> SessionOptions {
         SessionOptions { n_ctx: self.ctx, ..self.engine.session(cancel) }
     }
 
-    /// Whether layers of the model lie on a GPU.
+    /// Returns whether layers of the model lie on a GPU.
     pub fn uses_gpu(&self) -> Result<bool, Error> {
         Ok(self.engine.gpu_layers != Some(0) && llama::has_gpu()?)
     }
@@ -125,14 +124,16 @@ impl MachineArgs {
         self.load_watched(path, session, |_| {})
     }
 
-    /// As [`Self::load`]; `watch` is told how far it is, from 0 to 1.
+    /// As [`Self::load`]; `watch` is told the progress, from 0 to 1.
     pub fn load_watched(
         &self,
         path: &Path,
         session: &SessionOptions,
         watch: impl Fn(f32) + 'static,
     ) -> Result<Model, Error> {
-        Model::load(path, ModelOptions { lora: self.lora.clone(), ..self.engine.options(session, watch) })
+        let mut options = self.engine.options(session, watch);
+        options.load.lora = self.lora.clone();
+        engine::open(path, options)
     }
 
     /// Loads the model at `path` for such a session, beside one that takes `beside` bytes; with other layers on the GPU
@@ -144,12 +145,13 @@ impl MachineArgs {
         beside: u64,
         gpu_layers: Option<u32>,
     ) -> Result<Model, Error> {
-        let options = self.engine.options(session, |_| {});
-        Model::load(path, ModelOptions { beside, gpu_layers: gpu_layers.or(options.gpu_layers), ..options })
+        let mut options = self.engine.options(session, |_| {});
+        options.load.gpu_layers = gpu_layers.or(options.load.gpu_layers);
+        engine::open(path, OpenOptions { beside, ..options })
     }
 }
 
-/// What was loaded, unless it was interrupted.
+/// Turns an interrupted load into [`Interrupted`].
 pub(super) fn interruptible<T>(loaded: Result<T, Error>) -> anyhow::Result<T> {
     loaded.map_err(|error| match error {
         Error::LoadCancelled => Interrupted(error.to_string()).into(),

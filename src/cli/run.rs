@@ -16,9 +16,8 @@ use super::structure::StructureArgs;
 use super::template;
 use crate::chat::{self, Message, Prompt};
 use crate::engine;
-use crate::engine::{CacheError, Finish, GenerateOptions, Generated, PromptCache, Writer};
-use crate::llama;
-use crate::llama::{Error, Model, Session};
+use crate::engine::{CacheError, Finish, GenerateOptions, Generated, PromptCache, Session, Writer};
+use crate::llama::{self, Model};
 use crate::vocab::Tokenizer;
 
 /// Write text with a model
@@ -33,7 +32,7 @@ pub struct Args {
     /// The model: a GGUF file, or any part of a split one
     model: PathBuf,
 
-    /// The text to go on from; '-' reads it from standard input, without its last line break
+    /// The text to continue; '-' reads it from standard input, without its last line break
     #[arg(
         short,
         long,
@@ -44,27 +43,27 @@ pub struct Args {
     )]
     prompt: Option<String>,
 
-    /// Read the prompt from a file; its last line break is left out
+    /// Read the prompt from a file, without its last line break
     #[arg(short, long, value_name = "FILE", help_heading = "Prompt")]
     file: Option<PathBuf>,
 
-    /// Put the prompt to the model as a message, in the model's own chat template
+    /// Send the prompt as a message, in the model's own chat template
     #[arg(long, help_heading = "Prompt")]
     chat: bool,
 
-    /// With --chat: what the model is told before the message
+    /// With --chat: the system message, which comes before the prompt
     #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true, help_heading = "Prompt")]
     system: Option<String>,
 
-    /// With --chat: a Jinja template from a file, or 'chatml', in place of the model's own
+    /// With --chat: a Jinja template from a file, or 'chatml', instead of the model's own
     #[arg(long, value_name = "FILE", requires = "chat", help_heading = "Prompt")]
     chat_template: Option<PathBuf>,
 
-    /// Keep what the model makes of the prompt in this file, and start from there when the next prompt begins alike
+    /// Save the state of the model after the prompt in this file, and start from it when the next prompt begins alike
     #[arg(long, value_name = "FILE", help_heading = "Prompt")]
     prompt_cache: Option<PathBuf>,
 
-    /// Read control tokens where the prompt spells them, such as <|endoftext|>; otherwise they are just text
+    /// Treat control tokens that the prompt spells, such as <|endoftext|>, as control tokens and not as text
     #[arg(long, conflicts_with = "chat", help_heading = "Prompt")]
     special: bool,
 
@@ -72,7 +71,7 @@ pub struct Args {
     #[arg(short = 'n', long, value_name = "N", help_heading = "Writing")]
     max_tokens: Option<usize>,
 
-    /// End when this text comes up, which is not printed; can be given several times
+    /// End where the model writes this text, which is not printed; can be given several times
     #[arg(long, value_name = "TEXT", action = ArgAction::Append, allow_hyphen_values = true, help_heading = "Writing")]
     stop: Vec<String>,
 
@@ -89,11 +88,11 @@ pub struct Args {
     #[command(flatten)]
     speculation: SpeculationArgs,
 
-    /// Print one JSON object at the end in place of text
+    /// Print one JSON object at the end instead of text
     #[arg(long, help_heading = "Output")]
     json: bool,
 
-    /// With --json: the log-probability of each token, and of this many of the most likely ones in its place
+    /// With --json: report the log-probability of each token, and of this many of the most likely tokens in its place
     #[arg(long, value_name = "N", requires = "json", help_heading = "Output")]
     logprobs: Option<usize>,
 
@@ -107,7 +106,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    // What can be wrong with the command line comes out before gigabytes are loaded.
+    // Mistakes on the command line are reported before gigabytes are loaded.
     args.sampling.params().check()?;
     let grammar = args.structure.grammar()?;
     let mut text = prompt_text(args.prompt.as_deref(), args.file.as_deref())?;
@@ -118,13 +117,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let session = args.speculation.session(args.machine.session(interrupt::listen()?))?;
     let model = interruptible(args.machine.load(&args.model, &session))?;
     let mut draft = interruptible(args.speculation.draft(&args.machine, &model, &session))?;
-    let tokens = chat::encode(&prompt(&args, text, &model)?, model.codec()).map_err(Error::from)?;
+    let tokens = chat::encode(&prompt(&args, text, &model)?, model.tokenizer())?;
     if tokens.is_empty() {
-        bail!("the prompt is empty, and the model's tokenizer begins no text of its own");
+        bail!("the prompt is empty, and the model's tokenizer adds no token that begins a text");
     }
-    let mut sampler = args.sampling.sampler(model.codec())?;
+    let mut sampler = args.sampling.sampler(model.tokenizer())?;
     let mut constraint = match &grammar {
-        Some(grammar) => Some(StructureArgs::constraint(grammar, model.codec())?),
+        Some(grammar) => Some(StructureArgs::constraint(grammar, model.tokenizer())?),
         None => None,
     };
     let mut session = Session::new(&model, &session)?;
@@ -140,54 +139,54 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         logprobs: args.logprobs,
         ..GenerateOptions::default()
     };
-    let warn = |warning: &CacheError| {
+    let warn = |warning: CacheError| {
         if let Some(path) = args.prompt_cache.as_deref().filter(|_| !args.quiet) {
-            eprintln!("warning: the prompt cache {}: {warning}", path.display());
+            eprintln!("warning: the prompt cache {}: {}", path.display(), super::message(&warning.into()));
         }
     };
     let mut cache = None;
     if let Some(path) = &args.prompt_cache {
         let (loaded, unused) = PromptCache::load(path, &mut session, &tokens)?;
         cache = Some(loaded);
-        unused.iter().for_each(warn);
+        unused.into_iter().for_each(warn);
     }
     let mut out = Output { stdout: io::stdout().lock(), quiet: args.json, ended_line: true, error: None };
     let writer = Writer { draft: draft.as_mut(), constraint: constraint.as_mut(), ..Writer::new(&mut sampler) };
     let written = engine::generate(&mut session, writer, &tokens, &options, |step| out.text(step.text))?;
-    // Where a stop text ends it, what was written lacks at least that.
+    // Where a stop text ended it, the text lacks at least that.
     let stopped = matches!(written.finish, Finish::Stop { .. });
     let complete = constraint.as_mut().map(|constraint| constraint.is_complete() && !stopped);
-    let finished = finish(&args, out, &written, sampler.seed(), complete, model.codec());
+    let finished = finish(&args, out, &written, sampler.seed(), complete, model.tokenizer());
     if let (Some(false), Some(grammar), false) = (complete, grammar, args.quiet) {
         eprint!("{}", cut(&written.finish, grammar.what()));
     }
-    // At the very end: nobody waits for it, and nothing that can go wrong here takes the text away.
+    // At the very end: nobody waits for it, and no error here loses the text.
     if let Some(Err(error)) = cache.map(|mut cache| cache.save(&mut session, tokens.len())) {
-        warn(&error);
+        warn(error);
     }
     finished
 }
 
-/// What to tell where a text was cut before it kept to what was asked for in full.
+/// Returns the warning for a text that ended before it satisfied its grammar.
 fn cut(finish: &Finish, what: &str) -> String {
     let why = match finish {
         Finish::MaxTokens => "-n allows no more tokens; ask for more",
         Finish::ContextFull => "the context is full; --ctx makes it larger",
         Finish::Stop { .. } => "a stop text came up",
-        // The model's end, nobody who reads on, an interrupt: said elsewhere.
+        // Reported elsewhere: the model's end, a closed pipe, an interrupt.
         _ => return String::new(),
     };
     format!("warning: the text was cut before it was whole, and does not keep to {what}: {why}\n")
 }
 
-/// The prompt's text: from the command line, a file, or standard input where something is piped into it.
+/// Reads the prompt: from the command line, a file, or standard input where something is piped into it.
 pub(super) fn prompt_text(given: Option<&str>, file: Option<&Path>) -> anyhow::Result<String> {
     match (given, file) {
         (Some(text), _) if text != "-" => Ok(text.to_string()),
         (_, Some(path)) => {
             let text =
                 std::fs::read_to_string(path).with_context(|| format!("cannot read the text in {}", path.display()))?;
-            // Some editors begin files with a byte order mark, which is no part of the text.
+            // Some editors begin files with a byte order mark, which is not part of the text.
             Ok(text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_string))
         }
         (given, None) => {
@@ -202,7 +201,7 @@ pub(super) fn prompt_text(given: Option<&str>, file: Option<&Path>) -> anyhow::R
     }
 }
 
-/// Files and pipes end in a line break that nobody meant: a model would go on in a new paragraph.
+/// Removes the line break at the end of files and pipes, after which a model would start a new paragraph.
 fn cut_last_line_break(text: &mut String) {
     let cut = text.strip_suffix('\n').map(|t| t.strip_suffix('\r').unwrap_or(t).len());
     text.truncate(cut.unwrap_or(text.len()));
@@ -217,15 +216,15 @@ fn prompt(args: &Args, text: String, model: &Model) -> anyhow::Result<Prompt> {
     }
     let source = template::Source::read(args.chat_template.as_ref())?;
     let template = source.template(model.metadata())?;
-    if let Some(warning) = source.warning(model.codec()).filter(|_| !args.quiet) {
+    if let Some(warning) = source.warning(model.tokenizer()).filter(|_| !args.quiet) {
         eprintln!("warning: {warning}");
     }
     let system = args.system.as_deref().map(|text| Message::new("system", text));
     let messages: Vec<Message> = system.into_iter().chain([Message::new("user", text)]).collect();
-    Ok(template.render(&messages, true, model.codec().markers())?)
+    Ok(template.render(&messages, true, model.tokenizer().markers())?)
 }
 
-/// Standard output, as text comes.
+/// Writes text to standard output as it comes.
 struct Output {
     stdout: io::StdoutLock<'static>,
     quiet: bool,
@@ -271,7 +270,7 @@ fn finish(
     let error =
         out.error.take().or_else(|| out.stdout.write_all(last.as_bytes()).and_then(|()| out.stdout.flush()).err());
     match error {
-        // Whoever read the text has enough of it.
+        // The reader has closed the pipe.
         Some(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
         Some(error) => return Err(error).context("cannot write to standard output"),
         None => {}
@@ -280,7 +279,7 @@ fn finish(
         eprint!("{}", statistics(args, written, seed));
     }
     match written.finish {
-        // The statistics have said so.
+        // The statistics say so.
         Finish::Cancelled => Err(Interrupted(String::new()).into()),
         _ => Ok(()),
     }

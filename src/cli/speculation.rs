@@ -1,35 +1,35 @@
-//! Flags for speculation, for every command that writes text: what guesses ahead, and how far.
+//! Flags for speculation, for every command that writes text: what drafts, and how many tokens.
 
 use std::path::{Path, PathBuf};
 
 use super::machine::MachineArgs;
-use crate::engine::{Draft, DraftOptions, Speculation};
-use crate::llama::{Error, Model, SessionOptions};
+use crate::engine::{self, Draft, DraftOptions, Error, SessionOptions, Speculation};
+use crate::llama::Model;
 
-/// What guesses how the text goes on, for the model to read several tokens at once.
+/// What drafts tokens, so that the model evaluates several at once.
 #[derive(Debug, clap::Args)]
 pub(super) struct SpeculationArgs {
-    /// Write faster, the same text: 'ngram' guesses from what the text said before; a smaller model with the same
-    /// vocabulary, as Yi-6B is for Yi-34B, guesses itself
+    /// Write the same text faster by drafting tokens ahead: 'ngram' looks them up in the text so far; a smaller model with
+    /// the same vocabulary, as Yi-6B is for Yi-34B, predicts them
     #[arg(long, value_name = "ngram|MODEL", help_heading = "Speculation")]
     draft: Option<PathBuf>,
 
-    /// Tokens to guess at a time at most; fewer are guessed where guesses fail
+    /// The most tokens to draft at a time; fewer are drafted where drafts turn out wrong
     #[arg(long, value_name = "N", default_value_t = DraftOptions::default().max, requires = "draft",
           help_heading = "Speculation")]
     draft_max: usize,
 
-    /// Make no use of fewer guesses than this; as many as --draft-max guesses so many every time
+    /// The fewest tokens that make a draft; with the number of --draft-max, that many are drafted every time
     #[arg(long, value_name = "N", default_value_t = DraftOptions::default().min, requires = "draft",
           help_heading = "Speculation")]
     draft_min: usize,
 
-    /// With a model: end a guess where its most likely token is less likely than this
+    /// With a model: stop drafting where its most likely token is less likely than this
     #[arg(long, value_name = "P", default_value_t = DraftOptions::default().p_min, requires = "draft",
           allow_negative_numbers = true, help_heading = "Speculation")]
     draft_p_min: f32,
 
-    /// With a model: its layers to put on the GPU [default: as --gpu-layers]
+    /// With a model: layers of it to put on the GPU [default: as --gpu-layers]
     #[arg(long, value_name = "N", requires = "draft", help_heading = "Speculation")]
     draft_gpu_layers: Option<u32>,
 }
@@ -39,7 +39,7 @@ impl SpeculationArgs {
         DraftOptions { max: self.draft_max, min: self.draft_min, p_min: self.draft_p_min }
     }
 
-    /// How to make the session of the model that writes, where `session` is how it is made without guesses.
+    /// Returns how to make the session of the model that writes, where `session` is how it is made without drafts.
     ///
     /// # Errors
     /// Where a flag is out of its range.
@@ -51,7 +51,7 @@ impl SpeculationArgs {
         Ok(SessionOptions { rows: self.options().rows().min(session.n_batch), ..session })
     }
 
-    /// What guesses for `model`, whose session is made by `session`; `None` where nothing is to be guessed.
+    /// Makes what drafts for `model`, whose session is made by `session`; `None` where nothing is to be drafted.
     ///
     /// # Errors
     /// Where the draft model cannot be loaded beside the model, or does not go with it.
@@ -66,14 +66,15 @@ impl SpeculationArgs {
             Some(path) if path == Path::new("ngram") => Draft::ngram(self.options()).map(Some),
             Some(path) => {
                 let its_session = Draft::session_options(model, session);
-                let draft = machine.load_beside(path, &its_session, model.memory(session), self.draft_gpu_layers)?;
+                let draft =
+                    machine.load_beside(path, &its_session, engine::memory(model, session), self.draft_gpu_layers)?;
                 Draft::model(model, &draft, session, self.options()).map(Some)
             }
         }
     }
 }
 
-/// What came of guessing, in a line.
+/// Describes how drafting went, in a line.
 pub(super) fn line(speculation: &Speculation) -> String {
     let Speculation { drafted, accepted, .. } = speculation;
     if *drafted == 0 {
@@ -86,7 +87,7 @@ pub(super) fn line(speculation: &Speculation) -> String {
     )
 }
 
-/// What came of guessing, for programs.
+/// Describes how drafting went, for programs.
 pub(super) fn json(speculation: &Speculation) -> serde_json::Value {
     serde_json::json!({
         "drafted_tokens": speculation.drafted,

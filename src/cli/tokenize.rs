@@ -7,7 +7,7 @@ use super::out;
 use super::table::{self, Align};
 use crate::base::display::visible;
 use crate::chat::{self, Prompt};
-use crate::llama::{Error, Model};
+use crate::llama::Model;
 use crate::vocab::PieceType;
 use crate::vocab::Tokenizer;
 
@@ -41,15 +41,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let text = super::run::prompt_text(args.text.as_deref(), args.file.as_deref())?;
     let model = Model::load_vocabulary(&args.model)?;
     let prompt = if args.special { Prompt::with_control_tokens(text) } else { Prompt::plain(text) };
-    let ids = chat::encode(&prompt, model.codec()).map_err(Error::from)?;
+    let ids = chat::encode(&prompt, model.tokenizer())?;
     out::to_stdout(|out| {
         if args.ids {
             let words: Vec<String> = ids.iter().map(u32::to_string).collect();
             writeln!(out, "{}", words.join(" "))?;
         } else if args.json {
-            writeln!(out, "{}", serde_json::to_string_pretty(&report(&ids, model.codec()))?)?;
+            writeln!(out, "{}", serde_json::to_string_pretty(&report(&ids, model.tokenizer()))?)?;
         } else {
-            out.table(rows(&ids, model.codec()))?;
+            out.table(rows(&ids, model.tokenizer()))?;
         }
         Ok(())
     })

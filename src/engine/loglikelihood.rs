@@ -1,4 +1,4 @@
-//! How likely a model finds the ends of many texts that begin alike.
+//! How likely a model finds the ends of many texts with common beginnings.
 //!
 //! ```text
 //! a question with four answers          in llama.cpp's memory, a cell a token         sequences
@@ -9,32 +9,25 @@
 //!                      └─ answer D                       answer C ...                 2 ...
 //! ```
 //!
-//! A text is a sequence. What several texts begin with is read once, for all of their sequences together: one cell, and
-//! one row of the batch. As many texts as fill a batch are read at a time, whether they belong together or not; no
-//! sequence sees what is not its own. The last text of a batch stays in memory, and what the next texts share with it
-//! (its question, the examples before all questions) is copied, which for a unified KV cache changes a mark on each cell
-//! and moves nothing.
+//! Each text is a sequence. The common beginning of several texts is read once, for all of their sequences together: one
+//! cell a token, and one token of the batch. As many texts as fill a batch are read at a time, related or not: no sequence
+//! attends to tokens of another. The last text of a batch stays in memory. What the next texts share with it (its question,
+//! the examples before all questions) is copied, which marks cells of the unified KV cache and moves nothing.
 //!
-//! Models whose memory cannot be cut read one text after the other.
-//!
-//! llama.cpp ends the process over a token, a sequence or a number of rows that it was not made for. All of that is
-//! checked or follows here: ids when texts come in, sequences and rows by how a batch is filled.
+//! Models whose memory cannot be truncated read one text after the other.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::ControlFlow;
-use std::sync::atomic::Ordering;
 
-use llama_cpp_sys_2 as sys;
-
-use crate::llama::session::Context;
-use crate::llama::{Error, Model, SessionOptions};
+use super::{Error, SessionOptions};
+use crate::llama::{self, Batch, Context, Model};
 use crate::sample;
 
-/// Texts read at a time, at most. Four answers to each of sixteen questions; llama.cpp takes 256.
+/// The most texts that are read at a time: four answers to each of sixteen questions. llama.cpp takes 256.
 const MOST_SEQUENCES: u32 = 64;
 
-/// A text of which the end is scored.
+/// A text whose end is scored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Branch {
     /// All of its tokens, with the one that begins every text where the model has one.
@@ -44,7 +37,7 @@ pub struct Branch {
 }
 
 impl Branch {
-    /// The tokens that the model has to read: all but the last, after which nothing is asked.
+    /// Returns the tokens that the model has to read: all but the last, after which nothing is scored.
     fn read(&self) -> &[u32] {
         &self.tokens[..self.tokens.len().saturating_sub(1)]
     }
@@ -52,46 +45,34 @@ impl Branch {
 
 /// A context that holds many texts at a time.
 pub struct Loglikelihoods {
-    // Before the model, because a context has to go before its model does.
     context: Context,
-    model: Model,
-    options: SessionOptions,
-    n_ctx: u32,
-    n_sequences: usize,
     /// What sequence 0 holds. No other sequence holds anything between two packs.
     held: Vec<u32>,
     /// Tokens that were read, of all texts so far.
     evaluated: u64,
+    batch: Batch,
     tops: Vec<f32>,
 }
 
-// SAFETY: a context belongs to no thread in particular. Without `Sync`, and with `&mut self` for everything that uses it,
-// no two threads do so at a time.
-unsafe impl Send for Loglikelihoods {}
-
 impl fmt::Debug for Loglikelihoods {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Loglikelihoods")
-            .field("model", &self.model)
-            .field("n_ctx", &self.n_ctx)
-            .field("n_sequences", &self.n_sequences)
-            .finish_non_exhaustive()
+        f.debug_struct("Loglikelihoods").field("context", &self.context).finish_non_exhaustive()
     }
 }
 
 impl Loglikelihoods {
-    /// The options that a context for many texts is made with: as many rows of logits as it takes. The check of the
-    /// machine's memory before a model is loaded needs them.
+    /// Returns the options that a context for many texts is made with: as many rows of logits as it needs. The check of the
+    /// machine's memory before a model is loaded uses them.
     pub fn options(options: &SessionOptions) -> SessionOptions {
-        // llama.cpp makes room for a row of each sequence, and asserts that it may.
+        // llama.cpp makes room for a row of each sequence, and asserts that the options allow it.
         let rows = options.rows.max(2 * MOST_SEQUENCES).min(options.n_batch);
         SessionOptions { rows, ..options.clone() }
     }
 
-    /// An empty context.
+    /// Makes an empty context.
     ///
     /// # Errors
-    /// Where an option is out of range, or llama.cpp finds no room.
+    /// Where an option is out of range, or llama.cpp has no memory for it.
     pub fn new(model: &Model, options: &SessionOptions) -> Result<Self, Error> {
         Self::with_sequences(model, options, MOST_SEQUENCES)
     }
@@ -101,61 +82,40 @@ impl Loglikelihoods {
     /// # Errors
     /// As [`Self::new`].
     pub fn with_sequences(model: &Model, options: &SessionOptions, most: u32) -> Result<Self, Error> {
-        options.check()?;
+        options.check(model.n_ctx_train())?;
         let n_ctx = options.n_ctx_for(model.n_ctx_train());
         let mut options = Self::options(options);
         // No batch is larger than what the context holds.
         options.n_batch = options.n_batch.min(n_ctx);
         options.rows = options.rows.min(options.n_batch);
-        let most = if model.can_be_cut() { most.clamp(1, MOST_SEQUENCES) } else { 1 };
+        let most = if model.can_truncate() { most.clamp(1, MOST_SEQUENCES) } else { 1 };
         let n_sequences = most.min(options.rows);
-        let context = Context::make(model, &options, |params| {
-            params.n_seq_max = n_sequences;
-            // One memory for all, so that a cell can belong to several sequences.
-            params.kv_unified = true;
-            // Without it the rows of one sequence would be limited to one.
-            params.n_outputs_max_per_seq = params.n_outputs_max;
-        })?;
-        // SAFETY: the context is alive.
-        let (n_batch, room, sequences) = unsafe {
-            let context = context.pointer().as_ptr();
-            (sys::llama_n_batch(context), sys::llama_n_ctx(context), sys::llama_n_seq_max(context))
-        };
-        options.n_batch = options.n_batch.min(n_batch);
-        options.rows = options.rows.min(options.n_batch);
-        Ok(Self {
-            context,
-            model: model.clone(),
-            n_ctx: n_ctx.min(room),
-            n_sequences: sequences.min(n_sequences) as usize,
-            options,
-            held: Vec::new(),
-            evaluated: 0,
-            tops: Vec::new(),
-        })
+        let context = Context::new(model, &options.context(model.n_ctx_train(), n_sequences), None)?;
+        let batch = Batch::with_capacity(context.n_batch() as usize);
+        Ok(Self { context, held: Vec::new(), evaluated: 0, batch, tops: Vec::new() })
     }
 
-    /// The model.
+    /// Returns the model.
     pub fn model(&self) -> &Model {
-        &self.model
+        self.context.model()
     }
 
-    /// Tokens there is room for: the longest text has one more, as its last is not read.
+    /// Returns how many tokens the context holds. The longest text has one more, as its last token is not read.
     pub fn n_ctx(&self) -> u32 {
-        self.n_ctx
+        self.context.n_ctx()
     }
 
-    /// Tokens that were read so far, for all texts together.
+    /// Returns how many tokens were read so far, for all texts together.
     pub fn evaluated(&self) -> u64 {
         self.evaluated
     }
 
-    /// The log-likelihoods of the scored tokens of each text: natural logarithms of their probabilities, added up. They
-    /// go to `each` with the index of the text, in order, a batch at a time, until it breaks.
+    /// Computes the log-likelihood of the scored tokens of each text: the sum of the natural logarithms of their
+    /// probabilities. They are passed to `each` with the index of the text, in order, a batch at a time, until it breaks.
     ///
     /// # Errors
     /// Where a text has nothing to score or nothing before it, is longer than the context, or has a token that is not in
-    /// the vocabulary: before anything is read. When interrupted; when llama.cpp fails, or its logits are no numbers.
+    /// the vocabulary: before anything is read. When cancelled; when llama.cpp fails, or its logits are not numbers.
     pub fn log_likelihoods(
         &mut self,
         branches: &[Branch],
@@ -179,149 +139,118 @@ impl Loglikelihoods {
         Ok(())
     }
 
-    fn check(&self, branch: &Branch) -> Result<(), Error> {
-        let n_vocab = self.model.n_vocab();
+    fn check(&self, branch: &Branch) -> Result<(), llama::Error> {
+        let (n_vocab, n_ctx) = (self.model().n_vocab(), self.n_ctx());
         if branch.from == 0 || branch.from >= branch.tokens.len() {
-            return Err(Error::NoTokens);
+            return Err(llama::Error::NoTokens);
         }
         if let Some(&token) = branch.tokens.iter().find(|token| **token >= n_vocab) {
-            return Err(Error::Token { token, n_vocab });
+            return Err(llama::Error::Token { token, n_vocab });
         }
-        if branch.read().len() > self.n_ctx as usize {
-            return Err(Error::ContextFull { wanted: branch.read().len(), n_ctx: self.n_ctx });
+        if branch.read().len() > n_ctx as usize {
+            return Err(llama::Error::ContextFull { wanted: branch.read().len(), n_ctx });
         }
         Ok(())
     }
 
-    /// The first of `branches`, as many as fill a batch.
+    /// Returns the first of `branches`, as many as fill a batch.
     fn pack(&self, branches: &[Branch]) -> Pack {
-        let limits = Limits { cells: self.n_ctx as usize, new: self.options.n_batch as usize, texts: self.n_sequences };
+        let limits = Limits {
+            cells: self.context.n_ctx() as usize,
+            new: self.context.n_batch() as usize,
+            texts: self.context.n_sequences() as usize,
+        };
         Pack::fill(branches, &self.held, &limits)
     }
 
-    /// Reads the texts of a pack, and gives what each comes to.
+    /// Reads the texts of a pack, and returns the log-likelihood of each.
     fn read(&mut self, pack: &Pack, branches: &[Branch]) -> Result<Vec<f64>, Error> {
         let mut sums = vec![0.0; branches.len()];
         self.share(&pack.shared)?;
-        let mut batch = RawBatch::default();
+        let (n_batch, n_rows) = (self.context.n_batch() as usize, self.context.n_rows() as usize);
         let mut first = 0;
         while first < pack.nodes.len() {
-            let n = pack.next_batch(first, self.options.n_batch as usize, self.options.rows as usize);
-            let nodes = &pack.nodes[first..first + n];
-            self.decode(nodes, &mut batch)?;
-            for (index, node) in nodes.iter().enumerate().filter(|(_, node)| !node.next.is_empty()) {
-                // SAFETY: the context is alive and done, and logits of this index were asked for.
-                let row = unsafe {
-                    let index = i32::try_from(index).unwrap_or(-1);
-                    sys::llama_get_logits_ith(self.context.pointer().as_ptr(), index)
-                };
-                if row.is_null() {
-                    return Err(Error::NoLogits { row: index, computed: n });
-                }
-                // SAFETY: llama.cpp keeps `n_vocab` floats a row until the next evaluation.
-                let logits = unsafe { std::slice::from_raw_parts(row.cast_const(), self.model.n_vocab() as usize) };
+            let nodes = &pack.nodes[first..first + pack.next_batch(first, n_batch, n_rows)];
+            self.batch.clear();
+            for node in nodes {
+                self.batch.push(node.token, node.position, &node.sequences, !node.next.is_empty());
+            }
+            self.context.decode(&self.batch)?;
+            for (row, node) in nodes.iter().filter(|node| !node.next.is_empty()).enumerate() {
+                let logits = self.context.logits(row)?;
                 let log_total = sample::log_total(logits, &mut self.tops)?;
                 for &(text, token) in &node.next {
                     sums[text] += f64::from(logits[token as usize]) - log_total;
                 }
             }
-            first += n;
+            first += nodes.len();
         }
         self.evaluated += pack.nodes.len() as u64;
-        self.keep_last(branches);
+        self.keep_last(branches)?;
         Ok(sums)
     }
 
-    /// Gives each sequence as much of sequence 0 as its text shares with it.
+    /// Copies to each sequence as much of sequence 0 as its text shares with it.
     fn share(&mut self, shared: &[usize]) -> Result<(), Error> {
-        let number = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
-        let memory = self.memory();
         let Some(&own) = shared.first() else { return Ok(()) };
-        for (sequence, &n) in shared.iter().enumerate().skip(1).filter(|(_, n)| **n > 0) {
-            // SAFETY: the memory is that of a live context; nothing is being evaluated; sequences are below `n_seq_max`.
-            unsafe { sys::llama_memory_seq_cp(memory, 0, number(sequence), 0, number(n)) };
+        for (sequence, &n) in (0u32..).zip(shared).skip(1).filter(|(_, n)| **n > 0) {
+            self.context.copy(0, sequence, number(n))?;
         }
         if own < self.held.len() {
-            // SAFETY: as above.
-            let cut = unsafe { sys::llama_memory_seq_rm(memory, 0, number(own), -1) };
-            if !cut {
-                // It was said to share something, and memories that cannot be cut never are.
-                return Err(Error::Decode { status: -1, reason: "its memory cannot be cut".to_string() });
+            let left = self.context.truncate(0, number(own))? as usize;
+            self.held.truncate(left);
+            if left < own {
+                // Memories that cannot be truncated never share anything.
+                let reason = "its memory cannot be truncated".to_string();
+                return Err(llama::Error::Decode { status: -1, reason }.into());
             }
-            self.held.truncate(own);
         }
         Ok(())
     }
 
     /// Makes sequence 0 hold the last text, and all others nothing.
-    fn keep_last(&mut self, branches: &[Branch]) {
-        let Some((last, branch)) = branches.len().checked_sub(1).map(|last| (last, &branches[last])) else { return };
-        if !self.model.can_be_cut() {
-            return self.clear();
+    fn keep_last(&mut self, branches: &[Branch]) -> Result<(), Error> {
+        let Some(last) = branches.len().checked_sub(1) else { return Ok(()) };
+        if !self.model().can_truncate() {
+            self.clear();
+            return Ok(());
         }
-        let number = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
-        let memory = self.memory();
-        // SAFETY: the memory is that of a live context; nothing is being evaluated; sequences are below `n_seq_max`.
-        // Whole sequences can be taken out of any memory.
-        unsafe {
-            if last > 0 {
-                sys::llama_memory_seq_rm(memory, 0, -1, -1);
-                sys::llama_memory_seq_cp(memory, number(last), 0, -1, -1);
-            }
-            for sequence in 1..branches.len() {
-                sys::llama_memory_seq_rm(memory, number(sequence), -1, -1);
-            }
+        let read = branches[last].read();
+        if last > 0 {
+            self.context.truncate(0, 0)?;
+            self.context.copy(number(last), 0, number(read.len()))?;
+        }
+        for sequence in 1..number(branches.len()) {
+            self.context.truncate(sequence, 0)?;
         }
         self.held.clear();
-        self.held.extend_from_slice(branch.read());
+        self.held.extend_from_slice(read);
+        Ok(())
     }
 
     /// Forgets everything.
     fn clear(&mut self) {
         self.held.clear();
-        // SAFETY: the memory is that of a live context, and nothing is being evaluated.
-        unsafe { sys::llama_memory_clear(self.memory(), true) };
-    }
-
-    fn memory(&self) -> sys::llama_memory_t {
-        // SAFETY: the context is alive.
-        unsafe { sys::llama_get_memory(self.context.pointer().as_ptr()) }
-    }
-
-    /// Reads some nodes of a pack.
-    fn decode(&self, nodes: &[Node], batch: &mut RawBatch) -> Result<(), Error> {
-        if self.options.cancel.load(Ordering::Relaxed) {
-            return Err(Error::Cancelled);
-        }
-        batch.fill(nodes);
-        let batch = sys::llama_batch {
-            n_tokens: i32::try_from(batch.tokens.len()).unwrap_or(0),
-            token: batch.tokens.as_mut_ptr(),
-            embd: std::ptr::null_mut(),
-            pos: batch.positions.as_mut_ptr(),
-            n_seq_id: batch.n_sequences.as_mut_ptr(),
-            seq_id: batch.sequences.as_mut_ptr(),
-            logits: batch.wanted.as_mut_ptr(),
-        };
-        // SAFETY: the arrays have `n_tokens` entries, the lists of sequences as many as `n_seq_id` says, and all outlive
-        // the call. Tokens were checked, sequences are below `n_seq_max`, positions of each go on from its last one; packs
-        // are cut to the context's size and rows, and no row is kept from one batch to the next.
-        unsafe { self.context.decode(batch, self.held.len() + nodes.len(), self.n_ctx) }
+        self.context.clear();
     }
 }
 
-/// A token that the texts of a pack read, each once for all texts that share all before it.
+fn number(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// A token that texts of a pack read: once for all texts that share it and all before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Node {
     token: u32,
-    position: usize,
+    position: u32,
     /// The texts it belongs to, by their place in the pack, which is their sequence.
-    sequences: Vec<i32>,
+    sequences: Vec<u32>,
     /// The scored tokens that come after it: of which text, and which.
     next: Vec<(usize, u32)>,
 }
 
-/// How much a pack may hold.
+/// The limits of a pack.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
     /// Tokens in memory.
@@ -335,32 +264,32 @@ struct Limits {
 /// Texts that are read together.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Pack {
-    /// Of each text, how many of its first tokens are in memory already.
+    /// For each text, how many of its first tokens are in memory already.
     shared: Vec<usize>,
-    /// What is to be read, in an order in which every token comes after those before it.
+    /// The tokens to read, each after those before it in its texts.
     nodes: Vec<Node>,
 }
 
 /// What comes before a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Parent {
-    /// So many tokens that are in memory.
+    /// That many tokens in memory.
     Held(usize),
     /// Another node.
     Node(usize),
 }
 
 impl Pack {
-    /// The first of `branches`, as many as the limits allow, but one in any case. `held` is in memory.
+    /// Packs the first of `branches`, as many as the limits allow, but at least one. `held` is in memory.
     fn fill(branches: &[Branch], held: &[u32], limits: &Limits) -> Self {
         let mut pack = Self::default();
         let mut children: HashMap<(Parent, u32), usize> = HashMap::new();
-        // What the first text does not share is taken out of memory only when all others have their copies.
+        // What the first text does not share is removed from memory only after all others have their copies.
         let mut most_shared = 0;
         for (text, branch) in branches.iter().enumerate().take(limits.texts.max(1)) {
             let read = branch.read();
             let same = read.iter().zip(held).take_while(|(a, b)| a == b).count();
-            // The token before the first that is scored is read in any case, for its logits.
+            // The token before the first scored one is read in any case, for its logits.
             let shared = same.min(branch.from - 1);
             let (known, parent) = walk(&children, &read[shared..], Parent::Held(shared));
             let n_new = read.len() - shared - known;
@@ -382,17 +311,17 @@ impl Pack {
             let index = self.nodes.len();
             children.insert((parent, token), index);
             parent = Parent::Node(index);
-            self.nodes.push(Node { token, position, sequences: Vec::new(), next: Vec::new() });
+            self.nodes.push(Node { token, position: number(position), sequences: Vec::new(), next: Vec::new() });
         }
     }
 
-    /// Marks the nodes of a text as its own, and those before scored tokens with these.
+    /// Adds a text to the nodes that belong to it, and its scored tokens to the nodes before them.
     fn mark(&mut self, children: &HashMap<(Parent, u32), usize>, branch: &Branch, text: usize, shared: usize) {
         let mut parent = Parent::Held(shared);
         for (position, &token) in branch.read().iter().enumerate().skip(shared) {
             let Some(&index) = children.get(&(parent, token)) else { return };
             let node = &mut self.nodes[index];
-            node.sequences.push(i32::try_from(text).unwrap_or(i32::MAX));
+            node.sequences.push(number(text));
             if position + 1 >= branch.from {
                 node.next.push((text, branch.tokens[position + 1]));
             }
@@ -400,8 +329,8 @@ impl Pack {
         }
     }
 
-    /// How many nodes from `first` on go into one batch of at most `n_batch` tokens and `rows` rows of logits: one at
-    /// least, where there is one.
+    /// Returns how many nodes from `first` on go into one batch of at most `n_batch` tokens and `rows` rows of logits: at
+    /// least one, where there is one.
     fn next_batch(&self, first: usize, n_batch: usize, rows: usize) -> usize {
         let mut wanted = 0;
         for (n, node) in self.nodes[first..].iter().enumerate() {
@@ -414,7 +343,7 @@ impl Pack {
     }
 }
 
-/// How many of `tokens` are there already, one after the other from `parent` on, and what the last of them is.
+/// Returns how many of `tokens` are nodes already, one after the other from `parent` on, and the last of those.
 fn walk(children: &HashMap<(Parent, u32), usize>, tokens: &[u32], mut parent: Parent) -> (usize, Parent) {
     for (n, &token) in tokens.iter().enumerate() {
         match children.get(&(parent, token)) {
@@ -423,31 +352,4 @@ fn walk(children: &HashMap<(Parent, u32), usize>, tokens: &[u32], mut parent: Pa
         }
     }
     (tokens.len(), parent)
-}
-
-/// What `llama_decode` takes: arrays with one entry a token.
-#[derive(Default)]
-struct RawBatch {
-    tokens: Vec<sys::llama_token>,
-    positions: Vec<sys::llama_pos>,
-    n_sequences: Vec<i32>,
-    /// They point into the nodes that the batch was filled from, which stay where they are until it has been read.
-    sequences: Vec<*mut sys::llama_seq_id>,
-    wanted: Vec<i8>,
-}
-
-impl RawBatch {
-    fn fill(&mut self, nodes: &[Node]) {
-        let number = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
-        self.tokens.clear();
-        self.tokens.extend(nodes.iter().map(|node| number(node.token as usize)));
-        self.positions.clear();
-        self.positions.extend(nodes.iter().map(|node| number(node.position)));
-        self.n_sequences.clear();
-        self.n_sequences.extend(nodes.iter().map(|node| number(node.sequences.len())));
-        self.sequences.clear();
-        self.sequences.extend(nodes.iter().map(|node| node.sequences.as_ptr().cast_mut()));
-        self.wanted.clear();
-        self.wanted.extend(nodes.iter().map(|node| i8::from(!node.next.is_empty())));
-    }
 }

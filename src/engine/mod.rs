@@ -1,13 +1,41 @@
-//! Sequences of tokens over a model's context: generation, speculation, scoring, and what is kept of prompts.
+//! Sequences of tokens over a model's context: generation, speculation, scoring, and prompts kept on disk.
+//!
+//! ```text
+//! open ──► Session: one Sequence in a context of its own ◄── generate ◄──── run, chat, tasks
+//!                            │                                   │
+//!                            ▼                                   ▼
+//!                         Decoder ◄── evaluate_together      Generation::step(logits) ──► Action
+//!                   llama::Context, or a table in tests          Sampler, Constraint, Draft
+//!
+//! Loglikelihoods: many sequences in one context ◄── tasks
+//! ```
+//!
+//! A [`Generation`] decides and a driver evaluates: [`generate`] for one text, a scheduler for many. Nothing here prints.
 
+mod decoder;
+mod error;
+#[cfg(test)]
+mod fake;
 mod generate;
+mod generation;
 mod loglikelihood;
-pub(crate) mod prompt_cache;
+mod open;
+mod prompt_cache;
+mod sequence;
+mod session;
 mod speculate;
+#[cfg(test)]
+mod tests;
 mod turn;
 
-pub use generate::{Finish, GenerateOptions, Generated, Step, TokenLogprobs, Writer, generate};
+pub use decoder::Decoder;
+pub use error::{DraftError, DraftSetting, Error};
+pub use generate::{Generated, generate};
+pub use generation::{Action, Finish, GenerateOptions, Generation, Step, TokenLogprobs, Writer};
 pub use loglikelihood::{Branch, Loglikelihoods};
-pub use prompt_cache::{CacheError, PromptCache};
+pub use open::{OpenOptions, memory, open};
+pub use prompt_cache::{CacheError, CacheSetting, PromptCache};
+pub use sequence::{LogitRows, Logits, Sequence, Share, evaluate_together};
+pub use session::{Session, SessionOptions};
 pub use speculate::{Draft, DraftOptions, Speculation, take_or_redraw};
 pub use turn::{Answer, Assistant, Event, EventSink, TurnEnd, TurnError, TurnOptions, TurnStats};

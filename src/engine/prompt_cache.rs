@@ -1,78 +1,77 @@
-//! What a model has read, kept on disk: the next prompt that begins with it starts from there.
+//! The state of a context, kept on disk: the next prompt that begins with the same tokens starts from there.
 //!
 //! ```text
 //! 0    "nibbleKV"
 //! 8    version, bytes of the identity, number of tokens      u32 each, little-endian as all numbers here
 //! 20   bytes of the state                                    u64
-//! 28   identity: whose state it is, as JSON
+//! 28   identity: what the state depends on, as JSON
 //!      tokens                                                u32 each
 //!      state, as llama.cpp writes it
 //!      BLAKE3 of all that
 //! ```
 //!
-//! llama.cpp sees a state only when the file is whole, bit for bit, and made by the same model, adapters, settings and
-//! llama.cpp.
+//! llama.cpp sees a state only when the file is whole, bit for bit, and was written with the same model, adapters, settings
+//! and version of llama.cpp.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::{Error, Session};
 use crate::base::atomic_file::AtomicFile;
-use crate::gguf::Gguf;
-use crate::llama::{Error, Model, Session};
+use crate::llama;
 
 const MAGIC: &[u8; 8] = b"nibbleKV";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 28;
 const HASH_BYTES: usize = blake3::OUT_LEN;
-/// A file is not written anew for less than this share of the tokens: what is new is soon read again.
+/// A file is rewritten only when at least this share of its tokens is new: fewer are soon evaluated again.
 const WORTH_WRITING: usize = 16;
-/// The version of the crate whose llama.cpp writes the states: another one may write others.
+/// The version of the crate whose llama.cpp writes the states. Another one may use another format.
 const LLAMA_CPP: &str = "0.1.160";
 
 /// Why a file is not used, or was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    /// It is something else.
-    #[error("it is no prompt cache of nibble's, so it is left as it is, and nothing is kept")]
+    /// It is a file of another kind.
+    #[error("it is not a prompt cache of nibble's, so it is left as it is, and nothing is kept")]
     NotOurs,
-    /// It is not all there, or not as it was written.
+    /// It is incomplete, or was changed.
     #[error("it is damaged, so it is not used, and will be replaced")]
     Damaged,
     /// It was written by another version of nibble.
-    #[error(
-        "it has version {found} of its format, where this nibble has {VERSION}, so it is not used, and will be replaced"
-    )]
+    #[error("its format has version {found}, and this nibble reads {VERSION}, so it is not used, and will be replaced")]
     Version {
         /// The version.
         found: u32,
     },
-    /// It is the memory of another model, or under other settings.
-    #[error("it was written with {what}, so it is not used, and will be replaced")]
+    /// It was written for another model, or with another setting.
+    #[error("it was written with {setting}, so it is not used, and will be replaced")]
     Foreign {
-        /// What was different.
-        what: &'static str,
+        /// The first setting that differs.
+        setting: CacheSetting,
     },
-    /// There is no room in the context for what it holds.
+    /// It holds more tokens than the context.
     #[error("it holds {n_tokens} tokens, and the context {n_ctx}, so it is not used, and will be replaced")]
     TooLong {
         /// Tokens in the file.
         n_tokens: usize,
-        /// Tokens there is room for.
+        /// Tokens that fit.
         n_ctx: usize,
     },
-    /// llama.cpp does not take it back.
-    #[error("llama.cpp does not take it: {0}; it will be replaced")]
-    Refused(String),
-    /// A model whose memory is not kept.
-    #[error("what this model remembers cannot be kept, as it cannot be cut")]
+    /// llama.cpp refuses its contents.
+    #[error("{0}; it will be replaced")]
+    Refused(#[source] llama::Error),
+    /// The model's memory cannot be truncated, so that it is not kept.
+    #[error("what this model has read cannot be kept, as its memory cannot be truncated")]
     Model,
-    /// No memory for it.
+    /// There is no memory for it.
     #[error("there is no memory for its {bytes} bytes")]
     Memory {
-        /// The bytes.
+        /// Its size.
         bytes: u64,
     },
     /// It could not be read.
@@ -83,27 +82,74 @@ pub enum CacheError {
     Write(#[source] io::Error),
 }
 
-/// A file with what a model has read.
+/// What has to be the same for a saved state to mean the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheSetting {
+    /// The model.
+    Model,
+    /// Its LoRA adapters.
+    Lora,
+    /// How the KV cache stores its values.
+    KvType,
+    /// Whether attention is computed in one fused step.
+    FlashAttention,
+    /// The size of the context, where the model's positions depend on it.
+    ContextSize,
+    /// The version of llama.cpp.
+    LlamaCpp,
+}
+
+impl CacheSetting {
+    const ALL: [Self; 6] =
+        [Self::Model, Self::Lora, Self::KvType, Self::FlashAttention, Self::ContextSize, Self::LlamaCpp];
+
+    /// Returns its key in the identity of a file.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Lora => "lora",
+            Self::KvType => "kv_type",
+            Self::FlashAttention => "flash_attention",
+            Self::ContextSize => "scaled_ctx",
+            Self::LlamaCpp => "llama_cpp",
+        }
+    }
+}
+
+impl fmt::Display for CacheSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Model => "another model",
+            Self::Lora => "other LoRA adapters",
+            Self::KvType => "another type of KV cache",
+            Self::FlashAttention => "another setting of flash attention",
+            Self::ContextSize => "another context size, on which this model's positions depend",
+            Self::LlamaCpp => "another version of llama.cpp",
+        })
+    }
+}
+
+/// A file with the state of a context.
 #[derive(Debug)]
 pub struct PromptCache {
     path: PathBuf,
     identity: String,
-    // The tokens that the file holds the state after; none where it is not to be used.
+    // The tokens that the state in the file was saved after; none where the file is not used.
     found: Vec<u32>,
-    // Whether the file is somebody else's.
+    // Whether the file must not be replaced.
     is_foreign: bool,
 }
 
 impl PromptCache {
-    /// Looks at the file at `path`. Where it holds what the session's model has to read first of `prompt`, the context
-    /// then holds what the file does. Gives why it is not used, where there is one and it is not.
+    /// Reads the file at `path`. Where it begins with the first token of `prompt`, the context then holds what the file
+    /// does. Returns the cache, and why the file is not used, where there is one and it is not.
     ///
     /// # Errors
     /// When the model's own file cannot be read.
     pub fn load(path: &Path, session: &mut Session, prompt: &[u32]) -> Result<(Self, Option<CacheError>), Error> {
         let identity = identity(session)?;
         let mut cache = Self { path: path.to_path_buf(), identity, found: Vec::new(), is_foreign: false };
-        if !session.model().can_be_cut() {
+        if !session.model().can_truncate() {
             cache.is_foreign = true;
             return Ok((cache, Some(CacheError::Model)));
         }
@@ -120,7 +166,7 @@ impl PromptCache {
         Ok((cache, read.err()))
     }
 
-    /// The contents of the file, checked; `None` where there is no file.
+    /// Returns the contents of the file, checked; `None` where there is no file.
     fn read(&self, session: &Session) -> Result<Option<Contents>, CacheError> {
         let mut file = match File::open(&self.path) {
             Ok(file) => file,
@@ -145,7 +191,7 @@ impl PromptCache {
         bytes.try_reserve_exact(length).map_err(|_| too_large())?;
         bytes.extend_from_slice(&start);
         file.take(n_bytes - start.len() as u64).read_to_end(&mut bytes).map_err(CacheError::Read)?;
-        // It may have been cut short in the meantime.
+        // It may have been truncated in the meantime.
         let Some((content, hash)) = bytes.split_at_checked(length - HASH_BYTES) else {
             return Err(CacheError::Damaged);
         };
@@ -157,13 +203,13 @@ impl PromptCache {
         Ok(Some(contents))
     }
 
-    /// Whether the state is one of this session's model and settings.
+    /// Refuses a state of another model or of other settings than this session's.
     fn check(&self, contents: &Contents, session: &Session) -> Result<(), CacheError> {
         let read = |text: &[u8]| serde_json::from_slice::<Map<String, Value>>(text).map_err(|_| CacheError::Damaged);
         let (theirs, ours) = (read(contents.identity())?, read(self.identity.as_bytes())?);
-        for (key, what) in IDENTITY {
-            if theirs.get(key) != ours.get(key) {
-                return Err(CacheError::Foreign { what });
+        for setting in CacheSetting::ALL {
+            if theirs.get(setting.key()) != ours.get(setting.key()) {
+                return Err(CacheError::Foreign { setting });
             }
         }
         let n_vocab = session.model().n_vocab();
@@ -178,8 +224,8 @@ impl PromptCache {
         Ok(())
     }
 
-    /// Writes what the model knows after the first `n_tokens` tokens of the session's context, which then holds only
-    /// these, to the file. Not where the file holds them already, or nearly all of them. Gives whether it was written.
+    /// Writes the state after the first `n_tokens` tokens of the session's context, which then holds only these, to the
+    /// file, unless the file holds all or nearly all of them already. Returns whether it was written.
     ///
     /// # Errors
     /// When the file cannot be written; the one that was there is then still there.
@@ -194,7 +240,10 @@ impl PromptCache {
         if session.truncate(n_tokens) < n_tokens {
             return Err(CacheError::Model);
         }
-        let state = session.state().map_err(|bytes| CacheError::Memory { bytes })?;
+        let state = session.state().map_err(|error| match error {
+            llama::Error::StateMemory { bytes } => CacheError::Memory { bytes },
+            error => CacheError::Refused(error),
+        })?;
         self.write(session.tokens(), &state).map_err(CacheError::Write)?;
         self.found = session.tokens().to_vec();
         Ok(true)
@@ -228,7 +277,7 @@ struct Header {
 }
 
 impl Header {
-    /// Reads them from the beginning of a file of `n_bytes` bytes, which they account for exactly.
+    /// Reads the beginning of a file of `n_bytes` bytes, which the lengths have to add up to exactly.
     fn read(start: &[u8], n_bytes: u64) -> Result<Self, CacheError> {
         let number = |at: usize| -> Result<u32, CacheError> {
             let bytes = start.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
@@ -248,7 +297,7 @@ impl Header {
     }
 }
 
-/// A file that is whole.
+/// The bytes of a file whose hash is right.
 struct Contents {
     bytes: Vec<u8>,
     header: Header,
@@ -271,25 +320,15 @@ impl Contents {
     }
 }
 
-/// What has to be the same for a state to mean the same, and what to say where it is not.
-const IDENTITY: [(&str, &str); 6] = [
-    ("model", "another model"),
-    ("lora", "other LoRA adapters"),
-    ("kv_type", "another --kv-type"),
-    ("flash_attention", "another --flash-attn"),
-    ("scaled_ctx", "another --ctx, on which this model's positions depend"),
-    ("llama_cpp", "another version of llama.cpp"),
-];
-
-/// Whose states a session's are.
+/// Returns what states of this session depend on, as JSON.
 fn identity(session: &Session) -> Result<String, Error> {
     let model = session.model();
     let options = session.options();
     let architecture = model.metadata().str("general.architecture").unwrap_or("llama");
-    // Some models turn positions otherwise in contexts that are longer than what they were first trained on.
+    // Some models encode positions differently in contexts that are longer than what they were first trained on.
     let scaled = model.metadata().get(&format!("{architecture}.rope.scaling.original_context_length")).is_some();
     let identity = serde_json::json!({
-        "model": fingerprint(model)?.to_hex().as_str(),
+        "model": model.file_fingerprint()?.to_hex().as_str(),
         "lora": blake3::hash(model.lora_identity()).to_hex().as_str(),
         "kv_type": format!("{:?}", options.kv_type),
         "flash_attention": format!("{:?}", options.flash_attention),
@@ -297,34 +336,6 @@ fn identity(session: &Session) -> Result<String, Error> {
         "llama_cpp": LLAMA_CPP,
     });
     Ok(identity.to_string())
-}
-
-/// Tells one model's file from another's without reading all of it: everything before the tensors, and of each tensor the
-/// beginning, the middle and the end. Weights that were trained or quantized otherwise differ nearly everywhere.
-pub(crate) fn fingerprint(model: &Model) -> Result<blake3::Hash, Error> {
-    const PIECE: usize = 512;
-    let gguf = Gguf::open(model.path())?;
-    let mut hasher = blake3::Hasher::new();
-    for mapping in gguf.mappings() {
-        hasher.update(&(mapping.bytes().len() as u64).to_le_bytes());
-    }
-    let mut headers: Vec<(&[u8], usize)> = gguf.mappings().map(|m| (m.bytes(), m.bytes().len())).collect();
-    for i in 0..gguf.tensors().len() {
-        let (mapping, range) = gguf.location(i);
-        for (bytes, end) in &mut headers {
-            if std::ptr::eq(bytes.as_ptr(), mapping.bytes().as_ptr()) {
-                *end = range.start.min(*end);
-            }
-        }
-        let data = gguf.data(i);
-        for at in [0, data.len() / 2, data.len().saturating_sub(PIECE)] {
-            hasher.update(&data[at..data.len().min(at + PIECE)]);
-        }
-    }
-    headers.iter().for_each(|(bytes, end)| {
-        hasher.update(&bytes[..*end]);
-    });
-    Ok(hasher.finalize())
 }
 
 #[cfg(test)]

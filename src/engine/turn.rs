@@ -21,10 +21,10 @@
 use std::ops::{AddAssign, ControlFlow};
 use std::time::{Duration, Instant};
 
-use super::{Draft, Finish, GenerateOptions, Speculation, Writer, generate};
+use super::{Draft, Error, Finish, GenerateOptions, Session, Speculation, Writer, generate};
 use crate::chat::{self, Conversation, Fit, StopText, Template, Utf8Stream, Written};
 use crate::constrain::Constraint;
-use crate::llama::{self, Model, Session};
+use crate::llama::Model;
 use crate::sample::{self, Params, Sampler};
 use crate::vocab::{TokenizeError, Tokenizer};
 
@@ -124,7 +124,7 @@ pub enum TurnEnd {
     /// The event sink stopped it.
     Dropped,
     /// The model failed. What was written until then is kept.
-    Failed(llama::Error),
+    Failed(Error),
 }
 
 /// An answer, which is in the conversation by now.
@@ -166,7 +166,7 @@ pub enum TurnError {
     Template(#[from] chat::Error),
     /// The text cannot be encoded, or the model failed.
     #[error("{0}")]
-    Model(#[from] llama::Error),
+    Model(#[from] Error),
 }
 
 impl From<TokenizeError> for TurnError {
@@ -192,7 +192,7 @@ impl Assistant {
     /// # Errors
     /// When a sampling parameter is out of range.
     pub fn new(session: Session, template: Template, options: TurnOptions) -> Result<Self, sample::Error> {
-        let sampler = sampler(&options.params, session.model().codec())?;
+        let sampler = sampler(&options.params, session.model().tokenizer())?;
         Ok(Self { session, template, sampler, constraint: None, draft: None, options })
     }
 
@@ -244,7 +244,7 @@ impl Assistant {
     }
 
     fn tokenizer(&self) -> &dyn Tokenizer {
-        self.session.model().codec()
+        self.session.model().tokenizer()
     }
 
     /// Returns the number of tokens of `conversation` as a prompt.
@@ -328,9 +328,9 @@ impl Assistant {
             Fit::TooLong(tokens) => return Err(TurnError::TooLong { tokens, n_ctx, least }),
         };
         if let Some(constraint) = &mut self.constraint {
-            constraint.restart().map_err(llama::Error::from)?;
+            constraint.restart().map_err(Error::from)?;
             for token in &reply.tokens {
-                constraint.accept(*token).map_err(llama::Error::from)?;
+                constraint.accept(*token).map_err(Error::from)?;
             }
         }
         let mut stats = TurnStats::default();
@@ -361,7 +361,7 @@ impl Assistant {
         if matches!(end, TurnEnd::Cancelled | TurnEnd::Dropped) && reply.tokens.len() == begun {
             return Err(TurnError::Cancelled);
         }
-        reply.finish(!matches!(end, TurnEnd::Complete), self.session.model().codec(), sink);
+        reply.finish(!matches!(end, TurnEnd::Complete), self.session.model().tokenizer(), sink);
         // The turn is over, whether or not anybody still listens.
         let _ = sink.event(Event::End);
 
@@ -401,12 +401,12 @@ impl Assistant {
         reply: &mut Reply,
         stats: &mut TurnStats,
         sink: &mut dyn EventSink,
-    ) -> Result<TurnEnd, llama::Error> {
+    ) -> Result<TurnEnd, Error> {
         let start = Instant::now();
         let reused = match self.read(prompt, sink) {
             Ok(Some(reused)) => reused,
             Ok(None) => return Ok(TurnEnd::Dropped),
-            Err(llama::Error::Cancelled) => return Ok(TurnEnd::Cancelled),
+            Err(Error::Cancelled) => return Ok(TurnEnd::Cancelled),
             Err(error) => return Err(error),
         };
         let read_time = start.elapsed();
@@ -423,7 +423,7 @@ impl Assistant {
                 false => ControlFlow::Continue(()),
             };
             let Some(token) = step.token else { return ControlFlow::Continue(()) };
-            let (stop, flow) = reply.push(token, model.codec(), sink);
+            let (stop, flow) = reply.push(token, model.tokenizer(), sink);
             (stopped, dropped) = (stop, flow.is_break() || read.is_break());
             if stopped || dropped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
@@ -449,7 +449,7 @@ impl Assistant {
 
     /// Reads all of a prompt but its last batch, which is left to [`generate`], and reports progress. Returns the
     /// number of tokens that the context already held; `None` when the sink stopped the turn.
-    fn read(&mut self, prompt: &[u32], sink: &mut dyn EventSink) -> Result<Option<usize>, llama::Error> {
+    fn read(&mut self, prompt: &[u32], sink: &mut dyn EventSink) -> Result<Option<usize>, Error> {
         let held = self.session.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let held = held.min(prompt.len().saturating_sub(1));
         let n_batch = self.session.n_batch().max(1);

@@ -31,9 +31,9 @@ use std::time::{Duration, Instant};
 use crate::base::atomic_file::AtomicFile;
 use crate::calibration::importance::{self, File, Matrix, Sums};
 use crate::chat::{self, Prompt};
+use crate::engine::{self, Logits, Session, SessionOptions};
 use crate::gguf::{self, Gguf, Metadata, TensorType};
-use crate::llama;
-use crate::llama::{Logits, Model, Node, Observer, Room, Session, SessionOptions};
+use crate::llama::{Model, Node, Observer, Room};
 
 /// The default number of tokens in a window.
 pub const DEFAULT_WINDOW: u32 = 512;
@@ -123,7 +123,7 @@ pub enum Error {
     #[error(transparent)]
     Model(#[from] gguf::Error),
     #[error(transparent)]
-    Run(#[from] llama::Error),
+    Run(#[from] engine::Error),
     #[error(transparent)]
     Importance(#[from] importance::Error),
     #[error("there is nothing to do: no text to read, and no file to add")]
@@ -322,7 +322,7 @@ impl Job {
             true => Prompt::with_control_tokens(text.text.as_str()),
             false => Prompt::plain(text.text.as_str()),
         };
-        let mut tokens = chat::encode(&prompt, model.codec()).map_err(llama::Error::from)?;
+        let mut tokens = chat::encode(&prompt, model.tokenizer()).map_err(engine::Error::from)?;
         let (n_tokens, window) = (tokens.len(), self.window as usize);
         let most = self.options.most_windows.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
         let n_windows = (n_tokens / window).min(most);
@@ -352,7 +352,7 @@ impl Job {
         let heard = Arc::new(Mutex::new(Heard::new(&self.wanted)));
         let ears = Ears { heard: heard.clone(), room: Room::default() };
         let mut session = Session::observed(model, &self.session(), ears)?;
-        let begins_with = model.codec().begins_with();
+        let begins_with = model.tokenizer().begins_with();
         let mut saved = done;
         let windows = self.texts.iter().zip(tokens).flat_map(|(text, (tokens, _))| {
             tokens.chunks_exact(window).enumerate().map(move |(index, window)| (text, index as u64, window))
@@ -361,7 +361,7 @@ impl Job {
             lock(&heard).clear();
             match read(&mut session, tokens, begins_with) {
                 Ok(()) => {}
-                Err(llama::Error::Cancelled) => {
+                Err(engine::Error::Cancelled) => {
                     self.save_sums(&sums, done, &identity)?;
                     return Err(Error::Cancelled { done, all });
                 }
@@ -569,7 +569,7 @@ fn save(path: &Path, bytes: &[u8], replace: bool) -> Result<(), Error> {
 }
 
 /// Reads a window from an empty context.
-fn read(session: &mut Session, tokens: &[u32], begins_with: Option<u32>) -> Result<(), llama::Error> {
+fn read(session: &mut Session, tokens: &[u32], begins_with: Option<u32>) -> Result<(), engine::Error> {
     session.truncate(0);
     let mut first = tokens.to_vec();
     if let (Some(token), Some(place)) = (begins_with, first.first_mut()) {

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::read::session_for;
 use super::texts::Cut;
-use crate::llama::{Logits, Model, Node, Observer, Room, Session, SessionOptions};
+use crate::engine::{Logits, Session, SessionOptions};
+use crate::llama::{Model, Node, Observer, Room};
 
 /// Watches for the first result that has a NaN or an infinite number.
 struct Watch {

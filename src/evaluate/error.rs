@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::tasks::{self, KeptError, RunError};
 use super::{calibrate, texts, trace};
 use crate::weights::FilesError;
-use crate::{calibration, convert, gguf, llama, recipe};
+use crate::{calibration, convert, engine, gguf, recipe};
 
 /// Why a comparison cannot be made, or not to its end.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ pub enum Error {
     },
     /// A model cannot be run.
     #[error("{0}")]
-    Run(#[from] llama::Error),
+    Run(#[from] engine::Error),
     /// A file is not a model.
     #[error("{0}")]
     Gguf(#[from] gguf::Error),
@@ -166,6 +166,12 @@ pub enum Error {
     Stopped,
 }
 
+impl From<crate::llama::Error> for Error {
+    fn from(error: crate::llama::Error) -> Self {
+        Self::Run(error.into())
+    }
+}
+
 impl Error {
     /// Whether the work ended because it was asked to.
     pub fn is_cancelled(&self) -> bool {
@@ -173,7 +179,7 @@ impl Error {
             self,
             Self::LoadingStopped
                 | Self::Stopped
-                | Self::Run(llama::Error::LoadCancelled | llama::Error::Cancelled)
+                | Self::Run(engine::Error::LoadCancelled | engine::Error::Cancelled)
                 | Self::Calibrate(calibrate::Error::Cancelled { .. })
         ) || matches!(self, Self::Files(error) if error.is_cancelled())
             || matches!(self, Self::Convert(error) if error.is_cancelled())

@@ -9,7 +9,8 @@ use super::metrics::{Distance, Expected, Summary, TOP, Traced, distance, top_k};
 use super::read::{self, Failure, Observer, Read, Rows};
 use super::texts::{Cut, TokenizedText};
 use super::trace::{Trace, Writer};
-use crate::llama::{Model, SessionOptions};
+use crate::engine::SessionOptions;
+use crate::llama::Model;
 
 /// What candidates are compared with.
 #[derive(Clone, Copy, Debug)]

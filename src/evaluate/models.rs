@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use crate::llama::{Error, KvType, Model, ModelOptions, SessionOptions};
+use crate::engine::{self, Error, OpenOptions, SessionOptions};
+use crate::llama::{KvType, Model, ModelOptions};
 
 /// How models are run.
 #[derive(Clone, Debug, Default)]
@@ -23,15 +24,13 @@ impl ModelSettings {
     /// When the file is not a model that can be run, or does not fit in memory.
     pub fn load(&self, path: &Path, session: &SessionOptions, beside: u64) -> Result<Model, Error> {
         let cancel = session.cancel.clone();
-        let options = ModelOptions {
+        let load = ModelOptions {
             gpu_layers: self.gpu_layers,
-            allow_swap: self.allow_swap,
-            session: session.clone(),
-            beside,
             progress: Some(Box::new(move |_| !cancel.load(Ordering::Relaxed))),
             ..ModelOptions::default()
         };
-        Model::load(path, options)
+        let (session, allow_swap) = (session.clone(), self.allow_swap);
+        engine::open(path, OpenOptions { load, session, allow_swap, beside })
     }
 
     /// The type of the KV cache, as results call it.

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 
 use super::metrics::Broken;
 use super::texts::{Cut, TokenizedText};
-use crate::llama::{Error, Logits, Model, Session, SessionOptions};
+use crate::engine::{Error, Logits, Session, SessionOptions};
+use crate::llama::Model;
+use crate::placement::Shape;
 
 /// Bytes of the logits of a step.
 const STEP_BYTES: usize = 24 << 20;
@@ -236,7 +238,8 @@ impl<'a> Seat<'a> {
 
     /// Bytes that its context takes.
     fn context_bytes(&self) -> u64 {
-        let estimate = self.model.shape().estimate(&self.options);
+        let shape = Shape::of_model(self.model);
+        let estimate = shape.estimate(&self.options.size(shape.n_ctx_train));
         estimate.kv_cache.saturating_add(estimate.compute)
     }
 

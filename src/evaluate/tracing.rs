@@ -79,7 +79,7 @@ impl TraceJob {
         let model = Gguf::open(&options.model)?;
         let vocabulary = Model::load_vocabulary(&options.model)?;
         check_window(&vocabulary, options.cut)?;
-        let texts = texts::read(&options.texts, options.cut, options.most_windows, vocabulary.codec())?;
+        let texts = texts::read(&options.texts, options.cut, options.most_windows, vocabulary.tokenizer())?;
         let file = file::describe(&options.model, &model);
         Ok(Self { options, model, file, texts })
     }
@@ -107,7 +107,7 @@ impl TraceJob {
                 blake3,
                 quantization: file.quantization.clone(),
             },
-            vocabulary: vocabulary_hash(model.codec()).to_hex().to_string(),
+            vocabulary: vocabulary_hash(model.tokenizer()).to_hex().to_string(),
             n_vocab: model.n_vocab(),
             window: options.cut.window,
             drawn: options.drawn,

@@ -1,4 +1,4 @@
-//! The one llama.cpp of the process: its start, its log, and the lock around what it cannot do twice at a time.
+//! The process-wide part of llama.cpp: its start, its log, and the lock around what cannot run twice at a time.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_void};
@@ -11,51 +11,43 @@ use llama_cpp_sys_2 as sys;
 
 use super::Error;
 
-/// Never dropped: models and contexts have to go before it, and statics go last of all.
+/// Never dropped: it has to outlive all models and contexts.
 static BACKEND: OnceLock<Result<LlamaBackend, LlamaCppError>> = OnceLock::new();
 static MAKING: Mutex<()> = Mutex::new(());
 static VERBOSE: AtomicBool = AtomicBool::new(false);
 
-/// The backend, started at the first call.
+/// Returns the backend, which the first call starts.
 pub(super) fn get() -> Result<&'static LlamaBackend, Error> {
     let backend = BACKEND.get_or_init(|| {
-        // SAFETY: `on_log` is a function of the type that is asked for, it takes no data, and it never unwinds. The
-        // log is set before anything else of llama.cpp runs, so no other thread is using the old one.
+        // SAFETY: `on_log` has the required type, takes no data, and never unwinds. It is set before anything else of
+        // llama.cpp runs, so that no other thread is using the old one.
         unsafe { sys::llama_log_set(Some(on_log), std::ptr::null_mut()) };
         LlamaBackend::init()
     });
-    backend.as_ref().map_err(|e| Error::Backend(format!("{e}: this process uses it already, outside nibble")))
+    backend.as_ref().map_err(|e| Error::Backend(format!("{e}: this process already uses it outside nibble")))
 }
 
-/// Held while a model is loaded or a context made: llama.cpp writes to the model while it makes one.
+/// Held while a model is loaded, or a context or an adapter made: llama.cpp writes to the model meanwhile.
 pub(super) fn making() -> MutexGuard<'static, ()> {
-    // What a panicking holder leaves behind is no data of ours.
+    // The lock guards no data of ours that a panic could leave half changed.
     MAKING.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Sends llama.cpp's log to standard error, or keeps it to itself, as it does at first.
+/// Sends llama.cpp's log to standard error, or to nobody, which is the default.
 pub fn set_verbose(verbose: bool) {
     VERBOSE.store(verbose, Ordering::Relaxed);
 }
 
-/// What llama.cpp was built for and uses of this CPU: `CPU : AVX2 = 1 | ...`.
+/// Returns what llama.cpp was built for and uses of this CPU: `CPU : AVX2 = 1 | ...`.
 ///
 /// # Errors
-/// Where llama.cpp cannot be started.
+/// [`Error::Backend`] where llama.cpp cannot be started.
 pub fn system_info() -> Result<String, Error> {
     get()?;
     let _making = making();
-    // SAFETY: a string that llama.cpp keeps, and writes anew at each call: under the lock, and copied at once.
+    // SAFETY: a string that llama.cpp keeps and rewrites at each call. The lock is held, and the string is copied at once.
     let text = unsafe { CStr::from_ptr(sys::llama_print_system_info()) };
     Ok(text.to_string_lossy().trim().to_string())
-}
-
-/// Whether there is a GPU that this build can put layers on.
-///
-/// # Errors
-/// Where llama.cpp cannot be started.
-pub fn has_gpu() -> Result<bool, Error> {
-    Ok(get()?.supports_gpu_offload())
 }
 
 /// The last errors and warnings that llama.cpp logged on this thread.
@@ -67,12 +59,15 @@ struct Lines {
     open: bool,
 }
 
+/// The reason where llama.cpp logged neither an error nor a warning.
+pub(crate) const NO_REASON: &str = "it gave no reason";
+
 const KEPT_LINES: usize = 32;
 const KEPT_BYTES: usize = 1000;
 
 thread_local! {
-    // llama.cpp reports why a call failed on the thread that made the call, so that models which load at the same
-    // time do not get each other's reasons.
+    // llama.cpp logs why a call failed on the thread that made the call, so that models which are loaded at the same time
+    // do not get each other's reasons.
     static LINES: RefCell<Lines> = RefCell::default();
 }
 
@@ -81,25 +76,25 @@ thread_local! {
 pub(super) struct Heard(Vec<(bool, String)>);
 
 impl Heard {
-    /// The reasons for which the call failed: the errors that were logged, or without any the warnings.
+    /// Returns why the call failed: the errors that were logged, or the warnings where there were none.
     pub fn reason(&self) -> String {
         let told = |errors: bool| {
             let mut texts: Vec<&str> =
                 self.0.iter().filter(|(error, _)| *error == errors).map(|(_, text)| without_function(text)).collect();
             texts.dedup();
-            // What the caller of this says anyway.
+            // The caller says so itself.
             texts.retain(|text| *text != "failed to load model");
-            // The first says what was wrong; those that follow, that the caller noticed.
+            // The first line says what was wrong. Those that follow repeat it for each caller.
             texts.truncate(3);
             texts.join("; ")
         };
         let reason = [told(true), told(false)].into_iter().find(|r| !r.is_empty());
-        reason.unwrap_or_else(|| "it gave no reason; --verbose shows its log".to_string())
+        reason.unwrap_or_else(|| NO_REASON.to_string())
     }
 }
 
-/// Runs `call`. Gives what it gives, and what llama.cpp logged meanwhile. Cheap where that is nothing: this is around
-/// the evaluation of every token.
+/// Runs `call`. Returns its result, and what llama.cpp logged meanwhile. It costs next to nothing where that is nothing:
+/// this is around the evaluation of every token.
 pub(super) fn listen<T>(call: impl FnOnce() -> T) -> (T, Heard) {
     LINES.with_borrow_mut(|lines| {
         lines.recent.clear();
@@ -125,10 +120,10 @@ unsafe extern "C" fn on_log(level: sys::ggml_log_level, text: *const c_char, _da
     // SAFETY: llama.cpp passes a string that ends in NUL and lives for the length of this call.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
     if VERBOSE.load(Ordering::Relaxed) {
-        // Not `eprint!`, which panics where standard error is closed; a log line that is lost is just that.
+        // Not `eprint!`, which panics where standard error is closed.
         let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
     }
-    // A thread that is ending, or a log from within a log: nobody is listening.
+    // This fails in a thread that is ending and in a log from within a log, when nobody listens.
     let _ = LINES.try_with(|lines| {
         if let Ok(mut lines) = lines.try_borrow_mut() {
             lines.add(level, &text);
@@ -151,7 +146,7 @@ impl Lines {
                     self.recent.push((error, text.trim_end_matches('\n').chars().take(KEPT_BYTES).collect()));
                 }
             }
-            // Some other line began, whose continuations are none of ours.
+            // A line of another level began, whose continuations are not kept either.
             _ => {
                 self.open = false;
                 return;
@@ -188,7 +183,7 @@ mod tests {
         let ((), heard) = listen(|| log(sys::GGML_LOG_LEVEL_WARN, "find_slot: no room\n"));
         assert_eq!(heard.reason(), "no room");
         let ((), heard) = listen(|| ());
-        assert!(heard.reason().contains("--verbose"));
+        assert_eq!(heard.reason(), NO_REASON);
     }
 
     #[test]

@@ -1,30 +1,26 @@
-//! What can go wrong when a model is run.
+//! What can go wrong between nibble and llama.cpp.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use crate::gguf::TensorType;
-use crate::placement::Estimate;
-use crate::vocab::TokenizeError;
 
-/// Why a model could not be loaded or run.
+/// Why a model could not be loaded or evaluated.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// llama.cpp could not be set up.
+    /// llama.cpp could not be started.
     #[error("llama.cpp could not be started: {0}")]
     Backend(String),
-    /// The file is not a GGUF file that nibble accepts.
+    /// nibble's reader refuses the file.
     #[error(transparent)]
     File(#[from] crate::gguf::Error),
-    /// Its vocabulary is broken, or of a kind that cannot be used.
+    /// The vocabulary is broken, or of a kind that cannot be used.
     #[error(transparent)]
     Vocabulary(#[from] crate::vocab::Error),
-    /// The path cannot be handed to llama.cpp.
-    #[error("{} is not valid Unicode, which llama.cpp asks of a path; rename the file or one of its folders", .0.display())]
+    /// The path cannot be passed to llama.cpp.
+    #[error("{} is not valid Unicode, which llama.cpp requires of a path; rename the file or one of its folders", .0.display())]
     Path(PathBuf),
-    /// The machine's memory does not hold it.
-    #[error("{}", .0)]
-    Memory(Box<NoRoom>),
-    /// A tensor of a type that llama.cpp cannot compute with.
+    /// A tensor has a type that llama.cpp cannot compute with.
     #[error("{}: tensor '{name}' is {}, and has to be {wanted}; convert the model again", path.display(), found.name())]
     Tensor {
         /// The file.
@@ -33,19 +29,19 @@ pub enum Error {
         name: String,
         /// Its type.
         found: TensorType,
-        /// What it should be.
+        /// The types that work.
         wanted: &'static str,
     },
-    /// A number in the file that no model has.
+    /// A value in the metadata is outside the range that llama.cpp supports.
     #[error("{}: '{key}' is {found}, and has to be {wanted}; convert the model again", path.display())]
     Key {
         /// The file.
         path: PathBuf,
         /// The key.
         key: String,
-        /// What is there.
+        /// The value.
         found: String,
-        /// What should be.
+        /// The range.
         wanted: String,
     },
     /// llama.cpp refused the file.
@@ -53,13 +49,13 @@ pub enum Error {
     Load {
         /// The file.
         path: PathBuf,
-        /// What llama.cpp said.
+        /// llama.cpp's log.
         reason: String,
     },
-    /// Loading was ended by the progress callback.
+    /// The progress callback stopped loading.
     #[error("loading was interrupted")]
     LoadCancelled,
-    /// The model is of a kind that does not write text.
+    /// The model is of a kind that cannot be run.
     #[error("{}: {what}; nibble runs models that continue text", path.display())]
     Unsupported {
         /// The file.
@@ -67,17 +63,15 @@ pub enum Error {
         /// What it is.
         what: &'static str,
     },
-    /// An option outside its range.
-    #[error("{name} is {value}; it has to be {wanted}")]
-    Option {
-        /// The option as the command line spells it.
-        name: &'static str,
-        /// What was given.
-        value: u64,
-        /// The range.
-        wanted: String,
+    /// No device has this name.
+    #[error("there is no device '{name}'; this machine has {available}")]
+    Device {
+        /// The name.
+        name: String,
+        /// The names that exist.
+        available: String,
     },
-    /// A LoRA adapter that does not go with the model.
+    /// A LoRA adapter does not fit the model.
     #[error("{}: cannot be used as a LoRA adapter: {reason}", path.display())]
     Lora {
         /// The file.
@@ -85,132 +79,144 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// A share outside its range.
-    #[error("{name} is {value}; it has to be {wanted}")]
-    Share {
-        /// The option as the command line spells it.
-        name: &'static str,
-        /// What was given.
-        value: f32,
-        /// The range.
-        wanted: &'static str,
+    /// A setting of a context is outside its range.
+    #[error("{setting} cannot be {value}; it has to be from {least} to {most}")]
+    Setting {
+        /// The setting.
+        setting: Setting,
+        /// The value.
+        value: u64,
+        /// The smallest valid value.
+        least: u64,
+        /// The largest valid value.
+        most: u64,
     },
-    /// A model that cannot draft, or for which nothing can be drafted.
-    #[error("{}: cannot be used with --draft: {reason}", path.display())]
-    Draft {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        reason: String,
-    },
-    /// llama.cpp made no context.
-    #[error("llama.cpp made no room for a context of {n_ctx} tokens: {reason}; try a smaller --ctx, or --kv-type q8_0")]
+    /// A quantized KV cache without flash attention.
+    #[error("a KV cache of type q8_0 needs flash attention, which is turned off")]
+    QuantizedCache,
+    /// llama.cpp could not make a context.
+    #[error("llama.cpp could not make a context of {n_ctx} tokens: {reason}")]
     Context {
         /// Tokens asked for.
         n_ctx: u32,
-        /// What llama.cpp said.
+        /// llama.cpp's log.
         reason: String,
     },
-    /// Nothing to evaluate.
+    /// There is nothing to evaluate.
     #[error("there are no tokens to evaluate; a prompt needs at least one")]
     NoTokens,
-    /// An id that is not in the vocabulary.
+    /// A token is not in the vocabulary.
     #[error("token {token} is not in the vocabulary of {n_vocab} tokens")]
     Token {
-        /// The id.
+        /// The token.
         token: u32,
         /// Tokens in the vocabulary.
         n_vocab: u32,
     },
-    /// More tokens than the context holds.
-    #[error(
-        "the prompt has {wanted} tokens, and the context holds {n_ctx}; shorten it, or ask for more room with --ctx"
-    )]
+    /// A token of a batch belongs to no sequence.
+    #[error("token number {index} of a batch belongs to no sequence")]
+    NoSequence {
+        /// Which token of the batch.
+        index: usize,
+    },
+    /// A sequence does not exist in this context.
+    #[error("there is no sequence {sequence} in a context that was made for {n_sequences}")]
+    Sequence {
+        /// The sequence.
+        sequence: u32,
+        /// Sequences that the context was made for.
+        n_sequences: u32,
+    },
+    /// A token does not follow directly after what its sequence holds.
+    #[error("a token of sequence {sequence} is at position {position}, and position {expected} comes next")]
+    Position {
+        /// The sequence.
+        sequence: u32,
+        /// The token's position.
+        position: u32,
+        /// The position that comes next.
+        expected: u32,
+    },
+    /// A batch is larger than the context was made for.
+    #[error("a batch has {n_tokens} tokens, and the context takes {n_batch} at a time")]
+    Batch {
+        /// Tokens of the batch.
+        n_tokens: usize,
+        /// Tokens that fit.
+        n_batch: u32,
+    },
+    /// There are more tokens than the context holds.
+    #[error("the prompt has {wanted} tokens, and the context holds {n_ctx}")]
     ContextFull {
         /// Tokens there would be.
         wanted: usize,
-        /// Tokens there is room for.
+        /// Tokens that fit.
         n_ctx: u32,
     },
-    /// More rows of logits than the session was made for.
-    #[error("{wanted} rows of logits were asked for at once, and the session was made for {most}")]
+    /// A batch asks for more rows of logits than the context was made for.
+    #[error("{wanted} rows of logits were asked for at once, and the context was made for {most}")]
     Rows {
         /// Rows asked for.
         wanted: usize,
-        /// Rows there is room for.
+        /// Rows that fit.
         most: usize,
     },
-    /// Logits that were not computed.
+    /// This row of logits was not computed.
     #[error("row {row} of the logits was asked for, and the last evaluation computed {computed}")]
     NoLogits {
         /// The row.
         row: usize,
-        /// How many there are.
+        /// Rows there are.
         computed: usize,
     },
-    /// The evaluation was interrupted.
+    /// The context's flag was set.
     #[error("interrupted")]
     Cancelled,
-    /// The evaluation was ended by what observed it.
-    #[error("the evaluation was ended by its observer")]
+    /// The observer stopped the evaluation.
+    #[error("the evaluation was stopped by its observer")]
     Stopped,
-    /// llama.cpp could not evaluate the tokens.
+    /// llama.cpp could not evaluate the batch.
     #[error("llama.cpp could not evaluate the tokens (status {status}): {reason}")]
     Decode {
-        /// What `llama_decode` returned.
+        /// The value that `llama_decode` returned.
         status: i32,
-        /// What llama.cpp said.
+        /// llama.cpp's log.
         reason: String,
     },
-    /// Text that cannot become tokens.
-    #[error(transparent)]
-    Codec(#[from] TokenizeError),
-    /// No token could be chosen.
-    #[error(transparent)]
-    Sample(#[from] crate::sample::Error),
-    /// The text cannot be held to its grammar.
-    #[error(transparent)]
-    Constrain(#[from] crate::constrain::Error),
+    /// There is no memory for the state of a sequence.
+    #[error("there is no memory for its {bytes} bytes")]
+    StateMemory {
+        /// Its size.
+        bytes: u64,
+    },
+    /// llama.cpp refused the saved state of a sequence.
+    #[error("llama.cpp does not accept it: {0}")]
+    State(String),
 }
 
-/// What is needed, and what there is.
-#[derive(Debug)]
-pub struct NoRoom {
-    /// What the model and its session need.
-    pub needs: Estimate,
-    /// Memory of the machine, in bytes.
-    pub has: u64,
-    /// What another model takes of it already.
-    pub beside: u64,
-    /// Tokens of context the estimate is for.
-    pub n_ctx: u32,
-    /// The largest power of two of tokens that fits, where one of 512 or more does.
-    pub fits: Option<u32>,
+/// A number that a context is made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// Tokens it holds.
+    ContextSize,
+    /// Tokens evaluated at a time.
+    BatchSize,
+    /// Rows of logits that one evaluation returns.
+    LogitRows,
+    /// Sequences it holds.
+    Sequences,
+    /// Threads it computes with.
+    Threads,
 }
 
-impl std::fmt::Display for NoRoom {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let gb = |bytes: u64| format!("{:.1}", bytes as f64 / 1e9);
-        let Estimate { weights, kv_cache, compute } = self.needs;
-        write!(
-            f,
-            "the model needs about {} GB (weights {}, KV cache {} for {} tokens, working memory {}); this machine has \
-             {} GB",
-            gb(self.needs.total()),
-            gb(weights),
-            gb(kv_cache),
-            self.n_ctx,
-            gb(compute),
-            gb(self.has),
-        )?;
-        if self.beside > 0 {
-            write!(f, ", of which the other model takes {}", gb(self.beside))?;
-        }
-        write!(f, ". ")?;
-        match self.fits {
-            Some(n_ctx) => write!(f, "Try --ctx {n_ctx}, --kv-type q8_0, or a smaller quantization")?,
-            None => write!(f, "Try a smaller quantization ('nibble quants' lists them)")?,
-        }
-        write!(f, "; --allow-swap runs it all the same, reading the weights from disk for every token")
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ContextSize => "the context size",
+            Self::BatchSize => "the batch size",
+            Self::LogitRows => "the number of rows of logits",
+            Self::Sequences => "the number of sequences",
+            Self::Threads => "the number of threads",
+        })
     }
 }

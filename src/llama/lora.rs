@@ -1,11 +1,11 @@
-//! LoRA adapters: small matrices that are added to a model's own while it runs.
+//! LoRA adapters: small matrices that are added to those of a model while it runs.
 //!
 //! ```text
 //! y = W x + scale (alpha / r) B (A x)        W  [out, in]    A  [r, in]  'NAME.lora_a'    B  [out, r]  'NAME.lora_b'
 //! ```
 //!
-//! An adapter is a GGUF file whose `general.type` is `adapter`. llama.cpp ends the process over some that do not go with
-//! the model, and passes over parts of others in silence, so that everything is looked at before it sees the file.
+//! An adapter is a GGUF file whose `general.type` is `adapter`. llama.cpp ends the process over some that do not fit
+//! the model, and silently ignores parts of others, so that everything is checked before it sees the file.
 //!
 //! Source: Hu et al., "LoRA", <https://arxiv.org/abs/2106.09685>; llama.cpp's `llama-adapter.cpp` and
 //! `convert_lora_to_gguf.py`.
@@ -16,22 +16,23 @@ use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
 
+use super::load::Handle;
 use super::{Error, backend};
 use crate::gguf::{Gguf, TensorInfo, TensorType, Value};
 
-/// An adapter, and how much of it.
+/// An adapter and its strength.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lora {
     /// A GGUF file.
     pub path: PathBuf,
-    /// 1 is what it was trained for, 0 nothing of it.
+    /// 1 applies it as it was trained, 0 not at all.
     pub scale: f32,
 }
 
 impl std::str::FromStr for Lora {
     type Err = String;
 
-    /// `FILE` or `FILE=SCALE`.
+    /// Parses `FILE` or `FILE=SCALE`.
     fn from_str(text: &str) -> Result<Self, String> {
         let (path, scale) = match text.rsplit_once('=').map(|(path, scale)| (path, scale.parse::<f32>())) {
             Some((path, Ok(scale))) => (path, scale),
@@ -48,7 +49,7 @@ impl std::str::FromStr for Lora {
     }
 }
 
-/// An adapter in llama.cpp's memory. llama.cpp frees it with its model, so that whoever holds this holds the model too.
+/// An adapter in llama.cpp's memory. llama.cpp frees it with its model, so that this is kept beside the model.
 pub(super) struct Adapter {
     pointer: NonNull<sys::llama_adapter_lora>,
     scale: f32,
@@ -58,7 +59,8 @@ pub(super) struct Adapter {
 unsafe impl Send for Adapter {}
 unsafe impl Sync for Adapter {}
 
-/// What the checks and the loading of an adapter need to know of its file.
+/// An adapter's file that was checked.
+#[derive(Debug)]
 pub(super) struct Checked {
     path: PathBuf,
     scale: f32,
@@ -68,10 +70,10 @@ pub(super) struct Checked {
     pub hash: blake3::Hash,
 }
 
-/// Looks at the adapter in `lora`, which is to go with `model`.
+/// Checks the adapter in `lora`, which is to be used with `model`.
 ///
 /// # Errors
-/// Where the file is no adapter, or none for this model.
+/// Where the file is not an adapter, or does not fit this model.
 pub(super) fn check(lora: &Lora, model: &Gguf) -> Result<Checked, Error> {
     let adapter = Gguf::open(&lora.path)?;
     check_adapter(&adapter, model).map_err(|reason| Error::Lora { path: lora.path.clone(), reason })?;
@@ -87,7 +89,7 @@ fn check_adapter(adapter: &Gguf, model: &Gguf) -> Result<(), String> {
     let is = |key: &str, wanted: &str| match metadata.get(key) {
         Some(Value::String(found)) if found == wanted => Ok(()),
         Some(Value::String(found)) => Err(format!("its '{key}' is '{}', and has to be '{wanted}'", shown(found))),
-        _ => Err(format!("it does not say that its '{key}' is '{wanted}', so it is no LoRA adapter")),
+        _ => Err(format!("it does not say that its '{key}' is '{wanted}', so it is not a LoRA adapter")),
     };
     is("general.type", "adapter")?;
     is("adapter.type", "lora")?;
@@ -101,7 +103,7 @@ fn check_adapter(adapter: &Gguf, model: &Gguf) -> Result<(), String> {
     }
     if metadata.get("adapter.alora.invocation_tokens").is_some() {
         return Err(
-            "it is an activated LoRA, which begins to count in the middle of a text; nibble cannot run those".into()
+            "it is an activated LoRA, which takes effect in the middle of a text; nibble cannot run those".into()
         );
     }
     if adapter.paths().len() > 1 {
@@ -116,7 +118,9 @@ fn check_adapter(adapter: &Gguf, model: &Gguf) -> Result<(), String> {
         let is_a = name.ends_with(".lora_a");
         let Some(base) = name.strip_suffix(".lora_a").or_else(|| name.strip_suffix(".lora_b")) else {
             let name = shown(name);
-            return Err(format!("its tensor '{name}' takes the place of one, which cannot be done while a model runs"));
+            return Err(format!(
+                "its tensor '{name}' replaces one of the model's, which cannot be done while a model runs"
+            ));
         };
         let other = format!("{base}.{}", if is_a { "lora_b" } else { "lora_a" });
         let Some(other) = adapter.tensor(&other) else { return Err(format!("it has no tensor '{}'", shown(&other))) };
@@ -128,7 +132,7 @@ fn check_adapter(adapter: &Gguf, model: &Gguf) -> Result<(), String> {
     Ok(())
 }
 
-/// llama.cpp has no product, or no way to look up rows, for every type.
+/// llama.cpp cannot multiply with, or look up rows of, every type.
 fn check_type(tensor: &TensorInfo) -> Result<(), String> {
     match tensor.ty {
         TensorType::F32 | TensorType::F16 | TensorType::BF16 | TensorType::Q8_0 => Ok(()),
@@ -138,7 +142,7 @@ fn check_type(tensor: &TensorInfo) -> Result<(), String> {
     }
 }
 
-/// Both matrices have to go with the model's tensor `base`, and with one another.
+/// Both matrices have to fit the model's tensor `base`, and one another.
 fn check_pair(base: &str, a: &TensorInfo, b: &TensorInfo, model: &Gguf, is_tied: bool) -> Result<(), String> {
     let size = |tensor: &TensorInfo, i: usize| tensor.dims.get(i).copied().unwrap_or(1);
     let sizes = |tensor: &TensorInfo| (0..4).map(|i| size(tensor, i)).collect::<Vec<_>>();
@@ -147,12 +151,12 @@ fn check_pair(base: &str, a: &TensorInfo, b: &TensorInfo, model: &Gguf, is_tied:
         return Err(format!("the model has no tensor '{base_name}', which it changes: it was made for another model"));
     };
     if weight.dims.len() < 2 {
-        return Err(format!("it changes '{base_name}', which is no matrix"));
+        return Err(format!("it changes '{base_name}', which is not a matrix"));
     }
     let (inputs, outputs) = (size(weight, 0), size(weight, 1));
     let rank = size(b, 0);
     let more = sizes(weight)[2..].to_vec();
-    // Rows of the embedding are looked up in A, which is therefore the other way round.
+    // Rows of the embedding are looked up in A, which is therefore transposed.
     let (wanted_a, wanted_b) = match base {
         "token_embd.weight" if is_tied => {
             return Err("it changes 'token_embd.weight', which the model uses for its output too".to_string());
@@ -179,7 +183,7 @@ fn check_pair(base: &str, a: &TensorInfo, b: &TensorInfo, model: &Gguf, is_tied:
     Ok(())
 }
 
-/// A name from a file, fit for a message.
+/// Shortens a name from a file for a message.
 fn shown(name: &str) -> String {
     name.chars().take(80).collect()
 }
@@ -188,13 +192,15 @@ fn shown(name: &str) -> String {
 ///
 /// # Errors
 /// Where llama.cpp cannot load it.
-pub(super) fn load(model: *mut sys::llama_model, checked: &Checked) -> Result<Adapter, Error> {
+pub(super) fn load(model: &Handle, checked: &Checked) -> Result<Adapter, Error> {
     let path = checked.path.to_str().ok_or_else(|| Error::Path(checked.path.clone()))?;
     let c_path = CString::new(path).map_err(|_| Error::Path(checked.path.clone()))?;
     let (adapter, heard) = backend::listen(|| {
         let _making = backend::making();
-        // SAFETY: the model is alive, nobody else is changing it, and the path ends in NUL. The file was checked.
-        unsafe { sys::llama_adapter_lora_init(model, c_path.as_ptr()) }
+        // SAFETY: the model is alive, the lock keeps others from changing it, and the path ends in NUL. Returns null where
+        // the file is broken or memory runs out (it catches its own exceptions). Asserts on tensors that do not fit the
+        // model, which `check` has refused.
+        unsafe { sys::llama_adapter_lora_init(model.as_ptr(), c_path.as_ptr()) }
     });
     let refused = || Error::Lora { path: checked.path.clone(), reason: heard.reason() };
     Ok(Adapter { pointer: NonNull::new(adapter).ok_or_else(refused)?, scale: checked.scale })
@@ -207,13 +213,13 @@ pub(super) fn load(model: *mut sys::llama_model, checked: &Checked) -> Result<Ad
 pub(super) unsafe fn apply(context: NonNull<sys::llama_context>, adapters: &[Adapter]) {
     let mut pointers: Vec<_> = adapters.iter().map(|adapter| adapter.pointer.as_ptr()).collect();
     let mut scales: Vec<_> = adapters.iter().map(|adapter| adapter.scale).collect();
-    // SAFETY: both lists are as long as is said, and copied. It always gives 0.
+    // SAFETY: both lists are as long as is said, and copied. The call always returns 0.
     unsafe {
         sys::llama_set_adapters_lora(context.as_ptr(), pointers.as_mut_ptr(), pointers.len(), scales.as_mut_ptr());
     }
 }
 
-/// What of the adapters changes what a model computes, in bytes for a hash.
+/// Returns bytes for a hash that identify the adapters, their scales and their order, leaving out those without effect.
 pub(super) fn identity(checked: &[Checked]) -> Vec<u8> {
     let used = checked.iter().filter(|checked| checked.scale != 0.0);
     used.flat_map(|checked| checked.hash.as_bytes().iter().copied().chain(checked.scale.to_le_bytes())).collect()

@@ -1,17 +1,47 @@
-//! The wall to llama.cpp: outside this room nothing knows it.
+//! The wall to llama.cpp. Nothing outside this room calls the bindings, and nothing in it decides anything.
+//!
+//! ```text
+//! ModelFile ──load──► Model ──► Context ◄── Batch: tokens of one or many sequences
+//!  checked             │          │  decode, then logits(row)
+//!  before C++          │          └─ memory of each sequence: truncate, copy, clear, save, restore
+//!  sees it             └─ tokenizer, adapters
+//! ```
+//!
+//! | file | holds |
+//! |---|---|
+//! | `backend` | the process-wide start of llama.cpp, its log, and the lock around what cannot run twice at a time |
+//! | `devices` | the devices of this machine and their memory |
+//! | `preflight` | what llama.cpp would end the process over, refused before it sees a file |
+//! | `load`, `model` | loading parameters, and the loaded model |
+//! | `lora` | adapters |
+//! | `tokenizer` | the tokenizer of a loaded model |
+//! | `batch`, `context` | evaluation |
+//! | `observe` | watching an evaluation, operation by operation |
+//!
+//! llama.cpp reports errors in four ways: a return value, a C++ exception, a failed assertion, and a line in its log.
+//! Exceptions that leave its C functions and failed assertions end the process, so each call here says which of them can
+//! happen and what was checked before. The log lines of a failing call become the reason in our [`Error`].
 
 mod backend;
+mod batch;
+mod context;
+mod devices;
 mod error;
-pub(crate) mod lora;
-pub(crate) mod model;
+mod load;
+mod lora;
+mod model;
 mod observe;
 mod preflight;
-pub(crate) mod session;
 mod tokenizer;
 
-pub use backend::{has_gpu, set_verbose, system_info};
-pub use error::{Error, NoRoom};
+pub(crate) use backend::NO_REASON;
+pub use backend::{set_verbose, system_info};
+pub use batch::Batch;
+pub use context::{Context, ContextOptions, FlashAttention, KvType};
+pub use devices::{Device, DeviceKind, devices, has_gpu};
+pub use error::{Error, Setting};
+pub use load::{ModelOptions, Progress, TensorOverride};
 pub use lora::Lora;
-pub use model::{Model, ModelOptions};
+pub(crate) use model::n_ctx_train;
+pub use model::{Model, ModelFile};
 pub use observe::{Node, Observer, Room};
-pub use session::{FlashAttention, KvType, Logits, Session, SessionOptions};

@@ -1,291 +1,296 @@
-//! A model: a GGUF file that nibble has accepted and llama.cpp has mapped.
+//! A model: a GGUF file that nibble has accepted and llama.cpp has loaded.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::Arc;
 
-use llama_cpp_2::model::LlamaModel;
-use llama_cpp_2::model::params::LlamaModelParams;
-use llama_cpp_2::{LlamaModelLoadError, llama_backend::LlamaBackend};
 use llama_cpp_sys_2 as sys;
 
-use super::lora::{self, Adapter, Lora};
-use super::session::SessionOptions;
-use super::tokenizer::Codec;
+use super::load::{self, Handle, ModelOptions};
+use super::lora::{self, Adapter};
+use super::tokenizer::ModelTokenizer;
 use super::{Error, backend, preflight};
-use crate::engine::prompt_cache;
-use crate::gguf::{Gguf, Metadata};
-use crate::placement::{Machine, Shape};
+use crate::gguf::{Gguf, Metadata, Value};
 use crate::vocab::Pieces;
 use crate::vocab::Tokenizer;
 
-/// Called while a model loads, with a number from 0 to 1. Gives whether to go on.
-pub type Progress = Box<dyn FnMut(f32) -> bool>;
-
-/// How to load a model.
-#[derive(Default)]
-pub struct ModelOptions {
-    /// Layers to put on a GPU; `None` puts all there. Without a GPU, or a build for one, it means nothing.
-    pub gpu_layers: Option<u32>,
-    /// Load a model that does not fit in memory: its weights are then read from disk again and again.
-    pub allow_swap: bool,
-    /// The session that will be made: its memory counts in the check before loading.
-    pub session: SessionOptions,
-    /// Adapters to use with it, all at once.
-    pub lora: Vec<Lora>,
-    /// Bytes of memory that other models of this process take: see [`Model::memory`].
-    pub beside: u64,
-    /// Told how far loading is.
-    pub progress: Option<Progress>,
+/// A model's file and its adapters, checked and ready to be loaded.
+///
+/// Between the check and the loading is the time to look at the memory that the model needs.
+#[derive(Debug)]
+pub struct ModelFile {
+    path: PathBuf,
+    gguf: Gguf,
+    pieces: Pieces,
+    lora: Vec<lora::Checked>,
+    options: ModelOptions,
 }
 
-impl fmt::Debug for ModelOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ModelOptions")
-            .field("gpu_layers", &self.gpu_layers)
-            .field("allow_swap", &self.allow_swap)
-            .field("session", &self.session)
-            .field("lora", &self.lora)
-            .field("beside", &self.beside)
-            .field("progress", &self.progress.is_some())
-            .finish()
+impl ModelFile {
+    /// Checks the model at `path`, a GGUF file or any part of a split one, and the adapters in `options`.
+    ///
+    /// # Errors
+    /// Where nibble's reader refuses the file, the file is not a model, llama.cpp would end the process over it, or an
+    /// adapter does not fit the model.
+    pub fn check(path: &Path, options: ModelOptions) -> Result<Self, Error> {
+        backend::get()?;
+        let gguf = Gguf::open(path)?;
+        if gguf.metadata().str("general.type") == Some("adapter") {
+            let what = "an adapter, which changes a model but is not one";
+            return Err(Error::Unsupported { path: path.to_path_buf(), what });
+        }
+        // llama.cpp ends the process over some vocabularies, such as one that has a piece twice.
+        let pieces = Pieces::from_metadata(gguf.metadata())?;
+        preflight::check(path, gguf.metadata(), gguf.tensors())?;
+        let lora = options.lora.iter().map(|lora| lora::check(lora, &gguf)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { path: path.to_path_buf(), gguf, pieces, lora, options })
+    }
+
+    /// Returns the metadata of the file.
+    pub fn metadata(&self) -> &Metadata {
+        self.gguf.metadata()
+    }
+
+    /// Returns the bytes of all tensors, those of the adapters included.
+    pub fn tensor_bytes(&self) -> u64 {
+        self.lora.iter().fold(tensor_bytes(&self.gguf), |sum, lora| sum.saturating_add(lora.bytes))
+    }
+
+    /// Returns how many layers will lie on a GPU: `u64::MAX` for all.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] where llama.cpp cannot be started.
+    pub fn gpu_layers(&self) -> Result<u64, Error> {
+        Ok(match self.options.gpu_layers {
+            _ if !backend::get()?.supports_gpu_offload() => 0,
+            None => u64::MAX,
+            Some(n) => n.into(),
+        })
+    }
+
+    /// Loads the model. The weights are mapped, not read, unless the options say otherwise.
+    ///
+    /// # Errors
+    /// [`Error::LoadCancelled`] where the progress callback says no, and [`Error::Load`] where llama.cpp refuses the file.
+    pub fn load(mut self) -> Result<Model, Error> {
+        let gpu_layers = self.gpu_layers()?;
+        let bytes = self.tensor_bytes();
+        let handle = load::load(&first_part(&self.gguf, &self.path), &mut self.options, false)?;
+        // SAFETY: the model is alive; both calls return a constant of its architecture.
+        let (encodes, decodes) =
+            unsafe { (sys::llama_model_has_encoder(handle.as_ptr()), sys::llama_model_has_decoder(handle.as_ptr())) };
+        if encodes || !decodes {
+            let what = "a model with an encoder, as translation and embedding models have";
+            return Err(Error::Unsupported { path: self.path, what });
+        }
+        // Before any context is made, which reserves the memory that adapters need too.
+        let adapters = self.lora.iter().map(|lora| lora::load(&handle, lora)).collect::<Result<_, _>>()?;
+        let lora = lora::identity(&self.lora);
+        let weights = Weights { gpu_layers, bytes, are_loaded: !self.options.no_alloc, adapters, lora };
+        Model::new(&self.path, &self.gguf, self.pieces, handle, Some(weights))
     }
 }
 
-/// A loaded model. Cloning it is cheap, and the weights go when the last clone and the last session do.
+/// A loaded model. Cloning it is cheap; the weights are freed with the last clone and the last context.
 #[derive(Clone)]
 pub struct Model {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    llama: Arc<LlamaModel>,
-    codec: Codec,
+    handle: Arc<Handle>,
+    tokenizer: Arc<ModelTokenizer>,
     path: PathBuf,
     metadata: Metadata,
-    shape: Shape,
     n_vocab: u32,
     // None where only the vocabulary was loaded.
     weights: Option<Weights>,
 }
 
-/// How the weights were loaded, and what was loaded beside them.
+/// How the weights were loaded, and the adapters beside them.
 struct Weights {
-    // Layers on a GPU.
     gpu_layers: u64,
-    // They go with the model.
+    // Of all tensors, those of the adapters included.
+    bytes: u64,
+    // Not where their memory is only simulated.
+    are_loaded: bool,
+    // Freed with the model.
     adapters: Vec<Adapter>,
-    // Tells apart what the adapters make of the model.
+    // Identifies the adapters and their scales.
     lora: Vec<u8>,
 }
 
 impl fmt::Debug for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Model").field("path", &self.inner.path).field("shape", &self.inner.shape).finish()
+        f.debug_struct("Model").field("path", &self.inner.path).finish_non_exhaustive()
     }
 }
 
 impl Model {
-    /// Loads the model at `path`: a GGUF file, or any part of a split one. The weights are mapped, not read.
+    /// Loads the model at `path`: a GGUF file, or any part of a split one. Does not ask whether it fits in memory.
     ///
     /// # Errors
-    /// Where nibble's reader refuses the file, the machine's memory does not hold the model, or llama.cpp cannot load
-    /// it.
+    /// As [`ModelFile::check`] and [`ModelFile::load`].
     pub fn load(path: &Path, options: ModelOptions) -> Result<Self, Error> {
-        let llama_backend = backend::get()?;
-        let gguf = Gguf::open(path)?;
-        if gguf.metadata().str("general.type") == Some("adapter") {
-            let what = "an adapter, which changes a model and is none";
-            return Err(Error::Unsupported { path: path.to_path_buf(), what });
-        }
-        // llama.cpp ends the process over some vocabularies, such as one that has a piece twice.
-        let pieces = Pieces::from_metadata(gguf.metadata())?;
-        preflight::check(path, gguf.metadata(), gguf.tensors())?;
-        let mut shape = Shape::of(&gguf);
-        let lora = options.lora.iter().map(|lora| lora::check(lora, &gguf)).collect::<Result<Vec<_>, _>>()?;
-        shape.weight_bytes = lora.iter().fold(shape.weight_bytes, |sum, lora| sum.saturating_add(lora.bytes));
-        options.session.check()?;
-        // llama.cpp finds the other parts of a split model from the first.
-        let first = gguf.paths().next().unwrap_or(path).to_path_buf();
-
-        let gpu_layers = match options.gpu_layers {
-            _ if !llama_backend.supports_gpu_offload() => 0,
-            None => u64::MAX,
-            Some(n) => n.into(),
-        };
-        if !options.allow_swap
-            && let Some(machine) = Machine::this()
-        {
-            machine
-                .check(&shape, &options.session, gpu_layers, options.beside)
-                .map_err(|e| Error::Memory(Box::new(e)))?;
-        }
-
-        let mut params = LlamaModelParams::default();
-        if let Some(n) = options.gpu_layers {
-            params = params.with_n_gpu_layers(n);
-        }
-        let llama = load(llama_backend, &first, params, options.progress)?;
-        // SAFETY: the pointer is that of a live model; the functions only read it.
-        let (encodes, decodes) = unsafe {
-            let model = pointer(&llama);
-            (sys::llama_model_has_encoder(model), sys::llama_model_has_decoder(model))
-        };
-        if encodes || !decodes {
-            let what = "a model with an encoder, as translation and embedding models have";
-            return Err(Error::Unsupported { path: path.to_path_buf(), what });
-        }
-        // Before any context is made, which reserves what they need too.
-        let adapters = lora.iter().map(|lora| lora::load(pointer(&llama), lora)).collect::<Result<_, _>>()?;
-        let weights = Weights { gpu_layers, adapters, lora: lora::identity(&lora) };
-        Self::with_llama(path, &gguf, pieces, shape, llama, Some(weights))
+        ModelFile::check(path, options)?.load()
     }
 
-    /// Loads the vocabulary alone: enough for [`Self::codec`], in a moment and a few megabytes.
+    /// Loads the vocabulary alone: enough for [`Self::tokenizer`], in a moment and a few megabytes.
     ///
     /// # Errors
     /// Where nibble's reader refuses the file, or llama.cpp cannot load it.
     pub fn load_vocabulary(path: &Path) -> Result<Self, Error> {
-        let llama_backend = backend::get()?;
+        backend::get()?;
         let gguf = Gguf::open(path)?;
         let pieces = Pieces::from_metadata(gguf.metadata())?;
-        let first = gguf.paths().next().unwrap_or(path);
-        let llama = load(llama_backend, first, LlamaModelParams::default().with_vocab_only(true), None)?;
-        let shape = Shape::of(&gguf);
-        Self::with_llama(path, &gguf, pieces, shape, llama, None)
+        let handle = load::load(&first_part(&gguf, path), &mut ModelOptions::default(), true)?;
+        Self::new(path, &gguf, pieces, handle, None)
     }
 
-    fn with_llama(
-        path: &Path,
-        gguf: &Gguf,
-        pieces: Pieces,
-        shape: Shape,
-        llama: LlamaModel,
-        weights: Option<Weights>,
-    ) -> Result<Self, Error> {
-        let llama = Arc::new(llama);
-        let n_vocab = u32::try_from(llama.n_vocab()).unwrap_or(0);
+    fn new(path: &Path, gguf: &Gguf, pieces: Pieces, handle: Handle, weights: Option<Weights>) -> Result<Self, Error> {
+        let handle = Arc::new(handle);
+        // SAFETY: the vocabulary is that of a live model; the call returns the size of a list.
+        let n_vocab = u32::try_from(unsafe { sys::llama_vocab_n_tokens(handle.vocab()) }).unwrap_or(0);
         if n_vocab as usize != pieces.len() {
             let reason = format!("it counts {n_vocab} tokens where the file lists {}", pieces.len());
             return Err(Error::Load { path: path.to_path_buf(), reason });
         }
         let metadata = gguf.metadata().clone();
-        let codec = Codec::new(pieces, llama.clone(), &metadata)?;
-        Ok(Self {
-            inner: Arc::new(Inner { llama, codec, path: path.to_path_buf(), metadata, shape, n_vocab, weights }),
-        })
+        let tokenizer = Arc::new(ModelTokenizer::new(pieces, handle.clone(), &metadata)?);
+        let path = path.to_path_buf();
+        Ok(Self { inner: Arc::new(Inner { handle, tokenizer, path, metadata, n_vocab, weights }) })
     }
 
-    /// The file it was loaded from.
+    /// Returns the file it was loaded from.
     pub fn path(&self) -> &Path {
         &self.inner.path
     }
 
-    /// What the file says of the model.
+    /// Returns the metadata of the file.
     pub fn metadata(&self) -> &Metadata {
         &self.inner.metadata
     }
 
-    /// The numbers its memory follows from.
-    pub fn shape(&self) -> &Shape {
-        &self.inner.shape
-    }
-
-    /// Bytes of the machine's memory that it takes with a session of these options: an estimate.
-    pub fn memory(&self, session: &SessionOptions) -> u64 {
-        let shape = &self.inner.shape;
-        let gpu_layers = self.inner.weights.as_ref().map_or(0, |weights| weights.gpu_layers);
-        shape.estimate(session).on_host(gpu_layers, shape.n_layers).total()
-    }
-
-    /// Tokens in the vocabulary: the length of a row of logits.
+    /// Returns the number of tokens in the vocabulary: the length of a row of logits.
     pub fn n_vocab(&self) -> u32 {
         self.inner.n_vocab
     }
 
-    /// Tokens it was trained on at a time; `None` where the file does not say.
+    /// Returns how many tokens it was trained on at a time; `None` where the file does not say.
     pub fn n_ctx_train(&self) -> Option<u32> {
-        self.inner.shape.n_ctx_train
+        n_ctx_train(self.metadata())
     }
 
-    /// Its tokenizer.
-    pub fn codec(&self) -> &dyn Tokenizer {
-        &self.inner.codec
+    /// Returns its tokenizer.
+    pub fn tokenizer(&self) -> &dyn Tokenizer {
+        &*self.inner.tokenizer
     }
 
-    /// Whether the end of what it has read can be taken back: not from models that keep one state for all of it.
-    pub fn can_be_cut(&self) -> bool {
-        // SAFETY: the pointer is that of a live model; the functions only read it.
-        unsafe { !sys::llama_model_is_recurrent(self.pointer()) && !sys::llama_model_is_hybrid(self.pointer()) }
+    /// Returns its tokenizer, to be kept beside other parts of the model.
+    pub fn shared_tokenizer(&self) -> Arc<dyn Tokenizer> {
+        self.inner.tokenizer.clone()
     }
 
-    /// Whether it was loaded with its weights.
-    pub(crate) fn has_weights(&self) -> bool {
-        self.inner.weights.is_some()
+    /// Returns whether the end of a sequence can be removed from the memory of its contexts. Recurrent and hybrid models
+    /// keep one state for all of a sequence, and cannot.
+    pub fn can_truncate(&self) -> bool {
+        let model = self.inner.handle.as_ptr();
+        // SAFETY: the model is alive; both calls return a constant of its architecture.
+        unsafe { !sys::llama_model_is_recurrent(model) && !sys::llama_model_is_hybrid(model) }
     }
 
-    /// The adapters it is used with.
+    /// Returns the bytes of all its tensors, those of its adapters included; 0 where only the vocabulary was loaded.
+    pub fn tensor_bytes(&self) -> u64 {
+        self.inner.weights.as_ref().map_or(0, |weights| weights.bytes)
+    }
+
+    /// Returns how many layers lie on a GPU: `u64::MAX` for all.
+    pub fn gpu_layers(&self) -> u64 {
+        self.inner.weights.as_ref().map_or(0, |weights| weights.gpu_layers)
+    }
+
+    /// Returns why no context can be made for it; `None` where one can.
+    pub(super) fn lacks(&self) -> Option<&'static str> {
+        match &self.inner.weights {
+            None => Some("only its vocabulary was loaded"),
+            Some(weights) if !weights.are_loaded => Some("it was loaded without its weights"),
+            Some(_) => None,
+        }
+    }
+
+    /// Returns the adapters it is used with.
     pub(super) fn adapters(&self) -> &[Adapter] {
         self.inner.weights.as_ref().map_or(&[], |weights| &weights.adapters)
     }
 
-    /// What the adapters make of it: the same bytes for the same adapters and scales.
+    /// Returns bytes that are the same for the same adapters and scales.
     pub(crate) fn lora_identity(&self) -> &[u8] {
         self.inner.weights.as_ref().map_or(&[], |weights| &weights.lora)
     }
 
-    /// Tells it from other models, and from itself with other adapters, without reading all of its file: hexadecimal.
+    /// Returns a hash, in hexadecimal, that differs between models, and between one model with different adapters. It
+    /// reads the beginning of the file and samples of each tensor.
     ///
     /// # Errors
-    /// When its file cannot be read any more.
+    /// Where the file cannot be read any more.
     pub fn fingerprint(&self) -> Result<String, Error> {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(prompt_cache::fingerprint(self)?.as_bytes());
+        hasher.update(self.file_fingerprint()?.as_bytes());
         hasher.update(self.lora_identity());
         Ok(hasher.finalize().to_hex().to_string())
     }
 
-    /// llama.cpp's model. Good as long as `self` or a clone of it lives.
-    pub(crate) fn pointer(&self) -> *mut sys::llama_model {
-        pointer(&self.inner.llama)
-    }
-}
-
-fn load(
-    backend: &LlamaBackend,
-    path: &Path,
-    mut params: LlamaModelParams,
-    progress: Option<Progress>,
-) -> Result<LlamaModel, Error> {
-    if path.to_str().is_none() {
-        return Err(Error::Path(path.to_path_buf()));
-    }
-    let cancelled = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    if let Some(mut progress) = progress {
-        let cancelled = cancelled.clone();
-        params = params.with_progress_callback(move |part| {
-            let go_on = progress(part);
-            cancelled.store(!go_on, std::sync::atomic::Ordering::Relaxed);
-            go_on
+    /// Returns a hash of everything before the tensors, and of the beginning, the middle and the end of each tensor.
+    /// Weights that were trained or quantized differently differ nearly everywhere.
+    ///
+    /// # Errors
+    /// Where the file cannot be read any more.
+    pub(crate) fn file_fingerprint(&self) -> Result<blake3::Hash, Error> {
+        const PIECE: usize = 512;
+        let gguf = Gguf::open(self.path())?;
+        let mut hasher = blake3::Hasher::new();
+        for mapping in gguf.mappings() {
+            hasher.update(&(mapping.bytes().len() as u64).to_le_bytes());
+        }
+        let mut headers: Vec<(&[u8], usize)> = gguf.mappings().map(|m| (m.bytes(), m.bytes().len())).collect();
+        for i in 0..gguf.tensors().len() {
+            let (mapping, range) = gguf.location(i);
+            for (bytes, end) in &mut headers {
+                if std::ptr::eq(bytes.as_ptr(), mapping.bytes().as_ptr()) {
+                    *end = range.start.min(*end);
+                }
+            }
+            let data = gguf.data(i);
+            for at in [0, data.len() / 2, data.len().saturating_sub(PIECE)] {
+                hasher.update(&data[at..data.len().min(at + PIECE)]);
+            }
+        }
+        headers.iter().for_each(|(bytes, end)| {
+            hasher.update(&bytes[..*end]);
         });
+        Ok(hasher.finalize())
     }
-    let params = pin!(params);
-    let _making = backend::making();
-    let (loaded, heard) = backend::listen(|| LlamaModel::load_from_file(backend, path, &params));
-    loaded.map_err(|error| match error {
-        LlamaModelLoadError::NullResult if cancelled.load(std::sync::atomic::Ordering::Relaxed) => Error::LoadCancelled,
-        LlamaModelLoadError::NullResult => Error::Load { path: path.to_path_buf(), reason: heard.reason() },
-        other => Error::Load { path: path.to_path_buf(), reason: other.to_string() },
-    })
+
+    /// llama.cpp's model. Valid as long as `self` or a clone of it lives.
+    pub(super) fn as_ptr(&self) -> *mut sys::llama_model {
+        self.inner.handle.as_ptr()
+    }
 }
 
-/// The pointer inside, which the safe crate keeps to itself.
-fn pointer(model: &LlamaModel) -> *mut sys::llama_model {
-    const { assert!(size_of::<LlamaModel>() == size_of::<*mut sys::llama_model>()) }
-    // SAFETY: in llama-cpp-2 0.1.160, to which Cargo.toml holds us, `LlamaModel` is `repr(transparent)` over `Ptr`,
-    // which is `repr(transparent)` over a `NonNull<llama_model>`: its bytes are the pointer.
-    unsafe { *std::ptr::from_ref(model).cast::<*mut sys::llama_model>() }
+/// Returns how many tokens the model with this metadata was trained on at a time; `None` where it does not say.
+pub(crate) fn n_ctx_train(metadata: &Metadata) -> Option<u32> {
+    let arch = metadata.str("general.architecture").unwrap_or("llama");
+    let n = metadata.get(&format!("{arch}.context_length")).and_then(Value::as_u64);
+    n.and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0)
+}
+
+/// llama.cpp finds the other parts of a split model from the first.
+fn first_part(gguf: &Gguf, path: &Path) -> PathBuf {
+    gguf.paths().next().unwrap_or(path).to_path_buf()
+}
+
+fn tensor_bytes(gguf: &Gguf) -> u64 {
+    gguf.tensors().iter().map(|tensor| tensor.n_bytes().unwrap_or(0)).fold(0u64, u64::saturating_add)
 }
 
 #[cfg(test)]
@@ -293,7 +298,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_no_model_is_refused_before_llama_cpp_sees_it() {
+    fn a_file_that_is_not_a_model_is_refused_before_llama_cpp_sees_it() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "this is not a model").unwrap();
         let error = Model::load(file.path(), ModelOptions::default()).unwrap_err();

@@ -1,4 +1,4 @@
-//! Watching an evaluation: every operation of llama.cpp's graph, and the numbers that go in and come out.
+//! Watches an evaluation: every operation of llama.cpp's graph, with its inputs and its result.
 //!
 //! ```text
 //!  llama_decode ──► for each node of the graph, in the order of computation:
@@ -7,8 +7,8 @@
 //! ```
 //!
 //! llama.cpp calls `cb_eval` of its `llama_context_params` twice for a node: with `ask` before it is computed, and, where
-//! the answer was yes, after. Every node that is wanted ends a batch of work for all threads, so that an observer who
-//! wants everything makes an evaluation slower.
+//! the answer was yes, after. Every node that is wanted ends a batch of work for all threads, so that an observer that
+//! wants everything slows the evaluation down.
 //!
 //! Source: `ggml_backend_sched_compute_splits` in ggml's `ggml-backend.cpp`.
 
@@ -23,12 +23,12 @@ use llama_cpp_sys_2 as sys;
 
 use crate::quant::float::{bf16_to_f32, f16_to_f32};
 
-/// Sees what a [`super::Session`] computes, on the thread that asked for it.
+/// Sees what a [`super::Context`] computes, on the thread that evaluates.
 pub trait Observer: Send {
-    /// Whether it wants to see this node. It has not been computed: shapes and names are there, numbers are not.
+    /// Returns whether it wants to see this node. The node is not computed yet: it has a shape and a name, but no numbers.
     fn wants(&mut self, node: Node<'_>) -> bool;
 
-    /// Sees a node that it wanted, computed. [`ControlFlow::Break`] ends the evaluation with
+    /// Sees a node that it wanted, after it was computed. [`ControlFlow::Break`] ends the evaluation with
     /// [`super::Error::Stopped`].
     fn sees(&mut self, node: Node<'_>) -> ControlFlow<()>;
 }
@@ -44,12 +44,12 @@ impl fmt::Debug for Node<'_> {
 }
 
 impl<'a> Node<'a> {
-    /// Its name: `ffn_out-3` is what layer 3's feed-forward part gives, `blk.3.ffn_down.weight` a weight. What llama.cpp
-    /// adds to the name of a copy on another device, as in `CUDA0#blk.3.ffn_down.weight#0`, is left out.
+    /// Returns its name: `ffn_out-3` is the output of layer 3's feed-forward part, `blk.3.ffn_down.weight` a weight. What
+    /// llama.cpp adds to the name of a copy on another device, as in `CUDA0#blk.3.ffn_down.weight#0`, is removed.
     pub fn name(self) -> &'a str {
         // SAFETY: `c_char` and `u8` have the same size, and any bytes are both.
         let bytes = unsafe { std::slice::from_raw_parts(self.0.name.as_ptr().cast::<u8>(), self.0.name.len()) };
-        // llama.cpp ends names with a zero, and cuts long ones wherever that is.
+        // llama.cpp ends names with a zero byte, and truncates long ones even within a character.
         let name = CStr::from_bytes_until_nul(bytes).map_or(bytes, CStr::to_bytes);
         let name = match std::str::from_utf8(name) {
             Ok(name) => name,
@@ -58,7 +58,7 @@ impl<'a> Node<'a> {
         without_device(name)
     }
 
-    /// What it does, in ggml's words: `MUL_MAT`, `RMS_NORM`; `NONE` of a weight.
+    /// Returns its operation by ggml's name: `MUL_MAT`, `RMS_NORM`; `NONE` for a weight.
     pub fn op(self) -> &'static str {
         // SAFETY: the number is one that ggml wrote itself, and the names are its constants.
         let name = unsafe { sys::ggml_op_name(self.0.op) };
@@ -69,22 +69,22 @@ impl<'a> Node<'a> {
         unsafe { CStr::from_ptr(name) }.to_str().unwrap_or_default()
     }
 
-    /// Whether it is a product of matrices: of its source 0, a weight mostly, with its source 1.
+    /// Returns whether it is a product of matrices: of source 0, which mostly is a weight, and source 1.
     pub fn is_product(self) -> bool {
         self.0.op == sys::GGML_OP_MUL_MAT
     }
 
-    /// Whether it is a product with those matrices among several that a router has chosen, as in mixtures of experts.
+    /// Returns whether it is a product with matrices that a router has chosen, as in mixtures of experts.
     pub fn is_routed_product(self) -> bool {
         self.0.op == sys::GGML_OP_MUL_MAT_ID
     }
 
-    /// Its sizes, fastest dimension first; 1 where it has no more dimensions.
+    /// Returns its sizes, fastest dimension first; 1 for the dimensions that it lacks.
     pub fn dims(self) -> [usize; 4] {
         self.0.ne.map(|n| usize::try_from(n).unwrap_or(0))
     }
 
-    /// What it is computed from.
+    /// Returns one of the nodes that it is computed from.
     pub fn source(self, index: usize) -> Option<Node<'a>> {
         let source = *self.0.src.get(index)?;
         // SAFETY: null, or a tensor of the same graph, which lives as long as this one.
@@ -92,13 +92,13 @@ impl<'a> Node<'a> {
     }
 }
 
-/// Where each row begins, in bytes from the tensor's beginning. `nb` are ggml's strides.
+/// Returns where each row begins, in bytes from the beginning of the tensor. `nb` are ggml's strides.
 fn rows(dims: [usize; 4], nb: [usize; 4]) -> impl Iterator<Item = usize> {
     (0..dims[3])
         .flat_map(move |l| (0..dims[2]).flat_map(move |k| (0..dims[1]).map(move |j| j * nb[1] + k * nb[2] + l * nb[3])))
 }
 
-/// Room for numbers that have to be copied, kept from one node to the next.
+/// A buffer for numbers that have to be copied, kept from one node to the next.
 #[derive(Debug, Default)]
 pub struct Room {
     bytes: Vec<u8>,
@@ -106,12 +106,12 @@ pub struct Room {
 }
 
 impl Room {
-    /// The numbers of `node`, in the order of its dimensions; `None` where they are no 32-bit or 16-bit floats, or not in
-    /// memory.
+    /// Returns the numbers of `node`, in the order of its dimensions; `None` where they are not 32-bit or 16-bit floats, or
+    /// not in memory.
     ///
-    /// They are borrowed where they lie one after the other in this machine's memory as 32-bit floats, and otherwise
-    /// copied: from a GPU, from between other numbers, from 16 bits. To be asked in [`Observer::sees`], for the node that
-    /// it is given and those that it is computed from: others may not be computed yet, or written over already.
+    /// They are borrowed where they are contiguous 32-bit floats in main memory, and otherwise copied: from a GPU, from a
+    /// view with strides, from 16 bits. Only call this in [`Observer::sees`], for its node and the sources of that: other
+    /// nodes may not be computed yet, or may be overwritten already.
     pub fn read<'b, 'a: 'b>(&'b mut self, node: Node<'a>) -> Option<&'b [f32]> {
         let tensor = node.0;
         let number_bytes = match tensor.type_ {
@@ -166,16 +166,17 @@ fn without_device(name: &str) -> &str {
     }
 }
 
-/// An observer, and what became of it. llama.cpp has a pointer to it, as long as its context lives.
+/// An observer and its outcome. llama.cpp has a pointer to it as long as its context lives.
 struct Watch {
     observer: Box<dyn Observer>,
     /// It ended the evaluation.
     stopped: bool,
-    /// It panicked: what with.
+    /// The payload, where it panicked.
     panic: Option<Box<dyn Any + Send>>,
 }
 
-/// What owns a [`Watch`]: a pointer and no `Box`, since llama.cpp's copy of it has to stay good when this is moved.
+/// Owns a [`Watch`]. It is a pointer and not a `Box`, since llama.cpp's copy of the pointer has to stay valid when this is
+/// moved.
 pub(super) struct Watching(NonNull<Watch>);
 
 // SAFETY: it owns what it points to, and that may go to another thread: an observer is `Send`.
@@ -187,13 +188,13 @@ impl Watching {
         Self(NonNull::from(Box::leak(watch)))
     }
 
-    /// Asks a context that is yet to be made to call the observer. The context has to go before this does.
+    /// Asks a context that is yet to be made to call the observer. The context has to be freed before this is dropped.
     pub fn ask(&self, params: &mut sys::llama_context_params) {
         params.cb_eval = Some(on_node);
         params.cb_eval_user_data = self.0.as_ptr().cast();
     }
 
-    /// How the evaluation that was just done went.
+    /// Returns how the last evaluation went.
     pub fn end(&mut self) -> Ending {
         // SAFETY: this owns the watch, and no evaluation is running.
         let watch = unsafe { self.0.as_mut() };
@@ -206,34 +207,34 @@ impl Watching {
     }
 }
 
-/// What an observer made of an evaluation.
+/// How an observed evaluation went.
 pub(super) enum Ending {
-    /// It saw all of it.
+    /// To its end.
     WentOn,
-    /// It ended it.
+    /// The observer stopped it.
     Stopped,
-    /// It panicked, with this.
+    /// The observer panicked, with this payload.
     Panicked(Box<dyn Any + Send>),
 }
 
 impl Drop for Watching {
     fn drop(&mut self) {
-        // SAFETY: made from a `Box` in `new`, owned by this alone; the context that had the other pointer is gone.
+        // SAFETY: made from a `Box` in `new` and owned by this alone; the context that had the other pointer has been freed.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
     }
 }
 
-/// What llama.cpp calls for every node; gives whether it wants it (when asked), or whether to go on.
+/// Called by llama.cpp for every node. Returns whether the node is wanted when `ask` is set, and whether to go on when not.
 unsafe extern "C" fn on_node(tensor: *mut sys::ggml_tensor, ask: bool, data: *mut c_void) -> bool {
-    // SAFETY: the pointer given to the context in `ask`, good as long as the context; evaluations of a context take
-    // `&mut Session`, and call this one node at a time, on one thread.
+    // SAFETY: the pointer that the context got in `Watching::ask`, valid as long as the context. Evaluations take
+    // `&mut Context`, and call this for one node at a time, on one thread.
     let watch = unsafe { &mut *data.cast::<Watch>() };
     if watch.stopped {
         return false;
     }
     // SAFETY: a tensor of the graph that is being computed, which nothing changes before this returns.
     let Some(node) = (unsafe { tensor.as_ref() }).map(Node) else { return false };
-    // No panic may cross into C++. It goes on when C++ is done.
+    // No panic may cross into C++. It goes on when C++ has returned.
     let result = catch_unwind(AssertUnwindSafe(|| match ask {
         true => watch.observer.wants(node),
         false => watch.observer.sees(node).is_continue(),

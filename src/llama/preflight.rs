@@ -1,7 +1,7 @@
-//! What llama.cpp would end the process over, refused before it sees the file.
+//! Refuses what llama.cpp would end the process over, before it sees the file.
 //!
-//! A wrong key or tensor makes llama.cpp give an error, for the most part. Some make it call a function that is not
-//! there, or fail an assertion, and both take the process with them:
+//! llama.cpp returns an error for most wrong keys and tensors. Some make it call a function that does not exist, or fail
+//! an assertion, and both end the process:
 //!
 //! ```text
 //! types        weights of a type without a product; vectors of any type but floats
@@ -24,7 +24,7 @@ const MAX_LAYERS: u64 = 512;
 /// llama.cpp's `LLAMA_MAX_EXPERTS`.
 const MAX_EXPERTS: u64 = 1024;
 
-/// Accepts a model's file, or says what is wrong with it. `path` is for messages.
+/// Checks a model's file. `path` is for messages.
 ///
 /// # Errors
 /// [`Error::Tensor`] and [`Error::Key`].
@@ -49,9 +49,9 @@ fn check_tensor(path: &Path, tensor: &TensorInfo) -> Result<(), Error> {
         let (path, name, found) = (path.to_path_buf(), tensor.name.clone(), tensor.ty);
         Err(Error::Tensor { path, name, found, wanted })
     };
-    // Sizes of 1 at the end are none to ggml.
+    // ggml ignores sizes of 1 at the end.
     let is_vector = tensor.dims.iter().skip(1).all(|&size| size == 1);
-    // DeepSeek's table from tokens to experts is looked up, not multiplied with.
+    // DeepSeek's table from tokens to experts is looked up, not multiplied.
     let is_table = tensor.name.contains("tid2eid");
     match tensor.ty {
         F32 | F16 | BF16 => Ok(()),
@@ -63,7 +63,7 @@ fn check_tensor(path: &Path, tensor: &TensorInfo) -> Result<(), Error> {
     }
 }
 
-/// The numbers that describe a model, by the names they have after the architecture's.
+/// The numbers that describe a model, by their names without the architecture's prefix.
 struct Keys<'a> {
     path: &'a Path,
     metadata: &'a Metadata,
@@ -84,7 +84,7 @@ impl Keys<'_> {
         })
     }
 
-    /// The largest of the numbers at `key`, one or one a layer; 0 where there is none.
+    /// Returns the largest of the numbers at `key`, which holds one number or one a layer; 0 where the key is missing.
     fn most(&self, key: &str) -> Result<u64, Error> {
         let number = |value: Option<Value>| match value.as_ref().and_then(Value::as_u64) {
             Some(number) => Ok(number),
@@ -93,7 +93,7 @@ impl Keys<'_> {
         match self.get(key) {
             None => Ok(0),
             Some(Value::Array(array)) => {
-                // llama.cpp reads one for a layer and refuses lists of another length.
+                // llama.cpp reads one number a layer and refuses lists of another length.
                 let read = array.len().min(MAX_LAYERS as usize);
                 (0..read).try_fold(0, |most, i| Ok(number(array.get(i))?.max(most)))
             }
@@ -116,7 +116,7 @@ impl Keys<'_> {
     fn experts(&self) -> Result<(), Error> {
         let experts = self.most("expert_count")?;
         let used = self.most("expert_used_count")?;
-        // llama.cpp takes a single expert of these for none.
+        // llama.cpp treats a single expert of these architectures as none.
         if experts <= 1 && self.arch.starts_with("hunyuan") {
             return Ok(());
         }

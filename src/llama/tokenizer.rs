@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use llama_cpp_2::model::LlamaModel;
+use llama_cpp_sys_2 as sys;
 
 use super::Error;
+use super::load::Handle;
 use crate::gguf::Metadata;
-use crate::vocab::{Markers, Place, TokenizeError, Tokenizer};
-use crate::vocab::{PieceType, Pieces, SentencepieceBpe, VocabKind};
+use crate::vocab::{Markers, PieceType, Pieces, Place, SentencepieceBpe, TokenizeError, Tokenizer, VocabKind};
 
-/// Longer texts are refused: llama.cpp counts bytes and tokens in an `i32`, and panics or worse beyond.
+/// Longer texts are refused: llama.cpp counts bytes and tokens in an `i32`.
 const MAX_BYTES: usize = 256 << 20;
 
 /// The tokenizer of a model.
-pub(super) struct Codec {
+pub(super) struct ModelTokenizer {
     encoder: Encoder,
     markers: Markers,
     space_prefix: bool,
@@ -21,29 +21,29 @@ pub(super) struct Codec {
 
 enum Encoder {
     Own(Box<SentencepieceBpe>),
-    // Small beside the model, and the same for all vocabularies: what tokens print and mean is never llama.cpp's say.
-    Llama(Arc<LlamaModel>, Box<Pieces>),
+    // llama.cpp only encodes. What tokens print and mean is read from the pieces, as for the other kind.
+    Llama(Arc<Handle>, Box<Pieces>),
 }
 
-impl Codec {
-    /// The tokenizer that `metadata` describes. `pieces` are those of `metadata`.
+impl ModelTokenizer {
+    /// Makes the tokenizer that `metadata` describes. `pieces` are those of `metadata`.
     ///
     /// # Errors
     /// Where the vocabulary is not one that text can be encoded with.
-    pub(crate) fn new(pieces: Pieces, llama: Arc<LlamaModel>, metadata: &Metadata) -> Result<Self, Error> {
+    pub fn new(pieces: Pieces, model: Arc<Handle>, metadata: &Metadata) -> Result<Self, Error> {
         let encoder = match pieces.kind() {
             VocabKind::Sentencepiece => Encoder::Own(Box::new(SentencepieceBpe::from_metadata(metadata)?)),
-            VocabKind::Unigram | VocabKind::ByteLevel => Encoder::Llama(llama, Box::new(pieces)),
+            VocabKind::Unigram | VocabKind::ByteLevel => Encoder::Llama(model, Box::new(pieces)),
         };
-        let mut codec = Self { encoder, markers: Markers::default(), space_prefix: false };
-        let pieces = codec.pieces();
+        let mut tokenizer = Self { encoder, markers: Markers::default(), space_prefix: false };
+        let pieces = tokenizer.pieces();
         let ids = 0..u32::try_from(pieces.len()).unwrap_or(u32::MAX);
         let listed = ids.filter_map(|id| Some((id, pieces.text(id)?, pieces.piece_type(id)?)));
         let markers = Markers::new(listed, |id| pieces.is_end(id));
         let space_prefix = pieces.kind() != VocabKind::ByteLevel;
-        codec.space_prefix = metadata.bool("tokenizer.ggml.add_space_prefix").unwrap_or(space_prefix);
-        codec.markers = markers;
-        Ok(codec)
+        tokenizer.space_prefix = metadata.bool("tokenizer.ggml.add_space_prefix").unwrap_or(space_prefix);
+        tokenizer.markers = markers;
+        Ok(tokenizer)
     }
 
     fn pieces(&self) -> &Pieces {
@@ -53,23 +53,47 @@ impl Codec {
         }
     }
 
-    /// Encodes text that begins a text.
+    /// Encodes text at the start of a text.
     fn encode_start(&self, text: &str) -> Result<Vec<u32>, TokenizeError> {
         let model = match &self.encoder {
             Encoder::Own(tokenizer) => return Ok(tokenizer.encode(text)),
             Encoder::Llama(model, _) => model,
         };
-        // Never with llama.cpp's own beginning and end tokens: it asserts that they exist.
-        let tokens = model.vocab().tokenize(text.as_bytes(), false, false);
-        tokens
+        let unable = |why: &str| TokenizeError::Unable(why.to_string());
+        let n_tokens = self.pieces().len();
+        tokenize(model, text)
+            .ok_or_else(|| unable("it returns more tokens than can be counted"))?
             .into_iter()
-            .map(|token| u32::try_from(token.0).ok().filter(|id| (*id as usize) < self.pieces().len()))
+            .map(|token| u32::try_from(token).ok().filter(|id| (*id as usize) < n_tokens))
             .collect::<Option<_>>()
-            .ok_or_else(|| TokenizeError::Unable("it gives tokens that are not in its vocabulary".to_string()))
+            .ok_or_else(|| unable("it returns tokens that are not in its vocabulary"))
     }
 }
 
-impl Tokenizer for Codec {
+/// Encodes a text of at most [`MAX_BYTES`] with llama.cpp; `None` where the tokens cannot be counted.
+fn tokenize(model: &Handle, text: &str) -> Option<Vec<sys::llama_token>> {
+    let n_bytes = i32::try_from(text.len()).ok()?;
+    let mut tokens = vec![0; (text.len() / 2).max(8)];
+    loop {
+        let room = i32::try_from(tokens.len()).ok()?;
+        // SAFETY: the vocabulary is that of a live model, and there is room for as many tokens as is said. Not with
+        // llama.cpp's own first and last tokens, which it asserts to exist. Returns the negative of the number of tokens
+        // where there is too little room, and the smallest number where that overflows.
+        let n = unsafe {
+            let text = text.as_ptr().cast();
+            sys::llama_tokenize(model.vocab(), text, n_bytes, tokens.as_mut_ptr(), room, false, false)
+        };
+        match usize::try_from(n) {
+            Ok(n) => {
+                tokens.truncate(n);
+                return Some(tokens);
+            }
+            Err(_) => tokens.resize(usize::try_from(n.checked_neg()?).ok()?, 0),
+        }
+    }
+}
+
+impl Tokenizer for ModelTokenizer {
     fn n_tokens(&self) -> usize {
         self.pieces().len()
     }

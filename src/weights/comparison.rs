@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Error, Job, file};
+use super::{Error, WeightComparison, file};
 use crate::calibration::Importance;
 use crate::gguf::{self, Gguf};
 use crate::report::results::{Candidate, File, Reference, Results, Settings};
@@ -380,7 +380,7 @@ pub fn weight_errors(
     observer: &dyn Observer,
     cancel: &AtomicBool,
 ) -> Result<Vec<Result<crate::report::results::WeightErrors, Error>>, FilesError> {
-    let job = Job::prepare(source, candidates, importance).map_err(FilesError::Weights)?;
+    let job = WeightComparison::prepare(source, candidates, importance).map_err(FilesError::Weights)?;
     job.warnings().iter().for_each(|warning| observer.warning(&warning.to_string()));
     // The work says how much there is to do as soon as it begins.
     let begun = Once::new();

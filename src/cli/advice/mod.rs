@@ -35,5 +35,10 @@ const ROOMS: &[Advice] = &[
 
 /// Returns what to type about an error: the advice for the first of its causes that has any.
 pub fn advice(error: &anyhow::Error) -> Option<String> {
-    error.chain().find_map(|cause| ROOMS.iter().find_map(|advice| advice(cause)))
+    error.chain().find_map(of)
+}
+
+/// Returns what to type about one cause of an error.
+fn of(cause: &(dyn Error + 'static)) -> Option<String> {
+    ROOMS.iter().find_map(|advice| advice(cause))
 }

@@ -1,9 +1,9 @@
-//! What becomes of a drafted token: taken, or another one drawn in its place, such that the draft leaves no trace.
+//! Accepts a drafted token, or draws another one in its place, such that the draft does not change the distribution.
 //!
 //! ```text
 //! p   what the model would draw the next token from          q   what the draft drew x from
 //!
-//! x is taken with probability min(1, p(x) / q(x)); otherwise a token is drawn from max(0, p - q), scaled to add up to 1
+//! x is accepted with probability min(1, p(x) / q(x)); otherwise a token is drawn from max(0, p - q), scaled to add up to 1
 //! ```
 //!
 //! Whatever q is, the token that comes out is distributed as p.
@@ -12,10 +12,10 @@
 //! <https://arxiv.org/abs/2211.17192>; Chen et al., "Accelerating Large Language Model Decoding with Speculative
 //! Sampling", <https://arxiv.org/abs/2302.01318>
 
-/// Takes `drafted`, or draws another token.
+/// Returns `drafted`, or draws another token.
 ///
 /// `p` and `q` are tokens and their probabilities, each adding up to 1; `q` is sorted by token, and `drafted` was drawn
-/// from it. `unit` gives random numbers from 0 up to but without 1, independent of that draw.
+/// from it. `unit` returns random numbers in [0, 1), independent of that draw.
 pub fn take_or_redraw(drafted: u32, p: &[(u32, f64)], q: &[(u32, f64)], mut unit: impl FnMut() -> f64) -> u32 {
     let in_p = p.iter().find(|(id, _)| *id == drafted).map_or(0.0, |(_, p)| *p);
     if unit() * probability(q, drafted) < in_p {
@@ -23,11 +23,11 @@ pub fn take_or_redraw(drafted: u32, p: &[(u32, f64)], q: &[(u32, f64)], mut unit
     }
     let left = |(id, p): (u32, f64)| (p - probability(q, id)).max(0.0);
     let total: f64 = p.iter().copied().map(left).sum();
-    // Where p and q differ by rounding alone, nothing is left: p itself is then as good.
+    // Where p and q differ by rounding alone, nothing is left, and p itself serves as well.
     if total > 0.0 { draw(p.iter().map(|c| (c.0, left(*c))), total * unit()) } else { draw(p.iter().copied(), unit()) }
 }
 
-/// The first token at which the running sum of the weights passes `share`.
+/// Returns the first token at which the running sum of the weights exceeds `share`.
 pub(super) fn draw(weights: impl Iterator<Item = (u32, f64)>, share: f64) -> u32 {
     let mut left = share;
     let mut last = 0;
@@ -38,7 +38,7 @@ pub(super) fn draw(weights: impl Iterator<Item = (u32, f64)>, share: f64) -> u32
             break;
         }
     }
-    // Rounding may leave a crumb when the share is close to the sum of all.
+    // Rounding may leave a little when the share is close to the sum of all.
     last
 }
 

@@ -1,40 +1,40 @@
-//! How many tokens to draft: as many as pay.
+//! Decides how many tokens to draft: as many as pay off.
 //!
 //! ```text
-//! a   share of drafted tokens that are taken        what n drafted tokens give   1 + a + a^2 + ... + a^n  tokens
-//! d   cost of drafting a token                      what they cost               1 + n (d + v)
-//! v   cost of reading one more in an evaluation     both costs as shares of an evaluation of one token
+//! a   share of drafted tokens that are accepted     n drafted tokens yield       1 + a + a^2 + ... + a^n  tokens
+//! d   cost of drafting a token                      and cost                     1 + n (d + v)
+//! v   cost of one more token in an evaluation       both costs as shares of an evaluation of one token
 //! ```
 //!
-//! The n with the most tokens for the cost is drafted. Where none gives more than no draft at all, drafting pauses, and
-//! is tried again after a while.
+//! The n with the best ratio is drafted. Where none is better than no draft at all, drafting pauses, and is tried again
+//! after a while.
 
 use std::time::Duration;
 
-/// Kinds of drafts whose fate is told apart: by how much of the text before them agrees, for drafts that are looked up.
+/// Kinds of drafts that are counted separately. For drafts from the text: by how many tokens before them agree.
 pub(super) const KINDS: usize = 4;
 
-/// What is believed of drafted tokens before any was tried: as many are taken of so many.
+/// Counts to begin with: tokens accepted, and tokens tried.
 const PRIOR: (f64, f64) = (1.2, 2.0);
-/// How much an evaluation still counts after the next one.
+/// The weight that a count keeps with each evaluation that follows.
 const MEMORY: f64 = 0.9;
-/// Tokens written before drafting is tried again, at first and at most.
+/// Tokens to write before drafting is tried again: at first, and at most.
 const PAUSE: (usize, usize) = (16, 256);
-/// What is believed at a trial: little either way.
+/// Counts to begin a trial with.
 const DOUBT: (f64, f64) = (0.3, 1.0);
 /// Tokens drafted to see whether it pays again.
 const TRIAL: usize = 2;
 
-/// What an evaluation of one token is worth.
+/// Costs as shares of an evaluation of one token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Costs {
     /// Drafting a token.
     pub draft: f64,
-    /// Reading one more token in an evaluation.
+    /// One more token in an evaluation.
     pub read: f64,
 }
 
-/// Decides how many tokens to draft, and learns from what becomes of them.
+/// Decides how many tokens to draft, and learns from how many are accepted.
 #[derive(Clone, Debug)]
 pub(super) struct DraftLength {
     min: usize,
@@ -55,24 +55,24 @@ struct Kind {
 }
 
 impl DraftLength {
-    /// Between `min` and `max` tokens at a time, or none. `costs` hold until they are measured.
+    /// Drafts between `min` and `max` tokens at a time, or none. `costs` hold until they are measured.
     pub fn new(min: usize, max: usize, costs: Costs) -> Self {
         let kind = Kind { taken: PRIOR.0, tried: PRIOR.1, pause: None, next_pause: PAUSE.0 };
         Self { min, max, costs, one: None, kinds: [kind; KINDS] }
     }
 
-    /// Fewer tokens than this are no use.
+    /// Returns the fewest tokens that make a draft.
     pub fn min(&self) -> usize {
         self.min
     }
 
-    /// How many tokens to draft now, at most `most`.
+    /// Returns how many tokens to draft now, at most `most`.
     pub fn length(&mut self, kind: usize, most: usize) -> usize {
         let most = most.min(self.max);
         if most == 0 || most < self.min {
             return 0;
         }
-        // Whoever asks for one length wants no other.
+        // Only one length was asked for.
         if self.min == self.max {
             return self.max;
         }
@@ -116,7 +116,7 @@ impl DraftLength {
         best
     }
 
-    /// Of `drafted` tokens the first `taken` were; `ended` where the text ended before the next was decided on.
+    /// Notes that the first `taken` of `drafted` tokens were accepted. `ended`: the text ended before the next was decided on.
     pub fn learn(&mut self, kind: usize, drafted: usize, taken: usize, ended: bool) {
         let tried = if ended { taken } else { drafted.min(taken + 1) };
         let kind = &mut self.kinds[kind];
@@ -125,14 +125,14 @@ impl DraftLength {
         kind.tried = old(kind.tried, PRIOR.1) + tried as f64;
     }
 
-    /// An evaluation of one token and `drafted` more took so long.
+    /// Notes how long an evaluation of one token and `drafted` more took.
     pub fn evaluated(&mut self, drafted: usize, time: Duration) {
         let time = time.as_secs_f64();
         match (drafted, &mut self.one) {
             (0, None) => self.one = Some(time),
             (0, Some(one)) => *one += (time - *one) * 0.2,
             (drafted, Some(one)) if *one > 0.0 => {
-                // A machine that was busy for a moment is not to end drafting.
+                // A machine that was busy for a moment must not end drafting.
                 let read = ((time / *one - 1.0) / drafted as f64).clamp(0.0, 1.5);
                 self.costs.read += (read - self.costs.read) * 0.2;
             }
@@ -140,7 +140,7 @@ impl DraftLength {
         }
     }
 
-    /// Drafting `drafted` tokens took so long.
+    /// Notes how long drafting `drafted` tokens took.
     pub fn drafted(&mut self, drafted: usize, time: Duration) {
         if let Some(one) = self.one.filter(|one| *one > 0.0 && drafted > 0) {
             let draft = (time.as_secs_f64() / one / drafted as f64).clamp(0.0, 2.0);
@@ -148,7 +148,7 @@ impl DraftLength {
         }
     }
 
-    /// Whether an evaluation of one token has to be timed before anything else can be told.
+    /// Returns whether an evaluation of one token has to be timed first.
     pub fn knows_nothing(&self) -> bool {
         self.one.is_none() && self.min != self.max
     }

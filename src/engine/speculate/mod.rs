@@ -1,17 +1,17 @@
-//! Speculation: several tokens are guessed cheaply, and the model reads them in one evaluation.
+//! Speculation: several tokens are drafted cheaply, and the model verifies them in one evaluation.
 //!
 //! ```text
 //! text so far ──► draft x1 x2 x3 ──► one evaluation of the last token, x1, x2, x3: four rows of logits
 //!                                    row 0 decides on x1, row 1 on x2, ...: up to the first that is not taken
 //! ```
 //!
-//! What comes out is what would have come out without: the same tokens where the most likely one is always taken, the
-//! same distribution where tokens are drawn, and the same tokens even there where the draft is looked up in the text,
-//! because the sampler then draws as it would have. On most machines reading a few tokens at once takes little more time
-//! than reading one, since either way all weights have to come from memory.
+//! The result is as without: the same tokens where the most likely one is always taken, the same distribution where tokens
+//! are drawn, and the same tokens even there where the draft is looked up in the text, because the sampler then draws as it
+//! would have without it. On most machines evaluating a few tokens at once takes little more time than evaluating one, since
+//! all weights have to come from memory either way.
 //!
-//! What takes the place of a token that is not taken: [`choose`]. How many are drafted: [`draft_length`]. Drafts from the text
-//! itself: [`ngram`].
+//! [`choose`] replaces a token that is not accepted. [`draft_length`] decides how many are drafted. [`ngram`] drafts from the
+//! text itself.
 
 mod choose;
 mod draft_length;
@@ -19,9 +19,11 @@ mod ngram;
 
 use std::time::Instant;
 
+use super::error::{DraftError, DraftSetting};
+use super::{Decoder, Error, Logits, Session, SessionOptions};
 use crate::base::math::exp;
 use crate::base::random::Random;
-use crate::llama::{Error, Logits, Model, Session, SessionOptions};
+use crate::llama::{Context, Model};
 use crate::sample::Sampler;
 use crate::vocab::{same_ends, same_vocabulary};
 
@@ -30,19 +32,19 @@ use ngram::Ngrams;
 
 pub use choose::take_or_redraw;
 
-/// What reading one more token in an evaluation costs, as a share of reading one, until that is measured: about what it
-/// is on a CPU.
+/// The cost of one more token in an evaluation, as a share of an evaluation of one token, until it is measured: about what
+/// it is on a CPU.
 const ASSUMED_READ: f64 = 0.25;
 
 /// How many tokens to draft.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DraftOptions {
-    /// Tokens to draft at a time at most.
+    /// The most tokens to draft at a time.
     pub max: usize,
-    /// Drafts shorter than this are not used. Where it equals `max`, so many are drafted every time; otherwise as many
-    /// as have paid so far.
+    /// Drafts shorter than this are not used. Where it equals `max`, that many are drafted every time; otherwise as many as
+    /// have paid off so far.
     pub min: usize,
-    /// A draft model stops drafting where its most likely token is less likely than this.
+    /// A draft model stops where its most likely token is less likely than this.
     pub p_min: f32,
 }
 
@@ -56,34 +58,36 @@ impl DraftOptions {
     /// The most tokens that can be drafted at a time.
     pub const MOST: usize = 64;
 
-    /// Refuses numbers that make no sense.
+    /// Refuses numbers out of range.
     ///
     /// # Errors
-    /// [`Error::Option`] and [`Error::Share`].
+    /// [`Error::DraftSetting`].
     pub fn check(&self) -> Result<(), Error> {
-        let option = |name, value: usize, wanted| Error::Option { name, value: value as u64, wanted };
+        let refused = |setting, value: f64, wanted| Err(Error::DraftSetting { setting, value, wanted });
         if !(1..=Self::MOST).contains(&self.max) {
-            return Err(option("--draft-max", self.max, format!("from 1 to {}", Self::MOST)));
+            return refused(DraftSetting::Max, self.max as f64, format!("from 1 to {}", Self::MOST));
         }
         if self.min > self.max {
-            return Err(option("--draft-min", self.min, format!("at most the {} of --draft-max", self.max)));
+            let wanted = format!("at most {}, the most tokens to draft", self.max);
+            return refused(DraftSetting::Min, self.min as f64, wanted);
         }
         if !(0.0..=1.0).contains(&self.p_min) {
-            return Err(Error::Share { name: "--draft-p-min", value: self.p_min, wanted: "from 0 to 1" });
+            return refused(DraftSetting::MinProbability, self.p_min.into(), "from 0 to 1".to_string());
         }
         Ok(())
     }
 
-    /// Rows of logits that a session needs for such drafts: one for each drafted token, and one for what follows.
+    /// Returns how many rows of logits a session needs for such drafts: one for each drafted token, and one for what
+    /// follows.
     pub fn rows(&self) -> u32 {
         u32::try_from(self.max).unwrap_or(u32::MAX).saturating_add(1)
     }
 }
 
-/// What came of drafting.
+/// How drafting went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Speculation {
-    /// Tokens that were drafted and read.
+    /// Tokens that were drafted and evaluated.
     pub drafted: usize,
     /// Those of them that became part of the text.
     pub accepted: usize,
@@ -100,37 +104,38 @@ impl std::ops::AddAssign for Speculation {
 }
 
 impl Speculation {
-    /// The share of the drafted tokens that was taken; 0 where none was drafted.
+    /// Returns the share of the drafted tokens that was accepted; 0 where none was drafted.
     pub fn acceptance(&self) -> f64 {
         if self.drafted == 0 { 0.0 } else { self.accepted as f64 / self.drafted as f64 }
     }
 
-    /// Tokens read an evaluation that became part of the text: 1 where drafting gained nothing.
+    /// Returns how many tokens of the text an evaluation yields: 1 where drafting gained nothing.
     pub fn tokens_per_evaluation(&self) -> f64 {
         if self.evaluations == 0 { 0.0 } else { 1.0 + self.accepted as f64 / self.evaluations as f64 }
     }
 }
 
-/// Guesses how a text goes on. It lives across texts: what it knows of one is used again for the next, as far as the
-/// next begins with the same tokens.
+/// Guesses how a text goes on. It is kept across texts: what it knows of one is used again for the next, as far as the next
+/// begins with the same tokens.
 #[derive(Debug)]
 pub struct Draft {
     source: Source,
     draft_length: DraftLength,
     max: usize,
     p_min: f32,
-    // The text so far: prompt and what was written.
+    // The text so far: the prompt and what was written.
     text: Vec<u32>,
-    // What is guessed to follow it.
+    // The guesses of what follows it.
     tokens: Vec<u32>,
-    // What each guess was drawn from, sorted by token; None where it could have been no other.
+    // The distribution that each guess was drawn from, sorted by token; None where it could not have been another.
     drawn_from: Vec<Option<Vec<(u32, f64)>>>,
     kind: usize,
     // Of the current guesses, those that were taken.
     taken: usize,
-    // The target's memory cannot be cut after all.
+    // The target's memory could not be truncated after all.
     given_up: bool,
-    // Whether time may decide on the length of drafts: not where the length decides on which random number is whose.
+    // Whether measured time may decide on the length of drafts. Not where that length decides which random number is used
+    // for which token: the same seed has to give the same text.
     timed: bool,
     seed: Option<u64>,
     random: Random,
@@ -143,7 +148,7 @@ pub struct Draft {
 pub(super) struct Guess<'a> {
     /// The token.
     pub token: u32,
-    /// What it was drawn from, sorted by token; `None` where it could have been no other.
+    /// The distribution that it was drawn from, sorted by token; `None` where it could not have been another.
     pub drawn_from: Option<&'a [(u32, f64)]>,
 }
 
@@ -155,13 +160,13 @@ enum Source {
 
 #[derive(Debug)]
 struct Drafter {
-    session: Session,
+    session: Session<Box<dyn Decoder + Send>>,
     // Tokens at the beginning of the text that the session is known to have read.
     known: usize,
 }
 
 impl Draft {
-    /// Looks the continuation up in the text itself.
+    /// Returns a draft that looks the continuation up in the text itself.
     ///
     /// # Errors
     /// Where an option is out of range.
@@ -171,12 +176,12 @@ impl Draft {
         Ok(Self::new(Source::Ngram(Ngrams::default()), options, costs))
     }
 
-    /// Asks a smaller model of the same vocabulary. `session` is how the target's session was made; the draft's gets as
-    /// much context.
+    /// Returns a draft that asks a smaller model of the same vocabulary. `session` is how the target's session was made; that
+    /// of the draft model gets as large a context.
     ///
     /// # Errors
-    /// Where an option is out of range, the vocabularies differ, the draft model's memory cannot be cut, or there is no
-    /// room for its session.
+    /// Where an option is out of range, the vocabularies differ, the draft model's memory cannot be truncated, or there is
+    /// no memory for its session.
     pub fn model(
         target: &Model,
         draft: &Model,
@@ -184,19 +189,33 @@ impl Draft {
         options: DraftOptions,
     ) -> Result<Self, Error> {
         options.check()?;
-        let refused = |reason: String| Error::Draft { path: draft.path().to_path_buf(), reason };
-        let (here, there) = (target.codec(), draft.codec());
-        same_vocabulary(here, there).and_then(|()| same_ends(here, there)).map_err(refused)?;
-        if !draft.can_be_cut() {
-            return Err(refused(NO_CUT.to_string()));
+        let (here, there) = (target.tokenizer(), draft.tokenizer());
+        let path = || draft.path().to_path_buf();
+        same_vocabulary(here, there)
+            .and_then(|()| same_ends(here, there))
+            .map_err(|reason| DraftError::Vocabulary { path: path(), reason })?;
+        if !draft.can_truncate() {
+            return Err(DraftError::CannotTruncate(path()).into());
         }
-        let session = Session::new(draft, &Self::session_options(target, session))?;
-        let weights = |model: &Model| model.shape().weight_bytes.max(1) as f64;
-        let costs = Costs { draft: (weights(draft) / weights(target)).min(1.0), read: ASSUMED_READ };
-        Ok(Self::new(Source::Model(Box::new(Drafter { session, known: 0 })), options, costs))
+        let session = Self::session_options(target, session);
+        let context = Context::new(draft, &session.context(draft.n_ctx_train(), 1), None)?;
+        let bytes = |model: &Model| model.tensor_bytes().max(1) as f64;
+        let cost = (bytes(draft) / bytes(target)).min(1.0);
+        Ok(Self::with_decoder(Box::new(context), &session, cost, options))
     }
 
-    /// How the session of a draft model is made, where the target's is made by `session`.
+    /// Asks a model, of which drafting a token costs `cost` of what an evaluation of the target costs.
+    pub(super) fn with_decoder(
+        decoder: Box<dyn Decoder + Send>,
+        session: &SessionOptions,
+        cost: f64,
+        options: DraftOptions,
+    ) -> Self {
+        let drafter = Drafter { session: Session::of(decoder, session), known: 0 };
+        Self::new(Source::Model(Box::new(drafter)), options, Costs { draft: cost, read: ASSUMED_READ })
+    }
+
+    /// Returns how the session of a draft model is made, where that of the target is made by `session`.
     pub fn session_options(target: &Model, session: &SessionOptions) -> SessionOptions {
         SessionOptions { n_ctx: Some(session.n_ctx_for(target.n_ctx_train())), rows: 1, ..session.clone() }
     }
@@ -221,11 +240,10 @@ impl Draft {
         }
     }
 
-    /// A text begins with `prompt`, written by `sampler` in `session`.
-    pub(super) fn begin(&mut self, prompt: &[u32], sampler: &Sampler, session: &Session) -> Result<(), Error> {
-        if !session.model().can_be_cut() {
-            let path = session.model().path().to_path_buf();
-            return Err(Error::Draft { path, reason: NO_CUT.to_string() });
+    /// Begins a text with `prompt`, written by `sampler`. `can_truncate`: whether the target's memory can be truncated.
+    pub(super) fn begin(&mut self, prompt: &[u32], sampler: &Sampler, can_truncate: bool) -> Result<(), Error> {
+        if !can_truncate {
+            return Err(DraftError::TargetCannotTruncate.into());
         }
         let same = self.text.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         match &mut self.source {
@@ -239,7 +257,7 @@ impl Draft {
         self.text.extend_from_slice(&prompt[same..]);
         self.clear();
         self.stats = Speculation::default();
-        // One seed is to give one text, and the sampler's own numbers must have no part in the guesses.
+        // The same seed has to give the same text, and guesses must be independent of the sampler's own random numbers.
         if self.seed != Some(sampler.seed()) {
             self.seed = Some(sampler.seed());
             self.random = Random::new(sampler.seed() ^ 0x6472_6166_7464_7261);
@@ -247,11 +265,11 @@ impl Draft {
         Ok(())
     }
 
-    /// Has a draft model read the text so far, which is the prompt.
+    /// Has the draft model, where there is one, read the text so far, which is the prompt.
     pub(super) fn read(&mut self) -> Result<(), Error> {
         match &mut self.source {
             Source::Model(drafter) if self.text.len() <= drafter.session.n_ctx() as usize => {
-                drafter.session.go_on(&self.text, drafter.known)?;
+                drafter.session.extend(&self.text, drafter.known)?;
                 drafter.known = self.text.len();
                 Ok(())
             }
@@ -259,29 +277,24 @@ impl Draft {
         }
     }
 
-    /// The guess for the token that row `row` of the logits decides on, and what it was drawn from.
+    /// Returns the guess for the token that row `row` of the logits decides on.
     pub(super) fn guess(&self, row: usize) -> Option<Guess<'_>> {
         Some(Guess { token: *self.tokens.get(row)?, drawn_from: self.drawn_from.get(row)?.as_deref() })
     }
 
-    /// The text goes on with `token`.
+    /// Adds `token` to the text.
     pub(super) fn push(&mut self, token: u32) {
         self.text.push(token);
     }
 
-    /// The text so far.
-    pub(super) fn text(&self) -> &[u32] {
-        &self.text
-    }
-
-    /// The guess of the token that was just decided on was right.
+    /// Notes that the guess for the last token was right.
     pub(super) fn taken(&mut self) {
         self.taken += 1;
         self.stats.accepted += 1;
     }
 
-    /// The guesses are decided on: what follows the first that was not taken means nothing. `ended`: the text ended
-    /// before one was not taken.
+    /// Notes that the guesses have been decided on: those after the first wrong one mean nothing. `ended`: the text ended
+    /// before one was wrong.
     pub(super) fn decided(&mut self, ended: bool) {
         if !self.tokens.is_empty() {
             self.draft_length.learn(self.kind, self.tokens.len(), self.taken, ended);
@@ -295,13 +308,13 @@ impl Draft {
         self.taken = 0;
     }
 
-    /// No more guesses for this text.
+    /// Stops guessing for the rest of this text.
     pub(super) fn give_up(&mut self) {
         self.given_up = true;
         self.clear();
     }
 
-    /// Guesses how the text goes on, by at most `most` tokens, and gives the guesses.
+    /// Guesses at most `most` tokens of what follows the text. Returns the guesses.
     ///
     /// # Errors
     /// Where the draft model fails, or is interrupted.
@@ -326,12 +339,12 @@ impl Draft {
                 self.drawn_from.resize(self.tokens.len(), None);
             }
             Source::Model(drafter) => {
-                // The last token that is read is the one before the last that is guessed.
+                // The draft model reads all guesses but the last.
                 let room = (drafter.session.n_ctx() as usize + 1).saturating_sub(self.text.len());
                 let n = self.draft_length.length(self.kind, most.min(room));
                 if n > 0 {
                     let begun = Instant::now();
-                    // After a pause there is more to read first, which is not what drafting costs.
+                    // After a pause there is more to read first, which is not part of the cost of drafting.
                     let is_near = drafter.known + n + 2 >= self.text.len();
                     self.ask(n, sampler)?;
                     if self.timed && is_near {
@@ -344,17 +357,18 @@ impl Draft {
         Ok(&self.tokens)
     }
 
-    /// Has the draft model write `n` tokens, by a sampler that is as far as the target's.
+    /// Has the draft model write `n` tokens, with a copy of the target's sampler.
     fn ask(&mut self, n: usize, sampler: &Sampler) -> Result<(), Error> {
         let Source::Model(drafter) = &mut self.source else { return Ok(()) };
         let session = &mut drafter.session;
-        session.go_on(&self.text, drafter.known)?;
+        session.extend(&self.text, drafter.known)?;
         drafter.known = self.text.len();
-        let model = session.model().clone();
+        let tokenizer = session.decoder().tokenizer();
         let mut sampler = sampler.clone();
         for i in 0..n {
             let logits = session.logits(0)?;
-            // Not whether the token that is drawn is likely: to drop a guess for what it is would skew what comes out.
+            // The most likely token decides, not the one that is drawn: dropping guesses by what they are would skew the
+            // distribution of the result.
             if self.p_min > 0.0 && highest_probability(logits) < f64::from(self.p_min) {
                 break;
             }
@@ -367,7 +381,7 @@ impl Draft {
                 sorted
             }));
             if i + 1 < n {
-                if model.codec().is_end(token) {
+                if tokenizer.is_end(token) {
                     break;
                 }
                 sampler.accept(token);
@@ -382,7 +396,7 @@ impl Draft {
         Ok(())
     }
 
-    /// An evaluation of a token and `drafted` guesses took since `begun`.
+    /// Notes that an evaluation of a token and `drafted` guesses began at `begun` and is done.
     pub(super) fn evaluated(&mut self, drafted: usize, begun: Instant) {
         self.stats.evaluations += 1;
         if self.timed || self.draft_length.knows_nothing() {
@@ -390,20 +404,18 @@ impl Draft {
         }
     }
 
-    /// What came of drafting in the current text.
+    /// Returns how drafting went in the current text.
     pub(super) fn stats(&self) -> Speculation {
         self.stats
     }
 
-    /// Tokens drafted at a time at most.
+    /// Returns the most tokens that are drafted at a time.
     pub fn max(&self) -> usize {
         self.max
     }
 }
 
-const NO_CUT: &str = "it cannot take back tokens that turn out wrong, as recurrent and hybrid models cannot";
-
-/// The probability of the most likely token.
+/// Returns the probability of the most likely token.
 fn highest_probability(logits: &[f32]) -> f64 {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let total: f64 = logits.iter().map(|l| exp((f64::from(*l) - f64::from(highest)).min(0.0))).sum();
@@ -415,15 +427,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_that_cannot_be_are_refused() {
+    fn options_out_of_range_are_refused() {
         let refused = |options: DraftOptions| options.check().unwrap_err().to_string();
         let base = DraftOptions::default();
         assert!(base.check().is_ok());
-        assert!(refused(DraftOptions { max: 0, ..base }).contains("--draft-max is 0; it has to be from 1 to 64"));
-        assert!(refused(DraftOptions { max: 65, ..base }).contains("--draft-max is 65"));
-        assert!(refused(DraftOptions { min: 17, ..base }).contains("--draft-min is 17; it has to be at most the 16"));
-        assert!(refused(DraftOptions { p_min: 1.5, ..base }).contains("--draft-p-min is 1.5"));
-        assert!(refused(DraftOptions { p_min: f32::NAN, ..base }).contains("--draft-p-min"));
+        let max = refused(DraftOptions { max: 0, ..base });
+        assert_eq!(max, "the most tokens to draft cannot be 0; it has to be from 1 to 64");
+        assert!(refused(DraftOptions { max: 65, ..base }).contains("cannot be 65"));
+        let min = refused(DraftOptions { min: 17, ..base });
+        assert_eq!(min, "the fewest tokens to draft cannot be 17; it has to be at most 16, the most tokens to draft");
+        assert!(refused(DraftOptions { p_min: 1.5, ..base }).contains("lowest probability to draft cannot be 1.5"));
+        assert!(
+            refused(DraftOptions { p_min: f32::NAN, ..base }).contains("lowest probability to draft cannot be NaN")
+        );
         assert_eq!(base.rows(), 17);
     }
 

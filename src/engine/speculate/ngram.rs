@@ -5,24 +5,24 @@
 //!     └── match ──┘                        └─ suffix ─┘
 //! ```
 //!
-//! Every three tokens in a row are chained to where they stood last, so that a search looks at those places alone. It
-//! takes the place before which most tokens agree with the end of the text; among equals, the last.
+//! Every three tokens in a row are linked to their previous occurrence, so that a search visits those places only. It takes
+//! the place before which most tokens agree with the end of the text, and the last of several.
 //!
 //! Source: the idea is prompt lookup decoding, <https://github.com/apoorvumang/prompt-lookup-decoding>; chains of
 //! matches are how LZ77 compressors search.
 
 use std::collections::HashMap;
 
-/// Tokens that have to agree for a match to count at all.
+/// The fewest tokens of a match.
 const SHORTEST: usize = 3;
-/// Tokens looked at to tell which match is best.
+/// The most tokens of a match that are compared.
 const LONGEST: usize = 32;
-/// Matches looked at.
+/// The most matches that are compared.
 const MOST_LOOKED_AT: usize = 64;
 /// The end of a chain.
 const NONE: u32 = u32::MAX;
 
-/// Where the three tokens before each place of a text stood before. The text itself is the caller's.
+/// For each place of a text, the previous occurrence of the three tokens that end there. The caller keeps the text.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ngrams {
     last: HashMap<[u32; SHORTEST], u32>,
@@ -30,7 +30,7 @@ pub(super) struct Ngrams {
     before: Vec<u32>,
 }
 
-/// A place where the end of the text stood before.
+/// A previous occurrence of the end of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Match {
     /// Index of the token that followed.
@@ -40,7 +40,7 @@ pub(super) struct Match {
 }
 
 impl Ngrams {
-    /// Takes note of all tokens of `text` that are new; it begins with the text seen so far.
+    /// Adds the tokens of `text` that are new. It begins with the text seen so far.
     pub fn extend(&mut self, text: &[u32]) {
         for end in self.before.len()..text.len() {
             let before = match gram(text, end) {
@@ -51,7 +51,7 @@ impl Ngrams {
         }
     }
 
-    /// Forgets what follows the first `n` tokens of `text`, the text seen so far.
+    /// Removes what follows the first `n` tokens of `text`, the text seen so far.
     pub fn truncate(&mut self, text: &[u32], n: usize) {
         while self.before.len() > n {
             let end = self.before.len() - 1;
@@ -65,7 +65,7 @@ impl Ngrams {
         }
     }
 
-    /// Where the end of `text`, the text seen so far, stood before.
+    /// Returns the best previous occurrence of the end of `text`, the text seen so far.
     pub fn find(&self, text: &[u32]) -> Option<Match> {
         let end = text.len().checked_sub(1)?;
         let mut at = *self.before.get(end)?;
@@ -86,14 +86,14 @@ impl Ngrams {
     }
 }
 
-/// The three tokens up to and with the one at `end`.
+/// Returns the three tokens that end with the one at `end`.
 fn gram(text: &[u32], end: usize) -> Option<[u32; SHORTEST]> {
     text.get((end + 1).checked_sub(SHORTEST)?..=end)?.try_into().ok()
 }
 
 impl Match {
-    /// The `n` tokens that followed, added to `out`. Where the text ends, what was copied is copied on: a text that
-    /// repeats itself goes on repeating.
+    /// Appends the `n` tokens that followed to `out`. Beyond the end of the text, the copied tokens are copied again: a text
+    /// that repeats itself goes on repeating.
     pub fn copy(self, text: &[u32], n: usize, out: &mut Vec<u32>) {
         let first = out.len();
         for at in self.next..self.next + n {

@@ -6,8 +6,8 @@ use super::super::Error;
 use super::super::tasks::{self, Identity, Kept, QuestionResult, RunOptions, Task};
 use super::texts::loading;
 use super::{Comparison, ComparisonOptions};
-use crate::engine::Loglikelihoods;
-use crate::llama::{Model, SessionOptions};
+use crate::engine::{Loglikelihoods, SessionOptions};
+use crate::llama::Model;
 use crate::report::results::TaskScores;
 use crate::weights::{Observer, Stage};
 

@@ -7,8 +7,9 @@ use super::super::texts::{self, Cut, TokenizedText};
 use super::super::trace::Trace;
 use super::super::{Error, assemble};
 use super::Comparison;
+use crate::engine;
 use crate::gguf::Gguf;
-use crate::llama::{self, Model};
+use crate::llama::Model;
 use crate::placement::Shape;
 use crate::vocab::{same_vocabulary, vocabulary_hash};
 use crate::weights::{FilesError, Observer, Stage};
@@ -28,7 +29,7 @@ impl Comparison {
                 let vocabulary = Model::load_vocabulary(&self.options.files.reference)?;
                 check_window(&vocabulary, cut)?;
                 let most = self.options.most_windows;
-                (texts::read(&self.options.texts, cut, most, vocabulary.codec())?, cut)
+                (texts::read(&self.options.texts, cut, most, vocabulary.tokenizer())?, cut)
             }
         };
         self.describe_texts();
@@ -66,7 +67,7 @@ impl Comparison {
         for i in self.left() {
             let Ok(candidate) = Model::load_vocabulary(&self.files.candidates()[i]) else { continue };
             let same = match (&reference, &self.trace) {
-                (Some(reference), _) => same_vocabulary(reference.codec(), candidate.codec()),
+                (Some(reference), _) => same_vocabulary(reference.tokenizer(), candidate.tokenizer()),
                 (None, Some(trace)) if !has_vocabulary(trace, &candidate) => Err(OTHER_VOCABULARY.to_string()),
                 _ => Ok(()),
             };
@@ -103,17 +104,17 @@ impl Comparison {
         observer.begin(&Stage::Loading { name: "the models" });
         let settings = self.options.models.clone();
         let reference = settings.load(&self.options.files.reference, &of_models, 0).map_err(loading)?;
-        let mut beside = reference.memory(&of_models);
+        let mut beside = engine::memory(&reference, &of_models);
         let (mut models, mut places) = (Vec::new(), Vec::new());
         for i in self.left() {
             match settings.load(&self.files.candidates()[i], &of_models, beside) {
                 Ok(model) => {
-                    beside = beside.saturating_add(model.memory(&of_models));
+                    beside = beside.saturating_add(engine::memory(&model, &of_models));
                     models.push(model);
                     places.push(i);
                 }
-                Err(error @ llama::Error::LoadCancelled) => return Err(loading(error)),
-                Err(error @ llama::Error::Memory(_)) => {
+                Err(error @ engine::Error::LoadCancelled) => return Err(loading(error)),
+                Err(error @ engine::Error::Memory(_)) => {
                     let hint = "compared with a trace of the reference, only one model has to be in memory";
                     self.files.fail(i, format!("{error}; {hint}"), observer);
                 }
@@ -143,8 +144,13 @@ impl Comparison {
         let results = self.files.results_mut();
         assemble::fill(results, &measurement.windows, &measurement.reference_nll, &columns);
         for (place, measured) in places.iter().zip(&measurement.candidates) {
-            results.candidates[*place].changed =
-                assemble::changes(&measured.changed, &measurement.windows, &self.texts, self.cut, reference.codec());
+            results.candidates[*place].changed = assemble::changes(
+                &measured.changed,
+                &measurement.windows,
+                &self.texts,
+                self.cut,
+                reference.tokenizer(),
+            );
         }
         Ok(())
     }
@@ -160,7 +166,7 @@ impl Comparison {
             observer.begin(&Stage::Loading { name: &name });
             let model = match self.options.models.load(&self.files.candidates()[i], &of_models, 0) {
                 Ok(model) => model,
-                Err(llama::Error::LoadCancelled) => {
+                Err(engine::Error::LoadCancelled) => {
                     self.files.results_mut().interrupted = true;
                     return Ok(());
                 }
@@ -190,7 +196,7 @@ impl Comparison {
             let results = self.files.results_mut();
             assemble::fill(results, &known.windows, &known.reference_nll, &columns);
             results.candidates[i].changed =
-                assemble::changes(&changed, &known.windows, &self.texts, self.cut, model.codec());
+                assemble::changes(&changed, &known.windows, &self.texts, self.cut, model.tokenizer());
             self.save(observer)?;
             if self.results().interrupted {
                 return Ok(());
@@ -203,13 +209,13 @@ impl Comparison {
 const OTHER_VOCABULARY: &str = "the trace was made with a model of another vocabulary";
 
 fn has_vocabulary(trace: &Trace, model: &Model) -> bool {
-    vocabulary_hash(model.codec()).to_hex().as_str() == trace.header().vocabulary
+    vocabulary_hash(model.tokenizer()).to_hex().as_str() == trace.header().vocabulary
 }
 
 /// An error of loading, where being stopped is one of its own.
-pub(in crate::evaluate) fn loading(error: llama::Error) -> Error {
+pub(in crate::evaluate) fn loading(error: engine::Error) -> Error {
     match error {
-        llama::Error::LoadCancelled => Error::LoadingStopped,
+        engine::Error::LoadCancelled => Error::LoadingStopped,
         error => error.into(),
     }
 }

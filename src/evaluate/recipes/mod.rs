@@ -37,8 +37,8 @@ use super::{Error, assemble};
 use crate::base::atomic_file::AtomicFile;
 use crate::calibration::{Importance, importance};
 use crate::convert;
+use crate::engine;
 use crate::gguf::Gguf;
-use crate::llama;
 use crate::quant;
 use crate::recipe::{Plan, Recipe};
 use crate::report::results::{Candidate, File, Reference, Results, Settings};
@@ -633,7 +633,7 @@ impl Run<'_> {
         self.observer.begin(&Stage::Loading { name: &kept.file.name });
         let model = match settings.load(path, &session_for(&read.session, cut, trace.header().n_vocab), 0) {
             Ok(model) => model,
-            Err(llama::Error::LoadCancelled) => return Err(Error::LoadingStopped),
+            Err(engine::Error::LoadCancelled) => return Err(Error::LoadingStopped),
             Err(error) => return Ok(Some(error.to_string())),
         };
         let windows = trace.texts().iter().map(|text| cut.windows(text).len() as u64).sum();
@@ -648,7 +648,7 @@ impl Run<'_> {
         if measurement.interrupted {
             return Err(Error::Stopped);
         }
-        kept.changed = assemble::changes(&measured.changed, &measurement.windows, texts, cut, model.codec());
+        kept.changed = assemble::changes(&measured.changed, &measurement.windows, texts, cut, model.tokenizer());
         kept.columns = measured.columns;
         Ok(None)
     }

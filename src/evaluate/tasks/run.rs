@@ -8,9 +8,8 @@ use std::path::PathBuf;
 use super::{Ask, Choice, Format, Outcome, Question, QuestionResult, Scored, Task, gsm8k};
 use crate::chat::{self, Origin, Prompt};
 use crate::engine;
-use crate::engine::{Branch, Finish, GenerateOptions, Loglikelihoods, Writer};
-use crate::llama;
-use crate::llama::{Model, Session, SessionOptions};
+use crate::engine::{Branch, Finish, GenerateOptions, Loglikelihoods, Session, SessionOptions, Writer};
+use crate::llama::Model;
 use crate::sample::{Params, Sampler};
 use crate::vocab::Tokenizer;
 
@@ -39,7 +38,7 @@ pub struct Ran {
 pub enum RunError {
     /// The model could not be run.
     #[error(transparent)]
-    Model(#[from] llama::Error),
+    Model(#[from] engine::Error),
     /// A result could not be kept.
     #[error("cannot keep a result: {0}")]
     Keep(#[source] io::Error),
@@ -103,7 +102,7 @@ pub fn run(
     }
     let interrupted = match ended {
         Ok(()) => false,
-        Err(RunError::Model(llama::Error::Cancelled)) => true,
+        Err(RunError::Model(engine::Error::Cancelled)) => true,
         Err(error) => return Err(error),
     };
     let kept: Vec<QuestionResult> = kept.iter().filter_map(|question| results.remove(&question.index)).collect();
@@ -127,10 +126,10 @@ fn choose(
     for question in questions {
         let Ask::Choose(choices) = &question.ask else { continue };
         let first = texts.len();
-        encode(&task.prefix, choices, task.format, model.codec(), &mut texts)?;
+        encode(&task.prefix, choices, task.format, model.tokenizer(), &mut texts)?;
         let mut is_shortened = false;
         for branch in &mut texts[first..] {
-            is_shortened |= shorten(branch, n_ctx, model.codec()).map_err(|n_tokens| RunError::TooLong {
+            is_shortened |= shorten(branch, n_ctx, model.tokenizer()).map_err(|n_tokens| RunError::TooLong {
                 path: PathBuf::from(&task.about.path),
                 line: question.line,
                 n_tokens,
@@ -177,7 +176,7 @@ fn encode(
     format: &Format,
     codec: &dyn Tokenizer,
     texts: &mut Vec<Branch>,
-) -> Result<(), llama::Error> {
+) -> Result<(), engine::Error> {
     let first = texts.len();
     let mut known: Option<(&str, usize)> = None;
     for choice in choices {
@@ -205,7 +204,7 @@ fn encode(
 }
 
 /// Text as tokens, none of which is a control token, but for the one that begins every text where the model wants one.
-fn encode_text(text: &str, codec: &dyn Tokenizer) -> Result<Vec<u32>, llama::Error> {
+fn encode_text(text: &str, codec: &dyn Tokenizer) -> Result<Vec<u32>, engine::Error> {
     let mut prompt = Prompt::default();
     prompt.push(text, Origin::Message);
     Ok(chat::encode(&prompt, codec)?)
@@ -249,16 +248,16 @@ fn write(
 ) -> Result<(), RunError> {
     let Ask::Write { prompt, .. } = &question.ask else { return Ok(()) };
     let model = session.model().clone();
-    let mut tokens = encode_text(&format!("{}{prompt}", task.prefix), model.codec())?;
+    let mut tokens = encode_text(&format!("{}{prompt}", task.prefix), model.tokenizer())?;
     let n_ctx = session.n_ctx() as usize;
     let room = n_ctx.saturating_sub(gsm8k::MAX_TOKENS).max(n_ctx / 2).max(1);
     let shortened = tokens.len() > room;
     if shortened {
-        let begin = usize::from(model.codec().begins_with().is_some());
+        let begin = usize::from(model.tokenizer().begins_with().is_some());
         let surplus = (tokens.len() - room).min(tokens.len() - begin - 1);
         tokens.drain(begin..begin + surplus);
     }
-    let mut sampler = Sampler::new(&Params::greedy()).map_err(llama::Error::from)?;
+    let mut sampler = Sampler::new(&Params::greedy()).map_err(engine::Error::from)?;
     let options = GenerateOptions {
         max_tokens: Some(gsm8k::MAX_TOKENS),
         stop: gsm8k::STOP.map(str::to_string).to_vec(),
@@ -267,7 +266,7 @@ fn write(
     let writer = Writer::new(&mut sampler);
     let written = engine::generate(session, writer, &tokens, &options, |_| ControlFlow::Continue(()))?;
     if written.finish == Finish::Cancelled {
-        return Err(llama::Error::Cancelled.into());
+        return Err(engine::Error::Cancelled.into());
     }
     let result = QuestionResult::new(task.format, question, Outcome::Written(written.text));
     take(QuestionResult { shortened, ..result })

@@ -1,0 +1,119 @@
+//! The devices that llama.cpp can compute on, and their memory.
+
+use std::ffi::{CStr, c_char};
+
+use llama_cpp_sys_2 as sys;
+
+use super::{Error, backend};
+
+/// A device that llama.cpp was built for and has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// llama.cpp's short name: `CPU`, `CUDA0`, `Metal`.
+    pub name: String,
+    /// The name that its maker gave it.
+    pub description: String,
+    /// Its kind.
+    pub kind: DeviceKind,
+    /// Bytes of memory it has; 0 where that is not known.
+    pub total_bytes: u64,
+    /// Bytes of memory that are free now; 0 where that is not known.
+    pub free_bytes: u64,
+}
+
+/// The kind of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// The processor.
+    Cpu,
+    /// A GPU with memory of its own.
+    Gpu,
+    /// A GPU that uses the machine's memory.
+    IntegratedGpu,
+    /// Anything else that helps the processor, such as a library for matrices.
+    Accelerator,
+}
+
+/// Returns all devices, in llama.cpp's order.
+///
+/// # Errors
+/// [`Error::Backend`] where llama.cpp cannot be started.
+pub fn devices() -> Result<Vec<Device>, Error> {
+    Ok(pointers()?.map(describe).collect())
+}
+
+/// Returns whether this build can put layers on a GPU of this machine.
+///
+/// # Errors
+/// [`Error::Backend`] where llama.cpp cannot be started.
+pub fn has_gpu() -> Result<bool, Error> {
+    Ok(backend::get()?.supports_gpu_offload())
+}
+
+/// Returns the buffers in which the device called `name` keeps tensors.
+///
+/// # Errors
+/// [`Error::Device`] where no device has this name.
+pub(super) fn buffer_type(name: &str) -> Result<sys::ggml_backend_buffer_type_t, Error> {
+    match pointers()?.find(|device| describe(*device).name == name) {
+        // SAFETY: a device that ggml lists lives as long as the process. The call reads a field of it.
+        Some(device) => Ok(unsafe { sys::ggml_backend_dev_buffer_type(device) }),
+        None => {
+            let available: Vec<String> = devices()?.into_iter().map(|device| device.name).collect();
+            Err(Error::Device { name: name.to_string(), available: available.join(", ") })
+        }
+    }
+}
+
+fn pointers() -> Result<impl Iterator<Item = sys::ggml_backend_dev_t>, Error> {
+    backend::get()?;
+    // SAFETY: takes nothing. ggml registers its devices when it starts, and drops none while the process runs.
+    let n = unsafe { sys::ggml_backend_dev_count() };
+    // SAFETY: asserts that the index is below the count.
+    Ok((0..n).map(|index| unsafe { sys::ggml_backend_dev_get(index) }).filter(|device| !device.is_null()))
+}
+
+fn describe(device: sys::ggml_backend_dev_t) -> Device {
+    let (mut free, mut total) = (0usize, 0usize);
+    // SAFETY: the device is one that ggml lists; the strings are constants of it, and the numbers are written to ours.
+    unsafe {
+        sys::ggml_backend_dev_memory(device, &raw mut free, &raw mut total);
+        Device {
+            name: text(sys::ggml_backend_dev_name(device)),
+            description: text(sys::ggml_backend_dev_description(device)),
+            kind: match sys::ggml_backend_dev_type(device) {
+                sys::GGML_BACKEND_DEVICE_TYPE_CPU => DeviceKind::Cpu,
+                sys::GGML_BACKEND_DEVICE_TYPE_GPU => DeviceKind::Gpu,
+                sys::GGML_BACKEND_DEVICE_TYPE_IGPU => DeviceKind::IntegratedGpu,
+                _ => DeviceKind::Accelerator,
+            },
+            total_bytes: total as u64,
+            free_bytes: free as u64,
+        }
+    }
+}
+
+/// # Safety
+/// `text` is null, or a string that ends in NUL.
+unsafe fn text(text: *const c_char) -> String {
+    if text.is_null() {
+        return String::new();
+    }
+    // SAFETY: not null, so that it is a string by this function's contract.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_machine_has_a_processor_with_memory() {
+        let devices = devices().unwrap();
+        let cpu = devices.iter().find(|device| device.kind == DeviceKind::Cpu).unwrap();
+        assert!(!cpu.name.is_empty() && cpu.total_bytes >= cpu.free_bytes, "{cpu:?}");
+        assert!(buffer_type(&cpu.name).is_ok_and(|buffers| !buffers.is_null()));
+        let error = buffer_type("Abacus7").unwrap_err().to_string();
+        assert!(error.contains("'Abacus7'") && error.contains(&cpu.name), "{error}");
+    }
+}

@@ -1,0 +1,203 @@
+//! How a model is loaded: llama.cpp's loading parameters, and the call that takes them.
+
+use std::any::Any;
+use std::ffi::{CString, c_char, c_void};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
+use std::ptr::NonNull;
+
+use llama_cpp_sys_2 as sys;
+
+use super::{Error, Lora, backend, devices};
+
+/// Called while a model loads, with a number from 0 to 1. Returns whether to go on.
+pub type Progress = Box<dyn FnMut(f32) -> bool>;
+
+/// How to load a model.
+pub struct ModelOptions {
+    /// Layers to put on a GPU; `None` puts all of them there. Ignored where there is no GPU, or no build for one.
+    pub gpu_layers: Option<u32>,
+    /// Map the weights rather than read them into memory of the process.
+    pub mmap: bool,
+    /// Let the CPU repack weights into layouts that it multiplies faster. They are then copied, not mapped.
+    pub repack: bool,
+    /// Check all weights for values that are not finite while loading.
+    pub check_tensors: bool,
+    /// Load no weights and simulate the memory they would take. Such a model has no context.
+    pub no_alloc: bool,
+    /// Tensors to keep in the memory of a given device. The first pattern that matches decides.
+    pub tensor_overrides: Vec<TensorOverride>,
+    /// Adapters to use with the model, all at once.
+    pub lora: Vec<Lora>,
+    /// Told how far loading is.
+    pub progress: Option<Progress>,
+}
+
+/// Tensors, and the device that keeps them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorOverride {
+    /// A regular expression in C++'s ECMAScript syntax, searched for in the tensor's name.
+    pub pattern: String,
+    /// The name of a [`super::Device`].
+    pub device: String,
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        Self {
+            gpu_layers: None,
+            mmap: true,
+            repack: true,
+            check_tensors: false,
+            no_alloc: false,
+            tensor_overrides: Vec::new(),
+            lora: Vec::new(),
+            progress: None,
+        }
+    }
+}
+
+impl fmt::Debug for ModelOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ModelOptions")
+            .field("gpu_layers", &self.gpu_layers)
+            .field("mmap", &self.mmap)
+            .field("repack", &self.repack)
+            .field("check_tensors", &self.check_tensors)
+            .field("no_alloc", &self.no_alloc)
+            .field("tensor_overrides", &self.tensor_overrides)
+            .field("lora", &self.lora)
+            .field("progress", &self.progress.is_some())
+            .finish()
+    }
+}
+
+/// A model in llama.cpp's memory, freed when this is dropped.
+pub(super) struct Handle(NonNull<sys::llama_model>);
+
+// SAFETY: a loaded model belongs to no thread in particular. llama.cpp only reads it, but for making a context and loading
+// an adapter, which happen under the lock of `backend::making`.
+unsafe impl Send for Handle {}
+// SAFETY: as above.
+unsafe impl Sync for Handle {}
+
+impl Handle {
+    /// llama.cpp's model. Valid as long as `self` lives.
+    pub fn as_ptr(&self) -> *mut sys::llama_model {
+        self.0.as_ptr()
+    }
+
+    /// Its vocabulary. Valid as long as `self` lives.
+    pub fn vocab(&self) -> *const sys::llama_vocab {
+        // SAFETY: returns the address of a field of a live model.
+        unsafe { sys::llama_model_get_vocab(self.as_ptr()) }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from `llama_model_load_from_file` and is owned by this struct alone. Contexts, adapters
+        // and tokenizers of the model hold an `Arc` of this, so that none is left.
+        unsafe { sys::llama_model_free(self.0.as_ptr()) }
+    }
+}
+
+/// Loads the file at `path`: all of it, or the vocabulary alone.
+///
+/// # Errors
+/// [`Error::Path`], [`Error::Device`], [`Error::LoadCancelled`], and [`Error::Load`] where llama.cpp refuses the file.
+pub(super) fn load(path: &Path, options: &mut ModelOptions, vocabulary_only: bool) -> Result<Handle, Error> {
+    backend::get()?;
+    let not_a_path = || Error::Path(path.to_path_buf());
+    let c_path = path.to_str().and_then(|path| CString::new(path).ok()).ok_or_else(not_a_path)?;
+    let overrides = Overrides::new(&options.tensor_overrides)?;
+    let mut watch = options.progress.as_mut().map(|progress| Watch { progress, cancelled: false, panic: None });
+
+    // SAFETY: takes nothing, returns a struct.
+    let mut params = unsafe { sys::llama_model_default_params() };
+    if let Some(n) = options.gpu_layers {
+        params.n_gpu_layers = i32::try_from(n).unwrap_or(i32::MAX);
+    }
+    params.vocab_only = vocabulary_only;
+    params.use_extra_bufts = options.repack;
+    params.check_tensors = options.check_tensors;
+    params.no_alloc = options.no_alloc;
+    if !options.mmap || options.no_alloc {
+        params.load_mode = sys::LLAMA_LOAD_MODE_NONE;
+    }
+    if !overrides.list.is_empty() {
+        params.tensor_buft_overrides = overrides.list.as_ptr();
+    }
+    if let Some(watch) = &mut watch {
+        params.progress_callback = Some(on_progress);
+        params.progress_callback_user_data = std::ptr::from_mut(watch).cast();
+    }
+    let _making = backend::making();
+    let (model, heard) = backend::listen(|| {
+        // SAFETY: the path ends in NUL; the lists and the watch outlive the call, after which llama.cpp does not look at
+        // them again. Returns null where the file is broken, a tensor is missing, memory runs out (it catches its own
+        // exceptions) or the callback says no. Asserts on some metadata and vocabularies: `ModelFile` has refused these.
+        unsafe { sys::llama_model_load_from_file(c_path.as_ptr(), params) }
+    });
+    let (cancelled, panic) = watch.map_or((false, None), |watch| (watch.cancelled, watch.panic));
+    // Owned from here on, whatever comes next.
+    let model = NonNull::new(model).map(Handle);
+    if let Some(panic) = panic {
+        drop(model);
+        resume_unwind(panic);
+    }
+    match model {
+        Some(model) => Ok(model),
+        None if cancelled => Err(Error::LoadCancelled),
+        None => Err(Error::Load { path: path.to_path_buf(), reason: heard.reason() }),
+    }
+}
+
+/// The progress callback of a call, and its outcome.
+struct Watch<'a> {
+    progress: &'a mut Progress,
+    cancelled: bool,
+    panic: Option<Box<dyn Any + Send>>,
+}
+
+/// Called by llama.cpp while it loads. Returns whether to go on.
+unsafe extern "C" fn on_progress(part: f32, data: *mut c_void) -> bool {
+    // SAFETY: the pointer that `load` passed; llama.cpp calls this on the thread that loads, one call at a time.
+    let watch = unsafe { &mut *data.cast::<Watch<'_>>() };
+    if watch.cancelled {
+        return false;
+    }
+    // No panic may cross into C++. It goes on when C++ has returned.
+    match catch_unwind(AssertUnwindSafe(|| (watch.progress)(part))) {
+        Ok(go_on) => watch.cancelled = !go_on,
+        Err(panic) => (watch.cancelled, watch.panic) = (true, Some(panic)),
+    }
+    !watch.cancelled
+}
+
+/// What llama.cpp takes: a list that ends in a null pattern, empty where there are no overrides.
+struct Overrides {
+    list: Vec<sys::llama_model_tensor_buft_override>,
+    // The list points into these.
+    _patterns: Vec<CString>,
+}
+
+impl Overrides {
+    fn new(overrides: &[TensorOverride]) -> Result<Self, Error> {
+        let mut patterns = Vec::new();
+        let mut list = Vec::new();
+        for TensorOverride { pattern, device } in overrides {
+            // No name holds a NUL, so that a pattern with one matches nothing.
+            let Ok(pattern) = CString::new(pattern.as_str()) else { continue };
+            let start: *const c_char = pattern.as_ptr();
+            list.push(sys::llama_model_tensor_buft_override { pattern: start, buft: devices::buffer_type(device)? });
+            patterns.push(pattern);
+        }
+        if !list.is_empty() {
+            let (pattern, buft) = (std::ptr::null(), std::ptr::null_mut());
+            list.push(sys::llama_model_tensor_buft_override { pattern, buft });
+        }
+        Ok(Self { list, _patterns: patterns })
+    }
+}

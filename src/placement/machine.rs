@@ -1,0 +1,136 @@
+//! The memory of this machine, and whether a model fits in it.
+
+use std::fmt;
+
+use super::{ContextSize, Estimate, Shape};
+
+/// The memory of a machine, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// All memory, or what this process is allowed to use.
+    pub total: u64,
+    /// Memory that is free, or held by caches that can be dropped.
+    pub available: u64,
+}
+
+impl Machine {
+    /// Returns the memory of this machine; `None` where the system does not say.
+    pub fn this() -> Option<Self> {
+        let mut system = sysinfo::System::new().ok()?;
+        system.refresh_memory();
+        let mut machine = Self { total: system.total_memory(), available: system.available_memory() };
+        // In a container the machine's memory is not ours to use.
+        if let Some(limits) = system.cgroup_limits() {
+            if limits.total_memory > 0 {
+                machine.total = machine.total.min(limits.total_memory);
+            }
+            machine.available = machine.available.min(limits.free_memory);
+        }
+        (machine.total > 0).then_some(machine)
+    }
+
+    /// Checks that a model of this shape, with a context of this size, runs here without reading its weights from disk for
+    /// every token. `beside` bytes are taken by others already.
+    ///
+    /// # Errors
+    /// Where it does not fit: what it needs, and what would fit.
+    pub fn check(&self, shape: &Shape, context: &ContextSize, gpu_layers: u64, beside: u64) -> Result<(), NoRoom> {
+        let needs = |context: &ContextSize| shape.estimate(context).on_host(gpu_layers, shape.n_layers);
+        let wanted = needs(context);
+        let room = self.total.saturating_sub(beside);
+        if wanted.total() <= room {
+            return Ok(());
+        }
+        let n_ctx = context.n_ctx;
+        let fits = (9..32)
+            .rev()
+            .map(|power| 1u32 << power)
+            .find(|&smaller| smaller < n_ctx && needs(&ContextSize { n_ctx: smaller, ..*context }).total() <= room);
+        Err(NoRoom { needs: wanted, has: self.total, beside, n_ctx, fits })
+    }
+}
+
+/// A model that does not fit in memory.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct NoRoom {
+    /// What the model and its context need.
+    pub needs: Estimate,
+    /// Memory of the machine, in bytes.
+    pub has: u64,
+    /// Bytes that another model takes of it already.
+    pub beside: u64,
+    /// Tokens of context that the estimate is for.
+    pub n_ctx: u32,
+    /// The largest power of two of tokens that fits, where one of 512 or more does.
+    pub fits: Option<u32>,
+}
+
+impl fmt::Display for NoRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gb = |bytes: u64| format!("{:.1}", bytes as f64 / 1e9);
+        let Estimate { weights, kv_cache, compute } = self.needs;
+        write!(
+            f,
+            "the model needs about {} GB (weights {}, KV cache {} for {} tokens, working memory {}); this machine has \
+             {} GB",
+            gb(self.needs.total()),
+            gb(weights),
+            gb(kv_cache),
+            self.n_ctx,
+            gb(compute),
+            gb(self.has),
+        )?;
+        if self.beside > 0 {
+            write!(f, ", of which the other model takes {}", gb(self.beside))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::llama::{FlashAttention, KvType};
+
+    fn context(n_ctx: u32) -> ContextSize {
+        let (kv_type, flash_attention) = (KvType::F16, FlashAttention::Auto);
+        ContextSize { n_ctx, n_batch: 512, n_rows: 1, kv_type, flash_attention }
+    }
+
+    #[test]
+    fn a_model_larger_than_the_machine_is_refused_with_what_would_fit() {
+        let machine = |gb: u64| Machine { total: gb * 1_000_000_000, available: 0 };
+        let context = context(32_768);
+        assert!(machine(32).check(&Shape::of_yi_34b(), &context, 0, 0).is_ok());
+        let refused = machine(24).check(&Shape::of_yi_34b(), &context, 0, 0).unwrap_err();
+        assert_eq!(refused.fits, Some(8192));
+        let text = refused.to_string();
+        assert!(text.contains("needs about 28.9 GB (weights 20.7, KV cache 8.1 for 32768 tokens"), "{text}");
+        assert!(text.ends_with("this machine has 24.0 GB"), "{text}");
+        let refused = machine(16).check(&Shape::of_yi_34b(), &context, 0, 0).unwrap_err();
+        assert_eq!(refused.fits, None);
+    }
+
+    #[test]
+    fn a_second_model_has_what_the_first_one_leaves() {
+        let machine = Machine { total: 32_000_000_000, available: 0 };
+        assert!(machine.check(&Shape::of_yi_34b(), &context(4096), 0, 8_000_000_000).is_ok());
+        let refused = machine.check(&Shape::of_yi_34b(), &context(4096), 0, 16_000_000_000).unwrap_err().to_string();
+        assert!(refused.ends_with("this machine has 32.0 GB, of which the other model takes 16.0"), "{refused}");
+    }
+
+    #[test]
+    fn layers_on_a_gpu_are_not_counted() {
+        let machine = Machine { total: 8_000_000_000, available: 0 };
+        let fits = |gpu_layers| machine.check(&Shape::of_yi_34b(), &context(4096), gpu_layers, 0).is_ok();
+        assert!(!fits(0) && !fits(30));
+        assert!(fits(45) && fits(u64::MAX));
+    }
+
+    #[test]
+    fn this_machine_has_memory() {
+        if let Some(machine) = Machine::this() {
+            assert!(machine.total > 100_000_000 && machine.available <= machine.total, "{machine:?}");
+        }
+    }
+}
