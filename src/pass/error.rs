@@ -36,8 +36,12 @@ pub enum Error {
     NotFinite { tensor: String, row: usize, column: usize, value: f32 },
     #[error(
         "tensor '{tensor}' has {value} at row {row}, column {column} (rows and columns count from 0), which may be beyond \
-         {ty}, whose {} are 16-bit floats of at most 65504",
-        if *.ty == TensorType::F16 { "numbers" } else { "scales" }
+         {ty}, whose {}",
+        match *.ty {
+            TensorType::BF16 => "numbers end at 3.39e38",
+            TensorType::F16 => "numbers are 16-bit floats of at most 65504",
+            _ => "scales are 16-bit floats of at most 65504",
+        }
     )]
     BeyondF16 { tensor: String, row: usize, column: usize, value: f32, ty: TensorType },
     #[error("{path} could not be read: {source}")]

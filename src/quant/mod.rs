@@ -1,6 +1,6 @@
 //! Block formats: how 32 or 256 weights become a few bytes, and back.
 //!
-//! A format is one file in [`formats`] and one line in [`FORMATS`]. Lookup, command-line values, help, tests and benchmarks
+//! A format is one file in [`formats`] and one line in [`FORMATS`], which stands there. Lookup, command-line values, help, tests and benchmarks
 //! iterate over that table.
 //!
 //! **The bytes are defined by the scalar code**: IEEE single-precision operations in the written order, never contracted
@@ -50,7 +50,7 @@ mod tests;
 use crate::gguf::TensorType;
 pub use block::{Block, ImportanceUse, Scaled};
 pub use float::Half;
-use formats::*;
+pub use formats::FORMATS;
 pub use lanes::Level;
 pub(crate) use lanes::{Body, Lanes};
 pub use rows::Rows;
@@ -90,6 +90,8 @@ pub struct Format {
     round_to_nearest: Option<fn(Rows, &mut [u8])>,
     dequantize_row: fn(&[u8], &mut [f32]),
     not_finite: fn(&[u8]) -> Option<SomeBlocks>,
+    #[cfg(test)]
+    check_values: Option<fn()>,
 }
 
 impl Format {
@@ -112,6 +114,8 @@ impl Format {
             round_to_nearest: None,
             dequantize_row: |src, dst| B::dequantize_row(bytemuck::cast_slice(src), dst),
             not_finite: |src| SomeBlocks::among(bytemuck::cast_slice::<u8, B>(src).iter(), |block| !block.is_finite()),
+            #[cfg(test)]
+            check_values: None,
         }
     }
 
@@ -121,7 +125,12 @@ impl Format {
         let round_to_nearest = |rows: Rows, dst: &mut [u8]| {
             rounding::nearest::quantize_rows::<B>(rows, bytemuck::cast_slice_mut(dst));
         };
-        Self { round_to_nearest: Some(round_to_nearest), ..Self::of::<B>() }
+        Self {
+            round_to_nearest: Some(round_to_nearest),
+            #[cfg(test)]
+            check_values: Some(tests::check_values::<B>),
+            ..Self::of::<B>()
+        }
     }
 
     /// The magnitude that every weight has to stay below. From there on a float that a block stores may become infinite.
@@ -201,25 +210,6 @@ impl Format {
     }
 }
 
-/// Every format that nibble can write, and read back, the largest first.
-pub static FORMATS: &[Format] = &[
-    Format::of::<plain::F32>(),
-    Format::of::<plain::F16>(),
-    Format::of::<plain::Bf16>(),
-    Format::scaled::<q8_0::BlockQ8_0>(),
-    Format::scaled::<q6_k::BlockQ6K>(),
-    Format::scaled::<q5_1::BlockQ5_1>(),
-    Format::scaled::<q5_0::BlockQ5_0>(),
-    Format::scaled::<q5_k::BlockQ5K>(),
-    Format::scaled::<q4_1::BlockQ4_1>(),
-    Format::scaled::<q4_0::BlockQ4_0>(),
-    Format::scaled::<q4_k::BlockQ4K>(),
-    Format::scaled::<iq4_nl::BlockIq4Nl>(),
-    Format::scaled::<iq4_xs::BlockIq4Xs>(),
-    Format::scaled::<q3_k::BlockQ3K>(),
-    Format::scaled::<q2_k::BlockQ2K>(),
-];
-
 /// Returns the format that writes `ty`; `None` where nibble has none.
 pub fn format(ty: TensorType) -> Option<&'static Format> {
     FORMATS.iter().find(|f| f.ty == ty)
@@ -238,7 +228,7 @@ pub type Decode = fn(&[u8], &mut [f32]);
 /// lengths do not fit.
 pub fn decoder(ty: TensorType) -> Option<Decode> {
     match ty {
-        TensorType::F64 => Some(plain::decode_f64),
+        TensorType::F64 => Some(formats::plain::decode_f64),
         ty => Some(format(ty)?.dequantize_row),
     }
 }

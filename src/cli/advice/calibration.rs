@@ -3,6 +3,7 @@
 use std::error::Error;
 
 use crate::calibration::importance::{self, Problem};
+use crate::convert;
 #[cfg(feature = "llama")]
 use crate::evaluate::calibrate;
 
@@ -11,6 +12,9 @@ pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
     #[cfg(feature = "llama")]
     if let Some(error) = cause.downcast_ref() {
         return of_calibration(error).map(str::to_string);
+    }
+    if let Some(convert::Error::ImportanceRequired(_)) = cause.downcast_ref() {
+        return Some("give it with --importance; 'nibble calibrate' makes it".to_string());
     }
     of_file(cause.downcast_ref()?).map(str::to_string)
 }

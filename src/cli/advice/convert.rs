@@ -56,6 +56,9 @@ pub fn of_source(error: &pass::Error) -> Option<String> {
             "start from the 16-bit original, or pass --allow-requantize to convert it all the same"
         }
         Error::NotFinite { .. } => "check the download, or pass --allow-nan to convert it all the same",
+        Error::BeyondF16 { ty: crate::gguf::TensorType::BF16, .. } => {
+            "pass --type PATTERN=F32 to give this tensor F32, or --allow-nan to convert it all the same"
+        }
         Error::BeyondF16 { .. } => {
             "pass --type PATTERN=BF16 to give this tensor BF16, or --allow-nan to convert it all the same"
         }

@@ -1,7 +1,7 @@
-//! One file a format. Twins, which differ in how many bits a code has, are one generic block each: [`symmetric`] for Q4_0
-//! and Q5_0, [`affine`] for Q4_1 and Q5_1, [`affine_k`] for Q4_K and Q5_K.
+//! One file a format. Twins, which differ in how many bits a code has, are one generic block each: `symmetric` for Q4_0 and
+//! Q5_0, `affine` for Q4_1 and Q5_1, `affine_k` for Q4_K and Q5_K.
 //!
-//! [`pack`] says how codes of a few bits share bytes.
+//! `pack` says how codes of a few bits share bytes.
 
 mod affine;
 mod affine_k;
@@ -21,9 +21,29 @@ pub mod q6_k;
 pub mod q8_0;
 mod symmetric;
 
+use super::Format;
 use crate::gguf::TensorType;
 
-/// What a format's file says of its block, where the block is shared by twins.
+/// Every format that nibble can write, and read back, the largest first.
+pub static FORMATS: &[Format] = &[
+    Format::of::<plain::F32>(),
+    Format::of::<plain::F16>(),
+    Format::of::<plain::Bf16>(),
+    Format::scaled::<q8_0::BlockQ8_0>(),
+    Format::scaled::<q6_k::BlockQ6K>(),
+    Format::scaled::<q5_1::BlockQ5_1>(),
+    Format::scaled::<q5_0::BlockQ5_0>(),
+    Format::scaled::<q5_k::BlockQ5K>(),
+    Format::scaled::<q4_1::BlockQ4_1>(),
+    Format::scaled::<q4_0::BlockQ4_0>(),
+    Format::scaled::<q4_k::BlockQ4K>(),
+    Format::scaled::<iq4_nl::BlockIq4Nl>(),
+    Format::scaled::<iq4_xs::BlockIq4Xs>(),
+    Format::scaled::<q3_k::BlockQ3K>(),
+    Format::scaled::<q2_k::BlockQ2K>(),
+];
+
+/// What the file of a format says of its block where twins share the block.
 pub trait Twin {
     /// [`Block::TYPE`](super::Block::TYPE)
     const TYPE: TensorType;
