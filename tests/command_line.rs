@@ -1,13 +1,27 @@
 //! The program's words: help, tables, JSON.
 
+use clap::CommandFactory;
+
 use crate::support::{convert, error, folder, has, nibble, stdout, yi_nano};
 
 #[test]
 fn help_names_every_subcommand() {
-    has(&stdout(&nibble(["--help"])), &["convert", "inspect", "quants", "verify"]);
-    for command in ["convert", "inspect", "quants", "verify"] {
-        has(&stdout(&nibble([command, "--help"])), &["Usage: nibble", command]);
+    let help = stdout(&nibble(["--help"]));
+    // The first word of each line of the list of commands.
+    let listed: Vec<&str> =
+        help.lines().filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next()).collect();
+    let program = nibble::cli::Cli::command();
+    let mut n = 0;
+    for command in program.get_subcommands() {
+        let name = command.get_name();
+        assert_eq!(listed.contains(&name), !command.is_hide_set(), "{name} in:\n{help}");
+        let about = command.get_about().unwrap_or_else(|| panic!("{name} does not say what it does")).to_string();
+        // Lines are broken where the terminal ends.
+        let help = stdout(&nibble([name, "--help"])).split_whitespace().collect::<Vec<_>>().join(" ");
+        has(&help, &[&format!("Usage: nibble {name} "), &about]);
+        n += 1;
     }
+    assert!(n >= if cfg!(feature = "llama") { 11 } else { 5 }, "{n} subcommands");
 }
 
 #[test]

@@ -11,18 +11,21 @@ use tempfile::TempDir;
 
 /// The bundled checkpoint.
 pub fn yi_nano() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/yi-nano")
+    data("yi-nano")
 }
 
-/// A file of the shared test data; `None`, said on stderr, where it is not beside the checkout.
+/// A file of the repository's test data.
+pub fn data(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(path)
+}
+
+/// A file of the test data that is not in the repository. A test that needs one is ignored where there is none:
+/// `#[cfg_attr(not(shared_data), ignore = "needs ../shared/data")]`.
 #[cfg(feature = "llama")]
-pub fn shared(path: &str) -> Option<PathBuf> {
+pub fn shared(path: &str) -> PathBuf {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(path);
-    if file.exists() {
-        return Some(file);
-    }
-    eprintln!("skipped: ../shared/data/{path} is not here");
-    None
+    assert!(file.exists(), "{} is not there", file.display());
+    file
 }
 
 /// As exact as llama.cpp gets: no 16-bit floats on the way.
@@ -36,12 +39,10 @@ pub fn exact() -> nibble::engine::SessionOptions {
     }
 }
 
-/// A model with Yi's real tokenizer, its 64,000 tokens and no weights that mean anything, made in `dir`; `None` where the
-/// shared data is not there.
+/// A model made in `dir` with Yi's own tokenizer, of 64,000 tokens, and weights that mean nothing.
 #[cfg(feature = "llama")]
-pub fn yi_vocabulary(dir: &Path) -> Option<PathBuf> {
-    let tokenizer = shared("tokenizer/yi/tokenizer.model")?;
-    let folder = tokenizer.parent().unwrap();
+pub fn yi_vocabulary(dir: &Path) -> PathBuf {
+    let folder = data("yi");
     let mut nano = Variation::of_yi_nano();
     nano.config.insert("vocab_size".to_string(), 64000.into());
     for name in ["lm_head.weight", "model.embed_tokens.weight"] {
@@ -54,7 +55,7 @@ pub fn yi_vocabulary(dir: &Path) -> Option<PathBuf> {
         std::fs::copy(folder.join(file), dir.join(file)).unwrap();
     }
     std::fs::copy(folder.join("Yi-6B-Chat.generation_config.json"), dir.join("generation_config.json")).unwrap();
-    Some(convert(dir, &dir.join("yi.gguf"), &["-q", "Q8_0"]))
+    convert(dir, &dir.join("yi.gguf"), &["-q", "Q8_0"])
 }
 
 /// Runs the program.

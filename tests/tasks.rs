@@ -219,7 +219,7 @@ fn answers_are_written_where_a_task_asks_for_that() {
 
 #[test]
 fn real_questions_of_the_gaokao_are_read_and_answered() {
-    let Some(path) = support::shared("tasks/agieval/gaokao-history.jsonl") else { return };
+    let path = support::data("agieval/gaokao-history.jsonl");
     let task = Task::open(&path, &TaskOptions { limit: Some(4), ..TaskOptions::default() }).unwrap();
     assert_eq!((task.format.name, task.questions.len()), ("agieval", 4));
     let ran = run(&task, &yi_nano(), &exact(), &[], |_| Ok(())).unwrap();
@@ -227,11 +227,11 @@ fn real_questions_of_the_gaokao_are_read_and_answered() {
 }
 
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "a measurement; needs the tasks in ../shared/data"]
 fn measure_tasks() {
     let model = yi_nano();
     for name in ["hellaswag_val_first400.txt", "agieval/gaokao-history.jsonl", "agieval/lsat-lr.jsonl"] {
-        let Some(path) = support::shared(&format!("tasks/{name}")) else { return };
+        let path = support::shared(&format!("tasks/{name}"));
         let task = Task::open(&path, &TaskOptions::default()).unwrap();
         let mut seconds = Vec::new();
         for together in [None, Some(1)] {

@@ -11,14 +11,8 @@ fn nano_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/yi-nano")
 }
 
-/// A path in the shared test data; `None`, with a message, if it does not exist.
-fn shared(path: &str) -> Option<PathBuf> {
-    let full = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(path);
-    if !full.exists() {
-        eprintln!("skipped: ../shared/data/{path} is not here");
-        return None;
-    }
-    Some(full)
+fn yi_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/yi")
 }
 
 fn object(path: &Path) -> Object {
@@ -48,12 +42,11 @@ fn nano() -> SentencepieceBpe {
     SentencepieceBpe::from_metadata(&metadata).unwrap()
 }
 
-fn yi() -> Option<(Metadata, SentencepieceBpe)> {
-    let dir = shared("tokenizer/yi")?;
-    let (metadata, warnings) = convert(&dir, "Yi-6B-Chat.", 64000);
+fn yi() -> (Metadata, SentencepieceBpe) {
+    let (metadata, warnings) = convert(&yi_dir(), "Yi-6B-Chat.", 64000);
     assert!(warnings.is_empty(), "{warnings:?}");
     let tokenizer = SentencepieceBpe::from_metadata(&metadata).unwrap();
-    Some((metadata, tokenizer))
+    (metadata, tokenizer)
 }
 
 fn ids(value: &Value) -> Vec<u32> {
@@ -62,9 +55,8 @@ fn ids(value: &Value) -> Vec<u32> {
 
 #[test]
 fn yi_gives_the_ids_of_the_sentencepiece_library() {
-    let Some((_, tokenizer)) = yi() else { return };
-    let Some(golden) = shared("tokenizer/yi/golden.jsonl") else { return };
-    let lines = std::fs::read_to_string(golden).unwrap();
+    let (_, tokenizer) = yi();
+    let lines = std::fs::read_to_string(yi_dir().join("golden.jsonl")).unwrap();
     let mut n = 0;
     for line in lines.lines() {
         let line: Value = serde_json::from_str(line).unwrap();
@@ -78,7 +70,7 @@ fn yi_gives_the_ids_of_the_sentencepiece_library() {
 
 #[test]
 fn yi_chat_keeps_its_types_and_ends_with_both_of_its_end_tokens() {
-    let Some((metadata, tokenizer)) = yi() else { return };
+    let (metadata, tokenizer) = yi();
     let id = |key: &str| metadata.u64(&format!("tokenizer.ggml.{key}_token_id"));
     assert_eq!((id("bos"), id("eos"), id("eot"), id("padding")), (Some(1), Some(2), Some(7), Some(0)));
     assert_eq!(metadata.bool("tokenizer.ggml.add_bos_token"), Some(false));
@@ -247,7 +239,7 @@ mod with_llama {
 
     #[test]
     fn llama_cpp_loads_yi_and_ends_where_nibble_ends() {
-        let Some((metadata, tokenizer)) = yi() else { return };
+        let (metadata, tokenizer) = yi();
         let theirs = Vocabulary::load(&metadata);
         let ends: Vec<u32> = (0..64000).filter(|&id| theirs.is_end(id)).collect();
         // By their texts, llama.cpp also takes 17, <fim_pad>, and 31, <reponame>.
