@@ -39,7 +39,8 @@ fn texts(dir: &Path, cut: Cut, model: &Model) -> Vec<TokenizedText> {
     let zh: String = (0..400).map(|i| lines[i * 7 % 6].to_string() + lines[i * i % 5]).collect();
     std::fs::write(&chinese, zh).unwrap();
     let english = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/commands.md");
-    let named = [TextFile { name: "en".to_string(), path: english }, TextFile { name: "zh".to_string(), path: chinese }];
+    let named =
+        [TextFile { name: "en".to_string(), path: english }, TextFile { name: "zh".to_string(), path: chinese }];
     texts::read(&named, cut, Some(3), model.codec()).unwrap()
 }
 
