@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use llama_cpp_sys_2 as sys;
 use nibble::base::random::Random;
-use nibble::sample::{Params, Sampler, SamplerKind};
+use nibble::sample::{AdaptiveP, Dry, Mirostat, Params, Penalties, Sampler, SamplerKind, Temperature, Xtc};
 
 const VOCABULARY: usize = 64_000;
 
@@ -47,13 +47,12 @@ fn main() {
 }
 
 fn cases() -> Vec<(&'static str, Params)> {
-    use SamplerKind::*;
     let alone = |kind| Params {
         samplers: vec![kind],
         top_k: 0,
         top_p: 1.0,
         min_p: 0.0,
-        temperature: 1.0,
+        temperature: Temperature::fixed(1.0),
         seed: Some(1),
         ..Params::default()
     };
@@ -62,22 +61,47 @@ fn cases() -> Vec<(&'static str, Params)> {
         ("default", default.clone()),
         ("top-k 0", Params { top_k: 0, ..default.clone() }),
         ("greedy", Params::greedy()),
-        ("default, penalties", Params { repeat_penalty: 1.1, ..default.clone() }),
-        ("default, dry", Params { dry_multiplier: 0.8, ..default.clone() }),
-        ("draw among all", Params { temperature: 0.8, ..alone(Temperature) }),
-        ("top-k 40", Params { top_k: 40, ..alone(TopK) }),
-        ("top-k 1000", Params { top_k: 1000, ..alone(TopK) }),
-        ("top-p 0.95", Params { top_p: 0.95, ..alone(TopP) }),
-        ("min-p 0.05", Params { min_p: 0.05, ..alone(MinP) }),
-        ("typical-p 0.95", Params { typical_p: 0.95, ..alone(TypicalP) }),
-        ("top-n-sigma 1", Params { top_n_sigma: 1.0, ..alone(TopNSigma) }),
-        ("xtc", Params { xtc_probability: 1.0, ..alone(Xtc) }),
-        ("dynatemp", Params { dynatemp_range: 0.5, ..alone(Temperature) }),
-        ("penalties", Params { repeat_penalty: 1.1, ..alone(Penalties) }),
-        ("dry", Params { dry_multiplier: 0.8, ..alone(Dry) }),
-        ("mirostat", Params { mirostat: 1, ..alone(Temperature) }),
-        ("mirostat 2", Params { mirostat: 2, ..alone(Temperature) }),
-        ("adaptive-p after min-p", Params { adaptive_target: 0.3, min_p: 0.05, ..alone(MinP) }),
+        (
+            "default, penalties",
+            Params { penalties: Penalties { repeat: 1.1, ..Penalties::default() }, ..default.clone() },
+        ),
+        ("default, dry", Params { dry: Dry { multiplier: 0.8, ..Dry::default() }, ..default.clone() }),
+        ("draw among all", Params { temperature: Temperature::fixed(0.8), ..alone(SamplerKind::Temperature) }),
+        ("top-k 40", Params { top_k: 40, ..alone(SamplerKind::TopK) }),
+        ("top-k 1000", Params { top_k: 1000, ..alone(SamplerKind::TopK) }),
+        ("top-p 0.95", Params { top_p: 0.95, ..alone(SamplerKind::TopP) }),
+        ("min-p 0.05", Params { min_p: 0.05, ..alone(SamplerKind::MinP) }),
+        ("typical-p 0.95", Params { typical_p: 0.95, ..alone(SamplerKind::TypicalP) }),
+        ("top-n-sigma 1", Params { top_n_sigma: 1.0, ..alone(SamplerKind::TopNSigma) }),
+        ("xtc", Params { xtc: Xtc { probability: 1.0, ..Xtc::default() }, ..alone(SamplerKind::Xtc) }),
+        (
+            "dynatemp",
+            Params {
+                temperature: Temperature { range: 0.5, ..Temperature::fixed(1.0) },
+                ..alone(SamplerKind::Temperature)
+            },
+        ),
+        (
+            "penalties",
+            Params { penalties: Penalties { repeat: 1.1, ..Penalties::default() }, ..alone(SamplerKind::Penalties) },
+        ),
+        ("dry", Params { dry: Dry { multiplier: 0.8, ..Dry::default() }, ..alone(SamplerKind::Dry) }),
+        (
+            "mirostat",
+            Params { mirostat: Mirostat { version: 1, ..Mirostat::default() }, ..alone(SamplerKind::Temperature) },
+        ),
+        (
+            "mirostat 2",
+            Params { mirostat: Mirostat { version: 2, ..Mirostat::default() }, ..alone(SamplerKind::Temperature) },
+        ),
+        (
+            "adaptive-p after min-p",
+            Params {
+                adaptive_p: AdaptiveP { target: 0.3, ..AdaptiveP::default() },
+                min_p: 0.05,
+                ..alone(SamplerKind::MinP)
+            },
+        ),
     ]
 }
 
@@ -154,20 +178,20 @@ impl Theirs {
             let add = |sampler| sys::llama_sampler_chain_add(chain, sampler);
             for kind in &params.samplers {
                 match kind {
-                    _ if params.mirostat > 0 => {}
+                    _ if params.mirostat.version > 0 => {}
                     SamplerKind::Penalties => add(sys::llama_sampler_init_penalties(
                         n,
-                        params.repeat_last_n as i32,
-                        params.repeat_penalty,
-                        params.frequency_penalty,
-                        params.presence_penalty,
+                        params.penalties.last_n as i32,
+                        params.penalties.repeat,
+                        params.penalties.frequency,
+                        params.penalties.presence,
                     )),
                     SamplerKind::Dry => add(sys::llama_sampler_init_dry(
                         std::ptr::null(),
-                        params.dry_multiplier,
-                        params.dry_base,
-                        params.dry_allowed_length as i32,
-                        params.dry_penalty_last_n as i32,
+                        params.dry.multiplier,
+                        params.dry.base,
+                        params.dry.allowed_length as i32,
+                        params.dry.last_n as i32,
                         std::ptr::null_mut(),
                         0,
                     )),
@@ -177,26 +201,28 @@ impl Theirs {
                     SamplerKind::TopP => add(sys::llama_sampler_init_top_p(params.top_p, 0)),
                     SamplerKind::MinP => add(sys::llama_sampler_init_min_p(params.min_p, 0)),
                     SamplerKind::Xtc => {
-                        add(sys::llama_sampler_init_xtc(params.xtc_probability, params.xtc_threshold, 0, 1));
+                        add(sys::llama_sampler_init_xtc(params.xtc.probability, params.xtc.threshold, 0, 1));
                     }
-                    SamplerKind::Temperature if params.temperature == 0.0 => add(sys::llama_sampler_init_greedy()),
+                    SamplerKind::Temperature if params.temperature.value == 0.0 => {
+                        add(sys::llama_sampler_init_greedy())
+                    }
                     SamplerKind::Temperature => add(sys::llama_sampler_init_temp_ext(
-                        params.temperature,
-                        params.dynatemp_range,
-                        params.dynatemp_exponent,
+                        params.temperature.value,
+                        params.temperature.range,
+                        params.temperature.exponent,
                     )),
-                    SamplerKind::AdaptiveP => {}
+                    _ => {}
                 }
             }
-            let (tau, eta) = (params.mirostat_tau, params.mirostat_eta);
-            match params.mirostat {
+            let (tau, eta) = (params.mirostat.tau, params.mirostat.eta);
+            match params.mirostat.version {
                 1 => add(sys::llama_sampler_init_mirostat(n, 1, tau, eta, 100)),
                 2 => add(sys::llama_sampler_init_mirostat_v2(1, tau, eta)),
-                _ if params.adaptive_target >= 0.0 => {
-                    add(sys::llama_sampler_init_adaptive_p(params.adaptive_target, params.adaptive_decay, 1));
+                _ if params.adaptive_p.target >= 0.0 => {
+                    add(sys::llama_sampler_init_adaptive_p(params.adaptive_p.target, params.adaptive_p.decay, 1));
                 }
                 // Greedy has chosen.
-                _ if params.temperature == 0.0 => {}
+                _ if params.temperature.value == 0.0 => {}
                 _ => add(sys::llama_sampler_init_dist(1)),
             }
             Self(chain)

@@ -19,7 +19,7 @@ use nibble::base::random::Random;
 use nibble::chat::{self, Prompt};
 use nibble::engine::{Session, SessionOptions};
 use nibble::llama::{Model, ModelOptions};
-use nibble::sample::{Params, Sampler, SamplerKind};
+use nibble::sample::{AdaptiveP, Dry, Mirostat, Params, Penalties, Sampler, SamplerKind, Temperature, Xtc};
 
 use crate::support;
 
@@ -87,29 +87,26 @@ impl Theirs {
                 out.push(sys::llama_sampler_init_logit_bias(n, biases.len() as i32, biases.as_ptr()));
             }
             let min_keep = params.min_keep as usize;
-            let kinds = if params.mirostat > 0 { &[][..] } else { &params.samplers };
+            let kinds = if params.mirostat.version > 0 { &[][..] } else { &params.samplers };
             for kind in kinds {
                 out.push(match kind {
                     SamplerKind::Penalties => sys::llama_sampler_init_penalties(
                         n,
-                        last_n(params.repeat_last_n),
-                        params.repeat_penalty,
-                        params.frequency_penalty,
-                        params.presence_penalty,
+                        last_n(params.penalties.last_n),
+                        params.penalties.repeat,
+                        params.penalties.frequency,
+                        params.penalties.presence,
                     ),
                     SamplerKind::Dry => {
-                        let breakers: Vec<_> = params
-                            .dry_sequence_breakers
-                            .iter()
-                            .map(|b| std::ffi::CString::new(b.as_str()).unwrap())
-                            .collect();
+                        let c_string = |text: &String| std::ffi::CString::new(text.as_str()).unwrap();
+                        let breakers: Vec<_> = params.dry.breakers.iter().map(c_string).collect();
                         let mut pointers: Vec<_> = breakers.iter().map(|b| b.as_ptr()).collect();
                         sys::llama_sampler_init_dry(
                             NANO.vocab,
-                            params.dry_multiplier,
-                            params.dry_base,
-                            params.dry_allowed_length as i32,
-                            last_n(params.dry_penalty_last_n),
+                            params.dry.multiplier,
+                            params.dry.base,
+                            params.dry.allowed_length as i32,
+                            last_n(params.dry.last_n),
                             pointers.as_mut_ptr(),
                             pointers.len(),
                         )
@@ -120,28 +117,29 @@ impl Theirs {
                     SamplerKind::TopP => sys::llama_sampler_init_top_p(params.top_p, min_keep),
                     SamplerKind::MinP => sys::llama_sampler_init_min_p(params.min_p, min_keep),
                     SamplerKind::Xtc => {
-                        sys::llama_sampler_init_xtc(params.xtc_probability, params.xtc_threshold, min_keep, 1)
+                        sys::llama_sampler_init_xtc(params.xtc.probability, params.xtc.threshold, min_keep, 1)
                     }
                     SamplerKind::Temperature => sys::llama_sampler_init_temp_ext(
-                        params.temperature,
-                        params.dynatemp_range,
-                        params.dynatemp_exponent,
+                        params.temperature.value,
+                        params.temperature.range,
+                        params.temperature.exponent,
                     ),
-                    SamplerKind::AdaptiveP => continue,
+                    // The others come by themselves, first or last.
+                    _ => continue,
                 });
             }
-            let (tau, eta) = (params.mirostat_tau, params.mirostat_eta);
-            match params.mirostat {
+            let (tau, eta) = (params.mirostat.tau, params.mirostat.eta);
+            match params.mirostat.version {
                 1 => {
-                    out.push(sys::llama_sampler_init_temp(params.temperature));
+                    out.push(sys::llama_sampler_init_temp(params.temperature.value));
                     out.push(sys::llama_sampler_init_mirostat(n, 1, tau, eta, 100));
                 }
                 2 => {
-                    out.push(sys::llama_sampler_init_temp(params.temperature));
+                    out.push(sys::llama_sampler_init_temp(params.temperature.value));
                     out.push(sys::llama_sampler_init_mirostat_v2(1, tau, eta));
                 }
-                _ if params.adaptive_target >= 0.0 => {
-                    out.push(sys::llama_sampler_init_adaptive_p(params.adaptive_target, params.adaptive_decay, 1));
+                _ if params.adaptive_p.target >= 0.0 => {
+                    out.push(sys::llama_sampler_init_adaptive_p(params.adaptive_p.target, params.adaptive_p.decay, 1));
                 }
                 _ => {}
             }
@@ -253,10 +251,10 @@ fn sets() -> Vec<Set> {
 /// What tokens have in common that the sampler cannot tell apart: the logit, but of tokens that were there, or that have a
 /// bias, each is its own.
 fn class(set: &Set, params: &Params, id: u32) -> (u32, u32) {
-    let looks_back = params.repeat_penalty != 1.0
-        || params.frequency_penalty != 0.0
-        || params.presence_penalty != 0.0
-        || params.dry_multiplier != 0.0;
+    let looks_back = params.penalties.repeat != 1.0
+        || params.penalties.frequency != 0.0
+        || params.penalties.presence != 0.0
+        || params.dry.multiplier != 0.0;
     let is_own = looks_back && set.history.contains(&id) || params.logit_bias.iter().any(|(token, _)| *token == id);
     ((set.logits[id as usize] + 0.0).to_bits(), if is_own { id } else { u32::MAX })
 }
@@ -287,7 +285,7 @@ fn moved(params: &Params, by: f32) -> Params {
     moved.typical_p = if params.typical_p < 1.0 { (params.typical_p + by).clamp(0.0, 0.999_99) } else { 1.0 };
     moved.min_p = (params.min_p * (1.0 - by)).min(1.0);
     moved.top_n_sigma = params.top_n_sigma * (1.0 + by);
-    moved.xtc_threshold = (params.xtc_threshold * (1.0 - by)).min(0.5);
+    moved.xtc.threshold = (params.xtc.threshold * (1.0 - by)).min(0.5);
     moved
 }
 
@@ -371,14 +369,14 @@ fn difference(
 
 fn with_text(params: &Params) -> Sampler {
     let codec = NANO.model.tokenizer();
-    let n = if params.dry_multiplier > 0.0 { codec.n_tokens() } else { 0 };
+    let n = if params.dry.multiplier > 0.0 { codec.n_tokens() } else { 0 };
     Sampler::with_text(params, n, |id| codec.bytes(id)).unwrap()
 }
 
 fn alone(kind: SamplerKind) -> Params {
     Params {
         samplers: vec![kind],
-        temperature: 1.0,
+        temperature: Temperature::fixed(1.0),
         top_k: 0,
         top_p: 1.0,
         min_p: 0.0,
@@ -389,48 +387,76 @@ fn alone(kind: SamplerKind) -> Params {
 
 #[test]
 fn every_sampler_keeps_what_llama_cpp_keeps() {
-    use SamplerKind::*;
     let cases = [
         ("default", Params { seed: Some(1), ..Params::default() }),
-        ("temperature", Params { temperature: 0.7, ..alone(Temperature) }),
-        ("cold", Params { temperature: 0.0, ..alone(Temperature) }),
-        ("dynatemp", Params { dynatemp_range: 0.5, temperature: 1.1, ..alone(Temperature) }),
-        ("dynatemp, exponent", Params { dynatemp_range: 0.8, dynatemp_exponent: 2.5, ..alone(Temperature) }),
-        ("top-k", Params { top_k: 13, ..alone(TopK) }),
-        ("top-k 400", Params { top_k: 400, ..alone(TopK) }),
-        ("top-p", Params { top_p: 0.9, ..alone(TopP) }),
-        ("top-p, min-keep", Params { top_p: 0.3, min_keep: 5, ..alone(TopP) }),
-        ("top-p 0", Params { top_p: 0.0, ..alone(TopP) }),
-        ("min-p", Params { min_p: 0.03, ..alone(MinP) }),
-        ("min-p, min-keep", Params { min_p: 0.7, min_keep: 4, ..alone(MinP) }),
-        ("typical-p", Params { typical_p: 0.6, ..alone(TypicalP) }),
-        ("typical-p, min-keep", Params { typical_p: 0.2, min_keep: 6, ..alone(TypicalP) }),
-        ("top-n-sigma", Params { top_n_sigma: 1.3, ..alone(TopNSigma) }),
-        ("xtc", Params { xtc_probability: 1.0, xtc_threshold: 0.03, ..alone(Xtc) }),
-        ("xtc, min-keep", Params { xtc_probability: 1.0, xtc_threshold: 0.001, min_keep: 100, ..alone(Xtc) }),
+        ("temperature", Params { temperature: Temperature::fixed(0.7), ..alone(SamplerKind::Temperature) }),
+        ("cold", Params { temperature: Temperature::fixed(0.0), ..alone(SamplerKind::Temperature) }),
+        (
+            "dynatemp",
+            Params {
+                temperature: Temperature { range: 0.5, ..Temperature::fixed(1.1) },
+                ..alone(SamplerKind::Temperature)
+            },
+        ),
+        (
+            "dynatemp, exponent",
+            Params {
+                temperature: Temperature { range: 0.8, exponent: 2.5, ..Temperature::fixed(1.0) },
+                ..alone(SamplerKind::Temperature)
+            },
+        ),
+        ("top-k", Params { top_k: 13, ..alone(SamplerKind::TopK) }),
+        ("top-k 400", Params { top_k: 400, ..alone(SamplerKind::TopK) }),
+        ("top-p", Params { top_p: 0.9, ..alone(SamplerKind::TopP) }),
+        ("top-p, min-keep", Params { top_p: 0.3, min_keep: 5, ..alone(SamplerKind::TopP) }),
+        ("top-p 0", Params { top_p: 0.0, ..alone(SamplerKind::TopP) }),
+        ("min-p", Params { min_p: 0.03, ..alone(SamplerKind::MinP) }),
+        ("min-p, min-keep", Params { min_p: 0.7, min_keep: 4, ..alone(SamplerKind::MinP) }),
+        ("typical-p", Params { typical_p: 0.6, ..alone(SamplerKind::TypicalP) }),
+        ("typical-p, min-keep", Params { typical_p: 0.2, min_keep: 6, ..alone(SamplerKind::TypicalP) }),
+        ("top-n-sigma", Params { top_n_sigma: 1.3, ..alone(SamplerKind::TopNSigma) }),
+        ("xtc", Params { xtc: Xtc { probability: 1.0, threshold: 0.03 }, ..alone(SamplerKind::Xtc) }),
+        (
+            "xtc, min-keep",
+            Params { xtc: Xtc { probability: 1.0, threshold: 0.001 }, min_keep: 100, ..alone(SamplerKind::Xtc) },
+        ),
         (
             "penalties",
-            Params { repeat_penalty: 1.3, frequency_penalty: 0.2, presence_penalty: -0.3, ..alone(Penalties) },
+            Params {
+                penalties: Penalties { repeat: 1.3, frequency: 0.2, presence: -0.3, ..Penalties::default() },
+                ..alone(SamplerKind::Penalties)
+            },
         ),
         (
             "penalties, last 7",
-            Params { repeat_penalty: 0.8, frequency_penalty: 0.4, repeat_last_n: 7, ..alone(Penalties) },
+            Params {
+                penalties: Penalties { repeat: 0.8, frequency: 0.4, last_n: 7, ..Penalties::default() },
+                ..alone(SamplerKind::Penalties)
+            },
         ),
-        ("dry", Params { dry_multiplier: 0.8, ..alone(Dry) }),
+        ("dry", Params { dry: Dry { multiplier: 0.8, ..Dry::default() }, ..alone(SamplerKind::Dry) }),
         (
             "dry, last 100",
-            Params { dry_multiplier: 0.3, dry_base: 1.2, dry_allowed_length: 1, dry_penalty_last_n: 100, ..alone(Dry) },
+            Params {
+                dry: Dry { multiplier: 0.3, base: 1.2, allowed_length: 1, last_n: 100, ..Dry::default() },
+                ..alone(SamplerKind::Dry)
+            },
         ),
-        ("bias", Params { logit_bias: vec![(0, 2.0), (1, -1.5), (5, f32::NEG_INFINITY), (0, 0.5)], ..alone(TopK) }),
+        (
+            "bias",
+            Params {
+                logit_bias: vec![(0, 2.0), (1, -1.5), (5, f32::NEG_INFINITY), (0, 0.5)],
+                ..alone(SamplerKind::TopK)
+            },
+        ),
         (
             "everything",
             Params {
-                repeat_penalty: 1.2,
-                dry_multiplier: 0.5,
+                penalties: Penalties { repeat: 1.2, ..Penalties::default() },
+                dry: Dry { multiplier: 0.5, ..Dry::default() },
                 top_n_sigma: 2.5,
-                xtc_probability: 1.0,
-                xtc_threshold: 0.1,
-                dynatemp_range: 0.3,
+                xtc: Xtc { probability: 1.0, threshold: 0.1 },
+                temperature: Temperature { range: 0.3, ..Temperature::default() },
                 min_keep: 2,
                 seed: Some(1),
                 ..Params::default()
@@ -439,11 +465,10 @@ fn every_sampler_keeps_what_llama_cpp_keeps() {
         (
             "everything, typical",
             Params {
-                frequency_penalty: 0.2,
-                dry_multiplier: 0.5,
+                penalties: Penalties { frequency: 0.2, ..Penalties::default() },
+                dry: Dry { multiplier: 0.5, ..Dry::default() },
                 typical_p: 0.97,
-                xtc_probability: 1.0,
-                xtc_threshold: 0.05,
+                xtc: Xtc { probability: 1.0, threshold: 0.05 },
                 min_keep: 3,
                 seed: Some(1),
                 ..Params::default()
@@ -452,9 +477,16 @@ fn every_sampler_keeps_what_llama_cpp_keeps() {
         (
             "another order",
             Params {
-                samplers: vec![Temperature, MinP, Penalties, TopK, Xtc, TopP],
-                presence_penalty: 0.7,
-                xtc_probability: 1.0,
+                samplers: vec![
+                    SamplerKind::Temperature,
+                    SamplerKind::MinP,
+                    SamplerKind::Penalties,
+                    SamplerKind::TopK,
+                    SamplerKind::Xtc,
+                    SamplerKind::TopP,
+                ],
+                penalties: Penalties { presence: 0.7, ..Penalties::default() },
+                xtc: Xtc { probability: 1.0, ..Xtc::default() },
                 seed: Some(1),
                 ..Params::default()
             },
@@ -462,9 +494,14 @@ fn every_sampler_keeps_what_llama_cpp_keeps() {
         (
             "penalties after a cut",
             Params {
-                samplers: vec![TopK, Penalties, Temperature, TypicalP],
+                samplers: vec![
+                    SamplerKind::TopK,
+                    SamplerKind::Penalties,
+                    SamplerKind::Temperature,
+                    SamplerKind::TypicalP,
+                ],
                 typical_p: 0.8,
-                repeat_penalty: 1.2,
+                penalties: Penalties { repeat: 1.2, ..Penalties::default() },
                 seed: Some(1),
                 ..Params::default()
             },
@@ -477,14 +514,14 @@ fn every_sampler_keeps_what_llama_cpp_keeps() {
         let looks_at_entropy = params.typical_p < 1.0;
         let template = with_text(&params);
         for set in &sets {
-            let is_dry = params.dry_multiplier > 0.0;
+            let is_dry = params.dry.multiplier > 0.0;
             if is_dry && set.logits.len() > 6400 {
                 continue;
             }
             let top = set.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let lowest = if looks_at_entropy { top - 30.0 } else { f32::NEG_INFINITY };
             // A penalty that divides takes such logits down to probability 0, where theirs is not a number.
-            if looks_at_entropy && params.repeat_penalty != 1.0 && set.name == "huge range" {
+            if looks_at_entropy && params.penalties.repeat != 1.0 && set.name == "huge range" {
                 continue;
             }
             // A bias must not rule out all there is.
@@ -492,7 +529,9 @@ fn every_sampler_keeps_what_llama_cpp_keeps() {
                 continue;
             }
             let mut logits: Vec<f32> = set.logits.iter().map(|l| l.max(lowest)).collect();
-            if matches!(params.samplers.first(), Some(TopK | Temperature)) && params.samplers.contains(&Penalties) {
+            if matches!(params.samplers.first(), Some(SamplerKind::TopK | SamplerKind::Temperature))
+                && params.samplers.contains(&SamplerKind::Penalties)
+            {
                 // Which of equals a cut leaves is chance, and whether it is penalised then too: there are no equals here.
                 let step = if top > 1000.0 { 16.0 } else { 4096.0 };
                 logits.iter_mut().enumerate().for_each(|(id, logit)| *logit += id as f32 / step);
@@ -504,7 +543,7 @@ fn every_sampler_keeps_what_llama_cpp_keeps() {
             sampler.begin(&set.history);
             let (wanted, _) = theirs.apply(&set.logits);
             // The entropy of thousands of tokens is a sum of as many 32-bit numbers there, and the temperature follows it.
-            let tolerance = if set.logits.len() > 5_000 && params.dynatemp_range > 0.0 { 1e-4 } else { 1e-5 };
+            let tolerance = if set.logits.len() > 5_000 && params.temperature.range > 0.0 { 1e-4 } else { 1e-5 };
             match difference(&set, &params, &sampler, &wanted, tolerance) {
                 // Of 40 equals the 38th is at 0.95 to the last bit.
                 Ok(was_rounded) => rounded += usize::from(was_rounded && set.name != "flat"),
@@ -522,22 +561,30 @@ fn every_sampler_keeps_what_llama_cpp_keeps() {
 fn mirostat_and_adaptive_p_go_the_way_of_llama_cpp() {
     let sets: Vec<Set> = sets().into_iter().filter(|set| set.logits.len() > 1).collect();
     let cases = [
-        ("mirostat", Params { mirostat: 1, mirostat_tau: 3.0, temperature: 0.9, ..alone(SamplerKind::Temperature) }),
-        ("mirostat 2", Params { mirostat: 2, ..alone(SamplerKind::Temperature) }),
+        (
+            "mirostat",
+            Params {
+                mirostat: Mirostat { version: 1, tau: 3.0, ..Mirostat::default() },
+                temperature: Temperature::fixed(0.9),
+                ..alone(SamplerKind::Temperature)
+            },
+        ),
+        (
+            "mirostat 2",
+            Params { mirostat: Mirostat { version: 2, ..Mirostat::default() }, ..alone(SamplerKind::Temperature) },
+        ),
         (
             "mirostat 2, tau 2",
             Params {
-                mirostat: 2,
-                mirostat_tau: 2.0,
-                mirostat_eta: 0.3,
-                temperature: 1.2,
+                mirostat: Mirostat { version: 2, tau: 2.0, eta: 0.3 },
+                temperature: Temperature::fixed(1.2),
                 ..alone(SamplerKind::Temperature)
             },
         ),
         (
             "adaptive-p",
             Params {
-                adaptive_target: 0.3,
+                adaptive_p: AdaptiveP { target: 0.3, ..AdaptiveP::default() },
                 min_p: 0.02,
                 samplers: vec![SamplerKind::MinP, SamplerKind::AdaptiveP],
                 ..alone(SamplerKind::MinP)
@@ -546,8 +593,7 @@ fn mirostat_and_adaptive_p_go_the_way_of_llama_cpp() {
         (
             "adaptive-p, decay",
             Params {
-                adaptive_target: 0.05,
-                adaptive_decay: 0.5,
+                adaptive_p: AdaptiveP { target: 0.05, decay: 0.5 },
                 samplers: vec![SamplerKind::TopK, SamplerKind::Temperature],
                 ..Params::default()
             },
@@ -566,7 +612,7 @@ fn mirostat_and_adaptive_p_go_the_way_of_llama_cpp() {
                 // Theirs takes the logarithm of 0.
                 let top = set.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let logits: Vec<f32> = set.logits.iter().map(|l| l.max(top - 60.0)).collect();
-                if set.name == "flat" && params.mirostat == 1 {
+                if set.name == "flat" && params.mirostat.version == 1 {
                     // 0 divided by 0 there.
                     continue;
                 }

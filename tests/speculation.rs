@@ -11,7 +11,7 @@ use nibble::engine::{
     Draft, DraftOptions, Error, Finish, GenerateOptions, Generated, Logits, Session, SessionOptions, Writer,
 };
 use nibble::llama::{FlashAttention, KvType, Model, ModelOptions};
-use nibble::sample::{Params, Sampler};
+use nibble::sample::{Params, Sampler, Temperature};
 
 use crate::support;
 
@@ -178,7 +178,7 @@ fn a_seed_gives_the_same_text_where_guesses_come_from_the_text() {
     let mut accepted = 0;
     for prompt in prompts() {
         for seed in 0..3 {
-            let params = Params { temperature: 0.7, seed: Some(seed), ..Params::default() };
+            let params = Params { temperature: Temperature::fixed(0.7), seed: Some(seed), ..Params::default() };
             let mut session = Session::new(&MODEL, &exact()).unwrap();
             let plain = write(&prompt, &params, &options, &mut session, None);
             let mut draft = draft(By::Ngram, every_time(4));
@@ -250,7 +250,7 @@ fn texts_that_are_drawn_keep_their_distribution() {
     let prompt = encode(
         "Once there was a little girl. Once there was a boy. Once there was a big dog. Once there was a man. Once there was a",
     );
-    let params = Params { temperature: 1.5, top_k: 5, top_p: 1.0, min_p: 0.0, ..Params::default() };
+    let params = Params { temperature: Temperature::fixed(1.5), top_k: 5, top_p: 1.0, min_p: 0.0, ..Params::default() };
     let wanted = joint(&MODEL, &prompt, &params);
     let theirs = joint(&Q2_K, &prompt, &params);
     // The draft's own distribution is so different that it would be noticed.
@@ -290,7 +290,7 @@ fn a_text_ends_where_it_would_have_ended() {
         [(ask("Tell me a story."), true), (encode("Once upon a time, there was a little"), false)]
     {
         for seed in 0..4 {
-            let params = Params { temperature: 0.4, seed: Some(seed), ..Params::default() };
+            let params = Params { temperature: Temperature::fixed(0.4), seed: Some(seed), ..Params::default() };
             let all = GenerateOptions { max_tokens: Some(if ends_itself { 400 } else { 40 }), ..Default::default() };
             let plain = write(&prompt, &params, &all, &mut Session::new(&MODEL, &exact()).unwrap(), None);
             let words: Vec<&str> = plain.text.split_whitespace().collect();

@@ -12,7 +12,7 @@ use nibble::constrain::{Constraint, Error, Grammar, Tokens};
 use nibble::engine;
 use nibble::engine::{Finish, GenerateOptions, Generated, Session, SessionOptions, Writer};
 use nibble::llama::{Model, ModelOptions};
-use nibble::sample::{Params, Sampler};
+use nibble::sample::{Params, Sampler, Temperature};
 use serde_json::{Value, json};
 
 use crate::support;
@@ -151,10 +151,15 @@ fn five_hundred_texts_are_valid_under_twenty_schemas() {
             // From careful to wild: a mask of one token in forty likely ones has to do as well as one of many.
             let params = match seed % 3 {
                 0 => Params { seed: Some(seed), ..Params::default() },
-                1 => {
-                    Params { temperature: 1.5, top_k: 0, top_p: 1.0, min_p: 0.0, seed: Some(seed), ..Params::default() }
-                }
-                _ => Params { temperature: 0.4, seed: Some(seed), ..Params::default() },
+                1 => Params {
+                    temperature: Temperature::fixed(1.5),
+                    top_k: 0,
+                    top_p: 1.0,
+                    min_p: 0.0,
+                    seed: Some(seed),
+                    ..Params::default()
+                },
+                _ => Params { temperature: Temperature::fixed(0.4), seed: Some(seed), ..Params::default() },
             };
             let prompt = ["Once upon a time", "话说宋江", "ROMEO:\n", "{", "The answer as JSON: "][seed as usize % 5];
             let out = write(&mut session, &mut constraint, prompt, &params);
@@ -196,7 +201,7 @@ fn texts_match_expressions_and_grammars() {
         let validator = jsonschema::validator_for(&json!({"pattern": whole})).unwrap();
         for seed in 0..8 {
             let mut constraint = Constraint::new(&grammar, &model().1).unwrap();
-            let params = Params { temperature: 1.2, seed: Some(seed), ..Params::default() };
+            let params = Params { temperature: Temperature::fixed(1.2), seed: Some(seed), ..Params::default() };
             let out = write(&mut session, &mut constraint, "He said", &params);
             assert!(
                 constraint.is_complete() && out.finish.reason() == "stop",
@@ -230,7 +235,7 @@ fn texts_match_expressions_and_grammars() {
         let mut finished = 0;
         for seed in 0..12 {
             let mut constraint = Constraint::new(&grammar, &model().1).unwrap();
-            let params = Params { temperature: 1.0, seed: Some(seed), ..Params::default() };
+            let params = Params { temperature: Temperature::fixed(1.0), seed: Some(seed), ..Params::default() };
             let out = write(&mut session, &mut constraint, "1 + 1", &params);
             if constraint.is_complete() {
                 finished += 1;
@@ -502,8 +507,14 @@ fn both_of_yis_end_tokens_end_a_text_that_is_whole() {
 #[test]
 fn numbers_and_depth_stay_within_what_readers_take() {
     let mut session = session();
-    let wild =
-        |seed| Params { temperature: 5.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: Some(seed), ..Params::default() };
+    let wild = |seed| Params {
+        temperature: Temperature::fixed(5.0),
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        seed: Some(seed),
+        ..Params::default()
+    };
     for schema in [
         json!({"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 6}),
         json!({"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 3, "maxItems": 6}),

@@ -545,7 +545,7 @@ impl Chat {
         let default = Settings::default();
         let (changed, others): (Vec<_>, Vec<_>) =
             settings::others().partition(|name| self.settings.get(name) != default.get(name));
-        let known = settings::KNOWN.iter().map(|known| (known.name, known.help));
+        let known = settings::known().map(|known| (known.name, known.help));
         let lines = known.chain(changed.into_iter().map(|name| (name, "see 'nibble chat --help'")));
         self.screen.list(lines.map(|(name, help)| (format!("{name} {}", value(name)), Cow::Borrowed(help))));
         self.screen.say(&format!("\nMore settings, which 'nibble chat --help' explains: {}", others.join(", ")));

@@ -370,7 +370,7 @@ mod tests {
 
     use super::*;
     use crate::llama::KvType;
-    use crate::sample::Params;
+    use crate::sample::{Params, Temperature};
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -394,7 +394,8 @@ mod tests {
     fn what_is_typed_is_what_is_done() {
         let args = parse("m.gguf -f x --temp 0.5 --top-k 0 --top-p 1 --min-p 0 --seed 9 --kv-type q8_0 --ctx 99 -n 3");
         let args = args.unwrap();
-        let wanted = Params { temperature: 0.5, top_k: 0, top_p: 1.0, min_p: 0.0, seed: Some(9), ..Params::default() };
+        let temperature = Temperature::fixed(0.5);
+        let wanted = Params { temperature, top_k: 0, top_p: 1.0, min_p: 0.0, seed: Some(9), ..Params::default() };
         assert_eq!(args.sampling.params(), wanted);
         let session = args.machine.session(std::sync::Arc::default());
         assert_eq!((session.n_ctx, session.kv_type), (Some(99), KvType::Q8_0));

@@ -1,169 +1,184 @@
 //! Flags that say how tokens are drawn, for every command that writes text.
+//!
+//! They are made from [`Params::parameters`]: a parameter `top_k` is the flag `--top-k`.
 
-use clap::ArgAction;
+use clap::builder::ValueParser;
+use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, value_parser};
 
-use crate::sample::{Params, SamplerKind, parse_bias};
-#[cfg(feature = "llama")]
-use crate::{
-    sample::{Error, Sampler},
-    vocab::Tokenizer,
-};
+use crate::sample::{Error, Field, Parameter, Params, Sampler, SamplerKind, Value, parse_bias};
+use crate::vocab::Tokenizer;
 
 const HEADING: &str = "Sampling";
+const GREEDY: &str = "greedy";
+const IGNORE_EOS: &str = "ignore_eos";
+const SAMPLER_SEQ: &str = "sampler_seq";
 
-/// A number flag: clap takes its name and help from the field, its default from `Params`.
-macro_rules! sampling_args {
-    (
-        $( numbers { $( $(#[$number_meta:meta])* $number:ident ),* $(,)? } )?
-        $( counts { $( $(#[$count_meta:meta])* $count:ident ),* $(,)? } )?
-    ) => {
-        /// How tokens are drawn.
-        #[derive(Debug, clap::Args)]
-        #[command(next_help_heading = HEADING)]
-        pub(super) struct SamplingArgs {
-            $($( $(#[$number_meta])*
-            #[arg(long, value_name = "N", default_value_t = Params::default().$number, allow_negative_numbers = true)]
-            $number: f32, )*)?
+/// How tokens are drawn.
+#[derive(Debug)]
+pub(super) struct SamplingArgs {
+    params: Params,
+    ignore_eos: bool,
+}
 
-            $($( $(#[$count_meta])*
-            #[arg(long, value_name = "N", default_value_t = Params::default().$count, allow_negative_numbers = true,
-                  value_parser = |text: &str| checked(stringify!($count), text, |params| params.$count))]
-            $count: u32, )*)?
+impl clap::Args for SamplingArgs {
+    fn augment_args(command: Command) -> Command {
+        let all = Params::parameters().flat_map(flags);
+        let command = command.args(all.map(|flag| flag.help_heading(HEADING)));
+        let contradicts = Params::parameters().filter(|parameter| parameter.contradicts_greedy);
+        command.args([
+            Arg::new(IGNORE_EOS)
+                .long("ignore-eos")
+                .action(ArgAction::SetTrue)
+                .help_heading(HEADING)
+                .help("Do not stop at the model's end tokens, which are ruled out"),
+            Arg::new(GREEDY)
+                .long("greedy")
+                .action(ArgAction::SetTrue)
+                .conflicts_with_all(contradicts.map(|parameter| parameter.name))
+                .help_heading(HEADING)
+                .help("Always take the most likely token"),
+        ])
+    }
 
-            /// Make a token more or less likely: its number, + or -, and how much, as in 15043+1; 15043-inf rules it out.
-            /// Can be given several times
-            #[arg(short = 'l', long, value_name = "TOKEN(+/-)BIAS", action = ArgAction::Append, value_parser = parse_bias)]
-            logit_bias: Vec<(u32, f32)>,
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
 
-            /// Never end by itself: the model's end tokens are ruled out
-            #[arg(long)]
-            ignore_eos: bool,
-
-            /// With --dry-multiplier: a text over which no repetition is continued, in place of the line break, ':', '"'
-            /// and '*'; 'none' for no such text. Can be given several times
-            #[arg(long, value_name = "TEXT", action = ArgAction::Append, allow_hyphen_values = true)]
-            dry_sequence_breaker: Vec<String>,
-
-            /// Which samplers to use, and in which order [default: penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature]
-            #[arg(long, value_name = "NAMES", value_parser = Order::parse_list)]
-            samplers: Option<Order>,
-
-            /// The same with a letter each [default: edskypmxt]
-            #[arg(long, visible_alias = "sampling-seq", value_name = "LETTERS", conflicts_with = "samplers",
-                  value_parser = Order::parse_letters)]
-            sampler_seq: Option<Order>,
-
-            /// Where the random numbers begin: the same seed gives the same text; -1 for a new one [default: a new one]
-            #[arg(short = 's', long, value_name = "N", allow_negative_numbers = true, value_parser = Seed::parse)]
-            seed: Option<Seed>,
-
-            /// Always take the most likely token
-            #[arg(long, conflicts_with_all = [
-                "temperature", "top_k", "top_p", "min_p", "seed", "typical_p", "top_n_sigma", "xtc_probability",
-                "dynatemp_range", "mirostat", "adaptive_target",
-            ])]
-            greedy: bool,
+/// Returns the flag of a parameter; of the order of samplers, also the flag for its short form.
+fn flags(parameter: &'static Parameter) -> Vec<Arg> {
+    let help = in_flags(parameter.help);
+    let flag = Arg::new(parameter.name)
+        .long(hyphens(parameter.name))
+        .visible_aliases(parameter.aliases.iter().map(|alias| hyphens(alias)))
+        .aliases(parameter.hidden_aliases.iter().map(|alias| hyphens(alias)));
+    let default = Params::default().get(parameter.name).unwrap_or_default();
+    match &parameter.value {
+        // The range is checked with all others, by `Params::check`.
+        Value::Number(..) => {
+            let flag = flag.value_name("N").default_value(default).allow_negative_numbers(true);
+            vec![flag.value_parser(value_parser!(f32)).help(help)]
         }
+        Value::Count(field, _) => {
+            let flag = flag.value_name("N").default_value(default).allow_negative_numbers(true);
+            vec![flag.value_parser(parser(parameter, field)).help(help)]
+        }
+        Value::Seed(field) => {
+            let flag = flag.short('s').value_name("N").allow_negative_numbers(true);
+            vec![flag.value_parser(parser(parameter, field)).help(format!("{help} [default: {default}]"))]
+        }
+        Value::Texts { one, .. } => {
+            // Each flag has one of them.
+            let flag = Arg::new(parameter.name).long(hyphens(one)).alias(hyphens(parameter.name));
+            let flag = flag.value_name("TEXT").action(ArgAction::Append).allow_hyphen_values(true);
+            vec![flag.help(format!("{help}. Can be given several times"))]
+        }
+        Value::Biases(_) => {
+            let flag = flag.short('l').value_name("TOKEN(+/-)BIAS").action(ArgAction::Append);
+            vec![flag.value_parser(parse_bias).help(format!("{help}. Can be given several times"))]
+        }
+        Value::Order(_) => {
+            let order = flag.value_name("NAMES").value_parser(|text: &str| SamplerKind::parse_list(text).map(Order));
+            let letters: String = SamplerKind::default_order().into_iter().filter_map(SamplerKind::letter).collect();
+            let short = Arg::new(SAMPLER_SEQ).long(hyphens(SAMPLER_SEQ)).visible_alias("sampling-seq");
+            let short = short.value_name("LETTERS").conflicts_with(parameter.name);
+            let short = short.value_parser(|text: &str| SamplerKind::parse_letters(text).map(Order));
+            vec![
+                order.help(format!("{help} [default: {default}]")),
+                short.help(format!("The same, with a letter for each sampler [default: {letters}]")),
+            ]
+        }
+    }
+}
 
-        impl SamplingArgs {
-            /// What the sampler is asked to do. Whether it is within its ranges is for [`Params::check`] to say.
-            pub fn params(&self) -> Params {
-                let order = self.samplers.as_ref().or(self.sampler_seq.as_ref());
-                let mut params = Params {
-                    $($( $number: self.$number, )*)?
-                    $($( $count: self.$count, )*)?
-                    logit_bias: self.logit_bias.clone(),
-                    samplers: order.map_or(SamplerKind::DEFAULT_ORDER.to_vec(), |order| order.0.clone()),
-                    seed: self.seed.and_then(|seed| seed.0),
-                    ..Params::default()
-                };
-                if !self.dry_sequence_breaker.is_empty() {
-                    // The last 'none' takes back what came before it, as in llama.cpp.
-                    let given = &self.dry_sequence_breaker;
-                    let from = given.iter().rposition(|text| text == "none").map_or(0, |none| none + 1);
-                    params.dry_sequence_breakers = given[from..].iter().map(|text| text.replace("\\n", "\n")).collect();
+/// A parser of values that the parameter can have.
+fn parser<T: Clone + Send + Sync + 'static>(parameter: &'static Parameter, field: &'static Field<T>) -> ValueParser {
+    ValueParser::from(move |text: &str| -> Result<T, Error> {
+        let mut params = Params::default();
+        params.set(parameter.name, text)?;
+        Ok((field.get)(&params).clone())
+    })
+}
+
+/// `top-k` for `top_k`.
+fn hyphens(name: &str) -> String {
+    name.replace('_', "-")
+}
+
+/// Help with the names of parameters, which are between backticks, as flags: `--top-k` for `top_k`.
+fn in_flags(help: &str) -> String {
+    let parts = help.split('`').enumerate();
+    parts.map(|(i, part)| if i % 2 == 1 { format!("--{}", hyphens(part)) } else { part.to_string() }).collect()
+}
+
+impl FromArgMatches for SamplingArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut params = Params::default();
+        for parameter in Params::parameters() {
+            let name = parameter.name;
+            match &parameter.value {
+                Value::Number(field, _) => typed(matches, name, field, &mut params),
+                Value::Count(field, _) => typed(matches, name, field, &mut params),
+                Value::Seed(field) => typed(matches, name, field, &mut params),
+                Value::Texts { field, .. } => {
+                    if let Some(texts) = matches.get_many::<String>(name) {
+                        let texts: Vec<&String> = texts.collect();
+                        // The last 'none' takes back what came before it, as in llama.cpp.
+                        let from = texts.iter().rposition(|text| *text == "none").map_or(0, |none| none + 1);
+                        let texts = texts[from..].iter().map(|text| text.replace("\\n", "\n"));
+                        *(field.get_mut)(&mut params) = texts.collect();
+                    }
                 }
-                if self.greedy {
-                    let Params { temperature, top_k, top_p, min_p, seed, .. } = Params::greedy();
-                    params = Params { temperature, top_k, top_p, min_p, seed, ..params };
+                Value::Biases(field) => {
+                    let biases = matches.get_many::<(u32, f32)>(name).into_iter().flatten().copied();
+                    (field.get_mut)(&mut params).extend(biases);
                 }
-                params
+                Value::Order(field) => {
+                    let order = matches.get_one::<Order>(name).or_else(|| matches.get_one(SAMPLER_SEQ));
+                    if let Some(Order(order)) = order {
+                        order.clone_into((field.get_mut)(&mut params));
+                    }
+                }
             }
         }
-    };
-}
-
-sampling_args! {
-    numbers {
-        /// Above 1 is more surprising, below 1 less; 0 always takes the most likely token
-        #[arg(visible_alias = "temp")]
-        temperature,
-        /// Choose among the most likely tokens that make up this share of the probability; 1 among all
-        top_p,
-        /// Choose among tokens at least this likely, relative to the most likely one; 0 among all
-        min_p,
-        /// Choose among the tokens that are about as surprising as can be expected here, up to this share of the
-        /// probability; 1 among all
-        #[arg(visible_alias = "typical")]
-        typical_p,
-        /// Choose among tokens whose score is at most this many standard deviations below the best; 0 or less among all
-        #[arg(visible_alias = "top-nsigma")]
-        top_n_sigma,
-        /// Make tokens that were there less likely: above 1 by more, 1 not at all
-        repeat_penalty,
-        /// Make tokens that were there less likely, by this for each time they were there
-        frequency_penalty,
-        /// Make tokens that were there less likely, by this however often they were there
-        presence_penalty,
-        /// Against repeated phrases (DRY): how much less likely a token gets that would repeat one; 0 for off, 0.8 is usual
-        dry_multiplier,
-        /// With --dry-multiplier: how many times stronger that gets with every repeated token
-        dry_base,
-        /// How often to leave out the most likely tokens in favour of others (XTC), from 0 to 1; 0 never
-        xtc_probability,
-        /// With --xtc-probability: leave out tokens more likely than this, all but the last of them
-        xtc_threshold,
-        /// Move the temperature up by this where the model is uncertain, and down where it is certain
-        dynatemp_range,
-        /// With --dynatemp-range: above 1 only great uncertainty moves it up, below 1 a little does
-        #[arg(visible_alias = "dynatemp-exp")]
-        dynatemp_exponent,
-        /// With --mirostat: how surprising the text should be, in bits a token
-        #[arg(visible_alias = "mirostat-ent")]
-        mirostat_tau,
-        /// With --mirostat: how fast it corrects itself
-        #[arg(visible_alias = "mirostat-lr")]
-        mirostat_eta,
-        /// Prefer tokens near this probability, from 0 to 1 (adaptive-p); below 0 for off
-        adaptive_target,
-        /// With --adaptive-target: how slowly it forgets what was chosen, from 0 to 0.99
-        adaptive_decay,
+        if matches.get_flag(GREEDY) {
+            let greedy = Params::greedy();
+            params.temperature.value = greedy.temperature.value;
+            params =
+                Params { top_k: greedy.top_k, top_p: greedy.top_p, min_p: greedy.min_p, seed: greedy.seed, ..params };
+        }
+        Ok(Self { params, ignore_eos: matches.get_flag(IGNORE_EOS) })
     }
-    counts {
-        /// Choose among this many of the most likely tokens; 0 among all
-        top_k,
-        /// How many of the last tokens the three penalties look at; -1 for the whole text
-        repeat_last_n,
-        /// With --dry-multiplier: repetitions up to this many tokens are free
-        dry_allowed_length,
-        /// With --dry-multiplier: how many of the last tokens are searched for repetitions; -1 for the whole text
-        dry_penalty_last_n,
-        /// Keep the text equally surprising throughout (Mirostat): 1 or 2 for its first or second version, 0 for off.
-        /// Only --temperature and --logit-bias count besides
-        mirostat,
-        /// Whatever is cut away, leave at least this many tokens to choose from
-        min_keep,
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
     }
 }
 
-#[cfg(feature = "llama")]
+/// Sets a parameter to the value of its flag, where there is one.
+fn typed<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, name: &str, field: &Field<T>, params: &mut Params) {
+    if let Some(value) = matches.get_one::<T>(name) {
+        value.clone_into((field.get_mut)(params));
+    }
+}
+
+/// An order of samplers, as one value.
+#[derive(Clone, Debug)]
+struct Order(Vec<SamplerKind>);
+
 impl SamplingArgs {
+    /// Returns what the sampler is asked to do. [`Params::check`] says whether it is within its ranges.
+    pub fn params(&self) -> Params {
+        self.params.clone()
+    }
+
     /// Whether the most likely token is always taken.
     pub fn is_greedy(&self) -> bool {
-        Sampler::new(&self.params()).is_ok_and(|sampler| sampler.is_greedy())
+        Sampler::new(&self.params).is_ok_and(|sampler| sampler.is_greedy())
     }
 
-    /// The sampler for a model with this tokenizer.
+    /// Builds the sampler for a model with this tokenizer.
     ///
     /// # Errors
     /// Where a parameter lies outside its range.
@@ -171,7 +186,7 @@ impl SamplingArgs {
         Sampler::with_text(&self.params_for(codec), codec.n_tokens(), |id| codec.bytes(id))
     }
 
-    /// What a sampler for this tokenizer is asked to do.
+    /// Returns what a sampler for this tokenizer is asked to do.
     pub fn params_for(&self, codec: &dyn Tokenizer) -> Params {
         let mut params = self.params();
         if self.ignore_eos {
@@ -182,43 +197,12 @@ impl SamplingArgs {
     }
 }
 
-/// A value within the range of the parameter it is for.
-fn checked<T>(name: &str, text: &str, get: impl Fn(&Params) -> T) -> Result<T, crate::sample::Error> {
-    let mut params = Params::default();
-    params.set(name, text)?;
-    Ok(get(&params))
-}
-
-/// An order of samplers, as one value.
-#[derive(Clone, Debug)]
-struct Order(Vec<SamplerKind>);
-
-impl Order {
-    fn parse_list(text: &str) -> Result<Self, crate::sample::Error> {
-        SamplerKind::parse_list(text).map(Self)
-    }
-
-    fn parse_letters(text: &str) -> Result<Self, crate::sample::Error> {
-        SamplerKind::parse_letters(text).map(Self)
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Seed(Option<u64>);
-
-impl Seed {
-    fn parse(text: &str) -> Result<Self, crate::sample::Error> {
-        let mut params = Params::default();
-        params.set("seed", text)?;
-        Ok(Self(params.seed))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::{CommandFactory, Parser};
 
     use super::*;
+    use crate::sample::{AdaptiveP, Dry, Mirostat, Penalties, Temperature, Xtc};
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -249,31 +233,24 @@ mod tests {
         )
         .unwrap();
         let wanted = Params {
-            temperature: 0.5,
-            dynatemp_range: 0.3,
-            dynatemp_exponent: 2.0,
+            logit_bias: vec![(15043, 1.0), (2, f32::NEG_INFINITY)],
+            penalties: Penalties { last_n: 7, repeat: 1.1, frequency: -0.5, presence: 0.25 },
+            dry: Dry {
+                multiplier: 0.8,
+                base: 2.0,
+                allowed_length: 3,
+                last_n: u32::MAX,
+                breakers: vec!["\n".to_string(), "--".to_string()],
+            },
+            top_n_sigma: 1.5,
             top_k: 0,
+            typical_p: 0.9,
             top_p: 1.0,
             min_p: 0.0,
-            typical_p: 0.9,
-            top_n_sigma: 1.5,
-            xtc_probability: 0.5,
-            xtc_threshold: 0.2,
-            repeat_last_n: 7,
-            repeat_penalty: 1.1,
-            frequency_penalty: -0.5,
-            presence_penalty: 0.25,
-            dry_multiplier: 0.8,
-            dry_base: 2.0,
-            dry_allowed_length: 3,
-            dry_penalty_last_n: u32::MAX,
-            dry_sequence_breakers: vec!["\n".to_string(), "--".to_string()],
-            mirostat: 2,
-            mirostat_tau: 4.0,
-            mirostat_eta: 0.2,
-            adaptive_target: 0.4,
-            adaptive_decay: 0.5,
-            logit_bias: vec![(15043, 1.0), (2, f32::NEG_INFINITY)],
+            xtc: Xtc { probability: 0.5, threshold: 0.2 },
+            temperature: Temperature { value: 0.5, range: 0.3, exponent: 2.0 },
+            mirostat: Mirostat { version: 2, tau: 4.0, eta: 0.2 },
+            adaptive_p: AdaptiveP { target: 0.4, decay: 0.5 },
             samplers: vec![SamplerKind::TopK, SamplerKind::MinP, SamplerKind::Temperature],
             min_keep: 2,
             seed: Some(9),
@@ -281,7 +258,7 @@ mod tests {
         assert_eq!(params, wanted);
         assert_eq!(parse("--sampler-seq kmt").unwrap().samplers, wanted.samplers);
         assert_eq!(parse("--seed -1").unwrap().seed, None);
-        assert_eq!(parse("--dry-sequence-breaker none").unwrap().dry_sequence_breakers, [] as [&str; 0]);
+        assert_eq!(parse("--dry-sequence-breaker none").unwrap().dry.breakers, [] as [&str; 0]);
     }
 
     #[test]
@@ -315,13 +292,28 @@ mod tests {
     fn every_parameter_has_a_flag_with_its_default() {
         let command = Line::command();
         for name in Params::names() {
-            let flag = name.replace("dry_sequence_breakers", "dry_sequence_breaker");
-            let argument = command.get_arguments().find(|argument| argument.get_id() == flag.as_str());
+            let argument = command.get_arguments().find(|argument| argument.get_id() == name);
             let argument = argument.unwrap_or_else(|| panic!("no flag for {name}"));
             assert_eq!(argument.get_help_heading(), Some("Sampling"), "{name}");
             if let [default] = argument.get_default_values() {
                 assert_eq!(default.to_str().unwrap(), Params::default().get(name).unwrap(), "{name}");
             }
         }
+    }
+
+    #[test]
+    fn help_speaks_of_flags_and_of_the_default_order() {
+        let help = Line::command().render_long_help().to_string();
+        let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        for wanted in [
+            "With --dry-multiplier: how many",
+            "[default: penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature]",
+            "[default: edskypmxt]",
+            "[default: random]",
+            "[alias: --temp]",
+        ] {
+            assert!(words.contains(wanted), "{wanted} in {help}");
+        }
+        assert!(!help.contains('`'), "{help}");
     }
 }

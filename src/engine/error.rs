@@ -39,7 +39,7 @@ pub enum Error {
     #[error(transparent)]
     Tokenize(#[from] TokenizeError),
     /// No token could be chosen.
-    #[error(transparent)]
+    #[error("{0}")]
     Sample(#[from] crate::sample::Error),
     /// The text cannot be held to its grammar.
     #[error(transparent)]

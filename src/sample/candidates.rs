@@ -1,9 +1,9 @@
-//! What is left to choose from.
+//! The candidates: the tokens that may still be chosen.
 
 use super::Error;
 use super::marks::Marks;
 use super::scan::{Field, mask_len};
-use crate::base::math::{ROUGH_HIGH, ROUGH_LOW, exp, exp_roughly, ln, pow};
+use crate::base::math::{ROUGH_HIGH, ROUGH_LOW, exp, exp_roughly, ln};
 
 /// A token that may be chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -15,8 +15,8 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Lower for what is more likely; ties go to the lower id.
-    fn rank(self) -> u64 {
+    /// Returns a number that is lower the more likely the token is; ties go to the lower id.
+    pub fn rank(self) -> u64 {
         // Adding 0 makes the two zeros equal. Then the bits of floats, with those of negative ones turned over, are in
         // the order of the numbers.
         let bits = (self.logit + 0.0).to_bits();
@@ -25,7 +25,7 @@ impl Candidate {
     }
 }
 
-/// Memory that is used again from token to token.
+/// Memory that is used again for every token.
 #[derive(Debug, Default)]
 pub struct Buffers {
     mask: Vec<u32>,
@@ -33,14 +33,17 @@ pub struct Buffers {
     is_changed: Vec<u32>,
     changed: Vec<u32>,
     values: Vec<f32>,
-    tops: Vec<f32>,
+    /// The highest logit of each block, once scanned.
+    pub tops: Vec<f32>,
     sums: Vec<f64>,
-    list: Vec<Candidate>,
-    spare: Vec<Candidate>,
+    /// The candidates, where [`Candidates::is_list`].
+    pub list: Vec<Candidate>,
+    /// Room for a stage.
+    pub spare: Vec<Candidate>,
     ranks: Vec<u64>,
 }
 
-/// A copy of a sampler brings no buffers along; it fills its own.
+/// A copy of a sampler starts with empty buffers.
 impl Clone for Buffers {
     fn clone(&self) -> Self {
         Self::default()
@@ -48,9 +51,9 @@ impl Clone for Buffers {
 }
 
 /// Lists up to this long are sorted where their order matters; of longer ones only the part that is in question.
-const SORTED_AT_MOST: usize = 1024;
+pub const SORTED_AT_MOST: usize = 1024;
 
-/// The tokens still in the running: at first all of a borrowed slice of logits, once a stage has narrowed them a list.
+/// The tokens still in the running: at first all of a borrowed slice of logits; a list once a stage has narrowed them.
 ///
 /// ```text
 /// logits  [f32; vocabulary]  borrowed ─┐
@@ -63,16 +66,20 @@ const SORTED_AT_MOST: usize = 1024;
 #[derive(Debug)]
 pub struct Candidates<'a> {
     logits: &'a [f32],
-    buffers: &'a mut Buffers,
-    is_list: bool,
-    is_masked: bool,
-    // Whether `tops` and `top` are those of what is in the running.
-    is_scanned: bool,
-    top: f32,
-    temperature: f64,
-    // How many there are with those at minus infinity, which llama.cpp keeps in its lists: what dynamic temperature
-    // counts.
-    n: usize,
+    /// The list and other memory.
+    pub buffers: &'a mut Buffers,
+    /// Whether the candidates are those of the list.
+    pub is_list: bool,
+    /// Whether some of all tokens are ruled out or changed.
+    pub is_masked: bool,
+    /// Whether `tops` and `top` are those of what is in the running; to be cleared by who takes the highest away.
+    pub is_scanned: bool,
+    /// The highest logit, once scanned.
+    pub top: f32,
+    /// What logits are still to be divided by.
+    pub temperature: f64,
+    /// How many there are with those at minus infinity, which llama.cpp keeps in its lists.
+    pub n: usize,
 }
 
 impl<'a> Candidates<'a> {
@@ -104,14 +111,9 @@ impl<'a> Candidates<'a> {
         Ok(new)
     }
 
-    /// How many tokens the model has.
+    /// Returns how many tokens the model has.
     pub fn n_vocabulary(&self) -> usize {
         self.logits.len()
-    }
-
-    /// How many are left, with those at minus infinity that llama.cpp would keep in its list.
-    pub fn n(&self) -> usize {
-        self.n
     }
 
     fn mask(&mut self, words: &[u32]) {
@@ -126,17 +128,17 @@ impl<'a> Candidates<'a> {
         self.is_masked = true;
     }
 
-    fn field(&self) -> Field<'_> {
+    pub fn field(&self) -> Field<'_> {
         Field { logits: self.logits, mask: self.is_masked.then_some(&self.buffers.mask[..]) }
     }
 
     /// The tokens that are not the model's any more and not ruled out. Nothing of a list.
-    fn changed(&self) -> impl Iterator<Item = Candidate> + '_ {
+    pub fn changed(&self) -> impl Iterator<Item = Candidate> + '_ {
         let Buffers { changed, values, .. } = &*self.buffers;
         changed.iter().map(|&id| Candidate { id, logit: values[id as usize] }).filter(|c| c.logit > f32::NEG_INFINITY)
     }
 
-    /// Finds the highest logit, where it is not known.
+    /// Finds the highest logit, unless it is known.
     ///
     /// # Errors
     /// Where a logit is NaN or plus infinity, or nothing is left.
@@ -155,7 +157,7 @@ impl<'a> Candidates<'a> {
         if self.top == f32::NEG_INFINITY { Err(Error::AllRuledOut) } else { Ok(()) }
     }
 
-    /// The token with the highest logit; the lowest id among equals.
+    /// Returns the token with the highest logit; the lowest id among equals.
     pub fn most_likely(&mut self) -> Result<u32, Error> {
         self.scan()?;
         let top = self.top;
@@ -168,7 +170,7 @@ impl<'a> Candidates<'a> {
         best.ok_or(Error::AllRuledOut)
     }
 
-    /// Gives new logits to tokens in the running that are marked: `change` gets the mark and the logit.
+    /// Changes the logits of marked tokens that are in the running; `change` gets the mark and the logit.
     ///
     /// # Errors
     /// Where such a logit is NaN or plus infinity.
@@ -201,7 +203,7 @@ impl<'a> Candidates<'a> {
         Ok(())
     }
 
-    /// The logit of a token, where all are in the running and this one is.
+    /// Returns the logit of a token, where there is no list; `None` where the token is ruled out.
     fn logit(&self, id: u32) -> Result<Option<f32>, Error> {
         let token = id as usize;
         let Some(&logit) = self.logits.get(token) else { return Ok(None) };
@@ -219,8 +221,8 @@ impl<'a> Candidates<'a> {
         Ok(Some(value).filter(|value| *value > f32::NEG_INFINITY))
     }
 
-    /// Gives a token another logit, where all are in the running and this one is.
-    fn set(&mut self, id: u32, logit: f32) {
+    /// Sets the logit of a token, where there is no list and the token is in the running.
+    pub fn set(&mut self, id: u32, logit: f32) {
         if !self.is_masked {
             // All ones.
             let n = self.logits.len();
@@ -252,8 +254,11 @@ impl<'a> Candidates<'a> {
         self.is_scanned = false;
     }
 
-    /// Keeps the `k` most likely.
-    pub fn top_k(&mut self, k: usize) -> Result<(), Error> {
+    /// Keeps the `k` most likely, and always one.
+    ///
+    /// # Errors
+    /// Where a logit is NaN or plus infinity, or nothing is left.
+    pub fn keep_most_likely(&mut self, k: usize) -> Result<(), Error> {
         let k = k.max(1);
         self.scan()?;
         if !self.is_list {
@@ -265,8 +270,8 @@ impl<'a> Candidates<'a> {
         Ok(())
     }
 
-    /// A logit that at least `k` tokens reach, and few more. For a few it is enough that as many blocks have one that high.
-    fn bar_of(&self, k: usize) -> f32 {
+    /// Returns a logit that at least `k` tokens reach, and few more. For a small `k` it is enough that `k` blocks do.
+    pub fn bar_of(&self, k: usize) -> f32 {
         if k >= self.logits.len() {
             return f32::MIN;
         }
@@ -278,8 +283,8 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// Makes a list of the tokens whose logit is at least `bar`: in the order of their ids, the changed ones last.
-    fn list_from(&mut self, bar: f32) {
+    /// Lists the tokens whose logit is at least `bar`, in the order of their ids, the changed ones last.
+    pub fn list_from(&mut self, bar: f32) {
         let mut list = std::mem::take(&mut self.buffers.list);
         list.clear();
         self.collect(bar, &mut list);
@@ -287,7 +292,7 @@ impl<'a> Candidates<'a> {
         self.is_list = true;
     }
 
-    fn collect(&self, bar: f32, list: &mut Vec<Candidate>) {
+    pub fn collect(&self, bar: f32, list: &mut Vec<Candidate>) {
         self.field().collect(&self.buffers.tops, bar, list);
         list.extend(self.changed().filter(|c| c.logit >= bar));
     }
@@ -309,212 +314,9 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// Keeps the most likely until their probabilities add up to `p`, and at least `min_keep`. What is below `floor`
-    /// times the most likely one's probability may be kept or not: the next stage does away with it.
-    pub fn top_p(&mut self, p: f64, min_keep: usize, floor: Option<f64>) -> Result<(), Error> {
-        self.scan()?;
-        if self.is_list {
-            let wanted = p * self.total();
-            self.nucleus(wanted, wanted, min_keep);
-        } else {
-            // The total is needed only to know where to cut, and mostly a rough one is enough to know that.
-            let floor = floor.filter(|_| min_keep == 0).map_or(f32::MIN, |floor| self.at_weight(floor));
-            let mut depth = 4.0;
-            let mut bounds = None;
-            loop {
-                let bar = if depth > 100.0 { f32::MIN } else { self.below_top(depth) }.max(floor);
-                self.list_from(bar);
-                let sum = self.total();
-                let (_, high) = *bounds.get_or_insert_with(|| self.bounds_of_total(sum, bar));
-                if bar <= floor || (sum >= p * high && self.buffers.list.len() >= min_keep) {
-                    break;
-                }
-                depth *= 2.0;
-            }
-            let (low, high) = bounds.unwrap_or_default();
-            if !self.nucleus(p * low, p * high, min_keep) {
-                let wanted = p * self.total_of_field();
-                self.nucleus(wanted, wanted, min_keep);
-            }
-        }
-        self.n = self.buffers.list.len();
-        Ok(())
-    }
-
-    /// Keeps the most likely of the list until they weigh as much as wanted. Where that is only known to lie between
-    /// two bounds, and they differ in what to keep, nothing is done and false is given.
-    fn nucleus(&mut self, low: f64, high: f64, min_keep: usize) -> bool {
-        let (top, t, weight) = (self.top, self.temperature, self.weight());
-        let Buffers { list, spare, .. } = &mut *self.buffers;
-        if list.len() <= SORTED_AT_MOST {
-            list.sort_unstable_by_key(|c| c.rank());
-            let (mut sum, mut end) = (0.0, None);
-            for (i, c) in list.iter().enumerate() {
-                sum += weight(c.logit);
-                if end.is_none() && sum >= low && i + 1 >= min_keep {
-                    end = Some(i + 1);
-                }
-                if sum >= high && i + 1 >= min_keep {
-                    let is_clear = end == Some(i + 1);
-                    if is_clear {
-                        list.truncate(i + 1);
-                    }
-                    return is_clear;
-                }
-            }
-            return end.is_none() || low == high;
-        }
-        if low < high {
-            return false;
-        }
-        let below = |c: Candidate| f64::from(top) - f64::from(c.logit);
-        let weights = move |chunk: &[Candidate]| weigh(chunk, top.into(), t);
-        keep_best(list, spare, below, |c| c.rank().into(), weights, |sum, n| sum >= low && n >= min_keep);
-        true
-    }
-
-    /// Keeps those whose probability is at least `p` times the highest, and at least `min_keep`.
-    pub fn min_p(&mut self, p: f64, min_keep: usize) -> Result<(), Error> {
-        self.scan()?;
-        let bar = self.at_weight(p);
-        let was_list = self.is_list;
-        let enough = if was_list {
-            self.buffers.list.iter().filter(|c| c.logit >= bar).count() >= min_keep
-        } else {
-            self.list_from(bar);
-            self.buffers.list.len() >= min_keep
-        };
-        if !enough {
-            self.is_list = was_list;
-            return self.top_k(min_keep);
-        }
-        self.buffers.list.retain(|c| c.logit >= bar);
-        self.n = self.buffers.list.len();
-        Ok(())
-    }
-
-    /// Keeps those whose logit is at most `sigmas` standard deviations below the highest.
-    pub fn top_n_sigma(&mut self, sigmas: f64) -> Result<(), Error> {
-        self.scan()?;
-        if self.n <= 1 {
-            return Ok(());
-        }
-        let (n, mut squares);
-        if self.is_list || self.is_masked && self.changed().next().is_some() {
-            // Few, or not all in one place.
-            let mut list = std::mem::take(&mut self.buffers.spare);
-            list.clear();
-            if self.is_list {
-                list.extend_from_slice(&self.buffers.list);
-            } else {
-                self.collect(f32::MIN, &mut list);
-            }
-            n = list.len();
-            let mean = list.iter().map(|c| f64::from(c.logit)).sum::<f64>() / n as f64;
-            squares = 0.0;
-            for c in &list {
-                let difference = f64::from(c.logit) - mean;
-                squares += difference * difference;
-            }
-            self.buffers.spare = list;
-        } else {
-            (n, _, squares) = self.field().moments(&self.buffers.tops);
-        }
-        let bar = (f64::from(self.top) - sigmas * (squares / n as f64).sqrt()) as f32;
-        if self.is_list {
-            self.buffers.list.retain(|c| c.logit >= bar);
-        } else {
-            self.list_from(bar);
-        }
-        // How many there are does not change: llama.cpp puts them at minus infinity.
-        Ok(())
-    }
-
-    /// Keeps those whose surprise is nearest to the one to be expected, until their probabilities add up to more than
-    /// `p`, and at least `min_keep`.
-    pub fn typical(&mut self, p: f64, min_keep: usize) -> Result<(), Error> {
-        self.scan()?;
-        // With x how far a logit lies below the top, -ln p = ln total - x, and the entropy is its mean. So the distance
-        // of -ln p from the entropy is the distance of x from its own mean.
-        let (total, mean) = self.total_and_mean();
-        let (top, t) = (f64::from(self.top), self.temperature);
-        let distance = move |c: Candidate| ((f64::from(c.logit) - top) / t - mean).abs();
-        if !self.is_list {
-            let mut radius = 2.0;
-            loop {
-                let is_all = radius > 200.0;
-                let bar = if is_all { f32::MIN } else { self.below_top(radius - mean) };
-                self.list_from(bar);
-                if !is_all {
-                    self.buffers.list.retain(|c| distance(*c) <= radius);
-                }
-                if is_all || (self.total() > p * total && self.buffers.list.len() >= min_keep) {
-                    break;
-                }
-                radius *= 2.0;
-            }
-        }
-        let weights = move |chunk: &[Candidate]| weigh(chunk, top, t);
-        let Buffers { list, spare, .. } = &mut *self.buffers;
-        // The bits of floats that are not negative are in the order of the numbers.
-        let rank = |c: Candidate| u128::from(distance(c).to_bits()) << 64 | u128::from(c.rank());
-        keep_best(list, spare, distance, rank, weights, |sum, n| sum > p * total && n >= min_keep);
-        self.n = self.buffers.list.len();
-        self.is_scanned = false;
-        Ok(())
-    }
-
-    /// Takes away all tokens of at least probability `threshold` but the least likely of them; nothing where fewer than
-    /// `min_keep` would be left.
-    pub fn exclude_top_choices(&mut self, threshold: f64, min_keep: usize) -> Result<(), Error> {
-        self.scan()?;
-        let total = self.total();
-        let weight = self.weight();
-        let is_choice = |c: &Candidate| weight(c.logit) >= threshold * total;
-        let mut choices = std::mem::take(&mut self.buffers.spare);
-        choices.clear();
-        if self.is_list {
-            choices.extend(self.buffers.list.iter().filter(|c| is_choice(c)));
-        } else {
-            // A little lower, for rounding.
-            self.collect(self.at_weight(threshold * total * 0.999), &mut choices);
-            choices.retain(is_choice);
-        }
-        let last = choices.iter().map(|c| c.rank()).max();
-        choices.retain(|c| Some(c.rank()) != last);
-        if !choices.is_empty() && self.n - choices.len() >= min_keep {
-            self.n -= choices.len();
-            if self.is_list {
-                self.buffers.list.retain(|c| !is_choice(c) || Some(c.rank()) == last);
-            } else {
-                choices.iter().for_each(|c| self.set(c.id, f32::NEG_INFINITY));
-            }
-            self.is_scanned = false;
-        }
-        self.buffers.spare = choices;
-        Ok(())
-    }
-
     /// Divides the logits by `temperature`, which must be above 0.
-    pub fn temperature(&mut self, temperature: f64) {
+    pub fn divide(&mut self, temperature: f64) {
         self.temperature *= temperature;
-    }
-
-    /// Divides the logits by a temperature between `low` and `high`: the nearer to `high` the less certain the model is.
-    pub fn dynamic_temperature(&mut self, low: f64, high: f64, exponent: f64) -> Result<(), Error> {
-        self.scan()?;
-        if self.n <= 1 {
-            return Ok(());
-        }
-        let (total, mean) = self.total_and_mean();
-        let entropy = (ln(total) - mean).max(0.0);
-        let temperature = low + (high - low) * pow(entropy / ln(self.n as f64), exponent);
-        if temperature as f32 > 0.0 {
-            self.temperature(temperature);
-            Ok(())
-        } else {
-            self.only_most_likely()
-        }
     }
 
     /// Keeps the most likely token alone.
@@ -526,55 +328,8 @@ impl<'a> Candidates<'a> {
         Ok(())
     }
 
-    /// Mirostat's first way to keep the surprise near a target: as many of the most likely as Zipf's law, fitted to the
-    /// 100 most likely, says stay below a surprise of `mu` bits.
-    pub fn zipf(&mut self, mu: f64) -> Result<(), Error> {
-        const MOST: usize = 100;
-        self.scan()?;
-        let mut few = std::mem::take(&mut self.buffers.spare);
-        few.clear();
-        if self.is_list {
-            few.extend_from_slice(&self.buffers.list);
-        } else {
-            let bar = self.bar_of(MOST);
-            self.collect(bar, &mut few);
-        }
-        few.sort_unstable_by_key(|c| c.rank());
-        few.truncate(MOST);
-        let (mut products, mut squares) = (0.0, 0.0);
-        for (i, pair) in few.windows(2).enumerate() {
-            let t = ln((i + 2) as f64 / (i + 1) as f64);
-            let b = (f64::from(pair[0].logit) - f64::from(pair[1].logit)) / self.temperature;
-            products += t * b;
-            squares += t * t;
-        }
-        self.buffers.spare = few;
-        let s = products / squares;
-        let epsilon = s - 1.0;
-        let vocabulary = self.logits.len() as f64;
-        let k = pow(epsilon * pow(2.0, mu) / (1.0 - pow(vocabulary, -epsilon)), 1.0 / s);
-        // A cast takes NaN, which comes of a single candidate or a flat distribution, for 0.
-        self.top_k((k as usize).max(1))
-    }
-
-    /// Mirostat's second way: those with a surprise of up to `mu` bits, and always the most likely one.
-    pub fn less_surprising_than(&mut self, mu: f64) -> Result<(), Error> {
-        self.scan()?;
-        let total = self.total();
-        let bar = self.at_weight(total * exp(-mu * std::f64::consts::LN_2));
-        if bar > self.top {
-            return self.only_most_likely();
-        }
-        if self.is_list {
-            self.buffers.list.retain(|c| c.logit >= bar);
-        } else {
-            self.list_from(bar);
-        }
-        Ok(())
-    }
-
-    /// Draws one token by its probability, the first at which the running sum passes `share` of the total, in the order
-    /// in which they are kept.
+    /// Draws a token: the first at which the running sum of weights passes `share` of the total, in the order in which
+    /// candidates are kept.
     pub fn draw(&mut self, share: f64) -> Result<u32, Error> {
         self.scan()?;
         let weight = self.weight();
@@ -626,7 +381,7 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// Adds ids and probabilities of what is left, which add up to 1.
+    /// Adds the ids and probabilities of all candidates; the probabilities add up to 1.
     pub fn probabilities(&mut self, out: &mut Vec<(u32, f64)>) -> Result<(), Error> {
         self.scan()?;
         let from = out.len();
@@ -657,32 +412,32 @@ impl<'a> Candidates<'a> {
         let of_token = self.logits.get(token as usize).map_or(f64::NEG_INFINITY, |logit| logprob(*logit));
         out.clear();
         if n > 0 {
-            self.top_k(n)?;
+            self.keep_most_likely(n)?;
             self.buffers.list.sort_unstable_by_key(|c| c.rank());
             out.extend(self.buffers.list.iter().map(|c| (c.id, logprob(c.logit))));
         }
         Ok(of_token)
     }
 
-    /// The weight of a logit.
-    fn weight(&self) -> impl Fn(f32) -> f64 + Copy + use<> {
+    /// Returns a function from a logit to its weight.
+    pub fn weight(&self) -> impl Fn(f32) -> f64 + Copy + use<> {
         let (top, t) = (f64::from(self.top), self.temperature);
         move |logit| exp((f64::from(logit) - top) / t)
     }
 
-    /// What differences of logits are multiplied with in passes over all.
+    /// Returns the factor for differences of logits in passes over all of them.
     fn scale(&self) -> f32 {
         // Infinity times no difference would be NaN.
         ((1.0 / self.temperature) as f32).min(f32::MAX)
     }
 
-    /// The logit `depth` temperatures below the highest.
-    fn below_top(&self, depth: f64) -> f32 {
+    /// Returns the logit `depth` temperatures below the highest.
+    pub fn below_top(&self, depth: f64) -> f32 {
         (f64::from(self.top) - depth * self.temperature) as f32
     }
 
-    /// The logit whose weight is `weight`.
-    fn at_weight(&self, weight: f64) -> f32 {
+    /// Returns the logit whose weight is `weight`.
+    pub fn at_weight(&self, weight: f64) -> f32 {
         if self.temperature == 1.0 {
             // As llama.cpp has it, to the bit.
             self.top + ln(weight) as f32
@@ -691,8 +446,8 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// The weight of all that is in the running.
-    fn total(&mut self) -> f64 {
+    /// Returns the weight of all that is in the running.
+    pub fn total(&mut self) -> f64 {
         if !self.is_list {
             return self.total_of_field();
         }
@@ -706,8 +461,8 @@ impl<'a> Candidates<'a> {
         sums.iter().sum()
     }
 
-    /// The weight of all that was in the running before there was a list.
-    fn total_of_field(&mut self) -> f64 {
+    /// Returns the weight of all that was in the running before there was a list.
+    pub fn total_of_field(&mut self) -> f64 {
         let mut sums = std::mem::take(&mut self.buffers.sums);
         self.field().weigh(&self.buffers.tops, self.top, self.scale(), &mut sums);
         self.buffers.sums = sums;
@@ -715,8 +470,8 @@ impl<'a> Candidates<'a> {
         self.buffers.sums.iter().sum::<f64>() + self.changed().map(|c| weight(c.logit)).sum::<f64>()
     }
 
-    /// What [`Candidates::total_of_field`] lies between, where what is at least at `bar` weighs `sum`.
-    fn bounds_of_total(&self, sum: f64, bar: f32) -> (f64, f64) {
+    /// Returns bounds of [`Candidates::total_of_field`], where the tokens at `bar` and above weigh `sum`.
+    pub fn bounds_of_total(&self, sum: f64, bar: f32) -> (f64, f64) {
         let (top, scale) = (self.top, self.scale());
         // Of what is in the list, only the rest.
         let all = self.field().weigh_roughly(&self.buffers.tops, top, scale);
@@ -735,7 +490,7 @@ impl<'a> Candidates<'a> {
 
     /// The weight of all that is in the running, and the mean of how many temperatures a logit lies below the highest
     /// one (0 or less).
-    fn total_and_mean(&mut self) -> (f64, f64) {
+    pub fn total_and_mean(&mut self) -> (f64, f64) {
         let (top, t) = (f64::from(self.top), self.temperature);
         let list: &[Candidate] = if self.is_list { &self.buffers.list } else { &[] };
         let (mut total, mut products) = match self.is_list {
@@ -752,7 +507,7 @@ impl<'a> Candidates<'a> {
         (total, products / total)
     }
 
-    /// Makes a list of all that is in the running.
+    /// Lists all tokens that are in the running.
     pub fn list(&mut self) -> Result<(), Error> {
         self.scan()?;
         if !self.is_list {
@@ -760,22 +515,9 @@ impl<'a> Candidates<'a> {
         }
         Ok(())
     }
-
-    /// Gives the candidates, a list by now, other logits in place of theirs: `new` gets their probabilities.
-    pub fn replace(&mut self, new: impl Fn(f64) -> f64) -> Result<(), Error> {
-        self.list()?;
-        let (total, weight) = (self.total(), self.weight());
-        for c in &mut self.buffers.list {
-            c.logit = new(weight(c.logit) / total) as f32;
-        }
-        self.temperature = 1.0;
-        self.is_scanned = false;
-        Ok(())
-    }
 }
 
-/// A number that at least `k` of those that `count` counts reach, and not many more where that can be. The highest of
-/// them is `top`.
+/// Returns a number that at least `k` of what `count` counts reach, and not many more if possible. The highest is `top`.
 ///
 /// By counting at bars that close in on one: a pass of vector instructions is quicker than any sort.
 fn bar_of(k: usize, top: f32, count: impl Fn(f32) -> u32) -> f32 {
@@ -799,11 +541,11 @@ fn bar_of(k: usize, top: f32, count: impl Fn(f32) -> u32) -> f32 {
 }
 
 /// Candidates weighed together, in a shape that compilers turn into vector instructions.
-const CHUNK: usize = 8;
+pub const CHUNK: usize = 8;
 
-/// The weights of up to 8 candidates; 0 where there is none.
+/// Returns the weights of up to 8 candidates; 0 past the last one.
 #[inline(always)]
-fn weigh(chunk: &[Candidate], top: f64, temperature: f64) -> [f64; CHUNK] {
+pub fn weigh(chunk: &[Candidate], top: f64, temperature: f64) -> [f64; CHUNK] {
     let mut weights = [f64::NEG_INFINITY; CHUNK];
     for (x, c) in weights.iter_mut().zip(chunk) {
         *x = (f64::from(c.logit) - top) / temperature;
@@ -814,12 +556,12 @@ fn weigh(chunk: &[Candidate], top: f64, temperature: f64) -> [f64; CHUNK] {
     weights
 }
 
-/// Keeps the candidates of lowest rank until they are enough by their weight and number, or all where they never are.
+/// Keeps the candidates of lowest rank until `is_enough` says so of their weight and number; all where it never does.
 ///
-/// Sorting a long list would be most of the work, and nearly all of it for nothing. So first a coarse look: how much
-/// weight lies within each of 512 steps of `score`, which must rise with the rank? Only the step in which it becomes
-/// enough is sorted. The order of what is kept does not change then.
-fn keep_best(
+/// Sorting a long list would be most of the work, and nearly all of it wasted. So a first pass adds up the weight within
+/// each of 512 steps of `score`, which must rise with the rank, and only the step in which it becomes enough is sorted.
+/// What is kept stays in its order.
+pub fn keep_best(
     list: &mut Vec<Candidate>,
     spare: &mut Vec<Candidate>,
     score: impl Fn(Candidate) -> f64,

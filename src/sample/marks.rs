@@ -1,14 +1,14 @@
 //! Numbers on a few tokens of many.
 
-/// A number of 1 or more on some tokens, found by their id; as quick to clear as there are few.
+/// Numbers of 1 or more on some tokens, found by their id. Clearing takes time only for tokens that are marked.
 #[derive(Debug, Default)]
 pub struct Marks {
-    // By id; 0 where there is none.
+    // By id; 0 where there is no mark.
     numbers: Vec<u32>,
     ids: Vec<u32>,
 }
 
-/// A copy of a sampler brings no buffers along; it fills its own.
+/// A copy of a sampler starts with empty buffers.
 impl Clone for Marks {
     fn clone(&self) -> Self {
         Self::default()
@@ -16,7 +16,7 @@ impl Clone for Marks {
 }
 
 impl Marks {
-    /// Takes all away; from now on tokens below `n_tokens` can be marked.
+    /// Removes all marks; from now on, tokens below `n_tokens` can be marked.
     pub fn clear(&mut self, n_tokens: usize) {
         for id in self.ids.drain(..) {
             self.numbers[id as usize] = 0;
@@ -26,7 +26,7 @@ impl Marks {
         }
     }
 
-    /// Changes the number on a token by `new`. Tokens that do not exist are passed over.
+    /// Replaces the number on a token by what `new` makes of it. Tokens that do not exist are ignored.
     pub fn update(&mut self, id: u32, new: impl FnOnce(u32) -> u32) {
         if let Some(number) = self.numbers.get_mut(id as usize) {
             let before = *number;
@@ -37,12 +37,12 @@ impl Marks {
         }
     }
 
-    /// The number on a token.
+    /// Returns the number on a token.
     pub fn get(&self, id: u32) -> Option<u32> {
         self.numbers.get(id as usize).copied().filter(|number| *number > 0)
     }
 
-    /// The marked tokens, each once, in the order in which they were marked.
+    /// Returns the marked tokens, each once, in the order in which they were marked.
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }

@@ -2,25 +2,24 @@
 //!
 //! ```text
 //! logits ─► logit_bias ─► penalties ─► dry ─► top_n_sigma ─► top_k ─► typ_p ─► top_p ─► min_p ─► xtc ─► temperature ─► draw
-//!           what is asked  what was there      far below      the      as       the     relative  the     sharpen       one
+//!           what is asked  what has occurred   far below      the      as       the     relative  the     sharpen       one
 //!           for            is less likely      the highest    best     expected nucleus floor     top out or flatten    number
 //! ```
 //!
-//! Names, defaults and order are those of llama.cpp (`common/common.h`, `src/llama-sampler.cpp`), and so is what they
-//! keep. The way there is not: the vocabulary is never copied into an array of structs nor sorted. [`Sampler`] borrows the
+//! Names, defaults and order are llama.cpp's (`common/common.h`, `src/llama-sampler.cpp`), and so are the tokens that each
+//! sampler keeps. The algorithms are not: the vocabulary is never copied into an array of structs nor sorted. [`Sampler`] borrows the
 //! logits until a stage narrows them, looks at blocks of them by their highest logit alone where it can, and sorts only
 //! what a stage looks at. Once warm it allocates nothing.
 //!
-//! | file         | what it does                                                             |
-//! |--------------|--------------------------------------------------------------------------|
-//! | `params`     | names, ranges, defaults, orders                                          |
-//! | `stage`      | the chain that the parameters ask for                                    |
-//! | `candidates` | what is left to choose from, and how each stage narrows it               |
-//! | `scan`       | passes over all logits, in shapes that become vector instructions        |
-//! | `marks`      | numbers on a few tokens: how often they were there                       |
-//! | `dry`        | repetitions, and the texts that break them                               |
-//! | `math`       | e^x, ln x, the same bits everywhere                                      |
-//! | `random`     | random numbers that a seed brings back                                   |
+//! | file         | what it does                                                                            |
+//! |--------------|-----------------------------------------------------------------------------------------|
+//! | [`samplers`] | a file for each sampler: name, letter, place, parameters, what it does, and its tests    |
+//! | `parameter`  | parameters as data, from which flags, settings and the names on the wire are made        |
+//! | `params`     | their values, by field and by name; orders of samplers                                   |
+//! | `chain`      | the stages that the parameters ask for                                                   |
+//! | `candidates` | what is left to choose from, and the draw                                                |
+//! | `scan`       | passes over all logits, in shapes that become vector instructions                        |
+//! | `marks`      | numbers on a few tokens: how often they have occurred                                    |
 //!
 //! One seed gives one text on every machine for the same logits: the generator and the functions are written out here in
 //! operations that IEEE 754 defines to the last bit, sums are taken in one order, and ties go to the lower id. Each token
@@ -28,29 +27,34 @@
 //! draw. Where the temperature is 0 there is no draw.
 
 mod candidates;
-mod dry;
+mod chain;
 mod marks;
+mod parameter;
 mod params;
+pub mod samplers;
 mod scan;
-mod stage;
 #[cfg(test)]
 mod tests;
 
 use crate::base::random::{self, Random};
 use candidates::{Buffers, Candidate, Candidates};
+use chain::Chain;
 use marks::Marks;
+pub use parameter::{Counts, Field, Parameter, Range, Value};
 pub use params::{Params, SamplerKind, parse_bias};
-use stage::{Chain, Context};
+pub use samplers::{
+    adaptive_p::AdaptiveP, dry::Dry, mirostat::Mirostat, penalties::Penalties, temperature::Temperature, xtc::Xtc,
+};
 
-/// Why no token could be chosen, or no sampler made.
+/// Why no token could be chosen, or no sampler built.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
-    /// A parameter outside its range.
+    /// A parameter is outside its range.
     #[error("{name} cannot be '{value}'; it has to be {wanted}")]
     Parameter {
         /// The parameter, as [`Params::names`] has it.
         name: &'static str,
-        /// What was given.
+        /// The value given.
         value: String,
         /// The range.
         wanted: &'static str,
@@ -58,20 +62,19 @@ pub enum Error {
     /// A name that does not exist.
     #[error("there is no {what} '{name}'; {hint}")]
     Unknown {
-        /// Of what kind.
+        /// What the name should be of.
         what: &'static str,
-        /// What was given.
+        /// The name given.
         name: String,
-        /// What may have been meant, or what there is.
+        /// The nearest names, or all of them.
         hint: String,
     },
-    /// No logits at all.
+    /// There are no logits.
     #[error("there are no logits to choose from")]
     Empty,
-    /// A logit that is not a number, or infinitely high: the model file or its computation is broken.
+    /// A logit is not a number, or plus infinity: the model file or its computation is broken.
     #[error(
-        "the model gave {value} as the logit of token {token}: its weights are broken, or a value ran over; \
-         try another quantization, or --kv-type f32"
+        "the model returned {value} as the logit of token {token}: its weights are damaged, or its computation overflowed"
     )]
     NotFinite {
         /// Whose logit.
@@ -84,9 +87,9 @@ pub enum Error {
     AllRuledOut,
 }
 
-/// Chooses tokens: parameters, a random stream, and the buffers that are used again for every token.
+/// Chooses tokens. Has its parameters, a random stream, and buffers that it uses again for every token.
 ///
-/// [`Sampler::sample`] chooses; what depends on what was chosen (penalties, DRY, Mirostat, adaptive-p) changes only in
+/// [`Sampler::sample`] chooses. What depends on earlier choices (penalties, DRY, Mirostat, adaptive-p) changes only in
 /// [`Sampler::accept`], which refers to the logits last looked at.
 #[derive(Clone, Debug)]
 pub struct Sampler {
@@ -99,8 +102,8 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler that does what `params` ask. It does not know the text of tokens, so that nothing breaks the
-    /// repetitions that DRY looks for; see [`Sampler::with_text`].
+    /// Builds the sampler that `params` ask for. It does not know the text of tokens, so that DRY has no sequence
+    /// breakers; see [`Sampler::with_text`].
     ///
     /// # Errors
     /// Where a parameter lies outside its range.
@@ -108,12 +111,12 @@ impl Sampler {
         Self::with_text(params, 0, |_| &[])
     }
 
-    /// A sampler that does what `params` ask, for a vocabulary of `n_tokens`, where `bytes` gives the text of each.
+    /// Builds the sampler that `params` ask for, for a vocabulary of `n_tokens` tokens whose text `bytes` returns.
     ///
     /// # Errors
     /// Where a parameter lies outside its range.
     pub fn with_text<'a>(params: &Params, n_tokens: usize, bytes: impl Fn(u32) -> &'a [u8]) -> Result<Self, Error> {
-        let chain = Chain::new(params, n_tokens, bytes)?;
+        let chain = Chain::new(params, n_tokens, &|id| bytes(id))?;
         let seed = params.seed.unwrap_or_else(random::new_seed);
         let history = History { tokens: Vec::new(), last_n: chain.looks_back() };
         Ok(Self {
@@ -126,23 +129,23 @@ impl Sampler {
         })
     }
 
-    /// The seed in use: the one that was given, or the one that was picked.
+    /// Returns the seed in use: the one given, or the one picked.
     pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// Whether the most likely token is always taken, of those that the other stages leave.
+    /// Whether the sampler always takes the most likely of the tokens that its other stages leave.
     pub fn is_greedy(&self) -> bool {
         self.chain.is_greedy()
     }
 
-    /// Begins a text with `prompt`: what is penalised as a repetition is looked up there too. The random stream goes on.
+    /// Starts a text with `prompt`, in which the penalties look for repetitions too. The random stream goes on.
     pub fn begin(&mut self, prompt: &[u32]) {
         self.history.begin(prompt);
         self.chain.begin();
     }
 
-    /// Takes note that the text goes on with `token`, whether it was drawn here or not.
+    /// Records that the text continues with `token`, whether it was drawn here or not.
     pub fn accept(&mut self, token: u32) {
         self.history.accept(token);
         self.chain.accept(token);
@@ -155,16 +158,15 @@ impl Sampler {
     /// Where a logit is NaN or plus infinity, or no token is possible.
     pub fn sample(&mut self, logits: &[f32], allowed: Option<&[u32]>) -> Result<u32, Error> {
         let mut candidates = Candidates::new(logits, allowed, &mut self.buffers)?;
-        let mut context = Context { history: &self.history.tokens, marks: &mut self.marks, random: &mut self.random };
-        self.chain.apply(&mut candidates, &mut context)?;
+        self.chain.apply(&mut candidates, &self.history.tokens, &mut self.marks, &mut self.random)?;
         if self.chain.is_greedy() {
             return candidates.most_likely();
         }
         candidates.draw(self.random.unit())
     }
 
-    /// What [`Sampler::sample`] would draw from: ids and probabilities in `out`, in no order, which add up to 1. Takes
-    /// from the random stream what the stages take; the draw's own number is then [`Sampler::unit`]'s next.
+    /// Writes to `out` what [`Sampler::sample`] would draw from: ids and probabilities, in no order, which add up to 1.
+    /// Takes from the random stream what the stages take; the draw's own number is then [`Sampler::unit`]'s next.
     ///
     /// # Errors
     /// As for [`Sampler::sample`].
@@ -176,8 +178,7 @@ impl Sampler {
     ) -> Result<(), Error> {
         out.clear();
         let mut candidates = Candidates::new(logits, allowed, &mut self.buffers)?;
-        let mut context = Context { history: &self.history.tokens, marks: &mut self.marks, random: &mut self.random };
-        self.chain.apply(&mut candidates, &mut context)?;
+        self.chain.apply(&mut candidates, &self.history.tokens, &mut self.marks, &mut self.random)?;
         if self.chain.is_greedy() {
             out.push((candidates.most_likely()?, 1.0));
             return Ok(());
@@ -185,13 +186,13 @@ impl Sampler {
         candidates.probabilities(out)
     }
 
-    /// The next number of the random stream, from 0 up to but without 1.
+    /// Returns the next number of the random stream, in [0, 1).
     pub fn unit(&mut self) -> f64 {
         self.random.unit()
     }
 
-    /// What the model itself thinks, before anything is done to its logits: the natural logarithm of `token`'s
-    /// probability; and of the `n` most likely tokens, in order, in `top`.
+    /// Returns the natural logarithm of the probability that the model itself gives `token`, before any sampler, and writes
+    /// to `top` those of the `n` most likely tokens, in order.
     ///
     /// # Errors
     /// Where a logit is NaN or plus infinity, or no token is possible.
@@ -200,8 +201,8 @@ impl Sampler {
     }
 }
 
-/// The natural logarithm of the sum of e^logit over all logits: a token's logit less this is the logarithm of its
-/// probability. `tops` is a buffer that is used again.
+/// Returns the natural logarithm of the sum of e^logit over all logits: a token's logit minus this is the logarithm of its
+/// probability. `tops` is a buffer to be used again.
 ///
 /// # Errors
 /// Where a logit is NaN or plus infinity, or none is above minus infinity.

@@ -33,7 +33,7 @@ pub struct Field<'a> {
     pub mask: Option<&'a [u32]>,
 }
 
-/// How many words a mask for `n` tokens has.
+/// Returns how many words a mask for `n` tokens has.
 pub fn mask_len(n: usize) -> usize {
     n.div_ceil(BLOCK) * WORDS
 }
@@ -70,7 +70,7 @@ impl Field<'_> {
         Some(room)
     }
 
-    /// Fills `tops`, and gives the highest logit of all; minus infinity where there is none.
+    /// Fills `tops`, and returns the highest logit of all; minus infinity where nothing is in the running.
     ///
     /// # Errors
     /// Where a logit in the running is NaN or plus infinity.
@@ -130,7 +130,7 @@ impl Field<'_> {
         }
     }
 
-    /// The first token whose logit is `highest`, where there is one.
+    /// Returns the first token whose logit is `highest`.
     pub fn first_at(&self, tops: &[f32], highest: f32) -> Option<u32> {
         let index = tops.iter().position(|top| *top == highest)?;
         let mut room = [0.0; BLOCK];
@@ -147,7 +147,7 @@ impl Field<'_> {
         }
     }
 
-    /// The weight of one block, whose highest logit is `block_top`.
+    /// Returns the weight of one block, whose highest logit is `block_top`.
     #[inline]
     pub fn weigh_block(&self, index: usize, block_top: f32, top: f32, scale: f32) -> f64 {
         let mut room = [0.0; BLOCK];
@@ -164,7 +164,7 @@ impl Field<'_> {
         sum_of(&sum.map(f64::from))
     }
 
-    /// The weight of all blocks, and the sum of weights times exponents, which the entropy is made of.
+    /// Returns the weight of all blocks, and the sum of weights times exponents, from which the entropy follows.
     pub fn weigh_with_exponents(&self, tops: &[f32], top: f32, scale: f32) -> (f64, f64) {
         let mut room = [0.0; BLOCK];
         let (mut total, mut product) = (0.0, 0.0);
@@ -189,7 +189,7 @@ impl Field<'_> {
         (total, product)
     }
 
-    /// About the weight of all blocks: the sum of [`exp_roughly`].
+    /// Returns the approximate weight of all blocks: the sum of [`exp_roughly`].
     pub fn weigh_roughly(&self, tops: &[f32], top: f32, scale: f32) -> f64 {
         let mut room = [0.0; BLOCK];
         let mut total = [0.0f64; LANES];
@@ -211,7 +211,7 @@ impl Field<'_> {
         sum_of(&total)
     }
 
-    /// How many logits are at least `bar`.
+    /// Returns how many logits are at least `bar`.
     pub fn count(&self, tops: &[f32], bar: f32) -> u32 {
         let mut room = [0.0; BLOCK];
         let mut total = 0;
@@ -231,7 +231,7 @@ impl Field<'_> {
         total
     }
 
-    /// Calls `each` with the tokens of a block and their weights as [`Field::weigh_block`] has them, until it says stop.
+    /// Calls `each` with the tokens of a block and their weights, as [`Field::weigh_block`] has them, until it returns false.
     pub fn weights(&self, index: usize, top: f32, scale: f32, mut each: impl FnMut(u32, f64) -> bool) {
         let mut room = [0.0; BLOCK];
         let Some(block) = self.block(index, &mut room) else { return };
@@ -243,8 +243,7 @@ impl Field<'_> {
         }
     }
 
-    /// How many logits are above minus infinity, their sum, and the sum of the squares of how far they lie from their
-    /// mean.
+    /// Returns how many logits are above minus infinity, their sum, and the sum of their squared distances from their mean.
     pub fn moments(&self, tops: &[f32]) -> (usize, f64, f64) {
         let (n, sum) = self.count_and_sum::<f32>(tops);
         let squares = self.sum_of_squares::<f32>(tops, sum / n as f64);
@@ -333,7 +332,7 @@ fn is_below_infinity(logit: f32) -> bool {
     logit < f32::INFINITY
 }
 
-/// The highest of any number of floats that are not NaN.
+/// Returns the highest of any number of floats that are not NaN.
 pub fn highest(floats: &[f32]) -> f32 {
     let (rows, rest) = floats.as_chunks::<LANES>();
     let mut high = [f32::NEG_INFINITY; LANES];

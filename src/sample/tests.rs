@@ -2,13 +2,15 @@
 
 use proptest::prelude::*;
 
+use super::samplers::{Place, for_each_sampler};
 use super::*;
 
 /// What the obvious way makes of logits: id, logit and nothing else.
 #[derive(Clone)]
-struct Naive {
-    list: Vec<(u32, f64)>,
-    n: usize,
+pub(super) struct Naive {
+    pub list: Vec<(u32, f64)>,
+    // With those at minus infinity that llama.cpp keeps in its list.
+    pub n: usize,
 }
 
 impl Naive {
@@ -28,126 +30,80 @@ impl Naive {
         self.list.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     }
 
-    fn softmax(&self) -> Vec<f64> {
+    pub fn softmax(&self) -> Vec<f64> {
         let max = self.list.iter().map(|(_, l)| *l).fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = self.list.iter().map(|(_, l)| (l - max).exp()).sum();
         self.list.iter().map(|(_, l)| (l - max).exp() / sum).collect()
     }
 
-    fn entropy(&self) -> f64 {
+    pub fn entropy(&self) -> f64 {
         self.softmax().iter().filter(|p| **p > 0.0).map(|p| -p * p.ln()).sum()
     }
 
     /// The chain of `params`, with `slack` added to what a threshold is held against.
     fn apply(&mut self, params: &Params, history: &[u32], slack: f64) {
-        for (token, bias) in &params.logit_bias {
-            self.list.iter_mut().filter(|(id, _)| id == token).for_each(|(_, l)| *l += f64::from(*bias));
-        }
-        self.list.retain(|(_, l)| *l > f64::NEG_INFINITY);
-        let min_keep = params.min_keep as usize;
-        for kind in &params.samplers {
+        let first = SamplerKind::ALL.iter().filter(|kind| kind.entry().place == Place::First);
+        for kind in first.chain(&params.samplers) {
             self.sort();
-            match kind {
-                SamplerKind::Penalties => {
-                    let last = &history[history.len().saturating_sub(params.repeat_last_n as usize)..];
-                    for (id, l) in &mut self.list {
-                        let count = last.iter().filter(|token| *token == id).count();
-                        if count > 0 {
-                            let repeat = f64::from(params.repeat_penalty);
-                            *l = if *l <= 0.0 { *l * repeat } else { *l / repeat };
-                            *l -=
-                                count as f64 * f64::from(params.frequency_penalty) + f64::from(params.presence_penalty);
-                        }
-                    }
-                }
-                SamplerKind::Dry if params.dry_multiplier > 0.0 => {
-                    let text = &history[history.len().saturating_sub(params.dry_penalty_last_n as usize)..];
-                    let allowed = params.dry_allowed_length as usize;
-                    for (id, l) in &mut self.list {
-                        let longest = (1..text.len())
-                            .filter(|end| text[*end] == *id)
-                            .map(|end| {
-                                let (a, b) = (text[..end].iter().rev(), text.iter().rev());
-                                a.zip(b).take_while(|(a, b)| a == b).count()
-                            })
-                            .max();
-                        if let Some(length) = longest.filter(|length| *length >= allowed && text.len() > allowed) {
-                            let power = f64::from(params.dry_base).powi((length - allowed) as i32);
-                            *l -= f64::from(params.dry_multiplier) * power;
-                        }
-                    }
-                }
-                SamplerKind::TopNSigma if params.top_n_sigma > 0.0 && self.n > 1 => {
-                    let n = self.list.len() as f64;
-                    let mean = self.list.iter().map(|(_, l)| l).sum::<f64>() / n;
-                    let deviation = (self.list.iter().map(|(_, l)| (l - mean).powi(2)).sum::<f64>() / n).sqrt();
-                    let bar = self.list[0].1 - f64::from(params.top_n_sigma) * deviation;
-                    let top = self.list[0].1;
-                    self.list.retain(|(_, l)| *l >= bar - slack || *l == top);
-                }
-                SamplerKind::TopK if params.top_k > 0 => {
-                    self.list.truncate(params.top_k as usize);
-                    self.n = self.n.min(params.top_k as usize);
-                }
-                SamplerKind::TypicalP if params.typical_p < 1.0 => {
-                    let entropy = self.entropy();
-                    let mut scored: Vec<_> = self.list.iter().copied().zip(self.softmax()).collect();
-                    let score = |p: f64| (-p.ln() - entropy).abs();
-                    scored.sort_by(|a, b| score(a.1).total_cmp(&score(b.1)));
-                    let mut sum = 0.0;
-                    let end = scored.iter().enumerate().position(|(i, (_, p))| {
-                        sum += p;
-                        sum > f64::from(params.typical_p) + slack && i + 1 >= min_keep
-                    });
-                    scored.truncate(end.map_or(scored.len(), |end| end + 1));
-                    self.list = scored.into_iter().map(|(c, _)| c).collect();
-                    self.n = self.list.len();
-                }
-                SamplerKind::TopP if params.top_p < 1.0 => {
-                    let mut sum = 0.0;
-                    let end = self.softmax().iter().enumerate().position(|(i, p)| {
-                        sum += p;
-                        sum >= f64::from(params.top_p) + slack && i + 1 >= min_keep
-                    });
-                    self.list.truncate(end.map_or(self.list.len(), |end| end + 1));
-                    self.n = self.list.len();
-                }
-                SamplerKind::MinP if params.min_p > 0.0 => {
-                    let top = self.list[0].1;
-                    let kept =
-                        self.list.iter().filter(|(_, l)| (l - top).exp() >= f64::from(params.min_p) - slack).count();
-                    self.list.truncate(kept.max(min_keep));
-                    self.n = if kept >= min_keep { kept } else { self.n.min(min_keep) };
-                }
-                SamplerKind::Xtc if params.xtc_probability >= 1.0 && params.xtc_threshold <= 0.5 && self.n >= 2 => {
-                    let choices =
-                        self.softmax().iter().take_while(|p| **p >= f64::from(params.xtc_threshold) - slack).count();
-                    if choices > 1 && self.n - (choices - 1) >= min_keep {
-                        self.list.drain(..choices - 1);
-                        self.n -= choices - 1;
-                    }
-                }
-                SamplerKind::Temperature => {
-                    let mut t = f64::from(params.temperature);
-                    let range = f64::from(params.dynatemp_range);
-                    if range > 0.0 {
-                        if self.n < 2 {
-                            continue;
-                        }
-                        let low = (t - range).max(0.0);
-                        let certainty = self.entropy() / (self.n as f64).ln();
-                        t = low + (t + range - low) * certainty.powf(f64::from(params.dynatemp_exponent));
-                    }
-                    self.list.iter_mut().for_each(|(_, l)| *l /= t);
-                }
-                _ => {}
-            }
+            naive_step(*kind)(self, params, history, slack);
         }
     }
 
     fn probabilities(&self) -> Vec<(u32, f64)> {
         self.list.iter().zip(self.softmax()).map(|((id, _), p)| (*id, p)).collect()
     }
+}
+
+type NaiveStep = fn(&mut Naive, &Params, &[u32], f64);
+
+macro_rules! define_tests {
+    ($($kind:ident: $module:ident,)*) => {
+        /// What a sampler does, in the obvious way.
+        fn naive_step(kind: SamplerKind) -> NaiveStep {
+            match kind {
+                $(SamplerKind::$kind => samplers::$module::tests::naive,)*
+            }
+        }
+
+        /// Settings of every sampler, each alone and all together.
+        fn any_params() -> BoxedStrategy<Params> {
+            let order = Just(SamplerKind::default_order()).prop_shuffle();
+            let min_keep = prop_oneof![3 => Just(0u32), 1 => 1u32..20];
+            let params = (any::<bool>(), order, min_keep).prop_map(|(shuffle, order, min_keep)| {
+                let default = Params::default();
+                let samplers = if shuffle { order } else { default.samplers };
+                Params { samplers, min_keep, seed: Some(1), ..default }
+            });
+            let params = params.boxed();
+            $(
+                let params = (params, samplers::$module::tests::any())
+                    .prop_map(|(params, $module)| Params { $module, ..params })
+                    .boxed();
+            )*
+            params
+        }
+
+        /// Every sampler alone, as somebody would use it.
+        fn examples() -> Vec<(&'static str, Params)> {
+            let mut all = Vec::new();
+            $(all.extend(samplers::$module::tests::examples().into_iter().map(|params| (stringify!($module), params)));)*
+            all
+        }
+
+        /// Every sampler alone, with parameters at the ends of their ranges.
+        fn extremes() -> Vec<Params> {
+            let mut all = Vec::new();
+            $(all.extend(samplers::$module::tests::extremes());)*
+            all
+        }
+    };
+}
+for_each_sampler!(define_tests);
+
+/// Parameters that leave all tokens as likely as the model says.
+pub(super) fn all() -> Params {
+    let temperature = Temperature::fixed(1.0);
+    Params { top_k: 0, top_p: 1.0, min_p: 0.0, temperature, seed: Some(6), ..Params::default() }
 }
 
 fn naive(logits: &[f32], allowed: Option<&[u32]>, params: &Params, history: &[u32], slack: f64) -> Vec<(u32, f64)> {
@@ -198,51 +154,6 @@ fn any_logits() -> impl Strategy<Value = Vec<f32>> {
         .prop_filter("something has to be possible", |l| l.iter().any(|l| *l > f32::NEG_INFINITY))
 }
 
-fn any_params() -> impl Strategy<Value = Params> {
-    let top_p = prop_oneof![2 => Just(1.0f32), 2 => 0.01f32..1.0, 1 => Just(0.999)];
-    let min_p = prop_oneof![2 => Just(0.0f32), 2 => 0.0f32..1.0, 1 => Just(1.0)];
-    let top_k = prop_oneof![Just(0u32), 1u32..80, Just(5000)];
-    let typical_p = prop_oneof![3 => Just(1.0f32), 1 => 0.01f32..1.0];
-    let sigma = prop_oneof![3 => Just(-1.0f32), 1 => 0.1f32..3.0];
-    let xtc = prop_oneof![3 => Just(0.6f32), 1 => 0.001f32..0.5];
-    let min_keep = prop_oneof![3 => Just(0u32), 1 => 1u32..20];
-    let dynatemp = prop_oneof![3 => Just(0.0f32), 1 => 0.01f32..0.5];
-    let order = Just(SamplerKind::DEFAULT_ORDER.to_vec()).prop_shuffle();
-    let cuts = (top_k, top_p, min_p, typical_p, sigma, xtc, min_keep);
-    let penalties = prop_oneof![
-        2 => Just((1.0f32, 0.0f32, 0.0f32, 0.0f32)),
-        1 => (0.5f32..2.0, -0.5f32..1.0, -0.5f32..1.0, 0.0f32..2.0),
-    ];
-    (0.55f32..3.0, dynatemp, cuts, penalties, any::<bool>(), order).prop_map(
-        |(
-            temperature,
-            dynatemp_range,
-            (top_k, top_p, min_p, typical_p, top_n_sigma, xtc_threshold, min_keep),
-            penalties,
-            shuffle,
-            order,
-        )| Params {
-            temperature,
-            dynatemp_range,
-            top_k,
-            top_p,
-            min_p,
-            typical_p,
-            top_n_sigma,
-            xtc_threshold,
-            xtc_probability: 1.0,
-            min_keep,
-            repeat_penalty: penalties.0,
-            frequency_penalty: penalties.1,
-            presence_penalty: penalties.2,
-            dry_multiplier: penalties.3,
-            samplers: if shuffle { order } else { SamplerKind::DEFAULT_ORDER.to_vec() },
-            seed: Some(1),
-            ..Params::default()
-        },
-    )
-}
-
 fn any_mask() -> impl Strategy<Value = Option<Vec<u32>>> {
     let word = prop_oneof![Just(0u32), Just(u32::MAX), any::<u32>()];
     prop::option::of(prop::collection::vec(word, 0..30))
@@ -282,7 +193,7 @@ proptest! {
         left.sort();
         let wanted = left.list.first().map(|(id, _)| *id).ok_or(Error::AllRuledOut);
         prop_assert_eq!(Sampler::new(&Params::greedy()).unwrap().sample(&logits, allowed), wanted.clone());
-        let cold = Params { temperature: 0.0, ..Params::default() };
+        let cold = Params { temperature: Temperature::fixed(0.0), ..Params::default() };
         prop_assert_eq!(Sampler::new(&cold).unwrap().sample(&logits, allowed), wanted.clone());
         let one = Params { top_k: 1, ..Params::default() };
         prop_assert_eq!(Sampler::new(&one).unwrap().sample(&logits, allowed), wanted);
@@ -298,7 +209,8 @@ proptest! {
         target in prop_oneof![Just(-1.0f32), 0.0f32..1.0],
         history in prop::collection::vec(0u32..50, 0..100),
     ) {
-        let params = Params { mirostat, adaptive_target: target, ..params };
+        let mirostat = Mirostat { version: mirostat, ..Mirostat::default() };
+        let params = Params { mirostat, adaptive_p: AdaptiveP { target, ..AdaptiveP::default() }, ..params };
         let mut ruled_out = logits.clone();
         for (id, logit) in ruled_out.iter_mut().enumerate() {
             if mask[id / 32] >> (id % 32) & 1 == 0 {
@@ -320,7 +232,7 @@ proptest! {
     /// What `sample` draws is a token of the distribution, the one that `unit` falls on.
     #[test]
     fn sample_draws_from_the_distribution(logits in any_logits(), params in any_params(), mirostat in 0u32..3) {
-        let params = Params { mirostat, ..params };
+        let params = Params { mirostat: Mirostat { version: mirostat, ..Mirostat::default() }, ..params };
         let mut sampler = Sampler::new(&params).unwrap();
         let mut other = sampler.clone();
         let mut out = Vec::new();
@@ -343,13 +255,13 @@ fn keeps_what_a_full_sort_keeps_at_the_size_of_a_vocabulary() {
     let mut peaked: Vec<f32> = flat.iter().map(|l| l * 0.4).collect();
     (0..300).for_each(|i| peaked[i * 211] += 14.0 - i as f32 * 0.05);
     let equal = vec![1.5f32; 64_000];
-    let all = Params { top_k: 0, top_p: 1.0, min_p: 0.0, ..Params::default() };
+    let all = Params { temperature: Temperature::default(), ..all() };
     for logits in [flat, peaked, equal] {
         for params in [
             Params::default(),
             Params { top_k: 0, ..Params::default() },
             all.clone(),
-            Params { temperature: 1.0, ..all.clone() },
+            Params { temperature: Temperature::fixed(1.0), ..all.clone() },
             Params { top_p: 0.999_9, ..all.clone() },
             Params { top_p: 0.6, ..all.clone() },
             Params { top_k: 200, top_p: 1.0, ..all.clone() },
@@ -358,9 +270,13 @@ fn keeps_what_a_full_sort_keeps_at_the_size_of_a_vocabulary() {
             Params { typical_p: 0.5, ..all.clone() },
             Params { typical_p: 0.95, ..all.clone() },
             Params { top_n_sigma: 1.0, ..all.clone() },
-            Params { dynatemp_range: 0.5, ..all.clone() },
-            Params { xtc_probability: 1.0, xtc_threshold: 1e-3, ..all.clone() },
-            Params { repeat_penalty: 1.3, frequency_penalty: 0.2, top_p: 0.9, ..all.clone() },
+            Params { temperature: Temperature { range: 0.5, ..Temperature::default() }, ..all.clone() },
+            Params { xtc: Xtc { probability: 1.0, threshold: 1e-3 }, ..all.clone() },
+            Params {
+                penalties: Penalties { repeat: 1.3, frequency: 0.2, ..Penalties::default() },
+                top_p: 0.9,
+                ..all.clone()
+            },
         ] {
             let history: Vec<u32> = (0..300).map(|i| i * 211).collect();
             let got = distribution(&logits, None, &params, &history);
@@ -385,29 +301,10 @@ fn keeps_what_a_full_sort_keeps_at_the_size_of_a_vocabulary() {
     }
 }
 
-/// Pearson's statistic of some draws, against the 99.99th percentile of chi-squared.
 #[test]
 fn every_sampler_draws_as_often_as_its_probabilities_say() {
     let logits: Vec<f32> = (0..40).map(|i| ((i * 7919) % 23) as f32 * 0.2).collect();
-    let all = Params { top_k: 0, top_p: 1.0, min_p: 0.0, temperature: 1.0, ..Params::default() };
-    let cases = [
-        ("default", Params::default()),
-        ("temperature", Params { temperature: 1.3, ..all.clone() }),
-        ("nothing", all.clone()),
-        ("top-k", Params { top_k: 7, ..all.clone() }),
-        ("top-p", Params { top_p: 0.7, ..all.clone() }),
-        ("min-p", Params { min_p: 0.3, ..all.clone() }),
-        ("typical-p", Params { typical_p: 0.6, ..all.clone() }),
-        ("top-n-sigma", Params { top_n_sigma: 1.0, ..all.clone() }),
-        ("dynatemp", Params { dynatemp_range: 0.5, ..all.clone() }),
-        ("penalties", Params { repeat_penalty: 1.5, frequency_penalty: 0.3, presence_penalty: 0.1, ..all.clone() }),
-        ("dry", Params { dry_multiplier: 0.8, ..all.clone() }),
-        ("bias", Params { logit_bias: vec![(3, 2.0), (17, f32::NEG_INFINITY), (5, -1.0)], ..all.clone() }),
-        ("xtc", Params { xtc_probability: 1.0, xtc_threshold: 0.05, ..all.clone() }),
-        ("mirostat", Params { mirostat: 1, mirostat_tau: 2.0, ..all.clone() }),
-        ("mirostat 2", Params { mirostat: 2, mirostat_tau: 2.0, ..all.clone() }),
-        ("adaptive-p", Params { adaptive_target: 0.04, ..all.clone() }),
-    ];
+    let cases = [("default", Params::default()), ("nothing", all())].into_iter().chain(examples());
     let history: Vec<u32> = (0..60).map(|i| (i * i) % 11).collect();
     for (seed, (name, params)) in (1..).zip(cases) {
         let mut sampler = Sampler::new(&Params { seed: Some(seed), ..params }).unwrap();
@@ -422,31 +319,6 @@ fn every_sampler_draws_as_often_as_its_probabilities_say() {
         }
         check_draws(name, &wanted, &counts, DRAWS);
     }
-}
-
-#[test]
-fn xtc_acts_as_often_as_asked() {
-    let logits = [2.0f32, 1.5, 0.0];
-    let params = Params {
-        xtc_probability: 0.3,
-        xtc_threshold: 0.2,
-        top_p: 1.0,
-        min_p: 0.0,
-        temperature: 1.0,
-        seed: Some(4),
-        ..Params::default()
-    };
-    let weights = logits.map(|l| f64::from(l).exp());
-    let p = weights.map(|w| w / weights.iter().sum::<f64>());
-    let wanted: Vec<(u32, f64)> = vec![
-        (0, 0.7 * p[0]),
-        (1, 0.7 * p[1] + 0.3 * p[1] / (p[1] + p[2])),
-        (2, 0.7 * p[2] + 0.3 * p[2] / (p[1] + p[2])),
-    ];
-    let mut sampler = Sampler::new(&params).unwrap();
-    let mut counts = vec![0; 3];
-    (0..100_000).for_each(|_| counts[sampler.sample(&logits, None).unwrap() as usize] += 1);
-    check_draws("xtc", &wanted, &counts, 100_000);
 }
 
 /// Draws at the size of a vocabulary, by groups of tokens.
@@ -464,7 +336,8 @@ fn draws_among_a_whole_vocabulary_as_often_as_the_probabilities_say() {
     check_draws("64,000 tokens", &wanted, &counts, 20_000);
 }
 
-fn check_draws(name: &str, wanted: &[(u32, f64)], counts: &[u32], draws: usize) {
+/// Checks how often tokens were drawn: Pearson's statistic against the 99.99th percentile of chi-squared.
+pub(super) fn check_draws(name: &str, wanted: &[(u32, f64)], counts: &[u32], draws: usize) {
     let drawn: u32 = wanted.iter().map(|(id, _)| counts[*id as usize]).sum();
     assert_eq!(drawn as usize, draws, "{name} drew a token that was ruled out");
     // Rare ones together, as the statistic wants.
@@ -512,19 +385,19 @@ fn one_seed_gives_one_text() {
     let many = Params {
         typical_p: 0.9,
         top_n_sigma: 2.0,
-        xtc_probability: 0.5,
-        xtc_threshold: 0.02,
-        repeat_penalty: 1.2,
-        dynatemp_range: 0.3,
+        xtc: Xtc { probability: 0.5, threshold: 0.02 },
+        penalties: Penalties { repeat: 1.2, ..Penalties::default() },
+        temperature: Temperature { range: 0.3, ..Temperature::default() },
         ..Params::default()
     };
+    let mirostat = |version| Mirostat { version, ..Mirostat::default() };
     let drawn = [
         draw(&default, 42),
         draw(&all, 42),
         draw(&many, 42),
-        draw(&Params { mirostat: 1, ..all.clone() }, 42),
-        draw(&Params { mirostat: 2, ..all.clone() }, 42),
-        draw(&Params { adaptive_target: 0.01, ..all.clone() }, 42),
+        draw(&Params { mirostat: mirostat(1), ..all.clone() }, 42),
+        draw(&Params { mirostat: mirostat(2), ..all.clone() }, 42),
+        draw(&Params { adaptive_p: AdaptiveP { target: 0.01, ..AdaptiveP::default() }, ..all.clone() }, 42),
     ];
     assert_eq!(drawn, PINNED);
 }
@@ -550,29 +423,16 @@ fn a_seed_that_was_not_given_can_be_given_back() {
 
 /// One sampler of every kind.
 fn every_kind() -> Vec<Params> {
-    let all = Params { top_k: 0, top_p: 1.0, min_p: 0.0, seed: Some(3), ..Params::default() };
-    vec![
+    let mut kinds = vec![
         Params::default(),
         Params::greedy(),
-        all.clone(),
+        all(),
         Params { top_k: 0, ..Params::default() },
-        Params { top_p: 0.9, ..all.clone() },
-        Params { min_p: 0.1, ..all.clone() },
-        Params { typical_p: 0.9, ..all.clone() },
-        Params { top_n_sigma: 1.0, ..all.clone() },
-        Params { dynatemp_range: 0.4, ..all.clone() },
-        Params { dynatemp_range: 0.8, ..all.clone() },
-        Params { xtc_probability: 1.0, ..all.clone() },
-        Params { repeat_penalty: 1.5, frequency_penalty: f32::MAX, presence_penalty: -3.0, ..all.clone() },
-        Params { dry_multiplier: f32::MAX, dry_base: f32::MAX, ..all.clone() },
-        Params { mirostat: 1, ..all.clone() },
-        Params { mirostat: 2, ..all.clone() },
-        Params { mirostat: 2, mirostat_tau: f32::MAX, mirostat_eta: f32::MAX, ..all.clone() },
-        Params { mirostat: 1, mirostat_tau: f32::MAX, mirostat_eta: f32::MAX, ..all.clone() },
-        Params { adaptive_target: 0.5, ..all.clone() },
-        Params { logit_bias: vec![(1, f32::MAX), (u32::MAX, 1.0), (2, f32::NEG_INFINITY)], ..all.clone() },
-        Params { min_keep: u32::MAX, top_p: 0.1, min_p: 0.5, typical_p: 0.5, ..all.clone() },
-    ]
+        Params { min_keep: u32::MAX, top_p: 0.1, min_p: 0.5, typical_p: 0.5, ..all() },
+    ];
+    kinds.extend(examples().into_iter().map(|(_, params)| params));
+    kinds.extend(extremes());
+    kinds
 }
 
 #[test]
@@ -601,7 +461,8 @@ fn extreme_logits_and_temperatures_give_a_token_all_the_same() {
     let logits = [f32::MAX, 0.0, f32::MIN, f32::NEG_INFINITY];
     for params in every_kind() {
         for temperature in [1e-45f32, 1e-38, 1e-3, 1e3, f32::MAX] {
-            let params = Params { temperature, ..params.clone() };
+            let params =
+                Params { temperature: Temperature { value: temperature, ..params.temperature }, ..params.clone() };
             let mut sampler = Sampler::new(&params).unwrap();
             sampler.begin(&[1, 1, 2]);
             for _ in 0..5 {
@@ -618,111 +479,56 @@ fn extreme_logits_and_temperatures_give_a_token_all_the_same() {
 
 #[test]
 fn parameters_outside_their_range_are_refused() {
+    let penalty = |repeat| Penalties { repeat, ..Penalties::default() };
+    let breaker = |text| Dry { breakers: vec![text], ..Dry::default() };
     for (params, name) in [
-        (Params { temperature: -0.1, ..Params::default() }, "temperature"),
-        (Params { temperature: f32::NAN, ..Params::default() }, "temperature"),
-        (Params { temperature: f32::INFINITY, ..Params::default() }, "temperature"),
+        (Params { temperature: Temperature::fixed(-0.1), ..Params::default() }, "temperature"),
+        (Params { temperature: Temperature::fixed(f32::NAN), ..Params::default() }, "temperature"),
+        (Params { temperature: Temperature::fixed(f32::INFINITY), ..Params::default() }, "temperature"),
         (Params { top_p: -0.1, ..Params::default() }, "top_p"),
         (Params { top_p: 1.5, ..Params::default() }, "top_p"),
         (Params { min_p: -0.5, ..Params::default() }, "min_p"),
         (Params { min_p: f32::NAN, ..Params::default() }, "min_p"),
-        (Params { repeat_penalty: 0.0, ..Params::default() }, "repeat_penalty"),
-        (Params { repeat_penalty: 1e-40, ..Params::default() }, "repeat_penalty"),
-        (Params { mirostat: 3, ..Params::default() }, "mirostat"),
+        (Params { penalties: penalty(0.0), ..Params::default() }, "repeat_penalty"),
+        (Params { penalties: penalty(1e-40), ..Params::default() }, "repeat_penalty"),
+        (Params { mirostat: Mirostat { version: 3, ..Mirostat::default() }, ..Params::default() }, "mirostat"),
         (Params { logit_bias: vec![(1, f32::INFINITY)], ..Params::default() }, "logit_bias"),
         (Params { logit_bias: vec![(1, f32::NAN)], ..Params::default() }, "logit_bias"),
-        (Params { adaptive_decay: 1.0, ..Params::default() }, "adaptive_decay"),
-        (Params { dry_sequence_breakers: vec![String::new()], ..Params::default() }, "dry_sequence_breakers"),
+        (
+            Params { adaptive_p: AdaptiveP { decay: 1.0, ..AdaptiveP::default() }, ..Params::default() },
+            "adaptive_decay",
+        ),
+        (Params { dry: breaker(String::new()), ..Params::default() }, "dry_sequence_breakers"),
+        (Params { dry: breaker("x".repeat(41)), ..Params::default() }, "dry_sequence_breakers"),
     ] {
         let error = Sampler::new(&params).unwrap_err();
         assert!(matches!(error, Error::Parameter { name: n, .. } if n == name), "{error}");
     }
 }
 
-#[test]
-fn penalties_look_only_as_far_back_as_asked() {
-    let logits = [1.0f32; 8];
-    let params =
-        Params { presence_penalty: 100.0, repeat_last_n: 3, top_k: 0, top_p: 1.0, min_p: 0.0, ..Params::default() };
-    let mut sampler = Sampler::new(&params).unwrap();
-    sampler.begin(&[0, 1, 2, 3]);
-    let left = |sampler: &mut Sampler| {
-        let mut out = Vec::new();
-        sampler.distribution(&logits, None, &mut out).unwrap();
-        let mut ids: Vec<u32> = out.into_iter().filter(|(_, p)| *p > 1e-3).map(|(id, _)| id).collect();
-        ids.sort();
-        ids
-    };
-    assert_eq!(left(&mut sampler), [0, 4, 5, 6, 7]);
-    sampler.accept(7);
-    assert_eq!(left(&mut sampler), [0, 1, 4, 5, 6]);
-    (0..5000).for_each(|i| sampler.accept(i % 2));
-    assert_eq!(left(&mut sampler), [2, 3, 4, 5, 6, 7]);
-    sampler.begin(&[]);
-    assert_eq!(left(&mut sampler), [0, 1, 2, 3, 4, 5, 6, 7]);
-    let mut all = Sampler::new(&Params { repeat_last_n: u32::MAX, ..params }).unwrap();
-    all.begin(&[1; 1000]);
-    (0..5000).for_each(|i| all.accept(2 + i % 2));
-    assert_eq!(left(&mut all), [0, 4, 5, 6, 7]);
-}
-
-#[test]
-fn dry_stops_at_sequence_breakers() {
-    let pieces: [&[u8]; 6] = [b"a", b"b", b"c", b"\n", b"x\n", b"d"];
-    let params = Params { dry_multiplier: 100.0, top_k: 0, top_p: 1.0, min_p: 0.0, ..Params::default() };
-    let with_text = Sampler::with_text(&params, 6, |id| pieces[id as usize]).unwrap();
-    let without = Sampler::new(&params).unwrap();
-    let penalised = |mut sampler: Sampler, text: &[u32]| {
-        sampler.begin(text);
-        let mut out = Vec::new();
-        sampler.distribution(&[0.0; 6], None, &mut out).unwrap();
-        (0..6).filter(|id| !out.iter().any(|(kept, p)| kept == id && *p > 1e-3)).collect::<Vec<u32>>()
-    };
-    // a b c a b: c comes next.
-    assert_eq!(penalised(with_text.clone(), &[0, 1, 2, 0, 1]), [2]);
-    // One token is no repetition yet, nor are two with a break between.
-    assert_eq!(penalised(with_text.clone(), &[1, 2, 1]), [0u32; 0]);
-    assert_eq!(penalised(with_text.clone(), &[0, 3, 1, 2, 0, 3, 1]), [0u32; 0]);
-    assert_eq!(penalised(with_text.clone(), &[0, 4, 1, 2, 0, 4, 1]), [0u32; 0]);
-    assert_eq!(penalised(without.clone(), &[0, 3, 1, 2, 0, 3, 1]), [2]);
-    // A break itself is never penalised.
-    assert_eq!(penalised(with_text, &[0, 1, 3, 0, 1]), [0u32; 0]);
-    assert_eq!(penalised(without, &[0, 1, 3, 0, 1]), [3]);
-}
-
-#[test]
-fn mirostat_and_adaptive_p_come_near_their_targets() {
+/// Draws 2000 tokens, and returns the mean of their surprise in bits, and that of their probability.
+pub(super) fn mean_surprise_and_probability(params: Params) -> (f64, f64) {
     let mut random = Random::new(2);
     let logits: Vec<f32> = (0..2000).map(|_| (-(1.0 - random.unit()).ln()).powi(2) as f32 * 0.1).collect();
-    let all = Params { top_k: 0, top_p: 1.0, min_p: 0.0, temperature: 1.0, seed: Some(6), ..Params::default() };
-    let run = |params: Params| {
-        let mut sampler = Sampler::new(&params).unwrap();
-        let (mut surprise, mut p) = (0.0, 0.0);
-        const DRAWS: usize = 2000;
-        for _ in 0..DRAWS {
-            let token = sampler.sample(&logits, None).unwrap();
-            let last = sampler.chain.last.iter().find(|(id, _)| *id == token).map(|(_, p)| *p).unwrap();
-            sampler.accept(token);
-            surprise -= last.log2();
-            p += last;
-        }
-        (surprise / DRAWS as f64, p / DRAWS as f64)
-    };
-    for tau in [2.0, 4.0] {
-        for mirostat in [1, 2] {
-            let (surprise, _) = run(Params { mirostat, mirostat_tau: tau, ..all.clone() });
-            assert!((surprise - f64::from(tau)).abs() < 0.1, "version {mirostat}: {surprise}, wanted {tau}");
-        }
+    let mut sampler = Sampler::new(&params).unwrap();
+    let (mut surprise, mut p) = (0.0, 0.0);
+    const DRAWS: usize = 2000;
+    for _ in 0..DRAWS {
+        let token = sampler.sample(&logits, None).unwrap();
+        let last = sampler.chain.last.iter().find(|(id, _)| *id == token).map(|(_, p)| *p).unwrap();
+        sampler.accept(token);
+        surprise -= last.log2();
+        p += last;
     }
-    let (_, low) = run(Params { adaptive_target: 0.01, ..all.clone() });
-    let (_, high) = run(Params { adaptive_target: 0.3, ..all.clone() });
-    assert!(low < high, "{low} {high}");
+    (surprise / DRAWS as f64, p / DRAWS as f64)
 }
 
 #[test]
 fn logprobs_are_the_models_own() {
     let logits: Vec<f32> = (0..5000).map(|i| ((i * 7919) % 1000) as f32 * 0.01).collect();
-    let mut sampler = Sampler::new(&Params { repeat_penalty: 2.0, ..Params::default() }).unwrap();
+    let mut sampler =
+        Sampler::new(&Params { penalties: Penalties { repeat: 2.0, ..Penalties::default() }, ..Params::default() })
+            .unwrap();
     sampler.begin(&[999, 5]);
     let total: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum::<f64>().ln();
     for n in [0, 1, 5, 3000, 9999] {

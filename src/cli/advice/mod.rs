@@ -12,6 +12,7 @@ mod engine;
 mod evaluate;
 #[cfg(feature = "llama")]
 mod llama;
+mod sample;
 mod verify;
 mod weights;
 
@@ -29,6 +30,7 @@ const ROOMS: &[Advice] = &[
     evaluate::advice,
     #[cfg(feature = "llama")]
     llama::advice,
+    sample::advice,
     verify::advice,
     weights::advice,
 ];

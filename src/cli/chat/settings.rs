@@ -10,7 +10,7 @@ use crate::sample::{self, Params};
 pub struct Settings {
     /// How tokens are drawn.
     pub params: Params,
-    /// Tokens an answer has at most.
+    /// The most tokens of an answer.
     pub max_tokens: Option<usize>,
     /// Show the speed after each answer.
     pub stats: bool,
@@ -24,7 +24,7 @@ impl Default for Settings {
     }
 }
 
-/// What a setting is called, and what it does.
+/// A setting's name and help.
 pub struct Known {
     /// Its name.
     pub name: &'static str,
@@ -32,30 +32,31 @@ pub struct Known {
     pub help: &'static str,
 }
 
-/// The settings there are.
-pub const KNOWN: [Known; 8] = [
-    Known { name: "temperature", help: "above 1 is more surprising, below 1 less; 0 is always the most likely token" },
-    Known { name: "top_k", help: "choose among so many of the most likely tokens; 0 among all" },
-    Known { name: "top_p", help: "choose among the most likely tokens of this share; 1 among all" },
-    Known { name: "min_p", help: "choose among tokens at least this likely, relative to the first; 0 among all" },
-    Known { name: "seed", help: "begin the random numbers here; 'random' for others every time" },
-    Known { name: "max_tokens", help: "tokens an answer has at most; 'none' for no limit" },
-    Known { name: "stats", help: "show the speed after each answer: 'on' or 'off'" },
-    Known { name: "wrap", help: "break the lines of answers between words: 'on' or 'off'" },
+/// The settings besides the sampler's parameters.
+const OWN: [Known; 3] = [
+    Known { name: "max_tokens", help: "Tokens an answer has at most; 'none' for no limit" },
+    Known { name: "stats", help: "Show the speed after each answer: 'on' or 'off'" },
+    Known { name: "wrap", help: "Break the lines of answers between words: 'on' or 'off'" },
 ];
 
-/// The names of the parameters that [`KNOWN`] does not explain.
+/// Returns the settings that most people need, with what they do.
+pub fn known() -> impl Iterator<Item = Known> {
+    let common = Params::parameters().filter(|parameter| parameter.common.is_some());
+    common.map(|parameter| Known { name: parameter.name, help: parameter.help }).chain(OWN)
+}
+
+/// Returns the names of the parameters that [`known`] leaves out.
 pub fn others() -> impl Iterator<Item = &'static str> {
-    Params::names().filter(|name| KNOWN.iter().all(|known| known.name != *name))
+    Params::parameters().filter(|parameter| parameter.common.is_none()).map(|parameter| parameter.name)
 }
 
 /// The names of all settings.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    KNOWN.iter().map(|known| known.name).chain(others())
+    known().map(|known| known.name).chain(others())
 }
 
 impl Settings {
-    /// The value of a setting, as `/set` would take it.
+    /// Returns the value of a setting, in the form that `/set` takes.
     pub fn get(&self, name: &str) -> Option<String> {
         let on = |on: bool| if on { "on" } else { "off" }.to_string();
         Some(match name {
@@ -66,10 +67,10 @@ impl Settings {
         })
     }
 
-    /// Changes a setting; nothing where the value is refused.
+    /// Changes a setting; changes nothing where the value is refused.
     ///
     /// # Errors
-    /// A sentence, where there is no such setting, or it cannot have that value.
+    /// A sentence, where there is no such setting or the value is outside its range.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
         // The command line's spelling is understood as well.
         let name = name.trim_start_matches('-').replace('-', "_");
@@ -89,17 +90,17 @@ impl Settings {
         Ok(())
     }
 
-    /// Whether the same answer comes every time.
+    /// Whether every answer to the same conversation is the same.
     pub fn is_greedy(&self) -> bool {
-        self.params.temperature == 0.0
+        self.params.temperature.value == 0.0
     }
 
-    /// Those that a saved conversation keeps: what [`KNOWN`] explains, and what else is not as it is by default.
+    /// Returns what a saved conversation keeps: the settings that [`known`] lists, and the others that are not at their
+    /// defaults.
     pub fn to_json(&self) -> Map<String, Value> {
         let default = Self::default();
         let kept = names().filter(|name| !matches!(*name, "stats" | "wrap"));
-        let kept =
-            kept.filter(|name| KNOWN.iter().any(|known| known.name == *name) || self.get(name) != default.get(name));
+        let kept = kept.filter(|name| known().any(|known| known.name == *name) || self.get(name) != default.get(name));
         kept.filter_map(|name| {
             let text = self.get(name)?;
             // Numbers as they are typed: 0.8, and not the 0.800000011920929 that an f32 is.
@@ -121,7 +122,7 @@ fn switch(name: &str, value: &str) -> Result<bool, String> {
     }
 }
 
-/// There is no such setting.
+/// Says that there is no such setting, and what may have been meant.
 fn unknown(name: &str) -> String {
     let near: Vec<String> = suggest::suggest(name, names()).into_iter().map(str::to_string).collect();
     match suggest::question(&near) {
@@ -142,7 +143,7 @@ mod tests {
             settings.set(name, &value).unwrap();
             assert_eq!(settings.get(name).unwrap(), value);
         }
-        assert!(KNOWN.iter().all(|Known { name, help }| name.len() + help.len() < 100));
+        assert!(known().all(|Known { name, help }| name.len() + help.len() < 100));
         assert_eq!(settings.params, Params::default());
         for (name, value) in [
             ("temperature", "0.5"),

@@ -1,4 +1,4 @@
-//! DRY ("don't repeat yourself"): tokens that would go on with a repetition are the less likely the longer it is.
+//! DRY ("don't repeat yourself"): a token that would continue a repetition becomes the less likely the longer it is.
 //!
 //! ```text
 //! text       a b c d  x  a b c        the last three have been here before,
@@ -11,15 +11,86 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::Params;
-use super::marks::Marks;
+use super::{Entry, Place};
+use crate::base::math::ln;
+use crate::sample::Error;
+use crate::sample::candidates::Candidates;
+use crate::sample::chain::{Apply, Context, Effect, Surroundings};
+use crate::sample::marks::Marks;
+use crate::sample::parameter::{Counts, Parameter, Range, Value, field};
 
-/// Longer sequence breakers are refused.
-pub const BREAKER_BYTES: usize = 40;
+/// What is known about the sampler.
+pub static SAMPLER: Entry = Entry {
+    name: "dry",
+    aliases: &[],
+    letter: Some('d'),
+    place: Place::InOrder,
+    parameters: &[
+        Parameter::number(
+            "dry_multiplier",
+            field!(dry.multiplier),
+            Range::FROM_0,
+            "How strongly to penalize tokens that would continue a repeated phrase (DRY); 0 for off, 0.8 is usual",
+        ),
+        Parameter::number(
+            "dry_base",
+            field!(dry.base),
+            Range { wanted: "a number of 1 or more, or 0 for off", contains: |x| x.is_finite() && (x == 0.0 || x >= 1.0) },
+            "With `dry_multiplier`: how many times stronger the penalty gets with every repeated token",
+        ),
+        Parameter::count(
+            "dry_allowed_length",
+            field!(dry.allowed_length),
+            Counts::ANY,
+            "With `dry_multiplier`: repetitions up to this many tokens are not penalized",
+        ),
+        Parameter::count(
+            "dry_penalty_last_n",
+            field!(dry.last_n),
+            Counts::OR_WHOLE_TEXT,
+            "With `dry_multiplier`: how many of the last tokens are searched for repetitions; -1 for the whole text",
+        ),
+        Parameter::new(
+            "dry_sequence_breakers",
+            Value::Texts { field: field!(dry.breakers), one: "dry_sequence_breaker" },
+            "With `dry_multiplier`: a text that ends a repetition, in place of the line break, ':', '\"' and '*'; 'none' for \
+             no such text",
+        )
+        .hidden_aliases(&["dry_sequence_breaker"]),
+    ],
+};
 
-/// The sampler with its parameters.
-#[derive(Clone, Debug)]
+/// How much less likely tokens become that would continue a repetition.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Dry {
+    /// The penalty for the shortest repetition that is penalized; 0 turns it off.
+    pub multiplier: f32,
+    /// The factor by which the penalty grows with each token of the repetition; below 1 turns it off.
+    pub base: f32,
+    /// Repetitions up to this many tokens are not penalized.
+    pub allowed_length: u32,
+    /// How many of the last tokens are searched for repetitions; 0 for none, [`u32::MAX`] for all.
+    pub last_n: u32,
+    /// Texts that end a repetition.
+    pub breakers: Vec<String>,
+}
+
+/// See [`Dry`].
+pub type Settings = Dry;
+
+impl Default for Dry {
+    fn default() -> Self {
+        let breakers = ["\n", ":", "\"", "*"].map(str::to_string).to_vec();
+        Self { multiplier: 0.0, base: 1.75, allowed_length: 2, last_n: 64, breakers }
+    }
+}
+
+pub(in crate::sample) fn defaults() -> Settings {
+    Dry::default()
+}
+
+#[derive(Clone, Debug)]
+pub(in crate::sample) struct Stage {
     multiplier: f32,
     base: f32,
     allowed_length: usize,
@@ -29,27 +100,37 @@ pub struct Dry {
     repeats: Vec<u32>,
 }
 
-impl Dry {
-    /// `None` where the parameters turn it off.
-    pub fn new(params: &Params, breakers: Breakers) -> Option<Self> {
-        let is_on = params.dry_multiplier != 0.0 && params.dry_base >= 1.0 && params.dry_penalty_last_n > 0;
-        is_on.then(|| Self {
-            multiplier: params.dry_multiplier,
-            base: params.dry_base,
-            allowed_length: params.dry_allowed_length as usize,
-            last_n: params.dry_penalty_last_n as usize,
-            breakers: Arc::new(breakers),
-            repeats: Vec::new(),
-        })
+pub(in crate::sample) fn stage(settings: &Settings, surroundings: &Surroundings<'_>) -> Option<Stage> {
+    let is_on = settings.multiplier != 0.0 && settings.base >= 1.0 && settings.last_n > 0;
+    is_on.then(|| Stage {
+        multiplier: settings.multiplier,
+        base: settings.base,
+        allowed_length: settings.allowed_length as usize,
+        last_n: settings.last_n as usize,
+        breakers: Arc::new(Breakers::new(&settings.breakers, surroundings.n_tokens, surroundings.bytes)),
+        repeats: Vec::new(),
+    })
+}
+
+impl Apply for Stage {
+    fn effect(&self) -> Effect {
+        Effect::Changes
     }
 
-    /// How far back it looks, in tokens.
-    pub fn last_n(&self) -> usize {
+    fn looks_back(&self) -> usize {
         self.last_n
     }
 
-    /// Marks the tokens that would go on with a repetition: 1 more than its length.
-    pub fn mark(&mut self, history: &[u32], marks: &mut Marks) {
+    fn apply(&mut self, candidates: &mut Candidates<'_>, context: &mut Context<'_>) -> Result<(), Error> {
+        context.marks.clear(candidates.n_vocabulary());
+        self.mark(context.history, context.marks);
+        candidates.change(context.marks, |mark, logit| (logit - self.penalty(mark)).max(f32::MIN))
+    }
+}
+
+impl Stage {
+    /// Marks the tokens that would continue a repetition with 1 more than its length.
+    fn mark(&mut self, history: &[u32], marks: &mut Marks) {
         let text = &history[history.len().saturating_sub(self.last_n)..];
         if text.len() <= self.allowed_length {
             return;
@@ -68,15 +149,11 @@ impl Dry {
         }
     }
 
-    /// What such a mark takes from the token's logit.
-    pub fn penalty(&self, mark: u32) -> f32 {
+    /// Returns what is subtracted from the logit of a token with this mark.
+    fn penalty(&self, mark: u32) -> f32 {
         let length = mark as usize - 1 - self.allowed_length;
         // llama.cpp's guard against numbers beyond 32-bit floats: the logarithm of the largest by that of the base.
-        let most = if self.base > 1.000_001 {
-            (88.722_84 / crate::base::math::ln(self.base.into()) as f32) as usize
-        } else {
-            0
-        };
+        let most = if self.base > 1.000_001 { (88.722_84 / ln(self.base.into()) as f32) as usize } else { 0 };
         let exponent = if most > 0 { length.min(most) } else { length };
         let mut power = 1.0;
         if self.base > 1.0 {
@@ -108,9 +185,9 @@ fn common_with_end(text: &[u32], out: &mut Vec<u32>) {
     }
 }
 
-/// Which tokens contain, end in or go on with a sequence breaker.
+/// Which tokens contain, begin or continue a sequence breaker.
 #[derive(Clone, Debug, Default)]
-pub struct Breakers {
+struct Breakers {
     // A bit for each token with a whole breaker in it.
     whole: Vec<u64>,
     // Tokens that end in the beginning of breakers: which, and how many bytes of them.
@@ -121,8 +198,8 @@ pub struct Breakers {
 }
 
 impl Breakers {
-    /// Looks up `breakers` in the `n_tokens` tokens whose bytes `bytes` gives.
-    pub fn new<'a>(breakers: &[String], n_tokens: usize, bytes: impl Fn(u32) -> &'a [u8]) -> Self {
+    /// Looks up `breakers` in `n_tokens` tokens, whose text `bytes` returns.
+    fn new<'a>(breakers: &[String], n_tokens: usize, bytes: impl Fn(u32) -> &'a [u8]) -> Self {
         let breakers: Vec<&[u8]> = breakers.iter().map(String::as_bytes).filter(|b| !b.is_empty()).collect();
         let mut new = Self { whole: vec![0; n_tokens.div_ceil(64)], ..Self::default() };
         new.lengths = breakers.iter().map(|b| b.len()).collect();
@@ -180,10 +257,44 @@ impl Breakers {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::sample) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::sample::tests::{Naive, all};
+    use crate::sample::{Params, Sampler};
+
+    pub fn any() -> impl Strategy<Value = Settings> {
+        let on = (0.0f32..2.0).prop_map(|multiplier| Dry { multiplier, ..defaults() });
+        prop_oneof![2 => Just(defaults()), 1 => on]
+    }
+
+    pub fn examples() -> Vec<Params> {
+        vec![Params { dry: Dry { multiplier: 0.8, ..Dry::default() }, ..all() }]
+    }
+
+    pub fn extremes() -> Vec<Params> {
+        vec![Params { dry: Dry { multiplier: f32::MAX, base: f32::MAX, ..Dry::default() }, ..all() }]
+    }
+
+    pub fn naive(naive: &mut Naive, params: &Params, history: &[u32], _: f64) {
+        let Dry { multiplier, base, allowed_length, last_n, .. } = params.dry;
+        let text = &history[history.len().saturating_sub(last_n as usize)..];
+        let allowed = allowed_length as usize;
+        if multiplier == 0.0 || text.len() <= allowed {
+            return;
+        }
+        for (id, l) in &mut naive.list {
+            let ends = (1..text.len()).filter(|end| text[*end] == *id);
+            let longest = ends.map(|end| {
+                let (a, b) = (text[..end].iter().rev(), text.iter().rev());
+                a.zip(b).take_while(|(a, b)| a == b).count()
+            });
+            if let Some(length) = longest.max().filter(|length| *length >= allowed) {
+                *l -= f64::from(multiplier) * f64::from(base).powi((length - allowed) as i32);
+            }
+        }
+    }
 
     proptest! {
         #[test]
@@ -232,11 +343,42 @@ mod tests {
 
     #[test]
     fn the_penalty_grows_with_the_repetition_up_to_what_floats_hold() {
-        let params = Params { dry_multiplier: 0.8, ..Params::default() };
-        let dry = Dry::new(&params, Breakers::default()).unwrap();
+        let bytes: &dyn Fn(u32) -> &'static [u8] = &|_| &[];
+        let surroundings = Surroundings { min_keep: 0, is_alone: false, n_tokens: 0, bytes };
+        let dry = stage(&Dry { multiplier: 0.8, ..Dry::default() }, &surroundings).unwrap();
         assert_eq!(dry.penalty(3), 0.8);
         assert!((dry.penalty(5) - 0.8 * 1.75 * 1.75).abs() < 1e-6);
         assert!(dry.penalty(1_000_000).is_finite());
         assert_eq!(dry.penalty(1_000_000), dry.penalty(500));
+    }
+
+    #[test]
+    fn dry_stops_at_sequence_breakers() {
+        let pieces: [&[u8]; 6] = [b"a", b"b", b"c", b"\n", b"x\n", b"d"];
+        let params = Params {
+            dry: Dry { multiplier: 100.0, ..Dry::default() },
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            ..Params::default()
+        };
+        let with_text = Sampler::with_text(&params, 6, |id| pieces[id as usize]).unwrap();
+        let without = Sampler::new(&params).unwrap();
+        let penalised = |mut sampler: Sampler, text: &[u32]| {
+            sampler.begin(text);
+            let mut out = Vec::new();
+            sampler.distribution(&[0.0; 6], None, &mut out).unwrap();
+            (0..6).filter(|id| !out.iter().any(|(kept, p)| kept == id && *p > 1e-3)).collect::<Vec<u32>>()
+        };
+        // a b c a b: c comes next.
+        assert_eq!(penalised(with_text.clone(), &[0, 1, 2, 0, 1]), [2]);
+        // One token is no repetition yet, nor are two with a break between.
+        assert_eq!(penalised(with_text.clone(), &[1, 2, 1]), [0u32; 0]);
+        assert_eq!(penalised(with_text.clone(), &[0, 3, 1, 2, 0, 3, 1]), [0u32; 0]);
+        assert_eq!(penalised(with_text.clone(), &[0, 4, 1, 2, 0, 4, 1]), [0u32; 0]);
+        assert_eq!(penalised(without.clone(), &[0, 3, 1, 2, 0, 3, 1]), [2]);
+        // A break itself is never penalised.
+        assert_eq!(penalised(with_text, &[0, 1, 3, 0, 1]), [0u32; 0]);
+        assert_eq!(penalised(without, &[0, 1, 3, 0, 1]), [3]);
     }
 }
