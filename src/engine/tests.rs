@@ -269,12 +269,11 @@ fn generations_share_a_decoder_and_each_writes_what_it_writes_alone() {
     let mut rows = [0; 3];
     while generations.iter().any(|generation| generation.finish().is_none()) {
         let mut kept = [None; 3];
-        for i in 0..3 {
-            let logits = LogitRows::new(&decoder, rows[i]);
-            if let Action::Evaluate { known, .. } =
-                generations[i].step(&mut Writer::new(&mut samplers[i]), logits).unwrap()
-            {
-                kept[i] = Some(sequences[i].keep_beginning(&mut decoder, generations[i].text(), known));
+        let slots = generations.iter_mut().zip(&mut samplers).zip(&mut sequences);
+        for (i, ((generation, sampler), sequence)) in slots.enumerate() {
+            let action = generation.step(&mut Writer::new(sampler), LogitRows::new(&decoder, rows[i])).unwrap();
+            if let Action::Evaluate { known, .. } = action {
+                kept[i] = Some(sequence.keep_beginning(&mut decoder, generation.text(), known));
             }
         }
         let mut shares = Vec::new();
