@@ -79,9 +79,9 @@ fn check_magic(file: &[u8]) -> Result<(), Problem> {
             "this looks like a web page that was saved in the model's place, download it again"
         }
         _ if file.starts_with(b"PK\x03\x04") => {
-            "this is a zip archive or a PyTorch file: 'nibble convert' takes its folder"
+            "this is a zip archive or a PyTorch file: convert the folder that it belongs to"
         }
-        _ if file.get(8) == Some(&b'{') => "this looks like a safetensors file: 'nibble convert' takes its folder",
+        _ if file.get(8) == Some(&b'{') => "this looks like a safetensors file: convert the folder that it belongs to",
         _ if file.iter().take(4096).all(|&b| b == 0) => "the file begins with zeros, its download did not finish",
         _ => "this is not a GGUF file, or it is damaged",
     };
@@ -491,7 +491,7 @@ mod tests {
         assert_says(&refused(b"version https://git-lfs.github.com/spec/v1\n"), &["Git LFS pointer", "git lfs pull"]);
         assert_says(&refused(b"<!doctype html>"), &["web page"]);
         assert_says(&refused(b"PK\x03\x04rest"), &["PyTorch"]);
-        assert_says(&refused(b"\x40\0\0\0\0\0\0\0{\"a\":1}"), &["safetensors", "nibble convert"]);
+        assert_says(&refused(b"\x40\0\0\0\0\0\0\0{\"a\":1}"), &["safetensors", "convert the folder"]);
         assert_says(&refused(&[0; 64]), &["begins with zeros"]);
         assert_says(&refused(b"\x1b[2Jx"), &["found \"\\x1b[2J\"", "not a GGUF file"]);
     }

@@ -108,9 +108,7 @@ impl fmt::Display for TensorType {
 
 /// The given word is not the name of a tensor type.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "unknown tensor type '{0}'; known are F32, F16, BF16, Q8_0, Q4_K, IQ4_XS and the others that 'nibble quants' lists"
-)]
+#[error("unknown tensor type '{0}', wanted a type of ggml's such as F32, BF16, Q8_0, Q4_K or IQ4_XS")]
 pub struct UnknownType(pub String);
 
 impl FromStr for TensorType {

@@ -164,7 +164,8 @@ impl Chain {
             }
         };
         let first = at(|place| place == Place::First);
-        let ordered = order.iter().copied().filter(|kind| kind.entry().place == Place::InOrder);
+        let is_ordered = |place| matches!(place, Place::InOrder | Place::OnRequest);
+        let ordered = order.iter().copied().filter(|kind| is_ordered(kind.entry().place));
         let mut stages: Vec<Stage> =
             first.chain(ordered).filter_map(|kind| stage(kind, &surroundings)).chain(last).collect();
 

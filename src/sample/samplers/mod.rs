@@ -72,6 +72,8 @@ pub enum Place {
     First,
     /// Where the order has it; by default, where the table has it.
     InOrder,
+    /// Where the order has it; the default order does not, since llama.cpp's does not.
+    OnRequest,
     /// After all others, whatever the order says. Of several that are on, only the first of the table is used.
     Last,
     /// As [`Place::Last`], and in place of the order: only those of `after` come before it.
