@@ -4,22 +4,8 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{Steps, bar};
+use super::bar;
 use crate::base::display::printable;
-
-impl Steps {
-    /// Starts again with `n` steps.
-    pub fn begin(&self, n: usize, message: &str) {
-        self.bar.set_length(n as u64);
-        self.bar.reset();
-        self.say(message);
-    }
-
-    /// Sets how many steps are done.
-    pub fn set(&self, done: u64) {
-        self.bar.set_position(done);
-    }
-}
 
 /// The progress of a benchmark: what is being measured, and the time so far.
 pub struct Bench {
