@@ -104,6 +104,7 @@ pub mod recipe;
 pub mod report;
 pub mod sample;
 pub mod statistics;
+pub mod trace;
 pub mod verify;
 pub mod vocab;
 pub mod weights;

@@ -7,9 +7,8 @@ use crate::support::{convert, error, folder, has, nibble, stdout, yi_nano};
 #[test]
 fn help_names_every_subcommand() {
     let help = stdout(&nibble(["--help"]));
-    // The first word of each line of the list of commands.
-    let listed: Vec<&str> =
-        help.lines().filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next()).collect();
+    // The first words of lines that are indented by two spaces: commands, and options.
+    let listed: Vec<&str> = help.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).collect();
     let program = nibble::cli::Cli::command();
     let mut n = 0;
     for command in program.get_subcommands() {

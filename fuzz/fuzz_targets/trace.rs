@@ -2,9 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nibble::evaluate::metrics::{Expected, Summary, distance};
-use nibble::evaluate::text::{Cut, Text};
-use nibble::evaluate::trace::{Header, Trace, Writer};
+use nibble::trace::metrics::{Expected, Summary, distance};
+use nibble::trace::texts::{Cut, TokenizedText};
+use nibble::trace::{Header, Trace, Writer};
 
 fuzz_target!(init: nibble_fuzz::seeds([trace(40, 4), trace(70_000, 1)]), |bytes: &[u8]| {
     open(bytes);
@@ -29,12 +29,12 @@ fn open(bytes: &[u8]) {
 fn trace(n_vocab: u32, k: u32) -> Vec<u8> {
     let window = 16;
     let header = Header { n_vocab, window, drawn: 2, nibble: "0".to_string(), ..Header::default() };
-    let text = Text {
+    let text = TokenizedText {
         name: "en".into(),
         blake3: "ab".repeat(32),
         n_tokens: 19,
         tokens: (0..window).collect(),
-        ..Text::default()
+        ..TokenizedText::default()
     };
     let path = nibble_fuzz::folder().join("seed.trace");
     let mut writer = Writer::create(&path, header, k, std::slice::from_ref(&text)).expect("a trace begins");

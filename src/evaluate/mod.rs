@@ -19,14 +19,13 @@ pub mod comparison;
 pub mod diagnose;
 mod error;
 pub mod measure;
-pub mod metrics;
 mod models;
 pub mod read;
 pub mod recipes;
 pub mod tasks;
-pub mod texts;
-pub mod trace;
 pub mod tracing;
+
+pub use crate::trace::{self, metrics, texts};
 
 pub use self::comparison::{Comparison, ComparisonOptions};
 pub use self::error::Error;

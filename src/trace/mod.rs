@@ -20,13 +20,16 @@
 //! this: with them, the mean over a text is neither too small nor too large, while the KLD of a single token is off by
 //! chance. With n = 0, KLD is a lower bound.
 
+pub mod metrics;
+pub mod texts;
+
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::metrics::{Summary, Traced, draw_others, top_k};
-use super::texts::{Cut, TokenizedText};
+use self::metrics::{Summary, Traced, draw_others, top_k};
+use self::texts::{Cut, TokenizedText};
 use crate::base::atomic_file::AtomicFile;
 use crate::base::mmap::Mapping;
 
