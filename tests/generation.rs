@@ -320,7 +320,7 @@ fn texts_that_share_a_context_are_those_they_are_alone() {
         .zip(&mut samplers)
         .map(|(prompt, sampler)| Generation::new(model.shared_tokenizer(), prompt, 128, &options, sampler))
         .collect();
-    let mut rows = vec![0; 2];
+    let mut rows = [0; 2];
     let mut n_batches = 0;
     while generations.iter().any(|generation| generation.finish().is_none()) {
         let mut wanted = Vec::new();

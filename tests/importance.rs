@@ -485,7 +485,7 @@ fn converting_with_a_file_of_importance_gives_llama_cpps_bytes_and_verifies() {
 
     let (ours, model) = (dir.path().join("ours.gguf"), model.to_str().unwrap());
     let verify = |more: &[&str]| nibble(["verify", ours.to_str().unwrap(), "--source", model].iter().chain(more));
-    has(&stdout(&verify(&[])), &["importance i.dat", "made with importance, which --importance gives"]);
+    has(&stdout(&verify(&[])), &["importance i.dat", "made with importance, which was not given (--importance)"]);
     let with = verify(&["--importance", older.to_str().unwrap()]);
     has(&stdout(&with), &["all 39 tensors are identical"]);
     let other = error(&verify(&["--importance", file.to_str().unwrap()]));

@@ -156,7 +156,7 @@ fn an_adapter_that_does_not_go_with_the_model_is_refused() {
         refused(&metadata, &sound())
     };
     support::has(&with("general.type", "model".into()), &["'general.type' is 'model'"]);
-    support::has(&with("general.type", 7u32.into()), &["no LoRA adapter"]);
+    support::has(&with("general.type", 7u32.into()), &["not a LoRA adapter"]);
     support::has(&with("adapter.type", "control_vector".into()), &["'adapter.type' is 'control_vector'"]);
     support::has(&with("general.architecture", "qwen2".into()), &["'qwen2'", "'llama'", "another kind of model"]);
     support::has(&with("adapter.lora.alpha", 4u32.into()), &["adapter.lora.alpha"]);

@@ -516,7 +516,7 @@ fn a_missing_base_is_asked_for() {
     let lora = converted(dir.path(), &["--base", yi_nano().to_str().unwrap()]);
     refuses(&small(), &["--base", lora.to_str().unwrap()], &["adapter.gguf", "an adapter itself"]);
     has(&error(&nibble(["convert", lora.to_str().unwrap()])), &["adapter.gguf", "this GGUF is an adapter"]);
-    has(&error(&nibble(["run", lora.to_str().unwrap(), "-p", "x"])), &["adapter.gguf", "an adapter", "is none"]);
+    has(&error(&nibble(["run", lora.to_str().unwrap(), "-p", "x"])), &["adapter.gguf", "an adapter", "is not one"]);
     refuses_folder(&yi_nano(), &[], &["yi-nano", "not an adapter", "--base"]);
 }
 

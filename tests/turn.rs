@@ -61,7 +61,7 @@ fn ignore(_: Event<'_>) -> ControlFlow<()> {
 #[test]
 fn the_events_of_a_turn_tell_how_far_reading_is_and_the_whole_answer() {
     let mut assistant = assistant(yi_nano(), greedy(12));
-    let mut conversation = asked(&"Once upon a time there was a king. ".repeat(12));
+    let mut conversation = asked(&"Once upon a time there was a king. ".repeat(24));
     let expected = assistant.prompt_tokens(&conversation).unwrap();
     let (mut events, mut text) = (Vec::new(), String::new());
     let answer = assistant

@@ -362,7 +362,7 @@ fn a_file_that_cannot_be_compared_leaves_the_others_their_results() {
     assert_eq!(found[1].as_ref().unwrap(), &compare(&yi_nano(), &good));
     let said = |i: usize| found[i].as_ref().unwrap_err().to_string();
     has(&said(0), &["cut.gguf"]);
-    has(&said(2), &["other.gguf: none of its 39 tensors is there in", "it is of another model"]);
+    has(&said(2), &["other.gguf: none of its 39 tensors is in", "it is of another model"]);
     has(&said(3), &["absent.gguf"]);
     // None that can be read is no reason to fail either.
     assert!(compare_on(1, &yi_nano(), &[&cut], None)[0].is_err());

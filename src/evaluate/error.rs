@@ -32,7 +32,7 @@ pub enum Error {
         /// The task's name.
         task: String,
         /// Why not.
-        source: RunError,
+        source: Box<RunError>,
     },
     /// A model cannot be run.
     #[error("{0}")]

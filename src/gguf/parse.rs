@@ -631,7 +631,7 @@ mod tests {
         named(&"n".repeat(63)).accepted();
         assert_says(&named(&"n".repeat(64)).refused(), &["offset 24", "has 64 bytes", "wanted 1 to 63"]);
         assert_says(&named("").refused(), &["has 0 bytes"]);
-        assert_says(&named("a\0b").refused(), &["a\\0b", "none of them zero"]);
+        assert_says(&named("a\0b").refused(), &["a\\u{0}b", "none of them zero"]);
         let twice = File::new(3, 2, 0).tensor("t", &[8], F32, 0).tensor("t", &[8], F32, 32).data(64);
         assert_says(&twice.refused(), &["offset 57", "tensor \"t\" a second time"]);
     }

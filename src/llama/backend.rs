@@ -60,7 +60,7 @@ struct Lines {
 }
 
 /// The reason where llama.cpp logged neither an error nor a warning.
-pub(crate) const NO_REASON: &str = "it gave no reason";
+pub const NO_REASON: &str = "it gave no reason";
 
 const KEPT_LINES: usize = 32;
 const KEPT_BYTES: usize = 1000;

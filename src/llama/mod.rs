@@ -34,7 +34,7 @@ mod observe;
 mod preflight;
 mod tokenizer;
 
-pub(crate) use backend::NO_REASON;
+pub use backend::NO_REASON;
 pub use backend::{set_verbose, system_info};
 pub use batch::Batch;
 pub use context::{Context, ContextOptions, FlashAttention, KvType};

@@ -1,5 +1,8 @@
 //! What holds for every format, without ggml at hand.
 
+// A list of one range of bytes is meant.
+#![allow(clippy::single_range_in_vec_init)]
+
 use super::rounding::Levels;
 use super::samples::{
     Matrix, Random, adversarial_rows, importances, portable_rows, random_blocks, sparse_importance, yi_nano,
@@ -457,7 +460,7 @@ fn weights_below_the_limit_of_a_format_stay_finite() {
         [TensorType::F16, TensorType::BF16, TensorType::Q8_0, TensorType::Q5_1, TensorType::Q4_1, TensorType::Q4_0]
     {
         let format = format(ty).unwrap();
-        let bytes = quantize(format, &vec![-format.limit(false); 32], 32, None);
+        let bytes = quantize(format, &[-format.limit(false); 32], 32, None);
         assert!(format.not_finite(&bytes).is_some(), "{ty}");
     }
 }

@@ -103,7 +103,7 @@ impl Comparison {
                 observer.advance(1);
                 kept.as_mut().map_or(Ok(()), |kept| kept.add(result))
             });
-            let ran = ran.map_err(|source| Error::Answers { task: task.about.name.clone(), source })?;
+            let ran = ran.map_err(|source| Error::Answers { task: task.about.name.clone(), source: source.into() })?;
             answers.push(ran.results);
             if ran.interrupted {
                 self.files.results_mut().interrupted = true;

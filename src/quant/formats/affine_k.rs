@@ -1,5 +1,8 @@
 //! What Q4_K and Q5_K share: eight sub-blocks x ≈ d·s·q − dmin·t, whose scales s and mins t are 6-bit numbers.
 
+// The derive of `Pod` repeats the bound of the type in a where clause.
+#![allow(clippy::multiple_bound_locations)]
+
 use super::Twin;
 use super::pack::{Codes, six_bit_pairs, unpack_six_bit_pairs};
 use crate::gguf::TensorType;

@@ -3,6 +3,9 @@
 //! By lanes, what each block has one of (its scale, what a search finds) is computed a block a lane. The codes are then
 //! computed a weight a lane, since they depend on these numbers alone, and leave the vector in the right order.
 
+// The derive of `Pod` repeats the bound of the type in a where clause.
+#![allow(clippy::multiple_bound_locations)]
+
 use super::pack::Codes;
 use super::{Twin, limited};
 use crate::gguf::TensorType;
