@@ -493,7 +493,7 @@ fn converting_with_a_file_of_importance_gives_llama_cpps_bytes_and_verifies() {
     let plain = convert(Path::new(model), &dir.path().join("plain.gguf"), &["-q", "Q4_K_M"]);
     let plain = plain.to_str().unwrap();
     let none = nibble(["verify", plain, "--source", model, "--importance", file.to_str().unwrap()]);
-    has(&error(&none), &["was made without importance; verify it without i.gguf"]);
+    has(&error(&none), &["was made without importance, and i.gguf was given", "--importance"]);
 }
 
 #[test]

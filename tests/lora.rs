@@ -169,13 +169,13 @@ fn an_adapter_that_does_not_go_with_the_model_is_refused() {
     support::has(&tensors(sound()[..1].to_vec()), &["has no tensor 'blk.0.attn_q.weight.lora_b'"]);
     support::has(&tensors(sound()[1..].to_vec()), &["has no tensor 'blk.0.attn_q.weight.lora_a'"]);
     let more = |tensor: Tensor| tensors([sound(), vec![tensor]].concat());
-    support::has(&more(zeros("blk.0.attn_norm.weight", &[256])), &["'blk.0.attn_norm.weight' takes the place"]);
+    support::has(&more(zeros("blk.0.attn_norm.weight", &[256])), &["'blk.0.attn_norm.weight' replaces one"]);
     support::has(&more(zeros("note", &[1])), &["'note'"]);
     let two = |name: &str, a: &[u64], b: &[u64]| {
         tensors(vec![zeros(&format!("{name}.lora_a"), a), zeros(&format!("{name}.lora_b"), b)])
     };
     support::has(&two("blk.99.attn_q.weight", &[256, 4], &[4, 256]), &["no tensor 'blk.99.attn_q.weight'"]);
-    support::has(&two("blk.0.attn_norm.weight", &[256, 4], &[4, 1]), &["no matrix"]);
+    support::has(&two("blk.0.attn_norm.weight", &[256, 4], &[4, 1]), &["not a matrix"]);
     support::has(&two(name, &[128, 4], &[4, 256]), &["is 128 x 4, and would have to be 256 x 4"]);
     support::has(&two(name, &[256, 4], &[4, 128]), &["is 4 x 128, and would have to be 4 x 256"]);
     support::has(&two(name, &[256, 4], &[8, 256]), &["is 256 x 4, and would have to be 256 x 8"]);

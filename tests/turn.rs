@@ -26,6 +26,8 @@ fn yi_nano() -> &'static Path {
 fn endless() -> &'static Path {
     static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("turn-endless");
+        // What an earlier run left would be in the way.
+        let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).unwrap();
         crate::chat::endless(&folder)
     });

@@ -7,7 +7,7 @@ use crate::convert::provenance;
 use crate::gguf::{self, Gguf};
 use crate::report::results::File;
 
-/// Returns what a model file says of itself. Its hash is left out: computing it reads all of the file, as [`blake3`] does.
+/// Returns what a model file says of itself. Its hash is left out: computing it reads all of the file, as [`blake3()`] does.
 pub fn describe(path: &Path, gguf: &Gguf) -> File {
     let metadata = gguf.metadata();
     let weights = gguf.n_parameters();

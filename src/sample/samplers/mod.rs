@@ -2,7 +2,7 @@
 //!
 //! A sampler's file has its name, letter and place in the chain, its parameters with their ranges, defaults and help, what
 //! it does, and its tests. Its line in the table makes it a field of [`Params`](super::Params), a variant of
-//! [`SamplerKind`](super::SamplerKind) and a stage of the chain; and from the table come flags, settings and help.
+//! [`SamplerKind`] and a stage of the chain; and from the table come flags, settings and help.
 //!
 //! | item         | what the table expects of a sampler's module                                               |
 //! |--------------|--------------------------------------------------------------------------------------------|
