@@ -81,8 +81,15 @@ const fn parse<const N: usize>(text: &str) -> [i8; N] {
 /// The code whose value is nearest to `x`; in a tie the upper one.
 #[inline(always)]
 pub fn nearest_code(x: f32) -> u8 {
-    // Fifteen comparisons that do not depend on one another, rather than four that do. A NaN becomes code 15.
-    15 - MIDPOINTS.iter().map(|&midpoint| (x < midpoint) as u8).sum::<u8>()
+    // Fifteen comparisons that do not depend on one another, rather than four that do. A NaN becomes code 15. A loop over
+    // indices, because an iterator's `sum` is a function of its own wherever the compiler does not inline it.
+    let mut code = 15;
+    let mut i = 0;
+    while i < MIDPOINTS.len() {
+        code -= (x < MIDPOINTS[i]) as u8;
+        i += 1;
+    }
+    code
 }
 
 /// The nearest codes of `x · inverse`.
