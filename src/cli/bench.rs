@@ -27,8 +27,8 @@ use crate::placement::{Machine, Shape};
 
 /// Measure how fast a model runs here, and how fast it could run
 ///
-/// Reads prompts and writes tokens, several times each, and compares with how fast this machine reads memory: a large
-/// model reads all of its weights for every token that it writes.
+/// Times how fast the model reads prompts and writes tokens, several times each. Compares that with how fast this
+/// machine reads memory, which sets the limit: a large model reads all of its weights for every token that it writes.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:
@@ -40,26 +40,26 @@ use crate::placement::{Machine, Shape};
         .action(ArgAction::Append)
         .value_delimiter(',')
         .value_name("N,...")
-        .help("Threads; several numbers are measured one after the other [default: one per physical core]")),
+        .help("Number of threads; several numbers are measured one after the other [default: one per physical core]")),
     mut_arg("ctx", |arg| arg.help("Size of the context in tokens [default: as many as the largest test needs]"))
 )]
 pub struct Args {
     /// The model: a GGUF file, or any part of a split one
     model: PathBuf,
 
-    /// Tokens of the prompts to read; 0 reads none [default: 64,512, as far as they fit the context]
+    /// Lengths of the prompts to read, in tokens; 0 reads none [default: 64,512, as far as they fit in the context]
     #[arg(short, long, value_name = "N,...", value_delimiter = ',', help_heading = "Tests")]
     prompt: Vec<u32>,
 
-    /// Tokens to write in a test; 0 writes none
+    /// Tokens to write in each test; 0 writes none
     #[arg(short = 'n', long, value_name = "N", default_value_t = 64, help_heading = "Tests")]
     generate: u32,
 
-    /// Tokens in the context before writing begins [default: 0,512, as far as they fit the context]
+    /// Tokens that are in the context before writing begins [default: 0,512, as far as they fit in the context]
     #[arg(short, long, value_name = "N,...", value_delimiter = ',', help_heading = "Tests")]
     depth: Vec<u32>,
 
-    /// Runs of each test; a first short one is not counted
+    /// Runs of each test, after a short warm-up that is not counted
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000),
           help_heading = "Tests")]
     repeat: u32,
@@ -86,7 +86,7 @@ pub struct Args {
     #[arg(long, requires = "output", help_heading = "Output")]
     force: bool,
 
-    /// Show llama.cpp's log, and what it uses of this CPU
+    /// Show llama.cpp's log, and which CPU features it uses
     #[arg(short, long, help_heading = "Output")]
     verbose: bool,
 }

@@ -23,10 +23,10 @@ use super::{importance, out};
 use crate::report::results::Results;
 use crate::weights::{FileOptions, FilesError};
 
-/// Find out which of several files of a model is better, by how much, and whether that is more than noise
+/// Compare files of a model: which is best, by how much, and whether the difference is more than noise
 ///
-/// All of them read the same texts as the reference, side by side. What counts is how far their predictions are from the
-/// reference's (KLD). Intervals tell a real difference from chance.
+/// All of them read the same texts as the reference. The main measure is KLD, the Kullback-Leibler divergence: how far
+/// a file's predictions are from the reference's. Intervals show whether a difference could be chance.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   nibble compare Yi-6B-BF16.gguf Yi-6B-Q4_K_M.gguf Yi-6B-IQ4_XS.gguf --text en=wiki.txt --text zh=novel.txt
@@ -35,11 +35,11 @@ use crate::weights::{FileOptions, FilesError};
   nibble compare Yi-6B-BF16.gguf Yi-6B-Q4_K_M.gguf --task hellaswag_val.jsonl --task ceval/law_val.csv
   nibble compare Yi-6B/ Yi-6B-Q4_K_M.gguf --weights                     weights alone: no model is run")]
 pub struct Args {
-    /// What to compare with: the model in 16 bits or the best file there is, or a trace of it; with --weights, also a
+    /// What to compare with: the 16-bit model or the best file that you have, or a trace of it; with --weights, also a
     /// Hugging Face folder
     reference: PathBuf,
 
-    /// The files to compare; of a split model, any part
+    /// The files to compare; for a split model, any of its parts
     #[arg(required = true, value_name = "CANDIDATE")]
     candidates: Vec<PathBuf>,
 
@@ -50,11 +50,11 @@ pub struct Args {
     #[arg(long, help_heading = "Measures")]
     weights: bool,
 
-    /// With --weights: also weigh errors by this importance, a file of `nibble calibrate`
+    /// With --weights: also weigh errors by importance, from a file of 'nibble calibrate'
     #[arg(long, value_name = "FILE", requires = "weights", help_heading = "Measures")]
     importance: Option<PathBuf>,
 
-    /// Skip the hashes of the model files, for which all of them are read
+    /// Do not hash the model files, which means reading all of them
     #[arg(long, help_heading = "Measures")]
     no_hash: bool,
 

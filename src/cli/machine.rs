@@ -45,7 +45,7 @@ pub(super) struct EngineArgs {
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Auto, help_heading = "Machine")]
     flash_attn: When,
 
-    /// Run a model that does not fit in memory, which is slow: its weights are read from disk again for every token
+    /// Run a model that does not fit in memory. This is slow: its weights are read from disk again for every token
     #[arg(long, help_heading = "Machine")]
     allow_swap: bool,
 }

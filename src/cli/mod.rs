@@ -43,7 +43,7 @@ mod trace;
 
 use clap::{Parser, Subcommand};
 
-/// Converts Yi-34B and its family to 4-bit GGUF, runs it, and shows what is inside.
+/// Converts Yi-34B and its family to 4-bit GGUF, runs the files, and compares them.
 #[derive(Debug, Parser)]
 #[command(name = "nibble", version, propagate_version = true, max_term_width = 100)]
 pub struct Cli {

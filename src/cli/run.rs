@@ -20,7 +20,7 @@ use crate::engine::{CacheError, Finish, GenerateOptions, Generated, PromptCache,
 use crate::llama::{self, Model};
 use crate::vocab::Tokenizer;
 
-/// Write text with a model
+/// Generate text with a model
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -47,7 +47,7 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE", help_heading = "Prompt")]
     file: Option<PathBuf>,
 
-    /// Send the prompt as a message, in the model's own chat template
+    /// Send the prompt as a chat message, in the model's own chat template
     #[arg(long, help_heading = "Prompt")]
     chat: bool,
 
@@ -59,7 +59,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", requires = "chat", help_heading = "Prompt")]
     chat_template: Option<PathBuf>,
 
-    /// Save the state of the model after the prompt in this file, and start from it when the next prompt begins alike
+    /// Save the model's state after the prompt to this file, and start from it if the next prompt begins the same way
     #[arg(long, value_name = "FILE", help_heading = "Prompt")]
     prompt_cache: Option<PathBuf>,
 
@@ -67,11 +67,11 @@ pub struct Args {
     #[arg(long, conflicts_with = "chat", help_heading = "Prompt")]
     special: bool,
 
-    /// Tokens to write at most [default: until an end token, or until the context is full]
+    /// The most tokens to write [default: until an end token, or until the context is full]
     #[arg(short = 'n', long, value_name = "N", help_heading = "Writing")]
     max_tokens: Option<usize>,
 
-    /// End where the model writes this text, which is not printed; can be given several times
+    /// Stop when the model writes this text, which is not printed; can be given several times
     #[arg(long, value_name = "TEXT", action = ArgAction::Append, allow_hyphen_values = true, help_heading = "Writing")]
     stop: Vec<String>,
 

@@ -9,27 +9,27 @@ use crate::llama::Model;
 /// What drafts tokens, so that the model evaluates several at once.
 #[derive(Debug, clap::Args)]
 pub(super) struct SpeculationArgs {
-    /// Write the same text faster by drafting tokens ahead: 'ngram' looks them up in the text so far; a smaller model with
-    /// the same vocabulary, as Yi-6B is for Yi-34B, predicts them
+    /// Write faster by drafting tokens ahead, which the model then checks: 'ngram' looks them up in the text so far; a
+    /// smaller model with the same vocabulary, such as Yi-6B for Yi-34B, predicts them
     #[arg(long, value_name = "ngram|MODEL", help_heading = "Speculation")]
     draft: Option<PathBuf>,
 
-    /// The most tokens to draft at a time; fewer are drafted where drafts turn out wrong
+    /// The most tokens to draft at a time; fewer are drafted when drafts turn out wrong
     #[arg(long, value_name = "N", default_value_t = DraftOptions::default().max, requires = "draft",
           help_heading = "Speculation")]
     draft_max: usize,
 
-    /// The fewest tokens that make a draft; with the number of --draft-max, that many are drafted every time
+    /// The fewest tokens in a draft; if it equals --draft-max, every draft has that many tokens
     #[arg(long, value_name = "N", default_value_t = DraftOptions::default().min, requires = "draft",
           help_heading = "Speculation")]
     draft_min: usize,
 
-    /// With a model: stop drafting where its most likely token is less likely than this
+    /// With a draft model: stop drafting when its most likely token is less likely than this
     #[arg(long, value_name = "P", default_value_t = DraftOptions::default().p_min, requires = "draft",
           allow_negative_numbers = true, help_heading = "Speculation")]
     draft_p_min: f32,
 
-    /// With a model: layers of it to put on the GPU [default: as --gpu-layers]
+    /// With a draft model: its layers to put on the GPU [default: the same as --gpu-layers]
     #[arg(long, value_name = "N", requires = "draft", help_heading = "Speculation")]
     draft_gpu_layers: Option<u32>,
 }

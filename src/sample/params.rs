@@ -67,12 +67,12 @@ static GENERAL: [Parameter; 3] = [
         "min_keep",
         field!(min_keep),
         Counts::ANY,
-        "Leave at least this many tokens to choose from, whatever samplers cut away",
+        "Keep at least this many tokens to choose from, however many the samplers would remove",
     ),
     Parameter::new(
         "seed",
         Value::Seed(field!(seed)),
-        "Where the random numbers start: the same seed gives the same text; 'random' for a new one",
+        "The random seed: the same seed makes the same text; 'random' chooses a new one",
     )
     .common(5)
     .contradicts_greedy(),

@@ -12,7 +12,7 @@ use crate::report::results::Results;
 /// Where to write what was found. Files are written anew after each candidate, so that nothing is lost.
 #[derive(Debug, clap::Args)]
 pub struct Outputs {
-    /// Write a report to read: one HTML file, which needs no network
+    /// Write a report for reading: one HTML file that needs no network
     #[arg(long, value_name = "FILE.html", help_heading = "Output")]
     report: Option<PathBuf>,
 

@@ -26,7 +26,7 @@ pub static SAMPLER: Entry = Entry {
             "adaptive_decay",
             field!(adaptive_p.decay),
             Range { wanted: "a number from 0 to 0.99", contains: |x| (0.0..=0.99).contains(&x) },
-            "With `adaptive_target`: how slowly it forgets earlier choices, from 0 to 0.99",
+            "With `adaptive_target`: how long earlier choices count, from 0 to 0.99; higher is longer",
         ),
     ],
 };

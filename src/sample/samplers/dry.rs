@@ -30,7 +30,7 @@ pub static SAMPLER: Entry = Entry {
             "dry_multiplier",
             field!(dry.multiplier),
             Range::FROM_0,
-            "How strongly to penalize tokens that would continue a repeated phrase (DRY); 0 for off, 0.8 is usual",
+            "How strongly to penalize tokens that would continue a repeated phrase (DRY); 0 for off; 0.8 is common",
         ),
         Parameter::number(
             "dry_base",
@@ -53,8 +53,8 @@ pub static SAMPLER: Entry = Entry {
         Parameter::new(
             "dry_sequence_breakers",
             Value::Texts { field: field!(dry.breakers), one: "dry_sequence_breaker" },
-            "With `dry_multiplier`: a text that ends a repetition, in place of the line break, ':', '\"' and '*'; 'none' for \
-             no such text",
+            "With `dry_multiplier`: a text that ends a repetition, instead of the line break, ':', '\"' and '*'; 'none' \
+             for no such text",
         )
         .hidden_aliases(&["dry_sequence_breaker"]),
     ],

@@ -35,7 +35,7 @@ pub static SAMPLER: Entry = Entry {
             "mirostat_eta",
             field!(mirostat.eta),
             Range::FROM_0,
-            "With `mirostat`: how fast it corrects itself",
+            "With `mirostat`: how fast it corrects deviations from that",
         )
         .aliases(&["mirostat_lr"]),
     ],

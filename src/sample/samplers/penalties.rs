@@ -27,7 +27,7 @@ pub static SAMPLER: Entry = Entry {
             "repeat_penalty",
             field!(penalties.repeat),
             Range { wanted: "a number above 0", contains: |x| x.is_finite() && x > 0.0 && (1.0 / x).is_finite() },
-            "Make tokens that have occurred less likely: the further above 1, the more; 1 has no effect",
+            "Make tokens that have occurred less likely: the further above 1, the stronger; 1 has no effect",
         )
         .hidden_aliases(&["penalty_repeat"]),
         Parameter::number(
@@ -41,7 +41,7 @@ pub static SAMPLER: Entry = Entry {
             "presence_penalty",
             field!(penalties.presence),
             Range::ANY,
-            "Subtract this from the logit of a token that has occurred, however often",
+            "Subtract this once from the logit of a token that has occurred, however often it has",
         )
         .hidden_aliases(&["penalty_present"]),
     ],

@@ -20,7 +20,7 @@ pub static SAMPLER: Entry = Entry {
             "temperature",
             field!(temperature.value),
             Range::FROM_0,
-            "Above 1 is more surprising, below 1 less; 0 always takes the most likely token",
+            "Above 1 makes the text more surprising, below 1 less; 0 always takes the most likely token",
         )
         .aliases(&["temp"])
         .common(1)
@@ -36,7 +36,7 @@ pub static SAMPLER: Entry = Entry {
             "dynatemp_exponent",
             field!(temperature.exponent),
             Range::FROM_0,
-            "With `dynatemp_range`: above 1 only great uncertainty raises the temperature, below 1 a little does",
+            "With `dynatemp_range`: above 1, only high uncertainty raises the temperature; below 1, a little is enough",
         )
         .aliases(&["dynatemp_exp"]),
     ],
