@@ -74,7 +74,7 @@ pub enum Error {
     UnknownTensors { architecture: String, unknown: Names, hint: &'static str },
 }
 
-/// Names of tensors. Written, it shows a few and counts the others.
+/// Names of tensors. `Display` shows the first few and the number of the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names(pub Vec<String>);
 

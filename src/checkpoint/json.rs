@@ -52,7 +52,7 @@ pub(super) fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// Reads the file at `path` as a `T`; `None` if there is no such file.
 ///
 /// # Errors
-/// As [`read_bytes`], and where the file is not JSON or not shaped as a `T`.
+/// Those of [`read_bytes`], and an error if the file is not JSON or does not have the structure of a `T`.
 pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
     let Some(bytes) = read_bytes(path, MAX_BYTES)? else { return Ok(None) };
     let value = serde_json::from_slice(&bytes).map_err(|e| Error::Json {

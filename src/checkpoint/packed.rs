@@ -1,7 +1,9 @@
-//! Matrices that several tensors hold together: codes, with the scales and zeros that make weights of them.
+//! Packed matrices: one matrix stored in several tensors, as integer codes and the scales and zero points that turn
+//! them into weights.
 //!
-//! A packing is data, like a block format: adding one (AWQ, GPTQ, FP8 with block scales) is a constant of [`Packing`] and
-//! the names of its tensors in an architecture's tensor table. The checkpoints that nibble converts today have none.
+//! A packing is data, like a block format. To add one (AWQ, GPTQ, FP8 with block scales), define a constant of type
+//! [`Packing`], and name its tensors in an architecture's tensor table. The checkpoints that nibble converts today use
+//! no packing.
 
 use std::fmt;
 use std::ops::Range;

@@ -47,7 +47,8 @@ struct RawEntry {
 /// its shape and the file.
 ///
 /// # Errors
-/// [`Error::Truncated`] where the file ends before its header or its data do; otherwise what is wrong with the header.
+/// [`Error::Truncated`] if the file ends before its header or its data does. Otherwise the error says what is wrong
+/// with the header.
 pub(super) fn read_header(path: &Path, file: &[u8]) -> Result<Vec<Entry>, Error> {
     refuse_pointer(path, file)?;
     let bad = |offset: u64, problem: String| Error::Format { path: path.to_path_buf(), offset, problem };

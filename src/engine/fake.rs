@@ -19,7 +19,7 @@ const N_VOCAB: u32 = 131;
 /// The rule: what comes next after a text.
 pub(super) type Next = Arc<dyn Fn(&[u32]) -> u32 + Send + Sync>;
 
-/// A model with a rule for what comes next.
+/// A fake model, for tests: a rule decides the next token.
 #[derive(Clone)]
 pub(super) struct Fake {
     pub next: Next,

@@ -61,20 +61,20 @@ impl Columns {
     }
 }
 
-/// A token at which a candidate's most likely token is another than the reference's.
+/// A scored token for which the candidate's most likely token is not the reference's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Changed {
-    /// Which window, counted over all texts.
+    /// Index of the window, counted over all texts.
     pub window: usize,
-    /// Which of its scored tokens.
+    /// Index of the token among the window's scored tokens.
     pub row: usize,
     /// KLD there.
     pub kld: f64,
     /// The token that the text has there, with its probabilities.
     pub right: Likely,
-    /// What the reference expects, the most likely first.
+    /// The reference's most likely tokens, in descending order.
     pub reference: Vec<Likely>,
-    /// What the candidate expects, the most likely first.
+    /// The candidate's most likely tokens, in descending order.
     pub candidate: Vec<Likely>,
 }
 
@@ -83,9 +83,9 @@ pub struct Changed {
 pub struct Likely {
     /// The token.
     pub id: u32,
-    /// How likely the reference finds it; `None` where a trace does not say.
+    /// Its probability according to the reference; `None` if the trace did not keep it.
     pub reference: Option<f64>,
-    /// How likely the candidate finds it.
+    /// Its probability according to the candidate.
     pub candidate: f64,
 }
 

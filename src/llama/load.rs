@@ -18,7 +18,7 @@ pub type Progress = Box<dyn FnMut(f32) -> bool>;
 pub struct ModelOptions {
     /// Layers to put on a GPU; `None` puts all of them there. Ignored where there is no GPU, or no build for one.
     pub gpu_layers: Option<u32>,
-    /// Map the weights rather than read them into memory of the process.
+    /// Whether to memory-map the weights instead of reading them into the process's memory.
     pub mmap: bool,
     /// Let the CPU repack weights into layouts that it multiplies faster. They are then copied, not mapped.
     pub repack: bool,

@@ -53,7 +53,7 @@ use crate::quant;
 /// `general.quantization_version`: the generation of ggml's block formats that these recipes are for.
 pub const QUANTIZATION_VERSION: u32 = 2;
 
-/// Which tensor gets which type.
+/// Rules that choose the type of each tensor.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Recipe {
     /// The name on the command line and in the plan: `Q4_K_M`.

@@ -554,7 +554,7 @@ pub fn histogram(results: &Results, ranking: &Ranking, chosen: &[usize]) -> Opti
     })
 }
 
-/// Tokens that a histogram counts.
+/// Returns the number of tokens in a histogram.
 pub fn total(histogram: &Histogram) -> u64 {
     histogram.counts.iter().fold(0, |sum, count| sum.saturating_add(*count))
 }

@@ -38,7 +38,7 @@ pub struct Settings {
     pub window: u32,
     /// Tokens of a window before the first that is scored: what the model reads as context.
     pub context: u32,
-    /// How sure the intervals are: 0.95.
+    /// Confidence level of the intervals: 0.95.
     pub confidence: f64,
     /// How often the bootstrap drew.
     pub resamples: u32,

@@ -200,7 +200,7 @@ fn task_scores(accuracy: f64, kld: f64) -> TaskScores {
     }
 }
 
-/// Sets what follows from sizes and KLDs: the order, the front and the pairs.
+/// Computes what follows from sizes and KLDs: the order of the candidates, the Pareto front and the pairs.
 pub fn settle(results: &mut Results) {
     results.candidates.sort_by_key(|candidate| candidate.file.bytes);
     let mut least = f64::INFINITY;

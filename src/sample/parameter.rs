@@ -92,9 +92,9 @@ pub struct Counts {
 impl Counts {
     /// Any whole number.
     pub const ANY: Self = Self { wanted: "a whole number", below_zero: None, most: u32::MAX };
-    /// How many tokens to keep.
+    /// A number of tokens to keep, of which 0 keeps all.
     pub const OR_0_FOR_ALL: Self = Self { wanted: "a whole number, 0 for all", below_zero: Some(0), most: u32::MAX };
-    /// How far to look back.
+    /// A number of tokens to look back, of which -1 takes in the whole text.
     pub const OR_WHOLE_TEXT: Self =
         Self { wanted: "a whole number, -1 for the whole text", below_zero: Some(u32::MAX), most: u32::MAX };
 

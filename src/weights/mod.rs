@@ -91,7 +91,7 @@ impl<'a> WeightComparison<'a> {
         Self::prepare_with(ARCHITECTURES, source, candidates, importance)
     }
 
-    /// As [`Self::prepare`], for a source of one of these architectures.
+    /// Like [`Self::prepare`], but for sources of the given architectures.
     ///
     /// # Errors
     /// As [`Self::prepare`].

@@ -92,8 +92,8 @@ fn gram(text: &[u32], end: usize) -> Option<[u32; SHORTEST]> {
 }
 
 impl Match {
-    /// Appends the `n` tokens that followed to `out`. Beyond the end of the text, the copied tokens are copied again: a text
-    /// that repeats itself goes on repeating.
+    /// Appends to `out` the `n` tokens that followed the match. Past the end of the text, it copies again the tokens
+    /// that it has just appended, so that a text that repeats itself keeps repeating.
     pub fn copy(self, text: &[u32], n: usize, out: &mut Vec<u32>) {
         let first = out.len();
         for at in self.next..self.next + n {

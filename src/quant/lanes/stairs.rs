@@ -48,7 +48,7 @@ impl Stairs {
 /// where the lowest bits of the float are. Tables are indexed by b modulo `N`, so that two buckets, one on either side of
 /// zero, may share an entry: then zero is among its steps.
 pub struct Buckets<const N: usize, const K: usize> {
-    /// What to add to an argument for its bucket's number.
+    /// Added to an argument, this puts the number of the argument's bucket into the lowest bits of the sum.
     pub round: f32,
     /// The value at the lower end of the bucket.
     pub first: [f32; N],

@@ -81,7 +81,7 @@ fn first_extreme_lanes<L: Lanes, const N: usize>(l: L, x: &[L::Floats; N]) -> L:
     extreme
 }
 
-/// The smallest and the largest element.
+/// Returns the smallest and the largest element.
 #[inline]
 pub fn smallest_and_largest<const N: usize>(x: &[f32; N]) -> (f32, f32) {
     x.iter().fold((x[0], x[0]), |(smallest, largest), &x| {
