@@ -1,4 +1,4 @@
-//! HellaSwag as llama-perplexity reads it: six lines a question.
+//! HellaSwag as llama-perplexity reads it: six lines per question.
 //!
 //! ```text
 //! Roof: A man sits on a roof. he       what happens
@@ -6,11 +6,11 @@
 //! (four endings, a line each)
 //! ```
 //!
-//! Scored as llama-perplexity's `--hellaswag` does (`tools/perplexity/perplexity.cpp`): each ending follows the context
-//! and a space; the first token in which the four texts differ is where scoring begins; the ending with the highest mean
-//! log-probability of a token is taken. It calls that `acc_norm`, and so does [`Score::AccuracyNormalised`]; it is not
-//! the same as for the published file, which divides by characters. llama-perplexity asks questions in a random order,
-//! which makes no difference once all are asked.
+//! It is scored as llama-perplexity's `--hellaswag` does (`tools/perplexity/perplexity.cpp`). Each ending follows the
+//! context and a space. Scoring begins at the first token in which the four texts differ. The model chooses the ending
+//! with the highest mean log-probability per token. llama-perplexity calls this `acc_norm`, and it is reported as
+//! [`Score::AccuracyNormalised`] here, but it differs from the score for the published file, which divides by
+//! characters. llama-perplexity asks the questions in a random order, which makes no difference once all are asked.
 
 use super::source::Source;
 use super::{Error, Format, Parsed, Question, Score, Scored};

@@ -1,5 +1,5 @@
-//! MMLU: questions of 57 school and university subjects, as published (<https://github.com/hendrycks/test>): a CSV file
-//! a subject, without headings, whose name says the subject.
+//! MMLU: questions on 57 school and university subjects, as published (<https://github.com/hendrycks/test>): one CSV
+//! file without headings per subject, named after the subject.
 //!
 //! ```text
 //! question,A,B,C,D,answer

@@ -1,4 +1,4 @@
-//! Every format on a small file of its shape, and what is wrong with a file said in a sentence.
+//! Tests every format on a small file, and the messages for files that are wrong.
 
 use super::*;
 

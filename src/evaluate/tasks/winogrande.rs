@@ -7,7 +7,8 @@
 //! The cup did not fit the box as the box        ┘
 //! ```
 //!
-//! What is scored is what follows the gap, the same text for both: words themselves may be likely or not without fitting.
+//! The score is the likelihood of the text after the gap, which is the same for both words. The likelihood of the words
+//! themselves would not show whether they fit.
 
 use super::source::Source;
 use super::{Choice, Error, Format, Parsed, Question, Score, Scored};
