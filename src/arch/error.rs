@@ -53,7 +53,7 @@ pub enum Error {
     )]
     Shape { name: String, found: Vec<u64>, wanted: Vec<u64> },
 
-    #[error("the key '{key}' is missing or not a number that a model has; is this a whole model?")]
+    #[error("the key '{key}' is missing or not a number that a model has; is this a complete model?")]
     GgufKey { key: String },
 
     #[error(

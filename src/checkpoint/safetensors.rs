@@ -173,7 +173,7 @@ fn looks_like(file: &[u8]) -> &'static str {
         [b'<', ..] | [b' ' | b'\n' | b'\r', b'<', ..] => "; a web page was saved in its place: download the file again",
         [b'P', b'K', 3, 4, ..] => "; this is a zip file, perhaps a PyTorch .bin under another name",
         [b'G', b'G', b'U', b'F', ..] => "; this is a GGUF file under another name",
-        _ => "; this is no safetensors file",
+        _ => "; this is not a safetensors file",
     }
 }
 

@@ -145,7 +145,7 @@ pub enum Error {
          nibble does not quantize experts by it", path.display()
     )]
     Experts { path: PathBuf, tensor: String },
-    #[error("{}: has no matrices to collect importance for; is it a whole model?", path.display())]
+    #[error("{}: has no matrices to collect importance for; is it a complete model?", path.display())]
     NoMatrices { path: PathBuf },
     #[error(
         "the input of '{matrix}' is {value} at column {column}, in window {window} of {}: the model is damaged, or its \

@@ -21,7 +21,7 @@ pub enum Error {
     #[error("{} is not valid Unicode, which llama.cpp requires of a path; rename the file or one of its folders", .0.display())]
     Path(PathBuf),
     /// A tensor has a type that llama.cpp cannot compute with.
-    #[error("{}: tensor '{name}' is {}, and has to be {wanted}; convert the model again", path.display(), found.name())]
+    #[error("{}: tensor '{name}' is {}, but has to be {wanted}; convert the model again", path.display(), found.name())]
     Tensor {
         /// The file.
         path: PathBuf,
@@ -33,7 +33,7 @@ pub enum Error {
         wanted: &'static str,
     },
     /// A value in the metadata is outside the range that llama.cpp supports.
-    #[error("{}: '{key}' is {found}, and has to be {wanted}; convert the model again", path.display())]
+    #[error("{}: '{key}' is {found}, but has to be {wanted}; convert the model again", path.display())]
     Key {
         /// The file.
         path: PathBuf,

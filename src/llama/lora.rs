@@ -89,7 +89,7 @@ fn check_adapter(adapter: &Gguf, model: &Gguf) -> Result<(), String> {
     let metadata = adapter.metadata();
     let is = |key: &str, wanted: &str| match metadata.get(key) {
         Some(Value::String(found)) if found == wanted => Ok(()),
-        Some(Value::String(found)) => Err(format!("its '{key}' is '{}', and has to be '{wanted}'", shown(found))),
+        Some(Value::String(found)) => Err(format!("its '{key}' is '{}', but has to be '{wanted}'", shown(found))),
         _ => Err(format!("it does not say that its '{key}' is '{wanted}', so it is not a LoRA adapter")),
     };
     is("general.type", "adapter")?;
@@ -138,7 +138,7 @@ fn check_type(tensor: &TensorInfo) -> Result<(), String> {
     match tensor.ty {
         TensorType::F32 | TensorType::F16 | TensorType::BF16 | TensorType::Q8_0 => Ok(()),
         ty => {
-            Err(format!("its tensor '{}' is {}, and has to be F32, F16, BF16 or Q8_0", shown(&tensor.name), ty.name()))
+            Err(format!("its tensor '{}' is {}, but has to be F32, F16, BF16 or Q8_0", shown(&tensor.name), ty.name()))
         }
     }
 }
@@ -173,7 +173,7 @@ fn check_pair(base: &str, a: &TensorInfo, b: &TensorInfo, model: &Gguf, is_tied:
                 sizes[..used].iter().map(u64::to_string).collect::<Vec<_>>().join(" x ")
             };
             return Err(format!(
-                "its tensor '{}' is {}, and would have to be {} for the model's '{base_name}': it was made for another \
+                "its tensor '{}' is {}, but has to be {} for the model's '{base_name}': it was made for another \
                  model",
                 shown(&tensor.name),
                 text(&sizes(tensor)),

@@ -48,7 +48,7 @@ fn parse(source: &Source<'_>) -> Result<Parsed, Error> {
         let right: Option<Vec<usize>> = labels.chars().map(place).collect();
         let right = right.ok_or_else(|| {
             let shown: String = labels.chars().take(40).collect();
-            object.fails(format!("'label' is '{shown}', and there are {} options from A on", options.len()))
+            object.fails(format!("'label' is '{shown}', but there are {} options from A on", options.len()))
         })?;
         parsed.questions.push(Question::pick(object.line, &context(&object, &options)?, options, &right));
     }

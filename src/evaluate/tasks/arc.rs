@@ -33,7 +33,7 @@ fn parse(source: &Source<'_>) -> Result<Parsed, Error> {
         let right = choices
             .iter()
             .position(|(label, _)| *label == key)
-            .ok_or_else(|| object.fails(format!("'answerKey' is {key}, and no choice has that label")))?;
+            .ok_or_else(|| object.fails(format!("'answerKey' is {key}, but no choice has that label")))?;
         let context = format!("Question: {stem}\nAnswer:");
         questions.push(Question::pick(object.line, &context, choices.iter().map(|(_, text)| *text), &[right]));
     }

@@ -48,7 +48,7 @@ pub(super) fn questions(source: &Source<'_>) -> Result<Vec<Question>, Error> {
     let read = |row: &Row<'_>| {
         let right = letters::place(row.field(answer)).ok_or_else(|| {
             let shown: String = row.field(answer).chars().take(40).collect();
-            row.fails(format!("the answer is to be A, B, C or D, and is '{shown}'"))
+            row.fails(format!("the answer has to be A, B, C or D, but is '{shown}'"))
         })?;
         let answers = [a, b, c, d].map(|column| row.field(column));
         Ok(letters::question(row.line, row.field(question), answers, right, "答案："))

@@ -39,7 +39,7 @@ fn parse(source: &Source<'_>) -> Result<Parsed, Error> {
         })?;
         let endings = object.texts("endings")?;
         let right = label.parse().ok().filter(|right| *right < endings.len()).ok_or_else(|| {
-            object.fails(format!("'label' is {label}, and there are {} endings, counted from 0", endings.len()))
+            object.fails(format!("'label' is {label}, but there are {} endings, counted from 0", endings.len()))
         })?;
         let context = format!("{} {}", object.text("ctx_a")?, capitalised(object.text("ctx_b")?));
         let context = clean(&format!("{}: {context}", object.text("activity_label")?));

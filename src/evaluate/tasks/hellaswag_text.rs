@@ -33,12 +33,12 @@ fn parse(source: &Source<'_>) -> Result<Parsed, Error> {
     let mut questions = Vec::new();
     for (line, question) in (1..).step_by(6).zip(lines.chunks(6)) {
         let &[context, label, a, b, c, d] = question else {
-            let what = format!("a question has six lines, and the last one here has {}", question.len());
+            let what = format!("a question has six lines, but the last one here has {}", question.len());
             return Err(source.fails_at(line, what));
         };
         let right = label.trim().parse().ok().filter(|right| *right < 4).ok_or_else(|| {
             let shown: String = label.chars().take(40).collect();
-            source.fails_at(line + 1, format!("the right ending is to be 0, 1, 2 or 3, and is '{shown}'"))
+            source.fails_at(line + 1, format!("the right ending has to be 0, 1, 2 or 3, but is '{shown}'"))
         })?;
         questions.push(Question::pick(line, context, [a, b, c, d], &[right]));
     }

@@ -132,9 +132,9 @@ impl Kept {
         let mut note = None;
         if dropped > 0 {
             note = Some(format!(
-                "{}: {dropped} of its lines {} no whole result, so {} asked again",
+                "{}: {dropped} of its lines {}, so {} asked again",
                 path.display(),
-                if dropped == 1 { "is" } else { "are" },
+                if dropped == 1 { "is not a complete result" } else { "are not complete results" },
                 if dropped == 1 { "that question is" } else { "those questions are" },
             ));
         }
@@ -265,7 +265,7 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let (_, results, note) = Kept::open(&path, &identity("a")).unwrap();
         assert_eq!(results, (0..4).map(result).collect::<Vec<_>>());
-        assert!(note.unwrap().contains("3 of its lines are no whole result"));
+        assert!(note.unwrap().contains("3 of its lines are not complete results"));
     }
 
     #[test]

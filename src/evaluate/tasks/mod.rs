@@ -283,7 +283,7 @@ pub enum Error {
         what: String,
     },
     /// A file of examples has too few.
-    #[error("{}: it has {found} examples, and {wanted} are wanted", path.display())]
+    #[error("{}: it has {found} examples, but {wanted} are wanted", path.display())]
     Examples {
         /// The file.
         path: PathBuf,
@@ -418,7 +418,7 @@ fn parse(format: &Format, source: &Source<'_>) -> Result<Parsed, Error> {
     let mut parsed = (format.parse)(source)?;
     if parsed.questions.is_empty() {
         return Err(source.fails(match parsed.left_out {
-            0 => format!("there are no questions in it, as {} ('{}') has them", format.about, format.name),
+            0 => format!("it has no questions in the format of {} ('{}')", format.about, format.name),
             _ => format!("none of its questions can be scored: {}", parsed.left_out_why),
         }));
     }

@@ -67,8 +67,8 @@ impl<'a> Source<'a> {
         let lines = (1..).zip(self.text.lines()).filter(|(_, line)| !line.trim().is_empty());
         let parsed = lines.map(|(number, line)| match serde_json::from_str(line) {
             Ok(Value::Object(fields)) => Ok(Object { source: self, line: number, fields }),
-            Ok(_) => Err(self.fails_at(number, "it is no JSON object".to_string())),
-            Err(error) => Err(self.fails_at(number, format!("it is no JSON: {}", without_place(&error)))),
+            Ok(_) => Err(self.fails_at(number, "it is not a JSON object".to_string())),
+            Err(error) => Err(self.fails_at(number, format!("it is not JSON: {}", without_place(&error)))),
         });
         parsed.collect()
     }
@@ -87,7 +87,7 @@ impl<'a> Source<'a> {
         for record in self.reader().records() {
             let record = record.map_err(|error| {
                 let line = error.position().map_or(1, csv::Position::line);
-                self.fails_at(line, format!("it is no CSV: {error}"))
+                self.fails_at(line, format!("it is not CSV: {error}"))
             })?;
             let line = record.position().map_or(1, csv::Position::line);
             rows.push(Row { source: self, line, fields: record });

@@ -114,8 +114,9 @@ fn of_lines(source: &Source<'_>) -> Result<Vec<Question>, Error> {
 }
 
 fn of_array(source: &Source<'_>) -> Result<Vec<Question>, Error> {
-    let list: Vec<Map<String, Value>> = serde_json::from_str(source.text())
-        .map_err(|error| source.fails_at(error.line() as u64, format!("it is no JSON list of questions: {error}")))?;
+    let list: Vec<Map<String, Value>> = serde_json::from_str(source.text()).map_err(|error| {
+        source.fails_at(error.line() as u64, format!("it is not a JSON list of questions: {error}"))
+    })?;
     let mut questions = Vec::new();
     for (number, fields) in (1..).zip(&list) {
         // The line of a question in the file is not known any more.
