@@ -614,7 +614,7 @@ fn tensors_that_do_not_fit_are_named() {
 
     let mut adapter = Adapter::new(4, 8.0);
     adapter.add("model.layers.0.self_attn.q_proj", 256, 256, 3);
-    refuses(&adapter, &[], &["q_proj.lora_A.weight has rank 3", "makes it 4"]);
+    refuses(&adapter, &[], &["q_proj.lora_A.weight has rank 3", "says 4"]);
     let mut adapter = small();
     adapter.tensor_mut("layers.1.self_attn.q_proj.lora_B.weight").shape = vec![512, 2];
     refuses(&adapter, &[], &["layers.1.self_attn.q_proj.lora_B.weight", "[512, 2]", "[256, 4]"]);
