@@ -113,8 +113,8 @@ pub enum Error {
     /// A file exists and is not to be replaced.
     #[error("{} exists already", .0.display())]
     Exists(PathBuf),
-    /// A file is in the way, and nothing records what it was made of.
-    #[error("{} exists, and nothing records what it was made of", .0.display())]
+    /// A file is in the way, and nothing records what it was made from.
+    #[error("{} exists, and nothing records what it was made from", .0.display())]
     Unknown(PathBuf),
     /// A file could not be read.
     #[error("cannot read {}: {source}", path.display())]
