@@ -97,7 +97,7 @@ pub struct Blueprint {
     pub metadata: Metadata,
     /// Every tensor of the GGUF file in its order, the output matrix among them even where [`Self::tied`] is true.
     pub tensors: Vec<OutputTensor>,
-    /// Whether the token embedding serves as the output matrix; `None` where the configuration does not say, so that the
+    /// Whether the token embedding serves as the output matrix; `None` if the configuration does not say, so that the
     /// checkpoint's tensors decide.
     pub tied: Option<bool>,
     /// Whether every matrix of a layer has a bias.
@@ -400,7 +400,7 @@ impl Architectures {
     }
 }
 
-/// Returns the name that the checkpoint has for a tensor, whose shape has to be the expected one; `None` where it has none.
+/// Returns the name that the checkpoint has for a tensor, whose shape has to be the expected one; `None` if it has none.
 fn find<'a>(stored: &Stored, output: &str, found: &BTreeMap<&'a str, &[u64]>) -> Result<Option<&'a str>, Error> {
     let mut present = stored.names.iter().filter_map(|name| found.get_key_value(name.as_str()));
     let Some((name, shape)) = present.next() else { return Ok(None) };

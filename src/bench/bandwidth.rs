@@ -53,7 +53,7 @@ pub fn buffer_bytes(cache_bytes: Option<u64>, available_bytes: Option<u64>) -> u
 /// The fewest passes of a measurement.
 const LEAST_PASSES: usize = 3;
 
-/// Reads `buffer_bytes` with this many threads, again and again, for about `time`. Returns `None` where there is no memory
+/// Reads `buffer_bytes` with this many threads, again and again, for about `time`. Returns `None` if there is no memory
 /// for the buffer, no thread, or `cancel` was set before there were enough passes.
 pub fn measure(threads: u32, buffer_bytes: u64, time: Duration, cancel: &AtomicBool) -> Option<Bandwidth> {
     let n_threads = usize::try_from(threads).ok().filter(|n| (1..=4096).contains(n))?;

@@ -23,7 +23,7 @@ pub struct Caches {
 }
 
 impl Caches {
-    /// Returns those of this machine; `None` where the system does not say.
+    /// Returns those of this machine; `None` if the system does not say.
     pub fn this() -> Option<Self> {
         #[cfg(target_os = "linux")]
         return of_linux(std::path::Path::new("/sys/devices/system/cpu"));

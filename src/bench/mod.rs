@@ -131,7 +131,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Summarizes `values`; `None` where there are none.
+    /// Summarizes `values`; `None` if there are none.
     pub fn of(values: &[f64]) -> Option<Self> {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -182,7 +182,7 @@ pub enum Event<'a> {
 /// Runs `plan`. Setting the flag in `plan.session.cancel` ends it with what was measured until then.
 ///
 /// # Errors
-/// Where a test does not fit the context, llama.cpp fails, or the logits are broken.
+/// If a test does not fit the context, llama.cpp fails, or the logits are broken.
 pub fn run(model: &Model, plan: &Plan, mut on_event: impl FnMut(Event<'_>)) -> Result<Report, Error> {
     let mut report = Report::default();
     match measure_all(model, plan, &mut report, &mut on_event) {

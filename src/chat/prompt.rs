@@ -134,7 +134,7 @@ pub fn encode(prompt: &Prompt, tokenizer: &dyn Tokenizer) -> Result<Vec<u32>, To
 /// template changed is encoded like other text.
 ///
 /// # Errors
-/// As [`encode`].
+/// Those of [`encode`].
 pub fn encode_conversation(
     prompt: &Prompt,
     spoken: &[Spoken<'_>],
@@ -171,7 +171,7 @@ pub fn encode_conversation(
 /// plain text.
 ///
 /// # Errors
-/// As [`encode`].
+/// Those of [`encode`].
 pub fn encode_inside(message: &str, tokenizer: &dyn Tokenizer) -> Result<Vec<u32>, TokenizeError> {
     let mut ids = Vec::new();
     encode_run(message, Place::Inside, tokenizer, &mut ids)?;

@@ -185,7 +185,7 @@ impl Config {
     /// A number.
     ///
     /// # Errors
-    /// As [`u64`](Self::u64).
+    /// Those of [`u64`](Self::u64).
     pub fn f64(&self, key: &str) -> Result<f64, Error> {
         let found = self.opt_f64(key)?;
         self.required(key, "a number", found)
@@ -194,7 +194,7 @@ impl Config {
     /// Returns a number, if the key exists.
     ///
     /// # Errors
-    /// As [`opt_u64`](Self::opt_u64).
+    /// Those of [`opt_u64`](Self::opt_u64).
     pub fn opt_f64(&self, key: &str) -> Result<Option<f64>, Error> {
         self.opt(key, "a number", Value::as_f64)
     }
@@ -202,7 +202,7 @@ impl Config {
     /// A string.
     ///
     /// # Errors
-    /// As [`u64`](Self::u64).
+    /// Those of [`u64`](Self::u64).
     pub fn str(&self, key: &str) -> Result<&str, Error> {
         let found = self.opt_str(key)?;
         self.required(key, "a string", found)
@@ -211,7 +211,7 @@ impl Config {
     /// Returns a string, if the key exists.
     ///
     /// # Errors
-    /// As [`opt_u64`](Self::opt_u64).
+    /// Those of [`opt_u64`](Self::opt_u64).
     pub fn opt_str(&self, key: &str) -> Result<Option<&str>, Error> {
         self.opt(key, "a string", Value::as_str)
     }
@@ -219,7 +219,7 @@ impl Config {
     /// A boolean.
     ///
     /// # Errors
-    /// As [`u64`](Self::u64).
+    /// Those of [`u64`](Self::u64).
     pub fn bool(&self, key: &str) -> Result<bool, Error> {
         let found = self.opt_bool(key)?;
         self.required(key, "true or false", found)
@@ -228,7 +228,7 @@ impl Config {
     /// Returns a boolean, if the key exists.
     ///
     /// # Errors
-    /// As [`opt_u64`](Self::opt_u64).
+    /// Those of [`opt_u64`](Self::opt_u64).
     pub fn opt_bool(&self, key: &str) -> Result<Option<bool>, Error> {
         self.opt(key, "true or false", Value::as_bool)
     }
@@ -236,7 +236,7 @@ impl Config {
     /// Returns whole numbers, from a list or a single number as `eos_token_id` has; empty if the key is absent.
     ///
     /// # Errors
-    /// As [`opt_u64`](Self::opt_u64).
+    /// Those of [`opt_u64`](Self::opt_u64).
     pub fn u64s(&self, key: &str) -> Result<Vec<u64>, Error> {
         let list = |value: &Value| match value {
             Value::Array(items) => items.iter().map(whole).collect(),
@@ -248,7 +248,7 @@ impl Config {
     /// Returns numbers, from a list; `None` if the key is absent.
     ///
     /// # Errors
-    /// As [`opt_u64`](Self::opt_u64).
+    /// Those of [`opt_u64`](Self::opt_u64).
     pub fn f64s(&self, key: &str) -> Result<Option<Vec<f64>>, Error> {
         self.opt(key, "a list of numbers", |value| value.as_array()?.iter().map(Value::as_f64).collect())
     }
@@ -256,7 +256,7 @@ impl Config {
     /// Returns strings, from a list or a single string; empty if the key is absent.
     ///
     /// # Errors
-    /// As [`opt_u64`](Self::opt_u64).
+    /// Those of [`opt_u64`](Self::opt_u64).
     pub fn strs(&self, key: &str) -> Result<Vec<&str>, Error> {
         let found = self.opt(key, "a string or a list of strings", |value| match value {
             Value::Array(items) => items.iter().map(Value::as_str).collect(),

@@ -419,7 +419,7 @@ struct Rows {
 impl Rows {
     fn new(plan: &Plan) -> Self {
         let label = plan.tests.iter().map(|test| label(*test)).max_by_key(|label| label.len()).unwrap_or_default();
-        // As wide as a rate of up to a million tokens a second.
+        // As wide as a rate of up to a million tokens per second.
         let rate = "999999.9".to_string();
         let (threads, sampling) = ("512".to_string(), "99.999 ms".to_string());
         Self {

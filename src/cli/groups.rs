@@ -81,7 +81,7 @@ pub fn layer_list(layers: &[u32]) -> String {
 }
 
 /// The longest run of evenly spaced layers at the beginning, its step, and what follows. Two layers make a run only
-/// where they are neighbours, since two points are evenly spaced whatever they are. `None` where there are no layers.
+/// where they are neighbours, since two points are evenly spaced whatever they are. `None` if there are no layers.
 fn next_run(layers: &[u32]) -> Option<(RangeInclusive<u32>, u32, &[u32])> {
     let (&first, rest) = layers.split_first()?;
     let Some(&second) = rest.first() else {

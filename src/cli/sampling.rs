@@ -181,7 +181,7 @@ impl SamplingArgs {
     /// Builds the sampler for a model with this tokenizer.
     ///
     /// # Errors
-    /// Where a parameter lies outside its range.
+    /// If a parameter lies outside its range.
     pub fn sampler(&self, codec: &dyn Tokenizer) -> Result<Sampler, Error> {
         Sampler::with_text(&self.params_for(codec), codec.n_tokens(), |id| codec.bytes(id))
     }

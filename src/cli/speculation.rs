@@ -42,7 +42,7 @@ impl SpeculationArgs {
     /// Returns how to make the session of the model that writes, where `session` is how it is made without drafts.
     ///
     /// # Errors
-    /// Where a flag is out of its range.
+    /// If a flag is out of its range.
     pub fn session(&self, session: SessionOptions) -> Result<SessionOptions, Error> {
         if self.draft.is_none() {
             return Ok(session);
@@ -51,10 +51,10 @@ impl SpeculationArgs {
         Ok(SessionOptions { rows: self.options().rows().min(session.n_batch), ..session })
     }
 
-    /// Makes what drafts for `model`, whose session is made by `session`; `None` where nothing is to be drafted.
+    /// Makes what drafts for `model`, whose session is made by `session`; `None` if nothing is to be drafted.
     ///
     /// # Errors
-    /// Where the draft model cannot be loaded beside the model, or does not go with it.
+    /// If the draft model cannot be loaded beside the model, or does not go with it.
     pub fn draft(
         &self,
         machine: &MachineArgs,

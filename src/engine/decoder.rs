@@ -33,20 +33,20 @@ pub trait Decoder {
     /// Evaluates a batch. After an error no token of it is in memory.
     ///
     /// # Errors
-    /// As [`Context::decode`].
+    /// Those of [`Context::decode`].
     fn decode(&mut self, batch: &Batch) -> Result<(), Error>;
 
     /// Returns a row of logits of the last evaluation.
     ///
     /// # Errors
-    /// As [`Context::logits`].
+    /// Those of [`Context::logits`].
     fn logits(&self, row: usize) -> Result<&[f32], Error>;
 
     /// Removes all but the first `n_tokens` tokens of a sequence. Returns how many are left: fewer where the memory cannot
     /// be truncated.
     ///
     /// # Errors
-    /// As [`Context::truncate`].
+    /// Those of [`Context::truncate`].
     fn truncate(&mut self, sequence: u32, n_tokens: usize) -> Result<usize, Error>;
 }
 

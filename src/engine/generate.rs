@@ -29,7 +29,7 @@ pub struct Generated {
     /// Tokens that were written and read again in that time: the first one comes of the prompt's evaluation, and the
     /// last one is mostly not read.
     pub evaluated_tokens: usize,
-    /// How drafting went; `None` where nothing was to be drafted.
+    /// How drafting went; `None` if nothing was to be drafted.
     pub speculation: Option<Speculation>,
 }
 
@@ -55,7 +55,7 @@ fn rate(n: usize, time: Duration) -> f64 {
 /// Afterwards the context holds the prompt and what was written, so that a prompt which continues it costs only what is new.
 ///
 /// # Errors
-/// Where the prompt is empty or does not fit the context, nothing can be drafted for the model, llama.cpp fails, the logits
+/// If the prompt is empty or does not fit the context, nothing can be drafted for the model, llama.cpp fails, the logits
 /// are broken, or what the grammar allows cannot be worked out.
 pub fn generate<D: Decoder>(
     session: &mut Session<D>,

@@ -1,4 +1,4 @@
-//! A text in the making, one token a step. It computes nothing that takes long and waits for nobody.
+//! A text in the making, one token per step. It computes nothing that takes long and waits for nobody.
 //!
 //! ```text
 //!               ┌────────────── Evaluate: read text()[known..] and up to `most_guesses` guesses of what follows
@@ -226,7 +226,7 @@ impl Generation {
         self.n_read.saturating_sub(self.n_prompt)
     }
 
-    /// Returns what the last step wrote; `None` where it wrote nothing.
+    /// Returns what the last step wrote; `None` if it wrote nothing.
     pub fn piece(&self) -> Option<Step<'_>> {
         self.has_piece.then_some(Step { token: self.token, text: &self.piece })
     }
@@ -239,7 +239,7 @@ impl Generation {
     /// Takes one step. `logits` are the rows of the evaluation that the last step asked for; the first step looks at none.
     ///
     /// # Errors
-    /// Where there are no such logits or they are broken, every token is ruled out, or what the grammar allows cannot be
+    /// If there are no such logits or they are broken, every token is ruled out, or what the grammar allows cannot be
     /// worked out. The generation is then of no further use.
     pub fn step(&mut self, writer: &mut Writer<'_>, logits: LogitRows<'_>) -> Result<Action, Error> {
         self.has_piece = false;
@@ -324,7 +324,7 @@ impl Generation {
         Ok(Action::Evaluate { known: self.n_read, most_guesses: left.min(room) - 1 })
     }
 
-    /// Chooses the next token. Returns it, and whether it was guessed; `None` where the text satisfies its grammar and
+    /// Chooses the next token. Returns it, and whether it was guessed; `None` if the text satisfies its grammar and
     /// nothing can be added.
     fn choose(&mut self, writer: &mut Writer<'_>, logits: LogitRows<'_>) -> Result<Option<(u32, bool)>, Error> {
         let Writer { sampler, draft, constraint } = writer;

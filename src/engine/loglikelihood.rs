@@ -72,15 +72,15 @@ impl Loglikelihoods {
     /// Makes an empty context.
     ///
     /// # Errors
-    /// Where an option is out of range, or llama.cpp has no memory for it.
+    /// If an option is out of range, or llama.cpp has no memory for it.
     pub fn new(model: &Model, options: &SessionOptions) -> Result<Self, Error> {
         Self::with_sequences(model, options, MOST_SEQUENCES)
     }
 
-    /// As [`Self::new`], with at most so many texts at a time: 1 reads one after the other, for comparison.
+    /// Like [`Self::new`], with at most so many texts at a time: 1 reads one after the other, for comparison.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// Those of [`Self::new`].
     pub fn with_sequences(model: &Model, options: &SessionOptions, most: u32) -> Result<Self, Error> {
         options.check(model.n_ctx_train())?;
         let n_ctx = options.n_ctx_for(model.n_ctx_train());
@@ -114,7 +114,7 @@ impl Loglikelihoods {
     /// probabilities. They are passed to `each` with the index of the text, in order, a batch at a time, until it breaks.
     ///
     /// # Errors
-    /// Where a text has nothing to score or nothing before it, is longer than the context, or has a token that is not in
+    /// If a text has nothing to score or nothing before it, is longer than the context, or has a token that is not in
     /// the vocabulary: before anything is read. When cancelled; when llama.cpp fails, or its logits are not numbers.
     pub fn log_likelihoods(
         &mut self,

@@ -22,7 +22,7 @@ pub struct OpenOptions {
 /// Loads the model at `path`, a GGUF file or any part of a split one, where it fits in the memory of this machine.
 ///
 /// # Errors
-/// Where the file or an adapter is refused, an option of the session is out of range, the model does not fit in memory, or
+/// If the file or an adapter is refused, an option of the session is out of range, the model does not fit in memory, or
 /// llama.cpp cannot load it.
 pub fn open(path: &Path, options: OpenOptions) -> Result<Model, Error> {
     let OpenOptions { load, session, allow_swap, beside } = options;

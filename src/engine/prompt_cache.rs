@@ -166,7 +166,7 @@ impl PromptCache {
         Ok((cache, read.err()))
     }
 
-    /// Returns the contents of the file, checked; `None` where there is no file.
+    /// Returns the contents of the file, checked; `None` if there is no file.
     fn read(&self, session: &Session) -> Result<Option<Contents>, CacheError> {
         let mut file = match File::open(&self.path) {
             Ok(file) => file,

@@ -108,7 +108,7 @@ pub struct Share<'a> {
 /// After an error the memory of each sequence is as before, or empty where it cannot be truncated.
 ///
 /// # Errors
-/// As [`Decoder::decode`].
+/// Those of [`Decoder::decode`].
 pub fn evaluate_together(
     decoder: &mut impl Decoder,
     batch: &mut Batch,

@@ -91,7 +91,7 @@ impl SessionOptions {
     }
 }
 
-/// One thread a core, since two on one core wait for the same arithmetic; but no more than this process may use at once,
+/// One thread per core, since two on one core wait for the same arithmetic; but no more than this process may use at once,
 /// which is less in a container or under `taskset`.
 fn default_threads() -> u32 {
     let allowed = std::thread::available_parallelism().map_or(usize::MAX, std::num::NonZero::get);
@@ -118,16 +118,16 @@ impl Session<Context> {
     /// Makes a session with an empty context.
     ///
     /// # Errors
-    /// Where an option is out of range, the model has no weights, or llama.cpp has no memory for it.
+    /// If an option is out of range, the model has no weights, or llama.cpp has no memory for it.
     pub fn new(model: &Model, options: &SessionOptions) -> Result<Self, Error> {
         let context = Context::new(model, &options.context(model.n_ctx_train(), 1), None)?;
         Ok(Self::of(context, options))
     }
 
-    /// As [`Self::new`]; `observer` sees what every evaluation computes.
+    /// Like [`Self::new`]; `observer` sees what every evaluation computes.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// Those of [`Self::new`].
     pub fn observed(model: &Model, options: &SessionOptions, observer: impl Observer + 'static) -> Result<Self, Error> {
         let context = Context::new(model, &options.context(model.n_ctx_train(), 1), Some(Box::new(observer)))?;
         Ok(Self::of(context, options))
@@ -146,7 +146,7 @@ impl Session<Context> {
     /// Returns what the memory holds of the tokens in it, in llama.cpp's format.
     ///
     /// # Errors
-    /// Where there is no memory for it.
+    /// If there is no memory for it.
     pub(super) fn state(&mut self) -> Result<Vec<u8>, llama::Error> {
         self.decoder.save(0)
     }
@@ -155,7 +155,7 @@ impl Session<Context> {
     /// options. They fit the context, and all are in the vocabulary.
     ///
     /// # Errors
-    /// Where llama.cpp refuses the state, or it holds other tokens; the context is then empty.
+    /// If llama.cpp refuses the state, or it holds other tokens; the context is then empty.
     pub(super) fn restore(&mut self, tokens: &[u32], state: &[u8]) -> Result<(), llama::Error> {
         self.truncate(0);
         self.n_rows = 0;
@@ -221,7 +221,7 @@ impl<D: Decoder> Session<D> {
     /// Evaluates `tokens`, which follow those in the context.
     ///
     /// # Errors
-    /// Where there are none, one is not in the vocabulary, or they do not fit; when cancelled; when llama.cpp fails. The
+    /// If there are none, one is not in the vocabulary, or they do not fit; when cancelled; when llama.cpp fails. The
     /// batches before the one that failed are then in the context.
     pub fn eval(&mut self, tokens: &[u32], logits: Logits) -> Result<(), Error> {
         self.check(tokens)?;
@@ -243,7 +243,7 @@ impl<D: Decoder> Session<D> {
     /// `tokens`.
     ///
     /// # Errors
-    /// As [`Self::eval`].
+    /// Those of [`Self::eval`].
     pub fn eval_each(&mut self, tokens: &[u32], from: usize, mut each: impl FnMut(usize, &[f32])) -> Result<(), Error> {
         self.check(tokens)?;
         let from = from.min(tokens.len());
@@ -264,7 +264,7 @@ impl<D: Decoder> Session<D> {
     /// Returns row `row` of the logits that the last evaluation computed: `n_vocab` numbers.
     ///
     /// # Errors
-    /// Where it was not computed, or the tokens were removed since.
+    /// If it was not computed, or the tokens were removed since.
     pub fn logits(&self, row: usize) -> Result<&[f32], Error> {
         if row >= self.n_rows {
             return Err(llama::Error::NoLogits { row, computed: self.n_rows }.into());
@@ -290,12 +290,12 @@ impl<D: Decoder> Session<D> {
     /// of its beginning is not evaluated again. Returns how many tokens that saved.
     ///
     /// # Errors
-    /// As [`Self::eval`].
+    /// Those of [`Self::eval`].
     pub fn prefill(&mut self, prompt: &[u32]) -> Result<usize, Error> {
         self.extend(prompt, 0)
     }
 
-    /// As [`Self::prefill`], where the first `known` tokens are known to be those of the context.
+    /// Like [`Self::prefill`], where the first `known` tokens are known to be those of the context.
     pub(crate) fn extend(&mut self, text: &[u32], known: usize) -> Result<usize, Error> {
         if text.len() > self.n_ctx() as usize {
             return Err(llama::Error::ContextFull { wanted: text.len(), n_ctx: self.n_ctx() }.into());

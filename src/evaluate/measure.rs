@@ -1,7 +1,7 @@
 //! Measures candidates against a reference, or writes down what a reference expects.
 //!
 //! Reference and candidates read the same windows, one window after the other. Of the reference a window's logits are kept,
-//! of a candidate a few rows; they become a handful of numbers a token while the next rows are computed.
+//! of a candidate a few rows; they become a handful of numbers per token while the next rows are computed.
 
 use rayon::prelude::*;
 
@@ -327,7 +327,7 @@ struct Position {
 }
 
 impl Progress {
-    /// Keeps a change that is among the largest, one a window.
+    /// Keeps a change that is among the largest, one per window.
     fn note(&mut self, at: &Position, expected: &Expected, logits: &[f32], summary: &Summary) {
         let same_window = self.changed.iter().position(|change| change.window == at.window);
         let least = self.changed.last().map_or(f64::NEG_INFINITY, |change| change.kld);

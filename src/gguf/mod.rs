@@ -72,12 +72,12 @@ impl TensorInfo {
         self.dims.first().copied().unwrap_or(1)
     }
 
-    /// Number of rows; `None` where it does not fit a `u64`.
+    /// Number of rows; `None` if it does not fit a `u64`.
     pub fn n_rows(&self) -> Option<u64> {
         self.dims.iter().skip(1).try_fold(1u64, |n, &d| n.checked_mul(d))
     }
 
-    /// Number of weights; `None` where it does not fit a `u64`.
+    /// Number of weights; `None` if it does not fit a `u64`.
     pub fn n_elements(&self) -> Option<u64> {
         self.n_rows()?.checked_mul(self.row_len())
     }
@@ -107,7 +107,7 @@ impl TensorInfo {
         self.n_bytes().filter(fits).ok_or_else(too_large)
     }
 
-    /// Bytes of the tensor's data, without padding; `None` where a block does not divide the row or the size does not
+    /// Bytes of the tensor's data, without padding; `None` if a block does not divide the row or the size does not
     /// fit a `u64`.
     pub fn n_bytes(&self) -> Option<u64> {
         self.ty.row_bytes(self.row_len())?.checked_mul(self.n_rows()?)

@@ -149,7 +149,7 @@ impl Context {
     /// Makes a context of `model`, with the model's adapters. `observer` sees what every evaluation computes.
     ///
     /// # Errors
-    /// Where an option is out of range, the model was loaded without its weights, or llama.cpp has no memory for it.
+    /// If an option is out of range, the model was loaded without its weights, or llama.cpp has no memory for it.
     pub fn new(model: &Model, options: &ContextOptions, observer: Option<Box<dyn Observer>>) -> Result<Self, Error> {
         backend::get()?;
         options.check()?;
@@ -268,7 +268,7 @@ impl Context {
     /// empty.
     ///
     /// # Errors
-    /// Where the batch is empty or larger than the context takes, a token is not in the vocabulary, is in no sequence or
+    /// If the batch is empty or larger than the context takes, a token is not in the vocabulary, is in no sequence or
     /// one that does not exist, or does not follow directly after what its sequence holds; where it asks for too many
     /// rows, or the memory is full. When cancelled or stopped by the observer, and where llama.cpp fails.
     pub fn decode(&mut self, batch: &Batch) -> Result<(), Error> {
@@ -401,12 +401,12 @@ impl Context {
     /// [`Error::NoLogits`] where it was not computed.
     pub fn logits(&self, row: usize) -> Result<&[f32], Error> {
         let pointer = self.rows.get(row).ok_or(Error::NoLogits { row, computed: self.rows.len() })?;
-        // SAFETY: llama.cpp keeps `n_vocab` floats a row until the next evaluation, which takes `&mut self` and clears
+        // SAFETY: llama.cpp keeps `n_vocab` floats per row until the next evaluation, which takes `&mut self` and clears
         // `rows`; the evaluation that computed them was waited for.
         Ok(unsafe { std::slice::from_raw_parts(pointer.as_ptr(), self.model.n_vocab() as usize) })
     }
 
-    /// Returns the first and the last position that a sequence holds; `None` where it is empty. The first is above 0 for
+    /// Returns the first and the last position that a sequence holds; `None` if it is empty. The first is above 0 for
     /// models that look back over a window only.
     ///
     /// # Errors
@@ -432,7 +432,7 @@ impl Context {
         Ok(self.positions(sequence)?.map_or(0, |held| held.end() + 1))
     }
 
-    /// As [`Self::truncate`], of a sequence that exists.
+    /// Like [`Self::truncate`], of a sequence that exists.
     fn truncate_to(&mut self, sequence: i32, position: i32) {
         let memory = self.memory();
         // SAFETY: the memory is that of a live context in which nothing is being evaluated; the sequence exists, which is

@@ -30,7 +30,7 @@ impl ModelFile {
     /// Checks the model at `path`, a GGUF file or any part of a split one, and the adapters in `options`.
     ///
     /// # Errors
-    /// Where nibble's reader refuses the file, the file is not a model, llama.cpp would end the process over it, or an
+    /// If nibble's reader refuses the file, the file is not a model, llama.cpp would end the process over it, or an
     /// adapter does not fit the model.
     pub fn check(path: &Path, options: ModelOptions) -> Result<Self, Error> {
         backend::get()?;
@@ -138,7 +138,7 @@ impl Model {
     /// Loads the vocabulary alone: enough for [`Self::tokenizer`], in a moment and a few megabytes.
     ///
     /// # Errors
-    /// Where nibble's reader refuses the file, or llama.cpp cannot load it.
+    /// If nibble's reader refuses the file, or llama.cpp cannot load it.
     pub fn load_vocabulary(path: &Path) -> Result<Self, Error> {
         backend::get()?;
         let gguf = Gguf::open(path)?;
@@ -176,7 +176,7 @@ impl Model {
         self.inner.n_vocab
     }
 
-    /// Returns how many tokens it was trained on at a time; `None` where the file does not say.
+    /// Returns how many tokens it was trained on at a time; `None` if the file does not say.
     pub fn n_ctx_train(&self) -> Option<u32> {
         n_ctx_train(self.metadata())
     }
@@ -209,7 +209,7 @@ impl Model {
         self.inner.weights.as_ref().map_or(0, |weights| weights.gpu_layers)
     }
 
-    /// Returns why no context can be made for it; `None` where one can.
+    /// Returns why no context can be made for it; `None` if one can.
     pub(super) fn lacks(&self) -> Option<&'static str> {
         match &self.inner.weights {
             None => Some("only its vocabulary was loaded"),
@@ -232,7 +232,7 @@ impl Model {
     /// reads the beginning of the file and samples of each tensor.
     ///
     /// # Errors
-    /// Where the file cannot be read any more.
+    /// If the file cannot be read any more.
     pub fn fingerprint(&self) -> Result<String, Error> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(self.file_fingerprint()?.as_bytes());
@@ -244,7 +244,7 @@ impl Model {
     /// Weights that were trained or quantized differently differ nearly everywhere.
     ///
     /// # Errors
-    /// Where the file cannot be read any more.
+    /// If the file cannot be read any more.
     pub(crate) fn file_fingerprint(&self) -> Result<blake3::Hash, Error> {
         const PIECE: usize = 512;
         let gguf = Gguf::open(self.path())?;
@@ -277,7 +277,7 @@ impl Model {
     }
 }
 
-/// Returns how many tokens the model with this metadata was trained on at a time; `None` where it does not say.
+/// Returns how many tokens the model with this metadata was trained on at a time; `None` if it does not say.
 pub(crate) fn n_ctx_train(metadata: &Metadata) -> Option<u32> {
     let arch = metadata.str("general.architecture").unwrap_or("llama");
     let n = metadata.get(&format!("{arch}.context_length")).and_then(Value::as_u64);

@@ -106,7 +106,7 @@ pub struct Room {
 }
 
 impl Room {
-    /// Returns the numbers of `node`, in the order of its dimensions; `None` where they are not 32-bit or 16-bit floats, or
+    /// Returns the numbers of `node`, in the order of its dimensions; `None` if they are not 32-bit or 16-bit floats, or
     /// not in memory.
     ///
     /// They are borrowed where they are contiguous 32-bit floats in main memory, and otherwise copied: from a GPU, from a

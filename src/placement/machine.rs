@@ -14,7 +14,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Returns the memory of this machine; `None` where the system does not say.
+    /// Returns the memory of this machine; `None` if the system does not say.
     pub fn this() -> Option<Self> {
         let mut system = sysinfo::System::new().ok()?;
         system.refresh_memory();
@@ -33,7 +33,7 @@ impl Machine {
     /// every token. `beside` bytes are taken by others already.
     ///
     /// # Errors
-    /// Where it does not fit: what it needs, and what would fit.
+    /// If it does not fit: what it needs, and what would fit.
     pub fn check(&self, shape: &Shape, context: &ContextSize, gpu_layers: u64, beside: u64) -> Result<(), NoRoom> {
         let needs = |context: &ContextSize| shape.estimate(context).on_host(gpu_layers, shape.n_layers);
         let wanted = needs(context);

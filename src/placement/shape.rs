@@ -22,7 +22,7 @@ pub struct Shape {
     pub n_ff: u64,
     /// Tokens in the vocabulary.
     pub n_vocab: u64,
-    /// Tokens the model was trained on at a time; `None` where the file does not say.
+    /// Tokens the model was trained on at a time; `None` if the file does not say.
     pub n_ctx_train: Option<u32>,
 }
 

@@ -1,4 +1,4 @@
-//! What a block format is: the traits that one file a format implements.
+//! What a block format is: the traits that one file per format implements.
 
 use super::Lanes;
 use super::rounding::{Levels, Step};
@@ -36,7 +36,7 @@ pub trait Block: bytemuck::Pod {
         quantize_rows_one_by_one(rows, dst);
     }
 
-    /// The inverse, up to what was lost: fills `dst`, which has room for [`Self::LEN`] weights a block of `src`.
+    /// The inverse, up to what was lost: fills `dst`, which has room for [`Self::LEN`] weights per block of `src`.
     fn dequantize_row(src: &[Self], dst: &mut [f32]);
 
     /// Whether every float that the block stores is finite: its scales, or, where it has none, the weight itself. All its

@@ -65,7 +65,7 @@ pub struct SomeBlocks {
 }
 
 impl SomeBlocks {
-    /// Those of `blocks` that `is_meant`; `None` where there are none.
+    /// Those of `blocks` that `is_meant`; `None` if there are none.
     pub fn among<T>(mut blocks: impl Iterator<Item = T> + Clone, is_meant: impl Fn(&T) -> bool) -> Option<Self> {
         // Nearly always there are none, and counting, which never stops early, vectorises.
         let n = blocks.clone().filter(&is_meant).count();
@@ -168,7 +168,7 @@ impl Format {
     /// stored. Returns whether the format has scales and codes; nothing is written where it does not.
     ///
     /// # Panics
-    /// As [`Self::quantize_rows`].
+    /// Those of [`Self::quantize_rows`].
     pub fn round_to_nearest(&self, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) -> bool {
         let rows = self.rows(src, row_len, importance, dst);
         let Some(round_to_nearest) = self.round_to_nearest else { return false };
@@ -195,7 +195,7 @@ impl Format {
         (self.dequantize_row)(src, dst);
     }
 
-    /// The blocks among `src` that hold a NaN or an infinity, as a scale or as a weight; `None` where all are finite.
+    /// The blocks among `src` that hold a NaN or an infinity, as a scale or as a weight; `None` if all are finite.
     ///
     /// # Panics
     /// When `src` is not whole blocks.
@@ -210,7 +210,7 @@ impl Format {
     }
 }
 
-/// Returns the format that writes `ty`; `None` where nibble has none.
+/// Returns the format that writes `ty`; `None` if nibble has none.
 pub fn format(ty: TensorType) -> Option<&'static Format> {
     FORMATS.iter().find(|f| f.ty == ty)
 }

@@ -93,7 +93,7 @@ impl Tally {
     }
 }
 
-/// Prints a line a format and fails if any block differs.
+/// Prints a line per format and fails if any block differs.
 fn report(what: &str, tallies: Vec<(TensorType, Tally)>) {
     let mut failures = String::new();
     let (mut blocks, mut weights) = (0, 0);

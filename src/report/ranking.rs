@@ -91,7 +91,7 @@ impl<'a> Ranking<'a> {
     }
 
     /// How the first of two does against the second, with the difference of their KLD, the first's less the second's.
-    /// `None` where they were not compared.
+    /// `None` if they were not compared.
     pub fn outcome(&self, a: usize, b: usize) -> Option<(Estimate, Outcome)> {
         let (kld, verdict) = self.pairs.get(&(a.min(b), a.max(b))).copied()?;
         let kld = if a < b { kld } else { negative(kld) };
@@ -163,7 +163,7 @@ impl<'a> Ranking<'a> {
         self.pairs.keys().filter(|(a, b)| scored(*a) && scored(*b)).count()
     }
 
-    /// `Q4_K_M beats IQ4_XS: KLD -0.0041 [-0.0050, -0.0032]`; `None` where they were not compared.
+    /// `Q4_K_M beats IQ4_XS: KLD -0.0041 [-0.0050, -0.0032]`; `None` if they were not compared.
     pub fn verdict(&self, a: usize, b: usize) -> Option<String> {
         let (kld, outcome) = self.outcome(a, b)?;
         let (first, second, kld) = if outcome == Outcome::Loses { (b, a, negative(kld)) } else { (a, b, kld) };
@@ -205,7 +205,7 @@ impl<'a> Ranking<'a> {
         self.results.candidates.iter().any(is_measured)
     }
 
-    /// Which candidates a task tells from the reference; `None` where it was not compared with one.
+    /// Which candidates a task tells from the reference; `None` if it was not compared with one.
     fn task(&self, task: usize) -> Option<String> {
         let of = |candidate: &Candidate| candidate.tasks.get(task)?.as_ref()?.against_reference;
         let compared: Vec<(usize, Flips)> =
@@ -236,7 +236,7 @@ impl<'a> Ranking<'a> {
     /// The files worth choosing between, smallest first: quantized ones on the front, each of which does better than the one
     /// before it by more than noise, as far as that can be told.
     ///
-    /// Files of 16 bits a weight are left out as long as there are others. They come near the reference whatever the model, so
+    /// Files of 16 bits per weight are left out as long as there are others. They come near the reference whatever the model, so
     /// naming them does not answer which file to take.
     pub fn tiers(&self) -> Vec<usize> {
         let mut tiers: Vec<usize> = Vec::new();

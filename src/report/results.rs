@@ -59,9 +59,9 @@ pub struct File {
     pub path: String,
     /// Its size, of all parts.
     pub bytes: u64,
-    /// BLAKE3 of its bytes, hexadecimal; `None` where it was not computed.
+    /// BLAKE3 of its bytes, hexadecimal; `None` if it was not computed.
     pub blake3: Option<String>,
-    /// What it holds most of: `Q4_K_M`, `BF16`; `None` where it does not say.
+    /// What it holds most of: `Q4_K_M`, `BF16`; `None` if it does not say.
     pub quantization: Option<String>,
     /// Bits a weight over all tensors; `None` of a trace.
     pub bits_per_weight: Option<f64>,
@@ -76,7 +76,7 @@ pub struct Reference {
     pub file: File,
     /// Of a trace: how many tokens a position has of its own. `None` of a model.
     pub trace_k: Option<u32>,
-    /// Its perplexity over all texts; `None` where none was read.
+    /// Its perplexity over all texts; `None` if none was read.
     pub perplexity: Option<Estimate>,
     /// Its perplexity over each text, as [`Results::slices`].
     pub slices: Vec<Option<Estimate>>,
@@ -106,9 +106,9 @@ pub struct Slice {
 pub struct Candidate {
     /// The file.
     pub file: File,
-    /// Why it has no scores, or not all; `None` where all went well.
+    /// Why it has no scores, or not all; `None` if all went well.
     pub failure: Option<String>,
-    /// Over all texts: every scored token counts the same. `None` where nothing was scored.
+    /// Over all texts: every scored token counts the same. `None` if nothing was scored.
     pub overall: Option<Scores>,
     /// Over each text, as [`Results::slices`].
     pub slices: Vec<Option<Scores>>,
@@ -120,7 +120,7 @@ pub struct Candidate {
     pub histogram: Option<Histogram>,
     /// The tokens that changed most, the most changed first.
     pub changed: Vec<Change>,
-    /// How its weights differ; `None` where that was not asked for.
+    /// How its weights differ; `None` if that was not asked for.
     pub weights: Option<WeightErrors>,
     /// How it did at each task, as [`Results::tasks`].
     pub tasks: Vec<Option<TaskScores>>,
@@ -135,7 +135,7 @@ pub struct Scores {
     pub perplexity: Estimate,
     /// Its perplexity over the reference's.
     pub perplexity_ratio: Estimate,
-    /// Mean KLD: nats a token by which its distribution is off the reference's.
+    /// Mean KLD: nats per token by which its distribution is off the reference's.
     pub kld: Estimate,
     /// The KLD that half of the tokens stay below.
     pub kld_median: Estimate,
@@ -182,7 +182,7 @@ pub struct Change {
 pub struct Guess {
     /// The token's text; bytes that are not text are shown as `\xE4`.
     pub text: String,
-    /// How likely the reference finds it; `None` where a trace does not say.
+    /// How likely the reference finds it; `None` if a trace does not say.
     #[serde(serialize_with = "json_float::optional")]
     pub reference: Option<f64>,
     /// How likely the candidate finds it.
@@ -210,7 +210,7 @@ pub struct Pair {
 /// How a candidate's weights differ from the source's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct WeightErrors {
-    /// Over all matrices, every weight counting the same; `None` where none could be compared.
+    /// Over all matrices, every weight counting the same; `None` if none could be compared.
     pub overall: Option<WeightError>,
     /// The matrices by what they do, in the order in which the file has the first of each.
     pub roles: Vec<RoleError>,

@@ -2,7 +2,7 @@
 
 use crate::report::results::*;
 
-/// Recipes with the bits a weight they take on Yi-34B, and how much better or worse than the trend they are.
+/// Recipes with the bits per weight they take on Yi-34B, and how much better or worse than the trend they are.
 const RECIPES: [(&str, f64, f64); 17] = [
     ("IQ2_M", 2.76, 0.72),
     ("Q2_K", 2.98, 1.25),

@@ -86,7 +86,7 @@ impl<'a> Candidates<'a> {
     /// All tokens of `logits` whose bit is set in `allowed`; those at minus infinity are ruled out.
     ///
     /// # Errors
-    /// Where there are no logits.
+    /// If there are no logits.
     pub fn new(logits: &'a [f32], allowed: Option<&[u32]>, buffers: &'a mut Buffers) -> Result<Self, Error> {
         if logits.is_empty() {
             return Err(Error::Empty);
@@ -141,7 +141,7 @@ impl<'a> Candidates<'a> {
     /// Finds the highest logit, unless it is known.
     ///
     /// # Errors
-    /// Where a logit is NaN or plus infinity, or nothing is left.
+    /// If a logit is NaN or plus infinity, or nothing is left.
     pub fn scan(&mut self) -> Result<(), Error> {
         if !self.is_scanned {
             self.top = if self.is_list {
@@ -173,7 +173,7 @@ impl<'a> Candidates<'a> {
     /// Changes the logits of marked tokens that are in the running; `change` gets the mark and the logit.
     ///
     /// # Errors
-    /// Where such a logit is NaN or plus infinity.
+    /// If such a logit is NaN or plus infinity.
     pub fn change(&mut self, marks: &Marks, change: impl Fn(u32, f32) -> f32) -> Result<(), Error> {
         let t = self.temperature;
         // Stages see logits that earlier temperatures have divided. What runs over stays a number: only a bias of minus
@@ -203,7 +203,7 @@ impl<'a> Candidates<'a> {
         Ok(())
     }
 
-    /// Returns the logit of a token, where there is no list; `None` where the token is ruled out.
+    /// Returns the logit of a token, where there is no list; `None` if the token is ruled out.
     fn logit(&self, id: u32) -> Result<Option<f32>, Error> {
         let token = id as usize;
         let Some(&logit) = self.logits.get(token) else { return Ok(None) };
@@ -257,7 +257,7 @@ impl<'a> Candidates<'a> {
     /// Keeps the `k` most likely, and always one.
     ///
     /// # Errors
-    /// Where a logit is NaN or plus infinity, or nothing is left.
+    /// If a logit is NaN or plus infinity, or nothing is left.
     pub fn keep_most_likely(&mut self, k: usize) -> Result<(), Error> {
         let k = k.max(1);
         self.scan()?;

@@ -48,7 +48,7 @@ pub trait Apply {
     /// Carries out the stage.
     ///
     /// # Errors
-    /// Where a logit is NaN or plus infinity, or nothing is left.
+    /// If a logit is NaN or plus infinity, or nothing is left.
     fn apply(&mut self, candidates: &mut Candidates<'_>, context: &mut Context<'_>) -> Result<(), Error>;
 
     /// What the stage does to the most likely token.
@@ -80,7 +80,7 @@ macro_rules! define_stages {
         }
 
         impl Stage {
-            /// The stage of a sampler; `None` where it would change nothing.
+            /// The stage of a sampler; `None` if it would change nothing.
             fn new(kind: SamplerKind, params: &Params, surroundings: &Surroundings<'_>) -> Option<Self> {
                 match kind {
                     $(SamplerKind::$kind => {
@@ -143,7 +143,7 @@ impl Chain {
     /// The stages that `params` ask for, in the order they are carried out. Those that would change nothing are left out.
     ///
     /// # Errors
-    /// Where a parameter lies outside its range.
+    /// If a parameter lies outside its range.
     pub fn new<'a>(params: &Params, n_tokens: usize, bytes: &'a dyn Fn(u32) -> &'a [u8]) -> Result<Self, Error> {
         params.check()?;
         let mut surroundings = Surroundings { min_keep: params.min_keep as usize, is_alone: false, n_tokens, bytes };
@@ -203,7 +203,7 @@ impl Chain {
     /// Carries out all stages.
     ///
     /// # Errors
-    /// Where a logit is NaN or plus infinity, or nothing is left.
+    /// If a logit is NaN or plus infinity, or nothing is left.
     pub fn apply(
         &mut self,
         candidates: &mut Candidates<'_>,

@@ -106,7 +106,7 @@ impl Sampler {
     /// breakers; see [`Sampler::with_text`].
     ///
     /// # Errors
-    /// Where a parameter lies outside its range.
+    /// If a parameter lies outside its range.
     pub fn new(params: &Params) -> Result<Self, Error> {
         Self::with_text(params, 0, |_| &[])
     }
@@ -114,7 +114,7 @@ impl Sampler {
     /// Builds the sampler that `params` ask for, for a vocabulary of `n_tokens` tokens whose text `bytes` returns.
     ///
     /// # Errors
-    /// Where a parameter lies outside its range.
+    /// If a parameter lies outside its range.
     pub fn with_text<'a>(params: &Params, n_tokens: usize, bytes: impl Fn(u32) -> &'a [u8]) -> Result<Self, Error> {
         let chain = Chain::new(params, n_tokens, &|id| bytes(id))?;
         let seed = params.seed.unwrap_or_else(random::new_seed);
@@ -155,7 +155,7 @@ impl Sampler {
     /// in it: token i is bit i % 32 of word i / 32. The others are as if their logits were minus infinity.
     ///
     /// # Errors
-    /// Where a logit is NaN or plus infinity, or no token is possible.
+    /// If a logit is NaN or plus infinity, or no token is possible.
     pub fn sample(&mut self, logits: &[f32], allowed: Option<&[u32]>) -> Result<u32, Error> {
         let mut candidates = Candidates::new(logits, allowed, &mut self.buffers)?;
         self.chain.apply(&mut candidates, &self.history.tokens, &mut self.marks, &mut self.random)?;
@@ -169,7 +169,7 @@ impl Sampler {
     /// Takes from the random stream what the stages take; the draw's own number is then [`Sampler::unit`]'s next.
     ///
     /// # Errors
-    /// As for [`Sampler::sample`].
+    /// Those of [`Sampler::sample`].
     pub fn distribution(
         &mut self,
         logits: &[f32],
@@ -195,7 +195,7 @@ impl Sampler {
     /// to `top` those of the `n` most likely tokens, in order.
     ///
     /// # Errors
-    /// Where a logit is NaN or plus infinity, or no token is possible.
+    /// If a logit is NaN or plus infinity, or no token is possible.
     pub fn logprobs(&mut self, logits: &[f32], token: u32, n: usize, top: &mut Vec<(u32, f64)>) -> Result<f64, Error> {
         Candidates::new(logits, None, &mut self.buffers)?.logprobs(token, n, top)
     }
@@ -205,7 +205,7 @@ impl Sampler {
 /// probability. `tops` is a buffer to be used again.
 ///
 /// # Errors
-/// Where a logit is NaN or plus infinity, or none is above minus infinity.
+/// If a logit is NaN or plus infinity, or none is above minus infinity.
 #[cfg(feature = "llama")]
 pub(crate) fn log_total(logits: &[f32], tops: &mut Vec<f32>) -> Result<f64, Error> {
     let field = scan::Field { logits, mask: None };

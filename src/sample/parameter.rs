@@ -83,7 +83,7 @@ impl Range {
 pub struct Counts {
     /// In words, as they follow "it has to be".
     pub wanted: &'static str,
-    /// What numbers below 0 stand for; `None` where they are refused.
+    /// What numbers below 0 stand for; `None` if they are refused.
     pub below_zero: Option<u32>,
     /// The highest.
     pub most: u32,

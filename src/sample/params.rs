@@ -94,7 +94,7 @@ impl SamplerKind {
         self.entry().name
     }
 
-    /// Returns the sampler's letter in a short list; `None` where an order cannot have it.
+    /// Returns the sampler's letter in a short list; `None` if an order cannot have it.
     pub fn letter(self) -> Option<char> {
         self.entry().letter
     }
@@ -103,7 +103,7 @@ impl SamplerKind {
     /// one without samplers.
     ///
     /// # Errors
-    /// Where a name is not that of a sampler.
+    /// If a name is not that of a sampler.
     pub fn parse_list(list: &str) -> Result<Vec<Self>, Error> {
         list.split([';', ',']).map(str::trim).filter(|name| !name.is_empty()).map(Self::parse).collect()
     }
@@ -123,7 +123,7 @@ impl SamplerKind {
     /// Parses a short list such as `edskypmxt`: a letter for each sampler.
     ///
     /// # Errors
-    /// Where a letter is not that of a sampler.
+    /// If a letter is not that of a sampler.
     pub fn parse_letters(letters: &str) -> Result<Vec<Self>, Error> {
         let of_letter = |letter| Self::of_orders().find(|kind| kind.letter() == Some(letter));
         let unknown = |letter: char| {
@@ -150,7 +150,7 @@ fn hint(wrong: &str, names: &[&str]) -> String {
 /// Parses a token and its bias, such as `15043+1`, `15043-0.5` or `15043-inf`.
 ///
 /// # Errors
-/// Where the text is not of that form.
+/// If the text is not of that form.
 pub fn parse_bias(text: &str) -> Result<(u32, f32), Error> {
     let parsed = || {
         let (token, bias) = text.split_at(text.find(['+', '-'])?);
@@ -193,7 +193,7 @@ impl Params {
     /// Sets a parameter by its name, where `temperature` may be called `temp`, and `top_k` also `top-k`.
     ///
     /// # Errors
-    /// Where there is no parameter of that name, or `value` is not one for it; nothing has changed then.
+    /// If there is no parameter of that name, or `value` is not one for it; nothing has changed then.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), Error> {
         let parameter = find(name)?;
         let mut new = self.clone();
@@ -214,7 +214,7 @@ impl Params {
     /// Returns a parameter's value by its name, in the form that [`Params::set`] takes.
     ///
     /// # Errors
-    /// Where there is no parameter of that name.
+    /// If there is no parameter of that name.
     pub fn get(&self, name: &str) -> Result<String, Error> {
         find(name).map(|parameter| parameter.get(self))
     }

@@ -43,7 +43,7 @@ impl Field<'_> {
         self.logits.len().div_ceil(BLOCK)
     }
 
-    /// The logits of a block, those not in the running at minus infinity. `None` where none is in the running.
+    /// The logits of a block, those not in the running at minus infinity. `None` if none is in the running.
     #[inline(always)]
     fn block<'b>(&'b self, index: usize, room: &'b mut Block) -> Option<&'b Block> {
         let rest = &self.logits[index * BLOCK..];
@@ -73,7 +73,7 @@ impl Field<'_> {
     /// Fills `tops`, and returns the highest logit of all; minus infinity where nothing is in the running.
     ///
     /// # Errors
-    /// Where a logit in the running is NaN or plus infinity.
+    /// If a logit in the running is NaN or plus infinity.
     pub fn tops(&self, tops: &mut Vec<f32>) -> Result<f32, Error> {
         tops.clear();
         tops.resize(self.n_blocks(), f32::NEG_INFINITY);

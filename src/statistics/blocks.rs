@@ -50,7 +50,7 @@ impl Blocks {
         Self::of_parts(parts, from)
     }
 
-    /// A block a window, however long: of what is in the ranges alone.
+    /// A block per window, however long: of what is in the ranges alone.
     pub(super) fn of_parts(mut parts: Vec<(usize, Range<usize>)>, n_tokens: usize) -> Self {
         parts.retain(|(_, range)| !range.is_empty());
         // A stable sort: in a slice, blocks stay in the text's order.

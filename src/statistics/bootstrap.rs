@@ -183,7 +183,7 @@ impl Bootstrap {
     }
 
     /// Between which values `(f of a resample - f of the sample) / standard error of the resample` lies: the bootstrap-t of
-    /// Efron, in Hall, The Bootstrap and Edgeworth Expansion, 1992, 3.3. `None` where resamples too often do not vary.
+    /// Efron, in Hall, The Bootstrap and Edgeworth Expansion, 1992, 3.3. `None` if resamples too often do not vary.
     fn studentised(
         &self,
         centred: &[Vec<f64>],

@@ -10,7 +10,7 @@ pub struct Estimate {
     /// What was measured.
     #[serde(serialize_with = "json_float::number")]
     pub value: f64,
-    /// From where to where; `None` where no interval can be trusted: of a maximum, or of a handful of blocks.
+    /// From where to where; `None` if no interval can be trusted: of a maximum, or of a handful of blocks.
     #[serde(serialize_with = "json_float::interval")]
     pub interval: Option<[f64; 2]>,
 }

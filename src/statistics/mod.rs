@@ -64,7 +64,7 @@
 //!
 //! Columns are summed up by block first. A resample then costs 5 multiplications a block (9 where there are two columns):
 //! 2000 resamples of 236 blocks are 2.4 million, a millisecond or two. For 8 candidates with 60,000 tokens, 2 slices and
-//! all, 28 pairs with three differences each and ten numbers a candidate, that is 0.28 s on one thread:
+//! all, 28 pairs with three differences each and ten numbers per candidate, that is 0.28 s on one thread:
 //! `cargo test --release --lib time_of_a_whole_comparison -- --ignored --nocapture`.
 
 mod blocks;

@@ -49,7 +49,7 @@ pub struct Stretch {
 /// The positions in a window, in stretches: does a candidate drift away as the text gets longer?
 #[derive(Clone, Debug)]
 pub struct Stretches {
-    /// A block a window. Those of all stretches are drawn alike.
+    /// A block per window. Those of all stretches are drawn alike.
     bootstrap: Bootstrap,
     /// Scored positions, counted from the first of them: where each stretch ends.
     ends: Vec<usize>,

@@ -15,7 +15,7 @@
 //! 16 bits a logit; here exponentials are 32-bit and every block of 128 is added up in 64 bits.
 //!
 //! A vocabulary of 64,000 takes three passes over the candidate's row, of which one goes over the reference's too: 1.3 MB from
-//! cache and 64,000 exponentials, tens of microseconds a token, where a model takes hundreds of milliseconds.
+//! cache and 64,000 exponentials, tens of microseconds per token, where a model takes hundreds of milliseconds.
 
 // Loops over lanes go by their index, as several arrays are walked at once.
 #![allow(clippy::needless_range_loop)]
@@ -209,7 +209,7 @@ impl Expected<'_> {
         }
     }
 
-    /// The logarithm of a token's probability; `None` where a trace counts it among all others.
+    /// The logarithm of a token's probability; `None` if a trace counts it among all others.
     pub fn log_probability(&self, id: u32) -> Option<f64> {
         match self {
             Self::Logits { logits, summary, .. } => Some(summary.log_probability(*logits.get(id as usize)?)),

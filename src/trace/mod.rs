@@ -105,7 +105,7 @@ pub struct TracedModel {
     pub name: String,
     /// Bytes of its file.
     pub bytes: u64,
-    /// BLAKE3 of its file, hexadecimal; `None` where it was not computed.
+    /// BLAKE3 of its file, hexadecimal; `None` if it was not computed.
     pub blake3: Option<String>,
     /// What it holds most of.
     pub quantization: Option<String>,

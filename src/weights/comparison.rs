@@ -213,7 +213,7 @@ impl FileComparison {
         Ok(comparison)
     }
 
-    /// As [`Self::prepare`], with a reference that is not a model file, such as a trace of one, and already described.
+    /// Like [`Self::prepare`], with a reference that is not a model file, such as a trace of one, and already described.
     ///
     /// # Errors
     /// When all candidates cannot be opened, or one is given twice.

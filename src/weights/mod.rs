@@ -94,7 +94,7 @@ impl<'a> WeightComparison<'a> {
     /// Like [`Self::prepare`], but for sources of the given architectures.
     ///
     /// # Errors
-    /// As [`Self::prepare`].
+    /// Those of [`Self::prepare`].
     pub fn prepare_with(
         architectures: Architectures,
         source_path: &Path,

@@ -94,7 +94,7 @@ impl File {
         self.contents.matrices.keys().map(String::as_str)
     }
 
-    /// Reads the sums of one matrix; `None` where the file does not have it.
+    /// Reads the sums of one matrix; `None` if the file does not have it.
     pub fn matrix(&self, name: &str) -> Option<Matrix> {
         self.contents.matrices.get(name).map(|place| self.contents.read(place))
     }

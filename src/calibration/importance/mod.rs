@@ -61,7 +61,7 @@ pub struct Importance {
     pub name: String,
     /// The hash of the file. Recorded in the result of a conversion.
     pub blake3: blake3::Hash,
-    /// Where the values come from; `None` where they were given.
+    /// Where the values come from; `None` if they were given.
     file: Option<Arc<file::Contents>>,
     /// By the matrix's GGUF name: a value for each column.
     values: HashMap<String, OnceLock<Vec<f32>>>,
@@ -74,7 +74,7 @@ impl Importance {
         Self { name, blake3, file: None, values }
     }
 
-    /// Returns the importance of each column of `matrix`, which is named as in GGUF; `None` where it is not known.
+    /// Returns the importance of each column of `matrix`, which is named as in GGUF; `None` if it is not known.
     pub fn of(&self, matrix: &str) -> Option<&[f32]> {
         let (matrix, values) = self.values.get_key_value(matrix)?;
         Some(values.get_or_init(|| self.file.as_ref().and_then(|file| file.mean_squares(matrix)).unwrap_or_default()))

@@ -145,7 +145,7 @@ fn legend(results: &Results, ranking: &Ranking, width: usize) -> String {
     paragraphs(&[sentences.join(" ")], width)
 }
 
-/// KLD by text; `None` where there is only one.
+/// KLD by text; `None` if there is only one.
 fn slices(results: &Results, ranking: &Ranking, width: usize) -> Option<String> {
     if results.slices.len() < 2 {
         return None;

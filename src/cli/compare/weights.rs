@@ -26,7 +26,7 @@ pub struct Measured<'a> {
     pub weights: &'a WeightErrors,
 }
 
-/// Prints a line a candidate, its roles, its worst tensors, and what was not compared.
+/// Prints a line per candidate, its roles, its worst tensors, and what was not compared.
 pub fn print(out: &mut Out, measured: &[Measured]) -> anyhow::Result<()> {
     if measured.is_empty() {
         return Ok(());
@@ -69,7 +69,7 @@ fn print_files(out: &mut Out, measured: &[Measured], weighted: bool) -> anyhow::
     numbers(out, "File", &columns, lines)
 }
 
-/// Relative error by role: a line a role, a column a candidate.
+/// Relative error by role: a line per role, a column per candidate.
 fn print_roles(out: &mut Out, measured: &[Measured]) -> anyhow::Result<()> {
     let mut roles: Vec<&str> = vec![];
     for role in measured.iter().flat_map(|m| &m.weights.roles) {

@@ -148,7 +148,7 @@ pub struct Draft {
 pub(super) struct Guess<'a> {
     /// The token.
     pub token: u32,
-    /// The distribution that it was drawn from, sorted by token; `None` where it could not have been another.
+    /// The distribution that it was drawn from, sorted by token; `None` if it could not have been another.
     pub drawn_from: Option<&'a [(u32, f64)]>,
 }
 
@@ -169,7 +169,7 @@ impl Draft {
     /// Returns a draft that looks the continuation up in the text itself.
     ///
     /// # Errors
-    /// Where an option is out of range.
+    /// If an option is out of range.
     pub fn ngram(options: DraftOptions) -> Result<Self, Error> {
         options.check()?;
         let costs = Costs { draft: 0.0, read: ASSUMED_READ };
@@ -180,7 +180,7 @@ impl Draft {
     /// of the draft model gets as large a context.
     ///
     /// # Errors
-    /// Where an option is out of range, the vocabularies differ, the draft model's memory cannot be truncated, or there is
+    /// If an option is out of range, the vocabularies differ, the draft model's memory cannot be truncated, or there is
     /// no memory for its session.
     pub fn model(
         target: &Model,
@@ -317,7 +317,7 @@ impl Draft {
     /// Guesses at most `most` tokens of what follows the text. Returns the guesses.
     ///
     /// # Errors
-    /// Where the draft model fails, or is interrupted.
+    /// If the draft model fails, or is interrupted.
     pub(super) fn propose(&mut self, most: usize, sampler: &Sampler) -> Result<&[u32], Error> {
         self.clear();
         // The first evaluation is timed as it is, without any guesses.

@@ -1,5 +1,5 @@
 //! What Q4_1 and Q5_1 share: 32 weights x ≈ d·q + m, q from 0 to max. As in [`symmetric`](super::symmetric), scales are
-//! computed a block a lane, and codes a weight a lane.
+//! computed one block per lane, and codes one weight per lane.
 
 // The derive of `Pod` repeats the bound of the type in a where clause.
 #![allow(clippy::multiple_bound_locations)]

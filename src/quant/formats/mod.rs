@@ -1,4 +1,4 @@
-//! One file a format. Twins, which differ in how many bits a code has, are one generic block each: `symmetric` for Q4_0 and
+//! One file per format. Twins, which differ in how many bits a code has, are one generic block each: `symmetric` for Q4_0 and
 //! Q5_0, `affine` for Q4_1 and Q5_1, `affine_k` for Q4_K and Q5_K.
 //!
 //! `pack` says how codes of a few bits share bytes.

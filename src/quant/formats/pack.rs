@@ -101,7 +101,7 @@ impl Codes<256> for FiveBitsK {
     }
 }
 
-/// Two 4-bit codes a byte: code j in the low half of byte j, code j + 16 in the high half.
+/// Two 4-bit codes per byte: code j in the low half of byte j, code j + 16 in the high half.
 ///
 /// The high bits of a code above 15 are not masked away but meet those of its neighbour, as in the formats' definition.
 #[inline(always)]
@@ -125,7 +125,7 @@ pub fn five_bits(codes: &[u8; 32]) -> ([u8; 4], [u8; 16]) {
     let (mut high, mut low) = ([0; 4], [0; 32]);
     let (eights, _) = codes.as_chunks::<8>();
     for byte in 0..4 {
-        // One bit a byte; the product has that of byte j at place j of its highest byte, and nothing carries over.
+        // One bit per byte; the product has that of byte j at place j of its highest byte, and nothing carries over.
         let bits = u64::from_le_bytes(eights[byte]) >> 4 & 0x0101_0101_0101_0101;
         high[byte] = (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
     }

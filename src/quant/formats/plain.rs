@@ -1,4 +1,4 @@
-//! F32, F16, BF16: one float a weight, no scale. 32, 16 and 16 bits per weight.
+//! F32, F16, BF16: one float per weight, no scale. 32, 16 and 16 bits per weight.
 //!
 //! ```text
 //!  F32   4 B: the float, little-endian

@@ -160,7 +160,7 @@ fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ2K {
     block(stored, |scales, mins| WHOLE.codes(x, scales, mins, |j| codes[j]))
 }
 
-/// A number and its 4-bit multiples, a multiple a sub-block: of the scales, of the mins.
+/// A number and its 4-bit multiples, a multiple per sub-block: of the scales, of the mins.
 type Multiples = (f32, [u8; 16]);
 
 /// The scales and the mins, and the codes with which the search of each sub-block ended.

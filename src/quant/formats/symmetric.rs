@@ -1,6 +1,6 @@
 //! What Q4_0 and Q5_0 share: 32 weights x ≈ d·(q − half), q from 0 to 2·half − 1.
 //!
-//! By lanes, what each block has one of (its scale, what a search finds) is computed a block a lane. The codes are then
+//! By lanes, what each block has one of (its scale, what a search finds) is computed a block per lane. The codes are then
 //! computed a weight a lane, since they depend on these numbers alone, and leave the vector in the right order.
 
 // The derive of `Pod` repeats the bound of the type in a where clause.

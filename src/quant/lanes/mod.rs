@@ -81,7 +81,7 @@ pub trait Mask: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + Not<Output
     fn any(self) -> bool {
         self.bits() != 0
     }
-    /// A bit a lane, that of the first lane the lowest.
+    /// A bit per lane, that of the first lane the lowest.
     fn bits(self) -> u64;
 }
 
@@ -89,9 +89,9 @@ pub trait Mask: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + Not<Output
 pub trait Lanes: Copy {
     /// Number of lanes; at most [`MAX_LANES`].
     const LEN: usize;
-    /// A float a lane.
+    /// A float per lane.
     type Floats: Floats<Mask = Self::Mask>;
-    /// A bit a lane.
+    /// A bit per lane.
     type Mask: Mask;
 
     /// `x` in every lane.

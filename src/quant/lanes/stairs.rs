@@ -30,7 +30,7 @@ impl Stairs {
     /// The function with these steps and values.
     ///
     /// # Panics
-    /// Where the steps do not rise, lie beyond the bound, or are so close together that a bucket has too many.
+    /// If the steps do not rise, lie beyond the bound, or are so close together that a bucket has too many.
     pub const fn new(steps: [f32; 15], values: [f32; 16]) -> Self {
         let mut i = 0;
         while i < 15 {

@@ -130,7 +130,7 @@ pub struct Start<F> {
     pub least: F,
 }
 
-/// [`fit`], a sub-block a lane.
+/// [`fit`], a sub-block per lane.
 #[inline(always)]
 pub fn fit_lanes<L: Lanes, const N: usize>(
     l: L,

@@ -1,11 +1,11 @@
 //! What the formats by lanes share around their searches: blocks in batches, sub-blocks in groups of as many as lanes.
 //!
 //! ```text
-//! rows ─► batches of as many blocks as lanes ─► groups of as many sub-blocks as lanes ─► a search, a sub-block a lane
+//! rows ─► batches of as many blocks as lanes ─► groups of as many sub-blocks as lanes ─► a search, a sub-block per lane
 //!              │                                                                              │
 //!              │              tables: what was found, a number for each sub-block  ◄──────────┘
 //!              ▼
-//!         where scales are themselves searched, a block a lane; then each block is put together from the tables
+//!         where scales are themselves searched, a block per lane; then each block is put together from the tables
 //! ```
 
 use super::{positive, symmetric};

@@ -38,7 +38,7 @@ pub fn fit(x: &[f32; 32], weights: &[f32; 32]) -> f32 {
     scale
 }
 
-/// [`fit`], a sub-block a lane.
+/// [`fit`], a sub-block per lane.
 #[inline(always)]
 pub fn fit_lanes<L: Lanes>(l: L, x: &[L::Floats; 32], weights: &[L::Floats; 32]) -> L::Floats {
     let zero = l.splat(0.0);

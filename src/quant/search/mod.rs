@@ -15,12 +15,12 @@
 //! one such search. In all of them the sums run in the order of the weights and the operations are grouped as written,
 //! because the bytes depend on both.
 //!
-//! The code by lanes does the same operations in the same order, a sub-block a lane. Where a vector operation cannot give
+//! The code by lanes does the same operations in the same order, a sub-block per lane. Where a vector operation cannot give
 //! what the scalar code gives, the lane is reported as *odd*: the scalar code would get from [`nearest`](numbers::nearest)
 //! something other than the nearest whole number, because a quotient leaves its range. That takes weights near the ends of
 //! single precision, or ranges that shrink to almost nothing. The scalar code then quantizes the block.
 //!
-//! What the searches cost, in vector operations a weight. A CPU's limit is the vector operations that it does in a second,
+//! What the searches cost, in vector operations per weight. A CPU's limit is the vector operations that it does in a second,
 //! times its lanes.
 //!
 //! | search        | a trial                                         | trials         | in all       |

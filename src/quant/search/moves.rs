@@ -51,7 +51,7 @@ pub fn fit<const N: usize>(x: &[f32; N], half: i32, codes: &mut [u8; N]) -> f32 
     if sum_qq > 0.0 { sum_xq / sum_qq } else { 0.0 }
 }
 
-/// [`fit`], a sub-block a lane, for finite weights.
+/// [`fit`], a sub-block per lane, for finite weights.
 ///
 /// Each move of a code changes the sums by which the next is judged: done code by code, that is a wait of some 60 cycles
 /// (a division, seven products and sums, a comparison) sixteen times a round, nearly always to find that nothing moves. So
@@ -108,7 +108,7 @@ impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
         Self { x: zeros, q: zeros, share: zeros, sum_xq: zero, sum_qq: zero, extreme: zero, place: zero, rounds: zero }
     }
 
-    /// The start of the search, a row a lane: the first of `rows`, which has as many.
+    /// The start of the search, a row per lane: the first of `rows`, which has as many.
     #[inline(always)]
     pub fn start(&mut self, l: L, rows: &[[f32; N]]) {
         // In place: thousands of bytes do not move for nothing.

@@ -55,7 +55,7 @@ pub struct Found<F> {
     pub inverse: F,
 }
 
-/// [`fit`], a sub-block a lane, for finite `x`.
+/// [`fit`], a sub-block per lane, for finite `x`.
 #[inline(always)]
 pub fn fit_lanes<L: Lanes, const N: usize>(
     l: L,

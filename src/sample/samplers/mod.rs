@@ -10,7 +10,7 @@
 //! | `Settings`   | the type of its field in `Params`: a number, or a struct where it has several parameters   |
 //! | `defaults`   | returns the settings that llama.cpp has by default                                         |
 //! | `Stage`      | what is carried out for each token: a type with `Apply`                                    |
-//! | `stage`      | returns the stage for given settings; `None` where they turn it off                        |
+//! | `stage`      | returns the stage for given settings; `None` if they turn it off                           |
 //! | `tests`      | `any`, `examples`, `extremes` and `naive`, which the tests of all samplers use             |
 
 pub mod adaptive_p;
@@ -57,7 +57,7 @@ pub struct Entry {
     pub name: &'static str,
     /// Other names for it. Underscores, hyphens and capitals make no difference.
     pub aliases: &'static [&'static str],
-    /// Its letter in a short order; `None` where an order cannot have it.
+    /// Its letter in a short order; `None` if an order cannot have it.
     pub letter: Option<char>,
     /// Where it comes in the chain.
     pub place: Place,
@@ -76,7 +76,7 @@ pub enum Place {
     OnRequest,
     /// After all others, whatever the order says. Of several that are on, only the first of the table is used.
     Last,
-    /// As [`Place::Last`], and in place of the order: only those of `after` come before it.
+    /// Like [`Place::Last`], and in place of the order: only those of `after` come before it.
     Alone {
         /// The order that is used.
         after: &'static [SamplerKind],
