@@ -9,7 +9,7 @@ use crate::sample::candidates::Candidates;
 use crate::sample::chain::{Apply, Context, Effect, Surroundings};
 use crate::sample::parameter::{Parameter, Range, field};
 
-/// What is known about the sampler.
+/// The sampler's entry in the table.
 pub static SAMPLER: Entry = Entry {
     name: "temperature",
     aliases: &["temp"],
@@ -42,14 +42,14 @@ pub static SAMPLER: Entry = Entry {
     ],
 };
 
-/// What logits are divided by.
+/// The number by which logits are divided.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Temperature {
     /// Above 1 flattens, below 1 sharpens, 0 always takes the most likely token.
     pub value: f32,
-    /// How far the temperature moves up where the model is uncertain and down where it is certain; 0 keeps it fixed.
+    /// How far the temperature rises if the model is uncertain, and falls if it is certain; 0 keeps it fixed.
     pub range: f32,
-    /// The power of the uncertainty, from 0 to 1, that moves the temperature.
+    /// The exponent of the uncertainty (which is from 0 to 1) in the temperature.
     pub exponent: f32,
 }
 
@@ -57,7 +57,7 @@ pub struct Temperature {
 pub type Settings = Temperature;
 
 impl Temperature {
-    /// A temperature that stays the same.
+    /// Returns a fixed temperature.
     pub fn fixed(value: f32) -> Self {
         Self { value, ..Self::default() }
     }
@@ -77,9 +77,9 @@ pub(in crate::sample) fn defaults() -> Settings {
 pub(in crate::sample) enum Stage {
     /// Divide the logits by this.
     Fixed(f64),
-    /// Divide the logits by something between these: the nearer to `high` the less certain the model is.
+    /// Divide the logits by a number between these: the less certain the model is, the nearer to `high`.
     Dynamic { low: f64, high: f64, exponent: f64 },
-    /// Take the most likely.
+    /// Take the most likely token.
     MostLikely,
 }
 
