@@ -1,4 +1,4 @@
-//! Why a comparison cannot be made, or not to its end.
+//! Why a comparison cannot be made or completed.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use super::{calibrate, texts, trace};
 use crate::weights::FilesError;
 use crate::{calibration, convert, engine, gguf, recipe};
 
-/// Why a comparison cannot be made, or not to its end.
+/// Why a comparison cannot be made or completed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The files are not what they should be, or their weights cannot be compared.
@@ -23,7 +23,7 @@ pub enum Error {
     /// A task cannot be used.
     #[error("{0}")]
     Task(#[from] tasks::Error),
-    /// Answers cannot be kept.
+    /// Answers cannot be saved.
     #[error("{0}")]
     Kept(#[from] KeptError),
     /// A model cannot answer a task.
@@ -49,7 +49,7 @@ pub enum Error {
     /// Importance cannot be collected.
     #[error("{0}")]
     Calibrate(#[from] calibrate::Error),
-    /// A file of importance cannot be used.
+    /// An importance file cannot be used.
     #[error("{0}")]
     Importance(#[from] calibration::importance::Error),
     /// Neither texts, nor tasks, nor weights were asked for.
@@ -61,7 +61,8 @@ pub enum Error {
     /// The reference is a trace, and weights were asked for.
     #[error("a trace has no weights; comparing them needs the model that it was made of")]
     TraceHasNoWeights,
-    /// The model was trained on shorter texts. llama.cpp reads on past that, and what comes of it says nothing.
+    /// The model was trained on shorter texts. llama.cpp would read more than that, but the results would be
+    /// meaningless.
     #[error("a window of {window} tokens is too long: the model was trained on {trained} tokens at a time")]
     WindowBeyondTraining {
         /// Tokens of a window.
@@ -99,7 +100,7 @@ pub enum Error {
     /// Two tasks have the same name.
     #[error("two tasks are called '{0}'; rename a file")]
     SameTask(String),
-    /// The reference failed on the way.
+    /// The reference failed during the comparison.
     #[error("the reference cannot be measured: {0}")]
     Reference(String),
     /// A model failed while it was traced.
@@ -110,10 +111,10 @@ pub enum Error {
         /// Why, and where.
         failure: String,
     },
-    /// A file exists and is not to be replaced.
+    /// A file exists and must not be replaced.
     #[error("{} exists already", .0.display())]
     Exists(PathBuf),
-    /// A file is in the way, and nothing records what it was made from.
+    /// A file of that name exists, and nothing records what it was made from.
     #[error("{} exists, and nothing records what it was made from", .0.display())]
     Unknown(PathBuf),
     /// A file could not be read.
@@ -140,7 +141,7 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
-    /// The disk does not hold the files that are to be made.
+    /// The disk has too little space for the files that are to be made.
     #[error(
         "not enough room in {}: the files need {}, and {} are free", folder.display(),
         crate::base::units::bytes(*needed), crate::base::units::bytes(*free)
@@ -148,7 +149,7 @@ pub enum Error {
     NoRoom {
         /// The folder.
         folder: PathBuf,
-        /// Bytes that are needed at once.
+        /// Bytes that are needed at the same time.
         needed: u64,
         /// Bytes that are free.
         free: u64,
@@ -173,7 +174,7 @@ impl From<crate::llama::Error> for Error {
 }
 
 impl Error {
-    /// Whether the work ended because it was asked to.
+    /// Returns whether the work was cancelled.
     pub fn is_cancelled(&self) -> bool {
         matches!(
             self,
