@@ -102,7 +102,7 @@ impl Input {
         self.tensors.first()
     }
 
-    /// Whether the rows are those of the tensor, all of them, in their order.
+    /// Returns whether the rows are those of the tensor, all of them, in their order.
     pub fn is_whole(&self) -> bool {
         self.rows.is_none() && self.order == RowOrder::AsStored
     }

@@ -415,7 +415,7 @@ fn find<'a>(stored: &Stored, output: &str, found: &BTreeMap<&'a str, &[u64]>) ->
     Ok(Some(name))
 }
 
-/// Whether the inputs of a tensor have as many weights together as it has. Packed inputs are not counted.
+/// Returns whether the inputs of a tensor have as many weights together as it has. Packed inputs are not counted.
 fn adds_up(output: &OutputTensor) -> bool {
     let weights = |input: &Input| {
         let dims = &input.main()?.dims;

@@ -22,7 +22,7 @@ macro_rules! roles {
                 }
             }
 
-            /// Whether a recipe may choose the type of such tensors. The others keep F32.
+            /// Returns whether a recipe may choose the type of such tensors. The others keep F32.
             pub fn has_choice(self) -> bool {
                 match self {
                     $(Self::$role => choice::$choice,)*

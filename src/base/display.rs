@@ -79,7 +79,7 @@ fn escape(text: &str, escaped: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Whether a character moves the cursor, colors what follows, or changes the direction of writing.
+/// Returns whether a character moves the cursor, colors what follows, or changes the direction of writing.
 pub fn is_unprintable(c: char) -> bool {
     c.is_control() || is_format(c)
 }

@@ -178,7 +178,7 @@ pub fn encode_inside(message: &str, tokenizer: &dyn Tokenizer) -> Result<Vec<u32
     Ok(ids)
 }
 
-/// Whether a run begins with the text before an answer and the answer itself.
+/// Returns whether a run begins with the text before an answer and the answer itself.
 fn is_in(answer: &Spoken<'_>, run: &Run) -> bool {
     let rest = run.text.strip_prefix(answer.after).and_then(|rest| rest.strip_prefix(answer.text));
     // If no message ends there, it is the beginning of a longer one.

@@ -127,7 +127,7 @@ fn finish(results: &Results, watch: &Watch) -> anyhow::Result<()> {
     }
 }
 
-/// Whether a candidate has scores of texts or tasks.
+/// Returns whether a candidate has scores of texts or tasks.
 fn has_scores(results: &Results) -> bool {
     results.candidates.iter().any(|c| c.overall.is_some() || c.tasks.iter().any(Option::is_some))
 }

@@ -173,7 +173,7 @@ impl SamplingArgs {
         self.params.clone()
     }
 
-    /// Whether the most likely token is always taken.
+    /// Returns whether the most likely token is always taken.
     pub fn is_greedy(&self) -> bool {
         Sampler::new(&self.params).is_ok_and(|sampler| sampler.is_greedy())
     }

@@ -218,7 +218,7 @@ impl Assistant {
         &self.session
     }
 
-    /// Whether tokens are drafted ahead.
+    /// Returns whether tokens are drafted ahead.
     pub fn has_draft(&self) -> bool {
         self.draft.is_some()
     }
@@ -538,8 +538,8 @@ fn sampler(params: &Params, tokenizer: &dyn Tokenizer) -> Result<Sampler, sample
     Sampler::with_text(params, tokenizer.n_tokens(), |id| tokenizer.bytes(id))
 }
 
-/// Whether tokens spell a text exactly and none of them is a control token: then they can stand for the text in a
-/// prompt.
+/// Returns whether tokens spell a text exactly and none of them is a control token: then they can stand for the text in
+/// a prompt.
 fn spells(tokens: &[u32], text: &str, tokenizer: &dyn Tokenizer) -> bool {
     let bytes = tokens.iter().flat_map(|id| tokenizer.bytes(*id));
     bytes.eq(text.as_bytes()) && !tokens.iter().any(|id| tokenizer.markers().contains(*id))

@@ -51,12 +51,12 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// How many there are.
+    /// Returns how many there are.
     pub fn len(&self) -> usize {
         self.logits.len() / self.n_vocab.max(1)
     }
 
-    /// Whether there are none.
+    /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.logits.is_empty()
     }

@@ -236,7 +236,7 @@ fn part_paths(path: &Path, part: usize, n_parts: usize) -> Result<Vec<PathBuf>, 
     Err(Problem::MissingParts { of: n_parts, n_missing: missing.len(), names: names.join(", ") })
 }
 
-/// Whether this is the metadata of part `part` (from 0).
+/// Returns whether this is the metadata of part `part` (from 0).
 fn check_part(metadata: &Metadata, part: usize, n_parts: usize) -> Result<(), Problem> {
     match split::part_of(metadata)? {
         Some((no, count)) if count == n_parts => {

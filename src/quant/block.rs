@@ -39,8 +39,8 @@ pub trait Block: bytemuck::Pod {
     /// The inverse, up to what was lost: fills `dst`, which has room for [`Self::LEN`] weights per block of `src`.
     fn dequantize_row(src: &[Self], dst: &mut [f32]);
 
-    /// Whether every float that the block stores is finite: its scales, or, where it has none, the weight itself. All its
-    /// weights are finite then.
+    /// Returns whether every float that the block stores is finite: its scales, or, where it has none, the weight
+    /// itself. All its weights are finite then.
     fn is_finite(&self) -> bool;
 }
 
@@ -86,7 +86,7 @@ pub enum ImportanceUse {
 }
 
 impl ImportanceUse {
-    /// Whether the bytes depend on importance where it is given.
+    /// Returns whether the bytes depend on importance where it is given.
     pub fn is_any(self) -> bool {
         self != Self::Ignored
     }

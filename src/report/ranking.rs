@@ -199,7 +199,7 @@ impl<'a> Ranking<'a> {
         sentences
     }
 
-    /// Whether some candidate was measured by tasks or by its weights.
+    /// Returns whether some candidate was measured by tasks or by its weights.
     fn has_other_measures(&self) -> bool {
         let is_measured =
             |candidate: &Candidate| candidate.weights.is_some() || candidate.tasks.iter().any(Option::is_some);

@@ -90,7 +90,7 @@ impl Settings {
         Ok(())
     }
 
-    /// Whether every answer to the same conversation is the same.
+    /// Returns whether every answer to the same conversation is the same.
     pub fn is_greedy(&self) -> bool {
         self.params.temperature.value == 0.0
     }

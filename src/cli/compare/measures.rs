@@ -152,7 +152,7 @@ impl MeasureArgs {
         Ok(comparison)
     }
 
-    /// Whether llama.cpp's log is shown.
+    /// Returns whether llama.cpp's log is shown.
     pub fn is_loud(&self) -> bool {
         self.verbose
     }

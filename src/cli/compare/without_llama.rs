@@ -20,7 +20,7 @@ impl MeasureArgs {
         Ok(FileComparison::prepare(files)?)
     }
 
-    /// Whether llama.cpp's log is shown.
+    /// Returns whether llama.cpp's log is shown.
     pub fn is_loud(&self) -> bool {
         false
     }

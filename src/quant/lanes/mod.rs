@@ -76,7 +76,7 @@ pub trait Mask: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + Not<Output
     /// Number of lanes.
     const LEN: usize;
 
-    /// Whether any lane is set.
+    /// Returns whether any lane is set.
     #[inline(always)]
     fn any(self) -> bool {
         self.bits() != 0
