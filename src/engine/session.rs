@@ -11,14 +11,14 @@ use crate::placement::ContextSize;
 /// How to make a session.
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
-    /// Tokens it holds; `None` takes what the model was trained on, but 4096 at most.
+    /// Number of tokens that it holds; `None` for what the model was trained on, but at most 4096.
     pub n_ctx: Option<u32>,
     /// Tokens evaluated at a time.
     pub n_batch: u32,
     /// Rows of logits that one evaluation returns: 1 for generation, `n_batch` for measuring. A row takes 4 bytes for each
     /// token of the vocabulary.
     pub rows: u32,
-    /// Threads; `None` takes one for each physical core that the process may use.
+    /// Number of threads; `None` for one per physical core that the process may use.
     pub threads: Option<u32>,
     /// How the KV cache stores its values.
     pub kv_type: KvType,
@@ -43,7 +43,7 @@ impl Default for SessionOptions {
 }
 
 impl SessionOptions {
-    /// The largest context taken by default: contexts cost memory.
+    /// The largest default context, because contexts take memory.
     pub const DEFAULT_N_CTX: u32 = 4096;
 
     /// Returns the number of threads that a session of these options uses.
@@ -57,7 +57,7 @@ impl SessionOptions {
         self.n_ctx.unwrap_or(default)
     }
 
-    /// Returns the numbers that the memory of its context follows from.
+    /// Returns the numbers that determine the memory of its context.
     pub fn size(&self, n_ctx_train: Option<u32>) -> ContextSize {
         ContextSize {
             n_ctx: self.n_ctx_for(n_ctx_train),
@@ -68,7 +68,7 @@ impl SessionOptions {
         }
     }
 
-    /// Refuses numbers that no context can be made with.
+    /// Refuses numbers with which no context can be made.
     ///
     /// # Errors
     /// [`llama::Error::Setting`] and [`llama::Error::QuantizedCache`].
@@ -76,7 +76,7 @@ impl SessionOptions {
         Ok(self.context(n_ctx_train, 1).check()?)
     }
 
-    /// Returns how its context is made, for so many sequences.
+    /// Returns the options of its context, for this many sequences.
     pub(super) fn context(&self, n_ctx_train: Option<u32>, n_sequences: u32) -> ContextOptions {
         ContextOptions {
             n_ctx: self.n_ctx_for(n_ctx_train),
@@ -91,8 +91,8 @@ impl SessionOptions {
     }
 }
 
-/// One thread per core, since two on one core wait for the same arithmetic; but no more than this process may use at once,
-/// which is less in a container or under `taskset`.
+/// Returns one thread per physical core, because two threads on one core share its arithmetic units, but not more than
+/// this process may use, which is fewer in a container or under `taskset`.
 fn default_threads() -> u32 {
     let allowed = std::thread::available_parallelism().map_or(usize::MAX, std::num::NonZero::get);
     u32::try_from(num_cpus::get_physical().min(allowed)).unwrap_or(1)
@@ -151,8 +151,8 @@ impl Session<Context> {
         self.decoder.save(0)
     }
 
-    /// Makes the context hold `tokens` by their `state`, which [`Self::state`] returned for a session of the same model and
-    /// options. They fit the context, and all are in the vocabulary.
+    /// Restores `tokens` from their `state`, which [`Self::state`] returned for a session of the same model and
+    /// options. The tokens must fit in the context, and be in the vocabulary.
     ///
     /// # Errors
     /// If llama.cpp refuses the state, or it holds other tokens; the context is then empty.
@@ -161,7 +161,7 @@ impl Session<Context> {
         self.n_rows = 0;
         self.decoder.restore(0, state)?;
         let held = self.decoder.positions(0)?;
-        // Models that look back over a window keep no more than that, which cannot be truncated.
+        // Models with a sliding window keep only that window, which cannot be truncated.
         if !held.is_some_and(|held| *held.start() == 0 && *held.end() as usize + 1 == tokens.len()) {
             self.decoder.truncate(0, 0)?;
             return Err(llama::Error::State("it holds other tokens than it says".to_string()));
@@ -221,8 +221,8 @@ impl<D: Decoder> Session<D> {
     /// Evaluates `tokens`, which follow those in the context.
     ///
     /// # Errors
-    /// If there are none, one is not in the vocabulary, or they do not fit; when cancelled; when llama.cpp fails. The
-    /// batches before the one that failed are then in the context.
+    /// If there are no tokens, one is not in the vocabulary, they do not fit, it was cancelled, or llama.cpp fails. The
+    /// context then holds the batches before the one that failed.
     pub fn eval(&mut self, tokens: &[u32], logits: Logits) -> Result<(), Error> {
         self.check(tokens)?;
         if logits == Logits::All {
@@ -264,7 +264,7 @@ impl<D: Decoder> Session<D> {
     /// Returns row `row` of the logits that the last evaluation computed: `n_vocab` numbers.
     ///
     /// # Errors
-    /// If it was not computed, or the tokens were removed since.
+    /// If it was not computed, or its tokens have been removed.
     pub fn logits(&self, row: usize) -> Result<&[f32], Error> {
         if row >= self.n_rows {
             return Err(llama::Error::NoLogits { row, computed: self.n_rows }.into());
@@ -286,8 +286,8 @@ impl<D: Decoder> Session<D> {
         self.sequence.truncate(&mut self.decoder, n_past)
     }
 
-    /// Makes the context hold `prompt` and nothing else, with the logits of its last token. What the context holds already
-    /// of its beginning is not evaluated again. Returns how many tokens that saved.
+    /// Makes the context hold exactly `prompt`, with the logits of its last token. The part of its beginning that the
+    /// context already holds is not evaluated again. Returns how many tokens this saved.
     ///
     /// # Errors
     /// Those of [`Self::eval`].
@@ -295,7 +295,7 @@ impl<D: Decoder> Session<D> {
         self.extend(prompt, 0)
     }
 
-    /// Like [`Self::prefill`], where the first `known` tokens are known to be those of the context.
+    /// Like [`Self::prefill`], but the first `known` tokens are known to be those of the context.
     pub(crate) fn extend(&mut self, text: &[u32], known: usize) -> Result<usize, Error> {
         if text.len() > self.n_ctx() as usize {
             return Err(llama::Error::ContextFull { wanted: text.len(), n_ctx: self.n_ctx() }.into());
