@@ -192,7 +192,7 @@ fn plan(args: &Args, shape: &Shape, cancel: Arc<AtomicBool>) -> anyhow::Result<P
         given => given.to_vec(),
     };
     if tests.is_empty() {
-        bail!("there is nothing to measure: give --prompt, or --generate, a number above 0");
+        bail!("there is nothing to measure: pass a number above 0 to --prompt or --generate");
     }
     if tests.len().max(threads.len()) > MOST {
         bail!("{} tests with {} numbers of threads are too many; at most {MOST} of each", tests.len(), threads.len());
@@ -205,7 +205,7 @@ fn plan(args: &Args, shape: &Shape, cancel: Arc<AtomicBool>) -> anyhow::Result<P
     match session.n_ctx {
         Some(n_ctx) if n_ctx < needed => {
             bail!(
-                "a test needs {needed} tokens of context, and --ctx gives {n_ctx}; ask for more, or for a smaller test"
+                "a test needs {needed} tokens of context, but --ctx is {n_ctx}; pass a larger --ctx, or a smaller test"
             )
         }
         Some(_) => {}
@@ -430,8 +430,8 @@ impl Rows {
                 ("Tokens/s", Align::Right),
                 ("Lowest", Align::Right),
                 ("Highest", Align::Right),
-                ("Drawing one", Align::Right),
-                ("Reads for one", Align::Right),
+                ("Sampling", Align::Right),
+                ("Reads/token", Align::Right),
             ],
         }
     }
@@ -549,25 +549,25 @@ fn about_memory(facts: &Facts, outcome: &Outcome, report: &Report) -> Option<Str
     let Test::Write { depth, .. } = outcome.test else { return None };
     let when = if depth > 0 { format!("After {depth} tokens: ") } else { String::new() };
     let reads = format!("this machine reads {}/s with {}", size(found.best()), n_threads(outcome.threads));
-    let needs = format!("this model needs {} a token", size(bytes));
+    let needs = format!("this model reads {} per token", size(bytes));
     let does = outcome.rate().median;
     let sentence = match facts.limit(outcome, &report.memory) {
         None => {
             let cache = size(facts.caches.map_or(0, |caches| caches.bytes_for(outcome.threads)) as f64);
             format!(
-                "{reads}; {needs}, which fits the CPU's cache of {cache}, so that memory sets no limit; it does {} \
-                 tokens a second",
+                "{reads}; {needs}, which fits in the CPU's cache of {cache}, so memory sets no limit; it does {} \
+                 tokens per second",
                 rate(does)
             )
         }
         Some(limit) if does > limit => format!(
-            "{reads}; {needs}; from memory alone that would be {} tokens a second at most, and it does {}: a part stays \
-             in the CPU's cache, or other programs were using memory while it was measured",
+            "{reads}; {needs}; from memory alone, the most would be {} tokens per second, but it does {}: a part stays \
+             in the CPU's cache, or other programs used memory during the measurement",
             rate(limit),
             rate(does),
         ),
         Some(limit) => format!(
-            "{reads}; {needs}; the most it can do is {} tokens a second; it does {} ({:.0}%)",
+            "{reads}; {needs}; the most it can do is {} tokens per second; it does {} ({:.0}%)",
             rate(limit),
             rate(does),
             does / limit * 100.0,
@@ -640,7 +640,7 @@ mod tests {
     fn what_cannot_be_measured_is_refused() {
         for (line, wanted) in [
             ("m -p 0 -n 0", "nothing to measure"),
-            ("m --ctx 100 -p 101", "a test needs 101 tokens of context, and --ctx gives 100"),
+            ("m --ctx 100 -p 101", "a test needs 101 tokens of context, but --ctx is 100"),
             ("m --ctx 64 -d 10", "needs 74 tokens"),
             ("m -t 2,0", "--threads is 0; it has to be from 1 to 512"),
         ] {
@@ -693,10 +693,10 @@ mod tests {
         let said = sentences(&facts(19_498_000_000, 32 << 20), 1.0 / 1.9);
         let wanted = [
             "",
-            "This machine reads 41.0 GB/s with 8 threads; this model needs 19.5 GB a token; the most it can do is 2.10 \
-             tokens a second; it does 1.90 (90%).",
-            "After 512 tokens: this machine reads 41.0 GB/s with 8 threads; this model needs 20.0 GB a token; the most \
-             it can do is 2.05 tokens a second; it does 1.90 (93%).",
+            "This machine reads 41.0 GB/s with 8 threads; this model reads 19.5 GB per token; the most it can do is \
+             2.10 tokens per second; it does 1.90 (90%).",
+            "After 512 tokens: this machine reads 41.0 GB/s with 8 threads; this model reads 20.0 GB per token; the \
+             most it can do is 2.05 tokens per second; it does 1.90 (93%).",
         ];
         assert_eq!(said, wanted);
     }
@@ -705,7 +705,7 @@ mod tests {
     fn no_share_is_above_the_whole() {
         let cached = sentences(&facts(4_000_000, 1 << 30), 1e-4);
         assert!(
-            cached[1].contains("which fits the CPU's cache of 1.1 GB, so that memory sets no limit; it does"),
+            cached[1].contains("which fits in the CPU's cache of 1.1 GB, so memory sets no limit; it does"),
             "{}",
             cached[1]
         );

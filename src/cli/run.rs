@@ -172,11 +172,11 @@ fn cut(finish: &Finish, what: &str) -> String {
     let why = match finish {
         Finish::MaxTokens => "-n allows no more tokens; ask for more",
         Finish::ContextFull => "the context is full; --ctx makes it larger",
-        Finish::Stop { .. } => "a stop text came up",
+        Finish::Stop { .. } => "a stop text occurred",
         // Reported elsewhere: the model's end, a closed pipe, an interrupt.
         _ => return String::new(),
     };
-    format!("warning: the text was cut before it was whole, and does not keep to {what}: {why}\n")
+    format!("warning: the text was cut off before it was complete, and does not satisfy {what}: {why}\n")
 }
 
 /// Reads the prompt: from the command line, a file, or standard input where something is piped into it.
@@ -294,7 +294,7 @@ fn statistics(args: &Args, written: &Generated, seed: u64) -> String {
         Finish::Complete => "the text is complete".to_string(),
         Finish::MaxTokens => "as many tokens as asked for".to_string(),
         Finish::ContextFull => "the context is full; --ctx makes it larger".to_string(),
-        Finish::Dropped => "nobody reads on".to_string(),
+        Finish::Dropped => "the reader of the output stopped".to_string(),
         Finish::Cancelled => "interrupted".to_string(),
     };
     let seed = if args.sampling.is_greedy() { String::new() } else { format!("seed:      {seed}\n") };
@@ -302,7 +302,7 @@ fn statistics(args: &Args, written: &Generated, seed: u64) -> String {
         0 => String::new(),
         n => format!(" ({} of them from the prompt cache)", units::count(n as u64)),
     };
-    let guessed = written.speculation.as_ref().map(|s| format!("guessed:   {}\n", speculation::line(s)));
+    let guessed = written.speculation.as_ref().map(|s| format!("drafted:   {}\n", speculation::line(s)));
     format!(
         "\nprompt:    {}{reused}{}\nwritten:   {}{}\n{}ended:     {why}\n{seed}",
         tokens(written.prompt_tokens),

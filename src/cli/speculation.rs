@@ -78,10 +78,10 @@ impl SpeculationArgs {
 pub(super) fn line(speculation: &Speculation) -> String {
     let Speculation { drafted, accepted, .. } = speculation;
     if *drafted == 0 {
-        return "nothing was guessed".to_string();
+        return "nothing was drafted".to_string();
     }
     format!(
-        "{accepted} of {drafted} tokens right ({:.0}%), {:.2} tokens an evaluation",
+        "{accepted} of {drafted} tokens accepted ({:.0}%), {:.2} tokens per evaluation",
         100.0 * speculation.acceptance(),
         speculation.tokens_per_evaluation(),
     )

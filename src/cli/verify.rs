@@ -144,11 +144,14 @@ fn print(out: &mut Out, job: &Verification, report: &Report) -> anyhow::Result<(
     if let Some(origin) = &report.origin {
         let missing = origin.missing.iter().map(|name| [printable(name).into_owned(), "missing".to_string()]);
         let types = origin.types.iter().map(|other| {
-            [printable(&other.tensor).into_owned(), format!("is {}, the recipe gives {}", other.found, other.wanted)]
+            [
+                printable(&other.tensor).into_owned(),
+                format!("is {}, but the recipe chooses {}", other.found, other.wanted),
+            ]
         });
         print_rows(
             out,
-            "Tensors beside the source's, and the recipe's",
+            "Tensors that the source or the recipe has otherwise",
             &["Tensor", "Found"],
             missing.chain(types).collect(),
         )?;

@@ -37,13 +37,13 @@ const LLAMA_CPP: &str = "0.1.160";
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     /// It is a file of another kind.
-    #[error("it is not a prompt cache of nibble's, so it is left as it is, and nothing is kept")]
+    #[error("it is not a prompt cache of nibble's, so it is left unchanged, and nothing is saved")]
     NotOurs,
     /// It is incomplete, or was changed.
     #[error("it is damaged, so it is not used, and will be replaced")]
     Damaged,
     /// It was written by another version of nibble.
-    #[error("its format has version {found}, and this nibble reads {VERSION}, so it is not used, and will be replaced")]
+    #[error("its format has version {found}, but this nibble reads {VERSION}, so it is not used, and will be replaced")]
     Version {
         /// The version.
         found: u32,
@@ -55,7 +55,7 @@ pub enum CacheError {
         setting: CacheSetting,
     },
     /// It holds more tokens than the context.
-    #[error("it holds {n_tokens} tokens, and the context {n_ctx}, so it is not used, and will be replaced")]
+    #[error("it holds {n_tokens} tokens, but the context only {n_ctx}, so it is not used, and will be replaced")]
     TooLong {
         /// Tokens in the file.
         n_tokens: usize,
@@ -66,7 +66,7 @@ pub enum CacheError {
     #[error("{0}; it will be replaced")]
     Refused(#[source] llama::Error),
     /// The model's memory cannot be truncated, so its state is not saved.
-    #[error("what this model has read cannot be kept, as its memory cannot be truncated")]
+    #[error("this model's state cannot be saved, because its memory cannot be truncated")]
     Model,
     /// There is no memory for it.
     #[error("there is no memory for its {bytes} bytes")]

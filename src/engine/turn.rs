@@ -150,7 +150,9 @@ pub enum TurnError {
     #[error("there is no answer to continue")]
     NoAnswer,
     /// The last turn alone is too long for the context.
-    #[error("the prompt has {tokens} tokens, and the context holds {n_ctx}, of which {least} are kept for the answer")]
+    #[error(
+        "the prompt has {tokens} tokens, but the context holds {n_ctx}, of which {least} are reserved for the answer"
+    )]
     TooLong {
         /// Tokens of the prompt without any earlier turn.
         tokens: usize,

@@ -159,7 +159,7 @@ pub enum Error {
     OutputIsFolder { path: PathBuf },
     #[error("{} is one of the inputs, and would be replaced by the result", path.display())]
     OutputIsInput { path: PathBuf },
-    #[error("{} is there, and is not what an earlier calibration left", path.display())]
+    #[error("{} exists, but was not left by an earlier calibration", path.display())]
     UnknownPartial { path: PathBuf },
     #[error("{} could not be written: {source}", path.display())]
     Write { path: PathBuf, source: io::Error },

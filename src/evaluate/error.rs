@@ -59,7 +59,7 @@ pub enum Error {
     #[error("{} is a folder, which cannot be run; convert it first", .0.display())]
     FolderCannotRun(PathBuf),
     /// The reference is a trace, and weights were asked for.
-    #[error("a trace has no weights; comparing them needs the model that it was made of")]
+    #[error("a trace has no weights; comparing them needs the model that it was made from")]
     TraceHasNoWeights,
     /// The model was trained on shorter texts. llama.cpp would read more than that, but the results would be
     /// meaningless.
@@ -71,7 +71,7 @@ pub enum Error {
         trained: u32,
     },
     /// The trace was made with other windows.
-    #[error("the trace has windows of {traced} tokens, and {wanted} were asked for")]
+    #[error("the trace has windows of {traced} tokens, but {wanted} were asked for")]
     OtherWindow {
         /// Tokens of the trace's windows.
         traced: u32,
@@ -79,7 +79,7 @@ pub enum Error {
         wanted: u32,
     },
     /// Only some windows of a trace were asked for.
-    #[error("a trace is read from end to end, not the first windows of each text")]
+    #[error("a trace is always read completely, not only the first windows of each text")]
     TraceIsWhole,
     /// The trace has no text of this name.
     #[error("the trace has no text called '{name}'; it has {}", known.join(", "))]
@@ -90,7 +90,7 @@ pub enum Error {
         known: Vec<String>,
     },
     /// The text is not the one that the trace was made of.
-    #[error("{} is not the text '{name}' that the trace was made of", path.display())]
+    #[error("{} is not the text '{name}' that the trace was made from", path.display())]
     OtherText {
         /// The file.
         path: PathBuf,
@@ -143,7 +143,7 @@ pub enum Error {
     },
     /// The disk has too little space for the files that are to be made.
     #[error(
-        "not enough room in {}: the files need {}, and {} are free", folder.display(),
+        "not enough room in {}: the files need {}, but only {} are free", folder.display(),
         crate::base::units::bytes(*needed), crate::base::units::bytes(*free)
     )]
     NoRoom {

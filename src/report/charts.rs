@@ -421,7 +421,7 @@ pub fn front(results: &Results, ranking: &Ranking) -> Option<Markup> {
     let height = 860;
     svg(height, "Size of the file against mean KLD", description, |area, spots| {
         let chart =
-            plot(area, &margins, (&x, &y), ("Size of the file, GB", "Mean KLD, nats a token (lower is better)"))?;
+            plot(area, &margins, (&x, &y), ("Size of the file, GB", "Mean KLD, nats per token (lower is better)"))?;
         let pixel = |size: f64, kld: f64| Some(chart.backend_coord(&(x.at(size)?, y.at(kld)?)));
         let line: Vec<_> =
             points.iter().filter(|(i, ..)| on_front(*i)).filter_map(|(_, size, kld)| pixel(*size, kld.value)).collect();
@@ -481,7 +481,7 @@ pub fn positions(results: &Results, ranking: &Ranking, chosen: &[usize]) -> Opti
     let top = legend(None, &names, 8).ok()? + 70;
     svg(620 + top as u32, "KLD along the text", description, |area, spots| {
         let margins = Margins { top, right: 30, left: 110 };
-        let axes = ("Place in the window, tokens", "Mean KLD, nats a token (lower is better)");
+        let axes = ("Place in the window, tokens", "Mean KLD, nats per token (lower is better)");
         let chart = plot(area, &margins, (&x, &y), axes)?;
         legend(Some(area), &names, 8)?;
         for (place, (i, points)) in series.iter().enumerate() {

@@ -136,11 +136,11 @@ impl Page<'_> {
                     thead { tr {
                         th scope="col" { "Candidate" }
                         th.n scope="col" { "Size" }
-                        th.n scope="col" { "Mean KLD" br; "nats a token" }
+                        th.n scope="col" { "Mean KLD" br; "nats per token" }
                         th.n scope="col" { "Same top" br; "%" }
                         th.n scope="col" { "Perplexity" br; "ratio" }
                         th.n scope="col" { "Perplexity" }
-                        th.n scope="col" { "Bits a" br; "weight" }
+                        th.n scope="col" { "Bits per" br; "weight" }
                         @if importance { th scope="col" { "Importance" } }
                     } }
                     tbody {
@@ -336,7 +336,7 @@ impl Page<'_> {
             .collect();
         let measure = Measure {
             title: "Mean KLD by text",
-            axis: "Mean KLD, nats a token (lower is better)",
+            axis: "Mean KLD, nats per token (lower is better)",
             logarithmic: true,
             line: None,
         };

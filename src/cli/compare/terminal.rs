@@ -134,13 +134,13 @@ fn legend(results: &Results, ranking: &Ranking, width: usize) -> String {
     if !ranking.front().is_empty() {
         sentences.push(format!("{FRONT} a lower KLD than everything smaller."));
     }
-    sentences.push("KLD: distance from the reference's predictions, in nats a token; 0 is the same.".into());
+    sentences.push("KLD: distance from the reference's predictions, in nats per token; 0 is the same.".into());
     if results.settings.confidence > 0.0 {
         sentences.push(format!("Brackets: {:.0}% intervals.", results.settings.confidence * 100.0));
     }
     let prefix = wording::plain(wording::common_prefix(results));
     if !prefix.is_empty() {
-        sentences.push(format!("Names are without {prefix}"));
+        sentences.push(format!("Names are shown without {prefix}"));
     }
     paragraphs(&[sentences.join(" ")], width)
 }
