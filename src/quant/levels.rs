@@ -1,4 +1,4 @@
-//! Every level of vector instructions against the scalar code, bit for bit.
+//! Compares every level of vector instructions with the scalar code, bit for bit.
 //!
 //! `NIBBLE_ORACLE_SCALE=3600` makes the random parts 3600 times as long, which is more than 10 million blocks per format and
 //! level, and ten minutes or more (`cargo test --release every_level_gives_the_scalar_bytes_for_random -- --nocapture` shows
