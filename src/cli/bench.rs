@@ -117,10 +117,10 @@ impl FromArgMatches for Threads {
     }
 }
 
-/// How long memory is measured, for all numbers of threads together.
+/// How long to measure memory, for all numbers of threads together.
 const MEMORY_TIME: Duration = Duration::from_millis(2000);
 
-/// The most tests, and numbers of threads: a mistyped number must not run for years.
+/// The most tests, and the most numbers of threads, so that a mistyped number does not run for years.
 const MOST: usize = 64;
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -172,7 +172,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Decides what to measure, from the arguments and what fits.
+/// Decides what to measure, from the arguments and from what fits.
 fn plan(args: &Args, shape: &Shape, cancel: Arc<AtomicBool>) -> anyhow::Result<Plan> {
     let mut session = args.machine.session(cancel);
     let room = session.n_ctx_for(shape.n_ctx_train);
@@ -200,7 +200,7 @@ fn plan(args: &Args, shape: &Shape, cancel: Arc<AtomicBool>) -> anyhow::Result<P
     if let Some(&wrong) = threads.iter().find(|n| !(1..=512).contains(*n)) {
         bail!("--threads is {wrong}; it has to be from 1 to 512");
     }
-    // As large a context as the tests need: a full one can take gigabytes.
+    // Only as large a context as the tests need, because a full one can take gigabytes.
     let needed = tests.iter().map(|test| test.needs()).max().unwrap_or(1);
     match session.n_ctx {
         Some(n_ctx) if n_ctx < needed => {
@@ -231,7 +231,7 @@ fn begin_file(path: &Path, force: bool) -> anyhow::Result<AtomicFile> {
     AtomicFile::create(path).with_context(|| format!("{} cannot be written", path.display()))
 }
 
-/// What the measurements depend on and are compared with.
+/// Facts that the measurements depend on or are compared with.
 struct Facts {
     path: PathBuf,
     name: String,
@@ -259,7 +259,7 @@ impl Facts {
         Ok(Self {
             path: args.model.clone(),
             name: summary.name.map_or_else(stem, str::to_string),
-            // By general.file_type, or else by the type that most of the file has.
+            // From general.file_type, or else the type with the most bytes in the file.
             file_type: summary.file_type.or(summary.types.first().map(|share| share.ty.name())).map(str::to_string),
             n_weights: summary.n_parameters,
             model_bytes: summary.tensor_bytes,
@@ -277,7 +277,7 @@ impl Facts {
         })
     }
 
-    /// Returns the bytes that a token of this test reads, where memory may limit the speed.
+    /// Returns the bytes that a token of this test reads, if memory may limit its speed.
     fn bytes_a_token(&self, test: Test) -> Option<f64> {
         match test {
             Test::Write { n_tokens, depth } => Some(self.cost.a_token(depth, n_tokens)),
@@ -285,13 +285,13 @@ impl Facts {
         }
     }
 
-    /// Returns whether the bytes that a token reads may stay in the caches of so many threads.
+    /// Returns whether the bytes that a token reads may stay in the caches of this many threads.
     fn in_cache(&self, test: Test, threads: u32) -> bool {
         let cache = self.caches.map_or(0, |caches| caches.bytes_for(threads));
         self.bytes_a_token(test).is_some_and(|bytes| bytes <= cache as f64)
     }
 
-    /// Returns the tokens per second that reading memory allows, where that is the limit.
+    /// Returns the tokens per second that reading memory allows, if memory is the limit.
     fn limit(&self, outcome: &Outcome, memory: &[Bandwidth]) -> Option<f64> {
         let found = memory.iter().find(|found| found.threads == outcome.threads)?;
         let bytes = self.bytes_a_token(outcome.test)?;
@@ -410,7 +410,7 @@ impl Facts {
     }
 }
 
-/// A table that is printed row by row. Its columns are as wide as the widest value they may hold.
+/// A table that is printed row by row. Its columns are as wide as the widest value that they may hold.
 struct Rows {
     widest: [String; 7],
     columns: [(&'static str, Align); 7],
@@ -505,7 +505,7 @@ fn print_conclusions(out: &mut Out, facts: &Facts, plan: &Plan, report: &Report)
     Ok(())
 }
 
-/// Sums the figures up in sentences.
+/// Summarizes the results in sentences.
 fn conclusions(facts: &Facts, plan: &Plan, report: &Report) -> Vec<String> {
     let mut lines = Vec::new();
     let fastest = |test: Test| {
@@ -543,7 +543,7 @@ fn about_memory(facts: &Facts, outcome: &Outcome, report: &Report) -> Option<Str
     let bytes = facts.bytes_a_token(outcome.test)?;
     let size = |bytes: f64| {
         let text = units::bytes(bytes as u64);
-        // Three digits are as many as the measurement has.
+        // The measurement has about three significant digits.
         text.split_once(' ').and_then(|(n, unit)| Some(format!("{:.1} {unit}", n.parse::<f64>().ok()?))).unwrap_or(text)
     };
     let Test::Write { depth, .. } = outcome.test else { return None };
@@ -574,7 +574,7 @@ fn about_memory(facts: &Facts, outcome: &Outcome, report: &Report) -> Option<Str
         ),
     };
     let mut text = when + &sentence;
-    // ASCII in any case.
+    // The text always begins with ASCII.
     text[..1].make_ascii_uppercase();
     Some(text + ".")
 }

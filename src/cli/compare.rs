@@ -66,7 +66,7 @@ pub struct Args {
     quiet: bool,
 }
 
-/// How sure intervals are.
+/// Confidence level of the intervals.
 pub(super) const CONFIDENCE: f64 = 0.95;
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -83,12 +83,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let mut comparison = args.measures.prepare(files).inspect_err(say_failures)?;
     comparison.failures().for_each(|(name, failure)| watch::say_failure(name, failure));
-    // llama.cpp's log would be between the lines of what is drawn.
+    // llama.cpp's log would interfere with the progress bar.
     let watch = Watch::new(Some(args.outputs), args.quiet || args.measures.is_loud(), args.quiet);
     let result = comparison.execute(&watch, &cancel);
     watch.clear();
     let finished = finish(comparison.results(), &watch);
-    // What went wrong on the way comes first; what was found until then is printed all the same.
+    // An error from the comparison takes precedence, but the results until then are still printed.
     match result {
         Ok(()) => finished,
         Err(error) if error.is_cancelled() => Err(Interrupted(error.to_string()).into()),
@@ -96,12 +96,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// The command as it was typed, to record in results.
+/// Returns the command as it was typed, to record in results.
 pub(super) fn command() -> Vec<String> {
     std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect()
 }
 
-/// Says why each candidate cannot be compared, where that is why nothing can.
+/// If no candidate can be compared, says why for each.
 fn say_failures(error: &anyhow::Error) {
     let files = error.chain().find_map(|cause| cause.downcast_ref::<FilesError>());
     if let Some(FilesError::NoneLeft { failures }) = files {
@@ -109,7 +109,7 @@ fn say_failures(error: &anyhow::Error) {
     }
 }
 
-/// Prints what was found, and writes it.
+/// Prints and writes the results.
 fn finish(results: &Results, watch: &Watch) -> anyhow::Result<()> {
     let candidates = &results.candidates;
     let has_anything = has_scores(results) || candidates.iter().any(|candidate| candidate.weights.is_some());
@@ -132,7 +132,7 @@ fn has_scores(results: &Results) -> bool {
     results.candidates.iter().any(|c| c.overall.is_some() || c.tasks.iter().any(Option::is_some))
 }
 
-/// Prints the tables: of scores where there are any, and of weights.
+/// Prints the tables of scores, if there are any, and of weights.
 pub(super) fn print(results: &Results) -> anyhow::Result<()> {
     let has_scores = has_scores(results);
     let measured: Vec<weights::Measured> = results

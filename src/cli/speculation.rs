@@ -39,7 +39,7 @@ impl SpeculationArgs {
         DraftOptions { max: self.draft_max, min: self.draft_min, p_min: self.draft_p_min }
     }
 
-    /// Returns how to make the session of the model that writes, where `session` is how it is made without drafts.
+    /// Returns the options for the session of the main model, given those for a session without drafts.
     ///
     /// # Errors
     /// If a flag is out of its range.
@@ -51,10 +51,10 @@ impl SpeculationArgs {
         Ok(SessionOptions { rows: self.options().rows().min(session.n_batch), ..session })
     }
 
-    /// Makes what drafts for `model`, whose session is made by `session`; `None` if nothing is to be drafted.
+    /// Creates the draft for `model`, whose session has the options `session`; `None` without drafting.
     ///
     /// # Errors
-    /// If the draft model cannot be loaded beside the model, or does not go with it.
+    /// If the draft model cannot be loaded in addition to the model, or does not fit it.
     pub fn draft(
         &self,
         machine: &MachineArgs,
@@ -74,7 +74,7 @@ impl SpeculationArgs {
     }
 }
 
-/// Describes how drafting went, in a line.
+/// Describes the statistics of drafting in one line.
 pub(super) fn line(speculation: &Speculation) -> String {
     let Speculation { drafted, accepted, .. } = speculation;
     if *drafted == 0 {
@@ -87,7 +87,7 @@ pub(super) fn line(speculation: &Speculation) -> String {
     )
 }
 
-/// Describes how drafting went, for programs.
+/// Returns the statistics of drafting as JSON.
 pub(super) fn json(speculation: &Speculation) -> serde_json::Value {
     serde_json::json!({
         "drafted_tokens": speculation.drafted,

@@ -1,4 +1,4 @@
-//! What `nibble compare` compares by when models are run: texts and tasks.
+//! The measures of `nibble compare` that run models: texts and tasks.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::evaluate::{Comparison, ComparisonOptions};
 use crate::llama;
 use crate::weights::FileOptions;
 
-/// Comparing by texts and tasks.
+/// Options for comparing by texts and tasks.
 #[derive(Debug, clap::Args)]
 pub struct MeasureArgs {
     /// A text to compare on, with a name for the results, as in --text en=wiki.txt --text zh=novel.txt; can be given
@@ -54,7 +54,7 @@ impl WindowArgs {
         self.window.map_or(Cut::USUAL, |window| Cut { window })
     }
 
-    /// Windows of each text at most.
+    /// Returns the most windows of each text to read.
     pub fn most(&self) -> Option<usize> {
         self.windows.map(|n| n as usize)
     }
@@ -123,7 +123,7 @@ fn shots_help() -> String {
 }
 
 impl MeasureArgs {
-    /// Prepares the comparison, and says what there is to say of the tasks.
+    /// Prepares the comparison, and prints notes on the tasks.
     ///
     /// # Errors
     /// Those of [`Comparison::prepare`].
@@ -158,7 +158,7 @@ impl MeasureArgs {
     }
 }
 
-/// Says what was left out of a task, and where its examples come from.
+/// Prints what was left out of a task, and where its examples come from.
 fn say(task: &Task) {
     task.notes.iter().for_each(|note| eprintln!("nibble: {}", printable(note)));
     if let Some(file) = &task.shots_from {

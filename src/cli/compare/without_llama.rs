@@ -1,4 +1,4 @@
-//! Comparing by weights alone, in a program that was built without llama.cpp.
+//! Compares only weights, in a program that was built without llama.cpp.
 
 use anyhow::bail;
 
