@@ -128,7 +128,7 @@ impl Blueprint {
     }
 }
 
-/// How many layers and heads a model has: all that recipes ask about a model apart from its tensors.
+/// The numbers of layers and heads of a model: everything that recipes depend on apart from its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Topology {
     /// Layers of the model.
@@ -140,7 +140,7 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Returns how many query heads share a key and value head; 0 where there are no key and value heads.
+    /// Returns how many query heads share a key and value head; 0 if there are no key and value heads.
     pub fn gqa(&self) -> u64 {
         self.n_heads.checked_div(self.n_kv_heads).unwrap_or(0)
     }
@@ -223,7 +223,7 @@ pub struct Model {
     pub metadata: Metadata,
     /// Every tensor of the file, in its order. Each input has the one name that the checkpoint has for it.
     pub tensors: Vec<OutputTensor>,
-    /// What the file cannot say of the model, to be shown to the person converting it.
+    /// Properties of the model that the file cannot express, as warnings for the user.
     pub warnings: Vec<String>,
 }
 

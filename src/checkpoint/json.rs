@@ -168,7 +168,7 @@ impl Config {
     /// A whole number that is not negative.
     ///
     /// # Errors
-    /// When the key is absent or holds anything else; so for all getters.
+    /// If the key is absent or holds anything else. The same is true of all getters.
     pub fn u64(&self, key: &str) -> Result<u64, Error> {
         let found = self.opt_u64(key)?;
         self.required(key, WHOLE, found)
@@ -177,7 +177,7 @@ impl Config {
     /// Returns a whole number that is not negative, if the key exists.
     ///
     /// # Errors
-    /// When the key holds anything else; so for all optional getters.
+    /// If the key holds anything else. The same is true of all optional getters.
     pub fn opt_u64(&self, key: &str) -> Result<Option<u64>, Error> {
         self.opt(key, WHOLE, whole)
     }

@@ -77,7 +77,7 @@ impl Set {
             // Surrogates are not characters.
             [(first, last.min(0xd7ff)), (first.max(0xe000), last)].into_iter().filter(|(first, last)| first <= last)
         });
-        // A range entirely on one side comes out twice.
+        // A range that is entirely on one side occurs twice.
         let mut apart: Vec<_> = apart.collect();
         apart.dedup();
         Self(apart)

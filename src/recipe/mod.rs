@@ -122,7 +122,7 @@ impl Recipe {
     }
 }
 
-/// Recipes are a page or two. Anything longer is another file, given by mistake.
+/// The longest recipe that is read. Recipes have a page or two, so a longer file was given by mistake.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 macro_rules! sources {

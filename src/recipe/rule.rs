@@ -35,7 +35,7 @@ pub struct Rule {
     pub why: String,
 }
 
-/// What rules ask about apart from the tensor.
+/// The properties that rules depend on, apart from the tensor.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Circumstances {
     pub topology: Topology,

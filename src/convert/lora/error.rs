@@ -90,7 +90,7 @@ pub enum Error {
     Checkpoint(#[from] checkpoint::Error),
 }
 
-/// What can be asked for a model and not for an adapter.
+/// Options that apply to a model but not to an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelOnly {
     /// Types for single tensors.

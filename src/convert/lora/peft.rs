@@ -21,7 +21,7 @@ use serde_json::Value;
 use super::Error;
 use crate::checkpoint::Config;
 
-/// How strong an adapter is, module by module.
+/// The strength of an adapter, by module.
 #[derive(Debug)]
 pub struct Settings {
     rank: u64,
@@ -181,7 +181,7 @@ fn patterns(config: &Config, key: &'static str) -> Result<Vec<(Regex, f64)>, Err
                 Some(n) if n.fract() == 0.0 && (1.0..=MOST_RANK as f64).contains(&n) => n,
                 _ => return Err(wrong(value, "a number for each module, and a whole one from 1 up for a rank")),
             };
-            // As PEFT: the whole name of a module, or what comes after a point.
+            // As in PEFT: the whole name of a module, or the part after a point.
             let whole = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"));
             let whole = whole.map_err(|error| Error::Pattern {
                 path: path.clone(),
