@@ -400,7 +400,7 @@ impl Architectures {
     }
 }
 
-/// Returns the name that the checkpoint has for a tensor, whose shape has to be the expected one; `None` if it has none.
+/// Returns the checkpoint's name for a tensor, whose shape has to be the expected one; `None` if it has none.
 fn find<'a>(stored: &Stored, output: &str, found: &BTreeMap<&'a str, &[u64]>) -> Result<Option<&'a str>, Error> {
     let mut present = stored.names.iter().filter_map(|name| found.get_key_value(name.as_str()));
     let Some((name, shape)) = present.next() else { return Ok(None) };

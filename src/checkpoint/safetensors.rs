@@ -178,6 +178,7 @@ fn looks_like(file: &[u8]) -> &'static str {
 }
 
 /// Writes a safetensors file from start to end, and holds only the header in memory.
+///
 /// The file gets its name when it is complete. Until then it has a temporary name in the same folder.
 ///
 /// ```no_run

@@ -19,6 +19,7 @@ pub struct Group<K> {
 }
 
 /// Groups tensors whose names differ only in the layer, and that are equal in the properties that the caller passes.
+///
 /// `tensors` has each tensor's name, the properties that have to be equal, and its bytes. The groups are in the order
 /// in which their names first occur. Groups with the same name are adjacent.
 pub fn groups<'a, K: Copy + Eq + Hash>(tensors: impl IntoIterator<Item = (&'a str, K, u64)>) -> Vec<Group<K>> {

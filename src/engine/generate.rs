@@ -51,6 +51,7 @@ fn rate(n: usize, time: Duration) -> f64 {
 
 /// Continues `prompt` until an end token, a stop text or a limit, or until `on_step` breaks or the session's flag is
 /// set. Passes text to `on_step` as soon as it is certain.
+///
 /// Afterwards, the context holds the prompt and the written text, so a prompt that continues it costs only its new
 /// tokens.
 ///

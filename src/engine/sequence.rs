@@ -21,6 +21,7 @@ pub enum Logits {
 }
 
 /// A sequence, and the tokens that the decoder's memory holds of it.
+///
 /// All changes to that memory go through this struct, so that both stay consistent.
 #[derive(Clone, Debug)]
 pub struct Sequence {
@@ -104,6 +105,7 @@ pub struct Share<'a> {
 }
 
 /// Evaluates tokens of several sequences in one batch. Returns, for each of them, the first row of its logits.
+///
 /// After an error, the memory of each sequence is as before, or empty if it cannot be truncated.
 ///
 /// # Errors

@@ -64,6 +64,7 @@ pub enum Event<'a> {
 }
 
 /// Receives the events of a turn.
+///
 /// Any closure that takes an [`Event`] implements this.
 pub trait EventSink {
     /// Receives an event. `Break` stops the turn: what was written so far is kept. If nothing was written, the turn
@@ -229,6 +230,7 @@ impl Assistant {
     }
 
     /// Changes how answers are written.
+    ///
     /// The random stream continues, unless the parameters differ or name a seed. Then it starts from the seed.
     ///
     /// # Errors

@@ -41,6 +41,7 @@ impl Statistics {
 }
 
 /// Fills in the results of the candidates in `measured`, each with its index among those of `results`.
+///
 /// `windows` are the windows that were read, each with its text and its number of scored tokens. `reference_nll` is the
 /// reference's negative log-likelihood of each scored token. The front and the pairs depend on all candidates, so this
 /// is called again when more have been measured.

@@ -10,6 +10,7 @@ use super::{Error, Metadata, Problem, TensorInfo, split};
 use crate::base::mmap::Mapping;
 
 /// A model, in one file or split over several. The files are memory-mapped and never read as a whole.
+///
 /// Headers are checked when the files are opened: every tensor is inside its file, and has the size that its shape and
 /// type require.
 #[derive(Debug)]

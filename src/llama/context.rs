@@ -107,6 +107,7 @@ impl ContextOptions {
 }
 
 /// A context of a model.
+///
 /// It owns everything that llama.cpp has pointers to: the model, the cancel flag and the observer. They are dropped
 /// after llama.cpp's context has been freed.
 pub struct Context {
@@ -262,6 +263,7 @@ impl Context {
 
     /// Evaluates a batch and waits for the result. The tokens are then in the memory of their sequences, and
     /// [`Self::logits`] returns the rows that were wanted.
+    ///
     /// After an error, no token of the batch is in memory. If the memory cannot be truncated, its sequences are then
     /// empty.
     ///
@@ -399,8 +401,8 @@ impl Context {
     /// [`Error::NoLogits`] if it was not computed.
     pub fn logits(&self, row: usize) -> Result<&[f32], Error> {
         let pointer = self.rows.get(row).ok_or(Error::NoLogits { row, computed: self.rows.len() })?;
-        // SAFETY: llama.cpp keeps `n_vocab` floats per row until the next evaluation, which takes `&mut self` and clears
-        // `rows`; the evaluation that computed them was waited for.
+        // SAFETY: llama.cpp keeps `n_vocab` floats per row until the next evaluation, which takes `&mut self` and
+        // clears `rows`. The evaluation that computed them has finished.
         Ok(unsafe { std::slice::from_raw_parts(pointer.as_ptr(), self.model.n_vocab() as usize) })
     }
 

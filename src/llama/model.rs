@@ -15,6 +15,7 @@ use crate::vocab::Pieces;
 use crate::vocab::Tokenizer;
 
 /// A model's file and its adapters, checked and ready to be loaded.
+///
 /// Between the check and loading, callers can check the memory that the model needs.
 #[derive(Debug)]
 pub struct ModelFile {

@@ -106,11 +106,12 @@ pub struct Room {
 }
 
 impl Room {
-    /// Returns the numbers of `node`, in the order of its dimensions; `None` if they are not 32-bit or 16-bit floats, or
-    /// not in memory.
+    /// Returns the numbers of `node`, in the order of its dimensions; `None` if they are not floats of 32 or 16 bits,
+    /// or not in memory.
+    ///
     /// They are borrowed if they are contiguous 32-bit floats in main memory, and otherwise copied: from a GPU, from a
-    /// view with strides, from 16 bits. Call this only in [`Observer::sees`], for its node and the sources of that
-    /// node. Other nodes may not be computed yet, or may already be overwritten.
+    /// view with strides, from 16 bits. Call this only in [`Observer::sees`], for its node and the sources of that node.
+    /// Other nodes may not be computed yet, or may already be overwritten.
     pub fn read<'b, 'a: 'b>(&'b mut self, node: Node<'a>) -> Option<&'b [f32]> {
         let tensor = node.0;
         let number_bytes = match tensor.type_ {

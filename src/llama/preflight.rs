@@ -1,7 +1,7 @@
 //! Refuses files for which llama.cpp would abort the process, before it sees them.
 //!
-//! llama.cpp returns an error for most wrong keys and tensors. For some, it calls a function that does not exist or fails
-//! an assertion, and the process ends. So this module accepts only:
+//! llama.cpp returns an error for most wrong keys and tensors. For some, it calls a function that does not exist or
+//! fails an assertion, which ends the process. So this module accepts only:
 //!
 //! ```text
 //! types        weights of types that llama.cpp can multiply with; vectors of floats

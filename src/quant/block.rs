@@ -28,6 +28,7 @@ pub trait Block: bytemuck::Pod {
     fn quantize_row(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]);
 
     /// Quantizes rows, several blocks at once. The bytes are those of [`Self::quantize_row`], but it is faster.
+    ///
     /// Implementations must be `#[inline(always)]`, so that they are compiled with the instructions of their lanes.
     #[inline(always)]
     fn quantize_rows<L: Lanes>(lanes: L, rows: Rows, dst: &mut [Self]) {
@@ -55,6 +56,7 @@ pub trait Scaled: Block {
 
     /// Fits the scales of a block to `x`, [`Block::LEN`] weights, as [`Block::quantize_row`] does. Returns the block with
     /// these scales and with arbitrary codes.
+    ///
     /// `importance`, if given, has one value per weight. `mean_square` is that of the row's weights if there is
     /// importance; the formats of 32 weights use it in their search's weights.
     ///

@@ -140,6 +140,7 @@ impl Format {
     }
 
     /// Quantizes consecutive rows of `row_len` weights each.
+    ///
     /// `importance`, if given, has one value per column and is used for every row.
     ///
     /// # Panics

@@ -61,9 +61,10 @@ pub const SORTED_AT_MOST: usize = 1024;
 /// mask    [u32; vocabulary / 32]       ├── narrow ──►  list  [Candidate; a few]
 /// changed [f32; a few]                ─┘
 /// ```
+///
 /// If nothing is ruled out or changed, there is no mask, and nothing is copied. A temperature is only remembered: all
-/// weights are e^((logit - top) / temperature), where `top` is the highest logit, so the most likely token has weight
-/// 1.
+/// weights are e^((logit - top) / temperature), where `top` is the highest logit, so the weight of the most likely
+/// token is 1.
 #[derive(Debug)]
 pub struct Candidates<'a> {
     logits: &'a [f32],
@@ -521,6 +522,7 @@ impl<'a> Candidates<'a> {
 
 /// Returns a number that at least `k` of the numbers counted by `count` reach, and if possible not many more. The
 /// highest number is `top`.
+///
 /// It counts at bars that it narrows down by bisection: passes of vector instructions are faster than sorting.
 fn bar_of(k: usize, top: f32, count: impl Fn(f32) -> u32) -> f32 {
     // At `low` there are enough, and at `high` too few.
@@ -560,6 +562,7 @@ pub fn weigh(chunk: &[Candidate], top: f64, temperature: f64) -> [f64; CHUNK] {
 
 /// Keeps the candidates of lowest rank until `is_enough` returns true for their weight and number. Keeps all if it
 /// never does.
+///
 /// Sorting a long list would be most of the work, and nearly all of it wasted. So a first pass adds up the weight
 /// within each of 512 steps of `score`, which must rise with the rank. Only the step in which the weight becomes enough
 /// is sorted. The kept candidates stay in their order.

@@ -88,6 +88,7 @@ pub enum Error {
 }
 
 /// Chooses tokens. Holds its parameters, a random stream, and buffers that it reuses for every token.
+///
 /// [`Sampler::sample`] chooses a token. State that depends on earlier choices (penalties, DRY, Mirostat, adaptive-p)
 /// changes only in [`Sampler::accept`], which refers to the logits of the last call.
 #[derive(Clone, Debug)]

@@ -12,6 +12,7 @@ const FEWEST_TOKENS: usize = 255;
 const FEWEST_BLOCKS: usize = 6;
 
 /// Blocks: ranges of tokens, each within one window and one slice.
+///
 /// Neighbouring tokens are alike, and so are the tokens of a window, because a difficult text stays difficult for a
 /// while. Windows are assumed to be independent, and a block is a window. Only windows of 510 or more scored tokens are
 /// cut, and only if a slice has fewer than 24: into parts of 255 tokens or more, the default size of a whole window,
@@ -33,6 +34,7 @@ pub struct Blocks {
 impl Blocks {
     /// Cuts windows into blocks. A window is given by its slice and its number of scored tokens. Tokens are counted
     /// from 0 over all windows, in this order.
+    ///
     /// Each slice is a stratum: a resample has as many blocks of each slice as there are. Slices with one block are
     /// merged.
     pub fn of_windows(windows: &[(usize, usize)]) -> Self {

@@ -14,6 +14,7 @@ const CHUNK: usize = 256;
 const MANY_BLOCKS: usize = 16;
 
 /// Resamples of blocks. All columns share them, so that paired values stay paired.
+///
 /// Every column has a value for each token of all windows ([`Blocks::column_len`]). Values outside of the blocks are
 /// ignored. If one of the others is NaN, the result is NaN without an interval; if one is infinite, the result is
 /// infinite.
@@ -30,6 +31,7 @@ pub struct Bootstrap {
 
 impl Bootstrap {
     /// Draws as many blocks from each stratum as it has, with replacement, `resamples` times.
+    ///
     /// `confidence` is between 0 and 1, for example 0.95. The stream of [`Random`] is used resample by resample, with a
     /// number for each block drawn.
     pub fn new(blocks: Blocks, resamples: u32, seed: u64, confidence: f64) -> Self {
@@ -68,6 +70,7 @@ impl Bootstrap {
     }
 
     /// Estimates the mean over all tokens.
+    ///
     /// If no value is negative, the interval does not go below 0. If in addition no value is above 1, it does not go
     /// above 1.
     pub fn mean(&self, values: &[f64]) -> Estimate {
@@ -85,6 +88,7 @@ impl Bootstrap {
     }
 
     /// Estimates the mean of `a` minus that of `b`.
+    ///
     /// A token at which both are infinite does not show which is better, and counts as no difference. Infinite values
     /// in only one of the two make the difference infinite. Infinite values in both, at different tokens, make it NaN.
     pub fn difference(&self, a: &[f64], b: &[f64]) -> Estimate {
@@ -95,6 +99,7 @@ impl Bootstrap {
     }
 
     /// Estimates `f` of the columns' means: the exponential of a mean, the ratio of two means, a root.
+    ///
     /// `f` should be smooth near the means. Its exact bits depend on the functions that it calls;
     /// [`crate::base::math::exp`] has the same result on every machine. If a mean is infinite, the value is `f` of it,
     /// without an interval.
@@ -108,6 +113,7 @@ impl Bootstrap {
     }
 
     /// Returns the largest value.
+    ///
     /// It has no interval: 63% of the resamples have the same maximum and the others a lower one, while the true
     /// maximum can only be higher (Bickel and Freedman 1981, section 6).
     pub fn maximum(&self, values: &[f64]) -> Estimate {
@@ -125,6 +131,7 @@ impl Bootstrap {
     }
 
     /// Estimates `f` of the means of columns, given their `sums` over blocks of `sizes` tokens.
+    ///
     /// `lopsided` says that all values have the same sign, so that the interval extends further to one side.
     pub(super) fn of_sums(
         &self,

@@ -17,6 +17,7 @@ pub enum Verdict {
 }
 
 /// Returns which of two candidates is nearer to the reference, from the mean KLD of the first minus that of the second.
+///
 /// An infinite difference decides by its sign: one of the two rules out a token of the text, and the other does not.
 pub fn verdict(kld_difference: &Estimate) -> Verdict {
     if !kld_difference.differs_from_zero() && !kld_difference.value.is_infinite() {
@@ -30,6 +31,7 @@ pub fn verdict(kld_difference: &Estimate) -> Verdict {
 
 /// Returns for each candidate whether it is on the front: no other one is at most as large with a lower KLD, or smaller
 /// with the same KLD.
+///
 /// Candidates that are equal in both stay. A candidate with a KLD of NaN does not.
 pub fn front(sizes: &[u64], klds: &[f64]) -> Vec<bool> {
     let all = || sizes.iter().zip(klds);

@@ -9,6 +9,7 @@ const FEWEST_BEYOND: f64 = 25.0;
 impl Bootstrap {
     /// Estimates the quantiles for `shares` as llama-perplexity computes them: the sorted value at index
     /// `share (n - 1)`, with linear interpolation.
+    ///
     /// The interval is Woodruff's (1952) and needs no resampling. The share of tokens up to the quantile is a mean. The
     /// quantiles at the two ends of that mean's interval are the interval of the quantile. The interval of the share is
     /// Wilson's, with Student's quantile and the effective number of independent tokens (`p (1 - p) / Var`, at most the

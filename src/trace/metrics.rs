@@ -270,6 +270,7 @@ fn kld(x: &[f32], weights: &[f32], of_x: &Summary, y: &[f32], of_y: &Summary) ->
 ///   + P (ln P - ln Q)                            all others taken for one; P and Q are what is left of 1
 ///   + P mean of (r - 1 - ln r)                   over those drawn, with r = (q / Q) / (p / P)
 /// ```
+///
 /// The first two terms alone never exceed the true KLD, by the log-sum inequality: merging the other tokens loses their
 /// differences. The mean of `r` over tokens sampled by `p` is 1, so the expected value of the third term is exactly
 /// what was lost. It is never negative, and its variance is lower than that of `-ln r` alone. Source:

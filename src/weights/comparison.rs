@@ -200,6 +200,7 @@ pub struct FileComparison {
 
 impl FileComparison {
     /// Opens all files, sorts the candidates by size, smallest first, and names them.
+    ///
     /// A candidate that cannot be opened is kept, with its failure in the results, as long as there are others.
     ///
     /// # Errors

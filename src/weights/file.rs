@@ -33,6 +33,7 @@ pub fn name(path: &Path) -> String {
 
 /// Computes the BLAKE3 hash of a model file on all cores, in hexadecimal. The parts of a split model are hashed as one
 /// file.
+///
 /// `advance` is called after each piece of some megabytes with its number of bytes, and returns whether to continue.
 ///
 /// # Errors

@@ -18,6 +18,7 @@ fn name_width(width: usize) -> usize {
 
 /// Returns the candidates with their most important measures, in lines of at most `width` columns, and a summary in
 /// sentences.
+///
 /// Narrow terminals get fewer columns instead of broken rows; the report has all columns.
 pub fn table(results: &Results, width: usize) -> String {
     let ranking = Ranking::new(results);

@@ -62,6 +62,7 @@ pub struct Comparison {
 
 impl Comparison {
     /// Opens the files, the texts and the tasks, and checks that they fit together. Creates the folder for answers.
+    ///
     /// A candidate that cannot be compared is kept, with its failure in the results, as long as there are others.
     ///
     /// # Errors
@@ -105,6 +106,7 @@ impl Comparison {
     }
 
     /// Executes the comparison. The results are in [`Self::results`], even if this fails or is stopped.
+    ///
     /// Being stopped while texts are read or questions are answered is not an error; the results say so.
     ///
     /// # Errors

@@ -61,6 +61,7 @@ const BUNCH: usize = 64;
 
 /// Asks a model the questions of a task, except for those whose results are in `done`. Passes each result to `each` as
 /// soon as it is known.
+///
 /// If a question and the text before it do not fit in the context, the beginning is left out, as in
 /// lm-evaluation-harness. The result says so.
 ///

@@ -136,6 +136,7 @@ struct Fit {
 }
 
 /// Quantizes the block `x` with codes from 0 to `search.plain.max`.
+///
 /// Without importance, the weights of the search in each sub-block are √(mean square of the sub-block) + |x|, and the
 /// largest scale and the largest min get the largest 6-bit number. With importance, the scales and mins are themselves
 /// fitted, weighted with the sums of their sub-blocks' weights. In both cases, the codes are rounded again at the end,

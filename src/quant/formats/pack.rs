@@ -102,6 +102,7 @@ impl Codes<256> for FiveBitsK {
 }
 
 /// Packs two 4-bit codes per byte: code j in the low half of byte j, code j + 16 in the high half.
+///
 /// As the formats are defined, the high bits of a code above 15 are not masked, and overlap with those of its
 /// neighbour.
 #[inline(always)]
@@ -183,6 +184,7 @@ pub fn unpack_two_bits(bytes: &[u8; 64]) -> [u8; 256] {
 }
 
 /// 256 codes of 4 bits: byte l of each quarter (64 codes, 32 bytes) holds code l in its low half, l + 32 in its high half.
+///
 /// Only the low four bits of each code are used.
 #[inline(always)]
 pub fn four_bits(codes: &[u8; 256]) -> [u8; 128] {
@@ -238,6 +240,7 @@ pub fn unpack_one_bit(bytes: &[u8; 32], bit: u32, codes: &mut [u8; 256]) {
 ///  byte 4..8      bits 0-5: min 0..4      bits 6-7: bits 4-5 of min 4..8
 ///  byte 8..12     bits 0-3: low bits of scale 4..8    bits 4-7: low bits of min 4..8
 /// ```
+///
 /// As the formats are defined, bits above the sixth of pairs 0..4 are not masked.
 #[inline(always)]
 pub fn six_bit_pairs(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {

@@ -40,6 +40,7 @@ pub use stairs::Stairs;
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 
 /// A vector of floats, one for each lane.
+///
 /// Values are created only by a [`Lanes`], so if there is one, the CPU has the instructions.
 pub trait Floats: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> {
     /// A boolean for each lane.

@@ -19,6 +19,7 @@ pub struct AffineSearch {
     /// Whether the error of a weight is |x − d·q − m|, not its square.
     pub absolute: bool,
     /// Whether a trial's quotient is limited to 0..=`max` before it is rounded, not after.
+    ///
     /// The two differ only if the quotient leaves [`nearest`]'s range, which happens if the range of x has shrunk to
     /// almost nothing, as it may if weights are zero.
     pub limit_first: bool,

@@ -5,6 +5,7 @@ use crate::quant::lanes::{Floats, Lanes};
 use crate::quant::rounding::table::{NEAREST_VALUE, VALUES, nearest_codes};
 
 /// x ≈ d·value. Returns the d that leaves the least Σ w (x − d·value)² among 16 that are tried.
+///
 /// The trials put the weight of largest magnitude at the first value, and at -7 to 7 steps from it. Given the codes, d
 /// follows from least squares. Returns 0 if all of `x` is negligible.
 pub fn fit(x: &[f32; 32], weights: &[f32; 32]) -> f32 {

@@ -6,6 +6,7 @@ use crate::quant::lanes::{Floats, Lanes, MAX_LANES, Mask};
 use std::array;
 
 /// x ≈ d·q, with whole q from `-half` to `half - 1` and weights x². Returns d, and writes `q + half` to `codes`.
+///
 /// Starts from the scale that puts the weight of largest magnitude at the end of the range. Then moves one q at a time
 /// to its best value given all others, for at most five rounds. If all of `x` is negligible, d and the codes are 0.
 pub fn fit<const N: usize>(x: &[f32; N], half: i32, codes: &mut [u8; N]) -> f32 {
@@ -51,6 +52,7 @@ pub fn fit<const N: usize>(x: &[f32; N], half: i32, codes: &mut [u8; N]) -> f32 
 }
 
 /// [`fit`], a sub-block per lane, for finite weights.
+///
 /// Each move of a code changes the sums on which the next one depends. Code by code, this would be a latency of about
 /// 60 cycles (a division, seven products and sums, a comparison) sixteen times per round, and nearly always nothing
 /// moves. So all codes are looked at first, and then each lane considers the one code that may move next.
@@ -60,6 +62,7 @@ pub fn fit<const N: usize>(x: &[f32; N], half: i32, codes: &mut [u8; N]) -> f32 
 ///
 /// x (Q − w q²) / (S − w x q) − q  =  (x Q/S − q) / (1 − w x q / S)        as w q² · x and w x q · q cancel
 /// ```
+///
 /// A code stays if this is between −½ and ½, or if it is at an end of the range and would move beyond it. So the look
 /// needs no division per code, and no sums without the code. It compares with a margin (0.0001) far above the possible
 /// rounding errors (about 30 units in the last place), so a code that it skips does not move in the scalar search
@@ -246,6 +249,7 @@ impl<const PER: usize> MovesBatch<PER> {
     }
 
     /// Searches all sub-blocks.
+    ///
     /// In four of five, the search ends immediately, which one look shows. The others are gathered, so that all lanes
     /// are in use. Half of these move one code and are done. Those that are not done after two moves are gathered
     /// again. After ten moves, which one in a thousand reaches, the scalar search is as good.

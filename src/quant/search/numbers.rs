@@ -11,6 +11,7 @@ pub const NEGLIGIBLE: f32 = 1e-15;
 pub const BEYOND_NEAREST: f32 = 4_194_304.0;
 
 /// Rounds `x` to the nearest whole number, ties to even, for magnitudes up to 2^22.
+///
 /// Beyond that, the result is some number from -2^22 to 2^22 - 1; for infinities it is -2^22, and for a NaN from a
 /// computation it is 0. Searches reach such numbers for weights near the ends of single precision, and then the bytes
 /// depend on them.
@@ -138,6 +139,7 @@ pub fn magnitudes_lanes<F: Floats, const N: usize>(x: &[F; N]) -> [F; N] {
 }
 
 /// Returns the weights of a search with importance: importance · √(variance + x²).
+///
 /// The root makes large weights count more, as they do in a product with an activation. The variance (of the block or
 /// the row) keeps small ones from being ignored.
 #[inline]

@@ -4,6 +4,7 @@ use super::numbers::{BEYOND_NEAREST, NEGLIGIBLE, nearest};
 use crate::quant::lanes::{Floats, Lanes, Mask};
 
 /// x ≈ d·q, with whole q from 0 to `max`, for x that are themselves the scales of sub-blocks. Returns d, and writes q to `codes`.
+///
 /// Takes the best of nine scales, from `max - 0.4` to `max + 0.4` steps for the largest x, by Σ w (x − d·q)². Then
 /// makes single moves as in [`moves::fit`](super::moves::fit). A negative x (rounding in the earlier search can cause
 /// one) counts in the sums with a negative q, but is stored as the low byte of that q.

@@ -7,6 +7,7 @@ use std::array;
 use std::ops::RangeInclusive;
 
 /// x ≈ d·q, with whole q from `-half` to `half - 1`. Returns d, and writes `q + half` to `codes`.
+///
 /// One end of the range is a step longer, so the weight of largest magnitude is put there. Then 18 scales around that
 /// one are tried, from `half - 0.9` to `half + 0.9` steps, and the one with the least squared error is kept. If all of
 /// `x` is negligible, d and the codes are 0.
