@@ -110,8 +110,8 @@ impl Room {
     /// or not in memory.
     ///
     /// They are borrowed if they are contiguous 32-bit floats in main memory, and otherwise copied: from a GPU, from a
-    /// view with strides, from 16 bits. Call this only in [`Observer::sees`], for its node and the sources of that node.
-    /// Other nodes may not be computed yet, or may already be overwritten.
+    /// view with strides, from 16 bits. Call this only in [`Observer::sees`], for its node and the sources of that
+    /// node. Other nodes may not be computed yet, or may already be overwritten.
     pub fn read<'b, 'a: 'b>(&'b mut self, node: Node<'a>) -> Option<&'b [f32]> {
         let tensor = node.0;
         let number_bytes = match tensor.type_ {

@@ -1,7 +1,7 @@
 //! Shared code around the searches by lanes: batches of blocks, and groups of as many sub-blocks as there are lanes.
 //!
 //! ```text
-//! rows ─► batches of as many blocks as lanes ─► groups of as many sub-blocks as lanes ─► a search, a sub-block per lane
+//! rows ─► batches of as many blocks as lanes ─► groups of as many sub-blocks as lanes ─► search, a sub-block per lane
 //!              │                                                                              │
 //!              │              tables: what was found, a number for each sub-block  ◄──────────┘
 //!              ▼
