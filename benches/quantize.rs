@@ -1,4 +1,4 @@
-//! Every format at every level of vector instructions against ggml, in one run: millions of weights a second.
+//! Every format at every level of vector instructions against ggml, in one run: millions of weights per second.
 //!
 //! ```text
 //! cargo bench --bench quantize                       all formats, one thread

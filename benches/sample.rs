@@ -1,4 +1,4 @@
-//! Samplers against llama.cpp's, in one run: microseconds a token with a vocabulary of 64,000.
+//! Samplers against llama.cpp's, in one run: microseconds per token with a vocabulary of 64,000.
 //!
 //! ```text
 //! cargo bench --bench sample                  all of them

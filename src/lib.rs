@@ -8,8 +8,8 @@
 //!                                                                      chat, constrain
 //! ```
 //!
-//! This is the library; the program `nibble` is the module `cli` over it. Errors and warnings here speak of files, tensors
-//! and settings, never of flags.
+//! This is the library. The program `nibble` is the module `cli`, which uses the rest. Errors and warnings of the
+//! library mention files, tensors and settings, but no flags.
 //!
 //! # Converting
 //!

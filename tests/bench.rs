@@ -134,7 +134,7 @@ fn bench_prints_a_table_and_what_it_means() {
     let text = stdout(&nibble(["bench", model.to_str().unwrap()].iter().chain(&arguments)));
     has(&text, &["yi-nano, Q4_K_M, 6.42 M weights", "threads 1, context 34, KV cache f16", "the median of 2 runs"]);
     has(&text, &["Tokens/s", "read 8 ", "write 4 ", "write 4 after 30", "This machine reads", "B/s with 1 thread;"]);
-    has(&text, &["this model needs", "it does"]);
+    has(&text, &["this model reads", "it does"]);
     // In the order of the tests.
     let at = |word: &str| text.find(word).unwrap();
     assert!(at("read 8 ") < at("write 4 ") && at("write 4 ") < at("write 4 after 30"));
@@ -152,7 +152,7 @@ fn bench_says_in_one_line_what_is_wrong() {
     for (arguments, words) in [
         (&["/nowhere.gguf"][..], &["/nowhere.gguf"][..]),
         (&[model, "-p", "0", "-n", "0"], &["nothing to measure"]),
-        (&[model, "--ctx", "10"], &["needs 65 tokens of context", "--ctx gives 10"]),
+        (&[model, "--ctx", "10"], &["needs 65 tokens of context", "--ctx is 10"]),
         (&[model, "--threads", "2,0"], &["--threads is 0"]),
         (&[model, "-p", "4000000000"], &["the context size cannot be 4000000000", "--ctx"]),
         (&[model, "-d", "4000000000", "-n", "4000000000"], &["the context size cannot be 4294967295", "--ctx"]),
@@ -209,7 +209,7 @@ fn each_test_is_announced_and_reported_in_order() {
 
     let too_long = Plan { tests: vec![Test::Read { n_tokens: 17 }], ..plan.clone() };
     let error = bench::run(&model, &too_long, |_| {}).unwrap_err().to_string();
-    assert!(error.contains("17 tokens, and the context holds 16"), "{error}");
+    assert!(error.contains("17 tokens, but the context holds 16"), "{error}");
     plan.session.cancel.store(true, std::sync::atomic::Ordering::Relaxed);
     assert!(bench::run(&model, &plan, |_| {}).unwrap().interrupted);
 }

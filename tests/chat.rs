@@ -315,7 +315,7 @@ fn guessing_ahead_changes_nothing_of_what_is_said() {
     let alone = piped(lines, &greedy);
     let guessed = piped(lines, &[&greedy[..], &["--draft", "ngram"]].concat());
     assert_eq!(stdout(&guessed), stdout(&alone));
-    has(&stderr(&guessed), &["drafted", "tokens right"]);
+    has(&stderr(&guessed), &["drafted", "tokens accepted"]);
     assert!(!stderr(&alone).contains("drafted"));
 }
 

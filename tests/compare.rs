@@ -146,7 +146,7 @@ fn every_number_is_what_the_plain_way_gives() {
     assert!(mean(&measured.candidates[0].columns.kld) < mean(&measured.candidates[1].columns.kld));
 }
 
-/// A trace of `k` tokens a position, and its bytes a scored token.
+/// A trace of `k` tokens per position, and its bytes per scored token.
 fn traced(dir: &Path, model: &Model, texts: &[TokenizedText], cut: Cut, k: u32, drawn: u32) -> (Trace, f64) {
     let path = dir.join(format!("{k}-{drawn}.trace"));
     let header = Header { n_vocab: model.n_vocab(), window: cut.window, drawn, ..Header::default() };

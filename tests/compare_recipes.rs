@@ -105,7 +105,7 @@ fn every_recipe_is_made_once_and_all_are_in_one_report() {
     fs::copy(place.path("other.txt"), place.path("一.txt")).unwrap();
     let out = place.run_on_text(&recipes);
     support::stdout(&out);
-    has(&said(&out), &["yi-nano.trace was made of other texts", "yi-nano-Q2_K was measured with other texts"]);
+    has(&said(&out), &["yi-nano.trace was made from other texts", "yi-nano-Q2_K was measured with other texts"]);
     assert_eq!(place.made("out/yi-nano-Q2_K.gguf"), gguf);
     assert_ne!(place.json()["slices"][0]["blake3"], json["slices"][0]["blake3"]);
 }
@@ -206,6 +206,6 @@ fn wrong_arguments_get_one_sentence() {
     fs::create_dir_all(place.path("out")).unwrap();
     fs::write(place.path("out/yi-nano-Q8_0.gguf"), "mine").unwrap();
     let said = refused(&["--recipes", "Q8_0"]);
-    has(&said, &["yi-nano-Q8_0.gguf exists, and nothing records what it was made of; move it away", "-o"]);
+    has(&said, &["yi-nano-Q8_0.gguf exists, and nothing records what it was made from; move it away", "-o"]);
     assert_eq!(fs::read(place.path("out/yi-nano-Q8_0.gguf")).unwrap(), b"mine");
 }

@@ -227,7 +227,7 @@ fn what_llama_cpp_does_not_check_is_checked() {
     session.eval(&[475; 19], Logits::Last).unwrap();
     assert_eq!(session.room(), 1);
     let error = session.eval(&[475; 2], Logits::Last).unwrap_err();
-    assert!(error.to_string().contains("has 21 tokens, and the context holds 20"), "{error}");
+    assert!(error.to_string().contains("has 21 tokens, but the context holds 20"), "{error}");
     session.eval(&[475], Logits::None).unwrap();
     assert!(matches!(session.logits(0), Err(Error::Llama(llama::Error::NoLogits { .. }))));
     assert_eq!(session.room(), 0);

@@ -291,10 +291,10 @@ fn what_an_earlier_run_left_of_something_else_is_not_used() {
 
     fs::write(&partial, "my notes").unwrap();
     let refused = collect(&model, &[weighted(&a, 1.0)], options(&path), |_| {}).unwrap_err();
-    has(&refused.to_string(), &["x.gguf.partial", "not what an earlier calibration left"]);
+    has(&refused.to_string(), &["x.gguf.partial", "was not left by an earlier calibration"]);
     let command =
         ["calibrate", model.to_str().unwrap(), a.to_str().unwrap(), "--window", "32", "-o", path.to_str().unwrap()];
-    has(&error(&nibble(command)), &["not what an earlier calibration left; remove it, or pass --restart"]);
+    has(&error(&nibble(command)), &["was not left by an earlier calibration; remove it, or pass --restart"]);
     assert_eq!(fs::read_to_string(&partial).unwrap(), "my notes");
 }
 

@@ -176,10 +176,10 @@ fn an_adapter_that_does_not_go_with_the_model_is_refused() {
     };
     support::has(&two("blk.99.attn_q.weight", &[256, 4], &[4, 256]), &["no tensor 'blk.99.attn_q.weight'"]);
     support::has(&two("blk.0.attn_norm.weight", &[256, 4], &[4, 1]), &["not a matrix"]);
-    support::has(&two(name, &[128, 4], &[4, 256]), &["is 128 x 4, and would have to be 256 x 4"]);
-    support::has(&two(name, &[256, 4], &[4, 128]), &["is 4 x 128, and would have to be 4 x 256"]);
-    support::has(&two(name, &[256, 4], &[8, 256]), &["is 256 x 4, and would have to be 256 x 8"]);
-    support::has(&two(name, &[256, 4, 2], &[4, 256]), &["is 256 x 4 x 2, and would have to be 256 x 4"]);
+    support::has(&two(name, &[128, 4], &[4, 256]), &["is 128 x 4, but has to be 256 x 4"]);
+    support::has(&two(name, &[256, 4], &[4, 128]), &["is 4 x 128, but has to be 4 x 256"]);
+    support::has(&two(name, &[256, 4], &[8, 256]), &["is 256 x 4, but has to be 256 x 8"]);
+    support::has(&two(name, &[256, 4, 2], &[4, 256]), &["is 256 x 4 x 2, but has to be 256 x 4"]);
     // As a matrix that is multiplied with, not looked up in.
     support::has(&two("token_embd.weight", &[256, 4], &[4, 6400]), &["'token_embd.weight.lora_a' is 256 x 4"]);
     for ty in [TensorType::I32, TensorType::F64, TensorType::Q8_K] {

@@ -505,7 +505,7 @@ fn small() -> Adapter {
 #[test]
 fn a_missing_base_is_asked_for() {
     refuses(&small(), &["no base"], &["(01-ai/yi-nano)", "--base"]);
-    refuses(&small().set("base_model_name_or_path", Value::Null), &["no base"], &["base model, which is not here"]);
+    refuses(&small().set("base_model_name_or_path", Value::Null), &["no base"], &["base model, which was not found"]);
     refuses(&small(), &["--base", "/nowhere"], &["/nowhere"]);
     let empty = folder();
     refuses(&small(), &["--base", empty.path().to_str().unwrap()], &["config.json"]);
@@ -515,7 +515,7 @@ fn a_missing_base_is_asked_for() {
     small().write(dir.path());
     let lora = converted(dir.path(), &["--base", yi_nano().to_str().unwrap()]);
     refuses(&small(), &["--base", lora.to_str().unwrap()], &["adapter.gguf", "an adapter itself"]);
-    has(&error(&nibble(["convert", lora.to_str().unwrap()])), &["adapter.gguf", "this GGUF is an adapter"]);
+    has(&error(&nibble(["convert", lora.to_str().unwrap()])), &["adapter.gguf", "this GGUF file is an adapter"]);
     has(&error(&nibble(["run", lora.to_str().unwrap(), "-p", "x"])), &["adapter.gguf", "an adapter", "is not one"]);
     refuses_folder(&yi_nano(), &[], &["yi-nano", "not an adapter", "--base"]);
 }
@@ -535,7 +535,7 @@ fn what_a_lora_file_cannot_hold_is_refused() {
         ),
         ("trainable_token_indices", json!([1, 2]), &["'trainable_token_indices'", "tokens"]),
         ("layer_replication", json!([[0, 2], [1, 3]]), &["'layer_replication'", "layers"]),
-        ("alora_invocation_tokens", json!([7]), &["'alora_invocation_tokens'", "begin"]),
+        ("alora_invocation_tokens", json!([7]), &["'alora_invocation_tokens'", "takes effect"]),
         ("target_parameters", json!(["x"]), &["'target_parameters'"]),
         (
             "init_lora_weights",
@@ -614,7 +614,7 @@ fn tensors_that_do_not_fit_are_named() {
 
     let mut adapter = Adapter::new(4, 8.0);
     adapter.add("model.layers.0.self_attn.q_proj", 256, 256, 3);
-    refuses(&adapter, &[], &["q_proj.lora_A.weight has rank 3", "makes it 4"]);
+    refuses(&adapter, &[], &["q_proj.lora_A.weight has rank 3", "says 4"]);
     let mut adapter = small();
     adapter.tensor_mut("layers.1.self_attn.q_proj.lora_B.weight").shape = vec![512, 2];
     refuses(&adapter, &[], &["layers.1.self_attn.q_proj.lora_B.weight", "[512, 2]", "[256, 4]"]);

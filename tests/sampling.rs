@@ -289,7 +289,7 @@ fn moved(params: &Params, by: f32) -> Params {
     moved
 }
 
-/// `None` where all is the same to `tolerance`; `Some(true)` where it lies within rounding; `Some(false)` with a message
+/// `None` if all is the same to `tolerance`; `Some(true)` where it lies within rounding; `Some(false)` with a message
 /// where it does not.
 fn difference(
     set: &Set,

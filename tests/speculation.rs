@@ -532,7 +532,7 @@ fn run_says_what_came_of_guessing() {
     for by in ["ngram", small] {
         let out = support::nibble(arguments.iter().copied().chain(["--draft", by]));
         assert_eq!(support::stdout(&out), plain, "{by}");
-        support::has(&String::from_utf8_lossy(&out.stderr), &["guessed:   "]);
+        support::has(&String::from_utf8_lossy(&out.stderr), &["drafted:   "]);
         let out = support::nibble(arguments.iter().copied().chain([
             "--draft",
             by,

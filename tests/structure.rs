@@ -738,16 +738,16 @@ fn run_says_where_a_text_was_cut() {
     support::has(
         &text(&out.stderr),
         &[
-            "warning: the text was cut before it was whole, and does not keep to the JSON schema: -n allows no more tokens",
+            "warning: the text was cut off before it was complete, and does not satisfy the JSON schema: -n allows no more tokens",
         ],
     );
     let out = run(&["--json-schema", schema, "-n", "5", "--json"]);
     let report: Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!((&report["complete"], &report["finish_detail"]), (&json!(false), &json!("max_tokens")));
     let out = run(&["--regex", "[a-z ]{400,}", "--ctx", "64"]);
-    support::has(&text(&out.stderr), &["does not keep to the regular expression", "the context is full"]);
+    support::has(&text(&out.stderr), &["does not satisfy the regular expression", "the context is full"]);
     let out = run(&["--regex", "[xy]{3}z", "--stop", "z"]);
-    support::has(&text(&out.stderr), &["stopped at \"z\"", "a stop text came up"]);
+    support::has(&text(&out.stderr), &["stopped at \"z\"", "a stop text occurred"]);
     // As many tokens as the text needs are enough.
     let out = run(&["--regex", "[xy]{3}", "--json"]);
     let report: Value = serde_json::from_slice(&out.stdout).unwrap();

@@ -254,7 +254,7 @@ fn a_type_that_the_recipe_does_not_give_is_named() {
     assert!(found.tensors.iter().all(|tensor| tensor.comparison == TensorVerdict::Same));
     let (code, text) = against_nano(&forgotten, &[]);
     assert_eq!(code, 1);
-    has(&text, &["is Q8_0, the recipe gives Q6_K"]);
+    has(&text, &["is Q8_0, but the recipe chooses Q6_K"]);
 
     // Another text of the recipe says nothing of the file.
     let older = dir.path().join("c.gguf");

@@ -53,7 +53,7 @@ pub enum Error {
     )]
     Shape { name: String, found: Vec<u64>, wanted: Vec<u64> },
 
-    #[error("the key '{key}' is missing or not a number that a model has; is this a whole model?")]
+    #[error("the key '{key}' is missing or not a number that a model has; is this a complete model?")]
     GgufKey { key: String },
 
     #[error(
@@ -74,7 +74,7 @@ pub enum Error {
     UnknownTensors { architecture: String, unknown: Names, hint: &'static str },
 }
 
-/// Names of tensors. Written, it shows a few and counts the others.
+/// Names of tensors. `Display` shows the first few and the number of the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names(pub Vec<String>);
 

@@ -1,4 +1,4 @@
-//! What an output tensor is made from: rows of tensors of the checkpoint, and what happens to them on the way.
+//! Describes what an output tensor is made from: rows of tensors of the checkpoint, and how they are changed.
 //!
 //! ```text
 //!  checkpoint                                  GGUF
@@ -27,7 +27,7 @@ use std::ops::Range;
 
 use crate::checkpoint::Packing;
 
-/// Where the data of an output tensor come from.
+/// The origin of an output tensor's data.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Origin {
     /// The rows of these inputs, one input after the other.
@@ -41,7 +41,7 @@ pub enum Origin {
 pub struct Input {
     /// The tensors that hold the matrix: one tensor of floats, or what [`Self::packing`] unpacks.
     pub tensors: Vec<Stored>,
-    /// How the tensors together hold the matrix; `None` for one tensor of floats.
+    /// How the tensors together store the matrix; `None` for one tensor of floats.
     pub packing: Option<&'static Packing>,
     /// The rows of the matrix that are taken; `None` for all of them.
     pub rows: Option<Range<u64>>,
@@ -56,7 +56,7 @@ pub struct Input {
 pub struct Stored {
     /// Names that the tensor may have, the usual one first. In a [`Model`](super::Model) only the one that it has.
     pub names: Vec<String>,
-    /// Sizes, fastest dimension first. A checkpoint gives the same sizes, slowest first.
+    /// Sizes, fastest dimension first. A checkpoint has the same sizes, slowest first.
     pub dims: Vec<u64>,
 }
 
@@ -102,7 +102,7 @@ impl Input {
         self.tensors.first()
     }
 
-    /// Whether the rows are those of the tensor, all of them, in their order.
+    /// Returns whether the rows are those of the tensor, all of them, in their order.
     pub fn is_whole(&self) -> bool {
         self.rows.is_none() && self.order == RowOrder::AsStored
     }

@@ -97,7 +97,7 @@ pub struct Blueprint {
     pub metadata: Metadata,
     /// Every tensor of the GGUF file in its order, the output matrix among them even where [`Self::tied`] is true.
     pub tensors: Vec<OutputTensor>,
-    /// Whether the token embedding serves as the output matrix; `None` where the configuration does not say, so that the
+    /// Whether the token embedding serves as the output matrix; `None` if the configuration does not say, so that the
     /// checkpoint's tensors decide.
     pub tied: Option<bool>,
     /// Whether every matrix of a layer has a bias.
@@ -128,7 +128,7 @@ impl Blueprint {
     }
 }
 
-/// How many layers and heads a model has: all that recipes ask about a model apart from its tensors.
+/// The numbers of layers and heads of a model: everything that recipes depend on apart from its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Topology {
     /// Layers of the model.
@@ -140,7 +140,7 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Returns how many query heads share a key and value head; 0 where there are no key and value heads.
+    /// Returns how many query heads share a key and value head; 0 if there are no key and value heads.
     pub fn gqa(&self) -> u64 {
         self.n_heads.checked_div(self.n_kv_heads).unwrap_or(0)
     }
@@ -223,7 +223,7 @@ pub struct Model {
     pub metadata: Metadata,
     /// Every tensor of the file, in its order. Each input has the one name that the checkpoint has for it.
     pub tensors: Vec<OutputTensor>,
-    /// What the file cannot say of the model, to be shown to the person converting it.
+    /// Properties of the model that the file cannot express, as warnings for the user.
     pub warnings: Vec<String>,
 }
 
@@ -400,7 +400,7 @@ impl Architectures {
     }
 }
 
-/// Returns the name that the checkpoint has for a tensor, whose shape has to be the expected one; `None` where it has none.
+/// Returns the checkpoint's name for a tensor, whose shape has to be the expected one; `None` if it has none.
 fn find<'a>(stored: &Stored, output: &str, found: &BTreeMap<&'a str, &[u64]>) -> Result<Option<&'a str>, Error> {
     let mut present = stored.names.iter().filter_map(|name| found.get_key_value(name.as_str()));
     let Some((name, shape)) = present.next() else { return Ok(None) };
@@ -415,7 +415,7 @@ fn find<'a>(stored: &Stored, output: &str, found: &BTreeMap<&'a str, &[u64]>) ->
     Ok(Some(name))
 }
 
-/// Whether the inputs of a tensor have as many weights together as it has. Packed inputs are not counted.
+/// Returns whether the inputs of a tensor have as many weights together as it has. Packed inputs are not counted.
 fn adds_up(output: &OutputTensor) -> bool {
     let weights = |input: &Input| {
         let dims = &input.main()?.dims;

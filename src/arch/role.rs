@@ -4,7 +4,7 @@
 /// tensors. This is the only list of roles.
 macro_rules! roles {
     ($($(#[$doc:meta])* $role:ident $name:literal $choice:ident [$($tensor:literal)*])*) => {
-        /// What a tensor is for. Recipes choose by role.
+        /// The role of a tensor in the model. Recipes choose types by role.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
         #[serde(rename_all = "snake_case")]
         pub enum Role {
@@ -22,7 +22,7 @@ macro_rules! roles {
                 }
             }
 
-            /// Whether a recipe may choose the type of such tensors. The others keep F32.
+            /// Returns whether a recipe may choose the type of such tensors. The others keep F32.
             pub fn has_choice(self) -> bool {
                 match self {
                     $(Self::$role => choice::$choice,)*

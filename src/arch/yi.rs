@@ -57,7 +57,7 @@ fn with_names(mut blueprint: Blueprint) -> Blueprint {
     blueprint
 }
 
-/// Returns what Yi calls the tensor with this name in Llama; `None` where both call it the same.
+/// Returns Yi's name for the tensor with this name in Llama; `None` if both use the same name.
 fn yi_name(llama: &str) -> Option<String> {
     [("input_layernorm", "ln1"), ("post_attention_layernorm", "ln2")]
         .into_iter()

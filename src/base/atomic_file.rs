@@ -1,4 +1,4 @@
-//! Files that get their name when they are complete, so that a file under its name is never half of one.
+//! Files that get their name only when they are complete, so that no incomplete file has the final name.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-/// A file being written, in the folder where it will be. It is removed when dropped before [`AtomicFile::finish`].
+/// A file that is being written, in its final folder. It is removed if it is dropped before [`AtomicFile::finish`].
 #[derive(Debug)]
 pub struct AtomicFile {
     file: NamedTempFile,
@@ -14,7 +14,7 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Creates the file that will be at `path`.
+    /// Creates a file that will get the name `path`.
     ///
     /// # Errors
     /// The folder does not exist or cannot be written.
@@ -23,7 +23,7 @@ impl AtomicFile {
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix).suffix(".partial");
         // Temporary files are readable by the user alone by default. This one gets the permissions of any other new file,
-        // less those that the process's mask removes.
+        // without those that the process's mask removes.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let file = builder.tempfile_in(folder(path))?;

@@ -1,7 +1,7 @@
 //! Text from files and models, made safe and short enough to show.
 //!
-//! Such text may hold anything: escape sequences that clear the screen, marks that reverse the direction of writing,
-//! names of several megabytes. Whatever nibble prints of it goes through one of these functions:
+//! Such text may contain anything: escape sequences that clear the screen, marks that reverse the direction of writing,
+//! names of several megabytes. nibble prints it only through these functions:
 //!
 //! | function | for | keeps |
 //! |---|---|---|
@@ -79,7 +79,7 @@ fn escape(text: &str, escaped: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Whether a character moves the cursor, colors what follows, or changes the direction of writing.
+/// Returns whether a character moves the cursor, colors what follows, or changes the direction of writing.
 pub fn is_unprintable(c: char) -> bool {
     c.is_control() || is_format(c)
 }

@@ -54,7 +54,7 @@ pub const EXP_F32_LOWEST: f32 = -87.0;
 
 /// Returns e to the power `x` for `x` of 0 or less, within 3 units in the last place; 0 below -87.
 ///
-/// As [`exp`], with e^r up to r^7 / 7!.
+/// Like [`exp`], with e^r up to r^7 / 7!.
 #[inline(always)]
 pub fn exp_f32(x: f32) -> f32 {
     const ROUNDER: f32 = 12_582_912.0;

@@ -1,13 +1,13 @@
-//! Files to read from: mapped, for what is looked up here and there, or copied out with [`Mapping::read_at`], for what is
-//! read from one end to the other. The only place in nibble that maps a file.
+//! Files for reading: memory-mapped for random access, or copied with [`Mapping::read_at`] for sequential reading. This
+//! is the only place in nibble that maps a file.
 //!
 //! # Safety contract
 //!
-//! A mapping shows the file as it is now: were another process to change the file while nibble reads it, the bytes
-//! would change under a shared slice, and were it truncated, touching the lost pages would end the process with
-//! SIGBUS. nibble accepts that, as every program that maps its model does, and limits what can follow: it maps only
-//! regular files, read-only, it never keeps a reference derived from file *content* (an offset, a count) without having
-//! checked it against the mapping's length, and it validates bytes at the moment it copies them out.
+//! A mapping shows the file as it is now. If another process changes the file while nibble reads it, the bytes change
+//! under a shared slice. If the file is truncated, accessing the lost pages ends the process with SIGBUS. nibble
+//! accepts this, as every program that maps its model does, and limits the consequences: it maps only regular files,
+//! read-only; it checks every value from the file's *content* (an offset, a count) against the mapping's length before
+//! it uses it; and it validates bytes at the moment at which it copies them.
 
 use std::fs::File;
 use std::io;
@@ -28,7 +28,7 @@ impl Mapping {
     /// Maps the file at `path`.
     ///
     /// # Errors
-    /// When the file cannot be opened, is not a regular file, or cannot be mapped.
+    /// If the file cannot be opened, is not a regular file, or cannot be mapped.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let metadata = file.metadata()?;
@@ -44,18 +44,18 @@ impl Mapping {
         Ok(Self { path: path.to_path_buf(), file, map })
     }
 
-    /// The file's bytes.
+    /// Returns the file's bytes.
     pub fn bytes(&self) -> &[u8] {
         self.map.as_deref().unwrap_or(&[])
     }
 
-    /// Where the file lies.
+    /// Returns the file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Fills `dst` with the file's bytes from `offset` on. Unlike touching the mapping, this survives a disk that fails and
-    /// a file that was cut short meanwhile: both are errors here.
+    /// Fills `dst` with the file's bytes from `offset` on. Unlike accessing the mapping, this returns an error if the
+    /// disk fails or the file has been truncated.
     ///
     /// # Errors
     /// When the system cannot read, or the file ends before `dst` is full.
@@ -63,10 +63,10 @@ impl Mapping {
         read_exact_at(&self.file, dst, offset)
     }
 
-    /// The file's length in bytes and when it was last changed, as of now.
+    /// Returns the file's current length in bytes, and when it was last changed.
     ///
     /// # Errors
-    /// When the system does not tell.
+    /// If the system does not say.
     pub fn state(&self) -> io::Result<(u64, SystemTime)> {
         let metadata = self.file.metadata()?;
         Ok((metadata.len(), metadata.modified()?))
@@ -76,15 +76,15 @@ impl Mapping {
     pub fn will_read(&self, range: Range<usize>) {
         #[cfg(unix)]
         if let Some(map) = &self.map {
-            // Advice only: a system that does not take it loses nothing but speed.
+            // This is only advice: ignoring it only costs speed.
             let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
         }
         #[cfg(not(unix))]
         let _ = range;
     }
 
-    /// Gives the pages wholly inside `range` (in bytes) back to the system: they no longer count as this process's
-    /// memory, and are read from the file again if they are touched again.
+    /// Releases the pages that are completely inside `range` (in bytes). They no longer count as this process's memory,
+    /// and are read from the file again if they are accessed again.
     pub fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
         if let Some(map) = &self.map {

@@ -1,4 +1,4 @@
-//! What every room may use.
+//! Helpers that every room may use.
 
 pub mod atomic_file;
 pub mod display;

@@ -1,4 +1,4 @@
-//! Measures how fast this machine reads memory, which limits how fast a large model writes.
+//! Measures how fast this machine reads memory, which limits how fast a large model generates text.
 //!
 //! ```text
 //! thread 0   [ its own part of the buffer ]  sum, pass after pass
@@ -6,9 +6,9 @@
 //! ...            begin of the first ──────────► end of the last: one pass
 //! ```
 //!
-//! A sum over numbers is the right limit for weights, which are read and never written. The buffer is several times the size
-//! of the last cache, so that nothing of a pass is left there when the next begins. Each thread fills the part that it
-//! reads, so that on machines with several memories its part lies in the nearest one.
+//! Summing numbers measures the right limit for weights, which are read and never written. The buffer is several times
+//! the size of the last-level cache, so that nothing of one pass is still cached in the next. Each thread fills the
+//! part that it reads, so that on NUMA machines its part is in the nearest memory.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Barrier, Mutex};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::Spread;
 
-/// How fast memory was read.
+/// The measured speed of reading memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bandwidth {
     /// Threads that read at the same time.
@@ -53,7 +53,7 @@ pub fn buffer_bytes(cache_bytes: Option<u64>, available_bytes: Option<u64>) -> u
 /// The fewest passes of a measurement.
 const LEAST_PASSES: usize = 3;
 
-/// Reads `buffer_bytes` with this many threads, again and again, for about `time`. Returns `None` where there is no memory
+/// Reads `buffer_bytes` with this many threads, again and again, for about `time`. Returns `None` if there is no memory
 /// for the buffer, no thread, or `cancel` was set before there were enough passes.
 pub fn measure(threads: u32, buffer_bytes: u64, time: Duration, cancel: &AtomicBool) -> Option<Bandwidth> {
     let n_threads = usize::try_from(threads).ok().filter(|n| (1..=4096).contains(n))?;
@@ -121,8 +121,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Streams that a thread reads side by side. With a single one, a core waits for the next page more often than necessary: on
-/// an AMD EPYC (family 26) one stream reached 20 GB/s, four or more reached 25 to 40.
+/// Number of streams that a thread reads side by side. With a single stream, a core waits for the next page more often
+/// than necessary: on an AMD EPYC (family 26) one stream reached 20 GB/s, four or more reached 25 to 40.
 const STREAMS: usize = 8;
 
 /// Words of a stream that are read at a time.

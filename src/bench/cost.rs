@@ -24,12 +24,13 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Counts for a model with this metadata and these tensors.
+    /// Counts the bytes for a model with this metadata and these tensors.
     pub fn of(metadata: &Metadata, tensors: &[TensorInfo], shape: &Shape, kv_type: KvType) -> Self {
         Self { weights: weights(metadata, tensors), kv_a_token: shape.kv_bytes_a_token(kv_type) }
     }
 
-    /// Returns the mean bytes of a token, of `n_tokens` that are written after `depth` others. A token attends to itself, too.
+    /// Returns the mean bytes per token for `n_tokens` tokens that are written after `depth` others. A token attends to
+    /// itself too.
     pub fn a_token(&self, depth: u32, n_tokens: u32) -> f64 {
         let mean_depth = f64::from(depth) + (f64::from(n_tokens) + 1.0) / 2.0;
         self.weights as f64 + self.kv_a_token as f64 * mean_depth

@@ -23,7 +23,7 @@ pub struct Caches {
 }
 
 impl Caches {
-    /// Returns those of this machine; `None` where the system does not say.
+    /// Returns those of this machine; `None` if the system does not say.
     pub fn this() -> Option<Self> {
         #[cfg(target_os = "linux")]
         return of_linux(std::path::Path::new("/sys/devices/system/cpu"));
@@ -33,7 +33,7 @@ impl Caches {
         None
     }
 
-    /// Returns the bytes that so many threads can use together at most: a core uses the cache that serves it.
+    /// Returns the most bytes of cache that this many threads can use together: a core uses the cache that serves it.
     pub fn bytes_for(&self, threads: u32) -> u64 {
         self.bytes.saturating_mul(self.count.min(threads).into())
     }

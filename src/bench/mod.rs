@@ -9,8 +9,8 @@
 //!                 └─ evaluate the token             timed by itself
 //! ```
 //!
-//! Each test begins with a short run that is not counted: it loads weights from the disk, and wakes threads. The result is
-//! the median, the lowest and the highest of the counted runs: other programs would distort an average.
+//! Each test begins with a short run that is not counted, which loads weights from the disk and wakes threads. The
+//! result is the median, the lowest and the highest of the counted runs, because other programs would distort a mean.
 
 mod bandwidth;
 mod cost;
@@ -97,7 +97,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Returns the tokens per second of each run, of evaluation alone.
+    /// Returns the tokens per second of each run, counting only evaluation.
     pub fn rates(&self) -> Vec<f64> {
         self.runs.iter().map(|run| f64::from(self.test.n_tokens()) / run.seconds.max(1e-9)).collect()
     }
@@ -118,7 +118,7 @@ impl Outcome {
 /// A summary of repeated measurements.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Spread {
-    /// The median: the mean of the two in the middle where their number is even.
+    /// The median: the mean of the two values in the middle if their number is even.
     pub median: f64,
     /// The lowest.
     pub lowest: f64,
@@ -131,7 +131,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Summarizes `values`; `None` where there are none.
+    /// Summarizes `values`; `None` if there are none.
     pub fn of(values: &[f64]) -> Option<Self> {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -145,7 +145,7 @@ impl Spread {
     }
 }
 
-/// What was measured.
+/// The measurements.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     /// Memory, for each number of threads.
@@ -179,10 +179,10 @@ pub enum Event<'a> {
     Done(&'a Outcome),
 }
 
-/// Runs `plan`. Setting the flag in `plan.session.cancel` ends it with what was measured until then.
+/// Runs `plan`. Setting the flag in `plan.session.cancel` ends it, and the report has what was measured until then.
 ///
 /// # Errors
-/// Where a test does not fit the context, llama.cpp fails, or the logits are broken.
+/// If a test does not fit the context, llama.cpp fails, or the logits are broken.
 pub fn run(model: &Model, plan: &Plan, mut on_event: impl FnMut(Event<'_>)) -> Result<Report, Error> {
     let mut report = Report::default();
     match measure_all(model, plan, &mut report, &mut on_event) {
@@ -226,8 +226,8 @@ fn measure_all(
     Ok(())
 }
 
-/// Tokens of the runs that are not counted, of a prompt and of writing: enough to wake up every part of the machine, few
-/// enough not to take long.
+/// Number of tokens in the runs that are not counted, for a prompt and for writing: enough to warm up every part of the
+/// machine, and few enough not to take long.
 const WARM_UP: (usize, usize) = (64, 4);
 
 fn repeat(
@@ -265,8 +265,8 @@ fn read(session: &mut Session, prompt: &[u32]) -> Result<Run, Error> {
     Ok(Run { seconds: start.elapsed().as_secs_f64(), sampling_seconds: 0.0 })
 }
 
-/// Writes `n_tokens` after `context`, with the default sampler and a fixed seed, so that each run writes the same. It goes on
-/// after end tokens.
+/// Writes `n_tokens` after `context`, with the default sampler and a fixed seed, so that each run writes the same text.
+/// Continues after end tokens.
 fn write(session: &mut Session, context: &[u32], n_tokens: usize) -> Result<Run, Error> {
     session.prefill(context)?;
     let mut sampler = Sampler::new(&Params { seed: Some(1), ..Params::default() })?;

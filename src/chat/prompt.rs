@@ -134,7 +134,7 @@ pub fn encode(prompt: &Prompt, tokenizer: &dyn Tokenizer) -> Result<Vec<u32>, To
 /// template changed is encoded like other text.
 ///
 /// # Errors
-/// As [`encode`].
+/// Those of [`encode`].
 pub fn encode_conversation(
     prompt: &Prompt,
     spoken: &[Spoken<'_>],
@@ -171,14 +171,14 @@ pub fn encode_conversation(
 /// plain text.
 ///
 /// # Errors
-/// As [`encode`].
+/// Those of [`encode`].
 pub fn encode_inside(message: &str, tokenizer: &dyn Tokenizer) -> Result<Vec<u32>, TokenizeError> {
     let mut ids = Vec::new();
     encode_run(message, Place::Inside, tokenizer, &mut ids)?;
     Ok(ids)
 }
 
-/// Whether a run begins with the text before an answer and the answer itself.
+/// Returns whether a run begins with the text before an answer and the answer itself.
 fn is_in(answer: &Spoken<'_>, run: &Run) -> bool {
     let rest = run.text.strip_prefix(answer.after).and_then(|rest| rest.strip_prefix(answer.text));
     // If no message ends there, it is the beginning of a longer one.

@@ -62,7 +62,7 @@ pub struct Tensor {
 impl Tensor {
     /// Number of elements; 1 for a scalar.
     pub fn n_elements(&self) -> u64 {
-        // Files whose shapes overflow are refused, but for types of unknown size, where the number means nothing.
+        // Files whose shapes overflow are refused, except for types of unknown size, for which the number is not used.
         dtype::n_elements(&self.shape).unwrap_or(u64::MAX)
     }
 
@@ -144,7 +144,7 @@ impl Checkpoint {
     /// `adapter_config.json`, as its [`Self::config`], and the adapter's tensors alone, whatever else the folder holds.
     ///
     /// # Errors
-    /// When the folder holds no whole adapter, or a file of it is broken.
+    /// If the folder does not hold a complete adapter, or one of its files is broken.
     pub fn open_adapter(path: &Path) -> Result<Self, Error> {
         let is_file = std::fs::metadata(path).map_err(Error::io(path))?.is_file();
         let dir = if is_file { parent(path).to_path_buf() } else { snapshot(path) };
@@ -492,7 +492,7 @@ struct Index {
     weight_map: json::Unique<String>,
 }
 
-/// Reads an index: tensors and the shards they lie in.
+/// Reads an index: the tensors, and the shards that hold them.
 fn read_index(path: &Path) -> Result<Vec<(String, String)>, Error> {
     let index: Index = json::read(path)?.ok_or_else(|| Error::NotFound(path.to_path_buf()))?;
     for (_, shard) in &index.weight_map.0 {

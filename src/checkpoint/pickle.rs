@@ -1,25 +1,25 @@
-//! The pickle inside a PyTorch checkpoint, read without running it.
+//! Reads the pickle inside a PyTorch checkpoint without running it.
 //!
-//! A pickle is a program for a stack machine, and among its instructions are "look up any function of any module" and
-//! "call it". This reader knows the instructions that a state dict is made of, and of functions only the handful below,
-//! which it does not call but recognises: a "call" of `_rebuild_tensor_v2` becomes a note of where a tensor's bytes lie.
+//! A pickle is a program for a stack machine. Its instructions can look up any function of any module, and call it.
+//! This reader knows only the instructions that occur in a state dict, and only the few functions below. It recognises
+//! these functions but does not call them: a "call" of `_rebuild_tensor_v2` only records where a tensor's bytes are.
 //! Any other function is an error that names it.
 //!
 //! Instructions: `Lib/pickletools.py` in CPython; what `torch.save` writes: `torch/serialization.py` and
 //! `torch/_utils.py` in PyTorch.
 //!
-//! Nothing here recurses. Values are small handles into flat arrays, so a pickle that refers to one list a million times,
-//! or nests a million tuples, costs what its own instructions cost; there is a limit on those.
+//! Nothing here recurses. Values are small handles into flat arrays. A pickle that refers to one list a million times,
+//! or nests a million tuples, therefore costs only as much as its own instructions, whose number is limited.
 
 use std::collections::{HashMap, HashSet};
 
 use super::dtype::DType;
 use super::error::shown;
 
-/// The largest pickle that is read, in bytes. Yi-34B's shards have some 10 kB each.
+/// The largest pickle that is read, in bytes. The pickles of Yi-34B's shards have about 10 kB each.
 pub(super) const MAX_BYTES: u64 = 64 << 20;
 
-/// The most values one pickle may make; a tensor takes about 25.
+/// The most values that a pickle may create; a tensor takes about 25.
 const MAX_VALUES: usize = 4 << 20;
 
 /// PyTorch's own limit on dimensions.
@@ -32,7 +32,7 @@ pub(super) struct Storage<'a> {
     pub dtype: Option<DType>,
     /// The name of the file in the archive's `data` folder.
     pub key: &'a str,
-    /// Elements of `dtype`, or bytes where there is none.
+    /// Its length in elements of `dtype`, or in bytes if there is no `dtype`.
     pub len: u64,
 }
 
@@ -41,11 +41,11 @@ pub(super) struct Storage<'a> {
 pub(super) struct View<'a> {
     pub storage: Storage<'a>,
     pub dtype: DType,
-    /// The first element's place in the storage, in elements of `dtype`.
+    /// Index of the first element in the storage, in elements of `dtype`.
     pub offset: u64,
     /// Sizes, slowest dimension first.
     pub shape: Vec<u64>,
-    /// How many elements apart neighbours along each dimension lie.
+    /// Distance between neighbours along each dimension, in elements.
     pub strides: Vec<u64>,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct StateDict<'a> {
     pub others: Vec<&'a str>,
 }
 
-/// Why a pickle was not read.
+/// Why a pickle could not be read.
 #[derive(Debug, PartialEq)]
 pub(super) enum Problem {
     /// At this byte, the pickle refers to a function or class that is not known to be harmless.
@@ -79,7 +79,7 @@ enum Global {
     RebuildFromType,
     Size,
     Device,
-    /// `torch.Tensor` or `torch.nn.Parameter` as a mere name.
+    /// `torch.Tensor` or `torch.nn.Parameter`, referred to as a class.
     TensorClass,
     Storage(Option<DType>),
     DType(DType),
@@ -132,7 +132,7 @@ enum Value<'a> {
     Storage(u32),
     Tensor(u32),
     Global(Global),
-    /// Something that a state dict may hold and that is not inspected; its kind, for messages.
+    /// A value that a state dict may hold but that is not inspected. Holds its kind, for messages.
     Other(&'static str),
 }
 
@@ -161,7 +161,7 @@ struct Machine<'a> {
     /// The offset of the current instruction.
     op_at: usize,
     stack: Vec<Value<'a>>,
-    /// Heights of the stack at which `MARK` was called and not yet used up.
+    /// Heights of the stack at which marks were set that no instruction has used yet.
     marks: Vec<usize>,
     memo: HashMap<u32, Value<'a>>,
     items: Vec<Value<'a>>,
@@ -174,7 +174,7 @@ struct Machine<'a> {
 /// Reads the state dict in `bytes`, the `data.pkl` of a PyTorch archive.
 ///
 /// # Errors
-/// The pickle is broken, too large, refers to an unknown function, or holds no state dict.
+/// If the pickle is broken, too large, refers to an unknown function, or holds no state dict.
 pub(super) fn read(bytes: &[u8]) -> Result<StateDict<'_>, Problem> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(Problem::At(0, format!("a pickle of {} bytes; at most {MAX_BYTES} are read", bytes.len())));
@@ -215,7 +215,7 @@ impl<'a> Machine<'a> {
 
     fn long_len(&mut self) -> Result<usize, Problem> {
         let len = u64::from_le_bytes(self.array()?);
-        // What does not fit is past the end, as `take` will find.
+        // A length that does not fit is past the end, which `take` reports.
         Ok(usize::try_from(len).unwrap_or(usize::MAX))
     }
 
@@ -234,7 +234,7 @@ impl<'a> Machine<'a> {
         Ok(line)
     }
 
-    /// Counts what the pickle makes, whether it lies on the stack, in the memo or in a dict.
+    /// Counts the values that the pickle creates, whether they are on the stack, in the memo or in a dict.
     fn count(&mut self, n: usize) -> Result<(), Problem> {
         self.n_values += n;
         if self.n_values > MAX_VALUES {
@@ -313,7 +313,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Items of lists are not kept: a state dict's lists hold hooks, never tensors.
+    /// Drops the items of lists: a state dict's lists hold hooks, never tensors.
     fn append(&mut self) -> Result<(), Problem> {
         match self.top()? {
             Value::Other("a list") => Ok(()),
@@ -342,11 +342,11 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Carries out one instruction; true at the last.
+    /// Executes one instruction. Returns true if it was the last.
     fn step(&mut self) -> Result<bool, Problem> {
         self.op_at = self.at;
         match self.u8()? {
-            // Frames: protocol, length of what follows, end.
+            // Framing: protocol, length of the frame, end.
             0x80 => {
                 let protocol = self.u8()?;
                 if !(2..=5).contains(&protocol) {
@@ -481,7 +481,7 @@ impl<'a> Machine<'a> {
                 self.recall(slot)?;
             }
 
-            // Functions, classes and what is made by them.
+            // Functions and classes, and the objects that they make.
             b'c' => {
                 let module = self.line()?;
                 let name = self.line()?;
@@ -500,7 +500,7 @@ impl<'a> Machine<'a> {
                 self.push(made)?;
             }
             b'b' => {
-                // Attributes, such as a state dict's `_metadata`: nothing here needs them.
+                // Attributes, such as a state dict's `_metadata`, are not needed.
                 self.pop()?;
                 match self.top()? {
                     Value::Dict(_) | Value::Tensor(_) => {}
@@ -535,7 +535,7 @@ impl<'a> Machine<'a> {
         Ok(i64::from_le_bytes(wide))
     }
 
-    /// Returns what a "call" of `function` with `arguments` stands for.
+    /// Returns the value that a "call" of `function` with `arguments` would create.
     fn call(&mut self, function: Value<'a>, arguments: Value<'a>) -> Result<Value<'a>, Problem> {
         let Value::Global(mut global) = function else {
             return self.fail(format!("wanted a function to call, found {}", function.kind()));
@@ -607,7 +607,7 @@ impl<'a> Machine<'a> {
         let Ok(offset) = u64::try_from(offset) else {
             return self.fail(format!("a tensor that begins at element {offset} of its storage"));
         };
-        // Shapes are copied out of tuples that many tensors may share.
+        // Many tensors may share one tuple as their shape, but each gets a copy.
         self.count(1 + shape.len())?;
         self.views.push(View { storage, dtype, offset, shape, strides });
         Ok(Value::Tensor(self.views.len() as u32 - 1))
@@ -626,7 +626,7 @@ impl<'a> Machine<'a> {
         };
         match self.items(start, len).iter().map(size).collect() {
             Some(sizes) => Ok(sizes),
-            None => self.fail(format!("a tensor's {what} holds something that is no size")),
+            None => self.fail(format!("a tensor's {what} holds something that is not a size")),
         }
     }
 

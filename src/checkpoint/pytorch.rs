@@ -1,4 +1,4 @@
-//! PyTorch's own format: a zip archive of a pickle, which says what the tensors are, and a file for each storage.
+//! PyTorch's own format: a zip archive with a pickle, which describes the tensors, and a file for each storage.
 //!
 //! Written by `torch.save` since PyTorch 1.6; see `torch/serialization.py` and `caffe2/serialize/inline_container.h`.
 //!
@@ -29,14 +29,15 @@ const DIRECTORY_END: usize = 22 + 65_535;
 #[derive(Debug)]
 pub(super) struct Contents {
     pub tensors: Vec<Entry>,
-    /// Names in the state dict whose values are no tensors.
+    /// Names in the state dict whose values are not tensors.
     pub others: Vec<String>,
 }
 
-/// Reads the directory and the pickle of `file`, the bytes of the whole file at `path`.
+/// Reads the directory and the pickle of `file`, which holds the bytes of the whole file at `path`.
 ///
 /// # Errors
-/// When the archive or its pickle is broken or of another kind, or a tensor is not a plain run of bytes in the file.
+/// If the archive or its pickle is broken or of another kind, or a tensor is not a contiguous range of bytes in the
+/// file.
 pub(super) fn read_contents(path: &Path, file: &[u8]) -> Result<Contents, Error> {
     refuse_pointer(path, file)?;
     let entries = read_directory(path, file)?;
@@ -75,13 +76,14 @@ pub(super) fn read_contents(path: &Path, file: &[u8]) -> Result<Contents, Error>
     Ok(Contents { tensors, others: state.others.into_iter().map(str::to_string).collect() })
 }
 
-/// The archive's entries and where in the file their bytes lie.
+/// Returns the archive's entries and the range of their bytes in the file.
 fn read_directory(path: &Path, file: &[u8]) -> Result<HashMap<String, Range<usize>>, Error> {
     let fail = |problem: String| Error::unreadable(path, problem);
     if !file.starts_with(b"PK\x03\x04") {
         return Err(not_a_zip(path, file));
     }
-    // Looked for here first: the zip reader would search a cut file of ten gigabytes from its end to its beginning.
+    // Look for the record here first: the zip reader would search a truncated file of ten gigabytes from its end to its
+    // start.
     let tail = &file[file.len().saturating_sub(DIRECTORY_END)..];
     if !tail.windows(4).any(|window| window == b"PK\x05\x06") {
         return Err(fail(format!(
@@ -117,7 +119,7 @@ fn read_directory(path: &Path, file: &[u8]) -> Result<HashMap<String, Range<usiz
     Ok(entries)
 }
 
-/// Returns why a file that does not begin like a zip archive is not read.
+/// Returns the error for a file that does not begin like a zip archive.
 fn not_a_zip(path: &Path, file: &[u8]) -> Error {
     let problem = match file {
         [] => "the file is empty; download it again".to_string(),
@@ -137,7 +139,8 @@ fn not_a_zip(path: &Path, file: &[u8]) -> Error {
     Error::unreadable(path, problem)
 }
 
-/// Returns the bytes of `view` in the file, checked against its storage and the storage against its entry.
+/// Returns the range of `view`'s bytes in the file. Checks the view against its storage, and the storage against its
+/// entry.
 fn locate(entries: &HashMap<String, Range<usize>>, prefix: &str, view: &View) -> Result<Range<usize>, String> {
     let View { storage, dtype, shape, strides, .. } = view;
     let no_size = || format!("{dtype} of shape {shape:?} has no size in bytes");
@@ -158,14 +161,14 @@ fn locate(entries: &HashMap<String, Range<usize>>, prefix: &str, view: &View) ->
         return Err(format!("its storage {}: wanted {wanted} bytes, found {}", shown(&name), entry.len()));
     }
     let past = || format!("{n_bytes} bytes from element {} lie past its storage of {} bytes", view.offset, entry.len());
-    // An empty tensor may stand anywhere.
+    // An empty tensor may be at any offset.
     let start = if n_elements == 0 { 0 } else { dtype.n_bytes(view.offset).ok_or_else(past)? };
     let end = start.checked_add(n_bytes).filter(|&end| end <= entry.len() as u64).ok_or_else(past)?;
     // Both are at most the entry's length.
     Ok(entry.start + start as usize..entry.start + end as usize)
 }
 
-/// Whether the elements follow one another in the order of the dimensions; a dimension of size one may have any stride.
+/// Returns whether the elements are contiguous in row-major order. A dimension of size one may have any stride.
 fn is_contiguous(shape: &[u64], strides: &[u64]) -> bool {
     let mut wanted = 1u64;
     for (&size, &stride) in shape.iter().zip(strides).rev() {

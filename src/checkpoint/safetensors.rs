@@ -24,7 +24,7 @@ use crate::base::atomic_file::AtomicFile;
 /// The longest header the format allows, in bytes.
 pub const MAX_HEADER: u64 = 100_000_000;
 
-/// Bytes of the field that gives the header's length.
+/// Size of the field that holds the header's length, in bytes.
 const LENGTH_BYTES: u64 = 8;
 
 /// A tensor as a header describes it; `range` is in bytes from the start of the file.
@@ -43,11 +43,12 @@ struct RawEntry {
     data_offsets: (u64, u64),
 }
 
-/// Reads the header of `file`, the bytes of the whole file at `path`, and checks every tensor's range against its type,
-/// its shape and the file.
+/// Reads the header of `file`, which holds the bytes of the whole file at `path`. Checks the range of every tensor
+/// against its type, its shape and the file.
 ///
 /// # Errors
-/// [`Error::Truncated`] where the file ends before its header or its data do; otherwise what is wrong with the header.
+/// [`Error::Truncated`] if the file ends before its header or its data does. Otherwise the error says what is wrong
+/// with the header.
 pub(super) fn read_header(path: &Path, file: &[u8]) -> Result<Vec<Entry>, Error> {
     refuse_pointer(path, file)?;
     let bad = |offset: u64, problem: String| Error::Format { path: path.to_path_buf(), offset, problem };
@@ -55,7 +56,7 @@ pub(super) fn read_header(path: &Path, file: &[u8]) -> Result<Vec<Entry>, Error>
     let truncated = |wanted: u64| Error::Truncated { path: path.to_path_buf(), wanted, found };
 
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
-        // An empty or very short file has not even told its length.
+        // A file this short does not even hold the length of its header.
         return Err(truncated(LENGTH_BYTES));
     };
     let length = u64::from_le_bytes(*length);
@@ -79,7 +80,7 @@ pub(super) fn read_header(path: &Path, file: &[u8]) -> Result<Vec<Entry>, Error>
     for (name, raw) in entries.0 {
         tensors.push(check(path, data_start, name, raw)?);
     }
-    // In the order of the bytes, each tensor has to begin where the one before it ends.
+    // In the order of their bytes, each tensor has to begin where the one before it ends.
     tensors.sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
     let mut end = data_start as usize;
     let mut before = "the header";
@@ -123,7 +124,7 @@ impl<'de> Deserialize<'de> for Header {
                     if !seen.insert(name.clone()) {
                         return Err(A::Error::custom(format!("the key \"{}\" is given twice", shown(&name))));
                     }
-                    // Free text of whoever wrote the file.
+                    // Free text from the program that wrote the file.
                     if name == "__metadata__" {
                         map.next_value::<IgnoredAny>()?;
                     } else {
@@ -143,7 +144,7 @@ fn check(path: &Path, data_start: u64, name: String, raw: RawEntry) -> Result<En
     let (start, end) = raw.data_offsets;
     let n_bytes =
         end.checked_sub(start).ok_or_else(|| fail(format!("its data ends at {end}, before its start {start}")))?;
-    // A type nibble has never heard of is taken at its word.
+    // The size of a type that nibble does not know cannot be checked.
     if dtype.bits().is_some() {
         let wanted = n_elements(&raw.shape)
             .and_then(|n| dtype.n_bytes(n))
@@ -166,19 +167,19 @@ fn offset_of(text: &str, line: usize, column: usize) -> u64 {
     (lines + column.saturating_sub(1)).min(text.len()) as u64
 }
 
-/// Returns what a file that is not a safetensors file may be instead.
+/// Returns a guess at what a file that is not a safetensors file is instead.
 fn looks_like(file: &[u8]) -> &'static str {
     match file {
         [b'<', ..] | [b' ' | b'\n' | b'\r', b'<', ..] => "; a web page was saved in its place: download the file again",
         [b'P', b'K', 3, 4, ..] => "; this is a zip file, perhaps a PyTorch .bin under another name",
         [b'G', b'G', b'U', b'F', ..] => "; this is a GGUF file under another name",
-        _ => "; this is no safetensors file",
+        _ => "; this is not a safetensors file",
     }
 }
 
-/// Writes a safetensors file from its header to its last byte, holding nothing in memory but the header.
+/// Writes a safetensors file from start to end, and holds only the header in memory.
 ///
-/// The file appears under its name when it is complete; until then its bytes lie beside it under a temporary name.
+/// The file gets its name when it is complete. Until then it has a temporary name in the same folder.
 ///
 /// ```no_run
 /// # use nibble::checkpoint::{DType, safetensors::Writer};
@@ -193,17 +194,17 @@ fn looks_like(file: &[u8]) -> &'static str {
 pub struct Writer {
     path: PathBuf,
     file: BufWriter<AtomicFile>,
-    /// Bytes of data still to come.
+    /// Bytes of data that are still to be written.
     left: u64,
     wanted: u64,
 }
 
 impl Writer {
-    /// Creates the file at `path`: `tensors` are names, types and shapes (slowest dimension first) in the order in which
-    /// [`write`](Self::write) will get their bytes.
+    /// Creates the file at `path`. `tensors` has names, types and shapes (slowest dimension first), in the order in
+    /// which [`write`](Self::write) will receive their bytes.
     ///
     /// # Errors
-    /// When a name is given twice, a type has no known size, a size overflows, or the file cannot be written.
+    /// If a name is given twice, a type has no known size, a size overflows, or the file cannot be written.
     pub fn create(
         path: &Path,
         tensors: &[(String, DType, Vec<u64>)],
@@ -226,7 +227,7 @@ impl Writer {
             end = next;
         }
         let mut header = serde_json::to_string(&header).map_err(|e| fail(e.to_string()))?;
-        // Spaces up to a multiple of eight, so that the data is aligned as the reference writer's is.
+        // Spaces up to a multiple of eight, so that the data is aligned as in files of the reference writer.
         header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
         if header.len() as u64 > MAX_HEADER {
             return Err(fail(format!("a header of {} bytes; at most {MAX_HEADER} are allowed", header.len())));
@@ -242,7 +243,7 @@ impl Writer {
     /// Appends data: row-major, little-endian, any number of bytes at a time.
     ///
     /// # Errors
-    /// When it is more than the header announced, or cannot be written.
+    /// If it is more data than the header announced, or it cannot be written.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let Some(left) = self.left.checked_sub(bytes.len() as u64) else {
             let problem = format!("more data than the header's {} bytes", self.wanted);
@@ -252,10 +253,10 @@ impl Writer {
         self.put(bytes)
     }
 
-    /// Appends zeros, as a hole that occupies no space if the file system supports that.
+    /// Appends zeros, as a hole that takes no disk space if the file system supports that.
     ///
     /// # Errors
-    /// As for [`write`](Self::write).
+    /// Those of [`write`](Self::write).
     pub fn skip(&mut self, n_bytes: u64) -> Result<(), Error> {
         let Some(left) = self.left.checked_sub(n_bytes) else {
             let problem = format!("more data than the header's {} bytes", self.wanted);
@@ -275,7 +276,7 @@ impl Writer {
     /// Completes the file and gives it its name.
     ///
     /// # Errors
-    /// When data is missing, or the file cannot be written or renamed.
+    /// If data is missing, or the file cannot be written or renamed.
     pub fn finish(self) -> Result<(), Error> {
         if self.left > 0 {
             let problem = format!("wanted {} bytes of data, was given {}", self.wanted, self.wanted - self.left);

@@ -274,7 +274,7 @@ fn write_index(path: &Path, n_shards: usize, index: Vec<(String, String)>) -> Re
     fs::write(path, index.to_string()).map_err(Error::io(path))
 }
 
-/// Copies what is no weights.
+/// Copies the files that are not weights.
 fn copy_small_files(from: &Path, to: &Path) -> Result<(), Error> {
     fs::create_dir_all(to).map_err(Error::io(to))?;
     for entry in fs::read_dir(from).map_err(Error::io(from))? {

@@ -27,8 +27,8 @@ use crate::placement::{Machine, Shape};
 
 /// Measure how fast a model runs here, and how fast it could run
 ///
-/// Reads prompts and writes tokens, several times each, and compares with how fast this machine reads memory: a large
-/// model reads all of its weights for every token that it writes.
+/// Times how fast the model reads prompts and writes tokens, several times each. Compares that with how fast this
+/// machine reads memory, which sets the limit: a large model reads all of its weights for every token that it writes.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:
@@ -40,26 +40,26 @@ use crate::placement::{Machine, Shape};
         .action(ArgAction::Append)
         .value_delimiter(',')
         .value_name("N,...")
-        .help("Threads; several numbers are measured one after the other [default: one per physical core]")),
+        .help("Number of threads; several numbers are measured one after the other [default: one per physical core]")),
     mut_arg("ctx", |arg| arg.help("Size of the context in tokens [default: as many as the largest test needs]"))
 )]
 pub struct Args {
     /// The model: a GGUF file, or any part of a split one
     model: PathBuf,
 
-    /// Tokens of the prompts to read; 0 reads none [default: 64,512, as far as they fit the context]
+    /// Lengths of the prompts to read, in tokens; 0 reads none [default: 64,512, as far as they fit in the context]
     #[arg(short, long, value_name = "N,...", value_delimiter = ',', help_heading = "Tests")]
     prompt: Vec<u32>,
 
-    /// Tokens to write in a test; 0 writes none
+    /// Tokens to write in each test; 0 writes none
     #[arg(short = 'n', long, value_name = "N", default_value_t = 64, help_heading = "Tests")]
     generate: u32,
 
-    /// Tokens in the context before writing begins [default: 0,512, as far as they fit the context]
+    /// Tokens that are in the context before writing begins [default: 0,512, as far as they fit in the context]
     #[arg(short, long, value_name = "N,...", value_delimiter = ',', help_heading = "Tests")]
     depth: Vec<u32>,
 
-    /// Runs of each test; a first short one is not counted
+    /// Runs of each test, after a short warm-up that is not counted
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000),
           help_heading = "Tests")]
     repeat: u32,
@@ -86,7 +86,7 @@ pub struct Args {
     #[arg(long, requires = "output", help_heading = "Output")]
     force: bool,
 
-    /// Show llama.cpp's log, and what it uses of this CPU
+    /// Show llama.cpp's log, and which CPU features it uses
     #[arg(short, long, help_heading = "Output")]
     verbose: bool,
 }
@@ -117,10 +117,10 @@ impl FromArgMatches for Threads {
     }
 }
 
-/// How long memory is measured, for all numbers of threads together.
+/// How long to measure memory, for all numbers of threads together.
 const MEMORY_TIME: Duration = Duration::from_millis(2000);
 
-/// The most tests, and numbers of threads: a mistyped number must not run for years.
+/// The most tests, and the most numbers of threads, so that a mistyped number does not run for years.
 const MOST: usize = 64;
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -172,7 +172,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Decides what to measure, from the arguments and what fits.
+/// Decides what to measure, from the arguments and from what fits.
 fn plan(args: &Args, shape: &Shape, cancel: Arc<AtomicBool>) -> anyhow::Result<Plan> {
     let mut session = args.machine.session(cancel);
     let room = session.n_ctx_for(shape.n_ctx_train);
@@ -192,7 +192,7 @@ fn plan(args: &Args, shape: &Shape, cancel: Arc<AtomicBool>) -> anyhow::Result<P
         given => given.to_vec(),
     };
     if tests.is_empty() {
-        bail!("there is nothing to measure: give --prompt, or --generate, a number above 0");
+        bail!("there is nothing to measure: pass a number above 0 to --prompt or --generate");
     }
     if tests.len().max(threads.len()) > MOST {
         bail!("{} tests with {} numbers of threads are too many; at most {MOST} of each", tests.len(), threads.len());
@@ -200,12 +200,12 @@ fn plan(args: &Args, shape: &Shape, cancel: Arc<AtomicBool>) -> anyhow::Result<P
     if let Some(&wrong) = threads.iter().find(|n| !(1..=512).contains(*n)) {
         bail!("--threads is {wrong}; it has to be from 1 to 512");
     }
-    // As large a context as the tests need: a full one can take gigabytes.
+    // Only as large a context as the tests need, because a full one can take gigabytes.
     let needed = tests.iter().map(|test| test.needs()).max().unwrap_or(1);
     match session.n_ctx {
         Some(n_ctx) if n_ctx < needed => {
             bail!(
-                "a test needs {needed} tokens of context, and --ctx gives {n_ctx}; ask for more, or for a smaller test"
+                "a test needs {needed} tokens of context, but --ctx is {n_ctx}; pass a larger --ctx, or a smaller test"
             )
         }
         Some(_) => {}
@@ -231,7 +231,7 @@ fn begin_file(path: &Path, force: bool) -> anyhow::Result<AtomicFile> {
     AtomicFile::create(path).with_context(|| format!("{} cannot be written", path.display()))
 }
 
-/// What the measurements depend on and are compared with.
+/// Facts that the measurements depend on or are compared with.
 struct Facts {
     path: PathBuf,
     name: String,
@@ -259,7 +259,7 @@ impl Facts {
         Ok(Self {
             path: args.model.clone(),
             name: summary.name.map_or_else(stem, str::to_string),
-            // By general.file_type, or else by the type that most of the file has.
+            // From general.file_type, or else the type with the most bytes in the file.
             file_type: summary.file_type.or(summary.types.first().map(|share| share.ty.name())).map(str::to_string),
             n_weights: summary.n_parameters,
             model_bytes: summary.tensor_bytes,
@@ -277,7 +277,7 @@ impl Facts {
         })
     }
 
-    /// Returns the bytes that a token of this test reads, where memory may limit the speed.
+    /// Returns the bytes that a token of this test reads, if memory may limit its speed.
     fn bytes_a_token(&self, test: Test) -> Option<f64> {
         match test {
             Test::Write { n_tokens, depth } => Some(self.cost.a_token(depth, n_tokens)),
@@ -285,13 +285,13 @@ impl Facts {
         }
     }
 
-    /// Returns whether the bytes that a token reads may stay in the caches of so many threads.
+    /// Returns whether the bytes that a token reads may stay in the caches of this many threads.
     fn in_cache(&self, test: Test, threads: u32) -> bool {
         let cache = self.caches.map_or(0, |caches| caches.bytes_for(threads));
         self.bytes_a_token(test).is_some_and(|bytes| bytes <= cache as f64)
     }
 
-    /// Returns the tokens per second that reading memory allows, where that is the limit.
+    /// Returns the tokens per second that reading memory allows, if memory is the limit.
     fn limit(&self, outcome: &Outcome, memory: &[Bandwidth]) -> Option<f64> {
         let found = memory.iter().find(|found| found.threads == outcome.threads)?;
         let bytes = self.bytes_a_token(outcome.test)?;
@@ -410,7 +410,7 @@ impl Facts {
     }
 }
 
-/// A table that is printed row by row. Its columns are as wide as the widest value they may hold.
+/// A table that is printed row by row. Its columns are as wide as the widest value that they may hold.
 struct Rows {
     widest: [String; 7],
     columns: [(&'static str, Align); 7],
@@ -419,7 +419,7 @@ struct Rows {
 impl Rows {
     fn new(plan: &Plan) -> Self {
         let label = plan.tests.iter().map(|test| label(*test)).max_by_key(|label| label.len()).unwrap_or_default();
-        // As wide as a rate of up to a million tokens a second.
+        // As wide as a rate of up to a million tokens per second.
         let rate = "999999.9".to_string();
         let (threads, sampling) = ("512".to_string(), "99.999 ms".to_string());
         Self {
@@ -430,8 +430,8 @@ impl Rows {
                 ("Tokens/s", Align::Right),
                 ("Lowest", Align::Right),
                 ("Highest", Align::Right),
-                ("Drawing one", Align::Right),
-                ("Reads for one", Align::Right),
+                ("Sampling", Align::Right),
+                ("Reads/token", Align::Right),
             ],
         }
     }
@@ -505,7 +505,7 @@ fn print_conclusions(out: &mut Out, facts: &Facts, plan: &Plan, report: &Report)
     Ok(())
 }
 
-/// Sums the figures up in sentences.
+/// Summarizes the results in sentences.
 fn conclusions(facts: &Facts, plan: &Plan, report: &Report) -> Vec<String> {
     let mut lines = Vec::new();
     let fastest = |test: Test| {
@@ -543,38 +543,38 @@ fn about_memory(facts: &Facts, outcome: &Outcome, report: &Report) -> Option<Str
     let bytes = facts.bytes_a_token(outcome.test)?;
     let size = |bytes: f64| {
         let text = units::bytes(bytes as u64);
-        // Three digits are as many as the measurement has.
+        // The measurement has about three significant digits.
         text.split_once(' ').and_then(|(n, unit)| Some(format!("{:.1} {unit}", n.parse::<f64>().ok()?))).unwrap_or(text)
     };
     let Test::Write { depth, .. } = outcome.test else { return None };
     let when = if depth > 0 { format!("After {depth} tokens: ") } else { String::new() };
     let reads = format!("this machine reads {}/s with {}", size(found.best()), n_threads(outcome.threads));
-    let needs = format!("this model needs {} a token", size(bytes));
+    let needs = format!("this model reads {} per token", size(bytes));
     let does = outcome.rate().median;
     let sentence = match facts.limit(outcome, &report.memory) {
         None => {
             let cache = size(facts.caches.map_or(0, |caches| caches.bytes_for(outcome.threads)) as f64);
             format!(
-                "{reads}; {needs}, which fits the CPU's cache of {cache}, so that memory sets no limit; it does {} \
-                 tokens a second",
+                "{reads}; {needs}, which fits in the CPU's cache of {cache}, so memory sets no limit; it does {} \
+                 tokens per second",
                 rate(does)
             )
         }
         Some(limit) if does > limit => format!(
-            "{reads}; {needs}; from memory alone that would be {} tokens a second at most, and it does {}: a part stays \
-             in the CPU's cache, or other programs were using memory while it was measured",
+            "{reads}; {needs}; from memory alone, the most would be {} tokens per second, but it does {}: a part stays \
+             in the CPU's cache, or other programs used memory during the measurement",
             rate(limit),
             rate(does),
         ),
         Some(limit) => format!(
-            "{reads}; {needs}; the most it can do is {} tokens a second; it does {} ({:.0}%)",
+            "{reads}; {needs}; the most it can do is {} tokens per second; it does {} ({:.0}%)",
             rate(limit),
             rate(does),
             does / limit * 100.0,
         ),
     };
     let mut text = when + &sentence;
-    // ASCII in any case.
+    // The text always begins with ASCII.
     text[..1].make_ascii_uppercase();
     Some(text + ".")
 }
@@ -640,7 +640,7 @@ mod tests {
     fn what_cannot_be_measured_is_refused() {
         for (line, wanted) in [
             ("m -p 0 -n 0", "nothing to measure"),
-            ("m --ctx 100 -p 101", "a test needs 101 tokens of context, and --ctx gives 100"),
+            ("m --ctx 100 -p 101", "a test needs 101 tokens of context, but --ctx is 100"),
             ("m --ctx 64 -d 10", "needs 74 tokens"),
             ("m -t 2,0", "--threads is 0; it has to be from 1 to 512"),
         ] {
@@ -693,10 +693,10 @@ mod tests {
         let said = sentences(&facts(19_498_000_000, 32 << 20), 1.0 / 1.9);
         let wanted = [
             "",
-            "This machine reads 41.0 GB/s with 8 threads; this model needs 19.5 GB a token; the most it can do is 2.10 \
-             tokens a second; it does 1.90 (90%).",
-            "After 512 tokens: this machine reads 41.0 GB/s with 8 threads; this model needs 20.0 GB a token; the most \
-             it can do is 2.05 tokens a second; it does 1.90 (93%).",
+            "This machine reads 41.0 GB/s with 8 threads; this model reads 19.5 GB per token; the most it can do is \
+             2.10 tokens per second; it does 1.90 (90%).",
+            "After 512 tokens: this machine reads 41.0 GB/s with 8 threads; this model reads 20.0 GB per token; the \
+             most it can do is 2.05 tokens per second; it does 1.90 (93%).",
         ];
         assert_eq!(said, wanted);
     }
@@ -705,7 +705,7 @@ mod tests {
     fn no_share_is_above_the_whole() {
         let cached = sentences(&facts(4_000_000, 1 << 30), 1e-4);
         assert!(
-            cached[1].contains("which fits the CPU's cache of 1.1 GB, so that memory sets no limit; it does"),
+            cached[1].contains("which fits in the CPU's cache of 1.1 GB, so memory sets no limit; it does"),
             "{}",
             cached[1]
         );

@@ -18,8 +18,9 @@ use crate::llama;
 /// Measure which weights matter by running a model over texts, for 'nibble convert --importance'
 ///
 /// Measures how large the inputs of every matrix are, channel by channel, while the model reads. 'nibble convert' then
-/// rounds weights with large inputs more carefully. Choose texts like those the model is used for: its languages, code,
-/// conversations. A few hundred kilobytes are enough. The result is a GGUF file that llama.cpp can read too.
+/// rounds weights with large inputs more carefully. Choose texts like those that you will use the model for: its
+/// languages, code, conversations. A few hundred kilobytes are enough. The result is a GGUF file that llama.cpp can
+/// read too.
 ///
 /// Progress is saved as it goes. After Ctrl-C or a power failure, run the same command again to continue.
 #[derive(Debug, clap::Args)]
@@ -35,17 +36,17 @@ use crate::llama;
         .alias("ctx")
         .value_name("N")
         .help_heading("Reading")
-        .help("Tokens in a window; each window is read without the ones before it [default: 512, or less if the model was trained on less]"))
+        .help("Tokens in a window; the model reads each window without the ones before it [default: 512, or less if the model was trained on less]"))
 )]
 pub struct Args {
-    /// The model: a GGUF file, preferably of 16 bits; any part of a split one
+    /// The model: a GGUF file, preferably 16-bit, or any part of a split one
     model: PathBuf,
 
     /// Texts in UTF-8. A number after '=' says how often each token of a text counts, such as 2 or 0.5
     #[arg(value_name = "TEXT[=WEIGHT]", required_unless_present = "merge")]
     texts: Vec<Weighted>,
 
-    /// The file to write [default: the model's name and -imatrix.gguf, in the current folder]
+    /// The file to write [default: the model's name with -imatrix.gguf, in the current folder]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
@@ -55,7 +56,7 @@ pub struct Args {
 
     /// Start over instead of continuing an earlier run that was cut off
     ///
-    /// By default the same command continues from what is in OUTPUT.partial.
+    /// By default, the same command continues from OUTPUT.partial.
     #[arg(long)]
     restart: bool,
 
@@ -71,7 +72,7 @@ pub struct Args {
     #[arg(long, help_heading = "Reading")]
     special: bool,
 
-    /// Measure the output matrix too; it usually keeps more bits, and does better without importance
+    /// Measure the output matrix too. Recipes usually give it more bits, and it does better without importance
     #[arg(long, help_heading = "Reading")]
     output_matrix: bool,
 

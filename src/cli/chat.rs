@@ -78,7 +78,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE", help_heading = "Conversation")]
     chat_template: Option<PathBuf>,
 
-    /// Do not save what you type. NIBBLE_HISTORY names another history file; if it is empty, nothing is saved
+    /// Do not save what you type. The environment variable NIBBLE_HISTORY names another history file; if it is empty,
+    /// nothing is saved
     #[arg(long, help_heading = "Conversation")]
     no_history: bool,
 
@@ -86,7 +87,7 @@ pub struct Args {
     #[arg(short = 'n', long, value_name = "N", help_heading = "Writing")]
     max_tokens: Option<usize>,
 
-    /// End an answer at this text, which is not shown; can be given several times
+    /// Stop an answer at this text, which is not shown; can be given several times
     #[arg(long, value_name = "TEXT", action = ArgAction::Append, allow_hyphen_values = true, help_heading = "Writing")]
     stop: Vec<String>,
 

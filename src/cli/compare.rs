@@ -23,10 +23,10 @@ use super::{importance, out};
 use crate::report::results::Results;
 use crate::weights::{FileOptions, FilesError};
 
-/// Find out which of several files of a model is better, by how much, and whether that is more than noise
+/// Compare files of a model: which is best, by how much, and whether the difference is more than noise
 ///
-/// All of them read the same texts as the reference, side by side. What counts is how far their predictions are from the
-/// reference's (KLD). Intervals tell a real difference from chance.
+/// All of them read the same texts as the reference. The main measure is KLD, the Kullback-Leibler divergence: how far
+/// a file's predictions are from the reference's. Intervals show whether a difference could be chance.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   nibble compare Yi-6B-BF16.gguf Yi-6B-Q4_K_M.gguf Yi-6B-IQ4_XS.gguf --text en=wiki.txt --text zh=novel.txt
@@ -35,11 +35,11 @@ use crate::weights::{FileOptions, FilesError};
   nibble compare Yi-6B-BF16.gguf Yi-6B-Q4_K_M.gguf --task hellaswag_val.jsonl --task ceval/law_val.csv
   nibble compare Yi-6B/ Yi-6B-Q4_K_M.gguf --weights                     weights alone: no model is run")]
 pub struct Args {
-    /// What to compare with: the model in 16 bits or the best file there is, or a trace of it; with --weights, also a
+    /// What to compare with: the 16-bit model or the best file that you have, or a trace of it; with --weights, also a
     /// Hugging Face folder
     reference: PathBuf,
 
-    /// The files to compare; of a split model, any part
+    /// The files to compare; for a split model, any of its parts
     #[arg(required = true, value_name = "CANDIDATE")]
     candidates: Vec<PathBuf>,
 
@@ -50,11 +50,11 @@ pub struct Args {
     #[arg(long, help_heading = "Measures")]
     weights: bool,
 
-    /// With --weights: also weigh errors by this importance, a file of `nibble calibrate`
+    /// With --weights: also weigh errors by importance, from a file of 'nibble calibrate'
     #[arg(long, value_name = "FILE", requires = "weights", help_heading = "Measures")]
     importance: Option<PathBuf>,
 
-    /// Skip the hashes of the model files, for which all of them are read
+    /// Do not hash the model files, which means reading all of them
     #[arg(long, help_heading = "Measures")]
     no_hash: bool,
 
@@ -66,7 +66,7 @@ pub struct Args {
     quiet: bool,
 }
 
-/// How sure intervals are.
+/// Confidence level of the intervals.
 pub(super) const CONFIDENCE: f64 = 0.95;
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -83,12 +83,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let mut comparison = args.measures.prepare(files).inspect_err(say_failures)?;
     comparison.failures().for_each(|(name, failure)| watch::say_failure(name, failure));
-    // llama.cpp's log would be between the lines of what is drawn.
+    // llama.cpp's log would interfere with the progress bar.
     let watch = Watch::new(Some(args.outputs), args.quiet || args.measures.is_loud(), args.quiet);
     let result = comparison.execute(&watch, &cancel);
     watch.clear();
     let finished = finish(comparison.results(), &watch);
-    // What went wrong on the way comes first; what was found until then is printed all the same.
+    // An error from the comparison takes precedence, but the results until then are still printed.
     match result {
         Ok(()) => finished,
         Err(error) if error.is_cancelled() => Err(Interrupted(error.to_string()).into()),
@@ -96,12 +96,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// The command as it was typed, to record in results.
+/// Returns the command as it was typed, to record in results.
 pub(super) fn command() -> Vec<String> {
     std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect()
 }
 
-/// Says why each candidate cannot be compared, where that is why nothing can.
+/// If no candidate can be compared, says why for each.
 fn say_failures(error: &anyhow::Error) {
     let files = error.chain().find_map(|cause| cause.downcast_ref::<FilesError>());
     if let Some(FilesError::NoneLeft { failures }) = files {
@@ -109,7 +109,7 @@ fn say_failures(error: &anyhow::Error) {
     }
 }
 
-/// Prints what was found, and writes it.
+/// Prints and writes the results.
 fn finish(results: &Results, watch: &Watch) -> anyhow::Result<()> {
     let candidates = &results.candidates;
     let has_anything = has_scores(results) || candidates.iter().any(|candidate| candidate.weights.is_some());
@@ -127,12 +127,12 @@ fn finish(results: &Results, watch: &Watch) -> anyhow::Result<()> {
     }
 }
 
-/// Whether a candidate has scores of texts or tasks.
+/// Returns whether a candidate has scores of texts or tasks.
 fn has_scores(results: &Results) -> bool {
     results.candidates.iter().any(|c| c.overall.is_some() || c.tasks.iter().any(Option::is_some))
 }
 
-/// Prints the tables: of scores where there are any, and of weights.
+/// Prints the tables of scores, if there are any, and of weights.
 pub(super) fn print(results: &Results) -> anyhow::Result<()> {
     let has_scores = has_scores(results);
     let measured: Vec<weights::Measured> = results

@@ -16,11 +16,12 @@ use crate::evaluate::texts::TextFile;
 use crate::evaluate::{RecipeComparison, RecipeOptions};
 use crate::recipe::Recipe;
 
-/// Make a file of every recipe from one model, and compare all of them with it
+/// Convert a model with every recipe, and compare all the files with it
 ///
-/// Writes report.html, report.json and report.csv to a folder, anew after each file. An interrupted run is continued by the
-/// same command: what is in the folder and was made of the same is used. The 16-bit model is read once, for a trace; each
-/// file is then measured alone, so that no more than one model is in memory.
+/// Writes report.html, report.json and report.csv to a folder, and updates them after each file. The same command
+/// continues an interrupted run: it reuses what is in the folder if that was made from the same inputs. The 16-bit
+/// model is run once, to record a trace; then each file is measured alone, so that only one model at a time is in
+/// memory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   nibble compare-recipes Yi-6B --text en=wiki.txt --text zh=novel.txt         to the folder Yi-6B-recipes
@@ -28,26 +29,27 @@ use crate::recipe::Recipe;
   nibble compare-recipes Yi-34B-BF16.gguf --text wiki.txt --one-at-a-time     where the disk cannot hold all files
   nibble compare-recipes Yi-6B                                                weights alone: no model is run")]
 pub struct Args {
-    /// A Hugging Face model folder, or a 16-bit GGUF, from which no 16-bit copy has to be made
+    /// A Hugging Face model folder, or a 16-bit GGUF file, which saves making a 16-bit copy
     source: PathBuf,
 
-    /// A text to compare on; a name tells texts apart, as in --text en=wiki.txt --text zh=novel.txt
+    /// A text to compare on, with a name for the results, as in --text en=wiki.txt --text zh=novel.txt; can be given
+    /// several times
     #[arg(long, value_name = "NAME=FILE", help_heading = "Measures")]
     text: Vec<TextFile>,
 
-    /// The recipes to make, with commas between them [default: all of fewer than 16 bits]
+    /// The recipes to compare, separated by commas [default: all of fewer than 16 bits]
     #[arg(long, value_name = "RECIPES", value_delimiter = ',', alias = "only")]
     recipes: Vec<String>,
 
-    /// Make each recipe with this importance too, where it makes a difference
+    /// Also convert with this importance file, for each recipe in which importance makes a difference
     #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
     importance: Option<PathBuf>,
 
-    /// Measure importance on these texts, as `nibble calibrate` does, and make each recipe with it too
+    /// Measure importance on these texts, as 'nibble calibrate' does, and also convert with it
     #[arg(long, value_name = "TEXT[=WEIGHT]", num_args = 1..)]
     calibrate: Vec<Weighted>,
 
-    /// The folder in which everything is made [default: the model's name and -recipes]
+    /// The folder for all files [default: the model's name with -recipes]
     #[arg(short, long, value_name = "FOLDER")]
     output: Option<PathBuf>,
 
@@ -55,7 +57,7 @@ pub struct Args {
     #[arg(long)]
     one_at_a_time: bool,
 
-    /// Print the disk space that it takes, and do nothing
+    /// Print what would be made and the disk space that it takes, and do nothing
     #[arg(long)]
     dry_run: bool,
 

@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(short = 'q', long = "quantize", value_name = "RECIPE", conflicts_with = "recipe")]
     quantize: Option<String>,
 
-    /// A recipe of your own, a TOML file; 'nibble quants --show Q4_K_M' prints one to start from
+    /// A recipe of your own: a TOML file, like those in the folder quant-tables of nibble's repository
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
 

@@ -1,15 +1,15 @@
-//! Tensors that differ only in their layer, told together.
+//! Groups tensors that differ only in their layer.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::ops::RangeInclusive;
 
-/// Tensors that are alike: the same but for their layer.
+/// Tensors that differ only in their layer.
 #[derive(Debug, PartialEq)]
 pub struct Group<K> {
     /// The name, with `*` for the layer.
     pub name: String,
-    /// What they have in common beside the name.
+    /// Their common properties other than the name.
     pub alike: K,
     /// In ascending order.
     pub layers: Vec<u32>,
@@ -18,14 +18,14 @@ pub struct Group<K> {
     pub n_bytes: u64,
 }
 
-/// Puts tensors together that are alike: of one name but for the layer, and equal in what the caller gives beside it.
+/// Groups tensors whose names differ only in the layer, and that are equal in the properties that the caller passes.
 ///
-/// `tensors` gives each tensor's name, what has to be equal, and its bytes. The groups come in the order in which their
-/// names first come; those that share a name follow one another.
+/// `tensors` has each tensor's name, the properties that have to be equal, and its bytes. The groups are in the order
+/// in which their names first occur. Groups with the same name are adjacent.
 pub fn groups<'a, K: Copy + Eq + Hash>(tensors: impl IntoIterator<Item = (&'a str, K, u64)>) -> Vec<Group<K>> {
     let mut groups: Vec<Group<K>> = vec![];
-    // From the name to its rank and the groups that have it. A few dozen names, however many tensors there are in a real
-    // model; maps, so that a million names in a hostile one do not cost a million searches of a million.
+    // Maps a name to its rank and to the groups that have it. A real model has a few dozen names, however many tensors
+    // it has. These are hash maps so that a million names in a hostile file do not take a million linear searches.
     let mut named = HashMap::<String, (usize, HashMap<K, usize>)>::new();
     for (name, alike, n_bytes) in tensors {
         let (name, layer) = without_layer(name);
@@ -65,7 +65,7 @@ fn without_layer(name: &str) -> (String, Option<u32>) {
     (name, layer)
 }
 
-/// Layers as people write them: `0-6, 9-51 by 3, 53-59`. `layers` are in ascending order.
+/// Formats layers as people write them: `0-6, 9-51 by 3, 53-59`. `layers` must be in ascending order.
 pub fn layer_list(layers: &[u32]) -> String {
     let mut words = vec![];
     let mut rest = layers;
@@ -80,8 +80,8 @@ pub fn layer_list(layers: &[u32]) -> String {
     words.join(", ")
 }
 
-/// The longest run of evenly spaced layers at the beginning, its step, and what follows. Two layers make a run only
-/// where they are neighbours, since two points are evenly spaced whatever they are. `None` where there are no layers.
+/// Returns the longest run of evenly spaced layers at the beginning, its step, and the remaining layers. Two layers
+/// count as a run only if they are neighbours, because any two points are evenly spaced. `None` if there are no layers.
 fn next_run(layers: &[u32]) -> Option<(RangeInclusive<u32>, u32, &[u32])> {
     let (&first, rest) = layers.split_first()?;
     let Some(&second) = rest.first() else {

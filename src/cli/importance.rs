@@ -1,4 +1,4 @@
-//! `--importance` of several commands.
+//! The flag `--importance` of several commands.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use crate::base::display::printable;
 use crate::calibration::Importance;
 use crate::calibration::importance::File;
 
-/// Reads a file of importance, and warns of matrices that had no input while it was made.
+/// Reads an importance file, and warns of matrices that had no input when it was made.
 pub fn read(path: &Path) -> anyhow::Result<Importance> {
     let file = File::read(path)?;
     let importance = file.importance()?;

@@ -1,5 +1,5 @@
-//! Ctrl-C. The first one asks the work to end cleanly, the second one ends the program at once. A conversion loses next to
-//! nothing either way: the next run continues where it stopped.
+//! Handles Ctrl-C. The first one asks the work to end cleanly, and the second one ends the program immediately. A
+//! conversion loses almost nothing in either case: the next run continues where it stopped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ pub const EXIT_CODE: u8 = 130;
 /// Listens for Ctrl-C and for requests to terminate, and returns the flag that the first one sets.
 ///
 /// # Errors
-/// The system refuses the handler.
+/// If the system refuses the handler.
 pub fn listen() -> anyhow::Result<Arc<AtomicBool>> {
     let requested = Arc::new(AtomicBool::new(false));
     let flag = requested.clone();
@@ -25,7 +25,7 @@ pub fn listen() -> anyhow::Result<Arc<AtomicBool>> {
     Ok(requested)
 }
 
-/// The work was interrupted. The message says what became of it; it is empty where that has been said already.
+/// The work was interrupted. The message says what happened to it; it is empty if that has already been printed.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Interrupted(pub String);

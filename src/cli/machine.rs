@@ -45,7 +45,7 @@ pub(super) struct EngineArgs {
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Auto, help_heading = "Machine")]
     flash_attn: When,
 
-    /// Run a model that does not fit in memory, which is slow: its weights are read from disk again for every token
+    /// Run a model that does not fit in memory. This is slow: its weights are read from disk again for every token
     #[arg(long, help_heading = "Machine")]
     allow_swap: bool,
 }
@@ -85,7 +85,7 @@ impl EngineArgs {
         }
     }
 
-    /// How models are run in comparisons. What is executed brings its own flag that interrupts.
+    /// Returns how models are run in comparisons, which have their own cancel flag.
     pub fn settings(&self) -> ModelSettings {
         ModelSettings {
             session: self.session(Arc::default()),
@@ -114,7 +114,7 @@ impl MachineArgs {
         SessionOptions { n_ctx: self.ctx, ..self.engine.session(cancel) }
     }
 
-    /// Returns whether layers of the model lie on a GPU.
+    /// Returns whether layers of the model are on a GPU.
     pub fn uses_gpu(&self) -> Result<bool, Error> {
         Ok(self.engine.gpu_layers != Some(0) && llama::has_gpu()?)
     }
@@ -136,8 +136,8 @@ impl MachineArgs {
         engine::open(path, options)
     }
 
-    /// Loads the model at `path` for such a session, beside one that takes `beside` bytes; with other layers on the GPU
-    /// where that is said.
+    /// Loads the model at `path` for such a session, in addition to one that takes `beside` bytes. `gpu_layers`, if
+    /// given, replaces the flag's number.
     pub fn load_beside(
         &self,
         path: &Path,

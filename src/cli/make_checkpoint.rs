@@ -1,11 +1,11 @@
-//! `nibble make-checkpoint`, for developers: makes a Hugging Face checkpoint of any shape with random weights, for trying
-//! out what depends on a model's size.
+//! `nibble make-checkpoint`, for developers: makes a Hugging Face checkpoint of any shape with random weights, to test
+//! at the size of a real model.
 //!
 //! It is a subcommand that the help does not list. An example would be compiled with the dependencies of the tests, which
 //! takes minutes after the program has been built.
 //!
-//! The weights are drawn from a bell curve of the width that trained models have (0.02), by a generator with a fixed seed,
-//! so that two runs make the same files.
+//! The weights are drawn from a bell curve with a standard deviation as in trained models (0.02), by a generator with a
+//! fixed seed, so that two runs make the same files.
 
 use std::path::{Path, PathBuf};
 
@@ -125,7 +125,7 @@ fn n_bytes(shape: &[u64]) -> u64 {
     shape.iter().product::<u64>() * 2
 }
 
-/// Cuts the list of tensors where a shard would grow too large; a tensor is never cut.
+/// Splits the list of tensors into shards that are not too large. A tensor is never split.
 fn cut(tensors: &[(String, Vec<u64>)], max_bytes: u64) -> Vec<&[(String, Vec<u64>)]> {
     let (mut shards, mut start, mut bytes) = (Vec::new(), 0, 0);
     for (i, (_, shape)) in tensors.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! The subcommands. Each has a file, with what can be typed and what it does.
+//! The subcommands. Each has a file with its flags and its implementation.
 
 mod advice;
 mod compare;
@@ -15,7 +15,7 @@ mod quants;
 pub mod table;
 mod verify;
 
-// What runs models.
+// The subcommands that run models, and their helpers.
 #[cfg(feature = "llama")]
 mod bench;
 #[cfg(feature = "llama")]
@@ -43,7 +43,7 @@ mod trace;
 
 use clap::{Parser, Subcommand};
 
-/// Converts Yi-34B and its family to 4-bit GGUF, runs it, and shows what is inside.
+/// Converts Yi-34B and its family to 4-bit GGUF, runs the files, and compares them.
 #[derive(Debug, Parser)]
 #[command(name = "nibble", version, propagate_version = true, max_term_width = 100)]
 pub struct Cli {
@@ -87,10 +87,10 @@ commands! {
 }
 
 impl Cli {
-    /// Runs the subcommand that was typed.
+    /// Runs the chosen subcommand.
     ///
     /// # Errors
-    /// Whatever the subcommand ran into, ready to print.
+    /// The subcommand's error, ready to print.
     pub fn run(self) -> anyhow::Result<()> {
         self.command.run()
     }

@@ -20,7 +20,7 @@ impl<'a> Out<'a> {
         Self { writer, width, terminal: false }
     }
 
-    /// Returns the columns of the terminal; `None` where the output goes elsewhere.
+    /// Returns the columns of the terminal; `None` if the output goes elsewhere.
     pub fn width(&self) -> Option<u16> {
         self.width
     }

@@ -111,7 +111,7 @@ fn list(out: &mut Out) -> anyhow::Result<()> {
     out.table(table)?;
     writeln!(
         out,
-        "\nBits per weight, and GB of Yi-6B, Yi-9B and Yi-34B.\nThe rules of one: nibble quants --show Q4_K_M"
+        "\nBits per weight, and GB of Yi-6B, Yi-9B and Yi-34B.\nTo see the rules of one: nibble quants --show Q4_K_M"
     )?;
     Ok(())
 }
@@ -138,7 +138,7 @@ fn show(recipe: &Recipe, out: &mut Out) -> anyhow::Result<()> {
     writeln!(out, "{}: {}", recipe.name, recipe.description)?;
     writeln!(out, "{:.2} bits per weight; {}\n", bits(&plans), sizes.join(", "))?;
     out.table(table)?;
-    writeln!(out, "\nThe first line that fits a tensor decides.")?;
+    writeln!(out, "\nThe first line that matches a tensor decides its type.")?;
     Ok(())
 }
 

@@ -20,7 +20,7 @@ use crate::engine::{CacheError, Finish, GenerateOptions, Generated, PromptCache,
 use crate::llama::{self, Model};
 use crate::vocab::Tokenizer;
 
-/// Write text with a model
+/// Generate text with a model
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -47,7 +47,7 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE", help_heading = "Prompt")]
     file: Option<PathBuf>,
 
-    /// Send the prompt as a message, in the model's own chat template
+    /// Send the prompt as a chat message, in the model's own chat template
     #[arg(long, help_heading = "Prompt")]
     chat: bool,
 
@@ -59,7 +59,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", requires = "chat", help_heading = "Prompt")]
     chat_template: Option<PathBuf>,
 
-    /// Save the state of the model after the prompt in this file, and start from it when the next prompt begins alike
+    /// Save the model's state after the prompt to this file, and start from it if the next prompt begins the same way
     #[arg(long, value_name = "FILE", help_heading = "Prompt")]
     prompt_cache: Option<PathBuf>,
 
@@ -67,11 +67,11 @@ pub struct Args {
     #[arg(long, conflicts_with = "chat", help_heading = "Prompt")]
     special: bool,
 
-    /// Tokens to write at most [default: until an end token, or until the context is full]
+    /// The most tokens to write [default: until an end token, or until the context is full]
     #[arg(short = 'n', long, value_name = "N", help_heading = "Writing")]
     max_tokens: Option<usize>,
 
-    /// End where the model writes this text, which is not printed; can be given several times
+    /// Stop when the model writes this text, which is not printed; can be given several times
     #[arg(long, value_name = "TEXT", action = ArgAction::Append, allow_hyphen_values = true, help_heading = "Writing")]
     stop: Vec<String>,
 
@@ -172,11 +172,11 @@ fn cut(finish: &Finish, what: &str) -> String {
     let why = match finish {
         Finish::MaxTokens => "-n allows no more tokens; ask for more",
         Finish::ContextFull => "the context is full; --ctx makes it larger",
-        Finish::Stop { .. } => "a stop text came up",
+        Finish::Stop { .. } => "a stop text occurred",
         // Reported elsewhere: the model's end, a closed pipe, an interrupt.
         _ => return String::new(),
     };
-    format!("warning: the text was cut before it was whole, and does not keep to {what}: {why}\n")
+    format!("warning: the text was cut off before it was complete, and does not satisfy {what}: {why}\n")
 }
 
 /// Reads the prompt: from the command line, a file, or standard input where something is piped into it.
@@ -294,7 +294,7 @@ fn statistics(args: &Args, written: &Generated, seed: u64) -> String {
         Finish::Complete => "the text is complete".to_string(),
         Finish::MaxTokens => "as many tokens as asked for".to_string(),
         Finish::ContextFull => "the context is full; --ctx makes it larger".to_string(),
-        Finish::Dropped => "nobody reads on".to_string(),
+        Finish::Dropped => "the reader of the output stopped".to_string(),
         Finish::Cancelled => "interrupted".to_string(),
     };
     let seed = if args.sampling.is_greedy() { String::new() } else { format!("seed:      {seed}\n") };
@@ -302,7 +302,7 @@ fn statistics(args: &Args, written: &Generated, seed: u64) -> String {
         0 => String::new(),
         n => format!(" ({} of them from the prompt cache)", units::count(n as u64)),
     };
-    let guessed = written.speculation.as_ref().map(|s| format!("guessed:   {}\n", speculation::line(s)));
+    let guessed = written.speculation.as_ref().map(|s| format!("drafted:   {}\n", speculation::line(s)));
     format!(
         "\nprompt:    {}{reused}{}\nwritten:   {}{}\n{}ended:     {why}\n{seed}",
         tokens(written.prompt_tokens),

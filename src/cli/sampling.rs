@@ -173,7 +173,7 @@ impl SamplingArgs {
         self.params.clone()
     }
 
-    /// Whether the most likely token is always taken.
+    /// Returns whether the most likely token is always taken.
     pub fn is_greedy(&self) -> bool {
         Sampler::new(&self.params).is_ok_and(|sampler| sampler.is_greedy())
     }
@@ -181,7 +181,7 @@ impl SamplingArgs {
     /// Builds the sampler for a model with this tokenizer.
     ///
     /// # Errors
-    /// Where a parameter lies outside its range.
+    /// If a parameter lies outside its range.
     pub fn sampler(&self, codec: &dyn Tokenizer) -> Result<Sampler, Error> {
         Sampler::with_text(&self.params_for(codec), codec.n_tokens(), |id| codec.bytes(id))
     }

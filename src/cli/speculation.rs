@@ -9,27 +9,27 @@ use crate::llama::Model;
 /// What drafts tokens, so that the model evaluates several at once.
 #[derive(Debug, clap::Args)]
 pub(super) struct SpeculationArgs {
-    /// Write the same text faster by drafting tokens ahead: 'ngram' looks them up in the text so far; a smaller model with
-    /// the same vocabulary, as Yi-6B is for Yi-34B, predicts them
+    /// Write faster by drafting tokens ahead, which the model then checks: 'ngram' looks them up in the text so far; a
+    /// smaller model with the same vocabulary, such as Yi-6B for Yi-34B, predicts them
     #[arg(long, value_name = "ngram|MODEL", help_heading = "Speculation")]
     draft: Option<PathBuf>,
 
-    /// The most tokens to draft at a time; fewer are drafted where drafts turn out wrong
+    /// The most tokens to draft at a time; fewer are drafted when drafts turn out wrong
     #[arg(long, value_name = "N", default_value_t = DraftOptions::default().max, requires = "draft",
           help_heading = "Speculation")]
     draft_max: usize,
 
-    /// The fewest tokens that make a draft; with the number of --draft-max, that many are drafted every time
+    /// The fewest tokens in a draft; if it equals --draft-max, every draft has that many tokens
     #[arg(long, value_name = "N", default_value_t = DraftOptions::default().min, requires = "draft",
           help_heading = "Speculation")]
     draft_min: usize,
 
-    /// With a model: stop drafting where its most likely token is less likely than this
+    /// With a draft model: stop drafting when its most likely token is less likely than this
     #[arg(long, value_name = "P", default_value_t = DraftOptions::default().p_min, requires = "draft",
           allow_negative_numbers = true, help_heading = "Speculation")]
     draft_p_min: f32,
 
-    /// With a model: layers of it to put on the GPU [default: as --gpu-layers]
+    /// With a draft model: its layers to put on the GPU [default: the same as --gpu-layers]
     #[arg(long, value_name = "N", requires = "draft", help_heading = "Speculation")]
     draft_gpu_layers: Option<u32>,
 }
@@ -39,10 +39,10 @@ impl SpeculationArgs {
         DraftOptions { max: self.draft_max, min: self.draft_min, p_min: self.draft_p_min }
     }
 
-    /// Returns how to make the session of the model that writes, where `session` is how it is made without drafts.
+    /// Returns the options for the session of the main model, given those for a session without drafts.
     ///
     /// # Errors
-    /// Where a flag is out of its range.
+    /// If a flag is out of its range.
     pub fn session(&self, session: SessionOptions) -> Result<SessionOptions, Error> {
         if self.draft.is_none() {
             return Ok(session);
@@ -51,10 +51,10 @@ impl SpeculationArgs {
         Ok(SessionOptions { rows: self.options().rows().min(session.n_batch), ..session })
     }
 
-    /// Makes what drafts for `model`, whose session is made by `session`; `None` where nothing is to be drafted.
+    /// Creates the draft for `model`, whose session has the options `session`; `None` without drafting.
     ///
     /// # Errors
-    /// Where the draft model cannot be loaded beside the model, or does not go with it.
+    /// If the draft model cannot be loaded in addition to the model, or does not fit it.
     pub fn draft(
         &self,
         machine: &MachineArgs,
@@ -74,20 +74,20 @@ impl SpeculationArgs {
     }
 }
 
-/// Describes how drafting went, in a line.
+/// Describes the statistics of drafting in one line.
 pub(super) fn line(speculation: &Speculation) -> String {
     let Speculation { drafted, accepted, .. } = speculation;
     if *drafted == 0 {
-        return "nothing was guessed".to_string();
+        return "nothing was drafted".to_string();
     }
     format!(
-        "{accepted} of {drafted} tokens right ({:.0}%), {:.2} tokens an evaluation",
+        "{accepted} of {drafted} tokens accepted ({:.0}%), {:.2} tokens per evaluation",
         100.0 * speculation.acceptance(),
         speculation.tokens_per_evaluation(),
     )
 }
 
-/// Describes how drafting went, for programs.
+/// Returns the statistics of drafting as JSON.
 pub(super) fn json(speculation: &Speculation) -> serde_json::Value {
     serde_json::json!({
         "drafted_tokens": speculation.drafted,

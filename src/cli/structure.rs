@@ -13,8 +13,8 @@ use crate::vocab::Tokenizer;
 #[derive(Debug, clap::Args)]
 pub(super) struct StructureArgs {
     /// Write JSON that satisfies a JSON schema: a file, or the schema itself. The model does not see the schema, so
-    /// describe the output in the prompt. Strings without maxLength and lists without maxItems may run until -n or
-    /// --ctx cuts them
+    /// describe the output in the prompt. Strings without maxLength and lists without maxItems may go on until -n or
+    /// --ctx cuts them off
     #[arg(long, value_name = "SCHEMA", help_heading = "Structure")]
     json_schema: Option<String>,
 
@@ -22,7 +22,7 @@ pub(super) struct StructureArgs {
     #[arg(long, conflicts_with = "json_schema", help_heading = "Structure")]
     json_object: bool,
 
-    /// Write text that matches a regular expression as a whole
+    /// Write text all of which matches a regular expression
     #[arg(
         long,
         value_name = "PATTERN",

@@ -9,24 +9,25 @@ use crate::base::units;
 use crate::evaluate::texts::TextFile;
 use crate::evaluate::{TraceJob, TraceOptions};
 
-/// Write down what a model expects along texts, so that others can compare with it without running it
+/// Record a model's predictions on texts, so that others can compare with it without running it
 ///
-/// A trace has the most likely tokens at every position, some of the others, and the texts as tokens: about 300 bytes for
-/// each scored token, where all probabilities of Yi's vocabulary take 256,000. It replaces both the model and the texts:
-/// `nibble compare FILE.trace CANDIDATE...`.
+/// A trace holds the texts as tokens and, at every position, the most likely tokens and a sample of the others. It
+/// takes about 300 bytes per scored token; the probabilities of Yi's whole vocabulary would take 256,000. It replaces
+/// both the model and the texts: 'nibble compare FILE.trace CANDIDATE...'.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   nibble trace Yi-34B-BF16.gguf --text en=wiki.txt --text zh=novel.txt -o Yi-34B.trace
   nibble compare Yi-34B.trace Yi-34B-Q4_K_M.gguf Yi-34B-IQ4_XS.gguf")]
 pub struct Args {
-    /// The model: the one in 16 bits, or the best file there is
+    /// The model: the 16-bit file, or the best file that you have
     model: PathBuf,
 
-    /// A text to read; a name tells texts apart, as in --text en=wiki.txt --text zh=novel.txt
+    /// A text to read, with a name for the results, as in --text en=wiki.txt --text zh=novel.txt; can be given several
+    /// times
     #[arg(long, value_name = "NAME=FILE", required = true)]
     text: Vec<TextFile>,
 
-    /// The trace
+    /// The trace file to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 
@@ -37,17 +38,17 @@ pub struct Args {
     #[command(flatten)]
     windows: WindowArgs,
 
-    /// The most likely tokens to keep at every position
+    /// How many of the most likely tokens to keep at every position
     #[arg(long, value_name = "K", default_value_t = 64, value_parser = clap::value_parser!(u32).range(8..=65_536),
           help_heading = "Measures")]
     top: u32,
 
-    /// Tokens to draw from all others at every position: without them, the mean KLD comes out too small
+    /// How many tokens to sample from all the others at every position; without them, the mean KLD would be too small
     #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(0..=4096),
           help_heading = "Measures")]
     drawn: u32,
 
-    /// Skip the hash of the model file, for which all of it is read
+    /// Do not hash the model file, which means reading all of it
     #[arg(long, help_heading = "Measures")]
     no_hash: bool,
 

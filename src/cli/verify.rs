@@ -23,11 +23,12 @@ use crate::verify::{
 /// Check that a GGUF file is intact, and that it matches its source
 ///
 /// Without --source, checks that the file is complete and holds no NaN or infinity. With --source, also checks that every
-/// tensor has exactly the bytes that nibble makes from that source. Exits with 0 if everything is right, with 1 otherwise.
+/// tensor has exactly the bytes that nibble makes from that source. The exit code is 0 if everything is right, and 1
+/// otherwise.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   nibble verify yi.gguf                                   is it intact?
-  nibble verify yi.gguf --source Yi-34B-Chat              is every bit what Yi-34B-Chat converts to?
+  nibble verify yi.gguf --source Yi-34B-Chat              is it exactly what Yi-34B-Chat converts to?
   nibble verify yi.gguf --source Yi-34B-Chat --sample 5%  the same, for a random 5% of it
   nibble verify yi.gguf --source Yi-34B-Chat --importance yi-imatrix.gguf")]
 pub struct Args {
@@ -58,7 +59,7 @@ pub struct Args {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 
-    /// Print nothing but errors and what is wrong with the file
+    /// Print only errors and what is wrong with the file
     #[arg(long)]
     quiet: bool,
 }
@@ -143,11 +144,14 @@ fn print(out: &mut Out, job: &Verification, report: &Report) -> anyhow::Result<(
     if let Some(origin) = &report.origin {
         let missing = origin.missing.iter().map(|name| [printable(name).into_owned(), "missing".to_string()]);
         let types = origin.types.iter().map(|other| {
-            [printable(&other.tensor).into_owned(), format!("is {}, the recipe gives {}", other.found, other.wanted)]
+            [
+                printable(&other.tensor).into_owned(),
+                format!("is {}, but the recipe chooses {}", other.found, other.wanted),
+            ]
         });
         print_rows(
             out,
-            "Tensors beside the source's, and the recipe's",
+            "Tensors that the source or the recipe has otherwise",
             &["Tensor", "Found"],
             missing.chain(types).collect(),
         )?;

@@ -117,13 +117,13 @@ impl Constraint {
         }
     }
 
-    /// Whether the text may end here.
+    /// Returns whether the text may end here.
     pub fn is_complete(&mut self) -> bool {
         self.wait().as_ref().is_ok_and(|next| next.complete)
     }
 
-    /// Whether the text is complete and cannot continue. Known right after [`accept`](Self::accept) if the grammar
-    /// itself ends, otherwise after the next [`mask`](Self::mask). Does not wait.
+    /// Returns whether the text is complete and cannot continue. Known right after [`accept`](Self::accept) if the
+    /// grammar itself ends, otherwise after the next [`mask`](Self::mask). Does not wait.
     pub fn is_finished(&self) -> bool {
         self.finished || matches!(&self.next, Some(Ok(next)) if next.only_end)
     }

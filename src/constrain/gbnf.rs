@@ -37,7 +37,7 @@ const LARGEST_LEXEME: u64 = 5_000;
 const MOST_SETS: usize = 300;
 const LAST_CHARACTER: u32 = 0x10_ffff;
 
-/// Whether the text defines rules in the syntax of GBNF.
+/// Returns whether the text defines rules in the syntax of GBNF.
 pub(super) fn looks_like(text: &str) -> bool {
     text.lines().any(|line| {
         let rest = line.trim_start().trim_start_matches(is_name);
@@ -77,7 +77,7 @@ impl Set {
             // Surrogates are not characters.
             [(first, last.min(0xd7ff)), (first.max(0xe000), last)].into_iter().filter(|(first, last)| first <= last)
         });
-        // A range entirely on one side comes out twice.
+        // A range that is entirely on one side occurs twice.
         let mut apart: Vec<_> = apart.collect();
         apart.dedup();
         Self(apart)
@@ -564,7 +564,7 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// Whether a node can be a single lexeme.
+    /// Returns whether a node can be a single lexeme.
     fn fits_a_lexeme(&self, node: &Node) -> bool {
         self.is_regular(node) && !self.broken.contains(node) && self.size(node) <= LARGEST_LEXEME
     }
@@ -578,7 +578,7 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// Whether a node matches the empty text.
+    /// Returns whether a node matches the empty text.
     fn is_empty(&self, node: &Node) -> bool {
         match node {
             Node::Char(_) => false,
@@ -874,7 +874,7 @@ impl<'a> Expressions<'a> {
         Self { translation, builder: RegexBuilder::new(), rules: HashMap::new(), lexemes: HashMap::new() }
     }
 
-    /// Whether some text of lexeme `a`, plus one of the characters `after`, begins a text of lexeme `b`.
+    /// Returns whether some text of lexeme `a`, plus one of the characters `after`, begins a text of lexeme `b`.
     fn extends(&mut self, a: usize, after: &Set, b: usize) -> bool {
         let (Some(a), Some(b)) = (self.lexeme(a), self.lexeme(b)) else { return true };
         let rest = RegexAst::Regex("(?s:.*)".to_string());

@@ -112,7 +112,7 @@ impl Grammar {
         self.what
     }
 
-    /// Whether its texts are JSON.
+    /// Returns whether its texts are JSON.
     pub fn is_json(&self) -> bool {
         matches!(self.source, Source::Json(_))
     }
@@ -216,7 +216,7 @@ fn placed(line: &str) -> Option<String> {
 pub(super) mod tests {
     use super::*;
 
-    /// Whether `text` satisfies the grammar, byte by byte.
+    /// Returns whether `text` satisfies the grammar, byte by byte.
     pub fn matches(grammar: &Grammar, text: &str) -> bool {
         let mut matcher = matcher(grammar, Tokens::single_bytes().unwrap()).unwrap();
         for byte in text.bytes() {

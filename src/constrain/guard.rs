@@ -38,7 +38,7 @@ impl Guard {
         }
     }
 
-    /// Whether `bytes` would exceed a limit.
+    /// Returns whether `bytes` would exceed a limit.
     pub fn refuses(mut self, bytes: &[u8]) -> bool {
         bytes.iter().any(|&byte| {
             let depth = self.depth;
@@ -53,7 +53,7 @@ impl Guard {
         })
     }
 
-    /// Whether tokens have to be checked here, other than those that contain a whole number.
+    /// Returns whether tokens have to be checked here, other than those that contain a whole number.
     pub fn watches(&self) -> bool {
         match self.place {
             Place::Number(_) | Place::Exponent(_) => true,
@@ -62,7 +62,7 @@ impl Guard {
         }
     }
 
-    /// Whether the text ends inside a string.
+    /// Returns whether the text ends inside a string.
     pub fn in_string(&self) -> bool {
         matches!(self.place, Place::String | Place::Escape)
     }

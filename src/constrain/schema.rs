@@ -107,7 +107,7 @@ pub(super) fn prepare(mut schema: Value) -> Result<Value, String> {
     Ok(schema)
 }
 
-/// Whether a string in the schema has a control character that JSON writes as a \u escape.
+/// Returns whether a string in the schema has a control character that JSON writes as a \u escape.
 fn has_control(value: &Value) -> bool {
     let odd = |text: &str| text.chars().any(|c| c < ' ' && !matches!(c, '\n' | '\r' | '\t' | '\x08' | '\x0c'));
     match value {
@@ -343,8 +343,8 @@ fn references<'a>(schema: &'a Value, root: &'a Value, found: &mut BTreeMap<&'a s
     }
 }
 
-/// Whether some finite text satisfies `schema`, given that the references in `ends` can be satisfied. Returns true if
-/// it cannot tell.
+/// Returns whether some finite text satisfies `schema`, given that the references in `ends` can be satisfied. Returns
+/// true if it cannot tell.
 fn can_end(schema: &Value, ends: &BTreeSet<&str>) -> bool {
     let Value::Object(object) = schema else { return *schema != Value::Bool(false) };
     let list = |key: &str| object.get(key).and_then(Value::as_array);

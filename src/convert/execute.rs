@@ -13,7 +13,7 @@ use crate::base::threads::{on_all_threads, room};
 use crate::gguf::{DEFAULT_ALIGNMENT, Layout};
 use crate::pass::{Encoder, Pass, Piece, SPANS_AHEAD, Span, file_hashes};
 
-/// How often written data is flushed to the disk: what a power failure costs at most.
+/// How often written data is flushed to the disk. A power failure loses at most the work of this time.
 const SYNC_EVERY: Duration = Duration::from_secs(2);
 
 /// Receives progress. Called from every thread.
@@ -29,7 +29,7 @@ impl Observer for () {
     fn advance(&self, _: u64, _: u64) {}
 }
 
-/// What a run does about the work of an earlier one.
+/// What a run does with the work of an earlier one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// It was for something else and is discarded.
@@ -49,7 +49,7 @@ pub enum Event {
     },
 }
 
-/// What a conversion did.
+/// The summary of a conversion.
 #[derive(Clone, Copy, Debug)]
 pub struct Summary {
     /// Bytes of tensor data read from the source, including those that earlier runs read.
@@ -80,9 +80,9 @@ impl Job {
     /// outputs get their names at the end.
     ///
     /// # Errors
-    /// When a weight is not finite (unless allowed), when the output cannot be written, when another process is writing
-    /// it, when the source cannot be read or changes meanwhile, or when `cancel` was set. [`Error::Unfinished`] says
-    /// whether the next run can resume; after all other errors no files are left behind.
+    /// If a weight is not finite (unless allowed), the output cannot be written, another process is writing it, the
+    /// source cannot be read or changes meanwhile, or `cancel` was set. [`Error::Unfinished`] says whether the next run
+    /// can resume; after all other errors no files are left behind.
     pub fn execute(&self, observer: &dyn Observer, cancel: &AtomicBool) -> Result<Summary, Error> {
         let start = Instant::now();
         let encoders: Vec<Encoder> = (0..self.infos.len()).map(|i| self.encoder(i)).collect();
@@ -156,7 +156,7 @@ impl Work<'_> {
         let spans = self.pass.spans();
         on_all_threads::<Buffers, Error>(claimed.len(), |at, buffers| {
             let (i, record) = claimed[at];
-            // What cannot be read is made again, like what is wrong.
+            // Output that cannot be read is made again, like output that is wrong.
             if self.output_of(&spans[i], &mut buffers.encoded).ok() == Some(record.output) {
                 let _ = self.done[i].set(record);
             }

@@ -123,7 +123,7 @@ pub enum Error {
     #[error("{path} is part of what is being converted")]
     OutputIsSource { path: PathBuf },
     #[error(
-        "not enough room in {folder}: the result needs {}, and {} are missing",
+        "not enough room in {folder}: the result needs {}, of which {} are missing",
         units::bytes(*.needed), units::bytes(*.missing)
     )]
     NoRoom { folder: PathBuf, needed: u64, missing: u64 },

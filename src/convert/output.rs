@@ -38,7 +38,7 @@ impl Outputs {
                 let file = match partial.symlink_metadata() {
                     Ok(metadata) if metadata.is_file() => options.open(&partial)?,
                     Ok(_) => {
-                        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "its .partial is no regular file"));
+                        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "its .partial is not a regular file"));
                     }
                     // Never opens another program's file or what a link points to.
                     Err(_) => options.create_new(true).open(&partial)?,

@@ -1,6 +1,6 @@
-//! What the engine asks of a model: evaluate tokens, return logits, forget the end of a sequence.
+//! The interface through which the engine uses a model: evaluate tokens, return logits, remove the end of a sequence.
 //!
-//! [`Context`] is the one that computes. Tests have another one, whose logits come from a table.
+//! [`Context`] is the real implementation. Tests use another one, whose logits come from a table.
 
 use std::sync::Arc;
 
@@ -33,20 +33,20 @@ pub trait Decoder {
     /// Evaluates a batch. After an error no token of it is in memory.
     ///
     /// # Errors
-    /// As [`Context::decode`].
+    /// Those of [`Context::decode`].
     fn decode(&mut self, batch: &Batch) -> Result<(), Error>;
 
     /// Returns a row of logits of the last evaluation.
     ///
     /// # Errors
-    /// As [`Context::logits`].
+    /// Those of [`Context::logits`].
     fn logits(&self, row: usize) -> Result<&[f32], Error>;
 
-    /// Removes all but the first `n_tokens` tokens of a sequence. Returns how many are left: fewer where the memory cannot
+    /// Removes all but the first `n_tokens` tokens of a sequence. Returns how many are left: fewer if the memory cannot
     /// be truncated.
     ///
     /// # Errors
-    /// As [`Context::truncate`].
+    /// Those of [`Context::truncate`].
     fn truncate(&mut self, sequence: u32, n_tokens: usize) -> Result<usize, Error>;
 }
 

@@ -41,7 +41,7 @@ pub enum Error {
     /// No token could be chosen.
     #[error("{0}")]
     Sample(#[from] crate::sample::Error),
-    /// The text cannot be held to its grammar.
+    /// The text cannot be constrained to its grammar.
     #[error(transparent)]
     Constrain(#[from] crate::constrain::Error),
 }

@@ -16,10 +16,10 @@ pub(super) const RIVER: [u32; 2] = [128, 129];
 pub(super) const END: u32 = 130;
 const N_VOCAB: u32 = 131;
 
-/// The rule: what comes next after a text.
+/// The rule: returns the next token after a text.
 pub(super) type Next = Arc<dyn Fn(&[u32]) -> u32 + Send + Sync>;
 
-/// A model with a rule for what comes next.
+/// A fake model, for tests: a rule decides the next token.
 #[derive(Clone)]
 pub(super) struct Fake {
     pub next: Next,
@@ -28,7 +28,7 @@ pub(super) struct Fake {
     pub n_rows: usize,
     pub can_truncate: bool,
     pub cancel: Arc<AtomicBool>,
-    /// Sets the flag after so many evaluations.
+    /// Sets the flag after this many evaluations.
     pub cancel_after: Option<usize>,
     pub sequences: Vec<Vec<u32>>,
     pub rows: Vec<Vec<f32>>,
@@ -37,7 +37,7 @@ pub(super) struct Fake {
 }
 
 impl Fake {
-    /// A model of one sequence that writes by this rule.
+    /// Creates a model of one sequence that writes by this rule.
     pub fn new(next: impl Fn(&[u32]) -> u32 + Send + Sync + 'static) -> Self {
         Self {
             next: Arc::new(next),
@@ -53,7 +53,7 @@ impl Fake {
         }
     }
 
-    /// A model that knows texts by heart: it goes on with the text that begins as the prompt does, and then ends.
+    /// Creates a model that recites texts: it continues the text whose beginning is the prompt, and then ends.
     pub fn reciting(texts: &[&str]) -> Self {
         let texts: Vec<Vec<u32>> = texts.iter().map(|text| encode(text)).collect();
         Self::new(move |read| {

@@ -1,4 +1,4 @@
-//! Writes one text in a session: drives a [`Generation`] to its end.
+//! Generates one text in a session, by driving a [`Generation`] to its end.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -7,12 +7,12 @@ use super::generation::{Action, Finish, GenerateOptions, Generation, Step, Token
 use super::speculate::Speculation;
 use super::{Decoder, Error, Logits, Session};
 
-/// What was written, and how long it took.
+/// A generated text, and how long it took.
 #[derive(Clone, Debug)]
 pub struct Generated {
     /// The tokens, without the end token.
     pub tokens: Vec<u32>,
-    /// The log-probabilities of each of them, where those were asked for.
+    /// The log-probabilities of each token, if they were asked for.
     pub logprobs: Vec<TokenLogprobs>,
     /// The text.
     pub text: String,
@@ -20,16 +20,16 @@ pub struct Generated {
     pub finish: Finish,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Of these, tokens that the context held already.
+    /// Tokens of the prompt that the context already held.
     pub reused_tokens: usize,
     /// Time until the first logits.
     pub prompt_time: Duration,
     /// Time from there to the end.
     pub generate_time: Duration,
-    /// Tokens that were written and read again in that time: the first one comes of the prompt's evaluation, and the
-    /// last one is mostly not read.
+    /// Written tokens that were evaluated in that time. The first token comes from the evaluation of the prompt, and
+    /// the last one is usually not evaluated.
     pub evaluated_tokens: usize,
-    /// How drafting went; `None` where nothing was to be drafted.
+    /// Statistics of drafting; `None` without a draft.
     pub speculation: Option<Speculation>,
 }
 
@@ -39,7 +39,7 @@ impl Generated {
         rate(self.prompt_tokens.saturating_sub(self.reused_tokens), self.prompt_time)
     }
 
-    /// Returns how many tokens were written per second once the prompt was read; 0 where there were too few to tell.
+    /// Returns how many tokens were written per second after the prompt was read; 0 if there were too few to measure.
     pub fn generate_rate(&self) -> f64 {
         rate(self.evaluated_tokens, self.generate_time)
     }
@@ -49,14 +49,15 @@ fn rate(n: usize, time: Duration) -> f64 {
     if n == 0 { 0.0 } else { n as f64 / time.as_secs_f64().max(1e-9) }
 }
 
-/// Continues `prompt`, passing text to `on_step` as it becomes certain, until an end token, a stop text, a limit, or
-/// until `on_step` breaks or the session's flag is set.
+/// Continues `prompt` until an end token, a stop text or a limit, or until `on_step` breaks or the session's flag is
+/// set. Passes text to `on_step` as soon as it is certain.
 ///
-/// Afterwards the context holds the prompt and what was written, so that a prompt which continues it costs only what is new.
+/// Afterwards, the context holds the prompt and the written text, so a prompt that continues it costs only its new
+/// tokens.
 ///
 /// # Errors
-/// Where the prompt is empty or does not fit the context, nothing can be drafted for the model, llama.cpp fails, the logits
-/// are broken, or what the grammar allows cannot be worked out.
+/// If the prompt is empty or does not fit in the context, nothing can be drafted for the model, llama.cpp fails, the
+/// logits are broken, or the tokens that the grammar allows cannot be computed.
 pub fn generate<D: Decoder>(
     session: &mut Session<D>,
     mut writer: Writer<'_>,
@@ -111,7 +112,7 @@ pub fn generate<D: Decoder>(
     let evaluated_tokens = generation.n_evaluated();
     let speculation = writer.draft.map(|draft| {
         draft.decided(true);
-        // Guesses are no part of what was written.
+        // Guesses are not part of the written text.
         session.truncate(prompt.len() + evaluated_tokens);
         draft.stats()
     });
@@ -130,7 +131,8 @@ pub fn generate<D: Decoder>(
     })
 }
 
-/// Has the model, and a draft model, read the prompt. Returns how many tokens the context held already.
+/// Lets the model, and the draft model if there is one, read the prompt. Returns how many tokens the context already
+/// held.
 fn read_prompt<D: Decoder>(session: &mut Session<D>, writer: &mut Writer<'_>, prompt: &[u32]) -> Result<usize, Error> {
     let reused = session.prefill(prompt)?;
     if let Some(draft) = &mut writer.draft {
@@ -139,7 +141,7 @@ fn read_prompt<D: Decoder>(session: &mut Session<D>, writer: &mut Writer<'_>, pr
     Ok(reused)
 }
 
-/// Notes that the last token was guessed, and was read with its guess.
+/// Records that the last token was guessed, and has already been read as a guess.
 fn accept_guess<D: Decoder>(
     session: &Session<D>,
     writer: &mut Writer<'_>,
@@ -152,8 +154,8 @@ fn accept_guess<D: Decoder>(
     if session.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
 }
 
-/// Reads the last token of `text`, and guesses of what follows it. The session has read the first `known` tokens; what it
-/// holds beyond them were guesses, and wrong.
+/// Reads the last token of `text`, and guesses of what follows it. The session has read the first `known` tokens;
+/// anything beyond them is wrong guesses.
 fn evaluate<D: Decoder>(
     session: &mut Session<D>,
     writer: &mut Writer<'_>,
@@ -167,7 +169,7 @@ fn evaluate<D: Decoder>(
     draft.push(*token);
     draft.decided(false);
     if session.truncate(known) < known {
-        // The memory could not be truncated after all, so that all of it has to be read again.
+        // The memory could not be truncated after all, so the whole text has to be read again.
         draft.give_up();
         return session.prefill(text).map(drop);
     }

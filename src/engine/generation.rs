@@ -1,4 +1,4 @@
-//! A text in the making, one token a step. It computes nothing that takes long and waits for nobody.
+//! A text that is being generated, one token per step. A step does no long computation and never blocks.
 //!
 //! ```text
 //!               ┌────────────── Evaluate: read text()[known..] and up to `most_guesses` guesses of what follows
@@ -9,12 +9,12 @@
 //! piece()   the token of the last step, and the text that is certain by now
 //! ```
 //!
-//! Whoever drives a generation evaluates what it asks for and calls [`Generation::step`] with the logits, until it is
-//! finished. [`super::generate`] drives one in a session of its own. Several generations share a context when their
-//! evaluations go into one batch: see [`super::evaluate_together`].
+//! The driver of a generation evaluates the tokens that it asks for and calls [`Generation::step`] with the logits,
+//! until it is finished. [`super::generate`] drives one generation in a session of its own. Several generations can
+//! share a context if their evaluations go into one batch: see [`super::evaluate_together`].
 //!
-//! A step looks at one row of logits: the last row of the prompt at first, then the row of the token that was just written,
-//! or, where guesses were read with that token, the row of the last guess that was right.
+//! A step uses one row of logits: at first the last row of the prompt, then the row of the token that was just written.
+//! If guesses were read with that token, it is the row of the last guess that was right.
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,11 +29,11 @@ use crate::vocab::Tokenizer;
 /// When to stop, other than at the model's own end tokens.
 #[derive(Clone, Debug, Default)]
 pub struct GenerateOptions {
-    /// Tokens to write at most; `None` goes on until an end token or until the context is full.
+    /// The most tokens to write; `None` for no limit other than an end token or a full context.
     pub max_tokens: Option<usize>,
     /// Texts that end it. They are not part of the result.
     pub stop: Vec<String>,
-    /// Go on after end tokens: for measuring speed.
+    /// Continue after end tokens, for measuring speed.
     pub ignore_end: bool,
     /// Return the log-probability of each token, and of this many of the most likely tokens in its place.
     pub logprobs: Option<usize>,
@@ -47,7 +47,7 @@ pub enum Finish {
         /// The token.
         token: u32,
     },
-    /// A stop text came up.
+    /// A stop text occurred.
     Stop {
         /// The stop text.
         text: String,
@@ -58,14 +58,14 @@ pub enum Finish {
     MaxTokens,
     /// The context is full.
     ContextFull,
-    /// The receiver of the text wants no more.
+    /// The receiver of the text stopped it.
     Dropped,
     /// The session's flag was set.
     Cancelled,
 }
 
 impl Finish {
-    /// Returns one word, as OpenAI's API has it: `stop` or `length`; where that API has none, `cancelled`.
+    /// Returns one word, as in OpenAI's API: `stop` or `length`; or `cancelled`, for which that API has no word.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::End { .. } | Self::Stop { .. } | Self::Complete => "stop",
@@ -75,10 +75,10 @@ impl Finish {
     }
 }
 
-/// What one step wrote.
+/// The output of one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step<'a> {
-    /// The token; `None` at the very end, for text that was held back until then.
+    /// The token; `None` at the end, for text that was held back until then.
     pub token: Option<u32>,
     /// The text that is now certain: whole characters, perhaps none, perhaps from earlier tokens.
     pub text: &'a str,
@@ -87,25 +87,25 @@ pub struct Step<'a> {
 /// Log-probabilities before any sampling: natural logarithms.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {
-    /// That of the token.
+    /// The token's log-probability.
     pub logprob: f64,
-    /// The most likely tokens and theirs, in order.
+    /// The most likely tokens and their log-probabilities, in order.
     pub top: Vec<(u32, f64)>,
 }
 
-/// What decides on the next token.
+/// The parts that decide on the next token.
 #[derive(Debug)]
 pub struct Writer<'a> {
-    /// Draws it.
+    /// Samples the token.
     pub sampler: &'a mut Sampler,
-    /// Guesses several tokens ahead, for the model to read at once. It changes the speed and nothing of the text.
+    /// Guesses several tokens ahead, which the model then reads at once. This changes the speed, but not the text.
     pub draft: Option<&'a mut Draft>,
-    /// Holds the text to a grammar, from its first token on.
+    /// Constrains the text to a grammar, from its first token on.
     pub constraint: Option<&'a mut Constraint>,
 }
 
 impl<'a> Writer<'a> {
-    /// Returns a writer with a sampler alone.
+    /// Returns a writer with only a sampler.
     pub fn new(sampler: &'a mut Sampler) -> Self {
         Self { sampler, draft: None, constraint: None }
     }
@@ -116,16 +116,16 @@ impl<'a> Writer<'a> {
 pub enum Action {
     /// Make the sequence hold [`Generation::text`], and pass the logits of its last token to the next step.
     Evaluate {
-        /// Tokens at the beginning of the text that the sequence is known to hold. What it holds beyond them is to be
-        /// removed, but for what it has in common with the text.
+        /// Number of tokens at the beginning of the text that the sequence is known to hold. Anything beyond them has
+        /// to be removed, except for what is the same as in the text.
         known: usize,
-        /// Guesses of what follows that may be read with it, at most, with the logits of each. [`Writer::draft`] knows them
-        /// in the next step.
+        /// The most guesses of the following tokens that may be read too, with the logits of each. [`Writer::draft`]
+        /// has to know them in the next step.
         most_guesses: usize,
     },
-    /// The token was guessed, and the sequence has read it with its guess: the next step takes the same logits.
+    /// The token was guessed, and the sequence has already read it: the next step uses the same logits.
     Accepted,
-    /// The text has ended: the next step gives out text that was held back, and looks at no logits.
+    /// The text has ended. The next step returns the text that was held back, and uses no logits.
     Flush,
     /// The text has ended.
     Finished,
@@ -137,22 +137,22 @@ enum State {
     Start,
     /// The next step decides on a token.
     Writing,
-    /// Text that was held back is still to be given out.
+    /// Text that was held back still has to be returned.
     Ending,
     Finished,
 }
 
-/// A text in the making.
+/// A text that is being generated.
 pub struct Generation {
     tokenizer: Arc<dyn Tokenizer>,
     options: GenerateOptions,
     n_ctx: usize,
-    // The prompt, and what was written.
+    // The prompt and the written tokens.
     text: Vec<u32>,
     n_prompt: usize,
     // Tokens of the text that have been read.
     n_read: usize,
-    // The row of logits that decides on the next token: above 0 where the tokens since the last evaluation were guessed.
+    // The row of logits that decides on the next token: above 0 if the tokens since the last evaluation were guessed.
     row: usize,
     state: State,
     finish: Finish,
@@ -160,7 +160,7 @@ pub struct Generation {
     stop: StopText,
     written: String,
     logprobs: Vec<TokenLogprobs>,
-    // What the last step wrote.
+    // The output of the last step.
     token: Option<u32>,
     piece: String,
     has_piece: bool,
@@ -180,7 +180,7 @@ impl fmt::Debug for Generation {
 }
 
 impl Generation {
-    /// Begins a text that continues `prompt`, in a context of `n_ctx` tokens. The sampler begins a text, too.
+    /// Begins a text that continues `prompt`, in a context of `n_ctx` tokens. Also calls the sampler's `begin`.
     pub fn new(
         tokenizer: Arc<dyn Tokenizer>,
         prompt: &[u32],
@@ -211,7 +211,7 @@ impl Generation {
         }
     }
 
-    /// Returns the prompt and what was written.
+    /// Returns the prompt and the written tokens.
     pub fn text(&self) -> &[u32] {
         &self.text
     }
@@ -221,12 +221,12 @@ impl Generation {
         &self.text[self.n_prompt..]
     }
 
-    /// Returns how many of the written tokens have been read: the last one mostly has not.
+    /// Returns how many of the written tokens have been evaluated: usually all but the last one.
     pub fn n_evaluated(&self) -> usize {
         self.n_read.saturating_sub(self.n_prompt)
     }
 
-    /// Returns what the last step wrote; `None` where it wrote nothing.
+    /// Returns the output of the last step; `None` if there is none.
     pub fn piece(&self) -> Option<Step<'_>> {
         self.has_piece.then_some(Step { token: self.token, text: &self.piece })
     }
@@ -236,11 +236,11 @@ impl Generation {
         (self.state == State::Finished).then_some(&self.finish)
     }
 
-    /// Takes one step. `logits` are the rows of the evaluation that the last step asked for; the first step looks at none.
+    /// Takes one step. `logits` are the rows of the evaluation that the last step asked for; the first step uses none.
     ///
     /// # Errors
-    /// Where there are no such logits or they are broken, every token is ruled out, or what the grammar allows cannot be
-    /// worked out. The generation is then of no further use.
+    /// If there are no such logits or they are broken, every token is ruled out, or the tokens that the grammar allows
+    /// cannot be computed. The generation cannot be used any more then.
     pub fn step(&mut self, writer: &mut Writer<'_>, logits: LogitRows<'_>) -> Result<Action, Error> {
         self.has_piece = false;
         match self.state {
@@ -254,12 +254,12 @@ impl Generation {
         }
     }
 
-    /// Ends the text because the receiver of its pieces wants no more. What was held back stays so.
+    /// Ends the text because the receiver stopped it. Text that was held back is dropped.
     pub fn abandon(&mut self) {
         self.end(Finish::Dropped, State::Finished);
     }
 
-    /// Ends the text because an evaluation was cancelled. The next step gives out the text that was held back.
+    /// Ends the text because an evaluation was cancelled. The next step returns the text that was held back.
     pub fn cancel(&mut self) {
         self.end(Finish::Cancelled, State::Ending);
     }
@@ -271,7 +271,7 @@ impl Generation {
 
     /// Decides on a token, and on what comes next.
     fn write(&mut self, writer: &mut Writer<'_>, logits: LogitRows<'_>) -> Result<Action, Error> {
-        // The logits are here, so that all of the text was read.
+        // The logits are available, so the whole text has been read.
         self.n_read = self.text.len();
         if self.has_enough() {
             return Ok(self.ended(Finish::MaxTokens));
@@ -290,7 +290,7 @@ impl Generation {
         self.text.push(token);
         writer.sampler.accept(token);
         if let Some(constraint) = &mut writer.constraint {
-            // What may come next is worked out while the model evaluates the token.
+            // The tokens that may come next are computed while the model evaluates this one.
             constraint.accept(token)?;
         }
 
@@ -324,8 +324,8 @@ impl Generation {
         Ok(Action::Evaluate { known: self.n_read, most_guesses: left.min(room) - 1 })
     }
 
-    /// Chooses the next token. Returns it, and whether it was guessed; `None` where the text satisfies its grammar and
-    /// nothing can be added.
+    /// Chooses the next token. Returns it and whether it was guessed; `None` if the text satisfies its grammar and
+    /// cannot continue.
     fn choose(&mut self, writer: &mut Writer<'_>, logits: LogitRows<'_>) -> Result<Option<(u32, bool)>, Error> {
         let Writer { sampler, draft, constraint } = writer;
         let allowed = match constraint {
@@ -345,7 +345,7 @@ impl Generation {
                 sampler.distribution(logits, allowed, &mut self.distribution)?;
                 take_or_redraw(token, &self.distribution, drawn_from, || sampler.unit())
             }
-            // A guess that could have been no other is right where it is what would be drawn without it.
+            // A guess without a distribution is right if it is the token that would be drawn without it.
             _ => sampler.sample(logits, allowed)?,
         };
         Ok(Some((token, guess.is_some_and(|guess| guess.token == token))))
@@ -355,13 +355,13 @@ impl Generation {
         self.options.max_tokens.is_some_and(|most| self.tokens().len() >= most)
     }
 
-    /// Ends the text. Where nothing is to be given out any more, it is finished; else the next step gives that out.
+    /// Ends the text. If no text was held back, it is finished; otherwise the next step returns that text.
     fn ended(&mut self, finish: Finish) -> Action {
         self.end(finish, State::Ending);
         if self.has_piece { Action::Flush } else { self.give_out_the_rest() }
     }
 
-    /// Gives out the text that was held back because a character or a stop text might have been completed.
+    /// Returns the text that was held back because it could have become a character or a stop text.
     fn give_out_the_rest(&mut self) -> Action {
         self.state = State::Finished;
         self.decoded.clear();

@@ -1,4 +1,4 @@
-//! How likely a model finds the ends of many texts with common beginnings.
+//! Computes the likelihood of the ends of many texts with common beginnings.
 //!
 //! ```text
 //! a question with four answers          in llama.cpp's memory, a cell a token         sequences
@@ -9,10 +9,11 @@
 //!                      └─ answer D                       answer C ...                 2 ...
 //! ```
 //!
-//! Each text is a sequence. The common beginning of several texts is read once, for all of their sequences together: one
-//! cell a token, and one token of the batch. As many texts as fill a batch are read at a time, related or not: no sequence
-//! attends to tokens of another. The last text of a batch stays in memory. What the next texts share with it (its question,
-//! the examples before all questions) is copied, which marks cells of the unified KV cache and moves nothing.
+//! Each text is a sequence. The common beginning of several texts is read once for all of their sequences: each of its
+//! tokens takes one cell, and one token of the batch. As many texts as fill a batch are read at a time, whether they
+//! are related or not, because no sequence attends to the tokens of another. The last text of a batch stays in memory.
+//! What the next texts share with it (its question, the examples before all questions) is copied, which only marks
+//! cells of the unified KV cache.
 //!
 //! Models whose memory cannot be truncated read one text after the other.
 
@@ -24,15 +25,15 @@ use super::{Error, SessionOptions};
 use crate::llama::{self, Batch, Context, Model};
 use crate::sample;
 
-/// The most texts that are read at a time: four answers to each of sixteen questions. llama.cpp takes 256.
+/// The most texts that are read at a time: four answers to each of sixteen questions. llama.cpp allows 256.
 const MOST_SEQUENCES: u32 = 64;
 
 /// A text whose end is scored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Branch {
-    /// All of its tokens, with the one that begins every text where the model has one.
+    /// All of its tokens, including the one that begins every text, if the model has one.
     pub tokens: Vec<u32>,
-    /// The first token that is scored; all after it are too. Something stands before it: it is 1 or more.
+    /// Index of the first scored token; all tokens after it are scored too. It is at least 1.
     pub from: usize,
 }
 
@@ -46,9 +47,9 @@ impl Branch {
 /// A context that holds many texts at a time.
 pub struct Loglikelihoods {
     context: Context,
-    /// What sequence 0 holds. No other sequence holds anything between two packs.
+    /// The tokens of sequence 0. Between two packs, all other sequences are empty.
     held: Vec<u32>,
-    /// Tokens that were read, of all texts so far.
+    /// Number of tokens that were read for all texts so far.
     evaluated: u64,
     batch: Batch,
     tops: Vec<f32>,
@@ -72,20 +73,21 @@ impl Loglikelihoods {
     /// Makes an empty context.
     ///
     /// # Errors
-    /// Where an option is out of range, or llama.cpp has no memory for it.
+    /// If an option is out of range, or llama.cpp has no memory for it.
     pub fn new(model: &Model, options: &SessionOptions) -> Result<Self, Error> {
         Self::with_sequences(model, options, MOST_SEQUENCES)
     }
 
-    /// As [`Self::new`], with at most so many texts at a time: 1 reads one after the other, for comparison.
+    /// Like [`Self::new`], but with at most `most` texts at a time. With 1, texts are read one after the other, for
+    /// comparison.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// Those of [`Self::new`].
     pub fn with_sequences(model: &Model, options: &SessionOptions, most: u32) -> Result<Self, Error> {
         options.check(model.n_ctx_train())?;
         let n_ctx = options.n_ctx_for(model.n_ctx_train());
         let mut options = Self::options(options);
-        // No batch is larger than what the context holds.
+        // No batch is larger than the context.
         options.n_batch = options.n_batch.min(n_ctx);
         options.rows = options.rows.min(options.n_batch);
         let most = if model.can_truncate() { most.clamp(1, MOST_SEQUENCES) } else { 1 };
@@ -114,8 +116,9 @@ impl Loglikelihoods {
     /// probabilities. They are passed to `each` with the index of the text, in order, a batch at a time, until it breaks.
     ///
     /// # Errors
-    /// Where a text has nothing to score or nothing before it, is longer than the context, or has a token that is not in
-    /// the vocabulary: before anything is read. When cancelled; when llama.cpp fails, or its logits are not numbers.
+    /// If a text has nothing to score or nothing before that, is longer than the context, or has a token that is not in
+    /// the vocabulary; this is checked before anything is read. Also if it was cancelled, llama.cpp fails, or its
+    /// logits are not numbers.
     pub fn log_likelihoods(
         &mut self,
         branches: &[Branch],
@@ -208,7 +211,7 @@ impl Loglikelihoods {
         Ok(())
     }
 
-    /// Makes sequence 0 hold the last text, and all others nothing.
+    /// Leaves the last text in sequence 0, and clears all other sequences.
     fn keep_last(&mut self, branches: &[Branch]) -> Result<(), Error> {
         let Some(last) = branches.len().checked_sub(1) else { return Ok(()) };
         if !self.model().can_truncate() {
@@ -228,7 +231,7 @@ impl Loglikelihoods {
         Ok(())
     }
 
-    /// Forgets everything.
+    /// Clears all sequences.
     fn clear(&mut self) {
         self.held.clear();
         self.context.clear();
@@ -239,14 +242,14 @@ fn number(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
-/// A token that texts of a pack read: once for all texts that share it and all before it.
+/// A token to read, once for all texts of a pack that share it and all tokens before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Node {
     token: u32,
     position: u32,
-    /// The texts it belongs to, by their place in the pack, which is their sequence.
+    /// The texts that it belongs to, by their index in the pack, which is also their sequence.
     sequences: Vec<u32>,
-    /// The scored tokens that come after it: of which text, and which.
+    /// The scored tokens that follow it: the index of the text, and the token.
     next: Vec<(usize, u32)>,
 }
 
@@ -264,27 +267,27 @@ struct Limits {
 /// Texts that are read together.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Pack {
-    /// For each text, how many of its first tokens are in memory already.
+    /// For each text, how many of its first tokens are already in memory.
     shared: Vec<usize>,
-    /// The tokens to read, each after those before it in its texts.
+    /// The tokens to read. Each comes after the tokens that precede it in its texts.
     nodes: Vec<Node>,
 }
 
-/// What comes before a node.
+/// The predecessor of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Parent {
-    /// That many tokens in memory.
+    /// This many tokens in memory.
     Held(usize),
     /// Another node.
     Node(usize),
 }
 
 impl Pack {
-    /// Packs the first of `branches`, as many as the limits allow, but at least one. `held` is in memory.
+    /// Packs the first of `branches`, as many as the limits allow, but at least one. The tokens `held` are in memory.
     fn fill(branches: &[Branch], held: &[u32], limits: &Limits) -> Self {
         let mut pack = Self::default();
         let mut children: HashMap<(Parent, u32), usize> = HashMap::new();
-        // What the first text does not share is removed from memory only after all others have their copies.
+        // Tokens that the first text does not share are removed from memory only after all others have their copies.
         let mut most_shared = 0;
         for (text, branch) in branches.iter().enumerate().take(limits.texts.max(1)) {
             let read = branch.read();
@@ -305,7 +308,7 @@ impl Pack {
         pack
     }
 
-    /// Adds the nodes that a text has beyond its first `known` tokens.
+    /// Adds nodes for the tokens of a text after the first `known` ones.
     fn add(&mut self, children: &mut HashMap<(Parent, u32), usize>, branch: &Branch, known: usize, mut parent: Parent) {
         for (position, &token) in branch.read().iter().enumerate().skip(known) {
             let index = self.nodes.len();
@@ -329,8 +332,8 @@ impl Pack {
         }
     }
 
-    /// Returns how many nodes from `first` on go into one batch of at most `n_batch` tokens and `rows` rows of logits: at
-    /// least one, where there is one.
+    /// Returns how many nodes from `first` on fit in one batch of at most `n_batch` tokens and `rows` rows of logits:
+    /// at least one, if there is one.
     fn next_batch(&self, first: usize, n_batch: usize, rows: usize) -> usize {
         let mut wanted = 0;
         for (n, node) in self.nodes[first..].iter().enumerate() {
@@ -343,7 +346,7 @@ impl Pack {
     }
 }
 
-/// Returns how many of `tokens` are nodes already, one after the other from `parent` on, and the last of those.
+/// Returns how many of `tokens` are already nodes, one after the other from `parent` on, and the last of these nodes.
 fn walk(children: &HashMap<(Parent, u32), usize>, tokens: &[u32], mut parent: Parent) -> (usize, Parent) {
     for (n, &token) in tokens.iter().enumerate() {
         match children.get(&(parent, token)) {

@@ -1,4 +1,4 @@
-//! Sequences of tokens over a model's context: generation, speculation, scoring, and prompts kept on disk.
+//! Sequences of tokens in a model's context: generation, speculation, scoring, and prompts saved on disk.
 //!
 //! ```text
 //! open ──► Session: one Sequence in a context of its own ◄── generate ◄──── run, chat, tasks

@@ -1,4 +1,4 @@
-//! Opening a model: checked, measured against the machine's memory, loaded.
+//! Opens a model: checks it, compares its size with the machine's memory, and loads it.
 
 use std::path::Path;
 
@@ -11,18 +11,18 @@ use crate::placement::{Machine, Shape};
 pub struct OpenOptions {
     /// How to load it.
     pub load: ModelOptions,
-    /// How its session will be made: its memory counts in the check before loading.
+    /// How its session will be made. The check before loading includes the session's memory.
     pub session: SessionOptions,
-    /// Load a model that does not fit in memory: its weights are then read from disk again and again.
+    /// Whether to load a model that does not fit in memory. Its weights are then read from disk again and again.
     pub allow_swap: bool,
     /// Bytes of memory that other models of this process take: see [`memory`].
     pub beside: u64,
 }
 
-/// Loads the model at `path`, a GGUF file or any part of a split one, where it fits in the memory of this machine.
+/// Loads the model at `path`, a GGUF file or any part of a split one, if it fits in the memory of this machine.
 ///
 /// # Errors
-/// Where the file or an adapter is refused, an option of the session is out of range, the model does not fit in memory, or
+/// If the file or an adapter is refused, an option of the session is out of range, the model does not fit in memory, or
 /// llama.cpp cannot load it.
 pub fn open(path: &Path, options: OpenOptions) -> Result<Model, Error> {
     let OpenOptions { load, session, allow_swap, beside } = options;

@@ -1,4 +1,4 @@
-//! The state of a context, kept on disk: the next prompt that begins with the same tokens starts from there.
+//! The state of a context, saved on disk. The next prompt that begins with the same tokens starts from it.
 //!
 //! ```text
 //! 0    "nibbleKV"
@@ -10,8 +10,8 @@
 //!      BLAKE3 of all that
 //! ```
 //!
-//! llama.cpp sees a state only when the file is whole, bit for bit, and was written with the same model, adapters, settings
-//! and version of llama.cpp.
+//! llama.cpp gets a state only if the file is intact, and was written with the same model, adapters, settings and
+//! version of llama.cpp.
 
 use std::fmt;
 use std::fs::File;
@@ -28,7 +28,7 @@ const MAGIC: &[u8; 8] = b"nibbleKV";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 28;
 const HASH_BYTES: usize = blake3::OUT_LEN;
-/// A file is rewritten only when at least this share of its tokens is new: fewer are soon evaluated again.
+/// A file is rewritten only if at least one in this many of its tokens is new. Evaluating fewer tokens again is fast.
 const WORTH_WRITING: usize = 16;
 /// The version of the crate whose llama.cpp writes the states. Another one may use another format.
 const LLAMA_CPP: &str = "0.1.160";
@@ -37,13 +37,13 @@ const LLAMA_CPP: &str = "0.1.160";
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     /// It is a file of another kind.
-    #[error("it is not a prompt cache of nibble's, so it is left as it is, and nothing is kept")]
+    #[error("it is not a prompt cache of nibble's, so it is left unchanged, and nothing is saved")]
     NotOurs,
     /// It is incomplete, or was changed.
     #[error("it is damaged, so it is not used, and will be replaced")]
     Damaged,
     /// It was written by another version of nibble.
-    #[error("its format has version {found}, and this nibble reads {VERSION}, so it is not used, and will be replaced")]
+    #[error("its format has version {found}, but this nibble reads {VERSION}, so it is not used, and will be replaced")]
     Version {
         /// The version.
         found: u32,
@@ -55,7 +55,7 @@ pub enum CacheError {
         setting: CacheSetting,
     },
     /// It holds more tokens than the context.
-    #[error("it holds {n_tokens} tokens, and the context {n_ctx}, so it is not used, and will be replaced")]
+    #[error("it holds {n_tokens} tokens, but the context only {n_ctx}, so it is not used, and will be replaced")]
     TooLong {
         /// Tokens in the file.
         n_tokens: usize,
@@ -65,8 +65,8 @@ pub enum CacheError {
     /// llama.cpp refuses its contents.
     #[error("{0}; it will be replaced")]
     Refused(#[source] llama::Error),
-    /// The model's memory cannot be truncated, so that it is not kept.
-    #[error("what this model has read cannot be kept, as its memory cannot be truncated")]
+    /// The model's memory cannot be truncated, so its state is not saved.
+    #[error("this model's state cannot be saved, because its memory cannot be truncated")]
     Model,
     /// There is no memory for it.
     #[error("there is no memory for its {bytes} bytes")]
@@ -82,7 +82,7 @@ pub enum CacheError {
     Write(#[source] io::Error),
 }
 
-/// What has to be the same for a saved state to mean the same.
+/// A property that has to be the same for a saved state to be valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheSetting {
     /// The model.
@@ -93,7 +93,7 @@ pub enum CacheSetting {
     KvType,
     /// Whether attention is computed in one fused step.
     FlashAttention,
-    /// The size of the context, where the model's positions depend on it.
+    /// The size of the context, if the model's positions depend on it.
     ContextSize,
     /// The version of llama.cpp.
     LlamaCpp,
@@ -134,18 +134,18 @@ impl fmt::Display for CacheSetting {
 pub struct PromptCache {
     path: PathBuf,
     identity: String,
-    // The tokens that the state in the file was saved after; none where the file is not used.
+    // The tokens after which the state in the file was saved; none if the file is not used.
     found: Vec<u32>,
     // Whether the file must not be replaced.
     is_foreign: bool,
 }
 
 impl PromptCache {
-    /// Reads the file at `path`. Where it begins with the first token of `prompt`, the context then holds what the file
-    /// does. Returns the cache, and why the file is not used, where there is one and it is not.
+    /// Reads the file at `path`. If its tokens begin with the first token of `prompt`, restores its state into the
+    /// context. Returns the cache, and if there is a file that is not used, the reason.
     ///
     /// # Errors
-    /// When the model's own file cannot be read.
+    /// If the model's own file cannot be read.
     pub fn load(path: &Path, session: &mut Session, prompt: &[u32]) -> Result<(Self, Option<CacheError>), Error> {
         let identity = identity(session)?;
         let mut cache = Self { path: path.to_path_buf(), identity, found: Vec::new(), is_foreign: false };
@@ -166,7 +166,7 @@ impl PromptCache {
         Ok((cache, read.err()))
     }
 
-    /// Returns the contents of the file, checked; `None` where there is no file.
+    /// Returns the contents of the file, checked; `None` if there is no file.
     fn read(&self, session: &Session) -> Result<Option<Contents>, CacheError> {
         let mut file = match File::open(&self.path) {
             Ok(file) => file,
@@ -191,7 +191,7 @@ impl PromptCache {
         bytes.try_reserve_exact(length).map_err(|_| too_large())?;
         bytes.extend_from_slice(&start);
         file.take(n_bytes - start.len() as u64).read_to_end(&mut bytes).map_err(CacheError::Read)?;
-        // It may have been truncated in the meantime.
+        // The file may have been truncated in the meantime.
         let Some((content, hash)) = bytes.split_at_checked(length - HASH_BYTES) else {
             return Err(CacheError::Damaged);
         };
@@ -203,7 +203,7 @@ impl PromptCache {
         Ok(Some(contents))
     }
 
-    /// Refuses a state of another model or of other settings than this session's.
+    /// Refuses a state of another model, or with settings that differ from this session's.
     fn check(&self, contents: &Contents, session: &Session) -> Result<(), CacheError> {
         let read = |text: &[u8]| serde_json::from_slice::<Map<String, Value>>(text).map_err(|_| CacheError::Damaged);
         let (theirs, ours) = (read(contents.identity())?, read(self.identity.as_bytes())?);
@@ -224,11 +224,11 @@ impl PromptCache {
         Ok(())
     }
 
-    /// Writes the state after the first `n_tokens` tokens of the session's context, which then holds only these, to the
-    /// file, unless the file holds all or nearly all of them already. Returns whether it was written.
+    /// Writes the state after the first `n_tokens` tokens of the session's context to the file, unless the file already
+    /// holds nearly all of them. The context then holds only these tokens. Returns whether the file was written.
     ///
     /// # Errors
-    /// When the file cannot be written; the one that was there is then still there.
+    /// If the file cannot be written. The old file is then kept.
     pub fn save(&mut self, session: &mut Session, n_tokens: usize) -> Result<bool, CacheError> {
         let tokens = &session.tokens()[..n_tokens.min(session.tokens().len())];
         let same = tokens.iter().zip(&self.found).take_while(|(a, b)| a == b).count();

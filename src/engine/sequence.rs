@@ -1,4 +1,4 @@
-//! A sequence of tokens in the memory of a decoder, which may hold others beside it.
+//! A sequence of tokens in the memory of a decoder, which may hold other sequences too.
 //!
 //! ```text
 //! sequences     0: Once upon a          batch   time   0 x        decoder      logits of 0 ──► generation of 0
@@ -9,7 +9,7 @@
 use super::{Decoder, Error};
 use crate::llama::{self, Batch};
 
-/// Which tokens of an evaluation have their logits computed: what the model predicts after them.
+/// The tokens of an evaluation whose logits are computed, which are the predictions for the next token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Logits {
     /// None.
@@ -22,7 +22,7 @@ pub enum Logits {
 
 /// A sequence, and the tokens that the decoder's memory holds of it.
 ///
-/// All of its changes to that memory go through this, so that both say the same.
+/// All changes to that memory go through this struct, so that both stay consistent.
 #[derive(Clone, Debug)]
 pub struct Sequence {
     id: u32,
@@ -50,8 +50,9 @@ impl Sequence {
         self.tokens.len()
     }
 
-    /// Removes from memory what `text` does not begin with. The first `known` tokens are known to be the same, and the last
-    /// one of `text` goes in any case, since its logits are wanted. Returns how many tokens are left.
+    /// Removes from memory everything that `text` does not begin with. The first `known` tokens are known to be the
+    /// same. The last token of `text` is always removed, because its logits are needed. Returns how many tokens are
+    /// left.
     pub fn keep_beginning(&mut self, decoder: &mut impl Decoder, text: &[u32], known: usize) -> usize {
         let last = text.len().saturating_sub(1);
         let known = known.min(last).min(self.tokens.len());
@@ -74,41 +75,41 @@ impl Sequence {
         first
     }
 
-    /// Notes that a batch with `tokens` was evaluated.
+    /// Records that a batch with `tokens` was evaluated.
     pub fn evaluated(&mut self, tokens: &[u32]) {
         self.tokens.extend_from_slice(tokens);
     }
 
-    /// Notes that a batch failed: a memory that cannot be truncated is then empty.
+    /// Records that a batch failed. A memory that cannot be truncated is then empty.
     pub fn failed(&mut self, decoder: &mut impl Decoder) {
         let held = decoder.truncate(self.id, self.tokens.len()).unwrap_or(0);
         self.tokens.truncate(held);
     }
 
-    /// Notes that the memory now holds `tokens`.
+    /// Records that the memory now holds `tokens`.
     pub(super) fn restored(&mut self, tokens: &[u32]) {
         self.tokens.clear();
         self.tokens.extend_from_slice(tokens);
     }
 }
 
-/// What one sequence has evaluated in a batch with others.
+/// The part of a batch that belongs to one sequence.
 #[derive(Debug)]
 pub struct Share<'a> {
     /// The sequence.
     pub sequence: &'a mut Sequence,
     /// The tokens, which follow those in memory.
     pub tokens: &'a [u32],
-    /// Which of them have their logits computed.
+    /// The tokens whose logits are computed.
     pub logits: Logits,
 }
 
 /// Evaluates tokens of several sequences in one batch. Returns, for each of them, the first row of its logits.
 ///
-/// After an error the memory of each sequence is as before, or empty where it cannot be truncated.
+/// After an error, the memory of each sequence is as before, or empty if it cannot be truncated.
 ///
 /// # Errors
-/// As [`Decoder::decode`].
+/// Those of [`Decoder::decode`].
 pub fn evaluate_together(
     decoder: &mut impl Decoder,
     batch: &mut Batch,
@@ -144,7 +145,7 @@ impl<'a> LogitRows<'a> {
     /// Returns row `row`: `n_vocab` numbers.
     ///
     /// # Errors
-    /// [`llama::Error::NoLogits`] where it was not computed.
+    /// [`llama::Error::NoLogits`] if it was not computed.
     pub fn row(self, row: usize) -> Result<&'a [f32], llama::Error> {
         self.decoder.logits(self.first + row)
     }

@@ -11,14 +11,14 @@ use crate::placement::ContextSize;
 /// How to make a session.
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
-    /// Tokens it holds; `None` takes what the model was trained on, but 4096 at most.
+    /// Number of tokens that it holds; `None` for what the model was trained on, but at most 4096.
     pub n_ctx: Option<u32>,
     /// Tokens evaluated at a time.
     pub n_batch: u32,
     /// Rows of logits that one evaluation returns: 1 for generation, `n_batch` for measuring. A row takes 4 bytes for each
     /// token of the vocabulary.
     pub rows: u32,
-    /// Threads; `None` takes one for each physical core that the process may use.
+    /// Number of threads; `None` for one per physical core that the process may use.
     pub threads: Option<u32>,
     /// How the KV cache stores its values.
     pub kv_type: KvType,
@@ -43,7 +43,7 @@ impl Default for SessionOptions {
 }
 
 impl SessionOptions {
-    /// The largest context taken by default: contexts cost memory.
+    /// The largest default context, because contexts take memory.
     pub const DEFAULT_N_CTX: u32 = 4096;
 
     /// Returns the number of threads that a session of these options uses.
@@ -57,7 +57,7 @@ impl SessionOptions {
         self.n_ctx.unwrap_or(default)
     }
 
-    /// Returns the numbers that the memory of its context follows from.
+    /// Returns the numbers that determine the memory of its context.
     pub fn size(&self, n_ctx_train: Option<u32>) -> ContextSize {
         ContextSize {
             n_ctx: self.n_ctx_for(n_ctx_train),
@@ -68,7 +68,7 @@ impl SessionOptions {
         }
     }
 
-    /// Refuses numbers that no context can be made with.
+    /// Refuses numbers with which no context can be made.
     ///
     /// # Errors
     /// [`llama::Error::Setting`] and [`llama::Error::QuantizedCache`].
@@ -76,7 +76,7 @@ impl SessionOptions {
         Ok(self.context(n_ctx_train, 1).check()?)
     }
 
-    /// Returns how its context is made, for so many sequences.
+    /// Returns the options of its context, for this many sequences.
     pub(super) fn context(&self, n_ctx_train: Option<u32>, n_sequences: u32) -> ContextOptions {
         ContextOptions {
             n_ctx: self.n_ctx_for(n_ctx_train),
@@ -91,8 +91,8 @@ impl SessionOptions {
     }
 }
 
-/// One thread a core, since two on one core wait for the same arithmetic; but no more than this process may use at once,
-/// which is less in a container or under `taskset`.
+/// Returns one thread per physical core, because two threads on one core share its arithmetic units, but not more than
+/// this process may use, which is fewer in a container or under `taskset`.
 fn default_threads() -> u32 {
     let allowed = std::thread::available_parallelism().map_or(usize::MAX, std::num::NonZero::get);
     u32::try_from(num_cpus::get_physical().min(allowed)).unwrap_or(1)
@@ -118,16 +118,16 @@ impl Session<Context> {
     /// Makes a session with an empty context.
     ///
     /// # Errors
-    /// Where an option is out of range, the model has no weights, or llama.cpp has no memory for it.
+    /// If an option is out of range, the model has no weights, or llama.cpp has no memory for it.
     pub fn new(model: &Model, options: &SessionOptions) -> Result<Self, Error> {
         let context = Context::new(model, &options.context(model.n_ctx_train(), 1), None)?;
         Ok(Self::of(context, options))
     }
 
-    /// As [`Self::new`]; `observer` sees what every evaluation computes.
+    /// Like [`Self::new`]; `observer` sees what every evaluation computes.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// Those of [`Self::new`].
     pub fn observed(model: &Model, options: &SessionOptions, observer: impl Observer + 'static) -> Result<Self, Error> {
         let context = Context::new(model, &options.context(model.n_ctx_train(), 1), Some(Box::new(observer)))?;
         Ok(Self::of(context, options))
@@ -146,22 +146,22 @@ impl Session<Context> {
     /// Returns what the memory holds of the tokens in it, in llama.cpp's format.
     ///
     /// # Errors
-    /// Where there is no memory for it.
+    /// If there is no memory for it.
     pub(super) fn state(&mut self) -> Result<Vec<u8>, llama::Error> {
         self.decoder.save(0)
     }
 
-    /// Makes the context hold `tokens` by their `state`, which [`Self::state`] returned for a session of the same model and
-    /// options. They fit the context, and all are in the vocabulary.
+    /// Restores `tokens` from their `state`, which [`Self::state`] returned for a session of the same model and
+    /// options. The tokens must fit in the context, and be in the vocabulary.
     ///
     /// # Errors
-    /// Where llama.cpp refuses the state, or it holds other tokens; the context is then empty.
+    /// If llama.cpp refuses the state, or it holds other tokens; the context is then empty.
     pub(super) fn restore(&mut self, tokens: &[u32], state: &[u8]) -> Result<(), llama::Error> {
         self.truncate(0);
         self.n_rows = 0;
         self.decoder.restore(0, state)?;
         let held = self.decoder.positions(0)?;
-        // Models that look back over a window keep no more than that, which cannot be truncated.
+        // Models with a sliding window keep only that window, which cannot be truncated.
         if !held.is_some_and(|held| *held.start() == 0 && *held.end() as usize + 1 == tokens.len()) {
             self.decoder.truncate(0, 0)?;
             return Err(llama::Error::State("it holds other tokens than it says".to_string()));
@@ -221,8 +221,8 @@ impl<D: Decoder> Session<D> {
     /// Evaluates `tokens`, which follow those in the context.
     ///
     /// # Errors
-    /// Where there are none, one is not in the vocabulary, or they do not fit; when cancelled; when llama.cpp fails. The
-    /// batches before the one that failed are then in the context.
+    /// If there are no tokens, one is not in the vocabulary, they do not fit, it was cancelled, or llama.cpp fails. The
+    /// context then holds the batches before the one that failed.
     pub fn eval(&mut self, tokens: &[u32], logits: Logits) -> Result<(), Error> {
         self.check(tokens)?;
         if logits == Logits::All {
@@ -243,7 +243,7 @@ impl<D: Decoder> Session<D> {
     /// `tokens`.
     ///
     /// # Errors
-    /// As [`Self::eval`].
+    /// Those of [`Self::eval`].
     pub fn eval_each(&mut self, tokens: &[u32], from: usize, mut each: impl FnMut(usize, &[f32])) -> Result<(), Error> {
         self.check(tokens)?;
         let from = from.min(tokens.len());
@@ -264,7 +264,7 @@ impl<D: Decoder> Session<D> {
     /// Returns row `row` of the logits that the last evaluation computed: `n_vocab` numbers.
     ///
     /// # Errors
-    /// Where it was not computed, or the tokens were removed since.
+    /// If it was not computed, or its tokens have been removed.
     pub fn logits(&self, row: usize) -> Result<&[f32], Error> {
         if row >= self.n_rows {
             return Err(llama::Error::NoLogits { row, computed: self.n_rows }.into());
@@ -286,16 +286,16 @@ impl<D: Decoder> Session<D> {
         self.sequence.truncate(&mut self.decoder, n_past)
     }
 
-    /// Makes the context hold `prompt` and nothing else, with the logits of its last token. What the context holds already
-    /// of its beginning is not evaluated again. Returns how many tokens that saved.
+    /// Makes the context hold exactly `prompt`, with the logits of its last token. The part of its beginning that the
+    /// context already holds is not evaluated again. Returns how many tokens this saved.
     ///
     /// # Errors
-    /// As [`Self::eval`].
+    /// Those of [`Self::eval`].
     pub fn prefill(&mut self, prompt: &[u32]) -> Result<usize, Error> {
         self.extend(prompt, 0)
     }
 
-    /// As [`Self::prefill`], where the first `known` tokens are known to be those of the context.
+    /// Like [`Self::prefill`], but the first `known` tokens are known to be those of the context.
     pub(crate) fn extend(&mut self, text: &[u32], known: usize) -> Result<usize, Error> {
         if text.len() > self.n_ctx() as usize {
             return Err(llama::Error::ContextFull { wanted: text.len(), n_ctx: self.n_ctx() }.into());

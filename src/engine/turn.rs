@@ -10,13 +10,12 @@
 //!                    EventSink:      Text                                  Reading
 //! ```
 //!
-//! An [`Assistant`] owns what answers: the context, the template, the sampler, and optionally a grammar and a draft.
-//! The [`Conversation`] stays with the caller, who may keep several. Everything worth showing while an answer is
-//! written is sent to an [`EventSink`], which can also stop the turn. Nothing here prints.
+//! An [`Assistant`] owns the parts that answer: the context, the template, the sampler, and optionally a grammar and a
+//! draft. The [`Conversation`] stays with the caller, who may keep several. While an answer is written, events are sent
+//! to an [`EventSink`], which can also stop the turn. Nothing here prints.
 //!
-//! An answer may outlast the context. When the context fills up, the oldest turns are forgotten, the rest is read
-//! again, and the answer continues where it was; characters and stop texts that straddle that point are put together
-//! correctly.
+//! An answer may be longer than the room in the context. When the context fills up, the oldest turns are forgotten, the
+//! rest is read again, and the answer continues. Characters and stop texts that span that point are handled correctly.
 
 use std::ops::{AddAssign, ControlFlow};
 use std::time::{Duration, Instant};
@@ -39,7 +38,7 @@ pub struct TurnOptions {
     pub stop: Vec<String>,
 }
 
-/// What happens during a turn.
+/// An event during a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     /// The prompt fits the context, and an answer begins.
@@ -66,10 +65,10 @@ pub enum Event<'a> {
 
 /// Receives the events of a turn.
 ///
-/// Any closure that takes an [`Event`] is one.
+/// Any closure that takes an [`Event`] implements this.
 pub trait EventSink {
-    /// Takes an event. `Break` stops the turn: what was written so far is kept, or, if that is nothing, the turn ends
-    /// with [`TurnError::Cancelled`].
+    /// Receives an event. `Break` stops the turn: what was written so far is kept. If nothing was written, the turn
+    /// ends with [`TurnError::Cancelled`].
     fn event(&mut self, event: Event<'_>) -> ControlFlow<()>;
 }
 
@@ -113,7 +112,7 @@ impl AddAssign<&Self> for TurnStats {
 /// How an answer ended.
 #[derive(Debug)]
 pub enum TurnEnd {
-    /// The model ended it, a stop text came up, or the grammar is complete.
+    /// The model ended it, a stop text occurred, or the grammar is complete.
     Complete,
     /// The session's cancel flag was set.
     Cancelled,
@@ -134,11 +133,11 @@ pub struct Answer {
     pub end: TurnEnd,
     /// The number of turns that were forgotten to make room for it.
     pub forgotten_turns: usize,
-    /// Whether it is empty but for white space.
+    /// Whether it has only white space.
     pub is_empty: bool,
     /// Whether it satisfies its grammar in full; true without a grammar.
     pub is_complete: bool,
-    /// What it cost.
+    /// Its token counts and times.
     pub stats: TurnStats,
 }
 
@@ -152,7 +151,9 @@ pub enum TurnError {
     #[error("there is no answer to continue")]
     NoAnswer,
     /// The last turn alone is too long for the context.
-    #[error("the prompt has {tokens} tokens, and the context holds {n_ctx}, of which {least} are kept for the answer")]
+    #[error(
+        "the prompt has {tokens} tokens, but the context holds {n_ctx}, of which {least} are reserved for the answer"
+    )]
     TooLong {
         /// Tokens of the prompt without any earlier turn.
         tokens: usize,
@@ -187,7 +188,7 @@ pub struct Assistant {
 }
 
 impl Assistant {
-    /// An assistant that answers in `session`, with prompts in the form of `template`.
+    /// Creates an assistant that answers in `session`, with prompts in the format of `template`.
     ///
     /// # Errors
     /// When a sampling parameter is out of range.
@@ -196,13 +197,13 @@ impl Assistant {
         Ok(Self { session, template, sampler, constraint: None, draft: None, options })
     }
 
-    /// Holds every answer to a grammar.
+    /// Constrains every answer to a grammar.
     pub fn with_constraint(mut self, constraint: Option<Constraint>) -> Self {
         self.constraint = constraint;
         self
     }
 
-    /// Drafts tokens ahead. That changes the speed and nothing of the text.
+    /// Drafts tokens ahead. This changes the speed, but not the text.
     pub fn with_draft(mut self, draft: Option<Draft>) -> Self {
         self.draft = draft;
         self
@@ -218,7 +219,7 @@ impl Assistant {
         &self.session
     }
 
-    /// Whether tokens are drafted ahead.
+    /// Returns whether tokens are drafted ahead.
     pub fn has_draft(&self) -> bool {
         self.draft.is_some()
     }
@@ -230,8 +231,7 @@ impl Assistant {
 
     /// Changes how answers are written.
     ///
-    /// The random numbers continue where they are, unless the parameters differ or name a seed: then they start from
-    /// the seed.
+    /// The random stream continues, unless the parameters differ or name a seed. Then it starts from the seed.
     ///
     /// # Errors
     /// When a sampling parameter is out of range. The options are unchanged then.
@@ -257,7 +257,7 @@ impl Assistant {
         }
         let mut asked = conversation.clone();
         if asked.n_turns() == 0 || asked.last_answer().is_some() {
-            // Many templates refuse a conversation in which nobody asks.
+            // Many templates refuse a conversation without a question.
             asked.ask("?");
         }
         Ok(self.prompt(&asked, 0)?.0.len())
@@ -295,7 +295,8 @@ impl Assistant {
         answer
     }
 
-    /// The prompt for an answer, without the oldest `without` turns: its tokens, and its text after the last marker.
+    /// Returns the prompt for an answer, without the oldest `without` turns: its tokens, and its text after the last
+    /// marker.
     fn prompt(&self, conversation: &Conversation, without: usize) -> Result<(Vec<u32>, String), TurnError> {
         let tokenizer = self.tokenizer();
         let (messages, spoken) = conversation.read(without);
@@ -304,7 +305,7 @@ impl Assistant {
         Ok((tokens, chat::after_last_marker(&prompt, tokenizer)))
     }
 
-    /// The tokens that an answer should have room for, and those that it must have room for.
+    /// Returns how many tokens an answer should have room for, and how many it must have room for.
     fn room(&self) -> (usize, usize) {
         let n_ctx = self.session.n_ctx() as usize;
         let most = self.options.max_tokens.unwrap_or(n_ctx);
@@ -386,7 +387,7 @@ impl Assistant {
         let mut conversation = conversation.clone();
         conversation.forget(forgotten);
         let size = |without| Ok::<_, TurnError>(self.prompt(&conversation, without)?.0.len() + n_written);
-        // Less than an eighth of the context would be used up at once, at the price of reading everything again.
+        // Less than an eighth of the context would be used up immediately, at the cost of reading everything again.
         match conversation.fit(n_ctx, n_ctx / 8, n_ctx / 8, size)? {
             Fit::Without(turns) => Ok(Some(turns)),
             Fit::Whole | Fit::TooLong(_) => Ok(None),
@@ -447,8 +448,8 @@ impl Assistant {
         })
     }
 
-    /// Reads all of a prompt but its last batch, which is left to [`generate`], and reports progress. Returns the
-    /// number of tokens that the context already held; `None` when the sink stopped the turn.
+    /// Reads a prompt except for its last batch, which [`generate`] reads, and reports progress. Returns the number of
+    /// tokens that the context already held; `None` if the sink stopped the turn.
     fn read(&mut self, prompt: &[u32], sink: &mut dyn EventSink) -> Result<Option<usize>, Error> {
         let held = self.session.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let held = held.min(prompt.len().saturating_sub(1));
@@ -469,12 +470,12 @@ impl Assistant {
     }
 }
 
-/// An answer in the making.
+/// An answer that is being written.
 #[derive(Default)]
 struct Reply {
     text: String,
     tokens: Vec<u32>,
-    // Both outlive a context that fills up: a character or a stop text may begin before and end after that.
+    // Both persist when the context fills up, because a character or a stop text may begin before and end after that.
     utf8: Utf8Stream,
     stop: StopText,
 }
@@ -484,7 +485,7 @@ impl Reply {
         Self { stop: StopText::new(stop.iter().cloned()), ..Self::default() }
     }
 
-    /// Adds a token, and sends the text that is certain. Returns whether a stop text came up, and what the sink says.
+    /// Adds a token, and sends the text that is certain. Returns whether a stop text occurred, and the sink's answer.
     fn push(&mut self, token: u32, tokenizer: &dyn Tokenizer, sink: &mut dyn EventSink) -> (bool, ControlFlow<()>) {
         let (mut decoded, mut text) = (String::new(), String::new());
         self.tokens.push(token);
@@ -493,8 +494,8 @@ impl Reply {
         (stopped, self.send(&text, sink))
     }
 
-    /// Sends the text that was held back. When the answer was cut short, the tokens of an unfinished character at its
-    /// end are removed.
+    /// Sends the text that was held back. If the answer was cut short, removes the tokens of an unfinished character at
+    /// its end.
     fn finish(&mut self, was_cut: bool, tokenizer: &dyn Tokenizer, sink: &mut dyn EventSink) {
         let (mut decoded, mut text) = (String::new(), String::new());
         if was_cut {
@@ -538,8 +539,8 @@ fn sampler(params: &Params, tokenizer: &dyn Tokenizer) -> Result<Sampler, sample
     Sampler::with_text(params, tokenizer.n_tokens(), |id| tokenizer.bytes(id))
 }
 
-/// Whether tokens spell a text exactly and none of them is a control token: then they can stand for the text in a
-/// prompt.
+/// Returns whether tokens spell a text exactly and none of them is a control token: then they can stand for the text in
+/// a prompt.
 fn spells(tokens: &[u32], text: &str, tokenizer: &dyn Tokenizer) -> bool {
     let bytes = tokens.iter().flat_map(|id| tokenizer.bytes(*id));
     bytes.eq(text.as_bytes()) && !tokens.iter().any(|id| tokenizer.markers().contains(*id))

@@ -1,4 +1,4 @@
-//! From the numbers of each token to results.
+//! Assembles results from per-token measures.
 
 use super::measure::{Changed, Columns, Likely};
 use super::texts::{Cut, TokenizedText};
@@ -7,23 +7,24 @@ use crate::report::results::{Candidate, Change, Guess, Pair, Results, Scores, Sl
 use crate::statistics::{self, Blocks, Bootstrap, Stretches};
 use crate::vocab::Tokenizer;
 
-/// Tokens of a passage before a change.
+/// Number of tokens shown before a change.
 const BEFORE: usize = 40;
-/// Tokens of a passage after it.
+/// Number of tokens shown after a change.
 const AFTER: usize = 12;
 
-/// The blocks of what was read, with what the bootstrap drew of them, for all texts and for each.
+/// The blocks of the texts that were read, with their bootstrap resamples, for all texts together and for each.
 pub struct Statistics {
     overall: Bootstrap,
     slices: Vec<Option<Bootstrap>>,
     stretches: Stretches,
 }
 
-/// Stretches of the window that KLD is shown along.
+/// Number of ranges of the window for which KLD is shown.
 const STRETCHES: usize = 16;
 
 impl Statistics {
-    /// For windows, each with its text and its scored tokens; `settings` of [`Results`] say how sure and how often.
+    /// Resamples windows, each given by its text and its number of scored tokens. The settings of `results` have the
+    /// confidence level and the number of resamples.
     pub fn new(windows: &[(usize, usize)], results: &Results) -> Self {
         let settings = &results.settings;
         let (resamples, seed, confidence) = (settings.resamples, settings.seed, settings.confidence);
@@ -39,11 +40,11 @@ impl Statistics {
     }
 }
 
-/// Fills in what follows from the numbers of the candidates in `measured`, each with its place among those of `results`.
+/// Fills in the results of the candidates in `measured`, each with its index among those of `results`.
 ///
-/// `windows` are those that were read, each with its text and how many of its tokens were scored, and `reference_nll` is the
-/// negative log-likelihood of each scored token by the reference. Front and pairs are those of all candidates, so this is
-/// called again when more have been measured.
+/// `windows` are the windows that were read, each with its text and its number of scored tokens. `reference_nll` is the
+/// reference's negative log-likelihood of each scored token. The front and the pairs depend on all candidates, so this
+/// is called again when more have been measured.
 pub fn fill(results: &mut Results, windows: &[(usize, usize)], reference_nll: &[f64], measured: &[(usize, &Columns)]) {
     for (i, slice) in results.slices.iter_mut().enumerate() {
         let of_slice = windows.iter().filter(|(text, _)| *text == i);
@@ -88,7 +89,7 @@ pub fn changes(
     changed.iter().filter_map(|change| passages.of(change)).collect()
 }
 
-/// Says in `results` which texts are read, and how.
+/// Records in `results` which texts are read, and how.
 pub fn describe_texts(results: &mut Results, texts: &[TokenizedText], cut: Cut) {
     results.settings.window = cut.window;
     results.settings.context = cut.context() as u32 + 1;
@@ -138,8 +139,8 @@ fn pair(a: (usize, &Columns), b: (usize, &Columns), bootstrap: &Bootstrap) -> Pa
     }
 }
 
-/// Marks the candidates on the front: no other is at most as large and better. Sizes are compared in thousandths of the
-/// smallest file, so that some bytes of metadata do not make a file larger.
+/// Marks the candidates on the front, for which no other one is at most as large and better. Sizes are compared in
+/// thousandths of the smallest file, so that a few bytes of metadata do not make a file larger.
 fn mark_front(candidates: &mut [Candidate]) {
     let measured: Vec<usize> = (0..candidates.len()).filter(|i| candidates[*i].overall.is_some()).collect();
     let smallest = measured.iter().map(|i| candidates[*i].file.bytes).min().unwrap_or(0);
@@ -152,7 +153,7 @@ fn mark_front(candidates: &mut [Candidate]) {
     }
 }
 
-/// Where changes lie in the texts.
+/// Finds the passages of changes in the texts.
 struct Passages<'a> {
     texts: &'a [TokenizedText],
     cut: Cut,
@@ -161,7 +162,7 @@ struct Passages<'a> {
 }
 
 impl Passages<'_> {
-    /// A change with the text around it.
+    /// Returns a change with the text around it.
     fn of(&self, change: &Changed) -> Option<Change> {
         let (slice, _) = *self.windows.get(change.window)?;
         let first = self.windows.iter().position(|(text, _)| *text == slice)?;

@@ -1,4 +1,4 @@
-//! Collects importance: how large the inputs of each matrix are while a model reads texts.
+//! Measures importance: how large the inputs of each matrix are while a model reads texts.
 //!
 //! ```text
 //!  texts ─► tokens ─► windows of 512 ─► the model reads one, from an empty context
@@ -7,15 +7,16 @@
 //!  earlier files ───────────────────────────────────────────────────────► added ─► file of importance
 //! ```
 //!
-//! This follows llama-imatrix, so that the two agree: texts are cut into whole windows, and the rest is not read; where the
-//! tokenizer begins texts with a token, that token replaces the first of each window; control tokens in a text are read as
-//! text, unless [`Options::special`] is set; the output matrix is left out, unless [`Options::output_matrix`] is set; and
-//! logits are requested for every token, because the last layer computes nothing for the others. Unlike there, sums are
-//! 64-bit floats, a text of one window is enough, and inputs count however few come at a time. Chat texts are best read
-//! with [`Options::special`]. Without it llama.cpp takes the markers of Yi's conversations for control tokens, and nibble
-//! takes them for the user-defined pieces that the vocabulary says they are; with it both read the same tokens.
+//! This follows llama-imatrix, so that the two agree. Texts are cut into whole windows, and the rest is not read. If
+//! the tokenizer begins texts with a token, that token replaces the first of each window. Control tokens in a text are
+//! read as text, unless [`Options::special`] is set. The output matrix is left out, unless [`Options::output_matrix`]
+//! is set. Logits are requested for every token, because the last layer computes nothing for the others. Unlike in
+//! llama-imatrix, sums are 64-bit floats, a text of one window is enough, and small batches of inputs count too. Chat
+//! texts are best read with [`Options::special`]. Without it, llama.cpp reads the markers of Yi's conversations as
+//! control tokens, while nibble reads them as the user-defined pieces that they are in the vocabulary. With it, both
+//! read the same tokens.
 //!
-//! A run that is cut off leaves its sums in `OUTPUT.partial`. The next run with the same inputs continues from there, and
+//! An interrupted run leaves its sums in `OUTPUT.partial`. The next run with the same inputs continues from there, and
 //! its result is the same to the byte.
 //!
 //! Source: llama.cpp's `tools/imatrix/imatrix.cpp`.
@@ -49,7 +50,7 @@ const MOST_AT_ONCE: u32 = 512;
 pub struct Weighted {
     /// The file.
     pub path: PathBuf,
-    /// How many times each of its tokens counts: above 0.
+    /// How often each of its tokens counts: above 0.
     pub weight: f64,
 }
 
@@ -60,7 +61,7 @@ impl FromStr for Weighted {
     fn from_str(text: &str) -> Result<Self, String> {
         let (path, weight) = match text.rsplit_once('=').map(|(path, weight)| (path, weight.parse::<f64>())) {
             Some((path, Ok(weight))) => (path, weight),
-            // A file's name may have a '=' in it.
+            // A file's name may contain a '='.
             _ => (text, 1.0),
         };
         if !(weight > 0.0 && weight <= 1e6) {
@@ -76,7 +77,7 @@ impl FromStr for Weighted {
 /// What to collect, and how.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Tokens in a window; `None` takes [`DEFAULT_WINDOW`], or what the model was trained on where that is less.
+    /// Tokens in a window; `None` for [`DEFAULT_WINDOW`], or for what the model was trained on if that is less.
     pub window: Option<u32>,
     /// The most windows of each text; `None` for all.
     pub most_windows: Option<u64>,
@@ -84,7 +85,7 @@ pub struct Options {
     pub output_matrix: bool,
     /// Read control tokens in the texts as control tokens.
     pub special: bool,
-    /// Files of importance to add.
+    /// Importance files to add.
     pub merge: Vec<Weighted>,
     /// Where the result goes.
     pub output: PathBuf,
@@ -92,14 +93,14 @@ pub struct Options {
     pub force: bool,
     /// Start over instead of continuing an earlier run.
     pub restart: bool,
-    /// Save after so many windows: at least 1.
+    /// Number of windows after which to save: at least 1.
     pub save_every: u32,
     /// How the model is run. Context, batch and rows follow from the window.
     pub session: SessionOptions,
 }
 
 impl Options {
-    /// Returns the defaults, with a place for the result.
+    /// Returns the default options for this output file.
     pub fn new(output: PathBuf) -> Self {
         Self {
             window: None,
@@ -145,7 +146,7 @@ pub enum Error {
          nibble does not quantize experts by it", path.display()
     )]
     Experts { path: PathBuf, tensor: String },
-    #[error("{}: has no matrices to collect importance for; is it a whole model?", path.display())]
+    #[error("{}: has no matrices to collect importance for; is it a complete model?", path.display())]
     NoMatrices { path: PathBuf },
     #[error(
         "the input of '{matrix}' is {value} at column {column}, in window {window} of {}: the model is damaged, or its \
@@ -158,7 +159,7 @@ pub enum Error {
     OutputIsFolder { path: PathBuf },
     #[error("{} is one of the inputs, and would be replaced by the result", path.display())]
     OutputIsInput { path: PathBuf },
-    #[error("{} is there, and is not what an earlier calibration left", path.display())]
+    #[error("{} exists, but was not left by an earlier calibration", path.display())]
     UnknownPartial { path: PathBuf },
     #[error("{} could not be written: {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
@@ -174,7 +175,7 @@ struct Text {
     blake3: blake3::Hash,
 }
 
-/// A calibration that has been checked and can be carried out.
+/// A calibration that has been checked and is ready to execute.
 pub struct Job {
     model: PathBuf,
     /// Columns of each matrix to collect for.
@@ -184,7 +185,7 @@ pub struct Job {
     texts: Vec<Text>,
     merged: Vec<(File, f64)>,
     window: u32,
-    /// Tells the model's files from others.
+    /// Identifies the model's files.
     model_identity: String,
     options: Options,
 }
@@ -192,9 +193,9 @@ pub struct Job {
 /// What happens during the work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// What an earlier run left is not used: a text, the model or an option has changed, or the options say so.
+    /// The work of an earlier run is not used: a text, the model or an option has changed, or the options say so.
     StartingOver,
-    /// An earlier run has read some windows already.
+    /// An earlier run has already read some windows.
     Resuming {
         /// Windows.
         windows: u64,
@@ -215,9 +216,9 @@ pub struct Report {
     pub texts: Vec<(crate::report::results::Slice, f64)>,
     /// What is in the file.
     pub sums: Sums,
-    /// Matrices of the model that should have been seen and were not.
+    /// Matrices of the model that should have had inputs but had none.
     pub missing: Vec<String>,
-    /// Matrices with columns that never had an input other than zero: how many, of how many.
+    /// Matrices with columns whose inputs were always zero: the number of these columns, and of all columns.
     pub unseen: Vec<(String, usize, usize)>,
     /// Tokens of a window.
     pub window: u32,
@@ -234,7 +235,7 @@ impl Job {
     /// model.
     ///
     /// # Errors
-    /// Anything wrong with them.
+    /// If anything is wrong with them.
     pub fn prepare(model: &Path, texts: &[Weighted], options: Options) -> Result<Self, Error> {
         if texts.is_empty() && options.merge.is_empty() {
             return Err(Error::Nothing);
@@ -278,7 +279,7 @@ impl Job {
     /// Collects and writes importance. `model` is the loaded model, if [`Self::runs_model`].
     ///
     /// # Errors
-    /// When a text is too short or cannot be encoded, an input is not finite, the result cannot be written, or the run is
+    /// If a text is too short or cannot be encoded, an input is not finite, the result cannot be written, or the run is
     /// interrupted.
     pub fn execute(&self, model: Option<&Model>, mut tell: impl FnMut(Event)) -> Result<Report, Error> {
         let start = Instant::now();
@@ -316,7 +317,7 @@ impl Job {
         Ok(report)
     }
 
-    /// The tokens of a text's whole windows, and how many it has in all.
+    /// Returns the tokens of a text's whole windows, and the number of all its tokens.
     fn tokens(&self, text: &Text, model: &Model) -> Result<(Vec<u32>, usize), Error> {
         let prompt = match self.options.special {
             true => Prompt::with_control_tokens(text.text.as_str()),
@@ -333,7 +334,7 @@ impl Job {
         Ok((tokens, n_tokens))
     }
 
-    /// Reads the texts, after what an earlier run has read.
+    /// Reads the texts, from where an earlier run stopped.
     fn collect(
         &self,
         model: &Model,
@@ -405,7 +406,7 @@ impl Job {
         self.options.output.with_file_name(name)
     }
 
-    /// A hash of all that the sums depend on. Runs of the same identity may continue each other.
+    /// Returns a hash of everything that the sums depend on. Runs of the same identity can continue each other.
     fn identity(&self, model: &Model) -> String {
         let mut hasher = blake3::Hasher::new();
         let Options { most_windows, output_matrix, special, session, .. } = &self.options;
@@ -437,7 +438,7 @@ impl Job {
         save(&self.partial_path(), &sums.write(&metadata, TensorType::F64)?, true)
     }
 
-    /// Returns what an earlier run has left: its sums, and the number of windows that they are of.
+    /// Returns the work of an earlier run: its sums, and the number of windows that they cover.
     fn resume(&self, identity: &str, tell: &mut impl FnMut(Event)) -> Result<(Sums, u64), Error> {
         let path = self.partial_path();
         if path.symlink_metadata().is_err() {
@@ -468,13 +469,13 @@ impl Job {
         &self.model
     }
 
-    /// Matrices of the model, whether collected for or not.
+    /// Returns the number of the model's matrices, including those that are not measured.
     pub fn n_matrices(&self) -> usize {
         self.columns.len()
     }
 }
 
-/// `general.type` of what an interrupted run leaves.
+/// `general.type` of the file that an interrupted run leaves.
 const STATE: &str = "nibble.calibration";
 const IDENTITY: &str = "nibble.calibration.identity";
 const DONE: &str = "nibble.calibration.done";
@@ -497,7 +498,7 @@ impl Text {
     }
 }
 
-/// The columns of every matrix of a model, by name.
+/// Returns the number of columns of every matrix of a model, by name.
 fn columns(gguf: &Gguf, path: &Path) -> Result<HashMap<String, usize>, Error> {
     let mut columns = HashMap::new();
     for tensor in gguf.tensors().iter().filter(|tensor| tensor.name.ends_with(".weight")) {
@@ -512,7 +513,7 @@ fn columns(gguf: &Gguf, path: &Path) -> Result<HashMap<String, usize>, Error> {
     Ok(columns)
 }
 
-/// Tokens of a window, from what was asked for and what the model was trained on.
+/// Returns the tokens in a window, from the option and from what the model was trained on.
 fn window(gguf: &Gguf, asked: Option<u32>) -> Result<u32, Error> {
     let trained = crate::placement::Shape::of(gguf).n_ctx_train.unwrap_or(u32::MAX);
     let found = asked.unwrap_or(DEFAULT_WINDOW.min(trained));
@@ -520,7 +521,7 @@ fn window(gguf: &Gguf, asked: Option<u32>) -> Result<u32, Error> {
     if (LEAST_WINDOW..=most).contains(&found) { Ok(found) } else { Err(Error::Window { found, most }) }
 }
 
-/// Checks that the result can be written where it would go.
+/// Checks that the result can be written.
 fn check_output<'a>(options: &'a Options, inputs: impl Iterator<Item = &'a Path>) -> Result<(), Error> {
     let path = options.output.clone();
     if path.is_dir() {
@@ -535,7 +536,7 @@ fn check_output<'a>(options: &'a Options, inputs: impl Iterator<Item = &'a Path>
     if !options.force && path.symlink_metadata().is_ok() {
         return Err(Error::OutputExists { path });
     }
-    // A missing folder is better reported now than after hours.
+    // Report a missing folder now and not after hours.
     match AtomicFile::create(&path) {
         Ok(_) => Ok(()),
         Err(source) => Err(Error::Write { path, source }),
@@ -575,7 +576,7 @@ fn read(session: &mut Session, tokens: &[u32], begins_with: Option<u32>) -> Resu
     if let (Some(token), Some(place)) = (begins_with, first.first_mut()) {
         *place = token;
     }
-    // Of tokens without logits, the last layer computes no more than its keys and values.
+    // For tokens without logits, the last layer computes only keys and values.
     for batch in first.chunks(session.rows()) {
         session.eval(batch, Logits::All)?;
     }
@@ -584,18 +585,18 @@ fn read(session: &mut Session, tokens: &[u32], begins_with: Option<u32>) -> Resu
 
 /// The sums over the inputs of a window.
 struct Heard {
-    /// The place of each matrix in `sums`, and its columns.
+    /// The index of each matrix in `sums`, and its number of columns.
     places: HashMap<String, (usize, usize)>,
-    /// By the matrix's place: its name, Σx² and inputs; in the order in which they were first met.
+    /// Name, Σx² and number of inputs of each matrix, in the order in which the matrices first occurred.
     sums: Vec<(String, Matrix)>,
 }
 
-/// Those who wait for it do not panic while they have it; what a panicking holder leaves is cleared before the next use.
+/// Locks `heard`. Ignores poisoning: what a panicking thread leaves is cleared before the next use.
 fn lock(heard: &Mutex<Heard>) -> MutexGuard<'_, Heard> {
     heard.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// The place of a matrix that has not been met yet.
+/// The index of a matrix that has not occurred yet.
 const NOWHERE: usize = usize::MAX;
 
 impl Heard {
@@ -615,7 +616,7 @@ impl Heard {
         self.places.get(matrix).is_some_and(|(_, wanted)| *wanted == columns)
     }
 
-    /// Adds `inputs`, one after the other, to the matrix `name`.
+    /// Adds `inputs`, which are stored one after the other, to the matrix `name`.
     fn add(&mut self, name: &str, inputs: &[f32]) {
         let Some((place, columns)) = self.places.get_mut(name) else { return };
         if *place == NOWHERE {
@@ -629,10 +630,10 @@ impl Heard {
         }
     }
 
-    /// Adds the window, number `window` of `text`, to all others.
+    /// Adds this window, number `window` of `text`, to the sums of all windows.
     fn add_to(&self, sums: &mut Sums, text: &Text, window: u64) -> Result<(), Error> {
         for (name, matrix) in &self.sums {
-            // The first in the order of computation: those after it inherit what is wrong.
+            // Report the first one in the order of computation: later ones inherit its error.
             if let Some(column) = matrix.sums.iter().position(|sum| !sum.is_finite()) {
                 let (matrix, value, text) = (name.clone(), matrix.sums[column], text.path.clone());
                 return Err(Error::NotFinite { matrix, column, value, window, text });

@@ -1,4 +1,4 @@
-//! Finds the tensor that breaks a model whose logits are not numbers.
+//! Finds the tensor that breaks a model whose logits are NaN or infinite.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,7 +21,7 @@ impl Observer for Watch {
 
     fn sees(&mut self, node: Node<'_>) -> ControlFlow<()> {
         let Some(numbers) = self.room.read(node) else { return ControlFlow::Continue(()) };
-        // Minus infinity is how attention leaves out what comes later.
+        // Attention masks later tokens with minus infinity.
         if !numbers.iter().any(|x| x.is_nan() || *x == f32::INFINITY) {
             return ControlFlow::Continue(());
         }
@@ -35,8 +35,8 @@ impl Observer for Watch {
     }
 }
 
-/// Returns the first tensor with a NaN or an infinite number when the model reads this window, and the weight that it is
-/// computed with. `None` when there is no such tensor, or the window cannot be read that way.
+/// Returns the first tensor with a NaN or an infinite number when the model reads this window, and the weight that it
+/// is computed with. `None` if there is no such tensor, or the window cannot be read in this way.
 pub fn first_broken(model: &Model, window: &[u32], cut: Cut, options: &SessionOptions) -> Option<String> {
     let found = Arc::new(Mutex::new(None));
     let watch = Watch { room: Room::default(), found: found.clone() };

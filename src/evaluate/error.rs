@@ -1,4 +1,4 @@
-//! Why a comparison cannot be made, or not to its end.
+//! Why a comparison cannot be made or completed.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use super::{calibrate, texts, trace};
 use crate::weights::FilesError;
 use crate::{calibration, convert, engine, gguf, recipe};
 
-/// Why a comparison cannot be made, or not to its end.
+/// Why a comparison cannot be made or completed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The files are not what they should be, or their weights cannot be compared.
@@ -23,7 +23,7 @@ pub enum Error {
     /// A task cannot be used.
     #[error("{0}")]
     Task(#[from] tasks::Error),
-    /// Answers cannot be kept.
+    /// Answers cannot be saved.
     #[error("{0}")]
     Kept(#[from] KeptError),
     /// A model cannot answer a task.
@@ -49,7 +49,7 @@ pub enum Error {
     /// Importance cannot be collected.
     #[error("{0}")]
     Calibrate(#[from] calibrate::Error),
-    /// A file of importance cannot be used.
+    /// An importance file cannot be used.
     #[error("{0}")]
     Importance(#[from] calibration::importance::Error),
     /// Neither texts, nor tasks, nor weights were asked for.
@@ -59,9 +59,10 @@ pub enum Error {
     #[error("{} is a folder, which cannot be run; convert it first", .0.display())]
     FolderCannotRun(PathBuf),
     /// The reference is a trace, and weights were asked for.
-    #[error("a trace has no weights; comparing them needs the model that it was made of")]
+    #[error("a trace has no weights; comparing them needs the model that it was made from")]
     TraceHasNoWeights,
-    /// The model was trained on shorter texts. llama.cpp reads on past that, and what comes of it says nothing.
+    /// The model was trained on shorter texts. llama.cpp would read more than that, but the results would be
+    /// meaningless.
     #[error("a window of {window} tokens is too long: the model was trained on {trained} tokens at a time")]
     WindowBeyondTraining {
         /// Tokens of a window.
@@ -70,7 +71,7 @@ pub enum Error {
         trained: u32,
     },
     /// The trace was made with other windows.
-    #[error("the trace has windows of {traced} tokens, and {wanted} were asked for")]
+    #[error("the trace has windows of {traced} tokens, but {wanted} were asked for")]
     OtherWindow {
         /// Tokens of the trace's windows.
         traced: u32,
@@ -78,7 +79,7 @@ pub enum Error {
         wanted: u32,
     },
     /// Only some windows of a trace were asked for.
-    #[error("a trace is read from end to end, not the first windows of each text")]
+    #[error("a trace is always read completely, not only the first windows of each text")]
     TraceIsWhole,
     /// The trace has no text of this name.
     #[error("the trace has no text called '{name}'; it has {}", known.join(", "))]
@@ -89,7 +90,7 @@ pub enum Error {
         known: Vec<String>,
     },
     /// The text is not the one that the trace was made of.
-    #[error("{} is not the text '{name}' that the trace was made of", path.display())]
+    #[error("{} is not the text '{name}' that the trace was made from", path.display())]
     OtherText {
         /// The file.
         path: PathBuf,
@@ -99,7 +100,7 @@ pub enum Error {
     /// Two tasks have the same name.
     #[error("two tasks are called '{0}'; rename a file")]
     SameTask(String),
-    /// The reference failed on the way.
+    /// The reference failed during the comparison.
     #[error("the reference cannot be measured: {0}")]
     Reference(String),
     /// A model failed while it was traced.
@@ -110,11 +111,11 @@ pub enum Error {
         /// Why, and where.
         failure: String,
     },
-    /// A file exists and is not to be replaced.
+    /// A file exists and must not be replaced.
     #[error("{} exists already", .0.display())]
     Exists(PathBuf),
-    /// A file is in the way, and nothing records what it was made of.
-    #[error("{} exists, and nothing records what it was made of", .0.display())]
+    /// A file of that name exists, and nothing records what it was made from.
+    #[error("{} exists, and nothing records what it was made from", .0.display())]
     Unknown(PathBuf),
     /// A file could not be read.
     #[error("cannot read {}: {source}", path.display())]
@@ -140,15 +141,15 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
-    /// The disk does not hold the files that are to be made.
+    /// The disk has too little space for the files that are to be made.
     #[error(
-        "not enough room in {}: the files need {}, and {} are free", folder.display(),
+        "not enough room in {}: the files need {}, but only {} are free", folder.display(),
         crate::base::units::bytes(*needed), crate::base::units::bytes(*free)
     )]
     NoRoom {
         /// The folder.
         folder: PathBuf,
-        /// Bytes that are needed at once.
+        /// Bytes that are needed at the same time.
         needed: u64,
         /// Bytes that are free.
         free: u64,
@@ -173,7 +174,7 @@ impl From<crate::llama::Error> for Error {
 }
 
 impl Error {
-    /// Whether the work ended because it was asked to.
+    /// Returns whether the work was cancelled.
     pub fn is_cancelled(&self) -> bool {
         matches!(
             self,

@@ -1,7 +1,8 @@
-//! Measures candidates against a reference, or writes down what a reference expects.
+//! Measures candidates against a reference, or records a reference's predictions.
 //!
-//! Reference and candidates read the same windows, one window after the other. Of the reference a window's logits are kept,
-//! of a candidate a few rows; they become a handful of numbers a token while the next rows are computed.
+//! The reference and the candidates read the same windows, one window after the other. All of the reference's logits
+//! for a window are kept in memory, but only a few rows of a candidate's. They are reduced to a few numbers per token
+//! while the next rows are computed.
 
 use rayon::prelude::*;
 
@@ -17,29 +18,29 @@ use crate::llama::Model;
 pub enum Against<'a> {
     /// A model, which reads the texts too.
     Model(&'a Model),
-    /// What a model was found to expect.
+    /// The recorded predictions of a model.
     Trace(&'a Trace),
 }
 
 /// How models read texts.
 #[derive(Clone, Debug)]
 pub struct ReadOptions {
-    /// How models are run; context and batches follow from the windows.
+    /// How models are run. The context and the batches depend on the windows.
     pub session: SessionOptions,
     /// How texts are cut.
     pub cut: Cut,
 }
 
-/// Numbers for each scored token, in the order of the texts.
+/// Measures of each scored token, in the order of the texts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Columns {
     /// KLD.
     pub kld: Vec<f64>,
-    /// Negative log-likelihood of the right token.
+    /// Negative log-likelihood of the text's own token.
     pub nll: Vec<f64>,
-    /// Its probability, less its probability by the reference.
+    /// Its probability minus its probability according to the reference.
     pub dp: Vec<f64>,
-    /// 1 where both find the same token most likely, else 0.
+    /// 1 if both have the same most likely token, else 0.
     pub same_top: Vec<f64>,
     /// Share of the reference's five most likely tokens that are among the candidate's.
     pub top5: Vec<f64>,
@@ -61,20 +62,20 @@ impl Columns {
     }
 }
 
-/// A token at which a candidate's most likely token is another than the reference's.
+/// A scored token for which the candidate's most likely token is not the reference's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Changed {
-    /// Which window, counted over all texts.
+    /// Index of the window, counted over all texts.
     pub window: usize,
-    /// Which of its scored tokens.
+    /// Index of the token among the window's scored tokens.
     pub row: usize,
     /// KLD there.
     pub kld: f64,
-    /// The token that the text has there, with its probabilities.
+    /// The text's own token, with its probabilities.
     pub right: Likely,
-    /// What the reference expects, the most likely first.
+    /// The reference's most likely tokens, in descending order.
     pub reference: Vec<Likely>,
-    /// What the candidate expects, the most likely first.
+    /// The candidate's most likely tokens, in descending order.
     pub candidate: Vec<Likely>,
 }
 
@@ -83,40 +84,40 @@ pub struct Changed {
 pub struct Likely {
     /// The token.
     pub id: u32,
-    /// How likely the reference finds it; `None` where a trace does not say.
+    /// Its probability according to the reference; `None` if the trace did not keep it.
     pub reference: Option<f64>,
-    /// How likely the candidate finds it.
+    /// Its probability according to the candidate.
     pub candidate: f64,
 }
 
-/// Tokens shown of what a model expects.
+/// Number of a model's most likely tokens that are shown.
 const SHOWN: usize = 3;
-/// Changes kept of a candidate, of as many windows.
+/// Number of changes that are kept for a candidate, each from another window.
 const KEPT: usize = 12;
-/// Bytes that the reference's weights of a window may take and be kept for all candidates.
+/// Most bytes of the reference's weights for a window that are kept for all candidates.
 const WEIGHT_BYTES: usize = 32 << 20;
 
-/// What was measured of a candidate.
+/// The measurements of a candidate.
 #[derive(Debug, Default)]
 pub struct Measured {
-    /// The numbers of all windows that were read; empty when it failed.
+    /// The measures of all windows that were read; empty if it failed.
     pub columns: Columns,
-    /// The tokens that changed most, the most changed first.
+    /// The tokens with the largest KLD, in descending order.
     pub changed: Vec<Changed>,
-    /// Why it was not read to the end, and in which window.
+    /// The failure that stopped it, and in which window.
     pub failure: Option<(usize, Failure)>,
 }
 
-/// What was measured.
+/// The measurements of all candidates.
 #[derive(Debug, Default)]
 pub struct Measurement {
-    /// Of each window that was read, its text and how many of its tokens were scored.
+    /// The text and the number of scored tokens of each window that was read.
     pub windows: Vec<(usize, usize)>,
-    /// Negative log-likelihoods of the right tokens by the reference.
+    /// The reference's negative log-likelihoods of the text's own tokens.
     pub reference_nll: Vec<f64>,
     /// The candidates.
     pub candidates: Vec<Measured>,
-    /// Why the reference was not read to the end, and in which window.
+    /// The failure that stopped the reference, and in which window.
     pub failure: Option<(usize, Failure)>,
     /// Whether it was stopped before the end.
     pub interrupted: bool,
@@ -124,7 +125,8 @@ pub struct Measurement {
     pub model_seconds: f64,
 }
 
-/// Measures the candidates, which have the reference's vocabulary. `watch` is called with the number of windows done.
+/// Measures the candidates, which must have the reference's vocabulary. `watch` is called with the number of windows
+/// done.
 pub fn measure(
     against: Against,
     candidates: &[&Model],
@@ -152,8 +154,9 @@ pub fn measure(
     comparer.finish(read, options.cut)
 }
 
-/// The windows of a trace, each with its text and how many of its tokens are scored, and the negative log-likelihoods of the
-/// right tokens: what [`measure`] returns of a reference that is a trace, without running anything.
+/// Returns the windows of a trace, each with its text and its number of scored tokens, and the negative log-likelihoods
+/// of the text's own tokens. This is what [`measure`] returns for a reference that is a trace, without running
+/// anything.
 pub fn of_trace(trace: &Trace) -> (Vec<(usize, usize)>, Vec<f64>) {
     let cut = trace.header().cut();
     let windows = trace.texts().iter().enumerate().flat_map(|(i, text)| cut.windows(text).map(move |_| i));
@@ -163,7 +166,7 @@ pub fn of_trace(trace: &Trace) -> (Vec<(usize, usize)>, Vec<f64>) {
     (windows, nll)
 }
 
-/// Writes down what a model expects along the texts. `watch` is called with the number of windows done.
+/// Records a model's predictions on the texts. `watch` is called with the number of windows done.
 pub fn trace(
     model: &Model,
     texts: &[TokenizedText],
@@ -207,15 +210,15 @@ fn summary(rows: &Rows, row: usize) -> Result<Summary, Failure> {
     Summary::of(rows.row(row)).map_err(|broken| Failure::Broken { broken, row: rows.first + row })
 }
 
-/// What the reference expects in the window that is being read.
+/// The reference's predictions for the window that is being read.
 enum Kept {
-    // Without weights where they would take much memory: they are then computed for each candidate.
+    // Without weights if they would take too much memory. They are then computed for each candidate.
     Logits { rows: Rows, weights: Vec<f32>, summaries: Vec<Summary> },
     Traced(Vec<Traced>),
 }
 
 impl Kept {
-    /// What the reference expects at a row; `room` is for weights that were not kept.
+    /// Returns the reference's prediction for a row; `room` is a buffer for weights that were not kept.
     fn expected<'a>(&'a self, i: usize, room: &'a mut Vec<f32>) -> Expected<'a> {
         match self {
             Self::Logits { rows, weights, summaries } => {
@@ -242,17 +245,17 @@ struct Progress {
 
 struct Comparer<'a> {
     trace: Option<&'a Trace>,
-    // The place of the first candidate among the models.
+    // The index of the first candidate among the models.
     essential: usize,
     // The tokens that are scored in the window.
     right: Vec<u32>,
     // The texts of all windows so far.
     texts: Vec<usize>,
-    // The window's steps, of the reference.
+    // The reference's steps of the window.
     kept: Vec<Kept>,
-    // Buffers of the window before.
+    // Buffers of the previous window.
     spare: Vec<Vec<f32>>,
-    // Of the reference, over all windows.
+    // The reference's, over all windows.
     nll: Vec<f64>,
     candidates: Vec<Progress>,
 }
@@ -289,10 +292,10 @@ impl Observer for Comparer<'_> {
                 of_rows.for_each(|(i, (weights, summary))| summary.weights(rows.row(i), weights));
             }
             self.kept.push(Kept::Logits { rows, weights, summaries });
-            // One of the window before, in place of what is kept.
+            // Return a buffer of the previous window in exchange for the one that is kept.
             return Ok(self.spare.pop());
         }
-        // A trace keeps all of a window in one, a model step by step, which is how candidates come too.
+        // A trace has a whole window at once; a model has it step by step, as candidates do.
         let (kept, offset) = match self.trace {
             Some(_) => (&self.kept[0], rows.first),
             None => (&self.kept[step], 0),
@@ -327,7 +330,7 @@ struct Position {
 }
 
 impl Progress {
-    /// Keeps a change that is among the largest, one a window.
+    /// Keeps a change if it is among the largest, at most one per window.
     fn note(&mut self, at: &Position, expected: &Expected, logits: &[f32], summary: &Summary) {
         let same_window = self.changed.iter().position(|change| change.window == at.window);
         let least = self.changed.last().map_or(f64::NEG_INFINITY, |change| change.kld);
@@ -373,7 +376,7 @@ impl Comparer<'_> {
                 return Measured { failure, ..Measured::default() };
             }
             let Progress { mut columns, mut changed } = progress;
-            // Of a window that not all have read nothing is kept.
+            // Nothing is kept of a window that not all models have read.
             columns.truncate(n);
             changed.retain(|change| change.window < read.windows);
             Measured { columns, changed, failure }

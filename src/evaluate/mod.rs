@@ -5,13 +5,14 @@
 //!                 └──► candidates ─► logits ─┴► metrics ─► statistics ─► results ─► report, JSON, CSV, table
 //! ```
 //!
-//! [`Comparison`] does all of it, prepared and then executed. Its parts: [`texts`] are cut into windows, [`read`] runs models
-//! over them, [`measure`] turns logits into numbers with [`metrics`], [`assemble`] turns these into results. In [`tasks`],
-//! models answer questions. A [`trace`] stands in for a reference that is not at hand. [`recipes`] makes a file of every
-//! recipe and compares them all. [`calibrate`] collects the importance that conversion goes by to lose less.
+//! [`Comparison`] does all of it: it is prepared and then executed. Its parts: [`texts`] are cut into windows, [`read`]
+//! runs models over them, [`measure`] turns logits into numbers with [`metrics`], [`assemble`] turns these into
+//! results. In [`tasks`], models answer questions. A [`trace`] replaces a reference that is not available. [`recipes`]
+//! converts a model with every recipe and compares the files. [`calibrate`] measures importance, with which conversion
+//! loses less.
 //!
-//! What comes of it is [`Results`](crate::report::results::Results), which everything that prints or draws takes and nothing
-//! else. Comparing weights runs no model: see [`weights`](crate::weights).
+//! The outcome is a [`Results`](crate::report::results::Results), the only input of everything that prints or draws.
+//! Comparing weights runs no model: see [`weights`](crate::weights).
 
 pub mod assemble;
 pub mod calibrate;

@@ -1,4 +1,4 @@
-//! How models are run, and loading them so.
+//! How models are run and loaded.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -9,19 +9,20 @@ use crate::llama::{KvType, Model, ModelOptions};
 /// How models are run.
 #[derive(Clone, Debug, Default)]
 pub struct ModelSettings {
-    /// Threads, type of the KV cache, attention. The context and the batches follow from what is read.
+    /// Threads, type of the KV cache, attention. The context and the batches depend on what is read.
     pub session: SessionOptions,
-    /// Layers to put on the GPU; `None` for all where there is one.
+    /// Layers to put on the GPU; `None` for all if there is one.
     pub gpu_layers: Option<u32>,
-    /// Run models that do not fit in memory.
+    /// Whether to run models that do not fit in memory.
     pub allow_swap: bool,
 }
 
 impl ModelSettings {
-    /// Loads a model for such a session, beside models that take `beside` bytes. The session's flag interrupts it.
+    /// Loads a model for such a session, in addition to models that take `beside` bytes. The session's flag interrupts
+    /// it.
     ///
     /// # Errors
-    /// When the file is not a model that can be run, or does not fit in memory.
+    /// If the file is not a model that can be run, or does not fit in memory.
     pub fn load(&self, path: &Path, session: &SessionOptions, beside: u64) -> Result<Model, Error> {
         let cancel = session.cancel.clone();
         let load = ModelOptions {
@@ -33,7 +34,7 @@ impl ModelSettings {
         engine::open(path, OpenOptions { load, session, allow_swap, beside })
     }
 
-    /// The type of the KV cache, as results call it.
+    /// Returns the type of the KV cache, as results name it.
     pub fn kv_type(&self) -> &'static str {
         match self.session.kv_type {
             KvType::F32 => "f32",
@@ -42,7 +43,7 @@ impl ModelSettings {
         }
     }
 
-    /// What numbers depend on, in words: results measured with other settings are not mixed with these.
+    /// Returns the settings that numbers depend on, in words. Results with different settings are not mixed.
     pub fn identity(&self) -> String {
         format!("KV cache {}, flash attention {:?}", self.kv_type(), self.session.flash_attention)
     }

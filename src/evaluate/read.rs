@@ -1,13 +1,13 @@
-//! Runs models over the windows of texts, one window after the other and within it one model after the other. An observer
-//! gets their logits, and works on them while the next ones are computed.
+//! Runs models over the windows of texts: one window after the other, and within a window one model after the other. An
+//! observer gets their logits, and works on them while the next ones are computed.
 //!
 //! ```text
 //! models     | A: context, 64 rows, 64 rows ... | B: context, 64 rows, 64 rows ... | A: next window ...
 //! observer        | A's first rows, A's next rows ...        | B's first rows ...
 //! ```
 //!
-//! Memory is bounded by what the observer keeps and a few buffers of some rows. Where the contexts of all models are small
-//! beside that they are kept from window to window, else each is made when its turn comes.
+//! Memory is bounded by what the observer keeps and a few buffers of some rows. If the contexts of all models are small
+//! compared with that, they are kept from window to window. Otherwise each is created when its turn comes.
 
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,44 +19,44 @@ use crate::engine::{Error, Logits, Session, SessionOptions};
 use crate::llama::Model;
 use crate::placement::Shape;
 
-/// Bytes of the logits of a step.
+/// Most bytes of logits in a step.
 const STEP_BYTES: usize = 24 << 20;
-/// Tokens evaluated at a time, of a large vocabulary: more takes memory, and is hardly faster.
+/// Tokens evaluated at a time with a large vocabulary. More would take memory and be hardly faster.
 const BATCH: usize = 192;
-/// Bytes that contexts may take and be kept.
+/// Most bytes of contexts that are kept.
 const CONTEXT_BYTES: u64 = 96 << 20;
 
 /// Works on logits as they are computed.
 pub trait Observer: Send {
-    /// A window begins: of which text, and the tokens that are scored.
+    /// A window of the text `text` begins, with the tokens to score.
     fn window(&mut self, text: usize, scored: &[u32]);
 
-    /// Takes the next rows of logits of `model`: those of step `step` of the window. Returns the buffer when it is not
-    /// needed any more.
+    /// Takes the next rows of logits of `model`, those of step `step` of the window. Returns the buffer if it is no
+    /// longer needed.
     ///
     /// # Errors
-    /// An error ends the reading of this model.
+    /// An error stops this model.
     fn rows(&mut self, model: usize, step: usize, rows: Rows) -> Result<Option<Vec<f32>>, Failure>;
 }
 
 /// Rows of logits.
 #[derive(Debug)]
 pub struct Rows {
-    /// The logits, `n_vocab` a row.
+    /// The logits, `n_vocab` per row.
     pub logits: Vec<f32>,
     /// Tokens of the vocabulary.
     pub n_vocab: usize,
-    /// Which scored token of the window the first row is of.
+    /// Index of the first row among the window's scored tokens.
     pub first: usize,
 }
 
 impl Rows {
-    /// How many there are.
+    /// Returns how many there are.
     pub fn len(&self) -> usize {
         self.logits.len() / self.n_vocab.max(1)
     }
 
-    /// Whether there are none.
+    /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.logits.is_empty()
     }
@@ -67,20 +67,20 @@ impl Rows {
     }
 }
 
-/// How far models have read.
+/// The outcome of reading.
 #[derive(Debug)]
 pub struct Read {
-    /// Windows that all models have read.
+    /// Number of windows that all models have read.
     pub windows: usize,
     /// Whether it was stopped before the end.
     pub interrupted: bool,
-    /// Of each model, why it was not read to the end, and in which window.
+    /// For each model, the failure that stopped it, and in which window.
     pub failures: Vec<Option<(usize, Failure)>>,
     /// Time in which models computed.
     pub model_time: Duration,
 }
 
-/// Why a model was not read to the end.
+/// Why a model did not read all windows.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The model cannot be run.
@@ -91,18 +91,19 @@ pub enum Failure {
     Broken {
         /// What they are.
         broken: Broken,
-        /// Which of the window's scored tokens.
+        /// Index among the window's scored tokens.
         row: usize,
     },
-    /// What was made of the logits cannot be written.
+    /// The results from the logits cannot be written.
     #[error(transparent)]
     Io(#[from] std::io::Error),
 }
 
-/// Returns options for windows of this size: context and batches follow from the window, all else from `options`.
+/// Returns options for windows of this size: the context and the batches depend on the window, all else is taken from
+/// `options`.
 pub fn session_for(options: &SessionOptions, cut: Cut, n_vocab: u32) -> SessionOptions {
     let most = (STEP_BYTES / (4 * n_vocab.max(1) as usize)).max(8);
-    // Steps of one size: a short last one would read all weights for a few tokens.
+    // Steps of equal size: a short last one would read all weights for a few tokens.
     let rows = cut.scored().div_ceil(cut.scored().div_ceil(most).max(1)).max(1);
     // A step is one short of half a window, whose first half is then read as one batch, and not as one and a token.
     let n_batch = rows.max(BATCH).next_multiple_of(64).min(cut.window as usize);
@@ -110,8 +111,8 @@ pub fn session_for(options: &SessionOptions, cut: Cut, n_vocab: u32) -> SessionO
     SessionOptions { n_ctx: Some(cut.window), n_batch: number(n_batch), rows: number(rows), ..options.clone() }
 }
 
-/// Runs the models over all windows of the texts. The first `essential` models have to succeed: when one of them fails, or all
-/// others have, reading ends. `watch` is called after each window with the number of windows done.
+/// Runs the models over all windows of the texts. The first `essential` models have to succeed: reading ends if one of
+/// them fails, or if all others have failed. `watch` is called after each window with the number of windows done.
 pub fn read(
     models: &[&Model],
     essential: usize,
@@ -127,7 +128,7 @@ pub fn read(
     let (mut windows, mut interrupted, mut model_time) = (0, false, Duration::ZERO);
 
     std::thread::scope(|scope| {
-        // One step waits while another one is looked at.
+        // One step waits while the observer works on another one.
         let (jobs, work) = sync_channel(1);
         let (give_back, free) = channel();
         let failures = &failures;
@@ -162,7 +163,7 @@ pub fn read(
     Read { windows, interrupted, failures: failures.into_inner(), model_time }
 }
 
-/// All windows, with the place of their text, their tokens and those that are scored.
+/// Returns all windows, each with the index of its text, its tokens and its scored tokens.
 fn windows_of(texts: &[TokenizedText], cut: Cut) -> impl Iterator<Item = (usize, &[u32], &[u32])> {
     texts.iter().enumerate().flat_map(move |(i, text)| cut.windows(text).map(move |(all, scored)| (i, all, scored)))
 }
@@ -172,7 +173,7 @@ enum Message {
     Rows { model: usize, step: usize, rows: Rows },
 }
 
-/// Passes what comes in to the observer, until the channel is closed.
+/// Passes messages to the observer, until the channel is closed.
 fn look(observer: &mut dyn Observer, work: &Receiver<Message>, give_back: &Sender<Vec<f32>>, failures: &Failures) {
     let mut current = 0;
     for job in work {
@@ -181,10 +182,10 @@ fn look(observer: &mut dyn Observer, work: &Receiver<Message>, give_back: &Sende
                 current = window;
                 observer.window(text, &scored);
             }
-            // What was on its way when it failed.
+            // Rows that were in the channel when the model failed.
             Message::Rows { model, .. } if failures.has(model) => {}
             Message::Rows { model, step, rows } => match observer.rows(model, step, rows) {
-                // Nobody takes buffers at the end.
+                // At the end, nobody receives buffers any more.
                 Ok(Some(buffer)) => drop(give_back.send(buffer)),
                 Ok(None) => {}
                 Err(failure) => failures.add(model, current, failure),
@@ -193,7 +194,7 @@ fn look(observer: &mut dyn Observer, work: &Receiver<Message>, give_back: &Sende
     }
 }
 
-/// Of each model, the window in which it failed first, and why.
+/// For each model, the window in which it first failed, and why.
 struct Failures(Mutex<Vec<Option<(usize, Failure)>>>);
 
 impl Failures {
@@ -224,7 +225,7 @@ impl Failures {
     }
 }
 
-/// A model and its context, as long as there is one.
+/// A model, and its context if there is one.
 struct Seat<'a> {
     model: &'a Model,
     options: SessionOptions,
@@ -236,7 +237,7 @@ impl<'a> Seat<'a> {
         Self { model, options: session_for(options, cut, model.n_vocab()), session: None }
     }
 
-    /// Bytes that its context takes.
+    /// Returns the size of its context in bytes.
     fn context_bytes(&self) -> u64 {
         let shape = Shape::of_model(self.model);
         let estimate = shape.estimate(&self.options.size(shape.n_ctx_train));
@@ -259,7 +260,7 @@ impl<'a> Seat<'a> {
         session.truncate(0);
         let n_vocab = self.model.n_vocab() as usize;
         let (context, rest) = tokens.split_at(cut.context());
-        // Nothing follows the last token that could be scored.
+        // No token follows the last one, so it has nothing to score.
         let asked = &rest[..cut.scored()];
         let mut timed = |session: &mut Session, tokens: &[u32], logits| {
             let begun = Instant::now();

@@ -1,4 +1,4 @@
-//! Writing a trace of a model.
+//! Writes a trace of a model.
 //!
 //! ```text
 //! TraceJob::prepare   open the model ─► tokenize the texts                  no weights read
@@ -26,29 +26,29 @@ use crate::weights::{Observer, Stage, file};
 /// What to trace, and how.
 #[derive(Clone, Debug)]
 pub struct TraceOptions {
-    /// The model: a GGUF file; of a split one, any part.
+    /// The model: a GGUF file, or any part of a split one.
     pub model: PathBuf,
     /// The texts to read.
     pub texts: Vec<TextFile>,
     /// How they are cut.
     pub cut: Cut,
-    /// Windows to read of each text at most.
+    /// The most windows of each text to read.
     pub most_windows: Option<usize>,
-    /// The most likely tokens to keep at every position.
+    /// How many of the most likely tokens to keep at every position.
     pub k: u32,
-    /// Tokens to draw of all others at every position.
+    /// How many tokens to draw from all others at every position.
     pub drawn: u32,
-    /// Compute the hash of the model file, which reads all of it.
+    /// Whether to hash the model file, which means reading all of it.
     pub hash: bool,
-    /// Where the trace goes.
+    /// The trace file.
     pub output: PathBuf,
-    /// Replace a file that exists.
+    /// Whether to replace an existing file.
     pub force: bool,
     /// How the model is run.
     pub models: ModelSettings,
 }
 
-/// A trace, checked: only the work itself is left.
+/// A trace job that has been checked and is ready to execute.
 pub struct TraceJob {
     options: TraceOptions,
     model: Gguf,
@@ -71,7 +71,7 @@ impl TraceJob {
     /// Opens the model and tokenizes the texts. Writes nothing.
     ///
     /// # Errors
-    /// When the trace exists and is not to be replaced, or the model or a text cannot be used.
+    /// If the trace exists and must not be replaced, or the model or a text cannot be used.
     pub fn prepare(options: TraceOptions) -> Result<Self, Error> {
         if !options.force && options.output.symlink_metadata().is_ok() {
             return Err(Error::Exists(options.output));
@@ -87,7 +87,7 @@ impl TraceJob {
     /// Reads the texts with the model, and writes the trace.
     ///
     /// # Errors
-    /// When the model cannot be run to the end, the trace cannot be written, or `cancel` was set.
+    /// If the model fails, the trace cannot be written, or `cancel` was set.
     pub fn execute(self, observer: &dyn Observer, cancel: &Arc<AtomicBool>) -> Result<TraceSummary, Error> {
         let Self { mut options, model: gguf, file, texts } = self;
         options.models.session.cancel = cancel.clone();

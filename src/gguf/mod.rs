@@ -11,12 +11,12 @@
 //! ```
 //!
 //! Numbers are little-endian; a string is a u64 length and its bytes; an array is a u32 element type, a u64 length and
-//! its elements. Tensors follow one another without gaps other than padding. ggml requires that, so llama.cpp refuses no
-//! file for its layout that nibble accepts.
+//! its elements. Tensors follow one another without gaps other than padding. ggml requires this too, so llama.cpp does
+//! not refuse the layout of any file that nibble accepts.
 //!
 //! [`Gguf::open`] reads a file, and [`Layout::new`] plans one to write. Both check tensors by the same rules
 //! ([`TensorProblem`]). Strings have to be UTF-8, as the specification says. A file with another encoding is refused with an
-//! error that names the key: replacing the invalid bytes would give a tokenizer other tokens.
+//! error that names the key: replacing the invalid bytes would change the tokens of a tokenizer.
 
 mod error;
 mod parse;
@@ -33,7 +33,7 @@ pub use types::{TensorType, UnknownType, file_type};
 pub use value::{Array, Metadata, Value, ValueType};
 pub use writer::{Layout, Part};
 
-/// The alignment of tensor data, in bytes, where a file does not say otherwise.
+/// The default alignment of tensor data, in bytes.
 pub const DEFAULT_ALIGNMENT: u64 = 32;
 
 /// The most dimensions that a tensor may have: ggml's `GGML_MAX_DIMS`.
@@ -72,12 +72,12 @@ impl TensorInfo {
         self.dims.first().copied().unwrap_or(1)
     }
 
-    /// Number of rows; `None` where it does not fit a `u64`.
+    /// Number of rows; `None` if it does not fit a `u64`.
     pub fn n_rows(&self) -> Option<u64> {
         self.dims.iter().skip(1).try_fold(1u64, |n, &d| n.checked_mul(d))
     }
 
-    /// Number of weights; `None` where it does not fit a `u64`.
+    /// Number of weights; `None` if it does not fit a `u64`.
     pub fn n_elements(&self) -> Option<u64> {
         self.n_rows()?.checked_mul(self.row_len())
     }
@@ -107,7 +107,7 @@ impl TensorInfo {
         self.n_bytes().filter(fits).ok_or_else(too_large)
     }
 
-    /// Bytes of the tensor's data, without padding; `None` where a block does not divide the row or the size does not
+    /// Bytes of the tensor's data, without padding; `None` if a block does not divide the row or the size does not
     /// fit a `u64`.
     pub fn n_bytes(&self) -> Option<u64> {
         self.ty.row_bytes(self.row_len())?.checked_mul(self.n_rows()?)

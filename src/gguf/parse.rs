@@ -1,7 +1,7 @@
-//! One file's bytes to its description. Nothing here touches the file system, so that tests can feed it anything.
+//! Parses the bytes of one file to its description. Nothing here accesses the file system, so tests can pass any bytes.
 //!
 //! The rules are those of ggml's `gguf.cpp`, and its loader's: offsets follow one another, names are unique, every
-//! tensor lies inside the file.
+//! tensor is inside the file.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -11,16 +11,16 @@ use super::error::shown;
 use super::{Array, DEFAULT_ALIGNMENT, MAX_DEPTH, MAX_DIMS, Metadata, Problem, TensorInfo, TensorProblem, TensorType};
 use super::{Value, ValueType, split};
 
-/// The key that says where tensors may begin.
+/// The key with the alignment of tensors.
 pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
 
-/// The description of a model ends within this many bytes of the file's beginning. The largest vocabularies take some
-/// 15 MiB; without a limit, a file of nothing but empty strings would take several times its size in memory.
+/// The description of a model must end within this many bytes of the file's beginning. The largest vocabularies take
+/// about 15 MiB. Without a limit, a file of empty strings would take several times its size in memory.
 const MAX_HEADER_BYTES: usize = 256 << 20;
 
-/// The least that a key with its value takes: a one-byte name and a one-byte value.
+/// The fewest bytes of a key with its value: a one-byte name and a one-byte value.
 const MIN_ENTRY_BYTES: usize = (8 + 1) + 4 + 1;
-/// The least that the description of a tensor takes: a one-byte name and one dimension.
+/// The fewest bytes of a tensor's description: a one-byte name and one dimension.
 const MIN_TENSOR_BYTES: usize = (8 + 1) + 4 + 8 + 4 + 8;
 
 /// A file's header, checked against the file's length.
@@ -30,9 +30,10 @@ pub(super) struct Header {
     pub alignment: u64,
     pub metadata: Metadata,
     pub tensors: Vec<TensorInfo>,
-    /// Where the description of the tensors ends, before any padding.
+    /// The end of the tensors' descriptions, before any padding.
     pub end: usize,
-    /// Where each tensor's bytes lie in the file, without padding. Inside the file, in ascending order, disjoint.
+    /// The range of each tensor's bytes in the file, without padding. The ranges are inside the file, in ascending
+    /// order, and disjoint.
     pub ranges: Vec<Range<usize>>,
 }
 
@@ -94,7 +95,7 @@ fn read_version(cursor: &mut Cursor) -> Result<u32, Problem> {
     match found {
         2 | 3 => Ok(found),
         0 | 1 => Err(Problem::OldVersion { found }),
-        // Versions are small, so that a number whose low half is empty was written the other way round.
+        // Versions are small, so a number whose low half is 0 was written in the other byte order.
         _ if found & 0xffff == 0 => Err(Problem::BigEndian { found }),
         _ => Err(Problem::NewVersion { found }),
     }
@@ -194,10 +195,10 @@ fn alignment(metadata: &Metadata) -> Result<u64, Problem> {
 #[derive(Default)]
 struct Tensors<'a> {
     infos: Vec<TensorInfo>,
-    /// Begin and end of each, from the beginning of the tensor data.
+    /// The beginning and the end of each, relative to the beginning of the tensor data.
     spans: Vec<Range<u64>>,
     names: HashSet<&'a str>,
-    /// Where the next one has to begin, from the beginning of the tensor data.
+    /// The offset at which the next one has to begin, relative to the beginning of the tensor data.
     next: u64,
 }
 
@@ -224,7 +225,7 @@ impl<'a> Tensors<'a> {
         if !self.names.insert(name) {
             return Err(Problem::DuplicateTensor { at, name: shown(name) });
         }
-        // Equality is what ggml asks for. It leaves no room for overlap, for gaps, or for an offset that is not aligned.
+        // ggml requires equality. This excludes overlaps, gaps and unaligned offsets.
         if offset != self.next {
             return Err(Problem::Offset { at: offset_at, name: shown(name), found: offset, wanted: self.next });
         }
@@ -238,7 +239,7 @@ impl<'a> Tensors<'a> {
         Ok(())
     }
 
-    /// Where each tensor lies in the file whose description ends at `header_end`.
+    /// Returns the range of each tensor in a file whose description ends at `header_end`.
     fn place(&self, header_end: usize, alignment: u64, file_len: usize) -> Result<Vec<Range<usize>>, Problem> {
         // The description ends within 2^28 bytes, alignments are at most 2^31 and spans end below 2^63: no sum overflows.
         let base = (header_end as u64).next_multiple_of(alignment);
@@ -286,11 +287,11 @@ impl fmt::Display for What<'_> {
     }
 }
 
-/// Bytes, and how far they have been read. Every access is checked.
+/// Bytes and a read position. Every access is checked.
 struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// Reading stops here, even where there are more bytes.
+    /// Reading stops here, even if there are more bytes.
     limit: usize,
 }
 
@@ -299,7 +300,7 @@ impl<'a> Cursor<'a> {
         self.at as u64
     }
 
-    /// Bytes that may still be read.
+    /// Returns how many bytes may still be read.
     fn left(&self) -> usize {
         self.bytes.len().min(self.limit).saturating_sub(self.at)
     }

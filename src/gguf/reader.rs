@@ -9,16 +9,16 @@ use super::parse::Header;
 use super::{Error, Metadata, Problem, TensorInfo, split};
 use crate::base::mmap::Mapping;
 
-/// One model, in one file or split over several. The files are mapped, never read as a whole.
+/// A model, in one file or split over several. The files are memory-mapped and never read as a whole.
 ///
-/// Headers are checked when the files are opened: every tensor lies inside its file, and has the size that its shape and
+/// Headers are checked when the files are opened: every tensor is inside its file, and has the size that its shape and
 /// type require.
 #[derive(Debug)]
 pub struct Gguf {
     parts: Vec<OpenPart>,
-    /// Of all parts, in the order of the files.
+    /// The tensors of all parts, in the order of the files.
     tensors: Vec<TensorInfo>,
-    /// Where each tensor's bytes lie.
+    /// The place of each tensor's bytes.
     places: Vec<Place>,
     by_name: HashMap<String, usize>,
 }
@@ -29,7 +29,7 @@ struct OpenPart {
     version: u32,
     alignment: u64,
     metadata: Metadata,
-    /// Where the description of the tensors ends.
+    /// The end of the tensors' descriptions.
     header_end: usize,
 }
 
@@ -44,9 +44,9 @@ struct Place {
 pub struct Gap<'a> {
     /// The file.
     pub map: &'a Mapping,
-    /// Where they lie in it.
+    /// Their range in the file.
     pub bytes: Range<usize>,
-    /// What comes after a gap begins at a multiple of this.
+    /// The data after a gap begins at a multiple of this.
     pub alignment: u64,
 }
 
@@ -54,8 +54,8 @@ impl Gguf {
     /// Opens the model at `path`. If that is any part of a split model, opens all parts.
     ///
     /// # Errors
-    /// When a file cannot be opened, or is not a sound GGUF file of version 2 or 3; when a part is missing, or is not
-    /// of this model.
+    /// If a file cannot be opened, or is not a valid GGUF file of version 2 or 3, or if a part is missing or does not
+    /// belong to this model.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let (first, header) = open_part(path)?;
         let problem = |problem| Error { path: path.to_path_buf(), problem };
@@ -64,7 +64,7 @@ impl Gguf {
             None => gguf.push(first, header)?,
             Some((part, n_parts)) => {
                 let paths = part_paths(path, part, n_parts).map_err(problem)?;
-                // Mapped again below with the others: simpler than to keep it, and it costs nothing.
+                // It is mapped again below with the others, which is simpler than keeping it, and costs nothing.
                 drop((first, header));
                 gguf.open_parts(&paths)?;
             }
@@ -109,13 +109,14 @@ impl Gguf {
         Ok(())
     }
 
-    /// The metadata of the first file. In a split model it includes the `split.*` keys; later parts hold nothing else.
+    /// Returns the metadata of the first file. In a split model, it includes the `split.*` keys; later parts have no
+    /// other keys.
     pub fn metadata(&self) -> &Metadata {
-        // `open` never gives out a model without parts.
+        // `open` never returns a model without parts.
         &self.parts[0].metadata
     }
 
-    /// The tensors' descriptions, in the order of the files.
+    /// Returns the tensors' descriptions, in the order of the files.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
@@ -130,7 +131,7 @@ impl Gguf {
         self.by_name.get(name).copied()
     }
 
-    /// The bytes of tensor `index` of [`Self::tensors`], without padding.
+    /// Returns the bytes of tensor `index` of [`Self::tensors`], without padding.
     ///
     /// # Panics
     /// When there is no such tensor.
@@ -139,7 +140,7 @@ impl Gguf {
         &map.bytes()[range]
     }
 
-    /// The file that holds tensor `index` of [`Self::tensors`], and where in it, in bytes: for
+    /// Returns the file that holds tensor `index` of [`Self::tensors`], and the tensor's byte range in it, for
     /// [`Mapping::will_read`] and [`Mapping::release`].
     ///
     /// # Panics
@@ -149,12 +150,12 @@ impl Gguf {
         (&self.parts[place.part].map, place.bytes.clone())
     }
 
-    /// The files, in the order of the parts.
+    /// Returns the paths of the files, in the order of the parts.
     pub fn paths(&self) -> impl ExactSizeIterator<Item = &Path> {
         self.parts.iter().map(|part| part.map.path())
     }
 
-    /// The files, mapped, in the order of the parts.
+    /// Returns the mapped files, in the order of the parts.
     pub fn mappings(&self) -> impl ExactSizeIterator<Item = &Mapping> {
         self.parts.iter().map(|part| &part.map)
     }
@@ -177,27 +178,27 @@ impl Gguf {
         gaps
     }
 
-    /// The version of the format, of the first file: 2 or 3.
+    /// Returns the format version of the first file: 2 or 3.
     pub fn version(&self) -> u32 {
         self.parts[0].version
     }
 
-    /// Tensors begin at multiples of this, in the first file.
+    /// Returns the alignment of tensors in the first file.
     pub fn alignment(&self) -> u64 {
         self.parts[0].alignment
     }
 
-    /// The size of all files together.
+    /// Returns the total size of all files, in bytes.
     pub fn file_bytes(&self) -> u64 {
         self.mappings().map(|map| map.bytes().len() as u64).sum()
     }
 
-    /// The size of all tensors together, without padding.
+    /// Returns the total size of all tensors without padding, in bytes.
     pub fn tensor_bytes(&self) -> u64 {
         self.places.iter().map(|place| place.bytes.len() as u64).sum()
     }
 
-    /// The number of weights in all tensors together.
+    /// Returns the total number of weights in all tensors.
     pub fn n_parameters(&self) -> u64 {
         // Each count was checked when the file was opened, and each weight takes a bit or more of a file that exists,
         // so that the sum is far from overflowing.
@@ -214,7 +215,7 @@ fn open_part(path: &Path) -> Result<(OpenPart, Header), Error> {
     Ok((OpenPart { map, version, alignment, metadata: Metadata::new(), header_end }, header))
 }
 
-/// The paths of all parts of the model of which `path` is part `part` (from 0).
+/// Returns the paths of all parts of the model of which `path` is part `part` (from 0).
 fn part_paths(path: &Path, part: usize, n_parts: usize) -> Result<Vec<PathBuf>, Problem> {
     let suffix = split::suffix(part, n_parts);
     let base = path
@@ -236,7 +237,7 @@ fn part_paths(path: &Path, part: usize, n_parts: usize) -> Result<Vec<PathBuf>, 
     Err(Problem::MissingParts { of: n_parts, n_missing: missing.len(), names: names.join(", ") })
 }
 
-/// Whether this is the metadata of part `part` (from 0).
+/// Returns whether this is the metadata of part `part` (from 0).
 fn check_part(metadata: &Metadata, part: usize, n_parts: usize) -> Result<(), Problem> {
     match split::part_of(metadata)? {
         Some((no, count)) if count == n_parts => {

@@ -7,18 +7,18 @@
 //! ```
 //!
 //! Source: llama.cpp's `llama_split_path`, `llama-model-loader.cpp` and gguf-py's `gguf_writer.py`. The types of the
-//! keys matter: llama.cpp ends the process where `split.no` of a later part is not a u16.
+//! keys matter: llama.cpp ends the process if `split.no` of a later part is not a u16.
 
 use super::{Metadata, Problem, Value};
 
-/// Which part this file is, from 0: a u16.
+/// Index of the part, from 0: a u16.
 pub(super) const NO: &str = "split.no";
 /// Number of parts: a u16.
 pub(super) const COUNT: &str = "split.count";
 /// Number of tensors in all parts together: an i32.
 pub(super) const TENSORS_COUNT: &str = "split.tensors.count";
 
-/// The name of part `part` (from 0) of a model in `n_parts` files: `base.gguf` for a model in one file,
+/// Returns the name of part `part` (from 0) of a model in `n_parts` files: `base.gguf` for a model in one file,
 /// `base-00001-of-00003.gguf` for the first of three.
 pub fn file_name(base: &str, part: usize, n_parts: usize) -> String {
     match n_parts {
@@ -27,7 +27,7 @@ pub fn file_name(base: &str, part: usize, n_parts: usize) -> String {
     }
 }
 
-/// The end of a part's file name, `part` from 0.
+/// Returns the ending of a part's file name, with `part` from 0.
 pub(super) fn suffix(part: usize, n_parts: usize) -> String {
     format!("-{:05}-of-{n_parts:05}.gguf", part + 1)
 }

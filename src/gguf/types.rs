@@ -90,7 +90,7 @@ impl TensorType {
         (self.block_bytes() * 8) as f64 / self.block_len() as f64
     }
 
-    /// Bytes of a row of `len` weights; `None` where a block does not divide the row or the size does not fit a `u64`.
+    /// Bytes of a row of `len` weights; `None` if a block does not divide the row or the size does not fit a `u64`.
     pub fn row_bytes(self, len: u64) -> Option<u64> {
         let block_len = self.block_len() as u64;
         if !len.is_multiple_of(block_len) {

@@ -37,7 +37,7 @@ pub struct Part {
     pub header: Vec<u8>,
     /// The tensors in this file, as indices into [`Layout::tensors`].
     pub tensors: Range<usize>,
-    /// Where each of them begins, in bytes from the beginning of the file.
+    /// The offset of each tensor, in bytes from the beginning of the file.
     pub offsets: Vec<u64>,
     /// The size of the file, padding after the last tensor included.
     pub total_bytes: u64,
@@ -52,7 +52,7 @@ impl Layout {
     /// With `split_max_bytes` no file is larger, unless a single tensor is, or the metadata together with the first tensor.
     ///
     /// # Errors
-    /// When a tensor breaks one of ggml's rules, a name is given twice, or the sizes do not fit the format.
+    /// If a tensor breaks one of ggml's rules, a name is given twice, or the sizes do not fit the format.
     pub fn new(
         metadata: &Metadata,
         tensors: Vec<TensorInfo>,
@@ -110,7 +110,7 @@ impl Layout {
     /// Writes file `part` from beginning to end. `data` returns the bytes of a tensor by its index in [`Self::tensors`].
     ///
     /// # Errors
-    /// When `out` cannot be written to, or a tensor's data does not have the bytes that its shape and type ask for.
+    /// If `out` cannot be written to, or the size of a tensor's data does not match its shape and type.
     ///
     /// # Panics
     /// When there is no such part.

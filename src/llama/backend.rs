@@ -1,4 +1,4 @@
-//! The process-wide part of llama.cpp: its start, its log, and the lock around what cannot run twice at a time.
+//! The process-wide part of llama.cpp: its start, its log, and the lock for operations that must not run concurrently.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_void};
@@ -27,13 +27,14 @@ pub(super) fn get() -> Result<&'static LlamaBackend, Error> {
     backend.as_ref().map_err(|e| Error::Backend(format!("{e}: this process already uses it outside nibble")))
 }
 
-/// Held while a model is loaded, or a context or an adapter made: llama.cpp writes to the model meanwhile.
+/// Returns a lock that is held while a model is loaded, or a context or an adapter is created, because llama.cpp writes
+/// to the model then.
 pub(super) fn making() -> MutexGuard<'static, ()> {
     // The lock guards no data of ours that a panic could leave half changed.
     MAKING.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Sends llama.cpp's log to standard error, or to nobody, which is the default.
+/// Sends llama.cpp's log to standard error, or discards it, which is the default.
 pub fn set_verbose(verbose: bool) {
     VERBOSE.store(verbose, Ordering::Relaxed);
 }
@@ -41,7 +42,7 @@ pub fn set_verbose(verbose: bool) {
 /// Returns what llama.cpp was built for and uses of this CPU: `CPU : AVX2 = 1 | ...`.
 ///
 /// # Errors
-/// [`Error::Backend`] where llama.cpp cannot be started.
+/// [`Error::Backend`] if llama.cpp cannot be started.
 pub fn system_info() -> Result<String, Error> {
     get()?;
     let _making = making();
@@ -59,7 +60,7 @@ struct Lines {
     open: bool,
 }
 
-/// The reason where llama.cpp logged neither an error nor a warning.
+/// The reason if llama.cpp logged neither an error nor a warning.
 pub const NO_REASON: &str = "it gave no reason";
 
 const KEPT_LINES: usize = 32;
@@ -76,13 +77,13 @@ thread_local! {
 pub(super) struct Heard(Vec<(bool, String)>);
 
 impl Heard {
-    /// Returns why the call failed: the errors that were logged, or the warnings where there were none.
+    /// Returns why the call failed: the errors that were logged, or the warnings if there were no errors.
     pub fn reason(&self) -> String {
         let told = |errors: bool| {
             let mut texts: Vec<&str> =
                 self.0.iter().filter(|(error, _)| *error == errors).map(|(_, text)| without_function(text)).collect();
             texts.dedup();
-            // The caller says so itself.
+            // The caller's error says this already.
             texts.retain(|text| *text != "failed to load model");
             // The first line says what was wrong. Those that follow repeat it for each caller.
             texts.truncate(3);
@@ -93,8 +94,8 @@ impl Heard {
     }
 }
 
-/// Runs `call`. Returns its result, and what llama.cpp logged meanwhile. It costs next to nothing where that is nothing:
-/// this is around the evaluation of every token.
+/// Runs `call`. Returns its result, and what llama.cpp logged meanwhile. If nothing is logged, it costs almost nothing;
+/// it is used for the evaluation of every token.
 pub(super) fn listen<T>(call: impl FnOnce() -> T) -> (T, Heard) {
     LINES.with_borrow_mut(|lines| {
         lines.recent.clear();

@@ -10,11 +10,11 @@
 //!
 //! This is plain data: [`super::Context::decode`] checks it.
 
-/// Tokens to evaluate together. It is kept and filled again, so that evaluating a token allocates nothing.
+/// Tokens to evaluate together. It is reused, so that evaluating a token does not allocate.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
-    // One entry a token; ids and positions as llama.cpp has them. Numbers beyond its range become -1, which no check lets
-    // pass.
+    // One entry per token, with ids and positions as in llama.cpp. Numbers beyond its range become -1, which the checks
+    // refuse.
     pub(super) tokens: Vec<i32>,
     pub(super) positions: Vec<i32>,
     pub(super) n_sequences: Vec<i32>,
@@ -29,7 +29,7 @@ pub struct Batch {
 pub struct BatchToken<'a> {
     /// The token.
     pub token: u32,
-    /// Its place in its sequences.
+    /// Its position in its sequences.
     pub position: u32,
     /// Its sequences.
     pub sequences: &'a [i32],
@@ -50,7 +50,7 @@ impl Batch {
         }
     }
 
-    /// Adds a token at `position` of `sequences`. Returns the row of its logits, where they are wanted.
+    /// Adds a token at `position` of `sequences`. Returns the row of its logits, if they are wanted.
     pub fn push(&mut self, token: u32, position: u32, sequences: &[u32], wants_logits: bool) -> Option<usize> {
         let number = |n: u32| i32::try_from(n).unwrap_or(-1);
         self.tokens.push(number(token));

@@ -21,7 +21,7 @@ pub enum KvType {
     /// 16-bit floats.
     #[default]
     F16,
-    /// 8.5 bits a value, in blocks of 32. Needs flash attention.
+    /// 8.5 bits per value, in blocks of 32. Needs flash attention.
     Q8_0,
 }
 
@@ -47,7 +47,7 @@ impl KvType {
 /// Whether attention is computed in one fused step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FlashAttention {
-    /// Where the device can.
+    /// If the device supports it.
     #[default]
     Auto,
     /// Always.
@@ -63,7 +63,7 @@ pub struct ContextOptions {
     pub n_ctx: u32,
     /// Tokens evaluated at a time.
     pub n_batch: u32,
-    /// Rows of logits that one evaluation returns: at least one a sequence. A row takes 4 bytes for each token of the
+    /// Rows of logits that one evaluation returns: at least one per sequence. A row takes 4 bytes for each token of the
     /// vocabulary.
     pub n_rows: u32,
     /// Sequences it holds.
@@ -108,8 +108,8 @@ impl ContextOptions {
 
 /// A context of a model.
 ///
-/// It owns all that llama.cpp has pointers to: the model, the flag that cancels, the observer. They are dropped after
-/// llama.cpp's part has been freed.
+/// It owns everything that llama.cpp has pointers to: the model, the cancel flag and the observer. They are dropped
+/// after llama.cpp's context has been freed.
 pub struct Context {
     pointer: NonNull<sys::llama_context>,
     model: Model,
@@ -121,11 +121,11 @@ pub struct Context {
     n_sequences: u32,
     /// The rows of the last evaluation, `n_vocab` floats each. llama.cpp keeps them until the next one.
     rows: Vec<NonNull<f32>>,
-    /// For each sequence, the position that its next token of the batch in hand has to have; [`UNKNOWN`] for others.
+    /// For each sequence, the position that its next token in the current batch must have; [`UNKNOWN`] for others.
     next: Vec<i32>,
-    /// The sequences of the batch in hand, and the first position that each has in it.
+    /// The sequences of the current batch, and the first position of each in it.
     starts: Vec<(i32, i32)>,
-    /// For each token of the batch in hand, its sequences.
+    /// For each token of the current batch, its sequences.
     lists: Vec<*mut sys::llama_seq_id>,
 }
 
@@ -149,7 +149,7 @@ impl Context {
     /// Makes a context of `model`, with the model's adapters. `observer` sees what every evaluation computes.
     ///
     /// # Errors
-    /// Where an option is out of range, the model was loaded without its weights, or llama.cpp has no memory for it.
+    /// If an option is out of range, the model was loaded without its weights, or llama.cpp has no memory for it.
     pub fn new(model: &Model, options: &ContextOptions, observer: Option<Box<dyn Observer>>) -> Result<Self, Error> {
         backend::get()?;
         options.check()?;
@@ -167,7 +167,7 @@ impl Context {
         params.n_seq_max = options.n_sequences;
         params.n_outputs_max = options.n_rows;
         if options.n_sequences > 1 {
-            // One memory for all, so that a cell can belong to several sequences.
+            // One memory for all sequences, so that a cell can belong to several of them.
             params.kv_unified = true;
             // Otherwise memory is reserved as if each sequence had one row.
             params.n_outputs_max_per_seq = options.n_rows;
@@ -202,7 +202,7 @@ impl Context {
             let context = pointer.as_ptr();
             (sys::llama_n_batch(context), sys::llama_n_ctx(context), sys::llama_n_seq_max(context))
         };
-        // llama.cpp makes the batch no larger than the context, and ends the process over a larger one.
+        // llama.cpp limits the batch to the size of the context, and ends the process on a larger one.
         let n_batch = n_batch.min(options.n_batch);
         let n_sequences = n_sequences.min(options.n_sequences);
         let context = Self {
@@ -264,13 +264,13 @@ impl Context {
     /// Evaluates a batch and waits for the result. The tokens are then in the memory of their sequences, and
     /// [`Self::logits`] returns the rows that were wanted.
     ///
-    /// After an error no token of the batch is in memory. Where the memory cannot be truncated, its sequences are then
+    /// After an error, no token of the batch is in memory. If the memory cannot be truncated, its sequences are then
     /// empty.
     ///
     /// # Errors
-    /// Where the batch is empty or larger than the context takes, a token is not in the vocabulary, is in no sequence or
-    /// one that does not exist, or does not follow directly after what its sequence holds; where it asks for too many
-    /// rows, or the memory is full. When cancelled or stopped by the observer, and where llama.cpp fails.
+    /// If the batch is empty or larger than the context takes, a token is not in the vocabulary, is in no sequence or
+    /// one that does not exist, or does not directly follow the tokens of its sequence. If it asks for too many rows,
+    /// or the memory is full. If it was cancelled or stopped by the observer, or llama.cpp fails.
     pub fn decode(&mut self, batch: &Batch) -> Result<(), Error> {
         self.rows.clear();
         self.check(batch)?;
@@ -334,7 +334,7 @@ impl Context {
         Ok(())
     }
 
-    /// Checks a batch, and notes where each of its sequences starts.
+    /// Checks a batch, and records where each of its sequences starts.
     fn check(&mut self, batch: &Batch) -> Result<(), Error> {
         for (sequence, _) in self.starts.drain(..) {
             self.next[sequence as usize] = UNKNOWN;
@@ -380,13 +380,13 @@ impl Context {
         Ok(())
     }
 
-    /// The tokens that the longest sequence of the batch in hand would have.
+    /// Returns how many tokens the longest sequence of the current batch would have.
     fn end_of_batch(&self) -> usize {
         let ends = self.starts.iter().map(|(sequence, _)| self.next[*sequence as usize]);
         ends.max().and_then(|end| usize::try_from(end).ok()).unwrap_or(0)
     }
 
-    /// Removes the batch in hand from memory.
+    /// Removes the current batch from memory.
     fn take_back(&mut self) {
         for i in 0..self.starts.len() {
             let (sequence, start) = self.starts[i];
@@ -398,16 +398,16 @@ impl Context {
     /// numbers.
     ///
     /// # Errors
-    /// [`Error::NoLogits`] where it was not computed.
+    /// [`Error::NoLogits`] if it was not computed.
     pub fn logits(&self, row: usize) -> Result<&[f32], Error> {
         let pointer = self.rows.get(row).ok_or(Error::NoLogits { row, computed: self.rows.len() })?;
-        // SAFETY: llama.cpp keeps `n_vocab` floats a row until the next evaluation, which takes `&mut self` and clears
-        // `rows`; the evaluation that computed them was waited for.
+        // SAFETY: llama.cpp keeps `n_vocab` floats per row until the next evaluation, which takes `&mut self` and
+        // clears `rows`. The evaluation that computed them has finished.
         Ok(unsafe { std::slice::from_raw_parts(pointer.as_ptr(), self.model.n_vocab() as usize) })
     }
 
-    /// Returns the first and the last position that a sequence holds; `None` where it is empty. The first is above 0 for
-    /// models that look back over a window only.
+    /// Returns the first and the last position that a sequence holds; `None` if it is empty. The first is above 0 for
+    /// models with a sliding window.
     ///
     /// # Errors
     /// [`Error::Sequence`].
@@ -432,7 +432,7 @@ impl Context {
         Ok(self.positions(sequence)?.map_or(0, |held| held.end() + 1))
     }
 
-    /// As [`Self::truncate`], of a sequence that exists.
+    /// Like [`Self::truncate`], of a sequence that exists.
     fn truncate_to(&mut self, sequence: i32, position: i32) {
         let memory = self.memory();
         // SAFETY: the memory is that of a live context in which nothing is being evaluated; the sequence exists, which is
@@ -446,8 +446,8 @@ impl Context {
         }
     }
 
-    /// Makes the first `n_tokens` tokens of `from` part of `to`, too, which held none of them. Nothing is moved: each cell
-    /// of the memory gets a mark.
+    /// Adds the first `n_tokens` tokens of `from` to `to`, which must not hold any of them. Nothing is copied: each
+    /// memory cell gets a mark.
     ///
     /// # Errors
     /// [`Error::Sequence`].
@@ -469,7 +469,7 @@ impl Context {
     /// Returns what the memory holds of a sequence, in llama.cpp's format.
     ///
     /// # Errors
-    /// [`Error::Sequence`], and [`Error::StateMemory`] where there is no memory for the bytes.
+    /// [`Error::Sequence`], and [`Error::StateMemory`] if there is no memory for the bytes.
     pub fn save(&mut self, sequence: u32) -> Result<Vec<u8>, Error> {
         let sequence = self.sequence(sequence)?;
         let context = self.pointer.as_ptr();
@@ -484,11 +484,11 @@ impl Context {
         Ok(state)
     }
 
-    /// Replaces what the memory holds of a sequence by `state`, which [`Self::save`] returned for a context of the same
-    /// model and options. llama.cpp may end the process over other bytes: callers make sure that they are the same.
+    /// Replaces the memory of a sequence by `state`, which [`Self::save`] returned for a context of the same model and
+    /// options. llama.cpp may end the process on other bytes, so callers have to make sure that they are the same.
     ///
     /// # Errors
-    /// [`Error::Sequence`], and [`Error::State`] where llama.cpp refuses the bytes; the sequence is then empty.
+    /// [`Error::Sequence`], and [`Error::State`] if llama.cpp refuses the bytes; the sequence is then empty.
     pub(crate) fn restore(&mut self, sequence: u32, state: &[u8]) -> Result<(), Error> {
         let id = self.sequence(sequence)?;
         self.truncate_to(id, 0);

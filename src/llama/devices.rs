@@ -15,9 +15,9 @@ pub struct Device {
     pub description: String,
     /// Its kind.
     pub kind: DeviceKind,
-    /// Bytes of memory it has; 0 where that is not known.
+    /// Size of its memory in bytes; 0 if it is not known.
     pub total_bytes: u64,
-    /// Bytes of memory that are free now; 0 where that is not known.
+    /// Free bytes of its memory; 0 if they are not known.
     pub free_bytes: u64,
 }
 
@@ -53,7 +53,7 @@ pub fn has_gpu() -> Result<bool, Error> {
 /// Returns the buffers in which the device called `name` keeps tensors.
 ///
 /// # Errors
-/// [`Error::Device`] where no device has this name.
+/// [`Error::Device`] if no device has this name.
 pub(super) fn buffer_type(name: &str) -> Result<sys::ggml_backend_buffer_type_t, Error> {
     match pointers()?.find(|device| describe(*device).name == name) {
         // SAFETY: a device that ggml lists lives as long as the process. The call reads a field of it.

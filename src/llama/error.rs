@@ -21,7 +21,7 @@ pub enum Error {
     #[error("{} is not valid Unicode, which llama.cpp requires of a path; rename the file or one of its folders", .0.display())]
     Path(PathBuf),
     /// A tensor has a type that llama.cpp cannot compute with.
-    #[error("{}: tensor '{name}' is {}, and has to be {wanted}; convert the model again", path.display(), found.name())]
+    #[error("{}: tensor '{name}' is {}, but has to be {wanted}; convert the model again", path.display(), found.name())]
     Tensor {
         /// The file.
         path: PathBuf,
@@ -33,7 +33,7 @@ pub enum Error {
         wanted: &'static str,
     },
     /// A value in the metadata is outside the range that llama.cpp supports.
-    #[error("{}: '{key}' is {found}, and has to be {wanted}; convert the model again", path.display())]
+    #[error("{}: '{key}' is {found}, but has to be {wanted}; convert the model again", path.display())]
     Key {
         /// The file.
         path: PathBuf,
@@ -128,7 +128,7 @@ pub enum Error {
         n_sequences: u32,
     },
     /// A token does not follow directly after what its sequence holds.
-    #[error("a token of sequence {sequence} is at position {position}, and position {expected} comes next")]
+    #[error("a token of sequence {sequence} is at position {position}, but position {expected} comes next")]
     Position {
         /// The sequence.
         sequence: u32,
@@ -138,7 +138,7 @@ pub enum Error {
         expected: u32,
     },
     /// A batch is larger than the context was made for.
-    #[error("a batch has {n_tokens} tokens, and the context takes {n_batch} at a time")]
+    #[error("a batch has {n_tokens} tokens, but the context takes {n_batch} at a time")]
     Batch {
         /// Tokens of the batch.
         n_tokens: usize,
@@ -146,7 +146,7 @@ pub enum Error {
         n_batch: u32,
     },
     /// There are more tokens than the context holds.
-    #[error("the prompt has {wanted} tokens, and the context holds {n_ctx}")]
+    #[error("the prompt has {wanted} tokens, but the context holds {n_ctx}")]
     ContextFull {
         /// Tokens there would be.
         wanted: usize,
@@ -154,7 +154,7 @@ pub enum Error {
         n_ctx: u32,
     },
     /// A batch asks for more rows of logits than the context was made for.
-    #[error("{wanted} rows of logits were asked for at once, and the context was made for {most}")]
+    #[error("{wanted} rows of logits were asked for at once, but the context was made for {most}")]
     Rows {
         /// Rows asked for.
         wanted: usize,
@@ -162,7 +162,7 @@ pub enum Error {
         most: usize,
     },
     /// This row of logits was not computed.
-    #[error("row {row} of the logits was asked for, and the last evaluation computed {computed}")]
+    #[error("row {row} of the logits was asked for, but the last evaluation computed {computed}")]
     NoLogits {
         /// The row.
         row: usize,

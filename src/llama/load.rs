@@ -11,26 +11,27 @@ use llama_cpp_sys_2 as sys;
 
 use super::{Error, Lora, backend, devices};
 
-/// Called while a model loads, with a number from 0 to 1. Returns whether to go on.
+/// Called while a model loads, with a number from 0 to 1. Returns whether to continue.
 pub type Progress = Box<dyn FnMut(f32) -> bool>;
 
 /// How to load a model.
 pub struct ModelOptions {
-    /// Layers to put on a GPU; `None` puts all of them there. Ignored where there is no GPU, or no build for one.
+    /// Layers to put on a GPU; `None` for all. Ignored if there is no GPU, or no support for it in this build.
     pub gpu_layers: Option<u32>,
-    /// Map the weights rather than read them into memory of the process.
+    /// Whether to memory-map the weights instead of reading them into the process's memory.
     pub mmap: bool,
-    /// Let the CPU repack weights into layouts that it multiplies faster. They are then copied, not mapped.
+    /// Whether to repack weights into layouts that the CPU multiplies faster. They are then copied, not mapped.
     pub repack: bool,
-    /// Check all weights for values that are not finite while loading.
+    /// Whether to check all weights for values that are not finite while loading.
     pub check_tensors: bool,
-    /// Load no weights and simulate the memory they would take. Such a model has no context.
+    /// Whether to load no weights, and only simulate the memory that they would take. Such a model cannot have a
+    /// context.
     pub no_alloc: bool,
     /// Tensors to keep in the memory of a given device. The first pattern that matches decides.
     pub tensor_overrides: Vec<TensorOverride>,
     /// Adapters to use with the model, all at once.
     pub lora: Vec<Lora>,
-    /// Told how far loading is.
+    /// Receives the progress of loading.
     pub progress: Option<Progress>,
 }
 
@@ -103,7 +104,7 @@ impl Drop for Handle {
     }
 }
 
-/// Loads the file at `path`: all of it, or the vocabulary alone.
+/// Loads the file at `path`: all of it, or only the vocabulary.
 ///
 /// # Errors
 /// [`Error::Path`], [`Error::Device`], [`Error::LoadCancelled`], and [`Error::Load`] where llama.cpp refuses the file.
@@ -161,14 +162,14 @@ struct Watch<'a> {
     panic: Option<Box<dyn Any + Send>>,
 }
 
-/// Called by llama.cpp while it loads. Returns whether to go on.
+/// Called by llama.cpp while it loads. Returns whether to continue.
 unsafe extern "C" fn on_progress(part: f32, data: *mut c_void) -> bool {
     // SAFETY: the pointer that `load` passed; llama.cpp calls this on the thread that loads, one call at a time.
     let watch = unsafe { &mut *data.cast::<Watch<'_>>() };
     if watch.cancelled {
         return false;
     }
-    // No panic may cross into C++. It goes on when C++ has returned.
+    // No panic may cross into C++. It resumes when C++ has returned.
     match catch_unwind(AssertUnwindSafe(|| (watch.progress)(part))) {
         Ok(go_on) => watch.cancelled = !go_on,
         Err(panic) => (watch.cancelled, watch.panic) = (true, Some(panic)),
@@ -176,7 +177,7 @@ unsafe extern "C" fn on_progress(part: f32, data: *mut c_void) -> bool {
     !watch.cancelled
 }
 
-/// What llama.cpp takes: a list that ends in a null pattern, empty where there are no overrides.
+/// The overrides in the form that llama.cpp needs: a list that ends with a null pattern, or an empty list.
 struct Overrides {
     list: Vec<sys::llama_model_tensor_buft_override>,
     // The list points into these.

@@ -4,8 +4,9 @@
 //! y = W x + scale (alpha / r) B (A x)        W  [out, in]    A  [r, in]  'NAME.lora_a'    B  [out, r]  'NAME.lora_b'
 //! ```
 //!
-//! An adapter is a GGUF file whose `general.type` is `adapter`. llama.cpp ends the process over some that do not fit
-//! the model, and silently ignores parts of others, so that everything is checked before it sees the file.
+//! An adapter is a GGUF file whose `general.type` is `adapter`. llama.cpp aborts the process for some adapters that do
+//! not fit the model, and silently ignores parts of others. Therefore everything is checked before llama.cpp sees the
+//! file.
 //!
 //! Source: Hu et al., "LoRA", <https://arxiv.org/abs/2106.09685>; llama.cpp's `llama-adapter.cpp` and
 //! `convert_lora_to_gguf.py`.
@@ -36,7 +37,7 @@ impl std::str::FromStr for Lora {
     fn from_str(text: &str) -> Result<Self, String> {
         let (path, scale) = match text.rsplit_once('=').map(|(path, scale)| (path, scale.parse::<f32>())) {
             Some((path, Ok(scale))) => (path, scale),
-            // A file's name may have a '=' in it.
+            // A file's name may contain a '='.
             _ => (text, 1.0),
         };
         if !scale.is_finite() {
@@ -49,7 +50,7 @@ impl std::str::FromStr for Lora {
     }
 }
 
-/// An adapter in llama.cpp's memory. llama.cpp frees it with its model, so that this is kept beside the model.
+/// An adapter in llama.cpp's memory. llama.cpp frees it together with its model, so this is kept beside the model.
 pub(super) struct Adapter {
     pointer: NonNull<sys::llama_adapter_lora>,
     scale: f32,
@@ -59,21 +60,21 @@ pub(super) struct Adapter {
 unsafe impl Send for Adapter {}
 unsafe impl Sync for Adapter {}
 
-/// An adapter's file that was checked.
+/// The file of an adapter that has been checked.
 #[derive(Debug)]
 pub(super) struct Checked {
     path: PathBuf,
     scale: f32,
-    /// Bytes of its tensors.
+    /// Size of its tensors in bytes.
     pub bytes: u64,
     /// Identifies its contents.
     pub hash: blake3::Hash,
 }
 
-/// Checks the adapter in `lora`, which is to be used with `model`.
+/// Checks the adapter in `lora` for use with `model`.
 ///
 /// # Errors
-/// Where the file is not an adapter, or does not fit this model.
+/// If the file is not an adapter, or does not fit this model.
 pub(super) fn check(lora: &Lora, model: &Gguf) -> Result<Checked, Error> {
     let adapter = Gguf::open(&lora.path)?;
     check_adapter(&adapter, model).map_err(|reason| Error::Lora { path: lora.path.clone(), reason })?;
@@ -88,7 +89,7 @@ fn check_adapter(adapter: &Gguf, model: &Gguf) -> Result<(), String> {
     let metadata = adapter.metadata();
     let is = |key: &str, wanted: &str| match metadata.get(key) {
         Some(Value::String(found)) if found == wanted => Ok(()),
-        Some(Value::String(found)) => Err(format!("its '{key}' is '{}', and has to be '{wanted}'", shown(found))),
+        Some(Value::String(found)) => Err(format!("its '{key}' is '{}', but has to be '{wanted}'", shown(found))),
         _ => Err(format!("it does not say that its '{key}' is '{wanted}', so it is not a LoRA adapter")),
     };
     is("general.type", "adapter")?;
@@ -132,17 +133,17 @@ fn check_adapter(adapter: &Gguf, model: &Gguf) -> Result<(), String> {
     Ok(())
 }
 
-/// llama.cpp cannot multiply with, or look up rows of, every type.
+/// Checks the type: llama.cpp cannot multiply with every type, or look up its rows.
 fn check_type(tensor: &TensorInfo) -> Result<(), String> {
     match tensor.ty {
         TensorType::F32 | TensorType::F16 | TensorType::BF16 | TensorType::Q8_0 => Ok(()),
         ty => {
-            Err(format!("its tensor '{}' is {}, and has to be F32, F16, BF16 or Q8_0", shown(&tensor.name), ty.name()))
+            Err(format!("its tensor '{}' is {}, but has to be F32, F16, BF16 or Q8_0", shown(&tensor.name), ty.name()))
         }
     }
 }
 
-/// Both matrices have to fit the model's tensor `base`, and one another.
+/// Checks that both matrices fit the model's tensor `base` and each other.
 fn check_pair(base: &str, a: &TensorInfo, b: &TensorInfo, model: &Gguf, is_tied: bool) -> Result<(), String> {
     let size = |tensor: &TensorInfo, i: usize| tensor.dims.get(i).copied().unwrap_or(1);
     let sizes = |tensor: &TensorInfo| (0..4).map(|i| size(tensor, i)).collect::<Vec<_>>();
@@ -172,7 +173,7 @@ fn check_pair(base: &str, a: &TensorInfo, b: &TensorInfo, model: &Gguf, is_tied:
                 sizes[..used].iter().map(u64::to_string).collect::<Vec<_>>().join(" x ")
             };
             return Err(format!(
-                "its tensor '{}' is {}, and would have to be {} for the model's '{base_name}': it was made for another \
+                "its tensor '{}' is {}, but has to be {} for the model's '{base_name}': it was made for another \
                  model",
                 shown(&tensor.name),
                 text(&sizes(tensor)),
@@ -191,7 +192,7 @@ fn shown(name: &str) -> String {
 /// Loads a checked adapter beside its model.
 ///
 /// # Errors
-/// Where llama.cpp cannot load it.
+/// If llama.cpp cannot load it.
 pub(super) fn load(model: &Handle, checked: &Checked) -> Result<Adapter, Error> {
     let path = checked.path.to_str().ok_or_else(|| Error::Path(checked.path.clone()))?;
     let c_path = CString::new(path).map_err(|_| Error::Path(checked.path.clone()))?;
@@ -206,20 +207,21 @@ pub(super) fn load(model: &Handle, checked: &Checked) -> Result<Adapter, Error> 
     Ok(Adapter { pointer: NonNull::new(adapter).ok_or_else(refused)?, scale: checked.scale })
 }
 
-/// Has `context` use `adapters`.
+/// Makes `context` use `adapters`.
 ///
 /// # Safety
-/// The context must be alive, and be one of the model that the adapters were loaded for.
+/// The context must be alive, and belong to the model that the adapters were loaded for.
 pub(super) unsafe fn apply(context: NonNull<sys::llama_context>, adapters: &[Adapter]) {
     let mut pointers: Vec<_> = adapters.iter().map(|adapter| adapter.pointer.as_ptr()).collect();
     let mut scales: Vec<_> = adapters.iter().map(|adapter| adapter.scale).collect();
-    // SAFETY: both lists are as long as is said, and copied. The call always returns 0.
+    // SAFETY: both lists have the length that is passed, and llama.cpp copies them. The call always returns 0.
     unsafe {
         sys::llama_set_adapters_lora(context.as_ptr(), pointers.as_mut_ptr(), pointers.len(), scales.as_mut_ptr());
     }
 }
 
-/// Returns bytes for a hash that identify the adapters, their scales and their order, leaving out those without effect.
+/// Returns bytes that identify the adapters, their scales and their order, for use in a hash. Leaves out adapters with
+/// a scale of 0.
 pub(super) fn identity(checked: &[Checked]) -> Vec<u8> {
     let used = checked.iter().filter(|checked| checked.scale != 0.0);
     used.flat_map(|checked| checked.hash.as_bytes().iter().copied().chain(checked.scale.to_le_bytes())).collect()

@@ -1,4 +1,4 @@
-//! The wall to llama.cpp. Nothing outside this room calls the bindings, and nothing in it decides anything.
+//! The interface to llama.cpp. Nothing outside this room calls the bindings, and this room makes no policy decisions.
 //!
 //! ```text
 //! ModelFile ──load──► Model ──► Context ◄── Batch: tokens of one or many sequences

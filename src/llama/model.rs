@@ -16,7 +16,7 @@ use crate::vocab::Tokenizer;
 
 /// A model's file and its adapters, checked and ready to be loaded.
 ///
-/// Between the check and the loading is the time to look at the memory that the model needs.
+/// Between the check and loading, callers can check the memory that the model needs.
 #[derive(Debug)]
 pub struct ModelFile {
     path: PathBuf,
@@ -30,7 +30,7 @@ impl ModelFile {
     /// Checks the model at `path`, a GGUF file or any part of a split one, and the adapters in `options`.
     ///
     /// # Errors
-    /// Where nibble's reader refuses the file, the file is not a model, llama.cpp would end the process over it, or an
+    /// If nibble's reader refuses the file, the file is not a model, llama.cpp would end the process on it, or an
     /// adapter does not fit the model.
     pub fn check(path: &Path, options: ModelOptions) -> Result<Self, Error> {
         backend::get()?;
@@ -39,7 +39,7 @@ impl ModelFile {
             let what = "an adapter, which changes a model but is not one";
             return Err(Error::Unsupported { path: path.to_path_buf(), what });
         }
-        // llama.cpp ends the process over some vocabularies, such as one that has a piece twice.
+        // llama.cpp ends the process on some vocabularies, such as one with a duplicate piece.
         let pieces = Pieces::from_metadata(gguf.metadata())?;
         preflight::check(path, gguf.metadata(), gguf.tensors())?;
         let lora = options.lora.iter().map(|lora| lora::check(lora, &gguf)).collect::<Result<Vec<_>, _>>()?;
@@ -51,12 +51,12 @@ impl ModelFile {
         self.gguf.metadata()
     }
 
-    /// Returns the bytes of all tensors, those of the adapters included.
+    /// Returns the bytes of all tensors, including those of the adapters.
     pub fn tensor_bytes(&self) -> u64 {
         self.lora.iter().fold(tensor_bytes(&self.gguf), |sum, lora| sum.saturating_add(lora.bytes))
     }
 
-    /// Returns how many layers will lie on a GPU: `u64::MAX` for all.
+    /// Returns how many layers will be on a GPU: `u64::MAX` for all.
     ///
     /// # Errors
     /// [`Error::Backend`] where llama.cpp cannot be started.
@@ -71,7 +71,8 @@ impl ModelFile {
     /// Loads the model. The weights are mapped, not read, unless the options say otherwise.
     ///
     /// # Errors
-    /// [`Error::LoadCancelled`] where the progress callback says no, and [`Error::Load`] where llama.cpp refuses the file.
+    /// [`Error::LoadCancelled`] if the progress callback returns false, and [`Error::Load`] if llama.cpp refuses the
+    /// file.
     pub fn load(mut self) -> Result<Model, Error> {
         let gpu_layers = self.gpu_layers()?;
         let bytes = self.tensor_bytes();
@@ -83,7 +84,7 @@ impl ModelFile {
             let what = "a model with an encoder, as translation and embedding models have";
             return Err(Error::Unsupported { path: self.path, what });
         }
-        // Before any context is made, which reserves the memory that adapters need too.
+        // Before any context is created, because a context also reserves the memory that adapters need.
         let adapters = self.lora.iter().map(|lora| lora::load(&handle, lora)).collect::<Result<_, _>>()?;
         let lora = lora::identity(&self.lora);
         let weights = Weights { gpu_layers, bytes, are_loaded: !self.options.no_alloc, adapters, lora };
@@ -103,16 +104,16 @@ struct Inner {
     path: PathBuf,
     metadata: Metadata,
     n_vocab: u32,
-    // None where only the vocabulary was loaded.
+    // None if only the vocabulary was loaded.
     weights: Option<Weights>,
 }
 
 /// How the weights were loaded, and the adapters beside them.
 struct Weights {
     gpu_layers: u64,
-    // Of all tensors, those of the adapters included.
+    // Size of all tensors, including those of the adapters.
     bytes: u64,
-    // Not where their memory is only simulated.
+    // False if their memory is only simulated.
     are_loaded: bool,
     // Freed with the model.
     adapters: Vec<Adapter>,
@@ -127,7 +128,7 @@ impl fmt::Debug for Model {
 }
 
 impl Model {
-    /// Loads the model at `path`: a GGUF file, or any part of a split one. Does not ask whether it fits in memory.
+    /// Loads the model at `path`: a GGUF file, or any part of a split one. Does not check whether it fits in memory.
     ///
     /// # Errors
     /// As [`ModelFile::check`] and [`ModelFile::load`].
@@ -135,10 +136,10 @@ impl Model {
         ModelFile::check(path, options)?.load()
     }
 
-    /// Loads the vocabulary alone: enough for [`Self::tokenizer`], in a moment and a few megabytes.
+    /// Loads only the vocabulary, which is fast, takes a few megabytes, and is enough for [`Self::tokenizer`].
     ///
     /// # Errors
-    /// Where nibble's reader refuses the file, or llama.cpp cannot load it.
+    /// If nibble's reader refuses the file, or llama.cpp cannot load it.
     pub fn load_vocabulary(path: &Path) -> Result<Self, Error> {
         backend::get()?;
         let gguf = Gguf::open(path)?;
@@ -176,7 +177,7 @@ impl Model {
         self.inner.n_vocab
     }
 
-    /// Returns how many tokens it was trained on at a time; `None` where the file does not say.
+    /// Returns how many tokens it was trained on at a time; `None` if the file does not say.
     pub fn n_ctx_train(&self) -> Option<u32> {
         n_ctx_train(self.metadata())
     }
@@ -199,17 +200,17 @@ impl Model {
         unsafe { !sys::llama_model_is_recurrent(model) && !sys::llama_model_is_hybrid(model) }
     }
 
-    /// Returns the bytes of all its tensors, those of its adapters included; 0 where only the vocabulary was loaded.
+    /// Returns the bytes of all its tensors, including those of its adapters; 0 if only the vocabulary was loaded.
     pub fn tensor_bytes(&self) -> u64 {
         self.inner.weights.as_ref().map_or(0, |weights| weights.bytes)
     }
 
-    /// Returns how many layers lie on a GPU: `u64::MAX` for all.
+    /// Returns how many layers are on a GPU: `u64::MAX` for all.
     pub fn gpu_layers(&self) -> u64 {
         self.inner.weights.as_ref().map_or(0, |weights| weights.gpu_layers)
     }
 
-    /// Returns why no context can be made for it; `None` where one can.
+    /// Returns why no context can be created for it; `None` if one can be.
     pub(super) fn lacks(&self) -> Option<&'static str> {
         match &self.inner.weights {
             None => Some("only its vocabulary was loaded"),
@@ -232,7 +233,7 @@ impl Model {
     /// reads the beginning of the file and samples of each tensor.
     ///
     /// # Errors
-    /// Where the file cannot be read any more.
+    /// If the file cannot be read any more.
     pub fn fingerprint(&self) -> Result<String, Error> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(self.file_fingerprint()?.as_bytes());
@@ -244,7 +245,7 @@ impl Model {
     /// Weights that were trained or quantized differently differ nearly everywhere.
     ///
     /// # Errors
-    /// Where the file cannot be read any more.
+    /// If the file cannot be read any more.
     pub(crate) fn file_fingerprint(&self) -> Result<blake3::Hash, Error> {
         const PIECE: usize = 512;
         let gguf = Gguf::open(self.path())?;
@@ -277,14 +278,14 @@ impl Model {
     }
 }
 
-/// Returns how many tokens the model with this metadata was trained on at a time; `None` where it does not say.
+/// Returns how many tokens the model with this metadata was trained on at a time; `None` if it does not say.
 pub(crate) fn n_ctx_train(metadata: &Metadata) -> Option<u32> {
     let arch = metadata.str("general.architecture").unwrap_or("llama");
     let n = metadata.get(&format!("{arch}.context_length")).and_then(Value::as_u64);
     n.and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0)
 }
 
-/// llama.cpp finds the other parts of a split model from the first.
+/// Returns the path of the first part of a split model, from which llama.cpp finds the others.
 fn first_part(gguf: &Gguf, path: &Path) -> PathBuf {
     gguf.paths().next().unwrap_or(path).to_path_buf()
 }

@@ -1,4 +1,4 @@
-//! Watches an evaluation: every operation of llama.cpp's graph, with its inputs and its result.
+//! Observes an evaluation: every operation of llama.cpp's graph, with its inputs and its result.
 //!
 //! ```text
 //!  llama_decode ──► for each node of the graph, in the order of computation:
@@ -6,9 +6,9 @@
 //!                                   yes: computed, then sees(node)
 //! ```
 //!
-//! llama.cpp calls `cb_eval` of its `llama_context_params` twice for a node: with `ask` before it is computed, and, where
-//! the answer was yes, after. Every node that is wanted ends a batch of work for all threads, so that an observer that
-//! wants everything slows the evaluation down.
+//! llama.cpp calls `cb_eval` of its `llama_context_params` twice for a node: with `ask` before it is computed, and if
+//! the answer was yes, after that. Every wanted node ends a batch of work for all threads, so an observer that wants
+//! every node slows the evaluation down.
 //!
 //! Source: `ggml_backend_sched_compute_splits` in ggml's `ggml-backend.cpp`.
 
@@ -106,12 +106,12 @@ pub struct Room {
 }
 
 impl Room {
-    /// Returns the numbers of `node`, in the order of its dimensions; `None` where they are not 32-bit or 16-bit floats, or
-    /// not in memory.
+    /// Returns the numbers of `node`, in the order of its dimensions; `None` if they are not floats of 32 or 16 bits,
+    /// or not in memory.
     ///
-    /// They are borrowed where they are contiguous 32-bit floats in main memory, and otherwise copied: from a GPU, from a
-    /// view with strides, from 16 bits. Only call this in [`Observer::sees`], for its node and the sources of that: other
-    /// nodes may not be computed yet, or may be overwritten already.
+    /// They are borrowed if they are contiguous 32-bit floats in main memory, and otherwise copied: from a GPU, from a
+    /// view with strides, from 16 bits. Call this only in [`Observer::sees`], for its node and the sources of that
+    /// node. Other nodes may not be computed yet, or may already be overwritten.
     pub fn read<'b, 'a: 'b>(&'b mut self, node: Node<'a>) -> Option<&'b [f32]> {
         let tensor = node.0;
         let number_bytes = match tensor.type_ {

@@ -1,12 +1,12 @@
-//! Refuses what llama.cpp would end the process over, before it sees the file.
+//! Refuses files for which llama.cpp would abort the process, before it sees them.
 //!
-//! llama.cpp returns an error for most wrong keys and tensors. Some make it call a function that does not exist, or fail
-//! an assertion, and both end the process:
+//! llama.cpp returns an error for most wrong keys and tensors. For some, it calls a function that does not exist or
+//! fails an assertion, which ends the process. So this module accepts only:
 //!
 //! ```text
-//! types        weights of a type without a product; vectors of any type but floats
-//! layers       1 to 512                               LLAMA_MAX_LAYERS
-//! experts      none, or at most 1024, of which 1 or more are used    LLAMA_MAX_EXPERTS
+//! types        weights of types that llama.cpp can multiply with; vectors of floats
+//! layers       1 to 512                                                     LLAMA_MAX_LAYERS
+//! experts      none, or at most 1024, of which 1 or more are used           LLAMA_MAX_EXPERTS
 //! epsilon      finite, not negative
 //! RoPE base    finite, above 0
 //! ```
@@ -24,7 +24,7 @@ const MAX_LAYERS: u64 = 512;
 /// llama.cpp's `LLAMA_MAX_EXPERTS`.
 const MAX_EXPERTS: u64 = 1024;
 
-/// Checks a model's file. `path` is for messages.
+/// Checks the metadata and tensors of a model file. `path` is for messages.
 ///
 /// # Errors
 /// [`Error::Tensor`] and [`Error::Key`].
@@ -49,7 +49,7 @@ fn check_tensor(path: &Path, tensor: &TensorInfo) -> Result<(), Error> {
         let (path, name, found) = (path.to_path_buf(), tensor.name.clone(), tensor.ty);
         Err(Error::Tensor { path, name, found, wanted })
     };
-    // ggml ignores sizes of 1 at the end.
+    // ggml ignores trailing sizes of 1.
     let is_vector = tensor.dims.iter().skip(1).all(|&size| size == 1);
     // DeepSeek's table from tokens to experts is looked up, not multiplied.
     let is_table = tensor.name.contains("tid2eid");
@@ -63,7 +63,7 @@ fn check_tensor(path: &Path, tensor: &TensorInfo) -> Result<(), Error> {
     }
 }
 
-/// The numbers that describe a model, by their names without the architecture's prefix.
+/// Access to the numbers that describe a model, by key without the architecture's prefix.
 struct Keys<'a> {
     path: &'a Path,
     metadata: &'a Metadata,
@@ -84,7 +84,7 @@ impl Keys<'_> {
         })
     }
 
-    /// Returns the largest of the numbers at `key`, which holds one number or one a layer; 0 where the key is missing.
+    /// Returns the largest number at `key`, which holds one number or one per layer. Returns 0 if the key is missing.
     fn most(&self, key: &str) -> Result<u64, Error> {
         let number = |value: Option<Value>| match value.as_ref().and_then(Value::as_u64) {
             Some(number) => Ok(number),
@@ -93,7 +93,7 @@ impl Keys<'_> {
         match self.get(key) {
             None => Ok(0),
             Some(Value::Array(array)) => {
-                // llama.cpp reads one number a layer and refuses lists of another length.
+                // llama.cpp reads one number per layer and refuses lists of another length.
                 let read = array.len().min(MAX_LAYERS as usize);
                 (0..read).try_fold(0, |most, i| Ok(number(array.get(i))?.max(most)))
             }

@@ -29,7 +29,7 @@ impl ModelTokenizer {
     /// Makes the tokenizer that `metadata` describes. `pieces` are those of `metadata`.
     ///
     /// # Errors
-    /// Where the vocabulary is not one that text can be encoded with.
+    /// If the vocabulary is not one that text can be encoded with.
     pub fn new(pieces: Pieces, model: Arc<Handle>, metadata: &Metadata) -> Result<Self, Error> {
         let encoder = match pieces.kind() {
             VocabKind::Sentencepiece => Encoder::Own(Box::new(SentencepieceBpe::from_metadata(metadata)?)),
@@ -70,7 +70,7 @@ impl ModelTokenizer {
     }
 }
 
-/// Encodes a text of at most [`MAX_BYTES`] with llama.cpp; `None` where the tokens cannot be counted.
+/// Encodes a text of at most [`MAX_BYTES`] with llama.cpp; `None` if the tokens cannot be counted.
 fn tokenize(model: &Handle, text: &str) -> Option<Vec<sys::llama_token>> {
     let n_bytes = i32::try_from(text.len()).ok()?;
     let mut tokens = vec![0; (text.len() / 2).max(8)];

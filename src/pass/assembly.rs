@@ -1,5 +1,5 @@
-//! What an output tensor is assembled from: rows that lie in files, in the order of the source, and are read in the order
-//! of the output.
+//! Describes how an output tensor is assembled: from rows that are stored in files in the order of the source, and are
+//! read in the order of the output.
 
 use std::ops::Range;
 
@@ -20,12 +20,12 @@ pub struct Assembly<'a> {
     pub inputs: Vec<Input<'a>>,
 }
 
-/// Consecutive rows of an output tensor that lie together in the source.
+/// Consecutive rows of an output tensor that are stored together in the source.
 #[derive(Clone, Debug)]
 pub struct Input<'a> {
-    /// What the source calls the tensor, for messages.
+    /// The tensor's name in the source, for messages.
     pub name: &'a str,
-    /// The type of its elements; F32 where they are packed.
+    /// The type of its elements; F32 if they are packed.
     pub ty: TensorType,
     /// The bytes of the input's rows, in the order of the source.
     pub bytes: Bytes<'a>,
@@ -35,11 +35,11 @@ pub struct Input<'a> {
     pub row_len: usize,
     /// Number of rows.
     pub n_rows: usize,
-    /// The row of the output that the input begins with.
+    /// The output row at which the input begins.
     pub first_row: usize,
-    /// The row of the source's tensor that the input begins with.
+    /// The row of the source's tensor at which the input begins.
     pub first_source_row: usize,
-    /// Which row of the source becomes which row of the output.
+    /// The mapping from rows of the source to rows of the output.
     pub order: RowOrder,
     /// Added to every weight.
     pub plus: f32,
@@ -50,18 +50,18 @@ pub struct Input<'a> {
 pub enum Bytes<'a> {
     /// In a mapped file, at this range.
     Mapped(&'a Mapping, Range<usize>),
-    /// Made by nibble.
+    /// Computed by nibble.
     Made(Vec<u8>),
 }
 
 impl Assembly<'_> {
-    /// Bytes of the source that are read for it.
+    /// Returns the number of bytes that are read from the source for it.
     pub fn n_bytes(&self) -> usize {
         self.inputs.iter().map(|input| input.n_rows * input.row_bytes()).sum()
     }
 
-    /// Returns the inputs that rows `rows` of the output come from, by their places, each with rows counted from its own
-    /// first.
+    /// Returns the indices of the inputs that rows `rows` of the output come from, each with the rows counted from the
+    /// input's first.
     pub fn parts(&self, rows: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> + '_ {
         self.inputs.iter().enumerate().filter_map(move |(i, input)| {
             let start = rows.start.max(input.first_row);
@@ -72,7 +72,7 @@ impl Assembly<'_> {
 }
 
 impl Input<'_> {
-    /// Bytes of the source in a row; of packed weights, of their codes.
+    /// Returns the source's bytes per row; for packed weights, those of the codes.
     pub fn row_bytes(&self) -> usize {
         match (&self.packed, &self.bytes) {
             (Some(_), Bytes::Mapped(_, range)) => range.len() / self.n_rows.max(1),
@@ -86,8 +86,8 @@ impl Input<'_> {
         self.order.source_row(row as u64, self.n_rows as u64) as usize
     }
 
-    /// The number of rows that change places only among themselves, or can only be unpacked together: rows
-    /// `n * group_rows()..(n + 1) * group_rows()` of the output are made of the same rows of the source.
+    /// Returns the number of rows in a group. Rows are only permuted or unpacked within a group: rows
+    /// `n * group_rows()..(n + 1) * group_rows()` of the output are made from the same rows of the source.
     pub fn group_rows(&self) -> usize {
         let ordered = match self.order {
             RowOrder::AsStored => 1,
@@ -106,26 +106,26 @@ impl Input<'_> {
         }
     }
 
-    /// Returns the rows of the source that rows `rows` are made of, with those between them: whole groups.
+    /// Returns the range of source rows that rows `rows` are made from, in whole groups.
     pub fn source_rows(&self, rows: &Range<usize>) -> Range<usize> {
         let group = self.group_rows();
         rows.start / group * group..rows.end.next_multiple_of(group).min(self.n_rows)
     }
 
-    /// Returns the bytes of the row that becomes row `row`. `source` holds the input's bytes from its row `first_row` on,
-    /// the first of a group.
+    /// Returns the bytes of the source row that becomes row `row`. `source` holds the input's bytes from its row
+    /// `first_row` on, which is the first row of a group.
     pub fn row<'s>(&self, row: usize, source: &'s [u8], first_row: usize) -> &'s [u8] {
         let row_bytes = self.row_bytes();
         let at = (self.source_row(row) - first_row) * row_bytes;
         &source[at..at + row_bytes]
     }
 
-    /// Whether rows can go into an output of type `ty` as they are, byte for byte.
+    /// Returns whether rows can be copied byte for byte into an output of type `ty`.
     pub fn can_copy(&self, ty: TensorType) -> bool {
         self.ty == ty && self.packed.is_none() && self.plus == 0.0
     }
 
-    /// Decodes rows `rows` of the input into `dst`, which holds exactly that many. `source` as for [`Self::row`].
+    /// Decodes rows `rows` of the input into `dst`, which has exactly their length. `source` is as for [`Self::row`].
     pub fn decode(&self, rows: Range<usize>, source: &[u8], first_row: usize, dst: &mut [f32]) {
         if let Some((packing, others)) = &self.packed {
             let unpack = |rows: Range<usize>, dst: &mut [f32]| {
@@ -146,7 +146,7 @@ impl Input<'_> {
             // The source's types were checked when it was opened.
             let decode = quant::decoder(self.ty).expect("a type that nibble reads");
             if self.order == RowOrder::AsStored {
-                // Rows that lie together are decoded in one go.
+                // Consecutive rows are decoded in one call.
                 let row_bytes = self.row_bytes();
                 decode(&source[(rows.start - first_row) * row_bytes..(rows.end - first_row) * row_bytes], dst);
             } else {

@@ -1,4 +1,4 @@
-//! From rows of the source to the bytes of the output, for one tensor.
+//! Converts rows of the source to bytes of the output, for one tensor.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,8 +9,8 @@ use super::prologue::{EncodeRows, Prologue, WholeTensor};
 use crate::gguf::{TensorInfo, TensorType};
 use crate::quant::Format;
 
-/// Weights that are decoded at once: half a MiB as floats, so that they are still in the core's own cache when they are
-/// quantized.
+/// Number of weights that are decoded at once: half a MiB as floats, so that they are still in the core's own cache
+/// when they are quantized.
 const STEP_WEIGHTS: usize = 128 * 1024;
 
 /// Encodes one tensor.
@@ -21,7 +21,7 @@ pub struct Encoder<'a> {
     pub ty: TensorType,
     /// Bytes of a row of the output.
     pub row_bytes: usize,
-    /// Importance of its columns.
+    /// The importance of its columns.
     pub importance: Option<&'a [f32]>,
     format: &'static Format,
     allow_nan: bool,
@@ -43,7 +43,7 @@ struct State {
 }
 
 impl<'a> Encoder<'a> {
-    /// Encodes the rows of `assembly`, which the blocks of `format` must divide, in that format.
+    /// Creates an encoder of `assembly` in `format`, whose block length must divide the row length.
     pub fn new(
         assembly: Assembly<'a>,
         format: &'static Format,
@@ -54,7 +54,7 @@ impl<'a> Encoder<'a> {
         Self { assembly, ty: format.ty, row_bytes, importance, format, allow_nan, prologue: None }
     }
 
-    /// Runs `prologue` before the first row is encoded. `tensor` describes the output.
+    /// Makes the encoder run `prologue` before it encodes the first row. `tensor` describes the output.
     #[must_use]
     pub fn with_prologue(mut self, prologue: Option<&'a dyn Prologue>, tensor: &'a TensorInfo) -> Self {
         let state = State { rounding: None, rows_left: self.assembly.n_rows };
@@ -62,24 +62,25 @@ impl<'a> Encoder<'a> {
         self
     }
 
-    /// The type's format.
+    /// Returns the format of the output type.
     pub fn format(&self) -> &'static Format {
         self.format
     }
 
-    /// Counts `n_rows` rows as encoded, as by an earlier run.
+    /// Counts `n_rows` rows as encoded, because an earlier run did so.
     pub fn skip(&self, n_rows: usize) {
         if let Some(prepared) = &self.prologue {
             prepared.finish(n_rows);
         }
     }
 
-    /// Encodes rows `rows` of input number `input`, counted from its first, and puts them in `dst`, which holds exactly
-    /// that many. `source` is the input's bytes from row `first_row` on (the first of a group, see
-    /// [`Input::group_rows`]), `weights` room to work in, kept from one call to the next.
+    /// Encodes rows `rows` of input number `input`, counted from the input's first row, into `dst`, which has exactly
+    /// their length. `source` holds the input's bytes from row `first_row` on, which is the first row of a group (see
+    /// [`Input::group_rows`]). `weights` is a buffer that is reused from one call to the next.
     ///
     /// # Errors
-    /// A weight is not finite, or may not stay so in the output's type (unless that is allowed); or the prologue fails.
+    /// If a weight is not finite, or may not stay finite in the output's type (unless that is allowed), or the prologue
+    /// fails.
     pub fn encode(
         &self,
         input: usize,
@@ -91,7 +92,7 @@ impl<'a> Encoder<'a> {
     ) -> Result<(), Error> {
         let input = &self.assembly.inputs[input];
         if input.can_copy(self.ty) && self.ty.block_len() > 1 {
-            // Already in the wanted quantization: decoding and encoding again could only lose.
+            // Already in the wanted type: decoding and encoding again could only lose precision.
             for (row, dst) in rows.zip(dst.chunks_exact_mut(self.row_bytes)) {
                 dst.copy_from_slice(input.row(row, source, first_row));
             }
@@ -130,7 +131,8 @@ impl<'a> Encoder<'a> {
 }
 
 impl Prepared<'_> {
-    /// Returns the prologue's result. Runs the prologue if it has not run; other threads that need it wait meanwhile.
+    /// Returns the prologue's result. Runs the prologue if it has not run yet, while other threads that need its result
+    /// wait.
     fn rounding(
         &self,
         assembly: &Assembly<'_>,
@@ -155,7 +157,7 @@ impl Prepared<'_> {
     }
 }
 
-/// Refuses weights that are not below `limit` in magnitude, which is what `ty` can hold.
+/// Returns an error if a weight is not below `limit` in magnitude, the most that `ty` can hold.
 fn check_weights(input: &Input, ty: TensorType, limit: f32, first_row: usize, weights: &[f32]) -> Result<(), Error> {
     let largest = largest_magnitude(weights);
     if largest < limit {
@@ -171,13 +173,13 @@ fn check_weights(input: &Input, ty: TensorType, limit: f32, first_row: usize, we
     })
 }
 
-/// Returns the largest magnitude among the weights; infinity or NaN where any is not finite.
+/// Returns the largest magnitude of the weights; infinity or NaN if a weight is not finite.
 fn largest_magnitude(weights: &[f32]) -> f32 {
-    // Magnitudes are ordered like their bits, NaN above infinity above all numbers, and a maximum of integers vectorises.
+    // Magnitudes are ordered like their bits (NaN above infinity above all numbers), and an integer maximum vectorises.
     f32::from_bits(weights.iter().fold(0, |largest, w| largest.max(w.to_bits() & 0x7fff_ffff)))
 }
 
-/// Returns row and column of the first weight that `is_wrong`.
+/// Returns the row and the column of the first weight for which `is_wrong` returns true.
 fn find(weights: &[f32], row_len: usize, is_wrong: impl Fn(f32) -> bool) -> Option<(usize, usize)> {
     let at = weights.iter().position(|&w| is_wrong(w))?;
     Some((at / row_len, at % row_len))

@@ -19,15 +19,15 @@ pub enum Error {
     Vocab(#[from] vocab::Error),
     #[error("{path}: no such file or folder")]
     NoSource { path: PathBuf },
-    #[error("{path}: this GGUF is an adapter, which is made from the folder that PEFT saved and converted no further")]
+    #[error("{path}: this GGUF file is an adapter already; adapters are converted from the folder that PEFT saved")]
     Adapter { path: PathBuf },
-    #[error("{path}: tensor '{tensor}' is {ty} already; quantizing it again would add a second loss to the first")]
+    #[error("{path}: tensor '{tensor}' is {ty} already; quantizing it again would lose still more")]
     AlreadyQuantized { path: PathBuf, tensor: String, ty: TensorType },
     #[error("{path}: tensor '{tensor}' is {ty}, which nibble cannot read")]
     UnreadableType { path: PathBuf, tensor: String, ty: String },
     #[error("{path}: the model's architecture is '{found}'; nibble converts GGUF files of {known}")]
     ForeignArchitecture { path: PathBuf, found: String, known: String },
-    #[error("{path}: the key '{key}' is missing or not a number; is this a whole model?")]
+    #[error("{path}: the key '{key}' is missing or not a number; is this a complete model?")]
     MissingKey { path: PathBuf, key: String },
     #[error(
         "tensor '{tensor}' has {value} at row {row}, column {column} (rows and columns count from 0): the checkpoint is \

@@ -1,4 +1,4 @@
-//! BLAKE3 of a file, made from spans that are hashed on their own, in any order and by any thread.
+//! Computes the BLAKE3 of a file from spans that are hashed separately, in any order and by any thread.
 //!
 //! ```text
 //!                 root                    BLAKE3 is a tree over chunks of 1 KiB in which the left side of every node
@@ -12,14 +12,16 @@
 use blake3::Hasher;
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 
-/// Hashes one span of a file, in pieces of any size: so that each can be hashed while it is still in the core's cache.
+/// Hashes one span of a file, in pieces of any size, so that each piece can be hashed while it is still in the core's
+/// cache.
 pub struct SpanHasher {
     hasher: Hasher,
     is_whole_file: bool,
 }
 
 impl SpanHasher {
-    /// For the span that begins at `offset`, a multiple of `span_bytes` (a power of two), in a file of `file_bytes`.
+    /// Creates a hasher for the span that begins at `offset`, a multiple of `span_bytes` (a power of two), in a file of
+    /// `file_bytes` bytes.
     pub fn new(offset: u64, span_bytes: u64, file_bytes: u64) -> Self {
         debug_assert!(span_bytes.is_power_of_two() && span_bytes >= 1024 && offset.is_multiple_of(span_bytes));
         let mut hasher = Hasher::new();
@@ -32,17 +34,18 @@ impl SpanHasher {
         self.hasher.update(bytes);
     }
 
-    /// What the span adds to the file's hash: its chaining value, or the hash itself where the file has no other span.
+    /// Returns the span's contribution to the file's hash: its chaining value, or the hash itself if the file has no
+    /// other span.
     pub fn finish(&self) -> ChainingValue {
         if self.is_whole_file { *self.hasher.finalize().as_bytes() } else { self.hasher.finalize_non_root() }
     }
 }
 
-/// The hash of a file whose spans gave these values, as `b3sum` prints it. A file always has a span, an empty one if need
-/// be.
+/// Returns the hash of a file whose spans have these values, as `b3sum` prints it. Every file has a span, even an empty
+/// file.
 ///
 /// # Panics
-/// Without any value.
+/// If `spans` is empty.
 pub fn of_file(spans: &[ChainingValue]) -> blake3::Hash {
     match spans {
         [whole] => blake3::Hash::from_bytes(*whole),
@@ -63,7 +66,7 @@ fn node(spans: &[ChainingValue]) -> ChainingValue {
     }
 }
 
-/// Cut as the tree cuts: the left side is the largest power of two that leaves something for the right.
+/// Splits spans as the tree does: the left side is the largest power of two that leaves something for the right.
 fn halves(spans: &[ChainingValue]) -> (&[ChainingValue], &[ChainingValue]) {
     assert!(spans.len() > 1, "{} spans have no halves", spans.len());
     spans.split_at(spans.len().next_power_of_two() / 2)

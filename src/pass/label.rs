@@ -1,8 +1,8 @@
-//! How large a model is, as people say it.
+//! Size labels of models, such as `34B`.
 
 /// Returns the size label of a model with `n_weights` weights: `34B`, `8.8B`, `6.4M`, `260K`.
 ///
-/// As llama.cpp's converter rounds it: one decimal below 10, none above.
+/// Rounds as llama.cpp's converter does: to one decimal below 10, to none above.
 pub fn size_label(n_weights: u64) -> String {
     let n = n_weights as f64;
     let (value, unit) = match n_weights {

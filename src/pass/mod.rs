@@ -1,4 +1,4 @@
-//! One pass over a source: its tensors as rows, its files as spans, and what is made of the rows.
+//! One pass over a source: reads its files in spans, and decodes, transforms and encodes the rows of its tensors.
 //!
 //! ```text
 //! Source::open    a checkpoint or a GGUF ─► metadata, tensors, and what each is assembled from
@@ -12,9 +12,9 @@
 //! ```
 //!
 //! An output tensor may have several inputs, in one file or in several, and a tensor of the source may be an input of
-//! several outputs. Either way every byte of the source is read and hashed once: spans follow the files, and pieces say
-//! which rows of which output the bytes become. (Scales and zeros of packed matrices are looked up where their codes are
-//! unpacked, and read a second time for their hash.)
+//! several outputs. In both cases, every byte of the source is read and hashed once: spans follow the files, and pieces
+//! say which rows of which output the bytes become. (The scales and zero points of packed matrices are read when their
+//! codes are unpacked, and a second time for their hash.)
 //!
 //! Conversion, verification and the comparison of weights are three uses of a pass.
 

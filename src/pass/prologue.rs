@@ -1,9 +1,9 @@
 //! Work on a whole tensor before any of its rows is encoded.
 //!
-//! Nearest rounding needs none: each row is encoded for itself. Rounding that compensates errors needs the covariance of
-//! a matrix's inputs, factored once for the matrix, before the first row. A [`Prologue`] does such work and returns what
-//! then encodes the rows. It runs once for a tensor, when the first of its rows is reached; what it returns is dropped
-//! after the last, so that only the tensors that are being worked on have anything in memory.
+//! Nearest rounding needs none, because it encodes each row independently. Rounding that compensates errors needs the
+//! covariance of a matrix's inputs, factored once before the first row. A [`Prologue`] does such work, and returns an
+//! object that then encodes the rows. It runs once per tensor, when the first of its rows is reached. Its result is
+//! dropped after the last row, so that only tensors in progress take memory.
 
 use std::fmt;
 use std::ops::Range;
@@ -16,21 +16,23 @@ use crate::quant::Format;
 
 /// Work on each tensor before its rows are encoded.
 pub trait Prologue: fmt::Debug + Send + Sync {
-    /// Returns all that the result depends on, as text: work that was begun with another prologue is not continued.
+    /// Returns everything that the result depends on, as text. Work that was begun with another prologue is not
+    /// resumed.
     fn identity(&self) -> String;
 
-    /// Prepares a tensor. Returns what encodes its rows; `None` where they are rounded to nearest, as without a prologue.
+    /// Prepares a tensor. Returns an object that encodes its rows; `None` if they are rounded to nearest, as without a
+    /// prologue.
     ///
     /// # Errors
-    /// What [`WholeTensor::read`] returns.
+    /// Those of [`WholeTensor::read`].
     fn prepare(&self, tensor: &WholeTensor<'_>) -> Result<Option<Box<dyn EncodeRows>>, Error>;
 }
 
 /// Encodes the rows of a tensor that a [`Prologue`] has prepared.
 pub trait EncodeRows: Send + Sync {
-    /// Encodes the rows `weights`, of `row_len` weights each, the first of which is row `first_row` of the tensor. `dst`
-    /// holds exactly their blocks. The bytes of a row must not depend on which rows come in one call. `weights` may be
-    /// changed.
+    /// Encodes the rows `weights`, of `row_len` weights each, which begin with row `first_row` of the tensor. `dst` has
+    /// exactly the size of their blocks. The bytes of a row must not depend on which rows are passed in one call.
+    /// `weights` may be changed.
     fn encode(
         &self,
         format: &Format,
@@ -42,7 +44,7 @@ pub trait EncodeRows: Send + Sync {
     );
 }
 
-/// A tensor of the output with all of its rows.
+/// An output tensor with all of its rows.
 pub struct WholeTensor<'a> {
     /// Name, sizes and type in the output.
     pub info: &'a TensorInfo,
@@ -66,10 +68,10 @@ impl<'a> WholeTensor<'a> {
         self.assembly.n_rows
     }
 
-    /// Reads rows `rows` of the tensor, in the order of the output, into `weights`.
+    /// Reads rows `rows` of the tensor into `weights`, in the order of the output.
     ///
     /// # Errors
-    /// The source cannot be read.
+    /// If the source cannot be read.
     pub fn read(&self, rows: Range<usize>, weights: &mut Vec<f32>) -> Result<(), Error> {
         let mut buffer = Vec::new();
         let mut dst = room(weights, rows.len() * self.row_len());

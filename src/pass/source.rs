@@ -1,4 +1,5 @@
-//! An opened source: a checkpoint or a GGUF, as the tensors of the output and what each is assembled from.
+//! An opened source (a checkpoint or a GGUF file), described as the tensors of the output and what each is assembled
+//! from.
 
 use std::path::Path;
 
@@ -11,20 +12,20 @@ use crate::gguf::{self, Gguf, Metadata, TensorInfo, TensorType};
 use crate::quant;
 use crate::vocab::{self, TokenizerFiles};
 
-/// A source, and all that a plan and a file need to know of it.
+/// A source, with everything that a plan and an output file need to know about it.
 pub struct Source {
     files: Files,
-    /// The output's metadata, without what the plan and the making add.
+    /// The output's metadata, without the keys that the plan and the conversion add.
     pub metadata: Metadata,
     /// The tensors in the order of the output, with the types that they have in the source.
     pub tensors: Vec<TensorInfo>,
-    /// For each tensor.
+    /// Where each tensor comes from.
     origins: Vec<From>,
-    /// What recipes ask about the model.
+    /// The properties of the model that recipes depend on.
     pub topology: Topology,
     /// The model's name.
     pub name: String,
-    /// What the user should know although it is no error.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
@@ -36,7 +37,7 @@ enum Files {
 /// Where the bytes of an output tensor come from.
 enum From {
     Checkpoint(Vec<Located>),
-    /// A tensor of the GGUF, by its place in [`Gguf::tensors`].
+    /// A tensor of the GGUF file, by its index in [`Gguf::tensors`].
     Gguf(usize),
     /// Numbers that the configuration implies.
     Made(Vec<f32>),
@@ -45,19 +46,19 @@ enum From {
 /// An input whose tensors have been found.
 struct Located {
     input: arch::Input,
-    /// The place of each of its tensors in [`Checkpoint::tensors`].
+    /// The index of each of its tensors in [`Checkpoint::tensors`].
     tensors: Vec<usize>,
     /// The type of its weights.
     ty: TensorType,
 }
 
 impl Source {
-    /// Opens the source at `path`: a GGUF, or a Hugging Face folder of one of the `architectures`. Nothing is read but
+    /// Opens the source at `path`: a GGUF file, or a Hugging Face folder of one of the `architectures`. Reads only
     /// headers and small files.
     ///
     /// # Errors
-    /// There is no source, it is broken, or nibble cannot convert it. A GGUF that is quantized already is refused unless
-    /// `allow_requantize`.
+    /// If there is no source, it is broken, or nibble cannot convert it. A GGUF file that is already quantized is
+    /// refused unless `allow_requantize` is set.
     pub fn open(path: &Path, architectures: Architectures, allow_requantize: bool) -> Result<Self, Error> {
         if !path.exists() {
             return Err(Error::NoSource { path: path.to_path_buf() });
@@ -77,13 +78,13 @@ impl Source {
         }
     }
 
-    /// Their names, without folders.
+    /// Returns their names, without folders.
     pub fn file_names(&self) -> Vec<String> {
         let name = |file: &Mapping| file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         self.mappings().into_iter().map(name).collect()
     }
 
-    /// What the source is called: the folder of a checkpoint, the file of a GGUF.
+    /// Returns the source's name: the folder of a checkpoint, or the name of a GGUF file.
     pub fn file_name(&self) -> String {
         match &self.files {
             Files::Checkpoint(checkpoint) => checkpoint.name(),
@@ -117,11 +118,11 @@ impl Source {
     }
 }
 
-/// Lays the inputs of a tensor with these sizes one after the other.
+/// Assembles a tensor of these sizes from its inputs, one after the other.
 fn assemble<'a>(dims: &[u64], inputs: &'a [Located], checkpoint: &'a Checkpoint) -> Assembly<'a> {
     let n_weights = dims.iter().product::<u64>() as usize;
     let is_one = matches!(inputs, [Located { input, .. }] if input.is_whole());
-    // A bias is split and permuted by its elements.
+    // A bias is split and permuted element by element.
     let row_len = match dims {
         [_] if !is_one => 1,
         dims => dims.first().copied().unwrap_or(1) as usize,
@@ -263,11 +264,11 @@ fn of_gguf(gguf: Gguf, path: &Path, architectures: Architectures, allow_requanti
     Ok(Source { files, metadata, tensors, origins, topology, name, warnings: Vec::new() })
 }
 
-/// Returns the general part of the metadata: what the model is, where it comes from and under which license, from its
-/// folder's name and its card.
+/// Returns the general metadata (what the model is, where it comes from, and its license) from the folder's name and
+/// the model card.
 pub(crate) fn general_metadata(architecture: &str, name: &str, n_weights: u64, card: &ModelCard) -> Metadata {
     let mut metadata = Metadata::new();
-    // llama.cpp wants the architecture to come first.
+    // llama.cpp expects the architecture to be the first key.
     metadata.set("general.architecture", architecture);
     metadata.set("general.type", "model");
     metadata.set("general.name", card.model_name.as_deref().unwrap_or(name));

@@ -10,33 +10,33 @@ use super::{Error, Source};
 use crate::base::mmap::Mapping;
 use crate::base::threads::room;
 
-/// Bytes of a file that are read in one go: enough that a read, a write and a note in the journal cost nothing beside the
-/// work, and so few that the threads end together and a kill loses next to nothing. A power of two, so that a span is a
-/// node of the file's hash.
+/// Size of a span in bytes. It is large enough that the cost of a read, a write and a journal entry is negligible, and
+/// small enough that the threads end together and a kill loses little work. It is a power of two, so that a span is a
+/// node of the file's hash tree.
 pub const SPAN_BYTES: u64 = 4 << 20;
 
-/// How many spans ahead of the one being worked on the system is asked to read, beside one for each thread: enough to
-/// keep a disk busy while every thread quantizes.
+/// Number of spans, in addition to one for each thread, that the system is asked to read ahead: enough to keep a disk
+/// busy while every thread quantizes.
 pub const SPANS_AHEAD: usize = 4;
 
-/// Bytes that are read at once: few enough that they are still in the core's own cache when they are hashed.
+/// Number of bytes that are read at once: few enough that they are still in the core's own cache when they are hashed.
 const READ_BYTES: usize = 256 << 10;
 
 /// A unit of work: an aligned stretch of one file, and all rows that begin in it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Span {
-    /// The file, by its number; `None` for tensors that come from no file.
+    /// The file's number; `None` for tensors that do not come from a file.
     pub file: Option<usize>,
-    /// What is hashed: `SPAN_BYTES` of the file, fewer at its end.
+    /// The bytes that are hashed: `SPAN_BYTES` of the file, fewer at its end.
     pub bytes: Range<u64>,
-    /// Where the last row that begins in the span ends: what is read.
+    /// The end of the last row that begins in the span, up to which bytes are read.
     pub read_end: u64,
-    /// Rows, in the order of the file.
+    /// The rows that begin in the span, in the order of the file.
     pub pieces: Vec<Piece>,
 }
 
 impl Span {
-    /// Bytes of the file: the measure of how far the work is.
+    /// Returns the size of the span in bytes, for measuring progress.
     pub fn n_bytes(&self) -> u64 {
         self.bytes.end - self.bytes.start
     }
@@ -52,23 +52,24 @@ impl Span {
     }
 }
 
-/// Rows of one input of one tensor, whole groups of them (see [`Input::group_rows`]).
+/// Rows of one input of one tensor, in whole groups (see [`Input::group_rows`]).
 #[derive(Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// The tensor, by its number among those of the pass.
+    /// Number of the tensor among those of the pass.
     pub tensor: usize,
-    /// The input, by its number among the tensor's.
+    /// Number of the input among the tensor's inputs.
     pub input: usize,
-    /// Rows of the input: in the order of the output and, as they are whole groups, of the source too.
+    /// Rows of the input. They are the same in the order of the output and of the source, because they are whole
+    /// groups.
     pub rows: Range<usize>,
-    /// The row of the output that the input begins with.
+    /// The output row at which the input begins.
     pub first_row: usize,
-    /// Where in the file the rows begin.
+    /// Offset of the rows in the file.
     pub offset: u64,
 }
 
 impl Piece {
-    /// The rows of the output tensor.
+    /// Returns the rows of the output tensor.
     pub fn output_rows(&self) -> Range<usize> {
         self.first_row + self.rows.start..self.first_row + self.rows.end
     }
@@ -82,7 +83,7 @@ pub struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    /// Cuts the files of `source` into spans, for tensors that are assembled of it in this way.
+    /// Cuts the files of `source` into spans, for tensors that are assembled in these ways.
     pub fn new<'t>(source: &'a Source, tensors: impl IntoIterator<Item = &'t Assembly<'t>>) -> Self {
         let files = source.mappings();
         let lengths: Vec<u64> = files.iter().map(|file| file.bytes().len() as u64).collect();
@@ -91,17 +92,19 @@ impl<'a> Pass<'a> {
         Self { files, spans }
     }
 
-    /// The files, in the order of their numbers.
+    /// Returns the files, in the order of their numbers.
     pub fn files(&self) -> &[&'a Mapping] {
         &self.files
     }
 
-    /// The spans: every byte of the files, in their order, and last a span for tensors that come from no file.
+    /// Returns the spans: all bytes of the files, in their order, and at the end a span for tensors that do not come
+    /// from a file.
     pub fn spans(&self) -> &[Span] {
         &self.spans
     }
 
-    /// Keeps only pieces that are wanted, and spans that have any. What is left says nothing of the files' hashes.
+    /// Keeps only the wanted pieces, and the spans that have any. The hashes of the files cannot be computed from what
+    /// is left.
     #[must_use]
     pub fn retain(mut self, is_wanted: impl Fn(&Piece) -> bool) -> Self {
         for span in &mut self.spans {
@@ -111,15 +114,15 @@ impl<'a> Pass<'a> {
         self
     }
 
-    /// Asks the system to read a span soon.
+    /// Tells the system that a span will be read soon.
     pub fn will_read(&self, span: &Span) {
         if let Some(file) = span.file {
             self.files[file].will_read(span.bytes.start as usize..span.bytes.end as usize);
         }
     }
 
-    /// Reads a span, and the end of the last row that begins in it, into `buffer`. Returns the bytes, and what the span adds
-    /// to the hash of its file. A span of no file has no bytes.
+    /// Reads a span, including the end of the last row that begins in it, into `buffer`. Returns the bytes, and the
+    /// span's contribution to the hash of its file. A span without a file has no bytes.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -139,7 +142,7 @@ impl<'a> Pass<'a> {
         Ok((read, hasher.finish()))
     }
 
-    /// Reads a span as [`Self::read`] does, without hashing it.
+    /// Reads a span like [`Self::read`], but does not hash it.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -157,7 +160,7 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// Returns the BLAKE3 of each file, from what its spans add.
+/// Returns the BLAKE3 of each file, from the contributions of its spans.
 pub fn file_hashes(spans: &[Span], values: &[ChainingValue]) -> Vec<blake3::Hash> {
     let of_spans = spans.chunk_by(|a, b| a.file == b.file).filter(|of_file| of_file[0].file.is_some());
     let mut at = 0;
@@ -166,12 +169,12 @@ pub fn file_hashes(spans: &[Span], values: &[ChainingValue]) -> Vec<blake3::Hash
         at += of_file.len();
         hash::of_file(values)
     };
-    // Spans of no file come last, so that values and spans stay together.
+    // Spans without a file come last, so that values and spans stay aligned.
     of_spans.map(of).collect()
 }
 
-/// Cuts files of these lengths into spans, every byte of them whether a tensor needs it or not, in the order of the
-/// files: read so, a disk is read from one end to the other. Tensors from no file make a span of their own, the last.
+/// Cuts files of these lengths into spans, including bytes that no tensor needs, in the order of the files, so that a
+/// disk is read sequentially. Tensors that do not come from a file form a span of their own, the last one.
 ///
 /// `file_of` returns the number of a file.
 fn cut<'t>(
@@ -209,7 +212,7 @@ fn cut<'t>(
         while group * group_rows < input.n_rows {
             let offset = begin + group as u64 * group_bytes;
             let span = &mut spans[first_spans[file] + (offset / SPAN_BYTES) as usize];
-            // Groups that begin before the span's end.
+            // The groups that begin before the span's end.
             let end = ((offset / SPAN_BYTES + 1) * SPAN_BYTES - begin).div_ceil(group_bytes) as usize;
             let rows = group * group_rows..input.n_rows.min(end * group_rows);
             span.read_end = span.read_end.max(begin + (rows.end * row_bytes) as u64);

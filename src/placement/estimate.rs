@@ -16,10 +16,10 @@
 use super::Shape;
 use crate::llama::{FlashAttention, KvType};
 
-/// The numbers of a context that its memory follows from.
+/// The numbers of a context that determine its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContextSize {
-    /// Tokens it holds.
+    /// Number of tokens that it holds.
     pub n_ctx: u32,
     /// Tokens evaluated at a time.
     pub n_batch: u32,
@@ -69,7 +69,8 @@ impl Estimate {
         self.weights.saturating_add(self.kv_cache).saturating_add(self.compute)
     }
 
-    /// Returns what stays in main memory when `gpu_layers` lie on a GPU. The output layer counts as one more.
+    /// Returns the part that stays in main memory if `gpu_layers` layers are on a GPU. The output layer counts as one
+    /// more layer.
     pub fn on_host(&self, gpu_layers: u64, n_layers: u64) -> Self {
         let all = n_layers.saturating_add(1);
         let here = all.saturating_sub(gpu_layers);

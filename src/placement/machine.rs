@@ -14,7 +14,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Returns the memory of this machine; `None` where the system does not say.
+    /// Returns the memory of this machine; `None` if the system does not say.
     pub fn this() -> Option<Self> {
         let mut system = sysinfo::System::new().ok()?;
         system.refresh_memory();
@@ -29,11 +29,11 @@ impl Machine {
         (machine.total > 0).then_some(machine)
     }
 
-    /// Checks that a model of this shape, with a context of this size, runs here without reading its weights from disk for
-    /// every token. `beside` bytes are taken by others already.
+    /// Checks that a model of this shape, with a context of this size, runs here without reading its weights from disk
+    /// for every token. Other models already take `beside` bytes.
     ///
     /// # Errors
-    /// Where it does not fit: what it needs, and what would fit.
+    /// If it does not fit. The error says what it needs, and what would fit.
     pub fn check(&self, shape: &Shape, context: &ContextSize, gpu_layers: u64, beside: u64) -> Result<(), NoRoom> {
         let needs = |context: &ContextSize| shape.estimate(context).on_host(gpu_layers, shape.n_layers);
         let wanted = needs(context);
@@ -61,7 +61,7 @@ pub struct NoRoom {
     pub beside: u64,
     /// Tokens of context that the estimate is for.
     pub n_ctx: u32,
-    /// The largest power of two of tokens that fits, where one of 512 or more does.
+    /// The largest context that fits, as a power of two of at least 512 tokens; `None` if there is none.
     pub fits: Option<u32>,
 }
 

@@ -6,7 +6,7 @@
 //! Machine        memory of this machine ─────────────────┴─► fits, or NoRoom with what would fit
 //! ```
 //!
-//! It knows plain numbers only: no files are loaded here, and no contexts are made.
+//! It uses only plain numbers: it loads no files, and creates no contexts.
 
 mod estimate;
 mod machine;

@@ -1,12 +1,12 @@
-//! The numbers of a model that its memory follows from.
+//! The numbers of a model that determine its memory.
 
 use crate::gguf::{Array, Gguf, Metadata, Value};
 use crate::llama::{KvType, Model, n_ctx_train};
 
-/// The numbers of a model that its memory follows from.
+/// The numbers of a model that determine its memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Bytes of all tensors, those of adapters included.
+    /// Bytes of all tensors, including those of adapters.
     pub weight_bytes: u64,
     /// Layers.
     pub n_layers: u64,
@@ -22,7 +22,7 @@ pub struct Shape {
     pub n_ff: u64,
     /// Tokens in the vocabulary.
     pub n_vocab: u64,
-    /// Tokens the model was trained on at a time; `None` where the file does not say.
+    /// Tokens that the model was trained on at a time; `None` if the file does not say.
     pub n_ctx_train: Option<u32>,
 }
 

@@ -1,4 +1,4 @@
-//! What a block format is: the traits that one file a format implements.
+//! The traits of block formats. Each format has one file, which implements them.
 
 use super::Lanes;
 use super::rounding::{Levels, Step};
@@ -12,44 +12,44 @@ pub trait Block: bytemuck::Pod {
     const TYPE: TensorType;
     /// Weights in a block.
     const LEN: usize;
-    /// What importance does in this format.
+    /// What this format does with importance.
     const IMPORTANCE: ImportanceUse;
-    /// The magnitude that every weight has to stay below. From there on a float that the block stores, mostly a scale, may
-    /// become infinite.
+    /// The magnitude below which every weight has to be. From this magnitude on, a float that the block stores, usually
+    /// a scale, may become infinite.
     const LIMIT: f32;
-    /// [`Self::LIMIT`] with importance. A search may then go further from the weights, to where most of them count little.
+    /// [`Self::LIMIT`] with importance. A search may then move further away from weights that count little.
     const LIMIT_WITH_IMPORTANCE: f32 = Self::LIMIT;
 
-    /// Quantizes one row. This is the definition of the bytes.
+    /// Quantizes one row. This function defines the bytes.
     ///
-    /// `src` holds the row's weights, a multiple of [`Self::LEN`], all finite; `importance`, where given, one value of at
-    /// least 0 for each of them; `dst` one block for each [`Self::LEN`] weights. A row is the unit because some formats
-    /// take statistics over all of it.
+    /// `src` holds the row's weights, a multiple of [`Self::LEN`], all finite; `importance`, if given, one value of at
+    /// least 0 for each of them; `dst` one block for each [`Self::LEN`] weights. The unit is a row because some formats
+    /// use statistics of the whole row.
     fn quantize_row(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]);
 
-    /// Quantizes rows, several blocks at once: the same bytes as [`Self::quantize_row`], sooner.
+    /// Quantizes rows, several blocks at once. The bytes are those of [`Self::quantize_row`], but it is faster.
     ///
-    /// To be marked `#[inline(always)]`, so that it is compiled with the instructions of its lanes.
+    /// Implementations must be `#[inline(always)]`, so that they are compiled with the instructions of their lanes.
     #[inline(always)]
     fn quantize_rows<L: Lanes>(lanes: L, rows: Rows, dst: &mut [Self]) {
         let _ = lanes;
         quantize_rows_one_by_one(rows, dst);
     }
 
-    /// The inverse, up to what was lost: fills `dst`, which has room for [`Self::LEN`] weights a block of `src`.
+    /// Dequantizes a row: fills `dst`, which has room for [`Self::LEN`] weights per block of `src`.
     fn dequantize_row(src: &[Self], dst: &mut [f32]);
 
-    /// Whether every float that the block stores is finite: its scales, or, where it has none, the weight itself. All its
-    /// weights are finite then.
+    /// Returns whether every float that the block stores is finite: its scales, or the weight itself if it has no
+    /// scales. All its weights are finite then.
     fn is_finite(&self) -> bool;
 }
 
-/// A block of codes, whose weights are scale · level − min: a format that can be fitted apart from rounding to it.
-/// [`rounding`](super::rounding) composes the two.
+/// A block of codes, whose weights are scale · level − min. Fitting the scales and rounding to codes are separate steps
+/// for such a format; [`rounding`](super::rounding) combines them.
 pub trait Scaled: Block {
     /// Consecutive weights that share a scale and a min.
     const SUB_BLOCK: usize;
-    /// What the codes stand for. Code 0 is the lowest level.
+    /// The levels that the codes stand for. Code 0 is the lowest.
     const LEVELS: Levels;
     /// A step for each sub-block.
     type Steps: AsRef<[Step]>;
@@ -57,50 +57,50 @@ pub trait Scaled: Block {
     /// Fits the scales of a block to `x`, [`Block::LEN`] weights, as [`Block::quantize_row`] does. Returns the block with
     /// these scales and with arbitrary codes.
     ///
-    /// `importance`, where given, holds one value a weight. `mean_square` is that of the row's weights where there is
-    /// importance; the formats of 32 weights, which have little else to go by, weigh with it.
+    /// `importance`, if given, has one value per weight. `mean_square` is that of the row's weights if there is
+    /// importance; the formats of 32 weights use it in their search's weights.
     ///
     /// # Panics
-    /// When `x` or `importance` has another length.
+    /// If `x` or `importance` has another length.
     fn fit(x: &[f32], importance: Option<&[f32]>, mean_square: f32) -> Self;
 
     /// Decodes the scales as they are stored.
     fn steps(&self) -> Self::Steps;
 
-    /// Packs `codes`, [`Block::LEN`] of them, each that of a level.
+    /// Packs [`Block::LEN`] codes, each the code of a level.
     ///
     /// # Panics
-    /// When there are more or fewer.
+    /// If there are more or fewer codes.
     fn set_codes(&mut self, codes: &[u8]);
 }
 
 /// What a format does with importance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImportanceUse {
-    /// The bytes are the same with and without.
+    /// The bytes are the same with and without it.
     Ignored,
-    /// The search weighs by it where it is given.
+    /// The search is weighted by it, if it is given.
     Used,
-    /// Without it the format makes no sense: its codes are so few that it has to be known which weights matter.
+    /// The format makes no sense without it: there are so few codes that the search has to know which weights matter.
     Required,
 }
 
 impl ImportanceUse {
-    /// Whether the bytes depend on importance where it is given.
+    /// Returns whether the bytes depend on importance, if it is given.
     pub fn is_any(self) -> bool {
         self != Self::Ignored
     }
 }
 
-/// The slice as an array.
+/// Returns the slice as an array.
 ///
 /// # Panics
-/// When it has another length.
+/// If it has another length.
 pub(super) fn array_of<T: Copy, const N: usize>(slice: &[T]) -> &[T; N] {
     slice.try_into().expect("as many as the block has weights")
 }
 
-/// The mean square of a row's weights; 0 without importance, since it is not needed then.
+/// Returns the mean square of a row's weights; 0 without importance, because it is not needed then.
 pub(super) fn row_mean_square(row: &[f32], importance: Option<&[f32]>) -> f32 {
     if importance.is_some() { sum_of_squares(row) / row.len() as f32 } else { 0.0 }
 }
@@ -113,7 +113,8 @@ pub(super) fn quantize_rows_one_by_one<B: Block>(rows: Rows, dst: &mut [B]) {
     }
 }
 
-/// Quantizes a row block by block: for formats whose block depends on nothing outside it but what `quantize` captured.
+/// Quantizes a row block by block, for formats whose blocks depend only on their own weights and on what `quantize`
+/// captures.
 #[inline(always)]
 pub(super) fn quantize_blocks<const LEN: usize, B: Block>(
     src: &[f32],

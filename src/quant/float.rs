@@ -18,18 +18,19 @@ use super::lanes::{Body, Lanes};
 const F32_INFINITY: u32 = 0xff << 23;
 /// The smallest normal half, 2^-14, in single precision.
 const F16_SMALLEST_NORMAL: u32 = (127 - 14) << 23;
-/// 2^16 in single precision: from here on even rounding down leaves nothing that a half can hold.
+/// 2^16 in single precision. From here on, even rounding down leaves nothing that a half can hold.
 const F16_OVERFLOW: u32 = (127 + 16) << 23;
-/// What the exponents' biases differ by, at the place of a single's exponent.
+/// The difference of the exponents' biases, at the position of a single's exponent.
 const REBIAS: u32 = (127 - 15) << 23;
 
-/// `x` in half precision. Above 65519.99 it becomes infinite, below 2^-25 zero; a NaN becomes `0x7e00` with its sign.
+/// Converts `x` to half precision. Magnitudes above 65519.99 become infinite, those below 2^-25 zero; a NaN becomes
+/// `0x7e00` with its sign.
 #[inline(always)]
 pub fn f32_to_f16(x: f32) -> u16 {
     let bits = x.to_bits();
     let sign = (bits >> 16) & 0x8000;
     let magnitude = bits & 0x7fff_ffff;
-    // Rounds the 13 bits away that a half lacks; a carry moves on into the exponent, where it belongs.
+    // Rounds away the 13 bits that a half lacks. A carry goes into the exponent, as it should.
     let ties_to_even = 0x0fff + ((magnitude >> 13) & 1);
     let normal = magnitude.wrapping_sub(REBIAS).wrapping_add(ties_to_even) >> 13;
     // The last bit of 0.5 is worth 2^-24, like the last bit of a subnormal half: the addition does the rounding.
@@ -40,13 +41,13 @@ pub fn f32_to_f16(x: f32) -> u16 {
     (sign | half) as u16
 }
 
-/// The value of a half: exact. A NaN keeps its payload and becomes quiet.
+/// Returns the value of a half, which is exact. A NaN keeps its payload and becomes quiet.
 #[inline(always)]
 pub fn f16_to_f32(half: u16) -> f32 {
     let sign = u32::from(half & 0x8000) << 16;
     let magnitude = u32::from(half & 0x7fff);
     let normal = (magnitude << 13) + REBIAS;
-    // A subnormal as the mantissa of a number with the exponent -14 is that number less its leading one.
+    // A subnormal, used as the mantissa of a number with the exponent -14, is that number minus its leading one.
     let smallest = f32::from_bits(F16_SMALLEST_NORMAL);
     let subnormal = (f32::from_bits((magnitude << 13) + F16_SMALLEST_NORMAL) - smallest).to_bits();
     let mut bits = if magnitude < 0x0400 { subnormal } else { normal };
@@ -55,7 +56,7 @@ pub fn f16_to_f32(half: u16) -> f32 {
     f32::from_bits(sign | bits)
 }
 
-/// `x` rounded to its upper 16 bits. Subnormals stay, a NaN keeps its upper payload and becomes quiet.
+/// Rounds `x` to its upper 16 bits. Subnormals are kept. A NaN keeps its upper payload and becomes quiet.
 #[inline(always)]
 pub fn f32_to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
@@ -64,7 +65,7 @@ pub fn f32_to_bf16(x: f32) -> u16 {
     (if bits & 0x7fff_ffff > F32_INFINITY { quiet } else { rounded }) as u16
 }
 
-/// The value of a BF16: exact.
+/// Returns the value of a BF16, which is exact.
 #[inline(always)]
 pub fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
@@ -162,10 +163,11 @@ impl<A: Copy, B, F: Fn(A) -> B> Body for Convert<'_, A, B, F> {
 pub struct Half([u8; 2]);
 
 impl Half {
-    /// The half nearest to `x`; for any NaN `0xfe00`.
+    /// Returns the half nearest to `x`; for any NaN, `0xfe00`.
     #[inline(always)]
     pub fn new(x: f32) -> Self {
-        // Infinity less infinity is a NaN whose sign depends on the processor. The bytes must not: x86's sign it is.
+        // Infinity minus infinity is a NaN whose sign depends on the processor. The bytes must not, so this uses x86's
+        // sign.
         Self(if x.is_nan() { 0xfe00 } else { f32_to_f16(x) }.to_le_bytes())
     }
 

@@ -1,8 +1,9 @@
-//! Every level of vector instructions against the scalar code, bit for bit.
+//! Compares every level of vector instructions with the scalar code, bit for bit.
 //!
-//! `NIBBLE_ORACLE_SCALE=3600` makes the random parts 3600 times as long, which is more than 10 million blocks a format and
-//! level, and ten minutes or more (`cargo test --release every_level_gives_the_scalar_bytes_for_random -- --nocapture` shows
-//! how many blocks were compared; the filter `random_rows` alone would run the comparison with ggml at that length too).
+//! `NIBBLE_ORACLE_SCALE=3600` makes the random parts 3600 times as long: more than 10 million blocks per format and
+//! level, and ten minutes or more (`cargo test --release every_level_gives_the_scalar_bytes_for_random -- --nocapture`
+//! shows how many blocks were compared; the filter `random_rows` alone would run the comparison with ggml at that
+//! length too).
 
 use super::samples::{self, Matrix, Random};
 use super::{FORMATS, Format, ImportanceUse, Level};

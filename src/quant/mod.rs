@@ -1,11 +1,11 @@
-//! Block formats: how 32 or 256 weights become a few bytes, and back.
+//! Block formats: convert 32 or 256 weights to a few bytes, and back.
 //!
-//! A format is one file in [`formats`] and one line in [`FORMATS`], which stands there. Lookup, command-line values, help, tests and benchmarks
-//! iterate over that table.
+//! A format is one file in [`formats`] and one line in the table [`FORMATS`] there. Lookup, command-line values, help,
+//! tests and benchmarks iterate over that table.
 //!
 //! **The bytes are defined by the scalar code**: IEEE single-precision operations in the written order, never contracted
-//! to fused multiply-adds and never reordered, which is what ggml's own quantizers do on plain x86-64. So a file does not
-//! depend on the CPU, the number of threads or how the work was cut.
+//! to fused multiply-adds and never reordered, which is what ggml's own quantizers do on plain x86-64. So a file does
+//! not depend on the CPU, the number of threads, or how the work was divided.
 //!
 //! | formats                              | weights                                                             |
 //! |--------------------------------------|---------------------------------------------------------------------|
@@ -24,11 +24,11 @@
 //! | `lanes`      | several blocks at once: one file a level of vector instructions                              |
 //! | [`float`]    | 16-bit floats, for the readers of checkpoints too                                            |
 //!
-//! Beside its scalar code each format has code by lanes, several blocks at once ([`Block::quantize_rows`]), which has to
-//! give the same bytes; [`Level`] says for which CPUs.
+//! In addition to its scalar code, each format has code by lanes, which processes several blocks at once
+//! ([`Block::quantize_rows`]) and has to write the same bytes. [`Level`] lists the supported vector instructions.
 
-// Several arrays are indexed alike; and an iterator's closures may stay functions, which lack the instructions of their
-// level.
+// Loops index several arrays together. Also, closures of iterators may not be inlined, and then lack the instructions
+// of their level.
 #![allow(clippy::needless_range_loop)]
 
 mod block;
@@ -55,19 +55,19 @@ pub use lanes::Level;
 pub(crate) use lanes::{Body, Lanes};
 pub use rows::Rows;
 
-/// Blocks of a kind among others.
+/// The blocks of some kind among others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SomeBlocks {
-    /// How many there are, at least 1.
+    /// Their number, at least 1.
     pub n: u64,
-    /// The place of the first, in blocks.
+    /// The index of the first block.
     pub first: u64,
 }
 
 impl SomeBlocks {
-    /// Those of `blocks` that `is_meant`; `None` where there are none.
+    /// Counts the `blocks` for which `is_meant` returns true; `None` if there are none.
     pub fn among<T>(mut blocks: impl Iterator<Item = T> + Clone, is_meant: impl Fn(&T) -> bool) -> Option<Self> {
-        // Nearly always there are none, and counting, which never stops early, vectorises.
+        // Nearly always there are none, and counting all of them vectorises because it never stops early.
         let n = blocks.clone().filter(&is_meant).count();
         if n == 0 {
             return None;
@@ -98,7 +98,7 @@ impl Format {
     /// A format of floats.
     const fn of<B: Block>() -> Self {
         assert!(size_of::<B>() == B::TYPE.block_bytes() && B::LEN == B::TYPE.block_len());
-        // A block's fields are bytes, so that a block may begin at any byte of a file.
+        // A block's fields are bytes, so a block can begin at any byte of a file.
         assert!(align_of::<B>() == 1);
         Self {
             ty: B::TYPE,
@@ -133,26 +133,28 @@ impl Format {
         }
     }
 
-    /// The magnitude that every weight has to stay below. From there on a float that a block stores may become infinite.
+    /// Returns the magnitude below which every weight has to be. From this magnitude on, a float that a block stores
+    /// may become infinite.
     pub fn limit(&self, with_importance: bool) -> f32 {
         self.limits[usize::from(with_importance)]
     }
 
     /// Quantizes consecutive rows of `row_len` weights each.
     ///
-    /// `importance`, where given, holds one value a column and serves every row.
+    /// `importance`, if given, has one value per column and is used for every row.
     ///
     /// # Panics
-    /// When the lengths do not fit: `src` not a multiple of `row_len`, `row_len` not a multiple of the block,
-    /// `importance` not `row_len` long, or `dst` not exactly the rows' bytes. The caller has to check them.
+    /// If the lengths do not fit: `src` is not a multiple of `row_len`, `row_len` is not a multiple of the block,
+    /// `importance` does not have `row_len` values, or `dst` does not have exactly the rows' bytes. The caller has to
+    /// check them.
     pub fn quantize_rows(&self, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
         self.quantize_rows_at(Level::best(), src, row_len, importance, dst);
     }
 
-    /// [`Self::quantize_rows`] with the CPU's instructions up to `level`. The bytes are the same at every level.
+    /// Like [`Self::quantize_rows`], with the CPU's instructions up to `level`. The bytes are the same at every level.
     ///
     /// # Panics
-    /// As [`Self::quantize_rows`], and when this CPU does not have that level.
+    /// Those of [`Self::quantize_rows`], and if this CPU does not have that level.
     pub fn quantize_rows_at(
         &self,
         level: Level,
@@ -165,10 +167,10 @@ impl Format {
     }
 
     /// Quantizes rows by [`rounding::nearest`], slowly: each weight gets the level nearest to it, given the scales as
-    /// stored. Returns whether the format has scales and codes; nothing is written where it does not.
+    /// stored. Returns whether the format has scales and codes; writes nothing if it does not.
     ///
     /// # Panics
-    /// As [`Self::quantize_rows`].
+    /// Those of [`Self::quantize_rows`].
     pub fn round_to_nearest(&self, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) -> bool {
         let rows = self.rows(src, row_len, importance, dst);
         let Some(round_to_nearest) = self.round_to_nearest else { return false };
@@ -176,7 +178,7 @@ impl Format {
         true
     }
 
-    /// The rows, whose lengths it checks.
+    /// Returns the rows, after checking the lengths.
     fn rows<'a>(&self, src: &'a [f32], row_len: usize, importance: Option<&'a [f32]>, dst: &[u8]) -> Rows<'a> {
         let row_bytes = self.row_bytes(row_len);
         assert_eq!(src.len() % row_len, 0);
@@ -185,20 +187,21 @@ impl Format {
         Rows { weights: src, row_len, importance }
     }
 
-    /// Dequantizes whole blocks: `dst` gets as many weights as `src` holds.
+    /// Dequantizes whole blocks. `dst` has exactly the length of their weights.
     ///
     /// # Panics
-    /// When the lengths do not fit.
+    /// If the lengths do not fit.
     pub fn dequantize(&self, src: &[u8], dst: &mut [f32]) {
         assert_eq!(src.len() % self.ty.block_bytes(), 0);
         assert_eq!(dst.len(), src.len() / self.ty.block_bytes() * self.ty.block_len());
         (self.dequantize_row)(src, dst);
     }
 
-    /// The blocks among `src` that hold a NaN or an infinity, as a scale or as a weight; `None` where all are finite.
+    /// Returns the blocks among `src` that hold a NaN or an infinity, as a scale or as a weight; `None` if all are
+    /// finite.
     ///
     /// # Panics
-    /// When `src` is not whole blocks.
+    /// If `src` does not consist of whole blocks.
     pub fn not_finite(&self, src: &[u8]) -> Option<SomeBlocks> {
         assert_eq!(src.len() % self.ty.block_bytes(), 0);
         (self.not_finite)(src)
@@ -210,7 +213,7 @@ impl Format {
     }
 }
 
-/// Returns the format that writes `ty`; `None` where nibble has none.
+/// Returns the format that writes `ty`; `None` if nibble has none.
 pub fn format(ty: TensorType) -> Option<&'static Format> {
     FORMATS.iter().find(|f| f.ty == ty)
 }
@@ -223,9 +226,9 @@ pub fn type_list() -> String {
 /// Reads whole blocks: bytes to weights.
 pub type Decode = fn(&[u8], &mut [f32]);
 
-/// Returns the function that reads whole blocks of `ty`: of every type in [`FORMATS`], and of F64, which checkpoints may
-/// have and nibble does not write. `None` for all others. The function fills its second argument, and panics where the
-/// lengths do not fit.
+/// Returns the function that decodes whole blocks of `ty`: for every type in [`FORMATS`], and for F64, which
+/// checkpoints may have but nibble does not write. `None` for all others. The function fills its second argument, and
+/// panics if the lengths do not fit.
 pub fn decoder(ty: TensorType) -> Option<Decode> {
     match ty {
         TensorType::F64 => Some(formats::plain::decode_f64),

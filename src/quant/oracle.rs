@@ -1,4 +1,5 @@
-//! Every format's scalar code against ggml, bit for bit, in one process. (`levels` holds all else against the scalar code.)
+//! Compares every format's scalar code with ggml, bit for bit, in one process. (`levels` compares all other code with
+//! the scalar code.)
 //!
 //! `NIBBLE_ORACLE_SCALE=20` makes the random parts twenty times as long; `--nocapture` shows how many blocks were compared.
 
@@ -93,7 +94,7 @@ impl Tally {
     }
 }
 
-/// Prints a line a format and fails if any block differs.
+/// Prints a line per format and fails if any block differs.
 fn report(what: &str, tallies: Vec<(TensorType, Tally)>) {
     let mut failures = String::new();
     let (mut blocks, mut weights) = (0, 0);

@@ -1,4 +1,4 @@
-//! Rows of one matrix: what a format quantizes at a time.
+//! Rows of one matrix: the unit that a format quantizes at a time.
 
 use super::lanes::{Lanes, MAX_LANES};
 use super::search::numbers::{stored, sum_of_squares};
@@ -11,18 +11,18 @@ pub struct Rows<'a> {
     pub(super) weights: &'a [f32],
     /// Weights in a row.
     pub(super) row_len: usize,
-    /// One value a column.
+    /// One value per column.
     pub(super) importance: Option<&'a [f32]>,
 }
 
 impl<'a> Rows<'a> {
-    /// All rows as pieces of `N` weights, of which a row has a whole number.
+    /// Returns all rows as pieces of `N` weights. A row has a whole number of pieces.
     #[inline(always)]
     pub(super) fn pieces<const N: usize>(self) -> &'a [[f32; N]] {
         self.weights.as_chunks().0
     }
 
-    /// The importance of piece `index` of [`Self::pieces`].
+    /// Returns the importance of piece `index` of [`Self::pieces`].
     #[inline(always)]
     pub(super) fn importance_of<const N: usize>(importance: &'a [f32], index: usize) -> &'a [f32; N] {
         let (pieces, _) = importance.as_chunks();
@@ -30,7 +30,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// The mean square of each row; nothing without importance, since it is not needed then.
+/// The mean square of each row; empty without importance, because it is not needed then.
 pub struct MeanSquares {
     of_rows: Vec<f32>,
     blocks_per_row: usize,
@@ -50,7 +50,7 @@ impl MeanSquares {
                     of_rows.push(sum_of_squares(weights) / row_len as f32);
                     continue;
                 }
-                // The last row fills the lanes that are left over.
+                // The remaining lanes get the last row.
                 let starts: [usize; MAX_LANES] = array::from_fn(|lane| lane.min(n_rows - 1) * row_len);
                 let mut sum = l.splat(0.0);
                 for at in (0..row_len).step_by(32) {

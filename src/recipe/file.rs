@@ -178,7 +178,7 @@ mod tests {
             (rule("role = []"), "my.toml:7: invalid length 0"),
             (rule("role = 3"), "my.toml:7: invalid type: integer `3`"),
             (rule("role = \"output\"\nlayers = \"4..4\""), "my.toml:8: unknown layers '4..4'; known are"),
-            (rule("role = \"output\"\nlayers = -1"), "my.toml:8: -1 is no layer"),
+            (rule("role = \"output\"\nlayers = -1"), "my.toml:8: -1 is not a layer"),
             (rule("role = \"output\"\nlayers = 1.5"), "my.toml:8: invalid type: floating point `1.5`"),
             (rule("role = \"output\"\nmin_gqa = -4"), "my.toml:8: invalid value: integer `-4`"),
             (rule(""), "missing field `role`"),

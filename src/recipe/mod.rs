@@ -53,7 +53,7 @@ use crate::quant;
 /// `general.quantization_version`: the generation of ggml's block formats that these recipes are for.
 pub const QUANTIZATION_VERSION: u32 = 2;
 
-/// Which tensor gets which type.
+/// Rules that choose the type of each tensor.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Recipe {
     /// The name on the command line and in the plan: `Q4_K_M`.
@@ -122,7 +122,7 @@ impl Recipe {
     }
 }
 
-/// Recipes are a page or two. Anything longer is another file, given by mistake.
+/// The longest recipe that is read. Recipes have a page or two, so a longer file was given by mistake.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 macro_rules! sources {

@@ -51,7 +51,8 @@ impl fmt::Display for Override {
     }
 }
 
-/// Whether `*` of the pattern can stand for letters so that it becomes `name`. Takes at most their product in steps.
+/// Returns whether `*` of the pattern can stand for letters so that it becomes `name`. Takes at most their product in
+/// steps.
 fn glob(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n) = (0, 0);
     // The place of the last star, and how much of the name it leaves to what follows it.

@@ -156,7 +156,7 @@ struct Choice {
 /// Returns the type of a tensor that no recipe may change. Source: `tensor_allows_quantization` in llama.cpp's `src/llama-quant.cpp`,
 /// and its converter, which writes vectors as F32.
 fn keep(tensor: &TensorInfo, role: Role) -> Option<Choice> {
-    // As ggml counts dimensions: a matrix of one row is a vector.
+    // As ggml counts dimensions, a matrix of one row is a vector.
     let is_vector = tensor.dims.iter().skip(1).all(|&size| size == 1);
     let why = match role {
         Role::Norm => "norms are few, and llama.cpp computes with them in F32",

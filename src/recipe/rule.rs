@@ -35,7 +35,7 @@ pub struct Rule {
     pub why: String,
 }
 
-/// What rules ask about apart from the tensor.
+/// The properties that rules depend on, apart from the tensor.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Circumstances {
     pub topology: Topology,
@@ -202,7 +202,7 @@ impl<'de> Deserialize<'de> for LayerSet {
             fn visit_i64<E: de::Error>(self, layer: i64) -> Result<LayerSet, E> {
                 match u32::try_from(layer) {
                     Ok(layer) if layer < u32::MAX => Ok(LayerSet::Range(layer, Some(layer + 1))),
-                    _ => Err(E::custom(format_args!("{layer} is no layer; layers are counted from 0"))),
+                    _ => Err(E::custom(format_args!("{layer} is not a layer; layers are counted from 0"))),
                 }
             }
         }

@@ -1,9 +1,9 @@
-//! Drawings of a comparison: inline SVG whose text is text, whose colours a style sheet can change, and which reads the
-//! same without colours.
+//! Charts of a comparison, as inline SVG. Their labels are text, a style sheet can change their colours, and they can
+//! be read without colours.
 //!
-//! `plotters` places and writes the lines; what it lacks is added here: a title and a description for readers who do not
-//! see it, words that appear under the pointer, labels that keep out of each other's way, and ticks of axes that span
-//! less than a power of ten. Drawings are twice as large as they are shown, since plotters rounds to whole units.
+//! `plotters` draws the lines. This module adds what it lacks: a title and a description for screen readers, tooltips,
+//! labels that do not overlap, and ticks for axes that span less than a power of ten. Drawings are twice as large as
+//! they are shown, because plotters rounds to whole units.
 
 use maud::{Markup, PreEscaped, html};
 use plotters::coord::Shift;
@@ -17,23 +17,24 @@ use crate::report::results::{Estimate, Histogram, Results, Stretch};
 use super::ranking::Ranking;
 use super::wording;
 
-/// Units of a drawing's width.
+/// Width of a drawing, in units.
 const WIDTH: u32 = 1280;
-/// Size of letters, in units.
+/// Font size, in units.
 const LETTERS: i32 = 27;
-/// Width of a terminal's column in letters of that size, about.
+/// Approximate width of a terminal column, as a multiple of the font size.
 const CELL: f64 = 0.6;
 /// Names in drawings are cut to this many columns.
 const NAME_CELLS: usize = 22;
 
-// The style sheet has a second set of these for dark screens: it finds them by their value.
-/// Words, and lines that count.
+// The style sheet has a second set of these for dark mode. It finds them by their value.
+/// Important text and lines.
 const INK: RGBColor = RGBColor(0x1f, 0x29, 0x33);
-/// Words that count less, axes, and candidates that are not on the front.
+/// Less important text, axes, and candidates that are not on the front.
 const FAINT: RGBColor = RGBColor(0x5f, 0x6b, 0x76);
-/// Lines that help the eye.
+/// Grid lines.
 const GRID: RGBColor = RGBColor(0xe1, 0xe5, 0xe9);
-/// Colours that all kinds of eyes tell apart, with enough contrast on white; marks of different shapes go with them.
+/// Colours that colour-blind readers can tell apart, with enough contrast on white. Each goes with a mark of a
+/// different shape.
 const SERIES: [RGBColor; 6] = [
     RGBColor(0x00, 0x62, 0xa3),
     RGBColor(0xc2, 0x4a, 0x00),
@@ -42,7 +43,7 @@ const SERIES: [RGBColor; 6] = [
     RGBColor(0x86, 0x65, 0x00),
     RGBColor(0x43, 0x4d, 0x9e),
 ];
-/// From hardly any error to much: light to dark in one direction, so that grey prints read too.
+/// From small to large error. They get darker in one direction, so that they can be read in greyscale too.
 const HEAT: [RGBColor; 7] = [
     RGBColor(0xf1, 0xf3, 0xd9),
     RGBColor(0xc9, 0xe0, 0xb4),
@@ -53,14 +54,14 @@ const HEAT: [RGBColor; 7] = [
     RGBColor(0x1b, 0x20, 0x5f),
 ];
 
-/// How many series one drawing can tell apart.
+/// The most series that can be told apart in one drawing.
 pub const MOST_SERIES: usize = SERIES.len();
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Axis, Axis>>;
 
-/// Words that appear under the pointer: where, and what.
+/// Tooltips: their places and texts.
 type Spots = Vec<((i32, i32), String)>;
 
 /// An axis. Logarithmic ones are linear in the decimal logarithm.
@@ -73,7 +74,7 @@ struct Axis {
 }
 
 impl Axis {
-    /// Holds all of the values; `None` without any.
+    /// Returns an axis that holds all finite values; `None` if there are none.
     fn linear(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let (low, high) = ends(values.into_iter().filter(|value| value.is_finite()))?;
         let margin = if high > low { (high - low) * 0.06 } else { high.abs().max(1.0) * 0.1 };
@@ -81,7 +82,7 @@ impl Axis {
         Some(Self { from, to, logarithmic: false, ticks: even_ticks(from, to) })
     }
 
-    /// Holds all of the values that have a logarithm; `None` without any.
+    /// Returns an axis that holds all values that have a logarithm; `None` if there are none.
     fn logarithmic(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let positive = values.into_iter().filter(|value| value.is_finite() && *value > 0.0).map(f64::log10);
         let (low, high) = ends(positive)?;
@@ -90,12 +91,12 @@ impl Axis {
         Some(Self { from, to, logarithmic: true, ticks: powers(from, to) })
     }
 
-    /// Rows from the top down.
+    /// Returns an axis of rows, from the top down.
     fn rows(count: usize) -> Self {
         Self { from: count as f64 - 0.5, to: -0.5, logarithmic: false, ticks: Vec::new() }
     }
 
-    /// Where a value is, in the axis's own units; those that are beyond it are at its end.
+    /// Returns the position of a value in the axis's own units. Values beyond an end are at that end.
     fn at(&self, value: f64) -> Option<f64> {
         let at = match self.logarithmic {
             true if value > 0.0 => value.log10(),
@@ -105,7 +106,7 @@ impl Axis {
         (!at.is_nan()).then(|| at.clamp(self.from.min(self.to), self.from.max(self.to)))
     }
 
-    /// As [`Axis::at`], of a value that has a place on the axis.
+    /// Like [`Axis::at`], but `None` for values that have no place on the axis.
     fn place(&self, value: f64) -> Option<f64> {
         let none = !value.is_finite() || (self.logarithmic && value <= 0.0);
         if none { None } else { self.at(value) }
@@ -131,7 +132,7 @@ impl Ranged for Axis {
     type ValueType = f64;
 
     fn map(&self, at: &f64, (first, last): (i32, i32)) -> i32 {
-        // What lies far beyond the axis would have no place among whole numbers.
+        // A value far beyond the axis would overflow.
         let share = ((at - self.from) / (self.to - self.from)).clamp(-1.0, 2.0);
         first + (share * f64::from(last - first)).round() as i32
     }
@@ -147,15 +148,15 @@ impl Ranged for Axis {
 
 impl ValueFormatter<f64> for Axis {
     fn format(at: &f64) -> String {
-        // The mesh has a formatter that knows its axis.
+        // Not used: the mesh has a formatter that knows its axis.
         at.to_string()
     }
 }
 
-/// Decimal logarithm of the smallest number that an axis writes out: `0.0001`.
+/// Decimal logarithm of the smallest number that an axis does not write as a power of ten: `0.0001`.
 const SMALLEST_WRITTEN_OUT: f64 = -4.5;
 
-/// An exponent: `⁻⁷`.
+/// Formats an exponent: `⁻⁷`.
 fn superscript(n: i32) -> String {
     const DIGITS: [char; 10] = ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'];
     let digit = |c: char| c.to_digit(10).map_or('⁻', |digit| DIGITS[digit as usize]);
@@ -169,7 +170,7 @@ fn ends(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     })
 }
 
-/// A handful of round numbers.
+/// Returns a few round numbers.
 fn even_ticks(from: f64, to: f64) -> Vec<f64> {
     let rough = (to - from) / 7.0;
     let power = 10_f64.powf(rough.log10().floor());
@@ -177,7 +178,7 @@ fn even_ticks(from: f64, to: f64) -> Vec<f64> {
     (0..20).map(|n| ((from / step).ceil() + f64::from(n)) * step).take_while(|tick| *tick <= to).collect()
 }
 
-/// Logarithms of 1, 2 and 5 times powers of ten, or of the powers alone where there are many.
+/// Returns the logarithms of 1, 2 and 5 times the powers of ten, or of the powers alone if there are many.
 fn powers(from: f64, to: f64) -> Vec<f64> {
     let parts: &[f64] = match to - from {
         span if span < 0.75 => &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0],
@@ -189,18 +190,18 @@ fn powers(from: f64, to: f64) -> Vec<f64> {
     ticks.filter(|tick| (from..=to).contains(tick)).collect()
 }
 
-/// A drawing as it stands in the page.
+/// Returns a drawing in the form in which the page includes it.
 fn svg(height: u32, title: &str, description: &str, draw: impl FnOnce(&Area, &mut Spots) -> Drawn) -> Option<Markup> {
     let mut drawing = String::new();
     let mut spots = Spots::new();
     {
         let area = SVGBackend::with_string(&mut drawing, (WIDTH, height)).into_drawing_area();
-        // A drawing that fails is left out; its numbers are in the tables.
+        // A drawing that fails is left out. Its numbers are in the tables.
         draw(&area, &mut spots).ok()?;
         area.present().ok()?;
     }
     let inside = drawing.split_once('>')?.1.trim_end().strip_suffix("</svg>")?;
-    // Said of each element, and true without saying.
+    // These attributes have their default values.
     let inside =
         inside.replace(" opacity=\"1\"", "").replace(" stroke=\"none\"", "").replace(" font-family=\"sans-serif\"", "");
     Some(html! {
@@ -216,7 +217,7 @@ fn svg(height: u32, title: &str, description: &str, draw: impl FnOnce(&Area, &mu
 }
 
 fn letters(color: RGBColor) -> TextStyle<'static> {
-    // plotters divides by this when it writes the size.
+    // plotters divides by 1.24 when it writes the size.
     let font = ("sans-serif", f64::from(LETTERS) * 1.24).into_font();
     TextStyle { font, color: color.to_backend_color(), pos: Pos::new(HPos::Left, VPos::Top) }
 }
@@ -229,20 +230,20 @@ fn width_of(words: &str) -> i32 {
     (words.width() as f64 * f64::from(LETTERS) * CELL).ceil() as i32
 }
 
-/// Words at a place of the drawing.
+/// Writes words at a place of the drawing.
 fn write(area: &Area, words: &str, at: (i32, i32), style: TextStyle<'static>) -> Drawn {
     area.draw(&Text::new(words.to_owned(), at, style))?;
     Ok(())
 }
 
-/// What is around the plot: units to the left of it and so on.
+/// The margins around the plot, in units.
 struct Margins {
     top: i32,
     right: i32,
     left: i32,
 }
 
-/// A plot with its axes, and above it what they show.
+/// Draws a plot's axes with their names.
 fn plot<'a, 'b>(
     area: &'a Area<'b>,
     margins: &Margins,
@@ -273,7 +274,7 @@ fn plot<'a, 'b>(
     Ok(chart)
 }
 
-/// A mark of the shape and colour of a series.
+/// Draws a mark with the shape and colour of a series.
 fn mark(area: &Area, series: usize, (x, y): (i32, i32)) -> Drawn {
     let color = SERIES[series % SERIES.len()];
     let r = 9;
@@ -288,7 +289,8 @@ fn mark(area: &Area, series: usize, (x, y): (i32, i32)) -> Drawn {
     Ok(())
 }
 
-/// The marks of the series with their names, side by side in as many lines as they need; how many units that takes.
+/// Draws the marks of the series with their names, side by side in as many lines as they need. Returns the height, in
+/// units. Without an `area`, only measures.
 fn legend(area: Option<&Area>, names: &[String], left: i32) -> Result<i32, Box<dyn std::error::Error>> {
     let (mut x, mut line) = (left, 0);
     for (series, name) in names.iter().enumerate() {
@@ -306,7 +308,7 @@ fn legend(area: Option<&Area>, names: &[String], left: i32) -> Result<i32, Box<d
     Ok((line + 1) * 42)
 }
 
-/// A place on the drawing.
+/// A rectangle of the drawing.
 #[derive(Clone, Copy)]
 struct Block {
     left: i32,
@@ -325,7 +327,7 @@ impl Block {
     }
 }
 
-/// Small places all along a line.
+/// Returns small rectangles all along a line.
 fn along(line: &[(i32, i32)]) -> Vec<Block> {
     const STEP: i32 = 8;
     let mut places = Vec::new();
@@ -337,15 +339,15 @@ fn along(line: &[(i32, i32)]) -> Vec<Block> {
     places
 }
 
-/// Labels of points, each beside its own and upon no other.
+/// Places labels beside their points so that they do not overlap.
 struct Labels {
     room: Block,
     taken: Vec<Block>,
 }
 
 impl Labels {
-    /// Writes the words at most so far from the point, with a line to it where they are not beside it. False where there
-    /// was no room.
+    /// Writes the words at most `furthest` units from the point, with a line to the point if they are not next to it.
+    /// Returns false if there was no room.
     fn write(
         &mut self,
         area: &Area,
@@ -354,7 +356,7 @@ impl Labels {
         (words, color): (&str, RGBColor),
     ) -> Result<bool, Box<dyn std::error::Error>> {
         let (width, height) = (width_of(words), LETTERS + 6);
-        // To the upper right and the lower left first: a curve that falls leaves these free.
+        // Try the upper right and the lower left first, because a falling curve leaves these free.
         const WAYS: [(f64, f64); 8] =
             [(0.7, -0.7), (-0.7, 0.7), (1.0, 0.0), (-1.0, 0.0), (0.0, -1.0), (0.0, 1.0), (-0.7, -0.7), (0.7, 0.7)];
         for distance in [20.0, 44.0, 72.0, 104.0].into_iter().take_while(|distance| *distance <= furthest) {
@@ -379,7 +381,7 @@ impl Labels {
                     let end = (x.clamp(block.left, block.right), y);
                     area.draw(&PathElement::new(vec![point, end], FAINT.stroke_width(2)))?;
                 }
-                // Held where it is next to its point: how wide letters are is not known here.
+                // Anchor the text at the side of its point, because the exact width of the letters is not known here.
                 let (side, at) = match dx {
                     _ if dx > 0.0 => (HPos::Left, left),
                     _ if dx < 0.0 => (HPos::Right, block.right),
@@ -394,12 +396,12 @@ impl Labels {
     }
 }
 
-/// Both ends of an interval, or the number alone.
+/// Returns a number and the ends of its interval, if it has one.
 fn reach(estimate: &Estimate) -> impl Iterator<Item = f64> {
     [estimate.value].into_iter().chain(estimate.interval.into_iter().flatten())
 }
 
-/// Size against mean KLD: who is on the front, and who is not. `None` where fewer than two can be drawn.
+/// Draws size against mean KLD, and which candidates are on the front. Returns `None` if fewer than two can be drawn.
 pub fn front(results: &Results, ranking: &Ranking) -> Option<Markup> {
     let points: Vec<(usize, f64, Estimate)> = ranking
         .measured
@@ -419,7 +421,7 @@ pub fn front(results: &Results, ranking: &Ranking) -> Option<Markup> {
     let height = 860;
     svg(height, "Size of the file against mean KLD", description, |area, spots| {
         let chart =
-            plot(area, &margins, (&x, &y), ("Size of the file, GB", "Mean KLD, nats a token (lower is better)"))?;
+            plot(area, &margins, (&x, &y), ("Size of the file, GB", "Mean KLD, nats per token (lower is better)"))?;
         let pixel = |size: f64, kld: f64| Some(chart.backend_coord(&(x.at(size)?, y.at(kld)?)));
         let line: Vec<_> =
             points.iter().filter(|(i, ..)| on_front(*i)).filter_map(|(_, size, kld)| pixel(*size, kld.value)).collect();
@@ -447,7 +449,7 @@ pub fn front(results: &Results, ranking: &Ranking) -> Option<Markup> {
                 let color = if wanted { INK } else { FAINT };
                 let name = wording::shortened(&ranking.labels[*i], NAME_CELLS);
                 let number = (i + 1).to_string();
-                // Where there are many, long lines to names would be a thicket.
+                // With many points, long lines to names would clutter the drawing.
                 let (names, numbers) = if few { (104.0, 104.0) } else { (20.0, 72.0) };
                 let named = (wanted || few) && labels.write(area, point, names, (&name, color))?;
                 if !named {
@@ -459,12 +461,12 @@ pub fn front(results: &Results, ranking: &Ranking) -> Option<Markup> {
     })
 }
 
-/// Whether [`front`] writes numbers in the place of names.
+/// Returns whether [`front`] writes numbers instead of names.
 pub fn front_has_numbers(ranking: &Ranking) -> bool {
     ranking.measured.len() > 14
 }
 
-/// Mean KLD along the window.
+/// Draws mean KLD along the window.
 pub fn positions(results: &Results, ranking: &Ranking, chosen: &[usize]) -> Option<Markup> {
     let stretches = |i: usize| results.candidates[i].positions.as_slice();
     let all = || chosen.iter().flat_map(|&i| stretches(i));
@@ -479,7 +481,7 @@ pub fn positions(results: &Results, ranking: &Ranking, chosen: &[usize]) -> Opti
     let top = legend(None, &names, 8).ok()? + 70;
     svg(620 + top as u32, "KLD along the text", description, |area, spots| {
         let margins = Margins { top, right: 30, left: 110 };
-        let axes = ("Place in the window, tokens", "Mean KLD, nats a token (lower is better)");
+        let axes = ("Place in the window, tokens", "Mean KLD, nats per token (lower is better)");
         let chart = plot(area, &margins, (&x, &y), axes)?;
         legend(Some(area), &names, 8)?;
         for (place, (i, points)) in series.iter().enumerate() {
@@ -514,7 +516,7 @@ fn names(ranking: &Ranking, chosen: &[usize]) -> Vec<String> {
     chosen.iter().map(|&i| wording::shortened(&ranking.labels[i], NAME_CELLS)).collect()
 }
 
-/// How KLD is distributed.
+/// Draws the distribution of KLD.
 pub fn histogram(results: &Results, ranking: &Ranking, chosen: &[usize]) -> Option<Markup> {
     let series: Vec<&Histogram> = chosen.iter().filter_map(|&i| results.candidates[i].histogram.as_ref()).collect();
     if series.len() != chosen.len() {
@@ -526,7 +528,7 @@ pub fn histogram(results: &Results, ranking: &Ranking, chosen: &[usize]) -> Opti
     let highest = series.iter().flat_map(|h| h.counts.iter().map(|count| share(h, *count))).chain([0.0]);
     let mut y = Axis::linear(highest)?;
     y.from = 0.0;
-    let description = "A line for each candidate shown: how many of the tokens have a KLD of about what.";
+    let description = "A line for each candidate shown: the share of the tokens at each KLD.";
     let names = names(ranking, chosen);
     let top = legend(None, &names, 8).ok()? + 70;
     svg(560 + top as u32, "How KLD is distributed", description, |area, _| {
@@ -544,7 +546,7 @@ pub fn histogram(results: &Results, ranking: &Ranking, chosen: &[usize]) -> Opti
                 .collect();
             area.draw(&PathElement::new(points.clone(), color.stroke_width(4)))?;
             for (bin, point) in points.iter().enumerate() {
-                // Every third has a mark, each series at others.
+                // Every third point has a mark, at different points for each series.
                 if bin % 3 == place % 3 && histogram.counts[bin] > 0 {
                     mark(area, place, *point)?;
                 }
@@ -554,27 +556,27 @@ pub fn histogram(results: &Results, ranking: &Ranking, chosen: &[usize]) -> Opti
     })
 }
 
-/// Tokens that a histogram counts.
+/// Returns the number of tokens in a histogram.
 pub fn total(histogram: &Histogram) -> u64 {
     histogram.counts.iter().fold(0, |sum, count| sum.saturating_add(*count))
 }
 
-/// A row's name, and what stands in it: an estimate of each series.
+/// A row's name, and its estimate for each series.
 pub type Row = (String, Vec<Option<Estimate>>);
 
-/// What an axis shows, and how.
+/// What a drawing of rows shows, and how.
 pub struct Measure<'a> {
     /// Its title.
     pub title: &'a str,
-    /// What the axis is called.
+    /// The name of the axis.
     pub axis: &'a str,
     /// Whether it is logarithmic.
     pub logarithmic: bool,
-    /// What all is compared with, drawn as a line.
+    /// The value that all others are compared with, drawn as a line.
     pub line: Option<Estimate>,
 }
 
-/// Rows of numbers with their intervals: a mark each series.
+/// Draws rows of numbers with their intervals, with a mark for each series.
 pub fn rows(rows: &[Row], series: &[String], measure: &Measure) -> Option<Markup> {
     let estimates = rows.iter().flat_map(|(_, row)| row.iter().flatten()).chain(&measure.line);
     let values = estimates.flat_map(reach);
@@ -623,13 +625,13 @@ pub fn rows(rows: &[Row], series: &[String], measure: &Measure) -> Option<Markup
     })
 }
 
-/// Relative errors by layer and role, and what the colours stand for.
+/// Relative errors by layer and role.
 pub struct Heat {
-    /// The layers, along the drawing.
+    /// The layers, from left to right.
     pub layers: Vec<u32>,
-    /// The roles, down the drawing.
+    /// The roles, from top to bottom.
     pub roles: Vec<String>,
-    /// Relative error by role and layer; `None` where there is no such tensor.
+    /// Relative error by role and layer; `None` if there is no such tensor.
     pub errors: Vec<Vec<Option<f64>>>,
 }
 
@@ -639,17 +641,17 @@ impl Heat {
     }
 }
 
-/// The least and the largest error of all maps, so that they have the same colours.
+/// Returns the smallest and the largest error of all maps, so that they use the same colours.
 pub fn heat_ends(maps: &[Heat]) -> Option<(f64, f64)> {
     ends(maps.iter().flat_map(Heat::values))
 }
 
-/// What each colour begins at.
+/// Returns the error at which each colour begins.
 fn heat_edges((low, high): (f64, f64)) -> [f64; HEAT.len()] {
     std::array::from_fn(|n| low * (high / low).powf(n as f64 / HEAT.len() as f64))
 }
 
-/// Weight error by layer and role. Equal neighbours are one block.
+/// Draws weight errors by layer and role. Neighbours of the same colour are one rectangle.
 pub fn heat(map: &Heat, ends: (f64, f64), title: &str) -> Option<Markup> {
     const ROW: i32 = 40;
     let left = map.roles.iter().map(|role| width_of(&wording::shortened(role, 16))).max()? + 20;

@@ -1,15 +1,15 @@
-//! A comparison as a table for spreadsheets and scripts: CSV as RFC 4180 has it, UTF-8.
+//! A comparison as a table for spreadsheets and scripts: CSV as in RFC 4180, in UTF-8.
 //!
 //! A candidate has a row over all texts (`part` is `all`) and one for each text (`part` is `text`). Every measure has
-//! three columns: the number, and the ends of its interval (`kld`, `kld_low`, `kld_high`). What is not there is empty;
-//! numbers that are not finite are `inf`, `-inf` and `NaN`. Task scores are in the rows over all texts, in the last columns.
-//! Text that a spreadsheet would take for a formula gets an apostrophe in front.
+//! three columns: the number, and the ends of its interval (`kld`, `kld_low`, `kld_high`). Missing values are empty;
+//! numbers that are not finite are `inf`, `-inf` and `NaN`. Task scores are in the rows over all texts, in the last
+//! columns. Text that a spreadsheet would treat as a formula gets an apostrophe in front.
 
 use std::borrow::Cow;
 
 use crate::report::results::{Candidate, Estimate, Results, Scores, TaskScores};
 
-/// A measure's name, and where it stands.
+/// A measure's name, and the function that reads it.
 type Measure = (&'static str, fn(&Scores) -> Estimate);
 
 /// The measures, in the order of their columns.
@@ -42,11 +42,11 @@ const FACTS: [&str; 12] = [
     "tokens",
 ];
 
-/// The table, its first row the headings.
+/// Returns the table, whose first row has the headings.
 pub fn csv(results: &Results) -> String {
     let mut writer = ::csv::Writer::from_writer(Vec::new());
     let tasks = task_columns(results);
-    // Rows of one length into memory: neither of what can fail.
+    // Writing rows of equal length into memory cannot fail.
     let _ = writer.write_record(headings(&tasks));
     for candidate in &results.candidates {
         let _ = writer.write_record(row(candidate, None, candidate.overall.as_ref(), &tasks));
@@ -59,14 +59,14 @@ pub fn csv(results: &Results) -> String {
     String::from_utf8(writer.into_inner().unwrap_or_default()).unwrap_or_default()
 }
 
-/// A column of task scores: the task's place, its name, and the score's.
+/// A column of task scores: the task's index and name, and the score's name.
 struct TaskColumn<'a> {
     task: usize,
     task_name: &'a str,
     score: &'a str,
 }
 
-/// The scores that anyone has at each task.
+/// Returns the scores that any model has for each task.
 fn task_columns(results: &Results) -> Vec<TaskColumn<'_>> {
     let mut columns: Vec<TaskColumn> = Vec::new();
     for (task, named) in results.tasks.iter().enumerate() {
@@ -120,14 +120,14 @@ fn row(candidate: &Candidate, text: Option<&str>, scores: Option<&Scores>, tasks
     row
 }
 
-/// The number, and the ends of its interval.
+/// Returns the number and the ends of its interval.
 fn cells(estimate: Option<Estimate>) -> [String; 3] {
     let Some(Estimate { value, interval }) = estimate else { return Default::default() };
     let [low, high] = interval.map(|ends| ends.map(|end| end.to_string())).unwrap_or_default();
     [value.to_string(), low, high]
 }
 
-/// Returns text in a form that a spreadsheet shows and does not compute.
+/// Returns text in a form that a spreadsheet shows but does not evaluate.
 fn words(text: &str) -> Cow<'_, str> {
     match text.chars().next() {
         Some('=' | '+' | '-' | '@' | '\t' | '\r') => Cow::Owned(format!("'{text}")),

@@ -1,8 +1,8 @@
 //! A comparison as JSON.
 //!
 //! An object with `format` and `format_version`, and below them everything in [`Results`], by the names of its fields.
-//! JSON has no infinite numbers: [`base::json_float`](crate::base::json_float) says what stands for them. `null` always means
-//! that something is not there.
+//! JSON has no infinite numbers: [`base::json_float`](crate::base::json_float) says how they are written. `null` always
+//! means that a value is missing.
 
 use serde::Serialize;
 
@@ -19,10 +19,10 @@ struct Document<'a> {
     results: &'a Results,
 }
 
-/// The document, indented, with a line break at its end.
+/// Returns the document, indented, with a line break at its end.
 pub fn json(results: &Results) -> String {
     let document = Document { format: "nibble-comparison", format_version: FORMAT_VERSION, results };
-    // Serializing fails for keys that are not strings and for writers that fail. Neither is the case here.
+    // Serializing fails only for keys that are not strings, and for writers that fail. Neither occurs here.
     let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();
     text.push('\n');
     text

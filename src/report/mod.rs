@@ -1,4 +1,4 @@
-//! What a comparison looks like.
+//! Presents the results of a comparison.
 //!
 //! ```text
 //!              ┌─► html       a page to share: works offline, on a phone and on paper
@@ -7,8 +7,8 @@
 //!              └─► Ranking    the verdicts in sentences, which the terminal shows below its table
 //! ```
 //!
-//! All are pure functions of [`Results`], whose bytes are the same for the same results, and all take results that
-//! are not complete: a comparison is written anew whenever a candidate is done.
+//! All are pure functions of [`Results`]: the same results always make the same bytes. All accept incomplete results,
+//! because a comparison is written again whenever a candidate is done.
 
 mod charts;
 pub mod csv;
@@ -27,13 +27,15 @@ pub use csv::csv;
 pub use json::json;
 pub use page::html;
 
-/// The verdict in whole sentences: which file to take at which size and what it costs, and which are not worth their size.
+/// Returns the verdict in whole sentences: which file to take at which size, what it costs, and which files are not
+/// worth their size.
 pub fn summary(results: &Results) -> Vec<String> {
     Ranking::new(results).summary()
 }
 
-/// A sentence on each pair of candidates that matters, such as `Q4_K_M beats IQ4_XS: KLD -0.0041 [-0.0050, -0.0032]`:
-/// neighbours by size and on the front, or all of a few. The last says how many more there are.
+/// Returns a sentence for each pair of candidates that matters, such as
+/// `Q4_K_M beats IQ4_XS: KLD -0.0041 [-0.0050, -0.0032]`: neighbours by size and on the front, or all pairs of a few
+/// candidates. The last sentence says how many more pairs there are.
 pub fn verdicts(results: &Results) -> Vec<String> {
     Ranking::new(results).verdicts()
 }

@@ -1,7 +1,7 @@
-//! A comparison as one page of HTML: no scripts, nothing fetched, made for screens of all widths and for paper.
+//! A comparison as one HTML page: without scripts, without network access, for screens of all widths and for paper.
 //!
-//! What comes from files goes through [`wording::plain`] and through the escaping of `maud`, so that names cannot be
-//! markup. The page forbids itself scripts and connections besides, in case some browser thinks otherwise.
+//! Text from files goes through [`wording::plain`] and through the escaping of `maud`, so that it cannot become markup.
+//! As a second line of defence, the page has a Content-Security-Policy that forbids scripts and connections.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -12,29 +12,29 @@ use super::charts::{self, Heat, Measure};
 use super::ranking::{Outcome, Ranking};
 use super::wording::{self, Shown, plain};
 
-/// Candidates whose lines fit in one drawing.
+/// The most candidates with a line in one drawing.
 const LINES: usize = charts::MOST_SERIES;
-/// Candidates whose weights are drawn layer by layer.
+/// The most candidates whose weights are drawn layer by layer.
 const HEAT_MAPS: usize = 3;
-/// Candidates in a table of which each pair shows its number.
+/// The most candidates for which the table of pairs shows numbers.
 const NUMBERED_PAIRS: usize = 8;
-/// Columns of a terminal that the name of a text, a tensor or the like takes at most.
+/// The most terminal columns for the name of a text, a tensor or the like.
 const LONGEST_NAME: usize = 32;
-/// Rows up to which a table that a drawing shows too is open.
+/// The most rows of a table that is open although a drawing shows the same numbers.
 const MOST_ROWS_OPEN: usize = 12;
 /// More layers than this are not drawn: no model has them.
 const MOST_LAYERS: usize = 512;
 /// More kinds of tensors than this are not drawn.
 const MOST_ROLES: usize = 24;
 
-/// A section: what the contents call it, and what stands in it.
+/// A section, with its title in the table of contents.
 struct Section {
     id: &'static str,
     title: String,
     body: Markup,
 }
 
-/// The page.
+/// Returns the page.
 pub fn html(results: &Results) -> String {
     let ranking = Ranking::new(results);
     let page = Page { results, ranking };
@@ -108,7 +108,7 @@ impl Page<'_> {
         &self.results.candidates[i]
     }
 
-    /// The name of a row, with the number that drawings use and the mark of the front.
+    /// Returns the name of a row, with the number that drawings use, and a mark if the candidate is on the front.
     fn name(&self, i: usize) -> Markup {
         let long = unicode_width::UnicodeWidthStr::width(self.ranking.labels[i].as_str()) > 24;
         html! {
@@ -129,18 +129,18 @@ impl Page<'_> {
         let importance = results.candidates.iter().any(|candidate| candidate.file.importance.is_some());
         let body = html! {
             @if !prefix.is_empty() {
-                p.note { "Names are written without what all begin with, " code { (plain(prefix)) } "." }
+                p.note { "Names are shown without their common beginning, " code { (plain(prefix)) } "." }
             }
             (scroll("The candidates, smallest file first", html! {
                 table {
                     thead { tr {
                         th scope="col" { "Candidate" }
                         th.n scope="col" { "Size" }
-                        th.n scope="col" { "Mean KLD" br; "nats a token" }
+                        th.n scope="col" { "Mean KLD" br; "nats per token" }
                         th.n scope="col" { "Same top" br; "%" }
                         th.n scope="col" { "Perplexity" br; "ratio" }
                         th.n scope="col" { "Perplexity" }
-                        th.n scope="col" { "Bits a" br; "weight" }
+                        th.n scope="col" { "Bits per" br; "weight" }
                         @if importance { th scope="col" { "Importance" } }
                     } }
                     tbody {
@@ -179,15 +179,12 @@ impl Page<'_> {
         Some(Section { id: "candidates", title: "The candidates".into(), body })
     }
 
-    /// What the small numbers below the numbers are.
+    /// Says what the small numbers below the numbers are.
     fn intervals(&self) -> String {
         let confidence = self.results.settings.confidence;
         match confidence > 0.0 {
-            true => format!(
-                "Below a number is the interval that holds the true one {:.0} times in 100.",
-                confidence * 100.0
-            ),
-            false => "Below a number is its interval, where there is one.".into(),
+            true => format!("Below a number is its {:.0}% interval.", confidence * 100.0),
+            false => "Below a number is its interval, if it has one.".into(),
         }
     }
 
@@ -238,10 +235,10 @@ impl Page<'_> {
             .collect();
         let body = html! {
             p { "Size against loss. The line joins the candidates that have a lower KLD than everything smaller. Hollow \
-                 points, off the line, take more room and lose no less. Bars are intervals." }
+                 points are not on the line: a file that is no larger loses no more. Bars are intervals." }
             (figure(chart))
             @if charts::front_has_numbers(&self.ranking) {
-                p.note { "The numbers are those of the table above; where points lie too close together, some have none." }
+                p.note { "The numbers refer to the table above. Where points are too close together, some have no number." }
             }
             @if !undrawn.is_empty() {
                 p.note { "A logarithmic axis cannot show " (wording::listed(&undrawn)) "." }
@@ -250,10 +247,10 @@ impl Page<'_> {
         Some(Section { id: "front", title: "Size against loss".into(), body })
     }
 
-    /// Says which candidates a drawing shows, where it does not show all.
+    /// Says which candidates a drawing shows, if it does not show all.
     fn shown(&self, chosen: &[usize], of: usize) -> Markup {
         let names: Vec<String> = chosen.iter().map(|&i| self.ranking.labels[i].clone()).collect();
-        html! { @if chosen.len() < of { p.note { "Of " (of) " candidates these are shown: " (wording::listed(&names)) "." } } }
+        html! { @if chosen.len() < of { p.note { "Of " (of) " candidates, these are shown: " (wording::listed(&names)) "." } } }
     }
 
     fn positions(&self) -> Option<Section> {
@@ -263,7 +260,7 @@ impl Page<'_> {
         let chart = charts::positions(self.results, &self.ranking, &chosen)?;
         let stretches = &self.candidate(*all.first()?).positions;
         let body = html! {
-            p { "How the loss changes as a model reads on: rising lines mean that errors add up over a long text." }
+            p { "How the loss changes along the text: a rising line means that errors add up over a long text." }
             (self.shown(&chosen, all.len()))
             (figure(chart))
             details {
@@ -293,8 +290,8 @@ impl Page<'_> {
         let first = self.candidate(*chosen.first()?).histogram.as_ref()?;
         let edge = |bin: usize| wording::number(10_f64.powf(first.log10_from + first.log10_step * bin as f64));
         let body = html! {
-            p { "Each line counts tokens by their KLD. At most tokens it is small; the right end of a line is where the \
-                 candidate and the reference disagree. What lies beyond an end is counted in the last step there." }
+            p { "Each line counts tokens by their KLD. At most tokens it is small; at the right end of a line, the candidate \
+                 and the reference disagree. Values beyond an end are counted in the last step there." }
             (self.shown(&chosen, all))
             (figure(chart))
             details {
@@ -339,14 +336,14 @@ impl Page<'_> {
             .collect();
         let measure = Measure {
             title: "Mean KLD by text",
-            axis: "Mean KLD, nats a token (lower is better)",
+            axis: "Mean KLD, nats per token (lower is better)",
             logarithmic: true,
             line: None,
         };
         let body = html! {
-            p { "If a candidate loses more on one text than on another, its cost depends on the kind of text you use it for." }
+            p { "If a candidate loses more on one text than on another, its cost depends on the kind of text that you use it for." }
             @if let Some(chart) = charts::rows(&rows, &names[..drawn], &measure) { (figure(chart)) }
-            @if drawn < names.len() { p.note { "The drawing has the first " (drawn) " texts, the table all." } }
+            @if drawn < names.len() { p.note { "The drawing shows the first " (drawn) " texts, and the table shows all." } }
             (folded(measured.len(), scroll("KLD by text", html! {
                 table {
                     thead {
@@ -385,8 +382,8 @@ impl Page<'_> {
         let body = html! {
             p {
                 "Each row against each column: " span.w { " ▲ " } " the row is nearer to the reference, " span.l { " ▽ " }
-                " the column is, ≈ the difference cannot be told from noise."
-                @if numbered { " The number is the row's KLD less the column's." }
+                " the column is nearer, ≈ the difference could be noise."
+                @if numbered { " The number is the row's KLD minus the column's." }
             }
             (scroll("Who beats whom", html! {
                 table.matrix {
@@ -425,8 +422,8 @@ impl Page<'_> {
         }
         let body = html! {
             p { "Questions with one right answer. Lost: right in the reference and wrong in the candidate; won: the other \
-                 way round. Chance: how likely chance alone parts lost and won this unevenly; below 0.05 it is \
-                 unlikely to be noise." }
+                 way round. Chance: the probability that chance alone makes lost and won differ at least this much; \
+                 below 0.05, the difference is unlikely to be noise." }
             @for part in parts { (part) }
         };
         Some(Section { id: "tasks", title: "Tasks".into(), body })
@@ -517,8 +514,8 @@ impl Page<'_> {
             .collect();
         let percent = |value: f64| wording::number(value * 100.0);
         let body = html! {
-            p { "How far the weights themselves are from the source's. It takes no text to measure, and says where in \
-                 the model bits were saved; what that does to the text is above." }
+            p { "How far the weights themselves are from the reference's. This is measured without a text, and shows where \
+                 in the model bits were saved. The effect on text is shown above." }
             @if !maps.is_empty() {
                 (self.shown(&drawn, all.len()))
                 @for (&i, map) in drawn.iter().zip(&maps) {
@@ -580,8 +577,8 @@ impl Page<'_> {
         }
         let body = html! {
             p {
-                "The places where a candidate differs most from the reference. The " mark { "marked" } " piece is what the \
-                 text has there; below it, how likely each finds it and what each would have written instead."
+                "The places where a candidate differs most from the reference. The " mark { "marked" } " token is the one \
+                 in the text; the table shows how likely each model finds it, and what each would have written instead."
             }
             (self.shown(&chosen, all))
             @for (place, &i) in chosen.iter().enumerate() {
@@ -612,7 +609,7 @@ impl Page<'_> {
                     (passage(&change.before)) mark { (passage(&change.right.text)) } (passage(&change.after))
                 }
                 table {
-                    thead { tr { th scope="col" { "Next piece" } th.n scope="col" { "Reference" } th.n scope="col" { "Candidate" } } }
+                    thead { tr { th scope="col" { "Next token" } th.n scope="col" { "Reference" } th.n scope="col" { "Candidate" } } }
                     tbody { @for guess in guesses(change) { tr {
                         td { span.token { (plain(&guess.text)) } @if guess.text == change.right.text { " (the text's)" } }
                         (likely(guess.reference))
@@ -631,7 +628,7 @@ impl Page<'_> {
             return None;
         }
         let body = html! {
-            p { "These have no numbers, or not all of them." }
+            p { "These candidates have no results, or only a part of them." }
             dl { @for (i, why) in failed { dt { (self.ranking.labels[i]) } dd { (plain(why)) } } }
         };
         Some(Section { id: "failures", title: "What failed".into(), body })
@@ -647,20 +644,20 @@ impl Page<'_> {
             @if settings.window > 0 {
                 p {
                     "The texts were cut into windows of " (settings.window) " tokens. In each, the model read the first "
-                    (settings.context) " tokens, and every token after those was scored: how likely does the candidate \
-                     find each possible next token, and how likely does the reference?"
+                    (settings.context) " tokens. Every token after these was scored: the probabilities that the \
+                     candidate gives to all possible next tokens were compared with those of the reference."
                     @if let Some(k) = results.reference.trace_k {
-                        " The reference was not run but read from a trace, which knows the " (k) " likeliest tokens of \
-                         each place, and how likely all others are together."
+                        " The reference was not run. Its predictions come from a trace, which has the " (k) " most likely \
+                         tokens at each position, and the total probability of all others."
                     }
                 }
             }
             @if settings.resamples > 0 {
                 p {
-                    "The intervals come from the bootstrap: whole windows were drawn anew, with repetition, "
-                    (wording::thousands(settings.resamples.into())) " times (seed " (settings.seed) "), and the number computed each \
-                     time. They say how much the number depends on which passages the texts happen to have; they do \
-                     not say how it would be on texts of another kind."
+                    "The intervals come from a bootstrap: whole windows were resampled, with replacement, "
+                    (wording::thousands(settings.resamples.into())) " times (seed " (settings.seed) "), and the number was \
+                     computed each time. The intervals show how much a number depends on which passages the texts \
+                     happen to have. They do not show what it would be on texts of another kind."
                 }
             }
             @if settings.threads > 0 || !settings.kv_type.is_empty() {
@@ -674,35 +671,35 @@ impl Page<'_> {
                 dt { "Token" }
                 dd { "A piece of text as the model reads it: a word, a part of one, or a Chinese character or two." }
                 dt { "KLD (Kullback–Leibler divergence)" }
-                dd { "How far the candidate's odds for the next token are from the reference's: how many nats of surprise \
-                      a token you pay for believing the candidate where the reference is right. 0 means the same odds \
-                      for everything; a nat is about 1.44 bits. Mean KLD is the average over all scored tokens; 99 % \
-                      of the tokens lie below the 99 % KLD." }
+                dd { "How far the candidate's probabilities for the next token are from the reference's: the extra surprise \
+                      per token, in nats, of someone who trusts the candidate while the reference is right. 0 means the \
+                      same probabilities for every token. A nat is about 1.44 bits. Mean KLD is the average over all \
+                      scored tokens; 99 % of the tokens are below the 99 % KLD." }
                 dt { "Same top" }
-                dd { "In how many of 100 places both find the same token most likely. The rest are flips: places where \
-                      the candidate, always taking its favourite, would write something else." }
+                dd { "At how many of 100 positions both find the same token most likely. At the others (flips), the \
+                      candidate would write something else if it always took its most likely token." }
                 dt { "Top 5 shared" }
                 dd { "How many of the reference's five most likely tokens are among the candidate's five." }
                 dt { "Perplexity" }
-                dd { "How many equally likely tokens the model seems to choose from at each place of this text: the \
-                      lower, the less the text surprises it. The ratio is the candidate's over the reference's: 1.01 \
-                      is one percent worse." }
+                dd { "The number of equally likely tokens among which the model seems to choose at each position: the lower, \
+                      the less the text surprises it. The ratio is the candidate's perplexity over the reference's: \
+                      1.01 is one percent worse." }
                 dt { "RMS Δp" }
                 dd { "How much the probability of the text's own next token typically moves, in percentage points." }
                 dt { "Front" }
-                dd { "The candidates than which nothing smaller has as low a KLD. Which of them to take depends on the \
-                      room you have." }
+                dd { "The candidates for which no smaller candidate has as low a KLD. Which of them to take depends on the \
+                      memory that you have." }
                 dt { "Not distinguishable" }
-                dd { "The interval of the difference holds zero: on other passages the order might turn round." }
+                dd { "The interval of the difference contains zero: on other passages, the order might be reversed." }
                 @if results.candidates.iter().any(|candidate| candidate.weights.is_some()) {
                     dt { "Relative error" }
-                    dd { "How large the changes of the weights are beside the weights: the root of the sum of their \
-                          squares over that of the weights' squares." }
+                    dd { "The size of the weights' changes relative to the weights: the root of the sum of the changes' squares \
+                          over the root of the sum of the weights' squares." }
                 }
                 @if tasks {
                     dt { "Chance" }
-                    dd { "McNemar's exact test: if losing and winning a question were equally likely, how often would \
-                          they part at least this unevenly?" }
+                    dd { "McNemar's exact test: the probability of a split between lost and won that is at least this uneven, \
+                          if losing and winning a question were equally likely." }
                 }
             }
             h3 { "What was compared" }
@@ -770,12 +767,12 @@ impl Page<'_> {
     }
 }
 
-/// Something wide, in a frame of its own that scrolls.
+/// Puts wide content into a frame that scrolls.
 fn scroll(name: &str, inside: Markup) -> Markup {
     html! { div.scroll role="region" aria-label=(name) tabindex="0" { (inside) } }
 }
 
-/// A table below a drawing of the same numbers, out of the way where it has many rows.
+/// A table below a drawing of the same numbers. It is folded if it has many rows.
 fn folded(rows: usize, table: Markup) -> Markup {
     html! { @if rows > MOST_ROWS_OPEN { details { summary { "The numbers" } (table) } } @else { (table) } }
 }
@@ -792,27 +789,27 @@ fn optional(shown: Option<Shown>) -> Markup {
     shown.map_or_else(|| html! { td {} }, cell)
 }
 
-/// Text of a passage: its line breaks stay, everything else that would do something is written out.
+/// Returns the text of a passage. Line breaks stay; all other control characters are escaped.
 fn passage(text: &str) -> std::borrow::Cow<'_, str> {
     crate::base::display::printable_lines(text)
 }
 
-/// A name for a column or a line of its own.
+/// Shortens a name for a column or a line of its own.
 fn short(name: &str) -> String {
     wording::shortened(&plain(name), LONGEST_NAME)
 }
 
-/// A name in code as words: `accuracy_normalised`.
+/// Returns an identifier such as `accuracy_normalised` as words.
 fn words(name: &str) -> String {
     plain(name).replace('_', " ")
 }
 
-/// Every token that one of the two expects, and the text's own: the reference's first.
+/// Returns all tokens that the reference or the candidate expects, in this order, and the text's own.
 fn guesses(change: &Change) -> Vec<&Guess> {
     let mut guesses: Vec<&Guess> = Vec::new();
     for guess in change.reference.iter().chain(&change.candidate).chain([&change.right]) {
         match guesses.iter_mut().find(|known| known.text == guess.text) {
-            // A trace may know it at one place and not at the other.
+            // A trace may know its probability in one of these lists and not in another.
             Some(known) if known.reference.is_none() => *known = guess,
             Some(_) => {}
             None => guesses.push(guess),
@@ -821,14 +818,14 @@ fn guesses(change: &Change) -> Vec<&Guess> {
     guesses
 }
 
-/// A candidate's errors by layer and role; `None` where no tensor is in a layer.
+/// Returns a candidate's errors by layer and role; `None` if no tensor is in a layer.
 fn heat(candidate: &Candidate) -> Option<Heat> {
     let tensors = &candidate.weights.as_ref()?.tensors;
     let mut layers: Vec<u32> = tensors.iter().filter_map(|tensor| tensor.layer).collect();
     layers.sort_unstable();
     layers.dedup();
     let mut roles: Vec<&str> = Vec::new();
-    // Those that no candidate changes, as norms, would be empty rows.
+    // Roles without any error, such as norms, would be empty rows.
     for tensor in tensors.iter().filter(|tensor| tensor.layer.is_some() && tensor.error.relative != 0.0) {
         if !roles.contains(&tensor.role.as_str()) {
             roles.push(&tensor.role);
@@ -848,7 +845,7 @@ fn heat(candidate: &Candidate) -> Option<Heat> {
     Some(Heat { layers, roles: roles.iter().map(|role| short(role)).collect(), errors })
 }
 
-/// The tensor with the largest relative error that is a number.
+/// Returns the tensor with the largest relative error, ignoring NaN.
 fn worst(tensors: &[TensorError]) -> Option<&TensorError> {
     let known = tensors.iter().filter(|tensor| !tensor.error.relative.is_nan());
     known.max_by(|a, b| a.error.relative.total_cmp(&b.error.relative))

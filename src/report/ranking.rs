@@ -1,4 +1,4 @@
-//! Which file to take: what follows from the front and the pairs, and the sentences that say it.
+//! Which file to take, derived from the front and the pairs, and put in sentences.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,42 +7,42 @@ use crate::report::results::{Candidate, Estimate, Flips, Results, Verdict};
 
 use super::wording;
 
-/// Candidates that a sentence names; half as many where it says something of each.
+/// The most candidates that a sentence names; half as many if it says something about each.
 const MOST_NAMED: usize = 8;
 
-/// Files that are advised, each with what it costs.
+/// The most files that are recommended, each with its cost.
 const MOST_ADVISED: usize = 4;
 
-/// Bits a weight from which on a file is not quantized: norms of 32 bits make a 16-bit file a little larger than 16, and a
-/// model with a few quantized tensors smaller.
+/// A file with at least this many bits per weight counts as not quantized. 32-bit norms put a 16-bit file a little
+/// above 16 bits, and a few quantized tensors put it a little below.
 const LEAST_UNQUANTIZED_BITS: f64 = 15.5;
 
 /// How the candidates compare.
 pub struct Ranking<'a> {
     results: &'a Results,
-    /// What they are called.
+    /// The candidates' labels.
     pub labels: Vec<String>,
-    /// Those with scores, smallest file first.
+    /// Indices of the candidates with scores, smallest file first.
     pub measured: Vec<usize>,
-    /// That with the lowest KLD; of equals the smallest.
+    /// Index of the candidate with the lowest KLD; the smallest of equal ones.
     pub best: Option<usize>,
-    /// Pairs by the candidates' places, the lower first.
+    /// Pairs by the candidates' indices, the lower one first.
     pairs: BTreeMap<(usize, usize), (Estimate, Verdict)>,
 }
 
-/// Two candidates, as a sentence wants them.
+/// How the first of two candidates compares with the second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Outcome {
     /// The first is nearer to the reference.
     Beats,
-    /// The second is.
+    /// The second is nearer.
     Loses,
-    /// Noise.
+    /// The difference could be noise.
     NotDistinguishable,
 }
 
 impl<'a> Ranking<'a> {
-    /// Ranks what was measured.
+    /// Ranks the candidates.
     pub fn new(results: &'a Results) -> Self {
         let candidates = &results.candidates;
         let mut measured: Vec<usize> = (0..candidates.len()).filter(|&i| candidates[i].overall.is_some()).collect();
@@ -71,7 +71,7 @@ impl<'a> Ranking<'a> {
         ranking
     }
 
-    /// A measured candidate's KLD; NaN for others.
+    /// Returns a candidate's KLD; NaN if it was not measured.
     pub fn kld(&self, i: usize) -> f64 {
         self.results.candidates[i].overall.map_or(f64::NAN, |scores| scores.kld.value)
     }
@@ -85,13 +85,13 @@ impl<'a> Ranking<'a> {
         format!("{} ({})", self.labels[i], units::bytes(self.bytes(i)))
     }
 
-    /// The measured candidates that no smaller one equals, smallest first.
+    /// Returns the candidates on the front, smallest first: those for which no smaller one has as low a KLD.
     pub fn front(&self) -> Vec<usize> {
         self.measured.iter().copied().filter(|&i| self.results.candidates[i].on_front).collect()
     }
 
-    /// How the first of two does against the second, with the difference of their KLD, the first's less the second's.
-    /// `None` where they were not compared.
+    /// Returns how the first of two compares with the second, and the difference of their KLD, the first's minus the
+    /// second's. `None` if they were not compared.
     pub fn outcome(&self, a: usize, b: usize) -> Option<(Estimate, Outcome)> {
         let (kld, verdict) = self.pairs.get(&(a.min(b), a.max(b))).copied()?;
         let kld = if a < b { kld } else { negative(kld) };
@@ -104,7 +104,8 @@ impl<'a> Ranking<'a> {
         Some((kld, outcome))
     }
 
-    /// The smallest file that cannot be told from the best, where that is smaller than the best.
+    /// Returns the smallest file whose difference from the best could be noise, if there is one that is smaller than
+    /// the best.
     pub fn smallest_as_good(&self) -> Option<usize> {
         let best = self.best?;
         let equals = |i: usize| {
@@ -120,8 +121,8 @@ impl<'a> Ranking<'a> {
         all.min_by(|&a, &b| self.kld(a).total_cmp(&self.kld(b)))
     }
 
-    /// At most `most` of the measured candidates that `has`, smallest file first: evenly from the front, and where there
-    /// is room evenly from the others.
+    /// Chooses at most `most` of the measured candidates for which `has` returns true, smallest file first: evenly
+    /// spaced ones from the front, and if there is room, evenly spaced ones from the others.
     pub fn chosen(&self, most: usize, has: impl Fn(usize) -> bool) -> Vec<usize> {
         let (front, others): (Vec<usize>, Vec<usize>) =
             self.measured.iter().filter(|&&i| has(i)).partition(|&&i| self.results.candidates[i].on_front);
@@ -130,8 +131,8 @@ impl<'a> Ranking<'a> {
         self.measured.iter().copied().filter(|i| chosen.contains(i)).collect()
     }
 
-    /// The pairs that matter, smaller file first: neighbours by size, neighbours on the front, and the best with the
-    /// smallest that cannot be told from it. All pairs of up to four candidates.
+    /// Returns the pairs that matter, smaller file first: neighbours by size, neighbours on the front, and the best
+    /// with the smallest that is as good. With up to four candidates, returns all pairs.
     pub fn pairs_that_matter(&self) -> Vec<(usize, usize)> {
         let mut wanted = BTreeSet::new();
         // By their places in `measured`, so that they come in the order of size.
@@ -157,13 +158,13 @@ impl<'a> Ranking<'a> {
         wanted.into_iter().map(|(a, b)| (self.measured[a], self.measured[b])).collect()
     }
 
-    /// How many pairs were compared, of candidates with scores.
+    /// Returns how many pairs of candidates with scores were compared.
     pub fn pair_count(&self) -> usize {
         let scored = |i: usize| self.results.candidates.get(i).is_some_and(|candidate| candidate.overall.is_some());
         self.pairs.keys().filter(|(a, b)| scored(*a) && scored(*b)).count()
     }
 
-    /// `Q4_K_M beats IQ4_XS: KLD -0.0041 [-0.0050, -0.0032]`; `None` where they were not compared.
+    /// `Q4_K_M beats IQ4_XS: KLD -0.0041 [-0.0050, -0.0032]`; `None` if they were not compared.
     pub fn verdict(&self, a: usize, b: usize) -> Option<String> {
         let (kld, outcome) = self.outcome(a, b)?;
         let (first, second, kld) = if outcome == Outcome::Loses { (b, a, negative(kld)) } else { (a, b, kld) };
@@ -174,7 +175,7 @@ impl<'a> Ranking<'a> {
         })
     }
 
-    /// The verdict in whole sentences, the most important first.
+    /// Returns the verdict in whole sentences, the most important first.
     pub fn summary(&self) -> Vec<String> {
         let count = self.results.candidates.len();
         let mut sentences = Vec::new();
@@ -198,14 +199,14 @@ impl<'a> Ranking<'a> {
         sentences
     }
 
-    /// Whether some candidate was measured by tasks or by its weights.
+    /// Returns whether some candidate was measured by tasks or by its weights.
     fn has_other_measures(&self) -> bool {
         let is_measured =
             |candidate: &Candidate| candidate.weights.is_some() || candidate.tasks.iter().any(Option::is_some);
         self.results.candidates.iter().any(is_measured)
     }
 
-    /// Which candidates a task tells from the reference; `None` where it was not compared with one.
+    /// Says which candidates differ from the reference on a task; `None` if they were not compared with one.
     fn task(&self, task: usize) -> Option<String> {
         let of = |candidate: &Candidate| candidate.tasks.get(task)?.as_ref()?.against_reference;
         let compared: Vec<(usize, Flips)> =
@@ -233,17 +234,18 @@ impl<'a> Ranking<'a> {
         Some(format!("{}: {}.", wording::plain(&self.results.tasks[task].name), found.join("; ")))
     }
 
-    /// The files worth choosing between, smallest first: quantized ones on the front, each of which does better than the one
-    /// before it by more than noise, as far as that can be told.
+    /// Returns the files worth choosing between, smallest first: quantized files on the front, each of which is better
+    /// than the one before it by more than noise, as far as this can be told.
     ///
-    /// Files of 16 bits a weight are left out as long as there are others. They come near the reference whatever the model, so
-    /// naming them does not answer which file to take.
+    /// Files of 16 bits per weight are left out if there are others. They are close to the reference for every model,
+    /// so naming them does not help to choose a file.
     pub fn tiers(&self) -> Vec<usize> {
         let mut tiers: Vec<usize> = Vec::new();
         for i in self.worth_taking(self.front()) {
             let is_better = |last: usize| match self.outcome(i, last) {
                 Some((_, Outcome::Loses)) => false,
-                // Without an interval nothing is told apart: then all differences are shown, and a sentence says so.
+                // Without intervals, no difference can be told from noise. Then all differences are shown, and a
+                // sentence says so.
                 Some((kld, Outcome::NotDistinguishable)) => kld.interval.is_none(),
                 _ => true,
             };
@@ -254,7 +256,8 @@ impl<'a> Ranking<'a> {
         tiers
     }
 
-    /// Returns those with a finite KLD, and of these the quantized ones. A condition that none meets is left out.
+    /// Keeps the candidates with a finite KLD, and of these the quantized ones. A condition that no candidate meets is
+    /// ignored.
     fn worth_taking(&self, candidates: Vec<usize>) -> Vec<usize> {
         let only = |candidates: Vec<usize>, keep: &dyn Fn(usize) -> bool| {
             let kept: Vec<usize> = candidates.iter().copied().filter(|&i| keep(i)).collect();
@@ -267,7 +270,7 @@ impl<'a> Ranking<'a> {
         self.results.candidates[i].file.bits_per_weight.is_none_or(|bits| bits < LEAST_UNQUANTIZED_BITS)
     }
 
-    /// Which file to take at which size, and what it costs.
+    /// Says which file to take at which size, and what it costs.
     fn advice(&self) -> Vec<String> {
         let tiers = self.tiers();
         let chosen: Vec<usize> = evenly(&tiers, MOST_ADVISED);
@@ -300,7 +303,8 @@ impl<'a> Ranking<'a> {
         sentences
     }
 
-    /// The larger quantized files that cannot be told from this one. Some bytes of metadata make no file larger.
+    /// Returns the larger quantized files that cannot be told from this one. A few more bytes of metadata do not make a
+    /// file larger.
     fn larger_as_good(&self, i: usize) -> Vec<usize> {
         let as_good = |&j: &usize| {
             let noise =
@@ -320,7 +324,7 @@ impl<'a> Ranking<'a> {
         }
     }
 
-    /// The same after another: `at 3.48 (KLD 0.0123)`
+    /// The same, after another candidate's cost: `at 3.48 (KLD 0.0123)`
     fn short_cost(&self, i: usize) -> String {
         match self.flips(i) {
             Some(flips) => format!("at {flips} ({})", self.loss(i)),
@@ -328,7 +332,8 @@ impl<'a> Ranking<'a> {
         }
     }
 
-    /// At how many of 100 tokens the most likely one is another than the reference's, in as many digits as are certain.
+    /// Returns for how many of 100 tokens the most likely one differs from the reference's, with as many digits as are
+    /// certain.
     fn flips(&self, i: usize) -> Option<String> {
         let Estimate { value, interval } = self.results.candidates[i].overall?.same_top;
         let flips = Estimate { value: 1.0 - value, interval: interval.map(|[low, high]| [1.0 - high, 1.0 - low]) };
@@ -341,7 +346,7 @@ impl<'a> Ranking<'a> {
         format!("KLD {}", kld.unwrap_or_else(|| "unknown".into()))
     }
 
-    /// What the 16-bit files lose, where there are quantized ones beside them.
+    /// Says what the 16-bit files lose, if there are also quantized ones.
     fn unquantized(&self) -> Option<String> {
         let (quantized, others): (Vec<usize>, Vec<usize>) = self.measured.iter().partition(|&&i| self.is_quantized(i));
         if quantized.is_empty() || others.is_empty() {
@@ -352,7 +357,7 @@ impl<'a> Ranking<'a> {
         Some(format!("Not quantized: {}.", named.join("; ")))
     }
 
-    /// Who else is on the front.
+    /// Says which other candidates are on the front.
     fn more_on_front(&self, advised: &[usize]) -> Option<String> {
         let front = self.front();
         if front.iter().all(|i| advised.contains(i) || !self.is_quantized(*i)) {
@@ -369,7 +374,7 @@ impl<'a> Ranking<'a> {
         })
     }
 
-    /// Who takes more room than something that is as near or nearer.
+    /// Says which candidates are larger than one that is as near to the reference or nearer.
     fn dominated(&self) -> Option<String> {
         let off = self.measured.iter().filter(|&&i| !self.results.candidates[i].on_front);
         let off: Vec<(usize, usize)> = off.filter_map(|&i| Some((i, self.dominated_by(i)?))).collect();
@@ -395,7 +400,7 @@ impl<'a> Ranking<'a> {
         (!named.is_empty()).then(|| format!("Not worth {word} size: {}.", wording::listed(&named)))
     }
 
-    /// Who failed, and whether all of it was done.
+    /// Says how many candidates failed, and whether the comparison was stopped.
     fn failures(&self) -> Option<String> {
         let failed = self.results.candidates.iter().filter(|candidate| candidate.failure.is_some()).count();
         let measured = self.measured.len();
@@ -412,7 +417,7 @@ impl<'a> Ranking<'a> {
         }
     }
 
-    /// The pairs that matter in a sentence each, and how many more there are.
+    /// Returns a sentence for each pair that matters, and how many more pairs there are.
     pub fn verdicts(&self) -> Vec<String> {
         let pairs = self.pairs_that_matter();
         let mut sentences: Vec<String> = pairs.iter().filter_map(|&(a, b)| self.verdict(a, b)).collect();
@@ -424,13 +429,13 @@ impl<'a> Ranking<'a> {
     }
 }
 
-/// As many of a list, its ends among them.
+/// Returns `count` evenly spaced elements of a list, including its ends.
 fn evenly(list: &[usize], count: usize) -> Vec<usize> {
     let count = count.min(list.len());
     (0..count).map(|step| list[step * (list.len() - 1) / (count - 1).max(1)]).collect()
 }
 
-/// `a and b`; `None` of nothing.
+/// Returns `a and b`; `None` for an empty list.
 fn text_of(things: &[String]) -> Option<String> {
     (!things.is_empty()).then(|| wording::listed(things))
 }
@@ -443,7 +448,7 @@ fn counted_were(n: usize) -> String {
     }
 }
 
-/// The difference the other way round.
+/// Returns the difference with its sign reversed.
 fn negative(estimate: Estimate) -> Estimate {
     Estimate { value: -estimate.value, interval: estimate.interval.map(|[low, high]| [-high, -low]) }
 }

@@ -1,4 +1,4 @@
-//! What a comparison found, as data: what the table, the report, JSON and CSV show.
+//! The results of a comparison, as data that the table, the report, JSON and CSV show.
 //!
 //! All shares and probabilities are from 0 to 1, and logarithms are natural, as llama-perplexity's are before it prints
 //! percents. Numbers that may be infinite are serialized as [`base::json_float`](crate::base::json_float) says.
@@ -13,7 +13,7 @@ pub use crate::statistics::{Estimate, Histogram, Stretch, Verdict};
 pub struct Results {
     /// nibble's version.
     pub version: String,
-    /// The command, a word each.
+    /// The words of the command.
     pub command: Vec<String>,
     /// Whether it was stopped before its end, so that some texts or candidates are missing.
     pub interrupted: bool,
@@ -27,7 +27,7 @@ pub struct Results {
     pub tasks: Vec<Task>,
     /// The candidates, smallest file first.
     pub candidates: Vec<Candidate>,
-    /// Every two candidates that were both measured.
+    /// All pairs of measured candidates.
     pub pairs: Vec<Pair>,
 }
 
@@ -36,36 +36,36 @@ pub struct Results {
 pub struct Settings {
     /// Tokens in a window.
     pub window: u32,
-    /// Tokens of a window before the first that is scored: what the model reads as context.
+    /// Tokens of a window before the first scored one, which the model reads as context.
     pub context: u32,
-    /// How sure the intervals are: 0.95.
+    /// Confidence level of the intervals: 0.95.
     pub confidence: f64,
-    /// How often the bootstrap drew.
+    /// Number of bootstrap resamples.
     pub resamples: u32,
-    /// The bootstrap's seed.
+    /// Seed of the bootstrap.
     pub seed: u64,
-    /// Threads the models ran on; 0 where none ran.
+    /// Number of threads on which the models ran; 0 if no model ran.
     pub threads: u32,
     /// Type of the KV cache.
     pub kv_type: String,
 }
 
-/// A file that took part.
+/// A file of the comparison.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct File {
     /// What it is called: its file name without the ending.
     pub name: String,
     /// Its path, as given.
     pub path: String,
-    /// Its size, of all parts.
+    /// Size of all its parts, in bytes.
     pub bytes: u64,
-    /// BLAKE3 of its bytes, hexadecimal; `None` where it was not computed.
+    /// BLAKE3 of its bytes, hexadecimal; `None` if it was not computed.
     pub blake3: Option<String>,
-    /// What it holds most of: `Q4_K_M`, `BF16`; `None` where it does not say.
+    /// Its main quantization: `Q4_K_M`, `BF16`; `None` if the file does not say.
     pub quantization: Option<String>,
-    /// Bits a weight over all tensors; `None` of a trace.
+    /// Bits per weight over all tensors; `None` for a trace.
     pub bits_per_weight: Option<f64>,
-    /// The importance it was made with, by name; `None` without, or where it does not say.
+    /// Name of the importance that it was made with; `None` if there was none, or the file does not say.
     pub importance: Option<String>,
 }
 
@@ -74,13 +74,13 @@ pub struct File {
 pub struct Reference {
     /// The model or the trace.
     pub file: File,
-    /// Of a trace: how many tokens a position has of its own. `None` of a model.
+    /// For a trace, how many of the most likely tokens it keeps at each position; `None` for a model.
     pub trace_k: Option<u32>,
-    /// Its perplexity over all texts; `None` where none was read.
+    /// Its perplexity over all texts; `None` if no text was read.
     pub perplexity: Option<Estimate>,
-    /// Its perplexity over each text, as [`Results::slices`].
+    /// Its perplexity over each text, in the order of [`Results::slices`].
     pub slices: Vec<Option<Estimate>>,
-    /// How it did at each task, as [`Results::tasks`]; empty of a trace.
+    /// Its scores for each task, in the order of [`Results::tasks`]; empty for a trace.
     pub tasks: Vec<Option<TaskScores>>,
 }
 
@@ -93,9 +93,9 @@ pub struct Slice {
     pub path: String,
     /// BLAKE3 of the text, hexadecimal.
     pub blake3: String,
-    /// Tokens in it.
+    /// Number of its tokens.
     pub tokens: u64,
-    /// Windows that were read.
+    /// Number of windows that were read.
     pub windows: u64,
     /// Tokens that were scored.
     pub scored: u64,
@@ -106,21 +106,21 @@ pub struct Slice {
 pub struct Candidate {
     /// The file.
     pub file: File,
-    /// Why it has no scores, or not all; `None` where all went well.
+    /// Why it has no scores, or not all of them; `None` if there was no failure.
     pub failure: Option<String>,
-    /// Over all texts: every scored token counts the same. `None` where nothing was scored.
+    /// Scores over all texts, where every scored token counts the same; `None` if nothing was scored.
     pub overall: Option<Scores>,
-    /// Over each text, as [`Results::slices`].
+    /// Scores over each text, in the order of [`Results::slices`].
     pub slices: Vec<Option<Scores>>,
     /// Whether no smaller candidate has as low a KLD.
     pub on_front: bool,
     /// Mean KLD along the window: from the first scored token to the last.
     pub positions: Vec<Stretch>,
-    /// How KLD is distributed.
+    /// The distribution of KLD.
     pub histogram: Option<Histogram>,
-    /// The tokens that changed most, the most changed first.
+    /// The tokens with the largest KLD, in descending order.
     pub changed: Vec<Change>,
-    /// How its weights differ; `None` where that was not asked for.
+    /// How its weights differ from the source's; `None` if this was not asked for.
     pub weights: Option<WeightErrors>,
     /// How it did at each task, as [`Results::tasks`].
     pub tasks: Vec<Option<TaskScores>>,
@@ -133,34 +133,34 @@ pub struct Scores {
     pub tokens: u64,
     /// Its perplexity.
     pub perplexity: Estimate,
-    /// Its perplexity over the reference's.
+    /// Its perplexity divided by the reference's.
     pub perplexity_ratio: Estimate,
-    /// Mean KLD: nats a token by which its distribution is off the reference's.
+    /// Mean KLD from the reference's distribution, in nats per token.
     pub kld: Estimate,
-    /// The KLD that half of the tokens stay below.
+    /// The median of KLD.
     pub kld_median: Estimate,
-    /// That 90 in 100 stay below.
+    /// The 90% quantile of KLD.
     pub kld_90: Estimate,
-    /// That 99 in 100 stay below.
+    /// The 99% quantile of KLD.
     pub kld_99: Estimate,
-    /// That 999 in 1000 stay below.
+    /// The 99.9% quantile of KLD.
     pub kld_999: Estimate,
     /// The largest KLD.
     pub kld_max: Estimate,
     /// Root of the mean square of the change in the right token's probability.
     pub rms_dp: Estimate,
-    /// Share of tokens where both have the same most likely token: 1 less the flips.
+    /// Share of tokens for which both have the same most likely token: 1 minus the share of flips.
     pub same_top: Estimate,
     /// Share of the reference's five most likely tokens that are among the candidate's five.
     pub top5_overlap: Estimate,
 }
 
-/// A token at which the candidate expects something else than the reference.
+/// A token at which the candidate's prediction differs from the reference's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Change {
-    /// Which text, by its place in [`Results::slices`].
+    /// Index of the text in [`Results::slices`].
     pub slice: usize,
-    /// Which token of the text, counted from 0.
+    /// Index of the token in the text, from 0.
     pub token: u64,
     /// The text before it, a line or two.
     pub before: String,
@@ -168,9 +168,9 @@ pub struct Change {
     pub right: Guess,
     /// The text after it, a few words.
     pub after: String,
-    /// What the reference expects, the most likely first: three.
+    /// The reference's three most likely tokens, in descending order.
     pub reference: Vec<Guess>,
-    /// What the candidate expects, the most likely first: three.
+    /// The candidate's three most likely tokens, in descending order.
     pub candidate: Vec<Guess>,
     /// KLD of the two.
     #[serde(serialize_with = "json_float::number")]
@@ -182,20 +182,20 @@ pub struct Change {
 pub struct Guess {
     /// The token's text; bytes that are not text are shown as `\xE4`.
     pub text: String,
-    /// How likely the reference finds it; `None` where a trace does not say.
+    /// Its probability according to the reference; `None` if a trace does not say.
     #[serde(serialize_with = "json_float::optional")]
     pub reference: Option<f64>,
-    /// How likely the candidate finds it.
+    /// Its probability according to the candidate.
     #[serde(serialize_with = "json_float::number")]
     pub candidate: f64,
 }
 
-/// Two candidates: what is `a`'s less what is `b`'s.
+/// A pair of candidates. Differences are those of `a` minus `b`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Pair {
-    /// The first, by its place in [`Results::candidates`].
+    /// Index of the first in [`Results::candidates`].
     pub a: usize,
-    /// The second.
+    /// Index of the second.
     pub b: usize,
     /// Mean KLD.
     pub kld: Estimate,
@@ -210,13 +210,13 @@ pub struct Pair {
 /// How a candidate's weights differ from the source's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct WeightErrors {
-    /// Over all matrices, every weight counting the same; `None` where none could be compared.
+    /// Error over all matrices, where every weight counts the same; `None` if no matrix could be compared.
     pub overall: Option<WeightError>,
-    /// The matrices by what they do, in the order in which the file has the first of each.
+    /// Errors of the matrices by role, in the order of the first matrix of each role in the file.
     pub roles: Vec<RoleError>,
-    /// Tensor by tensor, in the file's order; those kept as they are in the source are there too.
+    /// Errors of all tensors in the file's order, including those that are the same as in the source.
     pub tensors: Vec<TensorError>,
-    /// What could not be compared, a sentence each.
+    /// What could not be compared, one sentence each.
     pub skipped: Vec<String>,
 }
 
@@ -226,25 +226,25 @@ pub struct WeightError {
     /// Root of the mean square of the difference.
     #[serde(serialize_with = "json_float::number")]
     pub rmse: f64,
-    /// Root of the sum of squared differences over that of squared weights.
+    /// Root of the sum of squared differences over the sum of squared weights.
     #[serde(serialize_with = "json_float::number")]
     pub relative: f64,
     /// Cosine of the angle between the two.
     #[serde(serialize_with = "json_float::number")]
     pub cosine: f64,
-    /// As `relative`, each column counting by its importance; `None` without importance.
+    /// Like `relative`, with each column weighted by its importance; `None` without importance.
     #[serde(serialize_with = "json_float::optional")]
     pub weighted: Option<f64>,
 }
 
-/// How the matrices of a role differ, every weight counting the same.
+/// How the matrices of a role differ, where every weight counts the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RoleError {
-    /// What they do, as recipes call it: `attention_q`, `ffn_down`.
+    /// The role, as recipes name it: `attention_q`, `ffn_down`.
     pub role: String,
-    /// How many there are.
+    /// Number of matrices.
     pub tensors: u64,
-    /// Their weights.
+    /// Number of their weights.
     pub weights: u64,
     /// How they differ.
     pub error: WeightError,
@@ -255,19 +255,19 @@ pub struct RoleError {
 pub struct TensorError {
     /// Its GGUF name.
     pub name: String,
-    /// Its layer; `None` of those outside of layers.
+    /// Its layer; `None` if it is not in a layer.
     pub layer: Option<u32>,
-    /// What it does, as recipes call it: `attention_q`, `ffn_down`.
+    /// Its role, as recipes name it: `attention_q`, `ffn_down`.
     pub role: String,
     /// Its type in the candidate: `Q4_K`.
     pub ty: String,
-    /// Its weights.
+    /// Number of its weights.
     pub weights: u64,
     /// How it differs.
     pub error: WeightError,
-    /// The row that differs most, in terms of `relative`, which a row of zeros has none of. Of a vector, 0.
+    /// The row with the largest relative error, leaving out rows of zeros, which have none; 0 for a vector.
     pub worst_row: u64,
-    /// How that row differs.
+    /// The relative error of that row.
     #[serde(serialize_with = "json_float::number")]
     pub worst_row_relative: f64,
 }
@@ -283,33 +283,33 @@ pub struct Task {
     pub blake3: String,
     /// Its format: `hellaswag`, `mmlu`.
     pub format: String,
-    /// Questions in it.
+    /// Number of its questions.
     pub questions: u64,
-    /// Examples with their answers before each question.
+    /// Number of answered examples before each question.
     pub shots: u32,
-    /// The score that counts first, by its name in [`TaskScores::scores`].
+    /// Name of the main score in [`TaskScores::scores`].
     pub main: String,
 }
 
-/// How a model did at a task.
+/// A model's scores for a task.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct TaskScores {
-    /// Questions it was asked.
+    /// Number of questions that it was asked.
     pub questions: u64,
-    /// `accuracy`, `accuracy_normalised`, `mc2`: in the task's order.
+    /// Scores such as `accuracy`, `accuracy_normalised` and `mc2`, in the task's order.
     pub scores: Vec<(String, Estimate)>,
-    /// By the main score; `None` of the reference, or without one.
+    /// Comparison with the reference by the main score; `None` for the reference itself, or without one.
     pub against_reference: Option<Flips>,
 }
 
-/// Questions that one of two models has right and the other wrong.
+/// Numbers of questions that one of two models answers right and the other wrong.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Flips {
     /// Right in the reference, wrong in the candidate.
     pub lost: u64,
     /// Wrong in the reference, right in the candidate.
     pub won: u64,
-    /// How likely chance alone parts them this unevenly, by McNemar's exact test.
+    /// The p-value of McNemar's exact test: the probability of a split at least this uneven by chance alone.
     #[serde(serialize_with = "json_float::number")]
     pub p_value: f64,
 }

@@ -1,8 +1,8 @@
-//! Comparisons made up by small formulas, as measured ones look.
+//! Made-up comparisons for tests and for looking at the report, from small formulas.
 
 use crate::report::results::*;
 
-/// Recipes with the bits a weight they take on Yi-34B, and how much better or worse than the trend they are.
+/// Recipes with the bits per weight they take on Yi-34B, and how much better or worse than the trend they are.
 const RECIPES: [(&str, f64, f64); 17] = [
     ("IQ2_M", 2.76, 0.72),
     ("Q2_K", 2.98, 1.25),
@@ -34,12 +34,12 @@ fn share(value: f64, half: f64) -> Estimate {
     Estimate { value, interval: Some([(value - half).max(0.0), (value + half).min(1.0)]) }
 }
 
-/// Numbers that look like chance and are the same every time.
+/// Returns pseudo-random numbers that are the same every time.
 fn wobble(n: usize) -> f64 {
     ((n as f64 * 12.9898).sin() * 43758.5453).fract().abs()
 }
 
-/// Scores with this mean KLD.
+/// Returns scores with this mean KLD.
 pub fn scores(kld: f64, tokens: u64) -> Scores {
     let flips = (0.33 * kld.sqrt()).min(0.9);
     Scores {
@@ -58,7 +58,7 @@ pub fn scores(kld: f64, tokens: u64) -> Scores {
     }
 }
 
-/// A candidate with all there can be.
+/// Returns a candidate with all fields filled in.
 pub fn candidate(name: &str, bits: f64, kld: f64, n: usize) -> Candidate {
     let stretches = 12;
     let positions = (0..stretches)
@@ -200,7 +200,7 @@ fn task_scores(accuracy: f64, kld: f64) -> TaskScores {
     }
 }
 
-/// Sets what follows from sizes and KLDs: the order, the front and the pairs.
+/// Computes what follows from sizes and KLDs: the order of the candidates, the Pareto front and the pairs.
 pub fn settle(results: &mut Results) {
     results.candidates.sort_by_key(|candidate| candidate.file.bytes);
     let mut least = f64::INFINITY;
@@ -307,7 +307,7 @@ pub fn results(count: usize) -> Results {
     results
 }
 
-/// Candidates of these names that nothing is known of.
+/// Returns candidates with these names and nothing else.
 pub fn named(names: &[&str]) -> Results {
     let candidates = names
         .iter()
@@ -315,11 +315,11 @@ pub fn named(names: &[&str]) -> Results {
     Results { candidates: candidates.collect(), ..Results::default() }
 }
 
-/// Words that would do harm if a page or a terminal took them for its own.
+/// Text that would do harm if a page or a terminal interpreted it.
 pub const HOSTILE: &str =
     "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u{202e}fdp.\u{1b}[2J\u{0}";
 
-/// A comparison in which everything that can be read from a file is hostile, or too long, or no number.
+/// Returns a comparison in which everything that is read from a file is hostile, too long, or not a number.
 pub fn hostile() -> Results {
     let mut results = results(8);
     let long = "很长的名字".repeat(60);
@@ -363,7 +363,7 @@ pub fn hostile() -> Results {
     results
 }
 
-/// As a comparison is after its first candidate failed to load and before the second is read.
+/// Returns a comparison as it is after its first candidate failed to load and before the second is read.
 pub fn begun() -> Results {
     let mut results = results(2);
     for candidate in &mut results.candidates {
@@ -403,7 +403,7 @@ pub fn traced() -> Results {
     results
 }
 
-/// One of each kind.
+/// Returns one comparison of each kind.
 pub fn all() -> Vec<(&'static str, Results)> {
     vec![
         ("none", Results::default()),

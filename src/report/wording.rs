@@ -1,4 +1,4 @@
-//! Numbers and names as people read them.
+//! Formats numbers and names for people.
 
 use std::borrow::Cow;
 
@@ -6,16 +6,16 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::report::results::{Estimate, Results};
 
-/// Digits that a number without an interval gets.
+/// Significant digits of a number without an interval.
 const DIGITS: i32 = 3;
 
-/// Columns of a terminal that a candidate's label takes at most.
+/// The most terminal columns for a candidate's label.
 const LONGEST_LABEL: usize = 40;
 
-/// Most digits after the point: what lies below is written with an exponent.
+/// The most digits after the point. Smaller numbers are written with an exponent.
 const MOST_DECIMALS: i32 = 7;
 
-/// An estimate in words: the number, and its interval where it has one.
+/// A formatted estimate: the number, and its interval if it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
     /// `0.0123`
@@ -25,7 +25,7 @@ pub struct Shown {
 }
 
 impl Shown {
-    /// Both, with a space between.
+    /// Returns both, separated by a space.
     pub fn line(&self) -> String {
         match &self.interval {
             Some(interval) => format!("{} {interval}", self.value),
@@ -34,28 +34,28 @@ impl Shown {
     }
 }
 
-/// A number of no known precision: three digits.
+/// Formats a number of unknown precision, with three digits.
 pub fn number(value: f64) -> String {
     fixed(value, decimals_of(value))
 }
 
-/// An estimate with as many digits as its interval leaves certain: the way to the interval's nearer end has one digit
-/// that counts, or two where the first is a one.
+/// Formats an estimate with as many digits as its interval leaves certain: the distance to the nearer end of the
+/// interval has one significant digit, or two if the first is a one.
 pub fn estimate(estimate: &Estimate) -> Shown {
     shown(estimate, 1.0)
 }
 
-/// An estimate of a share, in percent, without the sign.
+/// Formats an estimate of a share in percent, without the percent sign.
 pub fn percent(estimate: &Estimate) -> Shown {
     shown(estimate, 100.0)
 }
 
-/// A share in percent: `96.52`, always with two digits after the point.
+/// Formats a share in percent, with two digits after the point: `96.52`.
 pub fn share(value: f64) -> String {
     fixed(value * 100.0, 2)
 }
 
-/// A difference, with its sign.
+/// Formats a difference, with its sign.
 pub fn difference(estimate: &Estimate) -> Shown {
     let Shown { value, interval } = shown(estimate, 1.0);
     let value = if estimate.value > 0.0 { format!("+{value}") } else { value };
@@ -67,7 +67,7 @@ fn shown(estimate: &Estimate, scale: f64) -> Shown {
     let Some([low, high]) = estimate.interval.map(|ends| ends.map(|end| end * scale)) else {
         return Shown { value: number(value), interval: None };
     };
-    // The nearer end says how certain it is, unless the number is that end.
+    // The nearer end determines the precision, unless the number is that end itself.
     let nearer = (high - value).min(value - low);
     let certain = if nearer > 0.0 { nearer } else { (high - low) / 2.0 };
     let decimals =
@@ -76,7 +76,7 @@ fn shown(estimate: &Estimate, scale: f64) -> Shown {
     Shown { value: fixed(value, decimals), interval: Some(interval) }
 }
 
-/// Digits after the point that show [`DIGITS`] of the number.
+/// Returns how many digits after the point show [`DIGITS`] significant digits.
 fn decimals_of(value: f64) -> i32 {
     if value == 0.0 || !value.is_finite() { 0 } else { DIGITS - 1 - value.abs().log10().floor() as i32 }
 }
@@ -93,20 +93,20 @@ fn fixed(value: f64, decimals: i32) -> String {
     }
     let decimals = decimals.clamp(0, MOST_DECIMALS) as usize;
     let text = format!("{value:.decimals$}");
-    // A number that rounds to nothing has no sign.
+    // A number that rounds to zero has no sign.
     match text.strip_prefix('-') {
         Some(rest) if rest.bytes().all(|byte| matches!(byte, b'0' | b'.')) => rest.to_owned(),
         _ => text,
     }
 }
 
-/// A count with its thousands apart: `1 234 567`.
+/// Formats a count with separated thousands: `1 234 567`.
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (index, digit) in digits.chars().enumerate() {
         if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            // Does not break and does not stretch.
+            // A no-break space neither breaks nor stretches.
             text.push('\u{a0}');
         }
         text.push(digit);
@@ -128,12 +128,12 @@ pub fn listed(things: &[String]) -> String {
     }
 }
 
-/// `text` with what a terminal or a browser would obey rather than show written as `\u{202e}`.
+/// Returns `text` with escapes such as `\u{202e}` for the characters that a terminal or a browser would interpret.
 pub fn plain(text: &str) -> Cow<'_, str> {
     crate::base::display::printable(text)
 }
 
-/// `text` in at most `cells` columns of a terminal, its middle left out where it is longer.
+/// Returns `text` in at most `cells` terminal columns. If it is longer, its middle is left out.
 pub fn shortened(text: &str, cells: usize) -> String {
     if text.width() <= cells {
         return text.to_owned();
@@ -144,7 +144,7 @@ pub fn shortened(text: &str, cells: usize) -> String {
     format!("{head}...{tail}")
 }
 
-/// The first characters that fit in `cells`.
+/// Returns the first characters that fit in `cells` columns.
 fn take(chars: impl Iterator<Item = char>, cells: usize) -> String {
     let mut used = 0;
     chars
@@ -155,8 +155,8 @@ fn take(chars: impl Iterator<Item = char>, cells: usize) -> String {
         .collect()
 }
 
-/// What candidates are called in tables and drawings, in their order: their names less what all begin with, not too long,
-/// and each once only.
+/// Returns the labels of the candidates in tables and drawings, in their order: their names without their common
+/// beginning, shortened, and made unique.
 ///
 /// `Yi-34B-Chat-Q4_K_M` and `Yi-34B-Chat-Q8_0` are `Q4_K_M` and `Q8_0`.
 pub fn labels(results: &Results) -> Vec<String> {
@@ -176,22 +176,22 @@ pub fn labels(results: &Results) -> Vec<String> {
     labels
 }
 
-/// What the names of all candidates begin with, up to a hyphen or a point, and what their labels leave out.
+/// Returns the common beginning of all candidates' names, up to a hyphen or a point, which the labels leave out.
 pub fn common_prefix(results: &Results) -> &str {
     let mut names = results.candidates.iter().map(|candidate| candidate.file.name.as_str());
     let (Some(first), true) = (names.next(), results.candidates.len() > 1) else { return "" };
     let mut length = first.len();
     for name in names {
         let same = first.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
-        // A name that is all prefix keeps its last part.
+        // A name that consists only of the prefix keeps its last part.
         length = length.min(same).min(name.len().saturating_sub(1)).min(first.len().saturating_sub(1));
     }
-    // Hyphens and points are one byte, so that what follows one begins a character.
+    // Hyphens and points are one byte, so a character begins after each.
     let length = first.as_bytes()[..length].iter().rposition(|byte| matches!(byte, b'-' | b'.')).map_or(0, |at| at + 1);
     &first[..length]
 }
 
-/// A word as a POSIX shell takes it.
+/// Quotes a word for a POSIX shell.
 pub fn quoted(word: &str) -> String {
     let safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./=:,@%+".contains(&byte) || byte >= 0x80;
     if !word.is_empty() && word.bytes().all(safe) {

@@ -10,35 +10,35 @@ use crate::base::math::{ROUGH_HIGH, ROUGH_LOW, exp, exp_roughly, ln};
 pub struct Candidate {
     /// The token.
     pub id: u32,
-    /// Its logit: the model's, or what penalties and biases made of it.
+    /// Its logit: the model's, or the one that penalties and biases changed.
     pub logit: f32,
 }
 
 impl Candidate {
     /// Returns a number that is lower the more likely the token is; ties go to the lower id.
     pub fn rank(self) -> u64 {
-        // Adding 0 makes the two zeros equal. Then the bits of floats, with those of negative ones turned over, are in
-        // the order of the numbers.
+        // Adding 0 makes the two zeros equal. Then the bits of floats, inverted for negative ones, are in the order of
+        // the numbers.
         let bits = (self.logit + 0.0).to_bits();
         let turned = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
         u64::from(!turned) << 32 | u64::from(self.id)
     }
 }
 
-/// Memory that is used again for every token.
+/// Memory that is reused for every token.
 #[derive(Debug, Default)]
 pub struct Buffers {
     mask: Vec<u32>,
-    // Tokens whose logits are not the model's any more: a bit each, which they are, and their logits by id.
+    // Tokens whose logits differ from the model's: a bit for each token, the list of their ids, and their logits by id.
     is_changed: Vec<u32>,
     changed: Vec<u32>,
     values: Vec<f32>,
     /// The highest logit of each block, once scanned.
     pub tops: Vec<f32>,
     sums: Vec<f64>,
-    /// The candidates, where [`Candidates::is_list`].
+    /// The candidates, if [`Candidates::is_list`] is true.
     pub list: Vec<Candidate>,
-    /// Room for a stage.
+    /// Scratch memory for a stage.
     pub spare: Vec<Candidate>,
     ranks: Vec<u64>,
 }
@@ -50,10 +50,11 @@ impl Clone for Buffers {
     }
 }
 
-/// Lists up to this long are sorted where their order matters; of longer ones only the part that is in question.
+/// Lists up to this length are sorted if their order matters. Of longer lists, only the part that matters is sorted.
 pub const SORTED_AT_MOST: usize = 1024;
 
-/// The tokens still in the running: at first all of a borrowed slice of logits; a list once a stage has narrowed them.
+/// The tokens that can still be chosen. At first they are all tokens of a borrowed slice of logits; once a stage has
+/// narrowed them, they are a list.
 ///
 /// ```text
 /// logits  [f32; vocabulary]  borrowed ─┐
@@ -61,32 +62,34 @@ pub const SORTED_AT_MOST: usize = 1024;
 /// changed [f32; a few]                ─┘
 /// ```
 ///
-/// Where nothing is ruled out or changed there is no mask, and nothing is copied. A temperature is only remembered: all
-/// weights are e^((logit - top) / temperature), with `top` the highest logit, so that the most likely token has weight 1.
+/// If nothing is ruled out or changed, there is no mask, and nothing is copied. A temperature is only remembered: all
+/// weights are e^((logit - top) / temperature), where `top` is the highest logit, so the weight of the most likely
+/// token is 1.
 #[derive(Debug)]
 pub struct Candidates<'a> {
     logits: &'a [f32],
-    /// The list and other memory.
+    /// The list, and other memory.
     pub buffers: &'a mut Buffers,
     /// Whether the candidates are those of the list.
     pub is_list: bool,
-    /// Whether some of all tokens are ruled out or changed.
+    /// Whether some tokens are ruled out or changed.
     pub is_masked: bool,
-    /// Whether `tops` and `top` are those of what is in the running; to be cleared by who takes the highest away.
+    /// Whether `tops` and `top` are up to date. A stage that removes the most likely token has to clear this.
     pub is_scanned: bool,
     /// The highest logit, once scanned.
     pub top: f32,
-    /// What logits are still to be divided by.
+    /// The temperature by which logits are still to be divided.
     pub temperature: f64,
-    /// How many there are with those at minus infinity, which llama.cpp keeps in its lists.
+    /// The number of candidates, including those with logits of minus infinity, which llama.cpp keeps in its lists.
     pub n: usize,
 }
 
 impl<'a> Candidates<'a> {
-    /// All tokens of `logits` whose bit is set in `allowed`; those at minus infinity are ruled out.
+    /// Creates candidates from all tokens of `logits` whose bit is set in `allowed`. Those at minus infinity are ruled
+    /// out.
     ///
     /// # Errors
-    /// Where there are no logits.
+    /// If `logits` is empty.
     pub fn new(logits: &'a [f32], allowed: Option<&[u32]>, buffers: &'a mut Buffers) -> Result<Self, Error> {
         if logits.is_empty() {
             return Err(Error::Empty);
@@ -132,7 +135,7 @@ impl<'a> Candidates<'a> {
         Field { logits: self.logits, mask: self.is_masked.then_some(&self.buffers.mask[..]) }
     }
 
-    /// The tokens that are not the model's any more and not ruled out. Nothing of a list.
+    /// Returns the tokens whose logits were changed and that are not ruled out. Ignores the list.
     pub fn changed(&self) -> impl Iterator<Item = Candidate> + '_ {
         let Buffers { changed, values, .. } = &*self.buffers;
         changed.iter().map(|&id| Candidate { id, logit: values[id as usize] }).filter(|c| c.logit > f32::NEG_INFINITY)
@@ -141,7 +144,7 @@ impl<'a> Candidates<'a> {
     /// Finds the highest logit, unless it is known.
     ///
     /// # Errors
-    /// Where a logit is NaN or plus infinity, or nothing is left.
+    /// If a logit is NaN or plus infinity, or nothing is left.
     pub fn scan(&mut self) -> Result<(), Error> {
         if !self.is_scanned {
             self.top = if self.is_list {
@@ -157,7 +160,7 @@ impl<'a> Candidates<'a> {
         if self.top == f32::NEG_INFINITY { Err(Error::AllRuledOut) } else { Ok(()) }
     }
 
-    /// Returns the token with the highest logit; the lowest id among equals.
+    /// Returns the token with the highest logit; among equals, the one with the lowest id.
     pub fn most_likely(&mut self) -> Result<u32, Error> {
         self.scan()?;
         let top = self.top;
@@ -170,14 +173,14 @@ impl<'a> Candidates<'a> {
         best.ok_or(Error::AllRuledOut)
     }
 
-    /// Changes the logits of marked tokens that are in the running; `change` gets the mark and the logit.
+    /// Changes the logits of marked candidates. `change` gets the mark and the logit.
     ///
     /// # Errors
-    /// Where such a logit is NaN or plus infinity.
+    /// If such a logit is NaN or plus infinity.
     pub fn change(&mut self, marks: &Marks, change: impl Fn(u32, f32) -> f32) -> Result<(), Error> {
         let t = self.temperature;
-        // Stages see logits that earlier temperatures have divided. What runs over stays a number: only a bias of minus
-        // infinity rules out.
+        // Stages see logits that earlier temperatures have divided. Overflow is clamped to finite numbers: only a bias
+        // of minus infinity rules a token out.
         let clamp = |logit: f32| logit.clamp(f32::MIN, f32::MAX);
         let new = |mark, logit: f32| {
             if t == 1.0 {
@@ -203,7 +206,7 @@ impl<'a> Candidates<'a> {
         Ok(())
     }
 
-    /// Returns the logit of a token, where there is no list; `None` where the token is ruled out.
+    /// Returns the logit of a token; `None` if the token is ruled out. There must be no list yet.
     fn logit(&self, id: u32) -> Result<Option<f32>, Error> {
         let token = id as usize;
         let Some(&logit) = self.logits.get(token) else { return Ok(None) };
@@ -221,7 +224,7 @@ impl<'a> Candidates<'a> {
         Ok(Some(value).filter(|value| *value > f32::NEG_INFINITY))
     }
 
-    /// Sets the logit of a token, where there is no list and the token is in the running.
+    /// Sets the logit of a candidate. There must be no list yet.
     pub fn set(&mut self, id: u32, logit: f32) {
         if !self.is_masked {
             // All ones.
@@ -254,10 +257,10 @@ impl<'a> Candidates<'a> {
         self.is_scanned = false;
     }
 
-    /// Keeps the `k` most likely, and always one.
+    /// Keeps the `k` most likely, and at least one.
     ///
     /// # Errors
-    /// Where a logit is NaN or plus infinity, or nothing is left.
+    /// If a logit is NaN or plus infinity, or nothing is left.
     pub fn keep_most_likely(&mut self, k: usize) -> Result<(), Error> {
         let k = k.max(1);
         self.scan()?;
@@ -270,7 +273,8 @@ impl<'a> Candidates<'a> {
         Ok(())
     }
 
-    /// Returns a logit that at least `k` tokens reach, and few more. For a small `k` it is enough that `k` blocks do.
+    /// Returns a logit that at least `k` tokens reach, and few more. For a small `k`, only the highest logits of blocks
+    /// are looked at.
     pub fn bar_of(&self, k: usize) -> f32 {
         if k >= self.logits.len() {
             return f32::MIN;
@@ -283,7 +287,7 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// Lists the tokens whose logit is at least `bar`, in the order of their ids, the changed ones last.
+    /// Lists the tokens whose logit is at least `bar`, in the order of their ids, with changed ones last.
     pub fn list_from(&mut self, bar: f32) {
         let mut list = std::mem::take(&mut self.buffers.list);
         list.clear();
@@ -319,7 +323,7 @@ impl<'a> Candidates<'a> {
         self.temperature *= temperature;
     }
 
-    /// Keeps the most likely token alone.
+    /// Keeps only the most likely token.
     pub fn only_most_likely(&mut self) -> Result<(), Error> {
         let id = self.most_likely()?;
         self.buffers.list.clear();
@@ -328,8 +332,8 @@ impl<'a> Candidates<'a> {
         Ok(())
     }
 
-    /// Draws a token: the first at which the running sum of weights passes `share` of the total, in the order in which
-    /// candidates are kept.
+    /// Draws a token: the first one at which the running sum of weights exceeds `share` of the total, in the order in
+    /// which the candidates are stored.
     pub fn draw(&mut self, share: f64) -> Result<u32, Error> {
         self.scan()?;
         let weight = self.weight();
@@ -337,7 +341,7 @@ impl<'a> Candidates<'a> {
         let list: &[Candidate] = if self.is_list { &self.buffers.list } else { &[] };
         let mut last = None;
         if !self.is_list {
-            // The block first, by the sums that the total was made of; then the token in it.
+            // First the block, by the sums that make up the total; then the token in it.
             let (top, scale) = (self.top, self.scale());
             for (index, sum) in self.buffers.sums.iter().enumerate() {
                 if left >= *sum {
@@ -347,7 +351,7 @@ impl<'a> Candidates<'a> {
                 let mut found = None;
                 self.field().weights(index, top, scale, |id, weight| {
                     left -= weight;
-                    // Where rounding leaves a crumb, the last one takes it.
+                    // If rounding leaves a remainder, the last token takes it.
                     found = Some(id);
                     left >= 0.0
                 });
@@ -374,14 +378,14 @@ impl<'a> Candidates<'a> {
         {
             return Ok(c.id);
         }
-        // Rounding may leave a crumb when the share is close to 1.
+        // Rounding may leave a remainder if the share is close to 1.
         match last {
             Some(id) => Ok(id),
             None => self.most_likely(),
         }
     }
 
-    /// Adds the ids and probabilities of all candidates; the probabilities add up to 1.
+    /// Appends the ids and probabilities of all candidates to `out`. The probabilities add up to 1.
     pub fn probabilities(&mut self, out: &mut Vec<(u32, f64)>) -> Result<(), Error> {
         self.scan()?;
         let from = out.len();
@@ -403,8 +407,8 @@ impl<'a> Candidates<'a> {
         Ok(())
     }
 
-    /// The natural logarithms of the probabilities of `token` and, in order in `out`, of the `n` most likely ones, where
-    /// all are in the running.
+    /// Returns the natural logarithm of the probability of `token`, and sets `out` to those of the `n` most likely
+    /// tokens, in order. All tokens must still be candidates.
     pub fn logprobs(&mut self, token: u32, n: usize, out: &mut Vec<(u32, f64)>) -> Result<f64, Error> {
         self.scan()?;
         let (top, log_total) = (f64::from(self.top), ln(self.total()));
@@ -427,7 +431,7 @@ impl<'a> Candidates<'a> {
 
     /// Returns the factor for differences of logits in passes over all of them.
     fn scale(&self) -> f32 {
-        // Infinity times no difference would be NaN.
+        // Infinity times a difference of 0 would be NaN.
         ((1.0 / self.temperature) as f32).min(f32::MAX)
     }
 
@@ -439,14 +443,14 @@ impl<'a> Candidates<'a> {
     /// Returns the logit whose weight is `weight`.
     pub fn at_weight(&self, weight: f64) -> f32 {
         if self.temperature == 1.0 {
-            // As llama.cpp has it, to the bit.
+            // Bit for bit what llama.cpp computes.
             self.top + ln(weight) as f32
         } else {
             (f64::from(self.top) + ln(weight) * self.temperature) as f32
         }
     }
 
-    /// Returns the weight of all that is in the running.
+    /// Returns the weight of all candidates.
     pub fn total(&mut self) -> f64 {
         if !self.is_list {
             return self.total_of_field();
@@ -461,7 +465,7 @@ impl<'a> Candidates<'a> {
         sums.iter().sum()
     }
 
-    /// Returns the weight of all that was in the running before there was a list.
+    /// Returns the weight of all tokens that were candidates before there was a list.
     pub fn total_of_field(&mut self) -> f64 {
         let mut sums = std::mem::take(&mut self.buffers.sums);
         self.field().weigh(&self.buffers.tops, self.top, self.scale(), &mut sums);
@@ -470,10 +474,10 @@ impl<'a> Candidates<'a> {
         self.buffers.sums.iter().sum::<f64>() + self.changed().map(|c| weight(c.logit)).sum::<f64>()
     }
 
-    /// Returns bounds of [`Candidates::total_of_field`], where the tokens at `bar` and above weigh `sum`.
+    /// Returns bounds of [`Candidates::total_of_field`], given that the tokens at `bar` and above weigh `sum`.
     pub fn bounds_of_total(&self, sum: f64, bar: f32) -> (f64, f64) {
         let (top, scale) = (self.top, self.scale());
-        // Of what is in the list, only the rest.
+        // Without the tokens in the list.
         let all = self.field().weigh_roughly(&self.buffers.tops, top, scale);
         let of_model =
             self.buffers.list.iter().take(self.buffers.list.len() - self.changed().filter(|c| c.logit >= bar).count());
@@ -481,15 +485,14 @@ impl<'a> Candidates<'a> {
         let rough = (all - counted).max(0.0);
         let weight = self.weight();
         let more = self.changed().filter(|c| c.logit < bar).map(|c| weight(c.logit)).sum::<f64>();
-        // As much as 32-bit weights and sums may be off.
+        // The most by which 32-bit weights and sums may be off.
         const ROUNDING: f64 = 4e-6;
         let low = sum + more + rough / ROUGH_HIGH;
         let high = sum + more + rough / ROUGH_LOW;
         (low * (1.0 - ROUNDING), high * (1.0 + ROUNDING))
     }
 
-    /// The weight of all that is in the running, and the mean of how many temperatures a logit lies below the highest
-    /// one (0 or less).
+    /// Returns the weight of all candidates, and the weighted mean of (logit - top) / temperature, which is 0 or less.
     pub fn total_and_mean(&mut self) -> (f64, f64) {
         let (top, t) = (f64::from(self.top), self.temperature);
         let list: &[Candidate] = if self.is_list { &self.buffers.list } else { &[] };
@@ -507,7 +510,7 @@ impl<'a> Candidates<'a> {
         (total, products / total)
     }
 
-    /// Lists all tokens that are in the running.
+    /// Lists all candidates.
     pub fn list(&mut self) -> Result<(), Error> {
         self.scan()?;
         if !self.is_list {
@@ -517,11 +520,12 @@ impl<'a> Candidates<'a> {
     }
 }
 
-/// Returns a number that at least `k` of what `count` counts reach, and not many more if possible. The highest is `top`.
+/// Returns a number that at least `k` of the numbers counted by `count` reach, and if possible not many more. The
+/// highest number is `top`.
 ///
-/// By counting at bars that close in on one: a pass of vector instructions is quicker than any sort.
+/// It counts at bars that it narrows down by bisection: passes of vector instructions are faster than sorting.
 fn bar_of(k: usize, top: f32, count: impl Fn(f32) -> u32) -> f32 {
-    // There are enough at `low`, and not enough at `high`.
+    // At `low` there are enough, and at `high` too few.
     let (mut low, mut high) = (f32::MIN, top);
     let mut depth = 4.0;
     for _ in 0..16 {
@@ -540,10 +544,10 @@ fn bar_of(k: usize, top: f32, count: impl Fn(f32) -> u32) -> f32 {
     low
 }
 
-/// Candidates weighed together, in a shape that compilers turn into vector instructions.
+/// Number of candidates that are weighed together, so that compilers use vector instructions.
 pub const CHUNK: usize = 8;
 
-/// Returns the weights of up to 8 candidates; 0 past the last one.
+/// Returns the weights of up to 8 candidates, and 0 past the last one.
 #[inline(always)]
 pub fn weigh(chunk: &[Candidate], top: f64, temperature: f64) -> [f64; CHUNK] {
     let mut weights = [f64::NEG_INFINITY; CHUNK];
@@ -556,11 +560,12 @@ pub fn weigh(chunk: &[Candidate], top: f64, temperature: f64) -> [f64; CHUNK] {
     weights
 }
 
-/// Keeps the candidates of lowest rank until `is_enough` says so of their weight and number; all where it never does.
+/// Keeps the candidates of lowest rank until `is_enough` returns true for their weight and number. Keeps all if it
+/// never does.
 ///
-/// Sorting a long list would be most of the work, and nearly all of it wasted. So a first pass adds up the weight within
-/// each of 512 steps of `score`, which must rise with the rank, and only the step in which it becomes enough is sorted.
-/// What is kept stays in its order.
+/// Sorting a long list would be most of the work, and nearly all of it wasted. So a first pass adds up the weight
+/// within each of 512 steps of `score`, which must rise with the rank. Only the step in which the weight becomes enough
+/// is sorted. The kept candidates stay in their order.
 pub fn keep_best(
     list: &mut Vec<Candidate>,
     spare: &mut Vec<Candidate>,
@@ -612,7 +617,7 @@ pub fn keep_best(
         n += 1;
         is_enough(sum, n)
     });
-    // Sums in two orders differ in their last bits: it may all be needed.
+    // Sums in two orders differ in their last bits, so all may be needed.
     let Some(boundary) = end.or(spare.len().checked_sub(1)).map(|end| rank(spare[end])) else { return };
     list.retain(|c| step(*c) < last || (step(*c) == last && rank(*c) <= boundary));
 }

@@ -1,65 +1,66 @@
-//! The chain of stages that parameters ask for.
+//! The chain of stages that the parameters select.
 
 use super::params::{Params, SamplerKind};
 use super::samplers::{self, Place, for_each_sampler};
 use super::{Candidates, Error, Marks, Random};
 
-/// What a stage is made for, besides its settings.
+/// What a stage needs to know when it is created, besides its settings.
 pub struct Surroundings<'a> {
-    /// How many tokens have to be left by stages that cut by a probability.
+    /// How many tokens must be left by stages that cut by probability.
     pub min_keep: usize,
-    /// Whether the stage comes before one that is in place of the order; see [`Place::Alone`].
+    /// Whether the stage comes before one that replaces the order; see [`Place::Alone`].
     pub is_alone: bool,
-    /// How many tokens have a text; 0 where the texts are not known.
+    /// The number of tokens that have a text; 0 if the texts are not known.
     pub n_tokens: usize,
     /// Returns the text of a token.
     pub bytes: &'a dyn Fn(u32) -> &'a [u8],
 }
 
-/// What stages need besides the candidates.
+/// What a stage needs to run, besides the candidates.
 pub struct Context<'a> {
-    /// The text so far, at least as far back as [`Chain::looks_back`].
+    /// The text so far: at least the last [`Chain::looks_back`] tokens.
     pub history: &'a [u32],
-    /// To be cleared before use.
+    /// Scratch marks, which a stage has to clear before use.
     pub marks: &'a mut Marks,
-    /// The sampler's stream.
+    /// The sampler's random stream.
     pub random: &'a mut Random,
-    /// The weight, relative to the most likely token, below which the next stage takes all tokens away.
+    /// The weight, relative to the most likely token, below which the next stage removes all tokens.
     pub floor: Option<f64>,
-    /// Where a stage that learns from the choice puts the tokens that can be chosen, and their probabilities.
+    /// The tokens that can be chosen and their probabilities, filled in by a stage that learns from the choice.
     pub last: &'a mut Vec<(u32, f64)>,
 }
 
-/// What a stage does to the most likely token.
+/// The effect of a stage on the most likely token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Effect {
-    /// Nothing: it takes others away, or changes all alike.
+    /// None: it removes other tokens, or changes all in the same way.
     Cuts,
-    /// It depends on how likely the others are.
+    /// It depends on the probabilities of the others.
     Looks,
     /// Another token may become the most likely one.
     Changes,
-    /// It takes the most likely token, so that nothing after it matters.
+    /// It chooses the most likely token, so no later stage matters.
     Chooses,
 }
 
 /// One step between logits and the draw.
 pub trait Apply {
-    /// Carries out the stage.
+    /// Applies the stage.
     ///
     /// # Errors
-    /// Where a logit is NaN or plus infinity, or nothing is left.
+    /// If a logit is NaN or plus infinity, or nothing is left.
     fn apply(&mut self, candidates: &mut Candidates<'_>, context: &mut Context<'_>) -> Result<(), Error>;
 
-    /// What the stage does to the most likely token.
+    /// Returns the effect of the stage on the most likely token.
     fn effect(&self) -> Effect;
 
-    /// How many of the last tokens the stage looks at.
+    /// Returns how many of the last tokens the stage looks at.
     fn looks_back(&self) -> usize {
         0
     }
 
-    /// The weight, relative to the most likely token, below which the stage takes all tokens away, however many are left.
+    /// Returns the weight, relative to the most likely token, below which the stage removes all tokens, however few are
+    /// left.
     fn floor(&self) -> Option<f64> {
         None
     }
@@ -67,20 +68,20 @@ pub trait Apply {
     /// Forgets what was chosen.
     fn begin(&mut self) {}
 
-    /// Learns that a token of this probability, of those in [`Context::last`], was chosen.
+    /// Learns that a token of this probability was chosen from those in [`Context::last`].
     fn learn(&mut self, _p: f64) {}
 }
 
 macro_rules! define_stages {
     ($($kind:ident: $module:ident,)*) => {
-        /// A stage of any sampler. Dispatched once a stage, and statically within it.
+        /// A stage of any sampler. It is dispatched once per stage, and statically within it.
         #[derive(Clone, Debug)]
         enum Stage {
             $($kind(samplers::$module::Stage),)*
         }
 
         impl Stage {
-            /// The stage of a sampler; `None` where it would change nothing.
+            /// Returns the stage of a sampler; `None` if it would change nothing.
             fn new(kind: SamplerKind, params: &Params, surroundings: &Surroundings<'_>) -> Option<Self> {
                 match kind {
                     $(SamplerKind::$kind => {
@@ -131,19 +132,20 @@ macro_rules! define_stages {
 }
 for_each_sampler!(define_stages);
 
-/// All stages, and the tokens that could have been chosen last.
+/// All stages, and the tokens that could have been chosen in the last draw.
 #[derive(Clone, Debug)]
 pub struct Chain {
     stages: Vec<Stage>,
-    // Filled where the last stage learns from the choice.
+    // Filled in if the last stage learns from the choice.
     pub(super) last: Vec<(u32, f64)>,
 }
 
 impl Chain {
-    /// The stages that `params` ask for, in the order they are carried out. Those that would change nothing are left out.
+    /// Creates the stages that `params` select, in the order in which they are applied. Stages that would change
+    /// nothing are left out.
     ///
     /// # Errors
-    /// Where a parameter lies outside its range.
+    /// If a parameter is outside its range.
     pub fn new<'a>(params: &Params, n_tokens: usize, bytes: &'a dyn Fn(u32) -> &'a [u8]) -> Result<Self, Error> {
         params.check()?;
         let mut surroundings = Surroundings { min_keep: params.min_keep as usize, is_alone: false, n_tokens, bytes };
@@ -175,12 +177,12 @@ impl Chain {
         Ok(new)
     }
 
-    /// Whether the most likely token is taken.
+    /// Returns whether the most likely token is always taken.
     pub fn is_greedy(&self) -> bool {
         self.stages.last().is_some_and(|stage| stage.effect() == Effect::Chooses)
     }
 
-    /// How many of the last tokens any stage looks at.
+    /// Returns how many of the last tokens the stages look at.
     pub fn looks_back(&self) -> usize {
         self.stages.iter().map(Stage::looks_back).max().unwrap_or(0)
     }
@@ -191,7 +193,7 @@ impl Chain {
         self.stages.iter_mut().for_each(Stage::begin);
     }
 
-    /// Learns from the choice. A token that could not have been chosen teaches nothing.
+    /// Learns from the choice. A token that could not have been chosen is ignored.
     pub fn accept(&mut self, token: u32) {
         let chosen = self.last.iter().find(|(id, _)| *id == token).map(|(_, p)| *p);
         self.last.clear();
@@ -200,10 +202,10 @@ impl Chain {
         }
     }
 
-    /// Carries out all stages.
+    /// Applies all stages.
     ///
     /// # Errors
-    /// Where a logit is NaN or plus infinity, or nothing is left.
+    /// If a logit is NaN or plus infinity, or nothing is left.
     pub fn apply(
         &mut self,
         candidates: &mut Candidates<'_>,
@@ -215,7 +217,7 @@ impl Chain {
         last.clear();
         let mut context = Context { history, marks, random, floor: None, last };
         for index in 0..stages.len() {
-            // It spares a stage the search among what the next one would take away.
+            // A stage does not have to search among tokens that the next one would remove.
             context.floor = stages.get(index + 1).and_then(Stage::floor);
             stages[index].apply(candidates, &mut context)?;
         }
@@ -223,7 +225,7 @@ impl Chain {
     }
 }
 
-/// Where the most likely token is taken, leaves out all stages that cannot change which one that is.
+/// If the most likely token is always taken, removes all stages that cannot change which one that is.
 fn leave_out_what_greedy_ignores(stages: &mut Vec<Stage>) {
     let Some(end) = stages.iter().position(|stage| stage.effect() == Effect::Chooses) else { return };
     stages.truncate(end + 1);
@@ -234,7 +236,7 @@ fn leave_out_what_greedy_ignores(stages: &mut Vec<Stage>) {
     let mut index = 0;
     stages.retain(|stage| {
         index += 1;
-        // Before a penalty a cut does decide: the second most likely may have become the first.
+        // Before a penalty, a cut does matter: the second most likely token may become the first.
         stage.effect() != Effect::Cuts || last_change.is_some_and(|last| index - 1 < last)
     });
 }

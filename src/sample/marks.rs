@@ -1,9 +1,9 @@
-//! Numbers on a few tokens of many.
+//! Numbers for a few of many tokens.
 
-/// Numbers of 1 or more on some tokens, found by their id. Clearing takes time only for tokens that are marked.
+/// Numbers of 1 or more for some tokens, by id. Clearing takes time only for marked tokens.
 #[derive(Debug, Default)]
 pub struct Marks {
-    // By id; 0 where there is no mark.
+    // By id; 0 means no mark.
     numbers: Vec<u32>,
     ids: Vec<u32>,
 }
@@ -16,7 +16,7 @@ impl Clone for Marks {
 }
 
 impl Marks {
-    /// Removes all marks; from now on, tokens below `n_tokens` can be marked.
+    /// Removes all marks. Afterwards, tokens below `n_tokens` can be marked.
     pub fn clear(&mut self, n_tokens: usize) {
         for id in self.ids.drain(..) {
             self.numbers[id as usize] = 0;
@@ -26,7 +26,7 @@ impl Marks {
         }
     }
 
-    /// Replaces the number on a token by what `new` makes of it. Tokens that do not exist are ignored.
+    /// Replaces the number of a token by what `new` returns for it. Tokens that do not exist are ignored.
     pub fn update(&mut self, id: u32, new: impl FnOnce(u32) -> u32) {
         if let Some(number) = self.numbers.get_mut(id as usize) {
             let before = *number;
@@ -37,7 +37,7 @@ impl Marks {
         }
     }
 
-    /// Returns the number on a token.
+    /// Returns the number of a token.
     pub fn get(&self, id: u32) -> Option<u32> {
         self.numbers.get(id as usize).copied().filter(|number| *number > 0)
     }

@@ -6,10 +6,10 @@
 //!           for            is less likely      the highest    best     expected nucleus floor     top out or flatten    number
 //! ```
 //!
-//! Names, defaults and order are llama.cpp's (`common/common.h`, `src/llama-sampler.cpp`), and so are the tokens that each
-//! sampler keeps. The algorithms are not: the vocabulary is never copied into an array of structs nor sorted. [`Sampler`] borrows the
-//! logits until a stage narrows them, looks at blocks of them by their highest logit alone where it can, and sorts only
-//! what a stage looks at. Once warm it allocates nothing.
+//! Names, defaults and order are llama.cpp's (`common/common.h`, `src/llama-sampler.cpp`), and each sampler keeps the
+//! same tokens. The algorithms differ: the vocabulary is never copied into an array of structs, and never sorted.
+//! [`Sampler`] borrows the logits until a stage narrows them, skips whole blocks by their highest logit if it can, and
+//! sorts only what a stage looks at. After the first tokens, it does not allocate.
 //!
 //! | file         | what it does                                                                            |
 //! |--------------|-----------------------------------------------------------------------------------------|
@@ -21,10 +21,10 @@
 //! | `scan`       | passes over all logits, in shapes that become vector instructions                        |
 //! | `marks`      | numbers on a few tokens: how often they have occurred                                    |
 //!
-//! One seed gives one text on every machine for the same logits: the generator and the functions are written out here in
-//! operations that IEEE 754 defines to the last bit, sums are taken in one order, and ties go to the lower id. Each token
-//! takes from the stream: one number for each `xtc` that is on and has two candidates or more, then one number for the
-//! draw. Where the temperature is 0 there is no draw.
+//! For the same logits, a seed produces the same text on every machine. The generator and the functions use only
+//! operations that IEEE 754 defines to the last bit, sums have a fixed order, and ties go to the lower id. Each token
+//! takes numbers from the random stream: one for each `xtc` that is on and has two or more candidates, then one for the
+//! draw. If the temperature is 0, there is no draw.
 
 mod candidates;
 mod chain;
@@ -52,17 +52,17 @@ pub enum Error {
     /// A parameter is outside its range.
     #[error("{name} cannot be '{value}'; it has to be {wanted}")]
     Parameter {
-        /// The parameter, as [`Params::names`] has it.
+        /// The parameter, as in [`Params::names`].
         name: &'static str,
         /// The value given.
         value: String,
         /// The range.
         wanted: &'static str,
     },
-    /// A name that does not exist.
+    /// There is no such name.
     #[error("there is no {what} '{name}'; {hint}")]
     Unknown {
-        /// What the name should be of.
+        /// The kind of thing that the name should be of.
         what: &'static str,
         /// The name given.
         name: String,
@@ -72,12 +72,12 @@ pub enum Error {
     /// There are no logits.
     #[error("there are no logits to choose from")]
     Empty,
-    /// A logit is not a number, or plus infinity: the model file or its computation is broken.
+    /// A logit is NaN or plus infinity: the model file is damaged, or its computation failed.
     #[error(
         "the model returned {value} as the logit of token {token}: its weights are damaged, or its computation overflowed"
     )]
     NotFinite {
-        /// Whose logit.
+        /// The token of the logit.
         token: usize,
         /// NaN or infinity.
         value: f32,
@@ -87,10 +87,10 @@ pub enum Error {
     AllRuledOut,
 }
 
-/// Chooses tokens. Has its parameters, a random stream, and buffers that it uses again for every token.
+/// Chooses tokens. Holds its parameters, a random stream, and buffers that it reuses for every token.
 ///
-/// [`Sampler::sample`] chooses. What depends on earlier choices (penalties, DRY, Mirostat, adaptive-p) changes only in
-/// [`Sampler::accept`], which refers to the logits last looked at.
+/// [`Sampler::sample`] chooses a token. State that depends on earlier choices (penalties, DRY, Mirostat, adaptive-p)
+/// changes only in [`Sampler::accept`], which refers to the logits of the last call.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     chain: Chain,
@@ -102,19 +102,19 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Builds the sampler that `params` ask for. It does not know the text of tokens, so that DRY has no sequence
+    /// Creates the sampler that `params` describe. It does not know the text of tokens, so DRY has no sequence
     /// breakers; see [`Sampler::with_text`].
     ///
     /// # Errors
-    /// Where a parameter lies outside its range.
+    /// If a parameter lies outside its range.
     pub fn new(params: &Params) -> Result<Self, Error> {
         Self::with_text(params, 0, |_| &[])
     }
 
-    /// Builds the sampler that `params` ask for, for a vocabulary of `n_tokens` tokens whose text `bytes` returns.
+    /// Creates the sampler that `params` describe, for a vocabulary of `n_tokens` tokens whose text `bytes` returns.
     ///
     /// # Errors
-    /// Where a parameter lies outside its range.
+    /// If a parameter lies outside its range.
     pub fn with_text<'a>(params: &Params, n_tokens: usize, bytes: impl Fn(u32) -> &'a [u8]) -> Result<Self, Error> {
         let chain = Chain::new(params, n_tokens, &|id| bytes(id))?;
         let seed = params.seed.unwrap_or_else(random::new_seed);
@@ -129,17 +129,17 @@ impl Sampler {
         })
     }
 
-    /// Returns the seed in use: the one given, or the one picked.
+    /// Returns the seed in use: the given one, or the one that was picked.
     pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// Whether the sampler always takes the most likely of the tokens that its other stages leave.
+    /// Returns whether the sampler always takes the most likely of the tokens that its other stages keep.
     pub fn is_greedy(&self) -> bool {
         self.chain.is_greedy()
     }
 
-    /// Starts a text with `prompt`, in which the penalties look for repetitions too. The random stream goes on.
+    /// Starts a text with `prompt`, which the penalties search for repetitions too. Does not reset the random stream.
     pub fn begin(&mut self, prompt: &[u32]) {
         self.history.begin(prompt);
         self.chain.begin();
@@ -151,11 +151,11 @@ impl Sampler {
         self.chain.accept(token);
     }
 
-    /// Chooses the next token: an index into `logits`. Where `allowed` is given, only among the tokens whose bit is set
-    /// in it: token i is bit i % 32 of word i / 32. The others are as if their logits were minus infinity.
+    /// Chooses the next token: an index into `logits`. With `allowed`, chooses only among the tokens whose bit is set:
+    /// token i is bit i % 32 of word i / 32. The others are treated as if their logits were minus infinity.
     ///
     /// # Errors
-    /// Where a logit is NaN or plus infinity, or no token is possible.
+    /// If a logit is NaN or plus infinity, or no token is possible.
     pub fn sample(&mut self, logits: &[f32], allowed: Option<&[u32]>) -> Result<u32, Error> {
         let mut candidates = Candidates::new(logits, allowed, &mut self.buffers)?;
         self.chain.apply(&mut candidates, &self.history.tokens, &mut self.marks, &mut self.random)?;
@@ -165,11 +165,12 @@ impl Sampler {
         candidates.draw(self.random.unit())
     }
 
-    /// Writes to `out` what [`Sampler::sample`] would draw from: ids and probabilities, in no order, which add up to 1.
-    /// Takes from the random stream what the stages take; the draw's own number is then [`Sampler::unit`]'s next.
+    /// Writes to `out` the distribution that [`Sampler::sample`] would draw from: ids in no order, with probabilities
+    /// that add up to 1. Takes from the random stream the numbers that the stages need. [`Sampler::unit`] then returns
+    /// the number for the draw.
     ///
     /// # Errors
-    /// As for [`Sampler::sample`].
+    /// Those of [`Sampler::sample`].
     pub fn distribution(
         &mut self,
         logits: &[f32],
@@ -191,21 +192,21 @@ impl Sampler {
         self.random.unit()
     }
 
-    /// Returns the natural logarithm of the probability that the model itself gives `token`, before any sampler, and writes
-    /// to `top` those of the `n` most likely tokens, in order.
+    /// Returns the natural logarithm of the model's own probability for `token`, before any sampler. Writes those of
+    /// the `n` most likely tokens to `top`, in order.
     ///
     /// # Errors
-    /// Where a logit is NaN or plus infinity, or no token is possible.
+    /// If a logit is NaN or plus infinity, or no token is possible.
     pub fn logprobs(&mut self, logits: &[f32], token: u32, n: usize, top: &mut Vec<(u32, f64)>) -> Result<f64, Error> {
         Candidates::new(logits, None, &mut self.buffers)?.logprobs(token, n, top)
     }
 }
 
 /// Returns the natural logarithm of the sum of e^logit over all logits: a token's logit minus this is the logarithm of its
-/// probability. `tops` is a buffer to be used again.
+/// probability. `tops` is a buffer for reuse.
 ///
 /// # Errors
-/// Where a logit is NaN or plus infinity, or none is above minus infinity.
+/// If a logit is NaN or plus infinity, or no logit is above minus infinity.
 #[cfg(feature = "llama")]
 pub(crate) fn log_total(logits: &[f32], tops: &mut Vec<f32>) -> Result<f64, Error> {
     let field = scan::Field { logits, mask: None };
@@ -217,7 +218,7 @@ pub(crate) fn log_total(logits: &[f32], tops: &mut Vec<f32>) -> Result<f64, Erro
     Ok(f64::from(top) + crate::base::math::ln(total))
 }
 
-/// The end of the text, as far back as any stage looks.
+/// The last tokens of the text, as far back as any stage looks.
 #[derive(Clone, Debug)]
 struct History {
     tokens: Vec<u32>,
@@ -234,7 +235,7 @@ impl History {
         if self.last_n == 0 {
             return;
         }
-        // Room for as many again, so that it is seldom moved.
+        // Twice the needed room, so that it is seldom moved.
         if self.tokens.len() >= self.last_n.saturating_mul(2).max(256) {
             self.tokens.drain(..self.tokens.len() - self.last_n);
         }

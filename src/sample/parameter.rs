@@ -1,27 +1,27 @@
-//! Parameters as data: names, ranges and help, from which flags, settings and the names on the wire are made.
+//! Parameters as data: names, ranges and help. Flags, settings and the names in requests are derived from them.
 
 use super::params::{Params, SamplerKind, parse_bias};
 
 /// One parameter of a sampler.
 #[derive(Debug)]
 pub struct Parameter {
-    /// Its name: that of llama.cpp's server, and with hyphens in place of underscores that of llama.cpp's flag.
+    /// Its name in llama.cpp's server. With hyphens instead of underscores, it is llama.cpp's flag.
     pub name: &'static str,
-    /// Other names that people are told of.
+    /// Other names that the help shows.
     pub aliases: &'static [&'static str],
-    /// Other names that are understood: those that llama.cpp's fields have.
+    /// Other names that are accepted: those of llama.cpp's fields.
     pub hidden_aliases: &'static [&'static str],
-    /// What it does: a sentence without its full stop. Names of other parameters are between backticks.
+    /// What it does: a sentence without its full stop, with the names of other parameters in backticks.
     pub help: &'static str,
-    /// Its place among the few parameters that most people need, from 1; `None` for all others.
+    /// Its position among the few parameters that most people need, from 1; `None` for all others.
     pub common: Option<u8>,
-    /// Whether it makes no sense where the most likely token is always taken.
+    /// Whether it makes no sense if the most likely token is always taken.
     pub contradicts_greedy: bool,
-    /// Its type, its range, and where it is.
+    /// Its type, its range, and its field.
     pub value: Value,
 }
 
-/// What a parameter's value is like.
+/// The type of a parameter's value.
 #[derive(Debug)]
 pub enum Value {
     /// A number.
@@ -30,25 +30,25 @@ pub enum Value {
     Count(Field<u32>, Counts),
     /// Several texts of 1 to 40 bytes.
     Texts {
-        /// Where they are.
+        /// The field of the list.
         field: Field<Vec<String>>,
-        /// What one of them is called.
+        /// The name of one of them.
         one: &'static str,
     },
-    /// Tokens and what is added to their logits.
+    /// Tokens and the biases of their logits.
     Biases(Field<Vec<(u32, f32)>>),
     /// An order of samplers.
     Order(Field<Vec<SamplerKind>>),
-    /// Where the random numbers start.
+    /// A random seed.
     Seed(Field<Option<u64>>),
 }
 
-/// Where a parameter is in [`Params`].
+/// The field of a parameter in [`Params`].
 #[derive(Debug)]
 pub struct Field<T> {
     /// Returns the value.
     pub get: fn(&Params) -> &T,
-    /// Returns the value, to be changed.
+    /// Returns the value for modification.
     pub get_mut: fn(&mut Params) -> &mut T,
 }
 
@@ -60,12 +60,12 @@ macro_rules! field {
 }
 pub(super) use field;
 
-/// The numbers that a parameter can be.
+/// The numbers that a parameter accepts.
 #[derive(Debug)]
 pub struct Range {
     /// In words, as they follow "it has to be".
     pub wanted: &'static str,
-    /// Whether a number is one of them.
+    /// Returns whether a number is accepted.
     pub contains: fn(f32) -> bool,
 }
 
@@ -78,23 +78,23 @@ impl Range {
     pub const FROM_0_TO_1: Self = Self { wanted: "a number from 0 to 1", contains: |x| (0.0..=1.0).contains(&x) };
 }
 
-/// The whole numbers that a parameter can be.
+/// The whole numbers that a parameter accepts.
 #[derive(Debug)]
 pub struct Counts {
     /// In words, as they follow "it has to be".
     pub wanted: &'static str,
-    /// What numbers below 0 stand for; `None` where they are refused.
+    /// The meaning of numbers below 0; `None` if they are refused.
     pub below_zero: Option<u32>,
-    /// The highest.
+    /// The highest accepted number.
     pub most: u32,
 }
 
 impl Counts {
     /// Any whole number.
     pub const ANY: Self = Self { wanted: "a whole number", below_zero: None, most: u32::MAX };
-    /// How many tokens to keep.
+    /// A number of tokens to keep, of which 0 keeps all.
     pub const OR_0_FOR_ALL: Self = Self { wanted: "a whole number, 0 for all", below_zero: Some(0), most: u32::MAX };
-    /// How far to look back.
+    /// A number of tokens to look back, of which -1 takes in the whole text.
     pub const OR_WHOLE_TEXT: Self =
         Self { wanted: "a whole number, -1 for the whole text", below_zero: Some(u32::MAX), most: u32::MAX };
 
@@ -109,41 +109,41 @@ impl Counts {
 }
 
 impl Parameter {
-    /// A parameter that is a number.
+    /// Creates a parameter that is a number.
     pub(super) const fn number(name: &'static str, field: Field<f32>, range: Range, help: &'static str) -> Self {
         Self::new(name, Value::Number(field, range), help)
     }
 
-    /// A parameter that is a whole number.
+    /// Creates a parameter that is a whole number.
     pub(super) const fn count(name: &'static str, field: Field<u32>, counts: Counts, help: &'static str) -> Self {
         Self::new(name, Value::Count(field, counts), help)
     }
 
-    /// A parameter of any type.
+    /// Creates a parameter of any type.
     pub(super) const fn new(name: &'static str, value: Value, help: &'static str) -> Self {
         let (aliases, hidden_aliases) = (&[], &[]);
         Self { name, aliases, hidden_aliases, help, common: None, contradicts_greedy: false, value }
     }
 
-    /// With other names that people are told of.
+    /// Adds other names that the help shows.
     pub(super) const fn aliases(mut self, aliases: &'static [&'static str]) -> Self {
         self.aliases = aliases;
         self
     }
 
-    /// With other names that are understood.
+    /// Adds other names that are accepted.
     pub(super) const fn hidden_aliases(mut self, aliases: &'static [&'static str]) -> Self {
         self.hidden_aliases = aliases;
         self
     }
 
-    /// At this place among the parameters that most people need.
+    /// Puts it at this position among the parameters that most people need.
     pub(super) const fn common(mut self, place: u8) -> Self {
         self.common = Some(place);
         self
     }
 
-    /// Refused where the most likely token is to be taken.
+    /// Marks it as refused if the most likely token is always taken.
     pub(super) const fn contradicts_greedy(mut self) -> Self {
         self.contradicts_greedy = true;
         self
@@ -172,7 +172,7 @@ impl Parameter {
     /// Sets the value from text.
     ///
     /// # Errors
-    /// What the value has to be, where it is not; `params` may have changed even then.
+    /// What the value has to be, if `text` is not that. `params` may have changed even then.
     pub(super) fn set(&self, params: &mut Params, text: &str) -> Result<(), &'static str> {
         let words = || text.split_whitespace().filter(|word| *word != "none");
         match &self.value {
@@ -202,7 +202,7 @@ impl Parameter {
     /// Checks that the value is within its range.
     ///
     /// # Errors
-    /// What it has to be, where it is not.
+    /// What the value has to be, if it is not that.
     pub(super) fn check(&self, params: &Params) -> Result<(), &'static str> {
         let (is_fine, wanted) = match &self.value {
             Value::Number(field, range) => ((range.contains)(*(field.get)(params)), range.wanted),
@@ -219,7 +219,7 @@ impl Parameter {
         if is_fine { Ok(()) } else { Err(wanted) }
     }
 
-    /// Whether this is one of its names.
+    /// Returns whether `name` is one of its names.
     pub(super) fn is_called(&self, name: &str) -> bool {
         self.name == name || self.aliases.contains(&name) || self.hidden_aliases.contains(&name)
     }

@@ -1,4 +1,4 @@
-//! What a sampler can be asked for, and in which order samplers are carried out.
+//! The parameters of a sampler, and the order in which samplers are applied.
 
 use std::fmt::Display;
 
@@ -9,18 +9,18 @@ use crate::base::suggest;
 
 macro_rules! define_params {
     ($($kind:ident: $module:ident,)*) => {
-        /// What a sampler is asked to do. Names, defaults and meanings are llama.cpp's.
+        /// The parameters of a sampler. Names, defaults and meanings are llama.cpp's.
         #[derive(Clone, Debug, PartialEq)]
         pub struct Params {
             $(
                 #[doc = concat!("The settings of [`", stringify!($module), "`](samplers::", stringify!($module), ").")]
                 pub $module: samplers::$module::Settings,
             )*
-            /// Which samplers are used, in this order. The draw comes last by itself.
+            /// The samplers to use, in this order. The draw always comes last.
             pub samplers: Vec<SamplerKind>,
-            /// Samplers that cut by a probability leave at least this many tokens.
+            /// Samplers that cut by probability keep at least this many tokens.
             pub min_keep: u32,
-            /// Where the random numbers start; `None` picks a seed, which [`Sampler::seed`](super::Sampler::seed) returns.
+            /// The random seed; `None` picks one, which [`Sampler::seed`](super::Sampler::seed) returns.
             pub seed: Option<u64>,
         }
 
@@ -46,10 +46,10 @@ macro_rules! define_params {
         }
 
         impl SamplerKind {
-            /// All samplers, in the order in which they are carried out by default.
+            /// All samplers, in the order in which they are applied by default.
             pub const ALL: &[Self] = &[$(Self::$kind),*];
 
-            /// Returns what is known about the sampler.
+            /// Returns the sampler's entry in the table.
             pub fn entry(self) -> &'static Entry {
                 match self {
                     $(Self::$kind => &samplers::$module::SAMPLER,)*
@@ -60,31 +60,31 @@ macro_rules! define_params {
 }
 for_each_sampler!(define_params);
 
-/// What is asked for besides the samplers' own parameters.
+/// The parameters that do not belong to a sampler.
 static GENERAL: [Parameter; 3] = [
     Parameter::new("samplers", Value::Order(field!(samplers)), "Which samplers to use, in this order"),
     Parameter::count(
         "min_keep",
         field!(min_keep),
         Counts::ANY,
-        "Leave at least this many tokens to choose from, whatever samplers cut away",
+        "Keep at least this many tokens to choose from, however many the samplers would remove",
     ),
     Parameter::new(
         "seed",
         Value::Seed(field!(seed)),
-        "Where the random numbers start: the same seed gives the same text; 'random' for a new one",
+        "The random seed: the same seed makes the same text; 'random' chooses a new one",
     )
     .common(5)
     .contradicts_greedy(),
 ];
 
 impl SamplerKind {
-    /// Returns the samplers that are used where no order is asked for.
+    /// Returns the samplers that are used by default.
     pub fn default_order() -> Vec<Self> {
         Self::ALL.iter().copied().filter(|kind| kind.entry().place == Place::InOrder).collect()
     }
 
-    /// The samplers that an order can have.
+    /// Returns the samplers that an order can contain.
     fn of_orders() -> impl Iterator<Item = Self> {
         Self::ALL.iter().copied().filter(|kind| kind.entry().letter.is_some())
     }
@@ -94,16 +94,16 @@ impl SamplerKind {
         self.entry().name
     }
 
-    /// Returns the sampler's letter in a short list; `None` where an order cannot have it.
+    /// Returns the sampler's letter in a short list; `None` if an order cannot contain it.
     pub fn letter(self) -> Option<char> {
         self.entry().letter
     }
 
-    /// Parses a list such as `top_k;top_p;temperature`. Names may also be written as `top-k` and `topk`; an empty list is
-    /// one without samplers.
+    /// Parses a list such as `top_k;top_p;temperature`. Names may also be written as `top-k` and `topk`. An empty text
+    /// is an empty list.
     ///
     /// # Errors
-    /// Where a name is not that of a sampler.
+    /// If a name is not the name of a sampler.
     pub fn parse_list(list: &str) -> Result<Vec<Self>, Error> {
         list.split([';', ',']).map(str::trim).filter(|name| !name.is_empty()).map(Self::parse).collect()
     }
@@ -120,10 +120,10 @@ impl SamplerKind {
         })
     }
 
-    /// Parses a short list such as `edskypmxt`: a letter for each sampler.
+    /// Parses a short list such as `edskypmxt`, with a letter for each sampler.
     ///
     /// # Errors
-    /// Where a letter is not that of a sampler.
+    /// If a letter is not the letter of a sampler.
     pub fn parse_letters(letters: &str) -> Result<Vec<Self>, Error> {
         let of_letter = |letter| Self::of_orders().find(|kind| kind.letter() == Some(letter));
         let unknown = |letter: char| {
@@ -141,7 +141,7 @@ impl Display for SamplerKind {
     }
 }
 
-/// Returns a question for what was meant, or else a list of what there is.
+/// Returns a suggestion for what was meant, or else a list of all names.
 fn hint(wrong: &str, names: &[&str]) -> String {
     let near: Vec<String> = suggest::suggest(wrong, names.iter().copied()).into_iter().map(str::to_string).collect();
     suggest::question(&near).unwrap_or_else(|| format!("there are {}", names.join(", ")))
@@ -150,7 +150,7 @@ fn hint(wrong: &str, names: &[&str]) -> String {
 /// Parses a token and its bias, such as `15043+1`, `15043-0.5` or `15043-inf`.
 ///
 /// # Errors
-/// Where the text is not of that form.
+/// If the text is not of that form.
 pub fn parse_bias(text: &str) -> Result<(u32, f32), Error> {
     let parsed = || {
         let (token, bias) = text.split_at(text.find(['+', '-'])?);
@@ -165,7 +165,7 @@ pub fn parse_bias(text: &str) -> Result<(u32, f32), Error> {
 }
 
 impl Params {
-    /// Always the most likely token.
+    /// Returns parameters that always take the most likely token.
     pub fn greedy() -> Self {
         Self {
             temperature: Temperature::fixed(0.0),
@@ -190,10 +190,10 @@ impl Params {
         Self::parameters().map(|parameter| parameter.name)
     }
 
-    /// Sets a parameter by its name, where `temperature` may be called `temp`, and `top_k` also `top-k`.
+    /// Sets a parameter by name. Aliases such as `temp` and spellings such as `top-k` are accepted.
     ///
     /// # Errors
-    /// Where there is no parameter of that name, or `value` is not one for it; nothing has changed then.
+    /// If there is no parameter of that name, or it does not accept `value`. Nothing has changed then.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), Error> {
         let parameter = find(name)?;
         let mut new = self.clone();
@@ -211,10 +211,10 @@ impl Params {
         Ok(())
     }
 
-    /// Returns a parameter's value by its name, in the form that [`Params::set`] takes.
+    /// Returns a parameter's value by name, in the form that [`Params::set`] accepts.
     ///
     /// # Errors
-    /// Where there is no parameter of that name.
+    /// If there is no parameter of that name.
     pub fn get(&self, name: &str) -> Result<String, Error> {
         find(name).map(|parameter| parameter.get(self))
     }
@@ -222,7 +222,7 @@ impl Params {
     /// Checks that all parameters are within their ranges.
     ///
     /// # Errors
-    /// Names the first that is not.
+    /// An error that names the first parameter that is not.
     pub fn check(&self) -> Result<(), Error> {
         for parameter in Self::parameters() {
             parameter.check(self).map_err(|wanted| Error::Parameter {

@@ -1,4 +1,4 @@
-//! Passes over all logits, 128 at a time, in shapes that compilers turn into vector instructions.
+//! Passes over all logits, 128 at a time, written so that compilers use vector instructions.
 //!
 //! ```text
 //! logits   [f32; vocabulary]         borrowed
@@ -6,30 +6,30 @@
 //! tops     [f32; vocabulary / 128]   the highest of each block, which lets later passes skip most blocks
 //! ```
 //!
-//! Sums are taken in one order: down the 16 columns of a block, across them by halves, then block after block. So they
-//! are the same whatever vectors the CPU has.
+//! Sums have a fixed order: down the 16 columns of a block, across the columns by halves, then block by block. So they
+//! are the same for every vector length.
 
-// Loops over lanes go by their index, as several arrays are walked at once.
+// Loops over lanes use indices, because they walk several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
 use super::{Candidate, Error};
 use crate::base::math::{EXP_F32_LOWEST, exp_f32, exp_roughly};
 
-/// Logits looked at together.
+/// Number of logits in a vector.
 const LANES: usize = 16;
-/// Logits with one entry in `tops`.
+/// Number of logits for each entry of `tops`.
 pub const BLOCK: usize = 128;
-/// Words of a mask for a block.
+/// Number of words of a mask for each block.
 const WORDS: usize = BLOCK / 32;
 
 type Block = [f32; BLOCK];
 
-/// The tokens in the running, of all there are.
+/// All tokens, and which of them are candidates.
 #[derive(Clone, Copy, Debug)]
 pub struct Field<'a> {
     /// The model's logits.
     pub logits: &'a [f32],
-    /// A bit for each, `WORDS` words for each block; those past the end are clear.
+    /// A bit for each token, `WORDS` words for each block. Bits past the end are clear.
     pub mask: Option<&'a [u32]>,
 }
 
@@ -43,7 +43,8 @@ impl Field<'_> {
         self.logits.len().div_ceil(BLOCK)
     }
 
-    /// The logits of a block, those not in the running at minus infinity. `None` where none is in the running.
+    /// Returns the logits of a block, with minus infinity for tokens that are not candidates. `None` if the block has
+    /// no candidates.
     #[inline(always)]
     fn block<'b>(&'b self, index: usize, room: &'b mut Block) -> Option<&'b Block> {
         let rest = &self.logits[index * BLOCK..];
@@ -70,10 +71,10 @@ impl Field<'_> {
         Some(room)
     }
 
-    /// Fills `tops`, and returns the highest logit of all; minus infinity where nothing is in the running.
+    /// Fills `tops`, and returns the highest logit of all candidates; minus infinity if there are none.
     ///
     /// # Errors
-    /// Where a logit in the running is NaN or plus infinity.
+    /// If the logit of a candidate is NaN or plus infinity.
     pub fn tops(&self, tops: &mut Vec<f32>) -> Result<f32, Error> {
         tops.clear();
         tops.resize(self.n_blocks(), f32::NEG_INFINITY);
@@ -107,7 +108,7 @@ impl Field<'_> {
         Error::NotFinite { token, value: self.logits[token] }
     }
 
-    /// Adds the tokens whose logit is at least `bar`, in the order of their ids. Those at minus infinity never are.
+    /// Appends the tokens whose logit is at least `bar`, in the order of their ids, without those at minus infinity.
     pub fn collect(&self, tops: &[f32], bar: f32, list: &mut Vec<Candidate>) {
         let bar = bar.max(f32::MIN);
         let mut room = [0.0; BLOCK];
@@ -138,7 +139,7 @@ impl Field<'_> {
         Some((index * BLOCK + at) as u32)
     }
 
-    /// Adds to `sums` the weight of each block: e to the power of how far its logits lie below `top`, times `scale`.
+    /// Sets `sums` to the weight of each block: the sum of e^((logit - top) scale).
     pub fn weigh(&self, tops: &[f32], top: f32, scale: f32, sums: &mut Vec<f64>) {
         sums.clear();
         sums.resize(tops.len(), 0.0);
@@ -231,7 +232,7 @@ impl Field<'_> {
         total
     }
 
-    /// Calls `each` with the tokens of a block and their weights, as [`Field::weigh_block`] has them, until it returns false.
+    /// Calls `each` with the tokens of a block and their weights, as in [`Field::weigh_block`], until it returns false.
     pub fn weights(&self, index: usize, top: f32, scale: f32, mut each: impl FnMut(u32, f64) -> bool) {
         let mut room = [0.0; BLOCK];
         let Some(block) = self.block(index, &mut room) else { return };
@@ -250,7 +251,7 @@ impl Field<'_> {
         if squares.is_finite() {
             return (n, sum, squares);
         }
-        // Some square is beyond what 32 bits hold.
+        // A square overflows 32-bit floats.
         let (n, sum) = self.count_and_sum::<f64>(tops);
         (n, sum, self.sum_of_squares::<f64>(tops, sum / n as f64))
     }
@@ -300,7 +301,7 @@ impl Field<'_> {
     }
 }
 
-/// 32 bits, or 64 where they are not enough.
+/// A float of 32 bits, or of 64 bits if these are not enough.
 trait Float:
     Copy + From<f32> + Into<f64> + std::ops::AddAssign + std::ops::Sub<Output = Self> + std::ops::Mul<Output = Self>
 {
@@ -320,7 +321,7 @@ impl Float for f64 {
     }
 }
 
-/// Whether a logit is not too far below the highest to weigh anything.
+/// Returns whether a logit is close enough to the highest for its weight to be above 0.
 #[inline(always)]
 fn has_weight(logit: f32, top: f32, scale: f32) -> bool {
     (logit - top) * scale >= EXP_F32_LOWEST
@@ -345,7 +346,7 @@ pub fn highest(floats: &[f32]) -> f32 {
 }
 
 /// By halves, which is how vectors do it.
-// Not inlined: compilers would take the columns apart for it.
+// Not inlined, because compilers would then split up the columns.
 #[inline(never)]
 fn highest_of(lanes: &[f32; LANES]) -> f32 {
     let mut high = *lanes;
@@ -359,7 +360,7 @@ fn highest_of(lanes: &[f32; LANES]) -> f32 {
     high[0]
 }
 
-/// The highest of each of four rows: side by side, so that none waits for another.
+/// Returns the highest of each of four rows, computed side by side to avoid latency.
 #[inline(never)]
 fn highest_of_each(rows: &[[f32; LANES]; 4]) -> [f32; 4] {
     let higher = |a: f32, b: f32| if a > b { a } else { b };

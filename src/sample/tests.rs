@@ -122,8 +122,8 @@ fn distribution(logits: &[f32], allowed: Option<&[u32]>, params: &Params, histor
     out
 }
 
-/// Whether both have the same tokens, and of the same probability. Passes over all logits are in 32 bits, where what is
-/// below e^-87 of the highest is 0.
+/// Returns whether both have the same tokens, and of the same probability. Passes over all logits are in 32 bits, where
+/// what is below e^-87 of the highest is 0.
 fn same(got: &[(u32, f64)], wanted: &[(u32, f64)], tolerance: f64) -> Result<(), String> {
     let visible = |list: &[(u32, f64)]| {
         let mut list: Vec<_> = list.iter().copied().filter(|(_, p)| *p > 1e-30).collect();

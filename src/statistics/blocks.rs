@@ -1,24 +1,24 @@
-//! Blocks: runs of tokens that depend on each other, and are drawn as one.
+//! Blocks: ranges of dependent tokens, which are resampled as a unit.
 
 use std::ops::Range;
 
-/// Windows that a slice needs before none of them is cut.
+/// A slice with at least this many windows is not cut further.
 const ENOUGH_WINDOWS: usize = 24;
 
-/// The fewest tokens of a part of a window: as many as a whole window of the usual size has.
+/// The fewest tokens in a part of a window: as many as in a whole window of the default size.
 const FEWEST_TOKENS: usize = 255;
 
-/// The fewest blocks of an interval: with 6, those of mean KLD hold the true one 94 times in 100, as simulated.
+/// The fewest blocks for an interval. With 6, the intervals of mean KLD have a simulated coverage of 94%.
 const FEWEST_BLOCKS: usize = 6;
 
 /// Blocks: ranges of tokens, each within one window and one slice.
 ///
-/// Tokens next to each other are alike, and so are those of one window: what is hard about a text stays hard for a while.
-/// Windows are taken to be independent, and the block is the window. Only windows of 510 scored tokens and more are cut,
-/// and only where a slice has fewer than 24: into parts of 255 tokens or more, the size of a whole window by default, until
-/// there are 24 blocks or no more can be made. To cut shorter does harm: 8 windows of 255 tokens cut into three gave
-/// intervals that hold the true difference 90 times in 100 where whole windows gave 96, as simulated with a twentieth of
-/// the variance between windows.
+/// Neighbouring tokens are alike, and so are the tokens of a window, because a difficult text stays difficult for a
+/// while. Windows are assumed to be independent, and a block is a window. Only windows of 510 or more scored tokens are
+/// cut, and only if a slice has fewer than 24: into parts of 255 tokens or more, the default size of a whole window,
+/// until there are 24 blocks or no more can be made. Shorter parts do harm: with 8 windows of 255 tokens, each cut into
+/// three, the simulated coverage of a difference's interval was 90%, and with whole windows 96% (a twentieth of the
+/// variance was between windows).
 #[derive(Clone, Debug)]
 pub struct Blocks {
     /// The tokens of each block, stratum by stratum.
@@ -27,15 +27,16 @@ pub struct Blocks {
     slices: Vec<usize>,
     /// The blocks of each stratum: those of a slice, or of several slices with one block each.
     strata: Vec<Range<usize>>,
-    /// Tokens of all windows, those outside of these blocks too.
+    /// Number of tokens of all windows, including those outside of these blocks.
     n_tokens: usize,
 }
 
 impl Blocks {
-    /// Cuts windows into blocks. A window is given by its slice and the number of its scored tokens; tokens are counted over
-    /// all windows, in this order, from 0.
+    /// Cuts windows into blocks. A window is given by its slice and its number of scored tokens. Tokens are counted
+    /// from 0 over all windows, in this order.
     ///
-    /// Each slice is a stratum: a resample has as many blocks of each as there are. Slices with one block are put together.
+    /// Each slice is a stratum: a resample has as many blocks of each slice as there are. Slices with one block are
+    /// merged.
     pub fn of_windows(windows: &[(usize, usize)]) -> Self {
         let mut parts: Vec<(usize, Range<usize>)> = Vec::with_capacity(windows.len());
         let mut from = 0;
@@ -50,10 +51,10 @@ impl Blocks {
         Self::of_parts(parts, from)
     }
 
-    /// A block a window, however long: of what is in the ranges alone.
+    /// Makes one block of each range, however long it is.
     pub(super) fn of_parts(mut parts: Vec<(usize, Range<usize>)>, n_tokens: usize) -> Self {
         parts.retain(|(_, range)| !range.is_empty());
-        // A stable sort: in a slice, blocks stay in the text's order.
+        // The sort is stable: within a slice, blocks stay in the text's order.
         parts.sort_by_key(|(slice, _)| *slice);
         let (slices, ranges): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
         let mut blocks = Self { ranges, slices, strata: Vec::new(), n_tokens };
@@ -61,33 +62,33 @@ impl Blocks {
         blocks
     }
 
-    /// The blocks of one slice. Values are given as for all: those of other slices are left out.
+    /// Returns the blocks of one slice. Columns still have the values of all slices; those of other slices are ignored.
     pub fn only(&self, slice: usize) -> Self {
         let parts = self.slices.iter().copied().zip(self.ranges.iter().cloned());
         Self::of_parts(parts.filter(|part| part.0 == slice).collect(), self.n_tokens)
     }
 
-    /// How many blocks there are.
+    /// Returns the number of blocks.
     pub fn len(&self) -> usize {
         self.ranges.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no blocks.
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
 
-    /// Tokens of these blocks.
+    /// Returns the number of tokens in these blocks.
     pub fn n_tokens(&self) -> usize {
         self.ranges.iter().map(Range::len).sum()
     }
 
-    /// How many values a column has: one for each token of every window that [`Blocks::of_windows`] was given.
+    /// Returns the length of a column: one value for each token of all windows passed to [`Blocks::of_windows`].
     pub fn column_len(&self) -> usize {
         self.n_tokens
     }
 
-    /// The tokens of each block, slice by slice.
+    /// Returns the tokens of each block, slice by slice.
     pub fn ranges(&self) -> &[Range<usize>] {
         &self.ranges
     }
@@ -97,12 +98,12 @@ impl Blocks {
         &self.strata
     }
 
-    /// Blocks less strata: what is left of their variance after each stratum's mean.
+    /// Returns the number of blocks minus the number of strata.
     pub(super) fn degrees_of_freedom(&self) -> usize {
         self.ranges.len() - self.strata.len()
     }
 
-    /// Whether intervals can be trusted.
+    /// Returns whether there are enough blocks for an interval.
     pub(super) fn are_enough(&self) -> bool {
         self.len() >= FEWEST_BLOCKS
     }
@@ -115,7 +116,8 @@ impl Blocks {
                 _ => runs.push(block..block + 1),
             }
         }
-        // One block says nothing about how its slice varies: it stands with the next, or at the end with the one before.
+        // A single block does not show how its slice varies, so it is merged with the next slice, or at the end with
+        // the previous one.
         for run in runs {
             match self.strata.last_mut() {
                 Some(last) if last.len() < 2 => last.end = run.end,

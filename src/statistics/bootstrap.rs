@@ -1,4 +1,4 @@
-//! Intervals of means and of what is computed from them, by drawing blocks again.
+//! Intervals of means and of functions of means, by resampling blocks.
 
 use rayon::prelude::*;
 
@@ -6,16 +6,18 @@ use super::distributions::student_quantile;
 use super::{Blocks, Estimate};
 use crate::base::random::Random;
 
-/// Resamples that a thread works on at a time. Results do not depend on it.
+/// Number of resamples that a thread works on at a time. Results do not depend on it.
 const CHUNK: usize = 256;
 
-/// From how many blocks on differences get the wider of two intervals. Below, Student's alone is wide enough.
+/// With at least this many blocks, differences get the wider of two intervals. With fewer, Student's interval is wide
+/// enough.
 const MANY_BLOCKS: usize = 16;
 
-/// Blocks, drawn again and again: the resamples that all columns share, so that whatever is paired stays so.
+/// Resamples of blocks. All columns share them, so that paired values stay paired.
 ///
-/// Every column has a value for each token of all windows ([`Blocks::column_len`]); those outside of the blocks are not
-/// looked at. With a NaN among the others, the result is NaN without an interval; with an infinite value it is infinite.
+/// Every column has a value for each token of all windows ([`Blocks::column_len`]). Values outside of the blocks are
+/// ignored. If one of the others is NaN, the result is NaN without an interval; if one is infinite, the result is
+/// infinite.
 #[derive(Clone, Debug)]
 pub struct Bootstrap {
     blocks: Blocks,
@@ -23,15 +25,15 @@ pub struct Bootstrap {
     /// How often each block was drawn: all resamples of the first block, then those of the second.
     counts: Vec<u16>,
     confidence: f64,
-    /// How many standard errors the interval of Student's distribution goes to each side.
+    /// Half the width of Student's interval, in standard errors.
     student: f64,
 }
 
 impl Bootstrap {
-    /// Draws from each stratum as many blocks as it has, with replacement, `resamples` times.
+    /// Draws as many blocks from each stratum as it has, with replacement, `resamples` times.
     ///
-    /// `confidence` lies between 0 and 1: 0.95. The stream of [`Random`] is used resample by resample, a number for each
-    /// block drawn.
+    /// `confidence` is between 0 and 1, for example 0.95. The stream of [`Random`] is used resample by resample, with a
+    /// number for each block drawn.
     pub fn new(blocks: Blocks, resamples: u32, seed: u64, confidence: f64) -> Self {
         let n_resamples = resamples as usize;
         let mut counts = vec![0u16; n_resamples * blocks.len()];
@@ -52,24 +54,25 @@ impl Bootstrap {
         Self { blocks, n_resamples, counts, confidence, student }
     }
 
-    /// What is drawn.
+    /// Returns the blocks that are resampled.
     pub fn blocks(&self) -> &Blocks {
         &self.blocks
     }
 
-    /// How sure the intervals are.
+    /// Returns the confidence level of the intervals.
     pub fn confidence(&self) -> f64 {
         self.confidence
     }
 
-    /// How many standard errors the interval of Student's distribution goes to each side; `None` of too few blocks.
+    /// Returns half the width of Student's interval, in standard errors; `None` if there are too few blocks.
     pub(super) fn student(&self) -> Option<f64> {
         (!self.student.is_nan()).then_some(self.student)
     }
 
-    /// The mean over all tokens.
+    /// Estimates the mean over all tokens.
     ///
-    /// If no value is negative, the interval does not go below 0; if also none is above 1, it does not go above 1.
+    /// If no value is negative, the interval does not go below 0. If in addition no value is above 1, it does not go
+    /// above 1.
     pub fn mean(&self, values: &[f64]) -> Estimate {
         let mut estimate = self.of_means(&[values], |means| means[0]);
         if let Some([low, high]) = &mut estimate.interval {
@@ -84,10 +87,10 @@ impl Bootstrap {
         estimate
     }
 
-    /// The mean of `a` less that of `b`.
+    /// Estimates the mean of `a` minus that of `b`.
     ///
-    /// A token at which both are infinite says nothing about which is better, and counts as no difference. An infinite value in
-    /// one alone makes the difference infinite. Infinite values in both, at different tokens, make it NaN.
+    /// A token at which both are infinite does not show which is better, and counts as no difference. Infinite values
+    /// in only one of the two make the difference infinite. Infinite values in both, at different tokens, make it NaN.
     pub fn difference(&self, a: &[f64], b: &[f64]) -> Estimate {
         let of_token = |(&a, &b): (&f64, &f64)| if a == b { 0.0 } else { a - b };
         let sums: Vec<f64> =
@@ -95,10 +98,11 @@ impl Bootstrap {
         self.of_sums(&[sums], &self.sizes(), |means| means[0], false)
     }
 
-    /// `f` of the columns' means: the exponential of a mean, the ratio of two, a root.
+    /// Estimates `f` of the columns' means: the exponential of a mean, the ratio of two means, a root.
     ///
-    /// `f` should be smooth where the means are. Its bits are those of the functions that it calls: [`crate::base::math::exp`]
-    /// gives the same ones everywhere. When a mean is infinite, the value is `f` of it, without an interval.
+    /// `f` should be smooth near the means. Its exact bits depend on the functions that it calls;
+    /// [`crate::base::math::exp`] has the same result on every machine. If a mean is infinite, the value is `f` of it,
+    /// without an interval.
     pub fn of_means(&self, columns: &[&[f64]], f: impl Fn(&[f64]) -> f64 + Sync) -> Estimate {
         let sum = |values: &[f64]| -> Vec<f64> {
             self.blocks.ranges().iter().map(|range| values[range.clone()].iter().sum()).collect()
@@ -108,15 +112,15 @@ impl Bootstrap {
         self.of_sums(&sums, &self.sizes(), f, lopsided)
     }
 
-    /// The largest value.
+    /// Returns the largest value.
     ///
-    /// It has no interval: a resample has the same maximum 63 times in 100 and a lower one else, never a higher one, however
-    /// much is drawn, while the true maximum can only be higher (Bickel and Freedman 1981, section 6).
+    /// It has no interval: 63% of the resamples have the same maximum and the others a lower one, while the true
+    /// maximum can only be higher (Bickel and Freedman 1981, section 6).
     pub fn maximum(&self, values: &[f64]) -> Estimate {
         Estimate::bare(self.values_of(values).fold(f64::NAN, |most, value| if value <= most { most } else { value }))
     }
 
-    /// The values in the blocks.
+    /// Returns the values in the blocks.
     pub(super) fn values_of<'a>(&'a self, values: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
         assert_eq!(values.len(), self.blocks.column_len(), "a column has a value for each scored token of all windows");
         self.blocks.ranges().iter().flat_map(move |range| values[range.clone()].iter().copied())
@@ -126,9 +130,9 @@ impl Bootstrap {
         self.blocks.ranges().iter().map(|range| range.len() as f64).collect()
     }
 
-    /// `f` of the means of columns that have the `sums` over blocks of `sizes` tokens.
+    /// Estimates `f` of the means of columns, given their `sums` over blocks of `sizes` tokens.
     ///
-    /// `lopsided` says that the values are of one sign, so that the interval will reach further to one side.
+    /// `lopsided` says that all values have the same sign, so that the interval extends further to one side.
     pub(super) fn of_sums(
         &self,
         sums: &[Vec<f64>],
@@ -143,7 +147,7 @@ impl Bootstrap {
         else {
             return Estimate::bare(value);
         };
-        // Less the mean, so that the sums of squares below lose nothing.
+        // Minus the mean, so that the sums of squares below lose no precision.
         let centred: Vec<Vec<f64>> = sums
             .iter()
             .zip(&means)
@@ -169,7 +173,8 @@ impl Bootstrap {
         centred.iter().map(|residuals| self.standard_error(residuals, n_tokens)).collect()
     }
 
-    /// The standard error of a mean whose blocks are off it by these sums: from how blocks vary within their stratum.
+    /// Returns the standard error of a mean from the residual sums of its blocks, by the variation of blocks within
+    /// their stratum.
     ///
     /// `Var = Σ over strata of n/(n-1) Σ (u - ū)² / N²`, Cochran, Sampling Techniques, 1977, 11.8.
     pub(super) fn standard_error(&self, residuals: &[f64], n_tokens: f64) -> f64 {
@@ -182,8 +187,8 @@ impl Bootstrap {
         self.blocks.strata().iter().map(of_stratum).sum::<f64>().sqrt() / n_tokens
     }
 
-    /// Between which values `(f of a resample - f of the sample) / standard error of the resample` lies: the bootstrap-t of
-    /// Efron, in Hall, The Bootstrap and Edgeworth Expansion, 1992, 3.3. `None` where resamples too often do not vary.
+    /// Returns the quantiles of `(f of a resample - f of the sample) / standard error of the resample`: the bootstrap-t
+    /// of Efron, in Hall, The Bootstrap and Edgeworth Expansion, 1992, 3.3. `None` if too many resamples do not vary.
     fn studentised(
         &self,
         centred: &[Vec<f64>],
@@ -217,24 +222,25 @@ impl Bootstrap {
     }
 }
 
-/// A number from 0 up to but without `n`, each as likely but for 2^-64 of `n`: Lemire's product without its rejection.
+/// Returns a number in 0..n, uniform up to a bias of 2^-64 n: Lemire's multiplication without rejection.
 fn below(n: usize, random: &mut Random) -> usize {
     ((u128::from(random.next_u64()) * n as u128) >> 64) as usize
 }
 
-/// `f` near a point, as a straight line.
+/// A linear approximation of `f` near a point.
 struct Linear {
     gradient: Vec<f64>,
 }
 
 impl Linear {
-    /// By differences over a thousandth of each mean's standard error: small against what is resolved, large against rounding.
+    /// Uses differences over a thousandth of each mean's standard error: small compared with the resolution, large
+    /// compared with rounding errors.
     fn new(means: &[f64], errors: &[f64], f: &impl Fn(&[f64]) -> f64) -> Self {
         let mut at = means.to_vec();
         let slope = |k: usize| {
             let step = 1e-3 * errors[k];
             if step == 0.0 {
-                // The column does not vary, so that its slope counts nothing.
+                // The column does not vary, so its slope has no effect.
                 return 0.0;
             }
             at[k] = means[k] + step;
@@ -247,7 +253,7 @@ impl Linear {
         Self { gradient: (0..means.len()).map(slope).collect() }
     }
 
-    /// How much each block moves `f`, in terms of tokens.
+    /// Returns the contribution of each block to `f`, in tokens.
     fn residuals(&self, centred: &[Vec<f64>]) -> Vec<f64> {
         let n_blocks = centred.first().map_or(0, Vec::len);
         let of_block =
@@ -256,17 +262,17 @@ impl Linear {
     }
 }
 
-/// Sums over the drawn blocks of a few resamples, stratum by stratum: of the columns and the sizes, and of all products
-/// of two of them. From these come a resample's means and their standard errors.
+/// Sums over the drawn blocks of some resamples, stratum by stratum: of the columns and the sizes, and of all products
+/// of two of these. A resample's means and standard errors are computed from them.
 struct Moments {
     n_columns: usize,
     n_resamples: usize,
-    /// For each stratum and each of [`Moments::n_sums`]: a number a resample.
+    /// For each stratum and each of [`Moments::n_sums`], one number per resample.
     sums: Vec<f64>,
 }
 
 impl Moments {
-    /// Of `n_resamples` from the one at `from` on. Every resample adds its blocks up in order.
+    /// Computes the moments of `n_resamples` resamples, beginning with number `from`. Each adds up its blocks in order.
     fn of(bootstrap: &Bootstrap, centred: &[Vec<f64>], sizes: &[f64], from: usize, n_resamples: usize) -> Self {
         let n_columns = centred.len();
         let mut of = Self { n_columns, n_resamples, sums: Vec::new() };
@@ -297,12 +303,13 @@ impl Moments {
         of
     }
 
-    /// Of each column and the sizes: its sum, and the products with itself and those before it.
+    /// Returns the number of sums: for each column and the sizes, the sum and the products with itself and with those
+    /// before it.
     fn n_sums(&self) -> usize {
         (self.n_columns + 1) * (self.n_columns + 4) / 2
     }
 
-    /// Where the sum of column `k` is; those of the products follow.
+    /// Returns the index of the sum of column `k`. The sums of its products follow it.
     fn place(k: usize) -> usize {
         k * (k + 3) / 2
     }
@@ -324,7 +331,7 @@ impl Moments {
         let score = |resample: usize| {
             let total = |k: usize| (0..strata.len()).map(|h| sum(h, Self::place(k), resample)).sum::<f64>();
             let n_tokens = total(self.n_columns);
-            // How far the resample's means are from the sample's.
+            // The differences of the resample's means from the sample's.
             let shifts: Vec<f64> = columns.clone().map(|k| total(k) / n_tokens).collect();
             let drawn: Vec<f64> = means.iter().zip(&shifts).map(|(mean, shift)| mean + shift).collect();
             let variance_of = |weights: &[f64]| {
@@ -333,7 +340,7 @@ impl Moments {
                     .sum::<f64>()
                     / (n_tokens * n_tokens)
             };
-            // A block is off the resample's mean by: column - shift * size.
+            // The residual of a block from the resample's mean is: column - shift * size.
             let error_of = |slopes: &[f64]| {
                 let size = -slopes.iter().zip(&shifts).map(|(slope, shift)| slope * shift).sum::<f64>();
                 let weights: Vec<f64> = slopes.iter().copied().chain([size]).collect();
@@ -348,14 +355,15 @@ impl Moments {
             } else if drawn_error > 1e-6 * error {
                 difference / drawn_error
             } else {
-                // Resamples of blocks that are all alike: off by any number of their standard errors.
+                // All blocks of the resample are alike: its standard error is 0.
                 difference.signum() * f64::INFINITY
             }
         };
         (0..self.n_resamples).map(score).collect()
     }
 
-    /// `n/(n-1) Σ (u - ū)²` over a stratum of `n` blocks, where `u` is the columns and the size by these weights.
+    /// Returns `n/(n-1) Σ (u - ū)²` over a stratum of `n` blocks, where `u` is the weighted sum of the columns and the
+    /// size.
     fn variance(&self, n: usize, weights: &[f64], sum: impl Fn(usize) -> f64) -> f64 {
         let n = n as f64;
         let (mut squares, mut total) = (0.0, 0.0);

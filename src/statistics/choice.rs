@@ -12,13 +12,13 @@ pub enum Verdict {
     A,
     /// The second.
     B,
-    /// Their difference cannot be told from noise.
+    /// The difference could be noise.
     NotDistinguishable,
 }
 
-/// Which of two candidates is nearer to the reference, from the mean KLD of the first less that of the second.
+/// Returns which of two candidates is nearer to the reference, from the mean KLD of the first minus that of the second.
 ///
-/// An infinite difference decides by its sign: one of the two rules out what the text has, and the other does not.
+/// An infinite difference decides by its sign: one of the two rules out a token of the text, and the other does not.
 pub fn verdict(kld_difference: &Estimate) -> Verdict {
     if !kld_difference.differs_from_zero() && !kld_difference.value.is_infinite() {
         Verdict::NotDistinguishable
@@ -29,9 +29,10 @@ pub fn verdict(kld_difference: &Estimate) -> Verdict {
     }
 }
 
-/// Which candidates no other beats: at most as large and of lower KLD, or smaller and of the same.
+/// Returns for each candidate whether it is on the front: no other one is at most as large with a lower KLD, or smaller
+/// with the same KLD.
 ///
-/// Two that are equal in both stay. One without a KLD, as NaN, does not.
+/// Candidates that are equal in both stay. A candidate with a KLD of NaN does not.
 pub fn front(sizes: &[u64], klds: &[f64]) -> Vec<bool> {
     let all = || sizes.iter().zip(klds);
     let beaten = |size: &u64, kld: &f64| all().any(|(s, k)| s <= size && k <= kld && (s < size || k < kld));

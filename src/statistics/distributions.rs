@@ -1,20 +1,21 @@
-//! Quantiles of the normal and of Student's distribution, the same bits on every machine.
+//! Quantiles of the normal and of Student's distribution, with the same bits on every machine.
 //!
-//! All is made of operations that IEEE 754 defines and of [`exp`]: the system's own functions may differ in the last bit.
+//! They use only operations that IEEE 754 defines, and [`exp`], because the system's own functions may differ in the
+//! last bit.
 
 use crate::base::math::exp;
 
-/// The normal distribution's value that a share `p` stays below, to about 1e-14.
+/// Returns the `p` quantile of the normal distribution, to about 1e-14.
 pub fn normal_quantile(p: f64) -> f64 {
     solve(normal_share, p, 9.0)
 }
 
-/// The value that a share `p` of Student's distribution with `df` degrees of freedom stays below, for |t| up to 1e6.
+/// Returns the `p` quantile of Student's distribution with `df` degrees of freedom, for |t| up to 1e6.
 pub fn student_quantile(p: f64, df: usize) -> f64 {
     solve(|t| student_share(t, df), p, 1e6)
 }
 
-/// The share of the normal distribution below `x`.
+/// Returns the share of the normal distribution below `x`.
 ///
 /// `1/2 + φ(x) (x + x³/3 + x⁵/(3·5) + ...)`, Abramowitz and Stegun 26.2.11.
 pub(super) fn normal_share(x: f64) -> f64 {
@@ -28,14 +29,15 @@ pub(super) fn normal_share(x: f64) -> f64 {
     0.5 + sum * exp(-0.5 * x * x) / ROOT_TAU
 }
 
-/// The share of Student's distribution below `t`: finite sums, Abramowitz and Stegun 26.7.3 and 26.7.4.
+/// Returns the share of Student's distribution below `t`, by the finite sums of Abramowitz and Stegun 26.7.3 and
+/// 26.7.4.
 ///
 /// <https://personal.math.ubc.ca/~cbm/aands/page_948.htm>
 fn student_share(t: f64, df: usize) -> f64 {
     let root = (df as f64).sqrt();
     let hypotenuse = (df as f64 + t * t).sqrt();
     let (sine, cosine) = (t / hypotenuse, root / hypotenuse);
-    // 1 + a cos² + a b cos⁴ + ... with a, b, ... = 1/2, 3/4, ... where df is even and 2/3, 4/5, ... where it is odd.
+    // 1 + a cos² + a b cos⁴ + ... with a, b, ... = 1/2, 3/4, ... if df is even, and 2/3, 4/5, ... if it is odd.
     let mut sum = 0.0;
     let mut term = 1.0;
     let mut k = df % 2;
@@ -52,7 +54,7 @@ fn student_share(t: f64, df: usize) -> f64 {
     0.5 + 0.5 * middle
 }
 
-/// The angle with the tangent `x`: halved four times, then by its series.
+/// Returns the arc tangent of `x`: the angle is halved four times, then computed by its series.
 fn arc_tangent(x: f64) -> f64 {
     let mut half = x;
     for _ in 0..4 {
@@ -66,10 +68,10 @@ fn arc_tangent(x: f64) -> f64 {
     16.0 * half * sum
 }
 
-/// Where the growing function `share` reaches `p`, between `-far` and `far`.
+/// Returns the point between `-far` and `far` at which the increasing function `share` reaches `p`.
 fn solve(share: impl Fn(f64) -> f64, p: f64, far: f64) -> f64 {
     let (mut low, mut high) = (-far, far);
-    // Not down to neighbouring numbers: around 0 there are a thousand halvings of them.
+    // Not down to neighbouring floats, because around 0 that would take a thousand halvings.
     while high - low > 1e-15 * (1.0 + high.abs()) {
         let middle = 0.5 * (low + high);
         if share(middle) < p { low = middle } else { high = middle }

@@ -2,19 +2,19 @@
 
 use super::{Bootstrap, Estimate};
 
-/// How many tokens there have to be beyond a quantile for an interval. With 20 that of the 99% quantile holds the true one
-/// 90 times in 100 as simulated, with 6 that of the 99.9% quantile 84 times.
+/// The fewest tokens beyond a quantile for an interval. With 20, the interval of the 99% quantile has a simulated
+/// coverage of 90%; with 6, that of the 99.9% quantile has 84%.
 const FEWEST_BEYOND: f64 = 25.0;
 
 impl Bootstrap {
-    /// The values that these `shares` of the tokens stay below, as llama-perplexity computes them: of the sorted values, the
-    /// one at `share (n - 1)`, or between two by the straight line.
+    /// Estimates the quantiles for `shares` as llama-perplexity computes them: the sorted value at index
+    /// `share (n - 1)`, with linear interpolation.
     ///
-    /// The interval is Woodruff's (1952), not a resample's: the share of tokens up to the quantile is a mean, whose interval
-    /// is found first, and the quantiles at its two ends are the interval of the quantile. For the share that is Wilson's
-    /// interval with Student's quantile and as many tokens as would be as uncertain if they were independent
-    /// (`p (1 - p) / Var`, at most those there are; Dean and Pagano 2015). Without an interval where fewer than 25 tokens lie
-    /// beyond the quantile (99%: 2,500 tokens; 99.9%: 25,000), or where it would reach an infinite value.
+    /// The interval is Woodruff's (1952) and needs no resampling. The share of tokens up to the quantile is a mean. The
+    /// quantiles at the two ends of that mean's interval are the interval of the quantile. The interval of the share is
+    /// Wilson's, with Student's quantile and the effective number of independent tokens (`p (1 - p) / Var`, at most the
+    /// actual number; Dean and Pagano 2015). There is no interval if fewer than 25 tokens are beyond the quantile (99%:
+    /// 2,500 tokens; 99.9%: 25,000), or if it would reach an infinite value.
     pub fn quantiles(&self, values: &[f64], shares: &[f64]) -> Vec<Estimate> {
         let mut sorted: Vec<f64> = self.values_of(values).collect();
         if sorted.is_empty() || sorted.iter().any(|value| value.is_nan()) {
@@ -35,7 +35,7 @@ impl Bootstrap {
         Estimate { value, interval }
     }
 
-    /// How many independent tokens would know the share of those up to `value` as well as the blocks do.
+    /// Returns the effective number of independent tokens for the share of tokens up to `value`.
     fn independent_tokens(&self, values: &[f64], value: f64, share: f64, n_tokens: f64) -> f64 {
         let ranges = self.blocks().ranges();
         let up_to =
@@ -48,19 +48,19 @@ impl Bootstrap {
     }
 }
 
-/// The value at `share (n - 1)` of sorted values, or between two by the straight line.
+/// Returns the value at index `share (n - 1)` of sorted values, with linear interpolation.
 fn at(sorted: &[f64], share: f64) -> f64 {
     let position = share.clamp(0.0, 1.0) * (sorted.len() - 1) as f64;
     let below = sorted[position as usize];
     let part = position - position.floor();
     match sorted.get(position as usize + 1) {
-        // Not where both are infinite, or the part is none: infinity times 0 is no number.
+        // Not if both are infinite or the part is 0: infinity times 0 is NaN.
         Some(above) if part > 0.0 && *above != below => below + part * (above - below),
         _ => below,
     }
 }
 
-/// Wilson's interval of a share that was found among `n`, `z` standard errors to each side (Wilson 1927).
+/// Returns Wilson's interval of a share of `n`, with `z` standard errors to each side (Wilson 1927).
 pub(super) fn wilson(share: f64, n: f64, z: f64) -> [f64; 2] {
     let square = z * z / n;
     let middle = (share + 0.5 * square) / (1.0 + square);

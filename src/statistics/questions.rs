@@ -1,22 +1,23 @@
-//! Shares of questions, and which of two models has more of them right.
+//! Shares of right answers, and whether one of two models has more of them.
 
 use super::Estimate;
 use super::distributions::{normal_quantile, student_quantile};
 use super::quantiles::wilson;
 
-/// The fewest questions of an interval for scores that are not just right or wrong.
+/// The fewest questions for an interval of scores that are not just right or wrong.
 const FEWEST_QUESTIONS: usize = 6;
 
-/// How likely chance alone parts `lost` and `won` at least this unevenly: McNemar's exact test, both sides.
+/// Returns the p-value of McNemar's exact test, two-sided: the probability that chance alone splits `lost` and `won` at
+/// least this unevenly.
 ///
-/// `min(1, 2 Σ C(n, i) / 2^n)` for `i` from 0 to the smaller, of the `n` questions that just one has right. 1 without any.
-/// Source: McNemar 1947; as `scipy.stats.binomtest(lost, lost + won).pvalue`.
+/// `min(1, 2 Σ C(n, i) / 2^n)` for `i` from 0 to the smaller of the two, where `n` is their sum; 1 if `n` is 0. Source:
+/// McNemar 1947; the same as `scipy.stats.binomtest(lost, lost + won).pvalue`.
 pub fn mcnemar(lost: u64, won: u64) -> f64 {
     let (n, fewer) = (lost + won, lost.min(won));
     if lost == won {
         return 1.0;
     }
-    // C(n, fewer) / 2^n, halved as often as it grows beyond 1.
+    // C(n, fewer) / 2^n, where halvings keep the product near 1.
     let (mut term, mut halvings) = (1.0f64, n);
     for i in 1..=fewer {
         term *= (n - fewer + i) as f64 / i as f64;
@@ -28,7 +29,7 @@ pub fn mcnemar(lost: u64, won: u64) -> f64 {
     for _ in 0..halvings.min(1100) {
         term *= 0.5;
     }
-    // The largest first, and each next from the one before: C(n, i-1) = C(n, i) i / (n-i+1).
+    // The largest term first, and each further one from the one before: C(n, i-1) = C(n, i) i / (n-i+1).
     let mut sum = 0.0;
     for i in (0..=fewer).rev() {
         sum += term;
@@ -40,14 +41,15 @@ pub fn mcnemar(lost: u64, won: u64) -> f64 {
     (2.0 * sum).min(1.0)
 }
 
-/// The share of questions that are right, with Wilson's interval. NaN without questions.
+/// Returns the share of right answers, with Wilson's interval; NaN if there are no questions.
 pub fn share(right: u64, of: u64, confidence: f64) -> Estimate {
     let value = right as f64 / of as f64;
     let interval = (of > 0).then(|| wilson(value, of as f64, normal_quantile(0.5 + 0.5 * confidence)));
     Estimate { value, interval }
 }
 
-/// The mean of scores from 0 to 1, a question each, with Student's interval; without one below 6 questions.
+/// Returns the mean of the questions' scores, which are from 0 to 1, with Student's interval; without an interval if
+/// there are fewer than 6 questions.
 pub fn mean_of_questions(values: &[f64], confidence: f64) -> Estimate {
     let n = values.len() as f64;
     let value = values.iter().sum::<f64>() / n;

@@ -1,28 +1,28 @@
-//! How KLD is spread: over sizes, and along the window.
+//! The distribution of KLD: by size, and along the window.
 
 use serde::Serialize;
 
 use super::{Blocks, Bootstrap, Estimate};
 
-/// The powers of ten that the histogram goes through, a fourth of a power a bin; the last bin ends at 100.
+/// The powers of ten of the histogram, each with four bins; the last bin ends at 100.
 const DECADES: [f64; 8] = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1];
 
 /// 10^0, 10^(1/4), 10^(1/2), 10^(3/4).
 const FOURTHS: [f64; 4] = [1.0, 1.778_279_410_038_922_8, 3.162_277_660_168_379_5, 5.623_413_251_903_491];
 
-/// How many tokens have a KLD of about what, on a logarithmic scale.
+/// A histogram of KLD, on a logarithmic scale.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Histogram {
-    /// Decimal logarithm of the lower edge of the first bin. What lies below is counted in it.
+    /// Decimal logarithm of the lower edge of the first bin, which also counts smaller values.
     pub log10_from: f64,
     /// Width of a bin, in decimal logarithms.
     pub log10_step: f64,
-    /// Tokens in each bin. What lies above the last is counted in it.
+    /// Number of tokens in each bin. The last bin also counts larger values.
     pub counts: Vec<u64>,
 }
 
-/// Counts KLDs in bins of a fourth of a power of ten, from 10^-6 to 100. What is 0, or below by rounding, is counted in the
-/// first, an infinite one in the last, NaN nowhere.
+/// Counts KLDs in bins of a fourth of a power of ten, from 10^-6 to 100. Values of 0, or negative ones from rounding,
+/// count in the first bin, and infinite ones in the last. NaN is not counted.
 pub fn histogram(klds: &[f64]) -> Histogram {
     let mut edges = [0.0; DECADES.len() * FOURTHS.len()];
     for (i, edge) in edges.iter_mut().enumerate() {
@@ -35,7 +35,7 @@ pub fn histogram(klds: &[f64]) -> Histogram {
     Histogram { log10_from: -6.0, log10_step: 0.25, counts }
 }
 
-/// A stretch of positions in the window.
+/// A range of positions in the window.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Stretch {
     /// The first position, counted from 0.
@@ -46,20 +46,20 @@ pub struct Stretch {
     pub kld: Estimate,
 }
 
-/// The positions in a window, in stretches: does a candidate drift away as the text gets longer?
+/// The positions of a window in ranges. They show whether a candidate drifts away as the text gets longer.
 #[derive(Clone, Debug)]
 pub struct Stretches {
-    /// A block a window. Those of all stretches are drawn alike.
+    /// A block per window. Those of all stretches are drawn alike.
     bootstrap: Bootstrap,
-    /// Scored positions, counted from the first of them: where each stretch ends.
+    /// The end of each range, in scored positions.
     ends: Vec<usize>,
     /// The position of the first scored token.
     first: u32,
 }
 
 impl Stretches {
-    /// For windows as [`Blocks::of_windows`] takes them, whose first scored token is at the position `first` of the window.
-    /// In `n` stretches, or fewer where there are fewer positions.
+    /// Creates `n` ranges, or fewer if there are fewer positions. `windows` are as for [`Blocks::of_windows`]; their
+    /// first scored token is at position `first` of the window.
     pub fn new(windows: &[(usize, usize)], first: u32, n: usize, resamples: u32, seed: u64, confidence: f64) -> Self {
         let longest = windows.iter().map(|window| window.1).max().unwrap_or(0);
         let n = n.min(longest);
@@ -73,7 +73,7 @@ impl Stretches {
         Self { bootstrap: Bootstrap::new(blocks, resamples, seed, confidence), ends, first }
     }
 
-    /// Mean KLD in each stretch.
+    /// Returns the mean KLD of each range.
     pub fn of(&self, klds: &[f64]) -> Vec<Stretch> {
         let mut from = 0;
         self.ends

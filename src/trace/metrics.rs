@@ -1,4 +1,4 @@
-//! How far two predictions of the same token are apart.
+//! The distance between two predictions of the same token.
 //!
 //! ```text
 //! x, y      logits of the reference and of the candidate, one a token of the vocabulary
@@ -11,25 +11,26 @@
 //! top 5     how many of the five highest of x are among the five highest of y
 //! ```
 //!
-//! The definitions are llama-perplexity's. Its sums are of 32-bit floats, and its reference has been through a file with
-//! 16 bits a logit; here exponentials are 32-bit and every block of 128 is added up in 64 bits.
+//! The definitions are llama-perplexity's. It sums 32-bit floats, and stores its reference in a file with 16 bits per
+//! logit. Here, exponentials are 32-bit floats, and the sum of every block of 128 is added up in 64 bits.
 //!
-//! A vocabulary of 64,000 takes three passes over the candidate's row, of which one goes over the reference's too: 1.3 MB from
-//! cache and 64,000 exponentials, tens of microseconds a token, where a model takes hundreds of milliseconds.
+//! A vocabulary of 64,000 takes three passes over the candidate's row, one of which also reads the reference's: 1.3 MB
+//! from cache and 64,000 exponentials. This takes tens of microseconds per token, while a model takes hundreds of
+//! milliseconds.
 
-// Loops over lanes go by their index, as several arrays are walked at once.
+// Loops over lanes use indices, because they walk several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
 use crate::base::math::{EXP_F32_LOWEST, exp, exp_f32, ln};
 
-/// Logits that go through a loop together.
+/// Number of logits that a loop processes together.
 const LANES: usize = 16;
-/// Logits added up in 32 bits before they go to 64.
+/// Number of logits that are added up in 32 bits before the sum is added in 64 bits.
 const BLOCK: usize = 128;
-/// Tokens that count as the most likely ones.
+/// Number of tokens that count as the most likely ones.
 pub const TOP: usize = 5;
 
-/// Why logits are not a prediction.
+/// Why logits cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
     /// One is NaN.
@@ -47,8 +48,8 @@ pub struct Summary {
     pub top: f32,
     /// Logarithm of the sum of the exponentials of all logits.
     pub log_sum: f64,
-    /// The tokens with the highest logits, the highest first; of equal ones the first. Fewer than [`TOP`] are filled up
-    /// with `u32::MAX`.
+    /// The tokens with the highest logits, in descending order; among equals, the lower token comes first. If there are
+    /// fewer than [`TOP`], the rest is `u32::MAX`.
     pub best: [u32; TOP],
 }
 
@@ -56,7 +57,7 @@ impl Summary {
     /// Summarizes a row of logits.
     ///
     /// # Errors
-    /// When one is NaN or plus infinity, or none is above minus infinity.
+    /// If one is NaN or plus infinity, or none is above minus infinity.
     pub fn of(logits: &[f32]) -> Result<Self, Broken> {
         let mut tops = Vec::with_capacity(logits.len().div_ceil(BLOCK));
         let mut wrong = 0;
@@ -100,7 +101,8 @@ impl Summary {
         f64::from(logit) - self.log_sum
     }
 
-    /// The probabilities of all tokens in terms of the highest: e to the power of each logit less the highest.
+    /// Computes the probabilities of all tokens relative to the highest: e to the power of each logit minus the highest
+    /// logit.
     pub fn weights(&self, logits: &[f32], weights: &mut [f32]) {
         for (weight, logit) in weights.iter_mut().zip(logits) {
             *weight = exp_f32(logit - self.top);
@@ -108,7 +110,7 @@ impl Summary {
     }
 }
 
-/// The `k` highest logits with their tokens, the highest first, of equal ones the first.
+/// Returns the `k` highest logits with their tokens, in descending order; among equals, the lower token comes first.
 pub fn top_k(logits: &[f32], k: usize) -> Vec<(f32, u32)> {
     let tops: Vec<f32> =
         logits.chunks(BLOCK).map(|block| block.iter().copied().fold(f32::NEG_INFINITY, f32::max)).collect();
@@ -119,7 +121,7 @@ pub fn top_k(logits: &[f32], k: usize) -> Vec<(f32, u32)> {
 fn highest(logits: &[f32], tops: &[f32], k: usize) -> Vec<(f32, u32)> {
     let k = k.min(logits.len());
     let Some(last) = k.checked_sub(1) else { return Vec::new() };
-    // The k-th highest of the blocks' tops: at least k logits are that high.
+    // The k-th highest of the blocks' tops: at least k logits reach it.
     let bar = if last < tops.len() {
         let mut tops = tops.to_vec();
         *tops.select_nth_unstable_by(last, |a, b| b.total_cmp(a)).1
@@ -145,19 +147,19 @@ fn highest(logits: &[f32], tops: &[f32], k: usize) -> Vec<(f32, u32)> {
 /// How a candidate's prediction of one token differs from the reference's.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Distance {
-    /// KLD in nats: infinite where the candidate finds something impossible that the reference does not.
+    /// KLD in nats. It is infinite if the candidate gives probability 0 to a token to which the reference does not.
     pub kld: f64,
-    /// Negative log-likelihood of the right token.
+    /// Negative log-likelihood of the text's own token.
     pub nll: f64,
-    /// Probability of the right token, less what the reference gives it.
+    /// Probability of the text's own token, minus its probability according to the reference.
     pub dp: f64,
-    /// Whether both find the same token most likely.
+    /// Whether both have the same most likely token.
     pub same_top: bool,
     /// How many of the reference's five most likely tokens are among the candidate's.
     pub top5: u8,
 }
 
-/// What the reference expects.
+/// The reference's prediction.
 #[derive(Clone, Copy, Debug)]
 pub enum Expected<'a> {
     /// All of its logits.
@@ -169,25 +171,25 @@ pub enum Expected<'a> {
         /// Its summary.
         summary: &'a Summary,
     },
-    /// The most likely tokens and what is left for all others.
+    /// The most likely tokens, and the probability of all others.
     Trace(&'a Traced),
 }
 
-/// What a trace knows of a position.
+/// What a trace stores for a position.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Traced {
-    /// The most likely tokens, the most likely first, with the logarithms of their probabilities.
+    /// The most likely tokens in descending order, with the logarithms of their probabilities.
     pub top: Vec<(u32, f64)>,
-    /// Probability of all others together.
+    /// Total probability of all others.
     pub tail: f64,
-    /// Some of the others, drawn by their probability, with its logarithm.
+    /// Some of the others, sampled by their probability, with its logarithm.
     pub drawn: Vec<(u32, f64)>,
-    /// Logarithm of the right token's probability.
+    /// Logarithm of the probability of the text's own token.
     pub right: f64,
 }
 
 impl Expected<'_> {
-    /// The logarithm of the right token's probability.
+    /// Returns the logarithm of the probability of `right`, the text's own token.
     pub fn log_right(&self, right: u32) -> f64 {
         match self {
             Self::Logits { logits, summary, .. } => {
@@ -209,7 +211,7 @@ impl Expected<'_> {
         }
     }
 
-    /// The logarithm of a token's probability; `None` where a trace counts it among all others.
+    /// Returns the logarithm of a token's probability; `None` if a trace has it only among all others.
     pub fn log_probability(&self, id: u32) -> Option<f64> {
         match self {
             Self::Logits { logits, summary, .. } => Some(summary.log_probability(*logits.get(id as usize)?)),
@@ -218,8 +220,8 @@ impl Expected<'_> {
     }
 }
 
-/// Measures how far a candidate's logits are from what the reference expects, where the text has the token `right`.
-/// Reference and candidate have the same number of logits.
+/// Measures how far a candidate's logits are from the reference's prediction. `right` is the token in the text. The
+/// reference and the candidate have the same number of logits.
 pub fn distance(expected: &Expected, logits: &[f32], summary: &Summary, right: u32) -> Distance {
     let kld = match expected {
         Expected::Logits { logits: x, weights, summary: of_x } => kld(x, weights, of_x, logits, summary),
@@ -229,7 +231,7 @@ pub fn distance(expected: &Expected, logits: &[f32], summary: &Summary, right: u
     let best = expected.best();
     let is_token = |id: &&u32| **id != u32::MAX;
     Distance {
-        // Rounding can take it below zero by a hair.
+        // Rounding can make it slightly negative.
         kld: if kld < 0.0 { 0.0 } else { kld },
         nll: -log_q,
         dp: exp(log_q) - exp(expected.log_right(right)),
@@ -245,7 +247,7 @@ fn kld(x: &[f32], weights: &[f32], of_x: &Summary, y: &[f32], of_y: &Summary) ->
         let rows = |block: &[f32; BLOCK]| -> [[f32; LANES]; BLOCK / LANES] { bytemuck::cast(*block) };
         for ((x, weight), y) in rows(x).iter().zip(&rows(weights)).zip(&rows(y)) {
             for lane in 0..LANES {
-                // What is impossible counts nothing, whatever the candidate makes of it.
+                // A token with probability 0 adds nothing, whatever the candidate's logit is.
                 sum[lane] += if weight[lane] > 0.0 { weight[lane] * (x[lane] - y[lane]) } else { 0.0 };
             }
         }
@@ -256,12 +258,12 @@ fn kld(x: &[f32], weights: &[f32], of_x: &Summary, y: &[f32], of_y: &Summary) ->
     let [(xs, x), (ws, w), (ys, y)] = [x, weights, y].map(|row| row.as_chunks::<BLOCK>());
     xs.iter().zip(ws).zip(ys).for_each(|((x, w), y)| add(x, w, y));
     add(&filled(x, f32::NEG_INFINITY), &filled(w, 0.0), &filled(y, f32::NEG_INFINITY));
-    // e^top / sum e^x takes the weights to probabilities.
+    // Multiplied by e^top / sum e^x, the weights become probabilities.
     let scale = exp(f64::from(of_x.top) - of_x.log_sum);
     scale * total.iter().sum::<f64>() - (of_x.log_sum - of_y.log_sum)
 }
 
-/// KLD of two predictions of which the reference's most likely tokens are known, the mass of all others, and some of those.
+/// Estimates KLD from the reference's most likely tokens, the total probability of all others, and a sample of these.
 ///
 /// ```text
 /// sum over the most likely of p (ln p - ln q)
@@ -269,9 +271,10 @@ fn kld(x: &[f32], weights: &[f32], of_x: &Summary, y: &[f32], of_y: &Summary) ->
 ///   + P mean of (r - 1 - ln r)                   over those drawn, with r = (q / Q) / (p / P)
 /// ```
 ///
-/// The first two alone are never above the whole KLD, by the log-sum inequality: merging loses what differs among the
-/// others. The mean of `r` over tokens drawn by `p` is 1, so that the mean of the third is just what was lost; no term of it
-/// is negative, and they differ less than `-ln r` alone would. Source: <http://joschu.net/blog/kl-approx.html>
+/// The first two terms alone never exceed the true KLD, by the log-sum inequality: merging the other tokens loses their
+/// differences. The mean of `r` over tokens sampled by `p` is 1, so the expected value of the third term is exactly
+/// what was lost. It is never negative, and its variance is lower than that of `-ln r` alone. Source:
+/// <http://joschu.net/blog/kl-approx.html>
 fn merged_kld(traced: &Traced, logits: &[f32], summary: &Summary) -> f64 {
     let log_q = |id: u32| summary.log_probability(logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY));
     let (mut sum, mut q_top) = (0.0, 0.0);
@@ -286,7 +289,7 @@ fn merged_kld(traced: &Traced, logits: &[f32], summary: &Summary) -> f64 {
         return sum;
     }
     let (log_tail, left) = (ln(traced.tail), 1.0 - q_top);
-    // Below the precision of the candidate's sum, what is left is noise.
+    // Below the precision of the candidate's sum, the rest is noise.
     let log_q_tail = ln(left.max(1e-9));
     sum += traced.tail * (log_tail - log_q_tail);
     if !traced.drawn.is_empty() && left > 1e-5 {
@@ -299,8 +302,9 @@ fn merged_kld(traced: &Traced, logits: &[f32], summary: &Summary) -> f64 {
     sum
 }
 
-/// Draws `n` tokens by their probability from those that are not `most_likely`, with evenly spaced needles over their
-/// cumulated probabilities, the first at `at` (from 0 to 1) of the space between two: so that they spread well.
+/// Samples `n` tokens by their probability from those that are not in `most_likely`, by systematic sampling: at evenly
+/// spaced points of their cumulative probability, so that they spread well. `at` (from 0 to 1) is the position of the
+/// first point, relative to the spacing.
 pub fn draw_others(logits: &[f32], summary: &Summary, most_likely: &[u32], n: usize, at: f64) -> Vec<u32> {
     let mut weights: Vec<f32> = logits.iter().map(|x| exp_f32(x - summary.top)).collect();
     for id in most_likely {
@@ -321,7 +325,7 @@ pub fn draw_others(logits: &[f32], summary: &Summary, most_likely: &[u32], n: us
     drawn
 }
 
-/// Calls `each` with every block of `numbers`, the last one filled up.
+/// Calls `each` with every block of `numbers`. The last one is filled up with `filling`.
 fn for_each_block(numbers: &[f32], filling: f32, mut each: impl FnMut(&[f32; BLOCK])) {
     let (blocks, rest) = numbers.as_chunks::<BLOCK>();
     blocks.iter().for_each(&mut each);
@@ -336,7 +340,7 @@ fn filled(rest: &[f32], filling: f32) -> [f32; BLOCK] {
     block
 }
 
-// What is below is 0 in `exp_f32`, and has to be nothing in a sum of probabilities too.
+// Below this, `exp_f32` is 0, which must also be negligible in a sum of probabilities.
 const _: () = assert!(EXP_F32_LOWEST < -80.0);
 
 #[cfg(test)]
@@ -363,7 +367,7 @@ mod tests {
         (x, y)
     }
 
-    /// Everything the plain way, in 64 bits, with no thought for speed or overflow.
+    /// Computes everything in the simplest way, in 64 bits, without regard to speed or overflow.
     fn plainly(x: &[f32], y: &[f32], right: u32) -> Distance {
         let softmax = |z: &[f32]| -> Vec<f64> {
             let sum: f64 = z.iter().map(|z| f64::from(*z).exp()).sum();

@@ -1,5 +1,5 @@
-//! Traces: what a reference model expects along texts, small enough to publish, so that candidates can be measured
-//! without the reference.
+//! Traces: files with a reference model's predictions on texts. They are small enough to publish, and candidates can be
+//! measured with them without the reference.
 //!
 //! ```text
 //! "nibtrace"  version  length   header (JSON)   tokens             rows                       BLAKE3 of all before
@@ -9,16 +9,17 @@
 //!             f32      f32      f32      f32      k, 2 or 3 bytes   k - 1 u16    n ids, n u16
 //! ```
 //!
-//! All numbers are little-endian. `right` is the logarithm of the probability of the token that the text has there, `first`
-//! that of the most likely token. Token `i` of the `k` most likely ones has `first - (step_i / 65535)² range`, which is
-//! finest where it counts most; `tail` is the probability of all others together, and `drawn` are `n` of those, drawn by
-//! their probability, which is `first - step / 65535 * 64`. With k = 64, n = 6 and a vocabulary of at most 65,536 tokens a row
-//! is 294 bytes, where logits of Yi's 64,000 tokens are 256,000.
+//! All numbers are little-endian. `right` is the logarithm of the probability of the text's own token, and `first` that
+//! of the most likely token. Token `i` of the `k` most likely ones has the logarithm `first - (step_i / 65535)² range`,
+//! whose resolution is finest for the most likely tokens. `tail` is the total probability of all other tokens. `drawn`
+//! are `n` of those, sampled by their probability, whose logarithm is `first - step / 65535 * 64`. With k = 64, n = 6
+//! and a vocabulary of at most 65,536 tokens, a row takes 294 bytes; the logits of Yi's 64,000 tokens would take
+//! 256,000.
 //!
-//! The file has the tokens of the texts in place of the texts, so nothing else is needed to measure a candidate. Treating all
-//! tokens outside the `k` as one makes KLD too small, by a fifth and more where a model is unsure. The drawn tokens correct
-//! this: with them, the mean over a text is neither too small nor too large, while the KLD of a single token is off by
-//! chance. With n = 0, KLD is a lower bound.
+//! The file has the tokens of the texts instead of the texts, so nothing else is needed to measure a candidate. If all
+//! tokens outside the `k` were treated as one, KLD would be too small, by a fifth or more if a model is unsure. The
+//! drawn tokens correct this: with them, the mean over a text is unbiased, while the KLD of a single token has a random
+//! error. With n = 0, KLD is a lower bound.
 
 pub mod metrics;
 pub mod texts;
@@ -38,9 +39,9 @@ const VERSION: u32 = 1;
 const HASH_BYTES: usize = 32;
 /// The longest header that is read.
 const LONGEST_HEADER: usize = 1 << 24;
-/// How far below the most likely token another one can be, in nats. e^-100 is nothing.
+/// How far below the most likely token another one can be, in nats; e^-100 is negligible.
 const DEEPEST: f64 = 100.0;
-/// The same, of tokens that were drawn.
+/// The same for tokens that were drawn.
 const DEEPEST_DRAWN: f64 = 64.0;
 
 /// Why a trace cannot be read or written.
@@ -57,7 +58,7 @@ pub enum Error {
     /// It is not a trace.
     #[error("{} is not a trace", .0.display())]
     Foreign(PathBuf),
-    /// Made by another version.
+    /// It has another version of the format.
     #[error("{} is a trace of version {found}, and this nibble reads version {VERSION}", path.display())]
     Version {
         /// The file.
@@ -65,7 +66,7 @@ pub enum Error {
         /// Its version.
         found: u32,
     },
-    /// It is not whole.
+    /// It is incomplete or damaged.
     #[error("{} is damaged: {reason}; get it again", path.display())]
     Damaged {
         /// The file.
@@ -75,7 +76,7 @@ pub enum Error {
     },
 }
 
-/// What a trace says of itself.
+/// The header of a trace.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Header {
@@ -87,11 +88,11 @@ pub struct Header {
     pub vocabulary: String,
     /// Tokens in the vocabulary.
     pub n_vocab: u32,
-    /// Tokens of a window.
+    /// Tokens in a window.
     pub window: u32,
-    /// The most likely tokens that a position has.
+    /// Number of the most likely tokens at each position.
     pub k: u32,
-    /// How many of the others it has.
+    /// Number of drawn tokens at each position.
     pub drawn: u32,
     /// The texts.
     pub texts: Vec<TracedText>,
@@ -101,13 +102,13 @@ pub struct Header {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TracedModel {
-    /// What it is called: its file name without the ending.
+    /// Its name: its file name without the extension.
     pub name: String,
-    /// Bytes of its file.
+    /// Size of its file in bytes.
     pub bytes: u64,
-    /// BLAKE3 of its file, hexadecimal; `None` where it was not computed.
+    /// BLAKE3 of its file, hexadecimal; `None` if it was not computed.
     pub blake3: Option<String>,
-    /// What it holds most of.
+    /// Its main quantization.
     pub quantization: Option<String>,
 }
 
@@ -119,14 +120,14 @@ pub struct TracedText {
     pub name: String,
     /// BLAKE3 of its bytes, hexadecimal.
     pub blake3: String,
-    /// Tokens in all of it.
+    /// Number of tokens in the whole text.
     pub tokens: u64,
-    /// Windows of it that are here.
+    /// Number of its windows in the trace.
     pub windows: u64,
 }
 
 impl Header {
-    /// How texts were cut.
+    /// Returns how texts were cut.
     pub fn cut(&self) -> Cut {
         Cut { window: self.window }
     }
@@ -135,15 +136,15 @@ impl Header {
         if self.n_vocab <= 1 << 16 { 2 } else { 3 }
     }
 
-    /// Bytes of a row.
+    /// Returns the size of a row in bytes.
     pub fn row_bytes(&self) -> usize {
         16 + self.k as usize * self.id_bytes()
             + (self.k as usize).saturating_sub(1) * 2
             + self.drawn as usize * (self.id_bytes() + 2)
     }
 
-    /// A row: the reference's logits, and the token that the text has there. It is the row `row` of the file, which what is
-    /// drawn depends on.
+    /// Encodes a row from the reference's logits and `right`, the text's own token. The drawn tokens depend on `row`,
+    /// its number in the file.
     pub fn row(&self, row: u64, logits: &[f32], summary: &Summary, right: u32) -> Vec<u8> {
         let top = top_k(logits, self.k as usize);
         let log_p: Vec<f64> = top.iter().map(|(logit, _)| summary.log_probability(*logit)).collect();
@@ -163,10 +164,10 @@ impl Header {
         for log_p in &log_p[1..] {
             bytes.extend(step((depth(*log_p) / f64::from(range.max(f32::MIN_POSITIVE))).sqrt()));
         }
-        // The golden ratio's multiples spread evenly, however many there are.
+        // Multiples of the golden ratio spread evenly, however many there are.
         const GOLDEN: f64 = 0.618_033_988_749_894_8;
         let mut drawn = draw_others(logits, summary, &ids, self.drawn as usize, (row as f64 * GOLDEN).fract());
-        // With nothing left to draw from, the tail is 0 and nobody looks at these.
+        // If there is nothing left to draw from, the tail is 0 and these are not used.
         drawn.resize(self.drawn as usize, 0);
         drawn.iter().for_each(|id| bytes.extend(&id.to_le_bytes()[..self.id_bytes()]));
         for id in drawn {
@@ -177,7 +178,7 @@ impl Header {
     }
 }
 
-/// A trace that is being written, rows in the order of the texts.
+/// A trace that is being written. Its rows are in the order of the texts.
 pub struct Writer {
     header: Header,
     out: BufWriter<Hashing>,
@@ -202,8 +203,8 @@ impl Write for Hashing {
 }
 
 impl Writer {
-    /// Begins the trace that will be at `path`. `header.texts` and `header.k` are filled in; `header.drawn` says how many
-    /// tokens to draw of those that are not among the `k` most likely ones.
+    /// Begins a trace at `path`. Fills in `header.texts` and `header.k`. `header.drawn` is the number of tokens to draw
+    /// from those that are not among the `k` most likely ones.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -231,12 +232,12 @@ impl Writer {
         Ok(Self { header, out, rows: 0 })
     }
 
-    /// What the header says so far: rows are made by [`Header::row`].
+    /// Returns the header, whose [`Header::row`] encodes rows.
     pub fn header(&self) -> &Header {
         &self.header
     }
 
-    /// How many rows there are.
+    /// Returns the number of rows.
     pub fn rows(&self) -> u64 {
         self.rows
     }
@@ -250,11 +251,11 @@ impl Writer {
         self.out.write_all(row)
     }
 
-    /// Completes the file and gives it its name, in place of a file of that name if `replace` is set. Returns how many bytes it
-    /// has for each scored token.
+    /// Completes the file and gives it its name, replacing a file of that name if `replace` is set. Returns its size in
+    /// bytes per scored token.
     ///
     /// # Errors
-    /// When rows are missing, the file cannot be written, or one of that name exists and `replace` is not set.
+    /// If rows are missing, the file cannot be written, or one of that name exists and `replace` is not set.
     pub fn finish(mut self, replace: bool) -> io::Result<f64> {
         let windows: u64 = self.header.texts.iter().map(|text| text.windows).sum();
         let wanted = windows * self.header.cut().scored() as u64;
@@ -282,7 +283,7 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Whether the file at `path` begins like a trace.
+    /// Returns whether the file at `path` begins like a trace.
     pub fn is_one(path: &Path) -> bool {
         use std::io::Read;
         let mut begins = [0; MAGIC.len()];
@@ -292,7 +293,7 @@ impl Trace {
     /// Opens the trace at `path`, and checks all of it.
     ///
     /// # Errors
-    /// When it is not a trace, of another version, or not whole.
+    /// If it is not a trace, has another version, or is incomplete or damaged.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let io = |source| Error::Io { path: path.to_path_buf(), source };
         let mapping = Mapping::open(path).map_err(io)?;
@@ -359,24 +360,25 @@ impl Trace {
         &self.header
     }
 
-    /// The texts, in tokens.
+    /// Returns the texts as tokens.
     pub fn texts(&self) -> &[TokenizedText] {
         &self.texts
     }
 
-    /// The file's bytes.
+    /// Returns the size of the file in bytes.
     pub fn n_bytes(&self) -> u64 {
         self.mapping.bytes().len() as u64
     }
 
-    /// The file's hash, hexadecimal.
+    /// Returns the file's hash in hexadecimal.
     pub fn blake3(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         hasher.update_rayon(self.mapping.bytes());
         hasher.finalize().to_hex().to_string()
     }
 
-    /// Row `row`, counted over all windows of all texts, with its probabilities adding up to 1. `None` past the end.
+    /// Returns row `row`, counted over all windows of all texts, with probabilities that add up to 1. `None` past the
+    /// end.
     pub fn row(&self, row: usize) -> Option<Traced> {
         if row >= self.n_rows {
             return None;
@@ -398,7 +400,7 @@ impl Trace {
         let mut top: Vec<(u32, f64)> = ids.chunks_exact(id_bytes).map(id).zip(log_p).collect();
         let drawn_log_p = shares(drawn_steps).into_iter().map(|share| first - share * DEEPEST_DRAWN);
         let mut drawn: Vec<(u32, f64)> = drawn.chunks_exact(id_bytes).map(id).zip(drawn_log_p).collect();
-        // Rounding leaves them a hair off 1, which would stand in every KLD.
+        // After rounding they do not add up to exactly 1, which would add an error to every KLD.
         let total = tail + top.iter().map(|(_, log_p)| log_p.exp()).sum::<f64>();
         let shift = total.ln();
         top.iter_mut().chain(&mut drawn).for_each(|(_, log_p)| *log_p -= shift);
@@ -406,7 +408,7 @@ impl Trace {
     }
 }
 
-/// A token's id from its 2 or 3 bytes.
+/// Decodes a token's id from its 2 or 3 bytes.
 fn id(bytes: &[u8]) -> u32 {
     bytes.iter().rev().fold(0, |id, byte| id << 8 | u32::from(*byte))
 }

@@ -16,7 +16,7 @@ use std::str::FromStr;
 use crate::chat::{self, Prompt};
 use crate::vocab::{TokenizeError, Tokenizer};
 
-/// A text's name and its file, written `NAME=FILE`, or `FILE`, which is named after the file without its extension.
+/// A text's name and its file, written `NAME=FILE`, or as `FILE`, which gets the file's name without its extension.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TextFile {
     /// What results call it.
@@ -63,7 +63,7 @@ pub enum Error {
         /// The first byte that is not UTF-8, counted from 0.
         at: usize,
     },
-    /// It is empty, or only white space.
+    /// It is empty, or has only white space.
     #[error("{} is empty", .0.display())]
     Empty(PathBuf),
     /// It is shorter than a window.
@@ -71,7 +71,7 @@ pub enum Error {
     Short {
         /// The file.
         path: PathBuf,
-        /// Its tokens.
+        /// Number of its tokens.
         tokens: usize,
         /// Tokens of a window.
         window: u32,
@@ -89,7 +89,7 @@ pub enum Error {
     SameName(String),
 }
 
-/// A text in a model's tokens.
+/// A text as tokens of a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenizedText {
     /// What results call it.
@@ -98,7 +98,7 @@ pub struct TokenizedText {
     pub path: PathBuf,
     /// BLAKE3 of its bytes, hexadecimal.
     pub blake3: String,
-    /// Tokens in all of it.
+    /// Number of tokens in the whole text.
     pub n_tokens: u64,
     /// The tokens of its windows, one after the other.
     pub tokens: Vec<u32>,
@@ -112,38 +112,39 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// The usual windows, which llama-perplexity takes too.
+    /// The default windows, which llama-perplexity also uses.
     pub const USUAL: Self = Self { window: 512 };
 
-    /// The smallest window. A smaller one would leave hardly any context.
+    /// The smallest window. Smaller ones would have hardly any context.
     pub const SMALLEST: u32 = 8;
 
-    /// Tokens that are read first. The token after them is context too: it is not scored, and the next one is.
+    /// Returns how many tokens are read first. The token after them is context too: it is not scored, but the next one
+    /// is.
     pub fn context(self) -> usize {
         self.window as usize / 2
     }
 
-    /// Tokens of a window that are scored.
+    /// Returns how many tokens of a window are scored.
     pub fn scored(self) -> usize {
         (self.window as usize - self.context()).saturating_sub(1)
     }
 
-    /// Returns how many whole windows that many tokens make.
+    /// Returns the number of whole windows in this many tokens.
     pub fn n_windows(self, tokens: usize) -> usize {
         tokens / self.window.max(1) as usize
     }
 
-    /// Returns the windows of a text, each with those of its tokens that are scored.
+    /// Returns the windows of a text, each with its scored tokens.
     pub fn windows(self, text: &TokenizedText) -> impl ExactSizeIterator<Item = (&[u32], &[u32])> {
         let context = self.context();
         text.tokens.chunks_exact(self.window.max(1) as usize).map(move |window| (window, &window[context + 1..]))
     }
 }
 
-/// Reads the texts and tokenizes them; keeps at most `most` windows of each.
+/// Reads and tokenizes the texts. Keeps at most `most` windows of each.
 ///
 /// # Errors
-/// When one cannot be read, is not text or is shorter than a window, and when two have the same name.
+/// If one cannot be read, is not text or is shorter than a window, or if two have the same name.
 pub fn read(
     texts: &[TextFile],
     cut: Cut,

@@ -49,7 +49,8 @@ impl Against {
         Ok(plan.tensors.iter().filter_map(other).collect())
     }
 
-    /// Compares the keys that describe the model. Those about the conversion are compared elsewhere, where that is possible.
+    /// Compares the keys that describe the model. Keys about the conversion are compared elsewhere, if that is
+    /// possible.
     fn compare_metadata(
         &self,
         found: &Metadata,

@@ -75,12 +75,12 @@ impl TensorReport {
         crate::quant::format(self.info.ty).is_some()
     }
 
-    /// Returns whether it is not what nibble makes from the source.
+    /// Returns whether the tensor is not what nibble makes from the source.
     pub fn differs(&self) -> bool {
         matches!(self.comparison, TensorVerdict::Differs(_) | TensorVerdict::NotInSource | TensorVerdict::Shape(_))
     }
 
-    /// Returns whether it should have been compared with the source and could not be.
+    /// Returns whether the tensor should have been compared with the source, but could not be.
     pub fn is_unchecked(&self) -> bool {
         matches!(self.comparison, TensorVerdict::UnknownType | TensorVerdict::NeedsImportance)
     }

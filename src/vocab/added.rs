@@ -161,7 +161,7 @@ fn place(
     Ok(())
 }
 
-/// Whether a text looks like a marker, not like plain text.
+/// Returns whether a text looks like a marker, not like plain text.
 fn is_marker(text: &str) -> bool {
     let text = text.strip_prefix('▁').unwrap_or(text);
     let inside = |open, close| text.strip_prefix(open).and_then(|text| text.strip_suffix(close));

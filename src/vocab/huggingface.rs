@@ -266,7 +266,7 @@ fn sentencepiece(
     })
 }
 
-/// Whether the result of a merge has `▁` only at its start.
+/// Returns whether the result of a merge has `▁` only at its start.
 fn inside_word((left, right): &(&str, &str)) -> bool {
     !left.chars().skip(1).chain(right.chars()).any(|char| char == SPACE)
 }

@@ -40,7 +40,7 @@ impl Vocabulary {
         unsafe { llama::llama_model_get_vocab(self.model) }
     }
 
-    /// Whether llama.cpp ends generation at this token.
+    /// Returns whether llama.cpp ends generation at this token.
     pub fn is_end(&self, id: u32) -> bool {
         // SAFETY: the vocabulary is alive; llama.cpp takes any id here.
         unsafe { llama::llama_vocab_is_eog(self.vocab(), id as i32) }

@@ -404,7 +404,7 @@ const _: () = assert!(super::MAX_PIECES + (char::MAX as usize) < UNKNOWN_BASE as
 
 #[cfg(test)]
 impl MergeTable {
-    /// Whether this piece can be reached by merging.
+    /// Returns whether this piece can be reached by merging.
     pub fn can_spell(&self, id: u32) -> bool {
         self.joins.values().any(|join| join.to == id)
     }

@@ -220,7 +220,7 @@ impl Pieces {
         self.texts.len()
     }
 
-    /// Whether there are no pieces.
+    /// Returns whether there are no pieces.
     pub fn is_empty(&self) -> bool {
         self.texts.is_empty()
     }
@@ -279,17 +279,17 @@ impl Pieces {
         self.special.padding
     }
 
-    /// Whether the model expects BOS before every text. Yi does not.
+    /// Returns whether the model expects BOS before every text. Yi does not.
     pub fn add_bos(&self) -> bool {
         self.special.add_bos && self.special.bos.is_some()
     }
 
-    /// Whether the model expects EOS after every text.
+    /// Returns whether the model expects EOS after every text.
     pub fn add_eos(&self) -> bool {
         self.special.add_eos && self.special.eos.is_some()
     }
 
-    /// Whether generation ends with this token.
+    /// Returns whether generation ends with this token.
     pub fn is_end(&self, id: u32) -> bool {
         self.special.end.binary_search(&id).is_ok()
     }

@@ -131,7 +131,7 @@ pub(super) fn name(pre_tokenizer: &Value, ignore_merges: bool) -> Result<&'stati
         .ok_or_else(shown)
 }
 
-/// Whether any step converts bytes to characters.
+/// Returns whether any step converts bytes to characters.
 pub(super) fn is_byte_level(pre_tokenizer: &Value) -> bool {
     super::huggingface::flatten(pre_tokenizer, "pretokenizers").iter().any(|step| step["type"] == "ByteLevel")
 }

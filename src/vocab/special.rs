@@ -166,7 +166,7 @@ impl Finder<'_> {
         found
     }
 
-    /// Whether BOS and EOS are added to texts.
+    /// Returns whether BOS and EOS are added to texts.
     fn added(&mut self) -> (bool, bool) {
         let config = self.files.tokenizer_config;
         let flag = |key: &str| config.and_then(|config| config.get(key)).and_then(Value::as_bool);

@@ -64,7 +64,7 @@ pub trait Tokenizer: Send + Sync {
     /// The type of the token.
     fn kind(&self, id: u32) -> PieceType;
 
-    /// Whether the model ends its output with this token: end of text or end of turn.
+    /// Returns whether the model ends its output with this token: end of text or end of turn.
     fn is_end(&self, id: u32) -> bool;
 
     /// The token that begins every text, if there is one.
@@ -174,7 +174,7 @@ impl Markers {
         list.iter().find(|(piece, _)| text.starts_with(piece.as_str())).map(|(piece, id)| (piece.len(), *id))
     }
 
-    /// Whether `id` is a marker.
+    /// Returns whether `id` is a marker.
     pub fn contains(&self, id: u32) -> bool {
         self.ids.binary_search(&id).is_ok()
     }

@@ -47,7 +47,7 @@ impl Trie {
         self.ends[node as usize] = Some(id);
     }
 
-    /// Whether there are no strings.
+    /// Returns whether there are no strings.
     pub fn is_empty(&self) -> bool {
         self.root.is_empty()
     }

@@ -1,5 +1,5 @@
-//! Several files of a model and the reference they are compared with: described, put in order, hashed, and compared by
-//! their weights.
+//! Describes, sorts and hashes several files of a model and the reference they are compared with, and compares their
+//! weights.
 //!
 //! ```text
 //! FileComparison::prepare   open the files ─► describe, name, order            nothing read but headers
@@ -18,27 +18,27 @@ use crate::calibration::Importance;
 use crate::gguf::{self, Gguf};
 use crate::report::results::{Candidate, File, Reference, Results, Settings};
 
-/// What a comparison does at a time, and how much of it there is to do.
+/// A stage of a comparison, and the amount of its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage<'a> {
-    /// Files are hashed: these bytes.
+    /// Files are hashed.
     Hashing {
         /// Bytes of all files.
         bytes: u64,
     },
-    /// A source is converted.
+    /// A source is being converted.
     Converting {
         /// The name of the result.
         name: &'a str,
         /// Bytes of the source's tensors.
         bytes: u64,
     },
-    /// A model is loaded.
+    /// A model is being loaded.
     Loading {
         /// Its name.
         name: &'a str,
     },
-    /// Texts are read for importance.
+    /// A model reads texts to measure importance.
     Calibrating {
         /// Windows of all texts.
         windows: u64,
@@ -67,7 +67,7 @@ pub enum Stage<'a> {
 }
 
 impl Stage<'_> {
-    /// How many steps it has, in its own unit: bytes, windows, questions.
+    /// Returns the number of its steps, in its own unit: bytes, windows or questions.
     pub fn steps(&self) -> u64 {
         match *self {
             Self::Hashing { bytes } | Self::Converting { bytes, .. } | Self::Weights { bytes } => bytes,
@@ -92,27 +92,28 @@ impl std::fmt::Display for Stage<'_> {
     }
 }
 
-/// Told how a comparison goes. [`Self::advance`] is called from every thread, all else from the one that executes it.
+/// Is told the progress of a comparison. [`Self::advance`] is called from every thread, and all others from the one
+/// that executes the comparison.
 pub trait Observer: Sync {
-    /// A stage begins, and the one before it is over.
+    /// A stage begins, and the previous one has ended.
     fn begin(&self, _stage: &Stage<'_>) {}
 
-    /// That many more steps of the stage are done.
+    /// This many more steps of the stage are done.
     fn advance(&self, _steps: u64) {}
 
-    /// The last stage is over.
+    /// The last stage has ended.
     fn end(&self) {}
 
-    /// A candidate cannot be compared, or not to the end.
+    /// A candidate cannot be compared, or not completely.
     fn failed(&self, _name: &str, _failure: &str) {}
 
-    /// Something that the user should know although it is not an error.
+    /// A warning for the user.
     fn warning(&self, _warning: &str) {}
 
-    /// Something that happened to earlier work: what is used of it, and what is not.
+    /// A note on earlier work: what is reused, and what is not.
     fn note(&self, _note: &str) {}
 
-    /// More has been measured: a good moment to save what is known so far.
+    /// More has been measured. The results so far can be saved.
     ///
     /// # Errors
     /// An error ends the comparison.
@@ -161,36 +162,36 @@ pub enum FilesError {
 }
 
 impl FilesError {
-    /// Whether the work ended because it was asked to.
+    /// Returns whether the work was cancelled.
     pub fn is_cancelled(&self) -> bool {
         matches!(self, Self::Stopped | Self::StoppedAtWeights)
     }
 }
 
-/// What to compare, and by what of the files.
+/// Which files to compare, and which of their properties.
 #[derive(Clone, Debug, Default)]
 pub struct FileOptions {
-    /// What candidates are compared with: a GGUF file, or where only weights are compared, a Hugging Face folder.
+    /// The reference: a GGUF file, or if only weights are compared, a Hugging Face folder.
     pub reference: PathBuf,
-    /// The GGUF files to compare; of a split model, any part.
+    /// The GGUF files to compare; for a split model, any of its parts.
     pub candidates: Vec<PathBuf>,
-    /// Compute the hashes of all model files, which reads all of them.
+    /// Whether to hash all model files, which means reading all of them.
     pub hash: bool,
-    /// Compare the weights.
+    /// Whether to compare the weights.
     pub weights: bool,
-    /// Importance by which columns count when weights are compared.
+    /// Importance by which columns are weighted when weights are compared.
     pub importance: Option<Importance>,
-    /// How sure intervals are: 0.95.
+    /// Confidence level of the intervals: 0.95.
     pub confidence: f64,
-    /// The command to record in the results, a word each.
+    /// The words of the command, to record in the results.
     pub command: Vec<String>,
 }
 
-/// A comparison of files, prepared.
+/// A prepared comparison of files.
 #[derive(Debug)]
 pub struct FileComparison {
     options: FileOptions,
-    /// Whether the reference is a model file, and neither a folder nor a trace.
+    /// Whether the reference is a model file, not a folder or a trace.
     reference_is_model: bool,
     /// The candidates' files, in the order of `results.candidates`.
     candidates: Vec<PathBuf>,
@@ -198,12 +199,12 @@ pub struct FileComparison {
 }
 
 impl FileComparison {
-    /// Opens all files, puts the candidates in order, smallest first, and names each.
+    /// Opens all files, sorts the candidates by size, smallest first, and names them.
     ///
-    /// A candidate that cannot be opened stays, with its failure in the results, as long as there are others.
+    /// A candidate that cannot be opened is kept, with its failure in the results, as long as there are others.
     ///
     /// # Errors
-    /// When the reference or all candidates cannot be opened, or a candidate is given twice.
+    /// If the reference or all candidates cannot be opened, or a candidate is given twice.
     pub fn prepare(options: FileOptions) -> Result<Self, FilesError> {
         let path = &options.reference;
         let file = reference_file(path)?;
@@ -213,10 +214,10 @@ impl FileComparison {
         Ok(comparison)
     }
 
-    /// As [`Self::prepare`], with a reference that is not a model file, such as a trace of one, and already described.
+    /// Like [`Self::prepare`], but with a reference that is already described and is not a model file, such as a trace.
     ///
     /// # Errors
-    /// When all candidates cannot be opened, or one is given twice.
+    /// If no candidate can be opened, or one is given twice.
     pub fn with_reference(options: FileOptions, reference: Reference) -> Result<Self, FilesError> {
         let mut opened: Vec<(PathBuf, Candidate)> = Vec::new();
         for path in &options.candidates {
@@ -254,24 +255,24 @@ impl FileComparison {
     }
 
     /// # Errors
-    /// When every candidate has failed.
+    /// If every candidate has failed.
     pub fn check_any_is_left(&self) -> Result<(), FilesError> {
         let failures: Vec<(String, String)> = self.failures().map(|(name, why)| (name.into(), why.into())).collect();
         if failures.len() == self.candidates.len() { Err(FilesError::NoneLeft { failures }) } else { Ok(()) }
     }
 
-    /// The candidates that cannot be compared, or not to the end, by name, and why.
+    /// Returns the names of the candidates that cannot be compared, or not completely, and the reasons.
     pub fn failures(&self) -> impl Iterator<Item = (&str, &str)> {
         let candidates = self.results.candidates.iter();
         candidates.filter_map(|candidate| Some((candidate.file.name.as_str(), candidate.failure.as_deref()?)))
     }
 
-    /// What was asked for.
+    /// Returns the options.
     pub fn options(&self) -> &FileOptions {
         &self.options
     }
 
-    /// The candidates' files, in the order of [`Results::candidates`].
+    /// Returns the candidates' files, in the order of [`Results::candidates`].
     pub fn candidates(&self) -> &[PathBuf] {
         &self.candidates
     }
@@ -281,15 +282,15 @@ impl FileComparison {
         &self.results
     }
 
-    /// What is known so far, to add more to it.
+    /// Returns the results so far, for adding more.
     pub fn results_mut(&mut self) -> &mut Results {
         &mut self.results
     }
 
-    /// Computes the hashes and compares the weights, as far as that was asked for.
+    /// Computes the hashes and compares the weights, if the options say so.
     ///
     /// # Errors
-    /// When a file cannot be read, the source's weights cannot be compared, or `cancel` was set.
+    /// If a file cannot be read, the source's weights cannot be compared, or `cancel` was set.
     pub fn execute(&mut self, observer: &dyn Observer, cancel: &AtomicBool) -> Result<(), FilesError> {
         if self.options.hash {
             self.hash(observer, cancel)?;
@@ -300,10 +301,10 @@ impl FileComparison {
         Ok(())
     }
 
-    /// Computes the hashes of all model files: they say what was measured.
+    /// Hashes all model files, which identifies what was measured.
     ///
     /// # Errors
-    /// When a file cannot be read, or `cancel` was set.
+    /// If a file cannot be read, or `cancel` was set.
     pub fn hash(&mut self, observer: &dyn Observer, cancel: &AtomicBool) -> Result<(), FilesError> {
         let candidates: u64 = self.results.candidates.iter().map(|candidate| candidate.file.bytes).sum();
         let reference = if self.reference_is_model { self.results.reference.file.bytes } else { 0 };
@@ -333,7 +334,7 @@ impl FileComparison {
     /// Compares the weights of all candidates that have not failed.
     ///
     /// # Errors
-    /// When the source cannot be compared, or `cancel` was set.
+    /// If the source cannot be compared, or `cancel` was set.
     pub fn compare_weights(&mut self, observer: &dyn Observer, cancel: &AtomicBool) -> Result<(), FilesError> {
         let left: Vec<usize> =
             (0..self.candidates.len()).filter(|i| self.results.candidates[*i].failure.is_none()).collect();
@@ -348,7 +349,7 @@ impl FileComparison {
         Ok(())
     }
 
-    /// Records that a candidate cannot be compared, or not to the end. The first failure stays.
+    /// Records that a candidate cannot be compared, or not completely. The first failure is kept.
     pub fn fail(&mut self, candidate: usize, failure: String, observer: &dyn Observer) {
         let candidate = &mut self.results.candidates[candidate];
         observer.failed(&candidate.file.name, &failure);
@@ -356,10 +357,10 @@ impl FileComparison {
     }
 }
 
-/// What results say of a reference: a model file, or a Hugging Face folder.
+/// Describes a reference, a model file or a Hugging Face folder, for the results.
 ///
 /// # Errors
-/// When it is neither.
+/// If it is neither.
 pub fn reference_file(path: &Path) -> Result<File, FilesError> {
     if !path.is_dir() {
         return Ok(file::describe(path, &Gguf::open(path)?));
@@ -369,10 +370,10 @@ pub fn reference_file(path: &Path) -> Result<File, FilesError> {
     Ok(File { name, path: path.display().to_string(), ..File::default() })
 }
 
-/// Compares the weights of files with those of `source`: for each what was found, or why it cannot be compared.
+/// Compares the weights of files with those of `source`. Returns the errors of each, or why it cannot be compared.
 ///
 /// # Errors
-/// When the source cannot be read or the importance is that of another model, and when `cancel` was set.
+/// If the source cannot be read, the importance belongs to another model, or `cancel` was set.
 pub fn weight_errors(
     source: &Path,
     candidates: &[impl AsRef<Path>],
@@ -382,7 +383,7 @@ pub fn weight_errors(
 ) -> Result<Vec<Result<crate::report::results::WeightErrors, Error>>, FilesError> {
     let job = WeightComparison::prepare(source, candidates, importance).map_err(FilesError::Weights)?;
     job.warnings().iter().for_each(|warning| observer.warning(&warning.to_string()));
-    // The work says how much there is to do as soon as it begins.
+    // The amount of work is known as soon as it begins.
     let begun = Once::new();
     let progress = |bytes: u64, of: u64| {
         begun.call_once(|| observer.begin(&Stage::Weights { bytes: of }));

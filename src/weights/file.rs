@@ -1,4 +1,4 @@
-//! What results say of a model file.
+//! Describes a model file for the results.
 
 use std::io;
 use std::path::Path;
@@ -7,13 +7,13 @@ use crate::convert::provenance;
 use crate::gguf::{self, Gguf};
 use crate::report::results::File;
 
-/// Returns what a model file says of itself. Its hash is left out: computing it reads all of the file, as [`blake3()`] does.
+/// Returns the description of a model file without its hash, because [`blake3()`] has to read the whole file.
 pub fn describe(path: &Path, gguf: &Gguf) -> File {
     let metadata = gguf.metadata();
     let weights = gguf.n_parameters();
     let quantization =
         metadata.u64("general.file_type").and_then(gguf::file_type).or(metadata.str(provenance::RECIPE_NAME));
-    // llama.cpp's quantizer records it under a key of its own.
+    // llama.cpp's quantizer uses a key of its own.
     let importance = metadata.str(provenance::IMPORTANCE_NAME).or(metadata.str("quantize.imatrix.file"));
     File {
         name: name(path),
@@ -31,12 +31,13 @@ pub fn name(path: &Path) -> String {
     path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// Computes the BLAKE3 hash of a model file on all cores, in hexadecimal. Of a split model, the parts are hashed as one.
+/// Computes the BLAKE3 hash of a model file on all cores, in hexadecimal. The parts of a split model are hashed as one
+/// file.
 ///
-/// `advance` is called with the bytes of each piece of some megabytes, and returns whether to go on.
+/// `advance` is called after each piece of some megabytes with its number of bytes, and returns whether to continue.
 ///
 /// # Errors
-/// [`io::ErrorKind::Interrupted`] when `advance` returns `false`.
+/// [`io::ErrorKind::Interrupted`] if `advance` returns `false`.
 pub fn blake3(gguf: &Gguf, mut advance: impl FnMut(u64) -> bool) -> io::Result<String> {
     const PIECE: usize = 64 << 20;
     let mut hasher = blake3::Hasher::new();
@@ -51,7 +52,7 @@ pub fn blake3(gguf: &Gguf, mut advance: impl FnMut(u64) -> bool) -> io::Result<S
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Names files by their paths where two of them have the same name.
+/// Names files by their paths if two of them have the same name.
 pub fn unique_names(files: &mut [File]) {
     let names: Vec<String> = files.iter().map(|file| file.name.clone()).collect();
     for (i, file) in files.iter_mut().enumerate() {

@@ -59,7 +59,7 @@ pub enum Error {
     Cancelled,
 }
 
-/// A comparison of weights, prepared: only the work itself is left.
+/// A prepared comparison of weights, ready to execute.
 pub struct WeightComparison<'a> {
     source: Source,
     candidates: Vec<Result<Candidate, Error>>,
@@ -72,7 +72,7 @@ struct Candidate {
     gguf: Gguf,
     /// For each tensor of the source, the number of the file's tensor; `None` if there is nothing to compare.
     matches: Vec<Option<usize>>,
-    /// Why tensors are not compared, a sentence each.
+    /// Why tensors are not compared, one sentence each.
     skipped: Vec<String>,
 }
 
@@ -81,8 +81,8 @@ impl<'a> WeightComparison<'a> {
     /// matches their tensors. `importance` is that of the columns of the source's matrices.
     ///
     /// # Errors
-    /// The source cannot be opened, or the importance does not fit it. What is wrong with a candidate is returned by
-    /// [`Self::execute`], beside the results of the others.
+    /// If the source cannot be opened, or the importance does not fit it. [`Self::execute`] returns what is wrong with
+    /// a candidate, beside the results of the others.
     pub fn prepare(
         source: &Path,
         candidates: &[impl AsRef<Path>],
@@ -91,17 +91,17 @@ impl<'a> WeightComparison<'a> {
         Self::prepare_with(ARCHITECTURES, source, candidates, importance)
     }
 
-    /// As [`Self::prepare`], for a source of one of these architectures.
+    /// Like [`Self::prepare`], but for sources of the given architectures.
     ///
     /// # Errors
-    /// As [`Self::prepare`].
+    /// Those of [`Self::prepare`].
     pub fn prepare_with(
         architectures: Architectures,
         source_path: &Path,
         candidates: &[impl AsRef<Path>],
         importance: Option<&'a Importance>,
     ) -> Result<Self, Error> {
-        // A comparison loses nothing, whatever the source has lost already.
+        // A comparison may use a quantized source: nothing is converted.
         let source = Source::open(source_path, architectures, true)?;
         let mut warnings = source.warnings.clone();
         if let Some(importance) = importance {
@@ -133,7 +133,7 @@ impl<'a> WeightComparison<'a> {
         let mut found = work::run(&source, &opened, importance, progress, cancel)?.into_iter();
         let result = |candidate: Result<Candidate, Error>| {
             let candidate = candidate?;
-            // There is a result for each that was opened.
+            // There is a result for each candidate that was opened.
             found.next().unwrap_or(Err(Error::Cancelled)).map(|sums| candidate.report(&source, &sums))
         };
         Ok(candidates.into_iter().map(result).collect())
@@ -179,7 +179,7 @@ impl Candidate {
                     continue;
                 }
             };
-            // Vectors are never quantized, and their weights are of another magnitude.
+            // Vectors are never quantized, and their weights have another magnitude.
             if info.dims.len() > 1 {
                 let (role, _) = Role::of(&info.name);
                 let at = roles.iter().position(|(known, _)| *known == role).unwrap_or_else(|| {
@@ -225,7 +225,7 @@ fn find(info: &TensorInfo, source: &Source, by_name: &HashMap<&str, usize>) -> R
         let (found, wanted) = (units::shape(dims), units::shape(wanted));
         return Err(format!("tensor '{name}' is {found}, and the source's is {wanted}"));
     }
-    // A bias may be permuted by its elements, which no block could be.
+    // A bias may be permuted element by element, which is not possible with blocks.
     if quant::decoder(*ty).is_none() || !source.assembly(i).row_len.is_multiple_of(ty.block_len()) {
         return Err(format!("tensor '{name}' is {ty}, which nibble cannot read back"));
     }
@@ -251,7 +251,7 @@ fn tensor_error(info: &TensorInfo, source: &TensorInfo, sums: &Sums) -> Result<T
         format!("tensor '{name}' is all zeros in the source, and is not in this file: no relative error can say that")
     })?;
     let (role, layer) = Role::of(&source.name);
-    // A vector is one row, though it may have been permuted by its elements.
+    // A vector is one row, although it may have been permuted element by element.
     let (worst_row, worst_row_relative) = if info.dims.len() > 1 { sums.worst_row() } else { (0, error.relative) };
     let (role, ty) = (role.name().to_string(), info.ty.name().to_string());
     Ok(TensorError { name: name.clone(), layer, role, ty, weights, error, worst_row, worst_row_relative })

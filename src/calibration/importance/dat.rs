@@ -1,4 +1,4 @@
-//! The older form of files of importance: `.dat`. The parent module draws it.
+//! The older format of importance files, `.dat`. The parent module has a diagram of it.
 
 use std::collections::BTreeMap;
 
@@ -6,14 +6,15 @@ use super::error::{Problem, shown};
 use super::file::{Counts, Place};
 use super::sums::{Sums, Text};
 
-/// Tokens in a window of a `.dat` file, which does not say: llama-imatrix's default. It matters only where such a file
-/// is added to others.
+/// Assumed number of tokens in a window of a `.dat` file, which does not record it: llama-imatrix's default. It matters
+/// only if such a file is added to others.
 pub const DAT_WINDOW: u32 = 512;
 
-/// Finds the matrices of a `.dat` file, and reads what it says of itself.
+/// Finds the matrices of a `.dat` file, and reads its other information.
 pub(super) fn parse(bytes: &[u8]) -> Result<(BTreeMap<String, Place>, Sums), Problem> {
     let mut dat = Dat { bytes, at: 0 };
-    // An entry has three numbers, a value and a name of a byte at least. What does not begin so is something else.
+    // An entry has at least three numbers, a value and a name of one byte. A file that does not begin like this is
+    // something else.
     const ENTRY_BYTES: usize = 17;
     let n_entries = dat.number(|| "the number of entries".to_string()).map_err(|_| Problem::NotImportance)?;
     let n_entries = usize::try_from(n_entries).unwrap_or(0);
@@ -54,7 +55,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<(BTreeMap<String, Place>, Sums), Pro
     }
 }
 
-/// A `.dat` file, read up to some byte.
+/// A `.dat` file that has been read up to some byte.
 struct Dat<'a> {
     bytes: &'a [u8],
     at: usize,

@@ -1,14 +1,14 @@
-//! What can be wrong with files of importance.
+//! What can be wrong with importance files.
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::gguf::{self, TensorType};
 
-/// Why a file of importance cannot be read, used or written.
+/// Why an importance file cannot be read, used or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file that begins as GGUF and is not a sound GGUF file.
+    /// A file begins like GGUF but is not a valid GGUF file.
     #[error(transparent)]
     Gguf(#[from] gguf::Error),
     /// Something is wrong with the file.
@@ -19,7 +19,7 @@ pub enum Error {
         /// What is wrong.
         problem: Problem,
     },
-    /// Two files, or a file and a model, that do not fit together.
+    /// Two files, or a file and a model, do not fit together.
     #[error("{}: {problem}; was it made with another model?", path.display())]
     Foreign {
         /// The file.
@@ -27,10 +27,10 @@ pub enum Error {
         /// What does not fit.
         problem: Problem,
     },
-    /// Something that cannot be written as a file of importance.
+    /// Something cannot be written in an importance file.
     #[error("the importance cannot be written: {0}")]
     Layout(#[from] gguf::LayoutError),
-    /// A sum that does not fit a 32-bit float.
+    /// A sum does not fit in a 32-bit float.
     #[error("the sum of squares of '{matrix}' at column {column} is {value}, more than a file of importance can hold")]
     TooLarge {
         /// The matrix.
@@ -42,7 +42,7 @@ pub enum Error {
     },
 }
 
-/// What is wrong with a file of importance.
+/// What is wrong with an importance file.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // The messages say it.
 pub enum Problem {

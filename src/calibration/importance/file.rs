@@ -1,4 +1,4 @@
-//! A file of importance: mapped, checked when it is opened, and read one matrix at a time.
+//! An importance file, which is memory-mapped, checked when it is opened, and read one matrix at a time.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -14,37 +14,37 @@ use super::{
 use crate::base::mmap::Mapping;
 use crate::gguf::{Array, Gguf, Metadata, TensorType, Value};
 
-/// A file of importance.
+/// An importance file.
 #[derive(Clone, Debug)]
 pub struct File {
-    /// Where it lies.
+    /// Its path.
     pub path: PathBuf,
     /// BLAKE3 of its bytes.
     pub blake3: blake3::Hash,
     contents: Arc<Contents>,
 }
 
-/// A mapped file, and where its matrices lie in it.
+/// A mapped file, and the places of its matrices.
 #[derive(Debug)]
 pub(super) struct Contents {
     map: Map,
-    /// By the matrix's GGUF name.
+    /// The places of matrices by their GGUF names.
     pub matrices: BTreeMap<String, Place>,
-    /// What the file says of itself, without the matrices.
+    /// The file's information other than the matrices.
     pub about: Sums,
 }
 
-/// The file in either form.
+/// The file in either format.
 #[derive(Debug)]
 enum Map {
     Gguf(Box<Gguf>),
     Dat(Mapping),
 }
 
-/// Where a matrix, or several of one shape, lies in a file. What is said to lie there does, and makes sense.
+/// The place in a file of a matrix, or of several of the same shape. Its contents have been checked.
 #[derive(Debug)]
 pub(super) struct Place {
-    /// 32-bit floats: Σx² of each column, or in the older form Σx² / n · windows.
+    /// 32-bit floats: Σx² of each column, or in the older format Σx² / n · windows.
     pub sums: Range<usize>,
     /// How many inputs were summed.
     pub counts: Counts,
@@ -55,15 +55,15 @@ pub(super) struct Place {
 pub(super) enum Counts {
     /// 32-bit floats, one for each matrix.
     Floats(Range<usize>),
-    /// So many windows of [`dat::DAT_WINDOW`] tokens.
+    /// This many windows of [`dat::DAT_WINDOW`] tokens.
     Windows(usize),
 }
 
 impl File {
-    /// Opens the file at `path`, in either form, as its content says, and checks all of it.
+    /// Opens the file at `path`, whose content determines the format, and checks all of it.
     ///
     /// # Errors
-    /// When it cannot be opened, is not a file of importance, or is a damaged one.
+    /// If it cannot be opened, is not an importance file, or is damaged.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let problem = |problem| Error::File { path: path.to_path_buf(), problem };
         let map = Mapping::open(path).map_err(|error| problem(Problem::Open(error)))?;
@@ -84,17 +84,17 @@ impl File {
         Ok(Self { path: path.to_path_buf(), blake3, contents: Arc::new(contents) })
     }
 
-    /// The file's name, without folders.
+    /// Returns the file's name, without folders.
     pub fn name(&self) -> String {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// The names of its matrices, in alphabetical order.
+    /// Returns the names of its matrices, in alphabetical order.
     pub fn matrices(&self) -> impl ExactSizeIterator<Item = &str> {
         self.contents.matrices.keys().map(String::as_str)
     }
 
-    /// Reads the sums of one matrix; `None` where the file does not have it.
+    /// Reads the sums of one matrix; `None` if the file does not have it.
     pub fn matrix(&self, name: &str) -> Option<Matrix> {
         self.contents.matrices.get(name).map(|place| self.contents.read(place))
     }
@@ -106,11 +106,11 @@ impl File {
         Sums { matrices, ..self.contents.about.clone() }
     }
 
-    /// Returns what a conversion weighs by. A matrix that had no input is left out, and is quantized as without
-    /// importance; llama.cpp would weigh all of its columns alike.
+    /// Returns the importance for a conversion. A matrix that had no input is left out, and is quantized as without
+    /// importance. llama.cpp would weigh all of its columns equally.
     ///
     /// # Errors
-    /// When it is that of a mixture of experts, which nibble does not quantize by importance.
+    /// If it belongs to a mixture of experts, which nibble does not quantize with importance.
     pub fn importance(&self) -> Result<Importance, Error> {
         let mut values = HashMap::new();
         for (name, place) in &self.contents.matrices {
@@ -125,10 +125,10 @@ impl File {
         Ok(Importance { name: self.name(), blake3: self.blake3, file: Some(self.contents.clone()), values })
     }
 
-    /// Checks that its matrices are a model's: their names and columns.
+    /// Checks that its matrices are those of a model, by their names and columns.
     ///
     /// # Errors
-    /// When it has a matrix that the model does not have, or has it with other columns.
+    /// If it has a matrix that the model does not have, or that has another number of columns in the model.
     pub fn check(&self, columns: &HashMap<String, usize>) -> Result<(), Error> {
         for (name, place) in &self.contents.matrices {
             let matrix = || shown(name);
@@ -162,7 +162,7 @@ impl Contents {
     }
 
     fn read(&self, place: &Place) -> Matrix {
-        // A value of the older form is the mean times the windows: the sum, were a window of one token.
+        // A value in the older format is the mean times the number of windows.
         let factor = match place.counts {
             Counts::Floats(_) => 1.0,
             Counts::Windows(_) => f64::from(dat::DAT_WINDOW),
@@ -171,21 +171,21 @@ impl Contents {
         Matrix { sums, counts: self.counts(place) }
     }
 
-    /// The mean square of each column's input of a plain matrix.
+    /// Returns the mean square of each column's input, for a matrix without experts.
     pub fn mean_squares(&self, name: &str) -> Option<Vec<f32>> {
         let matrix = self.read(self.matrices.get(name)?);
         let &[count] = matrix.counts.as_slice() else { return None };
-        // The quotient of two 32-bit floats, rounded once: the same number as llama.cpp's.
+        // The quotient of two 32-bit floats, rounded once, as in llama.cpp.
         Some(matrix.sums.iter().map(|sum| (sum / count) as f32).collect())
     }
 }
 
-/// Little-endian 32-bit floats.
+/// Decodes little-endian 32-bit floats.
 fn floats(bytes: &[u8]) -> impl Iterator<Item = f64> {
     bytes.as_chunks().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes)))
 }
 
-/// Refuses GGUF files of other things.
+/// Refuses GGUF files with other contents.
 fn check_kind(gguf: &Gguf) -> Result<(), Problem> {
     if gguf.paths().len() > 1 {
         return Err(Problem::Split);
@@ -199,7 +199,7 @@ fn check_kind(gguf: &Gguf) -> Result<(), Problem> {
     }
 }
 
-/// Where the matrices of a GGUF file lie, whose tensors have the type `wanted`.
+/// Returns the places of the matrices in a GGUF file, whose tensors must have the type `wanted`.
 fn places(gguf: &Gguf, wanted: TensorType) -> Result<BTreeMap<String, Place>, Problem> {
     let mut matrices = BTreeMap::new();
     for tensor in gguf.tensors() {
@@ -229,10 +229,10 @@ fn places(gguf: &Gguf, wanted: TensorType) -> Result<BTreeMap<String, Place>, Pr
     Ok(matrices)
 }
 
-/// Reads all sums of a GGUF file whose tensors are 64-bit floats, without what it says of itself.
+/// Reads all sums of a GGUF file whose tensors are 64-bit floats, without its other information.
 ///
 /// # Errors
-/// When something is missing, or makes no sense.
+/// If something is missing or makes no sense.
 pub fn sums_of(gguf: &Gguf) -> Result<Sums, Problem> {
     if gguf.paths().len() > 1 {
         return Err(Problem::Split);
@@ -265,7 +265,7 @@ fn check(name: &str, Matrix { sums, counts }: &Matrix) -> Result<(), Problem> {
     Ok(())
 }
 
-/// What a GGUF file says of itself.
+/// Reads the information of a GGUF file other than the matrices.
 fn about(metadata: &Metadata) -> Sums {
     Sums {
         matrices: BTreeMap::new(),

@@ -1,8 +1,8 @@
 //! Importance: how large the inputs of each matrix are, channel by channel, over some texts.
 //!
-//! [`Importance`] is what a conversion weighs by: the mean square of each column's input, Σx² / n. It comes from a
-//! [`File`], which is mapped and hands out one matrix at a time. nibble writes llama.cpp's GGUF form, reads both of its
-//! forms, and adds several files up ([`Sums`]).
+//! [`Importance`] has the weights for a conversion: the mean square of each column's input, Σx² / n. It is read from a
+//! [`File`], which is memory-mapped and read one matrix at a time. nibble writes llama.cpp's GGUF format, reads both of
+//! llama.cpp's formats, and can add several files together ([`Sums`]).
 //!
 //! ```text
 //!  GGUF (llama-imatrix since July 2025)                 .dat (before that), little-endian
@@ -57,30 +57,30 @@ const COUNTS_SUFFIX: &str = ".counts";
 /// The values of a matrix are read from the file when they are first asked for.
 #[derive(Clone)]
 pub struct Importance {
-    /// What it is called: the file's name. Recorded in the result of a conversion.
+    /// Its name, which is the file's. A conversion records it in its result.
     pub name: String,
-    /// The hash of the file. Recorded in the result of a conversion.
+    /// The hash of the file. A conversion records it in its result.
     pub blake3: blake3::Hash,
-    /// Where the values come from; `None` where they were given.
+    /// Where the values come from; `None` if they were given.
     file: Option<Arc<file::Contents>>,
-    /// By the matrix's GGUF name: a value for each column.
+    /// A value for each column, by the matrix's GGUF name.
     values: HashMap<String, OnceLock<Vec<f32>>>,
 }
 
 impl Importance {
-    /// Importance of given values: by the matrix's GGUF name, one for each column.
+    /// Creates importance from given values: one for each column, by the matrix's GGUF name.
     pub fn new(name: String, blake3: blake3::Hash, values: HashMap<String, Vec<f32>>) -> Self {
         let values = values.into_iter().map(|(matrix, values)| (matrix, OnceLock::from(values))).collect();
         Self { name, blake3, file: None, values }
     }
 
-    /// Returns the importance of each column of `matrix`, which is named as in GGUF; `None` where it is not known.
+    /// Returns the importance of each column of `matrix`, which is named as in GGUF; `None` if it is not known.
     pub fn of(&self, matrix: &str) -> Option<&[f32]> {
         let (matrix, values) = self.values.get_key_value(matrix)?;
         Some(values.get_or_init(|| self.file.as_ref().and_then(|file| file.mean_squares(matrix)).unwrap_or_default()))
     }
 
-    /// The names of the matrices that it has values for, in no order.
+    /// Returns the names of the matrices that it has values for, in no order.
     pub fn matrices(&self) -> impl ExactSizeIterator<Item = &str> {
         self.values.keys().map(String::as_str)
     }
@@ -92,7 +92,7 @@ impl fmt::Debug for Importance {
     }
 }
 
-/// A tensor is to become a type that makes no sense without importance, and there is none for it.
+/// A tensor would get a type that makes no sense without importance, but there is no importance for it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("tensor '{tensor}' cannot become {ty} without importance, which says which of its weights matter")]
 pub struct Required {
@@ -107,7 +107,7 @@ impl Required {
     /// quantized, with their types.
     ///
     /// # Errors
-    /// The first that has none.
+    /// Names the first tensor without importance.
     pub fn check<'a>(
         tensors: impl IntoIterator<Item = (&'a str, TensorType)>,
         importance: Option<&Importance>,

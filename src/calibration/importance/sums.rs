@@ -1,4 +1,4 @@
-//! What is collected over texts, and how it is written.
+//! The sums that are collected over texts, and how they are written.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,32 +10,32 @@ use super::{
 };
 use crate::gguf::{DEFAULT_ALIGNMENT, Layout, Metadata, TensorInfo, TensorType};
 
-/// Sums over the inputs of a matrix, or of several of one shape (the experts of a mixture).
+/// Sums over the inputs of a matrix, or of several matrices of the same shape (the experts of a mixture).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Matrix {
-    /// Σx² of each column, a matrix after the other.
+    /// Σx² of each column, one matrix after the other.
     pub sums: Vec<f64>,
-    /// Of each matrix, how many inputs were summed: tokens, each times the weight of its text.
+    /// For each matrix, the number of inputs that were summed: tokens, each times the weight of its text.
     pub counts: Vec<f64>,
 }
 
 impl Matrix {
-    /// Returns the sums of a matrix of so many columns before any input.
+    /// Returns the sums of a matrix with this many columns before any input.
     pub fn new(columns: usize) -> Self {
         Self { sums: vec![0.0; columns], counts: vec![0.0] }
     }
 
-    /// Columns of each of its matrices.
+    /// Returns the number of columns of each matrix.
     pub fn columns(&self) -> usize {
         self.sums.len() / self.counts.len().max(1)
     }
 
-    /// Columns that never had an input other than zero.
+    /// Returns the number of columns whose inputs were always zero.
     pub fn unseen(&self) -> usize {
         self.sums.iter().filter(|sum| **sum == 0.0).count()
     }
 
-    /// Adds the sums of another one of the same sizes, `weight` times.
+    /// Adds the sums of another `Matrix` of the same size, multiplied by `weight`.
     pub(crate) fn add(&mut self, other: &Self, weight: f64) {
         self.sums.iter_mut().zip(&other.sums).for_each(|(to, x)| *to += x * weight);
         self.counts.iter_mut().zip(&other.counts).for_each(|(to, x)| *to += x * weight);
@@ -45,19 +45,19 @@ impl Matrix {
 /// A text that was read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Text {
-    /// Its file's name, without folders where nibble wrote it.
+    /// Its file's name, without folders if nibble wrote it.
     pub name: String,
-    /// BLAKE3 of the text, hexadecimal; empty where it is not known.
+    /// BLAKE3 of the text, hexadecimal; empty if it is not known.
     pub blake3: String,
     /// How often each of its tokens counts.
     pub weight: f64,
-    /// Tokens in it; 0 where it is not known.
+    /// Number of its tokens; 0 if it is not known.
     pub tokens: u64,
-    /// Windows that were read; 0 where it is not known.
+    /// Number of windows that were read; 0 if it is not known.
     pub windows: u64,
 }
 
-/// What was summed, and over which texts.
+/// All sums, and the texts that they cover.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sums {
     /// By the matrix's GGUF name.
@@ -66,16 +66,16 @@ pub struct Sums {
     pub texts: Vec<Text>,
     /// Windows of all texts.
     pub windows: u64,
-    /// Tokens in a window; 0 where it is not known.
+    /// Tokens in a window; 0 if it is not known.
     pub window: u32,
 }
 
 impl Sums {
-    /// Adds the sums of another file, each of its inputs counted `weight` times. Errors call that file `path` and this one
-    /// `of`.
+    /// Adds the sums of another file, counting each of its inputs `weight` times. In errors, that file is called
+    /// `path`, and this one `of`.
     ///
     /// # Errors
-    /// When a matrix has other sizes there. Nothing is added then.
+    /// If a matrix has another size there. Nothing is added then.
     pub fn add(&mut self, other: &Self, weight: f64, path: &Path, of: &str) -> Result<(), Error> {
         for (name, matrix) in &other.matrices {
             let Some(here) = self.matrices.get(name) else { continue };
@@ -100,10 +100,10 @@ impl Sums {
         Ok(())
     }
 
-    /// Returns the bytes of a file of these sums: the same for the same sums.
+    /// Returns the bytes of a file with these sums. The same sums always make the same bytes.
     ///
     /// # Errors
-    /// When a name or a sum cannot be written in this format.
+    /// If a name or a sum cannot be written in this format.
     pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
         for (name, matrix) in &self.matrices {
             if let Some(column) = matrix.sums.iter().position(|sum| !(*sum as f32).is_finite()) {

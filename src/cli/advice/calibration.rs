@@ -1,4 +1,4 @@
-//! What to type when something goes wrong with files of importance, or with making them.
+//! What to type when something goes wrong with importance files, or with making them.
 
 use std::error::Error;
 

@@ -35,9 +35,9 @@ pub fn of_conversion(error: &convert::Error) -> Option<String> {
         Error::NoRoom { .. } => "make room, or write to another disk with -o",
         Error::Busy { .. } => "wait until it is done, or write elsewhere with -o",
         Error::NotJournal { .. } => "move it away, or give -o another name",
-        Error::UnknownPartial { .. } => "remove it, or pass --restart to begin the result anew",
+        Error::UnknownPartial { .. } => "remove it, or pass --restart to start over",
         Error::Unfinished { error, left } => {
-            let again = "the same command goes on from there (--restart begins anew)".to_string();
+            let again = "the same command continues from there (--restart starts over)".to_string();
             let again = matches!(left, Left::Work { .. }).then_some(again);
             let words: Vec<_> = [again, of_conversion(error)].into_iter().flatten().collect();
             return (!words.is_empty()).then(|| words.join("; "));
@@ -53,14 +53,14 @@ pub fn of_source(error: &pass::Error) -> Option<String> {
     let words = match error {
         Error::Checkpoint(error) => return of_checkpoint(error),
         Error::AlreadyQuantized { .. } => {
-            "start from the 16-bit original, or pass --allow-requantize to convert it all the same"
+            "start from the 16-bit original, or pass --allow-requantize to convert it anyway"
         }
-        Error::NotFinite { .. } => "check the download, or pass --allow-nan to convert it all the same",
+        Error::NotFinite { .. } => "check the download, or pass --allow-nan to convert it anyway",
         Error::BeyondF16 { ty: crate::gguf::TensorType::BF16, .. } => {
-            "pass --type PATTERN=F32 to give this tensor F32, or --allow-nan to convert it all the same"
+            "pass --type PATTERN=F32 to give this tensor F32, or --allow-nan to convert it anyway"
         }
         Error::BeyondF16 { .. } => {
-            "pass --type PATTERN=BF16 to give this tensor BF16, or --allow-nan to convert it all the same"
+            "pass --type PATTERN=BF16 to give this tensor BF16, or --allow-nan to convert it anyway"
         }
         _ => return None,
     };
@@ -90,7 +90,7 @@ fn of_adapter(error: &lora::Error) -> Option<String> {
         Error::Checkpoint(error) => return of_checkpoint(error),
         Error::NoBase { .. } => "pass --base with its folder (config.json is enough) or a GGUF of it",
         Error::BaseIsAdapter { .. } => "pass --base with that model",
-        Error::NotFinite { .. } => "check the download, or pass --allow-nan to convert it all the same",
+        Error::NotFinite { .. } => "check the download, or pass --allow-nan to convert it anyway",
         Error::BeyondF16 { .. } => "convert with -q F32 or -q BF16",
         Error::Recipe { .. } => "pass -q F32, F16 or BF16",
         Error::ModelOnly(ModelOnly::Overrides) => "leave out --type",

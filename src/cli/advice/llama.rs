@@ -28,5 +28,5 @@ fn no_room_advice(no_room: &NoRoom) -> String {
         Some(n_ctx) => format!("try --ctx {n_ctx}, --kv-type q8_0, or a smaller quantization"),
         None => "try a smaller quantization ('nibble quants' lists them)".to_string(),
     };
-    format!("{smaller}; --allow-swap runs it all the same, reading the weights from disk for every token")
+    format!("{smaller}; --allow-swap runs it anyway, and reads the weights from disk for every token")
 }

@@ -1,7 +1,7 @@
 //! What to type when something goes wrong.
 //!
-//! The library speaks of things; its errors carry what was asked for, what there is, and what would fit. Here each room's
-//! errors get the flags that change these things. One file a room.
+//! The library's errors say what was wanted, what was found, and what would be accepted, without mentioning flags.
+//! Here, the errors of each room get advice on flags and commands. Each room has one file.
 
 mod calibration;
 mod chat;

@@ -84,7 +84,7 @@ const ALIASES: [(&str, &str); 5] =
 /// Opens and closes a message of several lines.
 pub const FENCE: &str = "\"\"\"";
 
-/// Whether a message of several lines has been opened and not closed.
+/// Returns whether a message of several lines has been opened and not closed.
 pub fn is_open(text: &str) -> bool {
     text.trim_start().strip_prefix(FENCE).is_some_and(|rest| !rest.trim_end().ends_with(FENCE))
 }

@@ -55,7 +55,7 @@ impl Input {
         Ok(Self::Terminal(Box::new(Terminal::open(history, colour)?)))
     }
 
-    /// Whether standard input is a terminal.
+    /// Returns whether standard input is a terminal.
     pub fn is_terminal(&self) -> bool {
         matches!(self, Self::Terminal(_))
     }

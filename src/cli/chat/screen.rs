@@ -41,7 +41,7 @@ impl Screen {
         }
     }
 
-    /// Whether remarks and errors are colored.
+    /// Returns whether remarks and errors are colored.
     pub fn colour(&self) -> bool {
         self.colour
     }

@@ -1,4 +1,4 @@
-//! What `/set` changes: how tokens are drawn, and what is shown.
+//! The settings that `/set` changes: how tokens are sampled, and what is shown.
 
 use serde_json::{Map, Value};
 
@@ -8,9 +8,9 @@ use crate::sample::{self, Params};
 /// The settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// How tokens are drawn.
+    /// How tokens are sampled.
     pub params: Params,
-    /// The most tokens of an answer.
+    /// The most tokens in an answer.
     pub max_tokens: Option<usize>,
     /// Show the speed after each answer.
     pub stats: bool,
@@ -67,10 +67,10 @@ impl Settings {
         })
     }
 
-    /// Changes a setting; changes nothing where the value is refused.
+    /// Changes a setting. Changes nothing if the value is refused.
     ///
     /// # Errors
-    /// A sentence, where there is no such setting or the value is outside its range.
+    /// A sentence for the user, if there is no such setting or the value is outside its range.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
         // The command line's spelling is understood as well.
         let name = name.trim_start_matches('-').replace('-', "_");
@@ -90,7 +90,7 @@ impl Settings {
         Ok(())
     }
 
-    /// Whether every answer to the same conversation is the same.
+    /// Returns whether every answer to the same conversation is the same.
     pub fn is_greedy(&self) -> bool {
         self.params.temperature.value == 0.0
     }
@@ -122,7 +122,7 @@ fn switch(name: &str, value: &str) -> Result<bool, String> {
     }
 }
 
-/// Says that there is no such setting, and what may have been meant.
+/// Returns a message that there is no such setting, with a suggestion.
 fn unknown(name: &str) -> String {
     let near: Vec<String> = suggest::suggest(name, names()).into_iter().map(str::to_string).collect();
     match suggest::question(&near) {

@@ -39,7 +39,7 @@ impl Interrupt {
         self.flag.clone()
     }
 
-    /// Whether the flag is set.
+    /// Returns whether the flag is set.
     pub fn is_set(&self) -> bool {
         self.flag.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! What `nibble compare` compares by when models are run: texts and tasks.
+//! The measures of `nibble compare` that run models: texts and tasks.
 
 use std::path::PathBuf;
 
@@ -10,10 +10,11 @@ use crate::evaluate::{Comparison, ComparisonOptions};
 use crate::llama;
 use crate::weights::FileOptions;
 
-/// Comparing by texts and tasks.
+/// Options for comparing by texts and tasks.
 #[derive(Debug, clap::Args)]
 pub struct MeasureArgs {
-    /// A text to compare on; a name tells texts apart in the results, as in --text en=wiki.txt --text zh=novel.txt
+    /// A text to compare on, with a name for the results, as in --text en=wiki.txt --text zh=novel.txt; can be given
+    /// several times
     #[arg(long, value_name = "NAME=FILE", help_heading = "Measures")]
     text: Vec<TextFile>,
 
@@ -37,7 +38,7 @@ pub struct MeasureArgs {
 /// How texts are cut.
 #[derive(Clone, Debug, clap::Args)]
 pub struct WindowArgs {
-    /// Tokens of a window; the second half of each is scored [default: 512, or what the trace has]
+    /// Tokens in a window, of which the second half is scored [default: 512; with a trace, its own]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(i64::from(Cut::SMALLEST)..=1 << 20),
           help_heading = "Measures")]
     window: Option<u32>,
@@ -53,7 +54,7 @@ impl WindowArgs {
         self.window.map_or(Cut::USUAL, |window| Cut { window })
     }
 
-    /// Windows of each text at most.
+    /// Returns the most windows of each text to read.
     pub fn most(&self) -> Option<usize> {
         self.windows.map(|n| n as usize)
     }
@@ -62,12 +63,12 @@ impl WindowArgs {
 /// How intervals are computed.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BootstrapArgs {
-    /// How often the bootstrap draws: more draws make the ends of intervals steadier
+    /// Number of bootstrap resamples: more make the ends of the intervals more precise
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(100..=100_000),
           help_heading = "Measures")]
     pub resamples: u32,
 
-    /// The bootstrap's seed
+    /// Seed of the bootstrap
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Measures")]
     pub seed: u64,
 }
@@ -75,7 +76,7 @@ pub struct BootstrapArgs {
 /// Which tasks, and how.
 #[derive(Clone, Debug, clap::Args)]
 struct TaskArgs {
-    /// A task to answer: a file of questions as it is published; --task-format lists the formats
+    /// A task: a file of questions in the form in which it is published; --task-format lists the formats
     #[arg(long, value_name = "FILE", help_heading = "Tasks")]
     task: Vec<PathBuf>,
 
@@ -85,8 +86,8 @@ struct TaskArgs {
     #[arg(long, value_name = "N", requires = "task", help_heading = "Tasks", help = shots_help())]
     shots: Option<u32>,
 
-    /// Where examples come from [default: the file of examples beside the task, as in mmlu/dev; otherwise the first
-    /// questions of the task, which are then not asked]
+    /// The file that examples come from [default: the file of examples beside the task, as in mmlu/dev; otherwise the
+    /// first questions of the task, which are then not asked]
     #[arg(long, value_name = "FILE", requires = "task", help_heading = "Tasks")]
     task_shots: Option<PathBuf>,
 
@@ -94,18 +95,18 @@ struct TaskArgs {
     #[arg(long, value_name = "N", requires = "task", help_heading = "Tasks")]
     limit: Option<u64>,
 
-    /// Keep the answers in this folder as they come, and continue with those that are there
+    /// Save answers in this folder as they come, and reuse those that are already there
     #[arg(long, value_name = "FOLDER", requires = "task", help_heading = "Tasks")]
     task_results: Option<PathBuf>,
 
-    /// Tokens that a question and its examples may take together [default: what the model was trained on, up to 4096]
+    /// The most tokens for a question together with its examples [default: what the model was trained on, up to 4096]
     #[arg(long, value_name = "N", requires = "task", help_heading = "Tasks")]
     ctx: Option<u32>,
 }
 
 /// The help of `--task-format`, with all formats.
 fn format_help() -> String {
-    format!("The format of all tasks, where it is not recognized: {}", tasks::names().join(", "))
+    format!("The format of all tasks, if it is not recognized: {}", tasks::names().join(", "))
 }
 
 /// The help of `--shots`, with the formats that have examples by default.
@@ -118,11 +119,11 @@ fn shots_help() -> String {
         }
     }
     let usual: Vec<String> = usual.iter().map(|(shots, names)| format!("{shots} for {}", names.join(", "))).collect();
-    format!("Examples with their answers before each question [default: {}; else 0]", usual.join("; "))
+    format!("Number of answered examples before each question [default: {}; else 0]", usual.join("; "))
 }
 
 impl MeasureArgs {
-    /// Prepares the comparison, and says what there is to say of the tasks.
+    /// Prepares the comparison, and prints notes on the tasks.
     ///
     /// # Errors
     /// Those of [`Comparison::prepare`].
@@ -151,13 +152,13 @@ impl MeasureArgs {
         Ok(comparison)
     }
 
-    /// Whether llama.cpp's log is shown.
+    /// Returns whether llama.cpp's log is shown.
     pub fn is_loud(&self) -> bool {
         self.verbose
     }
 }
 
-/// Says what was left out of a task, and where its examples come from.
+/// Prints what was left out of a task, and where its examples come from.
 fn say(task: &Task) {
     task.notes.iter().for_each(|note| eprintln!("nibble: {}", printable(note)));
     if let Some(file) = &task.shots_from {

@@ -9,10 +9,10 @@ use crate::base::atomic_file::AtomicFile;
 use crate::report;
 use crate::report::results::Results;
 
-/// Where to write what was found. Files are written anew after each candidate, so that nothing is lost.
+/// Where to write the results. Files are written again after each candidate, so that nothing is lost.
 #[derive(Debug, clap::Args)]
 pub struct Outputs {
-    /// Write a report to read: one HTML file, which needs no network
+    /// Write a report for reading: one HTML file that needs no network
     #[arg(long, value_name = "FILE.html", help_heading = "Output")]
     report: Option<PathBuf>,
 
@@ -29,11 +29,11 @@ pub struct Outputs {
     force: bool,
 }
 
-/// Makes a file's content.
+/// Returns the content of a file.
 type Writer = fn(&Results) -> String;
 
 impl Outputs {
-    /// `report.html`, `report.json` and `report.csv` in a folder, which are replaced.
+    /// Returns outputs to `report.html`, `report.json` and `report.csv` in a folder, which are replaced.
     #[cfg(feature = "llama")]
     pub fn in_folder(folder: &Path) -> Self {
         let at = |ending: &str| Some(folder.join("report").with_extension(ending));
@@ -49,10 +49,10 @@ impl Outputs {
         all.into_iter().filter_map(|(path, writer)| Some((path.as_deref()?, writer)))
     }
 
-    /// Checks that all files can be written, as far as can be told before hours of work.
+    /// Checks that all files can be written, before hours of work.
     ///
     /// # Errors
-    /// When one exists already, or its folder cannot be written to.
+    /// If one exists already, or its folder cannot be written to.
     pub fn check(&self) -> anyhow::Result<()> {
         for (path, _) in self.all() {
             if !self.force && path.symlink_metadata().is_ok() {
@@ -63,10 +63,10 @@ impl Outputs {
         Ok(())
     }
 
-    /// Writes all files. What this has written before is replaced.
+    /// Writes all files. Replaces files that this has written before.
     ///
     /// # Errors
-    /// When one cannot be written, or another process has written one of that name.
+    /// If one cannot be written, or another process has written a file of that name.
     pub fn write(&mut self, results: &Results) -> anyhow::Result<()> {
         for (path, writer) in self.all() {
             self.write_one(path, &writer(results))

@@ -1,4 +1,4 @@
-//! A comparison for the terminal.
+//! Prints a comparison in the terminal.
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement};
 
@@ -11,14 +11,15 @@ use crate::report::wording;
 /// Marks the candidates on the front.
 const FRONT: &str = "*";
 
-/// Columns that a name takes at most, of this many in all.
+/// Returns the most columns for a name, in a terminal of this width.
 fn name_width(width: usize) -> usize {
     (width / 3).clamp(12, 40)
 }
 
-/// The candidates with what counts most, in lines of at most `width` columns, and what that comes to in sentences.
+/// Returns the candidates with their most important measures, in lines of at most `width` columns, and a summary in
+/// sentences.
 ///
-/// Narrow terminals leave columns out rather than break rows: the report has all of them.
+/// Narrow terminals get fewer columns instead of broken rows; the report has all columns.
 pub fn table(results: &Results, width: usize) -> String {
     let ranking = Ranking::new(results);
     let mut parts = Vec::new();
@@ -42,10 +43,10 @@ pub fn table(results: &Results, width: usize) -> String {
     parts.join("\n")
 }
 
-/// What stands in a candidate's row, by its place.
+/// Returns the content of a cell for a candidate and its index.
 type Cells<'a> = Box<dyn Fn(usize, &Candidate) -> Option<String> + 'a>;
 
-/// A column: its heading and what stands in it. `None` in a cell is left empty.
+/// A column: its heading and its cells. `None` is an empty cell.
 struct Column<'a> {
     heading: String,
     align: Align,
@@ -61,15 +62,15 @@ impl<'a> Column<'a> {
         Self::new(heading, Align::Right, move |_, candidate| Some(show(&measure(candidate.overall.as_ref()?)).value))
     }
 
-    /// The interval of the column before it, which has the heading of both.
+    /// The interval of the column before it. That column has the heading for both.
     fn interval(show: fn(&Estimate) -> wording::Shown, measure: fn(&Scores) -> Estimate) -> Self {
         Self::new("", Align::Left, move |_, candidate| show(&measure(candidate.overall.as_ref()?)).interval)
     }
 }
 
-/// The most columns that fit, dropped in the order of how little they matter.
+/// Returns the table with as many columns as fit. The least important columns are dropped first.
 fn scores(results: &Results, ranking: &Ranking, width: usize) -> String {
-    // How much a column matters, the least first to go, and the column.
+    // The importance of each column (the lowest is dropped first), and the column.
     let columns = || -> Vec<(u8, Column)> {
         vec![
             (
@@ -110,7 +111,7 @@ fn scores(results: &Results, ranking: &Ranking, width: usize) -> String {
 fn build(results: &Results, rows: &[usize], columns: &[Column]) -> String {
     let headings: Vec<(&str, Align)> = columns.iter().map(|column| (column.heading.as_str(), column.align)).collect();
     let mut table = table::new(&headings);
-    // Its own width says whether it fits: on a terminal it would be squeezed until it does.
+    // Its natural width shows whether it fits. With dynamic arrangement, it would be squeezed.
     table.set_content_arrangement(ContentArrangement::Disabled);
     for &i in rows {
         table.add_row(columns.iter().map(|column| {
@@ -134,18 +135,18 @@ fn legend(results: &Results, ranking: &Ranking, width: usize) -> String {
     if !ranking.front().is_empty() {
         sentences.push(format!("{FRONT} a lower KLD than everything smaller."));
     }
-    sentences.push("KLD: distance from the reference's predictions, in nats a token; 0 is the same.".into());
+    sentences.push("KLD: distance from the reference's predictions, in nats per token; 0 is the same.".into());
     if results.settings.confidence > 0.0 {
         sentences.push(format!("Brackets: {:.0}% intervals.", results.settings.confidence * 100.0));
     }
     let prefix = wording::plain(wording::common_prefix(results));
     if !prefix.is_empty() {
-        sentences.push(format!("Names are without {prefix}"));
+        sentences.push(format!("Names are shown without {prefix}"));
     }
     paragraphs(&[sentences.join(" ")], width)
 }
 
-/// KLD by text; `None` where there is only one.
+/// Returns the table of KLD by text; `None` if there is only one text.
 fn slices(results: &Results, ranking: &Ranking, width: usize) -> Option<String> {
     if results.slices.len() < 2 {
         return None;
@@ -164,7 +165,7 @@ fn slices(results: &Results, ranking: &Ranking, width: usize) -> Option<String> 
     Some(narrowed(results, &ranking.measured, columns, width))
 }
 
-/// Leaves out the intervals where the table is too wide, and then columns from the right.
+/// If the table is too wide, leaves out the intervals, and then columns from the right.
 fn narrowed(results: &Results, rows: &[usize], mut columns: Vec<Column>, width: usize) -> String {
     let whole = build(results, rows, &columns);
     if longest_line(&whole) <= width {

@@ -1,4 +1,4 @@
-//! What is seen of a comparison on its way: a bar, sentences, and files that are written as candidates are done.
+//! Shows the progress of a comparison: a bar, sentences, and files that are written after each candidate.
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,12 +18,12 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Writes `outputs`; draws no bar when `hidden`, and says no warnings when `quiet`.
+    /// Creates a watch that writes `outputs`. It draws no bar if `hidden`, and prints no warnings if `quiet`.
     pub fn new(outputs: Option<Outputs>, hidden: bool, quiet: bool) -> Self {
         Self { bar: Mutex::new(None), outputs: Mutex::new(outputs), hidden, quiet }
     }
 
-    /// Takes the bar off the screen.
+    /// Removes the bar from the screen.
     pub fn clear(&self) {
         if let Some(bar) = lock(&self.bar).take() {
             bar.clear();
@@ -33,7 +33,7 @@ impl Watch {
     /// Writes the files that were asked for.
     ///
     /// # Errors
-    /// When one cannot be written.
+    /// If one cannot be written.
     pub fn save(&self, results: &Results) -> anyhow::Result<()> {
         lock(&self.outputs).as_mut().map_or(Ok(()), |outputs| outputs.write(results))
     }

@@ -1,4 +1,4 @@
-//! `nibble compare --weights`: how far weights are off, as tables.
+//! `nibble compare --weights`: tables of the weights' errors.
 
 use std::io::Write;
 
@@ -9,24 +9,24 @@ use crate::cli::out::Out;
 use crate::cli::table::{self, Align};
 use crate::report::results::{TensorError, WeightErrors};
 
-/// Tensors that are shown of a candidate, the worst first; of several candidates fewer each.
+/// The most tensors that are shown for a candidate, the worst first. With several candidates, fewer are shown for each.
 const MOST_TENSORS: usize = 10;
 
-/// Sentences about what was not compared that are shown of a candidate.
+/// The most sentences about what was not compared that are shown for a candidate.
 const MOST_SKIPPED: usize = 5;
 
-/// Below this cosine, weights have so little in common that nobody quantized one to get the other.
+/// Below this cosine, weights have so little in common that one cannot be a quantization of the other.
 const UNRELATED: f64 = 0.5;
 
-/// A candidate's weights, with what it is called.
+/// A candidate's weight errors, with its name.
 pub struct Measured<'a> {
-    /// Its name, as it is to be shown.
+    /// Its name, in the form in which it is shown.
     pub name: String,
     /// How its weights differ.
     pub weights: &'a WeightErrors,
 }
 
-/// Prints a line a candidate, its roles, its worst tensors, and what was not compared.
+/// Prints a line per candidate, its roles, its worst tensors, and what was not compared.
 pub fn print(out: &mut Out, measured: &[Measured]) -> anyhow::Result<()> {
     if measured.is_empty() {
         return Ok(());
@@ -69,7 +69,7 @@ fn print_files(out: &mut Out, measured: &[Measured], weighted: bool) -> anyhow::
     numbers(out, "File", &columns, lines)
 }
 
-/// Relative error by role: a line a role, a column a candidate.
+/// Relative error by role: a line per role, a column per candidate.
 fn print_roles(out: &mut Out, measured: &[Measured]) -> anyhow::Result<()> {
     let mut roles: Vec<&str> = vec![];
     for role in measured.iter().flat_map(|m| &m.weights.roles) {
@@ -89,7 +89,7 @@ fn print_roles(out: &mut Out, measured: &[Measured]) -> anyhow::Result<()> {
         let found = m.weights.roles.iter().find(|found| found.role == role);
         found.map_or(NOTHING.to_string(), |found| percent(found.error.relative))
     };
-    // As many candidates beside one another as there is room for.
+    // As many candidates side by side as there is room for.
     let widest = roles.iter().map(|role| role.width()).max().unwrap_or(0);
     let room = out.width().map_or(usize::MAX, usize::from).saturating_sub(widest);
     let mut first = 0;
@@ -154,10 +154,10 @@ fn print_skipped(out: &mut Out, measured: &[Measured]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a table has where there is no number.
+/// The text of a cell without a number.
 const NOTHING: &str = "-";
 
-/// A table of numbers, a line for each name; where that is too wide, for each name a list of its numbers.
+/// Prints a table of numbers with a line for each name. If that is too wide, prints a list of numbers for each name.
 fn numbers(out: &mut Out, names: &str, columns: &[&str], lines: Vec<(String, Vec<String>)>) -> anyhow::Result<()> {
     let mut headings = vec![(names, Align::Left)];
     headings.extend(columns.iter().map(|column| (*column, Align::Right)));
@@ -175,7 +175,8 @@ fn numbers(out: &mut Out, names: &str, columns: &[&str], lines: Vec<(String, Vec
     Ok(())
 }
 
-/// The names without what all of them begin with, up to a separator: `Q4_K_M` of `Yi-6B-Q4_K_M` beside `Yi-6B-Q8_0`.
+/// Returns the names without their common beginning, up to a separator: `Q4_K_M` for `Yi-6B-Q4_K_M` beside
+/// `Yi-6B-Q8_0`.
 fn without_common_beginning(names: Vec<String>) -> Vec<String> {
     let Some(first) = names.first() else { return names };
     let is_common = |end: &usize| names.iter().all(|name| name.len() > *end && name.starts_with(&first[..*end]));
@@ -187,7 +188,7 @@ fn without_common_beginning(names: Vec<String>) -> Vec<String> {
 /// The columns that [`percent`] takes at most, of errors below 10000%.
 const LONGEST_PERCENT: usize = 8;
 
-/// A relative error in percent, with three digits that count where it has them: `7.42%`, `0.0153%`.
+/// Formats a relative error in percent, with three significant digits if possible: `7.42%`, `0.0153%`.
 fn percent(share: f64) -> String {
     let percent = share * 100.0;
     match percent {
@@ -202,7 +203,7 @@ fn percent(share: f64) -> String {
     }
 }
 
-/// A number in the weights' unit, with three digits that count.
+/// Formats a number in the weights' unit, with three significant digits.
 fn decimals(value: f64) -> String {
     match value {
         0.0 => "0".to_string(),
@@ -213,7 +214,7 @@ fn decimals(value: f64) -> String {
     }
 }
 
-/// A cosine; what is not quite 1 is not to read as if it were.
+/// Formats a cosine. A cosine that is not exactly 1 must not look as if it were.
 fn cosine(cosine: f64) -> String {
     if cosine == 1.0 { "1".to_string() } else { format!("{:.6}", cosine.min(0.999_999)) }
 }

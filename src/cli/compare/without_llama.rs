@@ -1,4 +1,4 @@
-//! Comparing by weights alone, in a program that was built without llama.cpp.
+//! Compares only weights, in a program that was built without llama.cpp.
 
 use anyhow::bail;
 
@@ -20,7 +20,7 @@ impl MeasureArgs {
         Ok(FileComparison::prepare(files)?)
     }
 
-    /// Whether llama.cpp's log is shown.
+    /// Returns whether llama.cpp's log is shown.
     pub fn is_loud(&self) -> bool {
         false
     }

@@ -34,7 +34,7 @@ pub struct ModelShape {
     pub heads: Option<u64>,
     pub kv_heads: Option<u64>,
     pub context: Option<u64>,
-    /// Bytes that a token takes in the cache of keys and values, at two bytes a number.
+    /// Bytes that a token takes in the cache of keys and values, at two bytes per number.
     pub kv_bytes_per_token: Option<u64>,
 }
 

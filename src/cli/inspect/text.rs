@@ -169,7 +169,7 @@ fn elements(array: &Array, most: usize, longest: usize) -> String {
     shown.join(", ")
 }
 
-/// A value without anything left out or escaped: elements of an array one a line.
+/// A value without anything left out or escaped: elements of an array one per line.
 pub fn whole(value: &Value) -> String {
     match value {
         Value::U8(v) => v.to_string(),

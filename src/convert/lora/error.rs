@@ -9,7 +9,7 @@ use crate::checkpoint;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum Error {
-    #[error("{dir}: the adapter has to be laid out for its base model{id}, which is not here")]
+    #[error("{dir}: converting the adapter takes its base model{id}, which was not found")]
     NoBase { dir: PathBuf, id: String },
 
     #[error("{path}: the base model's architecture is '{found}'; nibble converts adapters of {known}")]
@@ -18,10 +18,10 @@ pub enum Error {
     #[error("{path}: the base model is an adapter itself; wanted the model that the adapter was trained on")]
     BaseIsAdapter { path: PathBuf },
 
-    #[error("{path}: the key '{key}' is missing or not a number that a model has; is this a whole model?")]
+    #[error("{path}: the key '{key}' is missing or not a number that a model has; is this a complete model?")]
     BaseKey { path: PathBuf, key: String },
 
-    #[error("{path}: adapters are of type '{found}' here, and llama.cpp loads only LoRA ('peft_type' \"LORA\")")]
+    #[error("{path}: the adapter is of type '{found}'; llama.cpp loads only LoRA ('peft_type' \"LORA\")")]
     Kind { path: PathBuf, found: String },
 
     #[error(
@@ -38,13 +38,15 @@ pub enum Error {
     #[error("{path}: there are no LoRA tensors in the adapter")]
     Empty { path: PathBuf },
 
-    #[error("tensor {tensor} has no partner: wanted '{partner}' as well; the adapter was not saved whole")]
+    #[error("tensor {tensor} has no partner: wanted '{partner}' as well; the adapter was not saved completely")]
     NoPartner { tensor: String, partner: String },
 
     #[error("tensor {tensor} is for a module that the base model {base} does not have{hint}")]
     UnknownModule { tensor: String, base: String, hint: String },
 
-    #[error("tensors {first} and {second} are of two adapters, and a LoRA file holds one; save one adapter at a time")]
+    #[error(
+        "tensors {first} and {second} belong to two adapters, but a LoRA file holds one; save one adapter at a time"
+    )]
     Several { first: String, second: String },
 
     #[error(
@@ -54,7 +56,7 @@ pub enum Error {
     Shape { tensor: String, found: Vec<u64>, wanted: [u64; 2], base: String, rank: u64 },
 
     #[error(
-        "tensor {tensor} has rank {found}, and adapter_config.json makes it {wanted}; the two files do not belong together"
+        "tensor {tensor} has rank {found}, but adapter_config.json says {wanted}; the two files do not belong together"
     )]
     Rank { tensor: String, found: u64, wanted: u64 },
 
@@ -88,7 +90,7 @@ pub enum Error {
     Checkpoint(#[from] checkpoint::Error),
 }
 
-/// What can be asked for a model and not for an adapter.
+/// Options that apply to a model but not to an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelOnly {
     /// Types for single tensors.

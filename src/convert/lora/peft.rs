@@ -21,7 +21,7 @@ use serde_json::Value;
 use super::Error;
 use crate::checkpoint::Config;
 
-/// How strong an adapter is, module by module.
+/// The strength of an adapter, by module.
 #[derive(Debug)]
 pub struct Settings {
     rank: u64,
@@ -131,16 +131,13 @@ fn refuse(config: &Config) -> Result<(), Error> {
             "trainable_token_indices",
             "embeddings of tokens were trained beside the adapter, and a LoRA file has no room for them",
         ),
-        (
-            "layer_replication",
-            "the adapter is for a model with layers that come several times, which the base model has once",
-        ),
+        ("layer_replication", "the adapter was trained on a model that repeats layers, which the base model does not"),
         ("lora_bias", "biases were trained with the adapter, and a LoRA file has no room for them"),
         (
             "alora_invocation_tokens",
-            "the adapter is to begin in the middle of a text, after these tokens, and would begin at once",
+            "the adapter takes effect only after these tokens; as a GGUF it would take effect at once",
         ),
-        ("target_parameters", "the adapter changes parameters that are no matrix of a module"),
+        ("target_parameters", "the adapter changes parameters that are not the matrix of a module"),
     ] {
         if is_set(key) {
             unsupported(key, why)?;
@@ -154,7 +151,7 @@ fn refuse(config: &Config) -> Result<(), Error> {
         if CHANGES_BASE.iter().any(|way| begin.starts_with(way)) {
             unsupported(
                 "init_lora_weights",
-                "the adapter was begun in a way that changes the base model's weights too, which the adapter does not hold \
+                "the adapter's initialization also changed the base model's weights, and the adapter does not hold this change \
                  (PEFT's 'path_initial_model_for_weight_conversion' saves one that goes with the unchanged model)",
             )?;
         }
@@ -184,7 +181,7 @@ fn patterns(config: &Config, key: &'static str) -> Result<Vec<(Regex, f64)>, Err
                 Some(n) if n.fract() == 0.0 && (1.0..=MOST_RANK as f64).contains(&n) => n,
                 _ => return Err(wrong(value, "a number for each module, and a whole one from 1 up for a rank")),
             };
-            // As PEFT: the whole name of a module, or what comes after a point.
+            // As in PEFT: the whole name of a module, or the part after a point.
             let whole = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"));
             let whole = whole.map_err(|error| Error::Pattern {
                 path: path.clone(),

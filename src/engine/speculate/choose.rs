@@ -1,4 +1,4 @@
-//! Accepts a drafted token, or draws another one in its place, such that the draft does not change the distribution.
+//! Accepts a drafted token, or replaces it by drawing another one, so that the draft does not change the distribution.
 //!
 //! ```text
 //! p   what the model would draw the next token from          q   what the draft drew x from
@@ -6,7 +6,7 @@
 //! x is accepted with probability min(1, p(x) / q(x)); otherwise a token is drawn from max(0, p - q), scaled to add up to 1
 //! ```
 //!
-//! Whatever q is, the token that comes out is distributed as p.
+//! Whatever q is, the resulting token has the distribution p.
 //!
 //! Source: Leviathan et al., "Fast Inference from Transformers via Speculative Decoding",
 //! <https://arxiv.org/abs/2211.17192>; Chen et al., "Accelerating Large Language Model Decoding with Speculative
@@ -23,7 +23,7 @@ pub fn take_or_redraw(drafted: u32, p: &[(u32, f64)], q: &[(u32, f64)], mut unit
     }
     let left = |(id, p): (u32, f64)| (p - probability(q, id)).max(0.0);
     let total: f64 = p.iter().copied().map(left).sum();
-    // Where p and q differ by rounding alone, nothing is left, and p itself serves as well.
+    // If p and q differ only by rounding, nothing is left, and p itself can be used.
     if total > 0.0 { draw(p.iter().map(|c| (c.0, left(*c))), total * unit()) } else { draw(p.iter().copied(), unit()) }
 }
 
@@ -38,7 +38,7 @@ pub(super) fn draw(weights: impl Iterator<Item = (u32, f64)>, share: f64) -> u32
             break;
         }
     }
-    // Rounding may leave a little when the share is close to the sum of all.
+    // Rounding may leave a remainder if the share is close to the sum of all weights.
     last
 }
 

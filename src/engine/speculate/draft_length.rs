@@ -1,4 +1,4 @@
-//! Decides how many tokens to draft: as many as pay off.
+//! Decides how many tokens to draft.
 //!
 //! ```text
 //! a   share of drafted tokens that are accepted     n drafted tokens yield       1 + a + a^2 + ... + a^n  tokens
@@ -6,23 +6,24 @@
 //! v   cost of one more token in an evaluation       both costs as shares of an evaluation of one token
 //! ```
 //!
-//! The n with the best ratio is drafted. Where none is better than no draft at all, drafting pauses, and is tried again
-//! after a while.
+//! The n with the best ratio is drafted. If no n is better than no draft, drafting pauses, and is tried again after a
+//! while.
 
 use std::time::Duration;
 
-/// Kinds of drafts that are counted separately. For drafts from the text: by how many tokens before them agree.
+/// Number of kinds of drafts that are counted separately. Drafts from the text differ in how many tokens before them
+/// match.
 pub(super) const KINDS: usize = 4;
 
-/// Counts to begin with: tokens accepted, and tokens tried.
+/// Initial counts: tokens accepted, and tokens tried.
 const PRIOR: (f64, f64) = (1.2, 2.0);
-/// The weight that a count keeps with each evaluation that follows.
+/// The factor by which counts decay with each evaluation.
 const MEMORY: f64 = 0.9;
-/// Tokens to write before drafting is tried again: at first, and at most.
+/// Number of tokens to write before drafting is tried again: the first time, and at most.
 const PAUSE: (usize, usize) = (16, 256);
-/// Counts to begin a trial with.
+/// Initial counts of a trial.
 const DOUBT: (f64, f64) = (0.3, 1.0);
-/// Tokens drafted to see whether it pays again.
+/// Number of tokens to draft in a trial.
 const TRIAL: usize = 2;
 
 /// Costs as shares of an evaluation of one token.
@@ -55,7 +56,7 @@ struct Kind {
 }
 
 impl DraftLength {
-    /// Drafts between `min` and `max` tokens at a time, or none. `costs` hold until they are measured.
+    /// Creates a `DraftLength` for drafts of `min` to `max` tokens, or none. `costs` are used until they are measured.
     pub fn new(min: usize, max: usize, costs: Costs) -> Self {
         let kind = Kind { taken: PRIOR.0, tried: PRIOR.1, pause: None, next_pause: PAUSE.0 };
         Self { min, max, costs, one: None, kinds: [kind; KINDS] }
@@ -102,7 +103,7 @@ impl DraftLength {
 
     fn best(&self, share: f64, most: usize) -> usize {
         let each = self.costs.draft + self.costs.read;
-        // Less would be noise.
+        // A smaller gain would be noise.
         let (mut best, mut best_rate) = (0, 1.02);
         let (mut tokens, mut power) = (1.0, 1.0);
         for n in 1..=most {
@@ -116,7 +117,8 @@ impl DraftLength {
         best
     }
 
-    /// Notes that the first `taken` of `drafted` tokens were accepted. `ended`: the text ended before the next was decided on.
+    /// Records that the first `taken` of `drafted` tokens were accepted. `ended` says that the text ended before the
+    /// next one was decided on.
     pub fn learn(&mut self, kind: usize, drafted: usize, taken: usize, ended: bool) {
         let tried = if ended { taken } else { drafted.min(taken + 1) };
         let kind = &mut self.kinds[kind];
@@ -125,14 +127,14 @@ impl DraftLength {
         kind.tried = old(kind.tried, PRIOR.1) + tried as f64;
     }
 
-    /// Notes how long an evaluation of one token and `drafted` more took.
+    /// Records how long an evaluation of one token and `drafted` more took.
     pub fn evaluated(&mut self, drafted: usize, time: Duration) {
         let time = time.as_secs_f64();
         match (drafted, &mut self.one) {
             (0, None) => self.one = Some(time),
             (0, Some(one)) => *one += (time - *one) * 0.2,
             (drafted, Some(one)) if *one > 0.0 => {
-                // A machine that was busy for a moment must not end drafting.
+                // A short load on the machine must not end drafting.
                 let read = ((time / *one - 1.0) / drafted as f64).clamp(0.0, 1.5);
                 self.costs.read += (read - self.costs.read) * 0.2;
             }
@@ -140,7 +142,7 @@ impl DraftLength {
         }
     }
 
-    /// Notes how long drafting `drafted` tokens took.
+    /// Records how long drafting `drafted` tokens took.
     pub fn drafted(&mut self, drafted: usize, time: Duration) {
         if let Some(one) = self.one.filter(|one| *one > 0.0 && drafted > 0) {
             let draft = (time.as_secs_f64() / one / drafted as f64).clamp(0.0, 2.0);

@@ -5,10 +5,10 @@
 //!                                    row 0 decides on x1, row 1 on x2, ...: up to the first that is not taken
 //! ```
 //!
-//! The result is as without: the same tokens where the most likely one is always taken, the same distribution where tokens
-//! are drawn, and the same tokens even there where the draft is looked up in the text, because the sampler then draws as it
-//! would have without it. On most machines evaluating a few tokens at once takes little more time than evaluating one, since
-//! all weights have to come from memory either way.
+//! Speculation does not change the result. If the most likely token is always taken, the tokens are the same. If tokens
+//! are sampled, the distribution is the same; with drafts from the text itself, even the tokens are the same, because
+//! the sampler draws as it would without a draft. On most machines, evaluating a few tokens at once takes little more
+//! time than evaluating one, because in both cases all weights have to be read from memory.
 //!
 //! [`choose`] replaces a token that is not accepted. [`draft_length`] decides how many are drafted. [`ngram`] drafts from the
 //! text itself.
@@ -32,8 +32,8 @@ use ngram::Ngrams;
 
 pub use choose::take_or_redraw;
 
-/// The cost of one more token in an evaluation, as a share of an evaluation of one token, until it is measured: about what
-/// it is on a CPU.
+/// The assumed cost of one more token in an evaluation, as a share of an evaluation of one token, until it is measured.
+/// It is about right for a CPU.
 const ASSUMED_READ: f64 = 0.25;
 
 /// How many tokens to draft.
@@ -41,10 +41,10 @@ const ASSUMED_READ: f64 = 0.25;
 pub struct DraftOptions {
     /// The most tokens to draft at a time.
     pub max: usize,
-    /// Drafts shorter than this are not used. Where it equals `max`, that many are drafted every time; otherwise as many as
-    /// have paid off so far.
+    /// Shorter drafts are not used. If this equals `max`, that many tokens are drafted every time; otherwise the number
+    /// depends on how drafts have paid off so far.
     pub min: usize,
-    /// A draft model stops where its most likely token is less likely than this.
+    /// A draft model stops when its most likely token is less likely than this.
     pub p_min: f32,
 }
 
@@ -84,12 +84,12 @@ impl DraftOptions {
     }
 }
 
-/// How drafting went.
+/// Statistics of drafting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Speculation {
     /// Tokens that were drafted and evaluated.
     pub drafted: usize,
-    /// Those of them that became part of the text.
+    /// Drafted tokens that became part of the text.
     pub accepted: usize,
     /// Evaluations of the model, after that of the prompt.
     pub evaluations: usize,
@@ -104,38 +104,38 @@ impl std::ops::AddAssign for Speculation {
 }
 
 impl Speculation {
-    /// Returns the share of the drafted tokens that was accepted; 0 where none was drafted.
+    /// Returns the share of the drafted tokens that was accepted; 0 if none was drafted.
     pub fn acceptance(&self) -> f64 {
         if self.drafted == 0 { 0.0 } else { self.accepted as f64 / self.drafted as f64 }
     }
 
-    /// Returns how many tokens of the text an evaluation yields: 1 where drafting gained nothing.
+    /// Returns the number of tokens per evaluation: 1 if drafting gained nothing.
     pub fn tokens_per_evaluation(&self) -> f64 {
         if self.evaluations == 0 { 0.0 } else { 1.0 + self.accepted as f64 / self.evaluations as f64 }
     }
 }
 
-/// Guesses how a text goes on. It is kept across texts: what it knows of one is used again for the next, as far as the next
-/// begins with the same tokens.
+/// Guesses how a text continues. It is kept from text to text: what it knows about one is reused for the next, as far
+/// as that begins with the same tokens.
 #[derive(Debug)]
 pub struct Draft {
     source: Source,
     draft_length: DraftLength,
     max: usize,
     p_min: f32,
-    // The text so far: the prompt and what was written.
+    // The text so far: the prompt and the written tokens.
     text: Vec<u32>,
     // The guesses of what follows it.
     tokens: Vec<u32>,
-    // The distribution that each guess was drawn from, sorted by token; None where it could not have been another.
+    // The distribution that each guess was drawn from, sorted by token; None if the guess was not drawn at random.
     drawn_from: Vec<Option<Vec<(u32, f64)>>>,
     kind: usize,
-    // Of the current guesses, those that were taken.
+    // Number of the current guesses that were accepted.
     taken: usize,
     // The target's memory could not be truncated after all.
     given_up: bool,
-    // Whether measured time may decide on the length of drafts. Not where that length decides which random number is used
-    // for which token: the same seed has to give the same text.
+    // Whether measured times may decide on the length of drafts. They may not if that length determines which random
+    // number is used for which token, because the same seed has to produce the same text.
     timed: bool,
     seed: Option<u64>,
     random: Random,
@@ -148,7 +148,7 @@ pub struct Draft {
 pub(super) struct Guess<'a> {
     /// The token.
     pub token: u32,
-    /// The distribution that it was drawn from, sorted by token; `None` where it could not have been another.
+    /// The distribution that it was drawn from, sorted by token; `None` if it was not drawn at random.
     pub drawn_from: Option<&'a [(u32, f64)]>,
 }
 
@@ -161,7 +161,7 @@ enum Source {
 #[derive(Debug)]
 struct Drafter {
     session: Session<Box<dyn Decoder + Send>>,
-    // Tokens at the beginning of the text that the session is known to have read.
+    // Number of tokens at the beginning of the text that the session is known to have read.
     known: usize,
 }
 
@@ -169,18 +169,18 @@ impl Draft {
     /// Returns a draft that looks the continuation up in the text itself.
     ///
     /// # Errors
-    /// Where an option is out of range.
+    /// If an option is out of range.
     pub fn ngram(options: DraftOptions) -> Result<Self, Error> {
         options.check()?;
         let costs = Costs { draft: 0.0, read: ASSUMED_READ };
         Ok(Self::new(Source::Ngram(Ngrams::default()), options, costs))
     }
 
-    /// Returns a draft that asks a smaller model of the same vocabulary. `session` is how the target's session was made; that
-    /// of the draft model gets as large a context.
+    /// Returns a draft that uses a smaller model with the same vocabulary. `session` has the options of the target's
+    /// session; the draft model's session gets a context of the same size.
     ///
     /// # Errors
-    /// Where an option is out of range, the vocabularies differ, the draft model's memory cannot be truncated, or there is
+    /// If an option is out of range, the vocabularies differ, the draft model's memory cannot be truncated, or there is
     /// no memory for its session.
     pub fn model(
         target: &Model,
@@ -204,7 +204,7 @@ impl Draft {
         Ok(Self::with_decoder(Box::new(context), &session, cost, options))
     }
 
-    /// Asks a model, of which drafting a token costs `cost` of what an evaluation of the target costs.
+    /// Uses a model for which drafting a token costs `cost`, as a share of an evaluation of the target.
     pub(super) fn with_decoder(
         decoder: Box<dyn Decoder + Send>,
         session: &SessionOptions,
@@ -215,7 +215,7 @@ impl Draft {
         Self::new(Source::Model(Box::new(drafter)), options, Costs { draft: cost, read: ASSUMED_READ })
     }
 
-    /// Returns how the session of a draft model is made, where that of the target is made by `session`.
+    /// Returns the options for the session of a draft model, given those of the target's session.
     pub fn session_options(target: &Model, session: &SessionOptions) -> SessionOptions {
         SessionOptions { n_ctx: Some(session.n_ctx_for(target.n_ctx_train())), rows: 1, ..session.clone() }
     }
@@ -240,7 +240,8 @@ impl Draft {
         }
     }
 
-    /// Begins a text with `prompt`, written by `sampler`. `can_truncate`: whether the target's memory can be truncated.
+    /// Begins a text with `prompt`, sampled by `sampler`. `can_truncate` says whether the target's memory can be
+    /// truncated.
     pub(super) fn begin(&mut self, prompt: &[u32], sampler: &Sampler, can_truncate: bool) -> Result<(), Error> {
         if !can_truncate {
             return Err(DraftError::TargetCannotTruncate.into());
@@ -257,7 +258,8 @@ impl Draft {
         self.text.extend_from_slice(&prompt[same..]);
         self.clear();
         self.stats = Speculation::default();
-        // The same seed has to give the same text, and guesses must be independent of the sampler's own random numbers.
+        // The same seed has to produce the same text, and guesses must be independent of the sampler's own random
+        // numbers.
         if self.seed != Some(sampler.seed()) {
             self.seed = Some(sampler.seed());
             self.random = Random::new(sampler.seed() ^ 0x6472_6166_7464_7261);
@@ -265,7 +267,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Has the draft model, where there is one, read the text so far, which is the prompt.
+    /// Lets the draft model, if there is one, read the text so far, which is the prompt.
     pub(super) fn read(&mut self) -> Result<(), Error> {
         match &mut self.source {
             Source::Model(drafter) if self.text.len() <= drafter.session.n_ctx() as usize => {
@@ -287,14 +289,14 @@ impl Draft {
         self.text.push(token);
     }
 
-    /// Notes that the guess for the last token was right.
+    /// Records that the guess for the last token was right.
     pub(super) fn taken(&mut self) {
         self.taken += 1;
         self.stats.accepted += 1;
     }
 
-    /// Notes that the guesses have been decided on: those after the first wrong one mean nothing. `ended`: the text ended
-    /// before one was wrong.
+    /// Records that the guesses have been decided on; those after the first wrong one are ignored. `ended` says that
+    /// the text ended before one was wrong.
     pub(super) fn decided(&mut self, ended: bool) {
         if !self.tokens.is_empty() {
             self.draft_length.learn(self.kind, self.tokens.len(), self.taken, ended);
@@ -317,10 +319,10 @@ impl Draft {
     /// Guesses at most `most` tokens of what follows the text. Returns the guesses.
     ///
     /// # Errors
-    /// Where the draft model fails, or is interrupted.
+    /// If the draft model fails, or is interrupted.
     pub(super) fn propose(&mut self, most: usize, sampler: &Sampler) -> Result<&[u32], Error> {
         self.clear();
-        // The first evaluation is timed as it is, without any guesses.
+        // The first evaluation is timed without guesses.
         if self.given_up || most == 0 || self.draft_length.knows_nothing() {
             return Ok(&[]);
         }
@@ -339,12 +341,12 @@ impl Draft {
                 self.drawn_from.resize(self.tokens.len(), None);
             }
             Source::Model(drafter) => {
-                // The draft model reads all guesses but the last.
+                // The draft model reads all guesses except the last one.
                 let room = (drafter.session.n_ctx() as usize + 1).saturating_sub(self.text.len());
                 let n = self.draft_length.length(self.kind, most.min(room));
                 if n > 0 {
                     let begun = Instant::now();
-                    // After a pause there is more to read first, which is not part of the cost of drafting.
+                    // After a pause, the draft model first has to catch up, which is not part of the cost of drafting.
                     let is_near = drafter.known + n + 2 >= self.text.len();
                     self.ask(n, sampler)?;
                     if self.timed && is_near {
@@ -357,7 +359,7 @@ impl Draft {
         Ok(&self.tokens)
     }
 
-    /// Has the draft model write `n` tokens, with a copy of the target's sampler.
+    /// Lets the draft model write `n` tokens, with a copy of the target's sampler.
     fn ask(&mut self, n: usize, sampler: &Sampler) -> Result<(), Error> {
         let Source::Model(drafter) = &mut self.source else { return Ok(()) };
         let session = &mut drafter.session;
@@ -367,8 +369,8 @@ impl Draft {
         let mut sampler = sampler.clone();
         for i in 0..n {
             let logits = session.logits(0)?;
-            // The most likely token decides, not the one that is drawn: dropping guesses by what they are would skew the
-            // distribution of the result.
+            // The most likely token decides, not the one that is drawn: dropping guesses depending on the drawn token
+            // would bias the distribution of the result.
             if self.p_min > 0.0 && highest_probability(logits) < f64::from(self.p_min) {
                 break;
             }
@@ -396,7 +398,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Notes that an evaluation of a token and `drafted` guesses began at `begun` and is done.
+    /// Records that an evaluation of a token and `drafted` guesses, which began at `begun`, is done.
     pub(super) fn evaluated(&mut self, drafted: usize, begun: Instant) {
         self.stats.evaluations += 1;
         if self.timed || self.draft_length.knows_nothing() {
@@ -404,7 +406,7 @@ impl Draft {
         }
     }
 
-    /// Returns how drafting went in the current text.
+    /// Returns the statistics of drafting for the current text.
     pub(super) fn stats(&self) -> Speculation {
         self.stats
     }

@@ -1,12 +1,12 @@
-//! Drafts from the text itself: what followed the last few tokens where they stood before.
+//! Drafts from the text itself: the tokens that followed an earlier occurrence of the last few tokens.
 //!
 //! ```text
 //! ... the king of France said ...  and then the king of ──► France said ...
 //!     └── match ──┘                        └─ suffix ─┘
 //! ```
 //!
-//! Every three tokens in a row are linked to their previous occurrence, so that a search visits those places only. It takes
-//! the place before which most tokens agree with the end of the text, and the last of several.
+//! Every three consecutive tokens are linked to their previous occurrence, so a search visits only these places. It
+//! takes the place with the longest match with the end of the text; among equals, the last one.
 //!
 //! Source: the idea is prompt lookup decoding, <https://github.com/apoorvumang/prompt-lookup-decoding>; chains of
 //! matches are how LZ77 compressors search.
@@ -22,7 +22,7 @@ const MOST_LOOKED_AT: usize = 64;
 /// The end of a chain.
 const NONE: u32 = u32::MAX;
 
-/// For each place of a text, the previous occurrence of the three tokens that end there. The caller keeps the text.
+/// For each position of a text, the previous occurrence of the three tokens that end there. The caller keeps the text.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ngrams {
     last: HashMap<[u32; SHORTEST], u32>,
@@ -35,12 +35,12 @@ pub(super) struct Ngrams {
 pub(super) struct Match {
     /// Index of the token that followed.
     pub next: usize,
-    /// Tokens that agree, up to [`LONGEST`].
+    /// Number of tokens that match, up to [`LONGEST`].
     pub length: usize,
 }
 
 impl Ngrams {
-    /// Adds the tokens of `text` that are new. It begins with the text seen so far.
+    /// Adds the new tokens of `text`, which begins with the text seen so far.
     pub fn extend(&mut self, text: &[u32]) {
         for end in self.before.len()..text.len() {
             let before = match gram(text, end) {
@@ -51,7 +51,7 @@ impl Ngrams {
         }
     }
 
-    /// Removes what follows the first `n` tokens of `text`, the text seen so far.
+    /// Removes everything after the first `n` tokens of `text`, the text seen so far.
     pub fn truncate(&mut self, text: &[u32], n: usize) {
         while self.before.len() > n {
             let end = self.before.len() - 1;
@@ -92,8 +92,8 @@ fn gram(text: &[u32], end: usize) -> Option<[u32; SHORTEST]> {
 }
 
 impl Match {
-    /// Appends the `n` tokens that followed to `out`. Beyond the end of the text, the copied tokens are copied again: a text
-    /// that repeats itself goes on repeating.
+    /// Appends to `out` the `n` tokens that followed the match. Past the end of the text, it copies again the tokens
+    /// that it has just appended, so that a text that repeats itself keeps repeating.
     pub fn copy(self, text: &[u32], n: usize, out: &mut Vec<u32>) {
         let first = out.len();
         for at in self.next..self.next + n {

@@ -1,4 +1,4 @@
-//! A whole comparison: files, texts, tasks and weights.
+//! A complete comparison: files, texts, tasks and weights.
 //!
 //! ```text
 //! Comparison::prepare   open the files ─► tokenize the texts ─► same vocabulary? ─► open the tasks     no weights read
@@ -23,34 +23,34 @@ use crate::weights::{FileComparison, FileOptions, Observer};
 pub use self::texts::{check_window, describe_failure};
 pub(super) use self::texts::{diagnosed, loading, steps_of};
 
-/// What to compare, and by what.
+/// What to compare, and how.
 #[derive(Clone, Debug, Default)]
 pub struct ComparisonOptions {
-    /// The files, and what to compare of them without running a model. The reference may be a [`Trace`] here.
+    /// The files, and what to compare without running a model. Here, the reference may be a [`Trace`].
     pub files: FileOptions,
-    /// Texts to compare on. A trace brings its own; those that are given have to be among them.
+    /// Texts to compare on. A trace has its own texts; given texts must be among them.
     pub texts: Vec<TextFile>,
-    /// Tokens of a window; `None` for [`Cut::USUAL`], or what the trace has.
+    /// Tokens in a window; `None` for [`Cut::USUAL`], or for the trace's windows.
     pub window: Option<u32>,
-    /// Windows to read of each text at most.
+    /// The most windows of each text to read.
     pub most_windows: Option<usize>,
-    /// How often the bootstrap draws.
+    /// Number of bootstrap resamples.
     pub resamples: u32,
-    /// The bootstrap's seed.
+    /// Seed of the bootstrap.
     pub seed: u64,
     /// Tasks to answer: their files.
     pub tasks: Vec<PathBuf>,
-    /// How all of them are opened.
+    /// How to open the tasks.
     pub task_options: TaskOptions,
-    /// The folder in which answers are kept, so that an interrupted comparison goes on with those that are there.
+    /// The folder in which answers are saved, so that an interrupted comparison can continue.
     pub task_results: Option<PathBuf>,
-    /// Tokens that a question and its examples may take together; `None` for what the model was trained on, up to 4096.
+    /// The most tokens for a question together with its examples; `None` for what the model was trained on, up to 4096.
     pub task_context: Option<u32>,
     /// How models are run.
     pub models: ModelSettings,
 }
 
-/// A comparison, checked: only the work itself is left.
+/// A comparison that has been checked and is ready to execute.
 pub struct Comparison {
     options: ComparisonOptions,
     files: FileComparison,
@@ -61,12 +61,12 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Opens the files, the texts and the tasks, and checks that they go together. Makes the folder for answers.
+    /// Opens the files, the texts and the tasks, and checks that they fit together. Creates the folder for answers.
     ///
-    /// A candidate that cannot be compared stays, with its failure in the results, as long as there are others.
+    /// A candidate that cannot be compared is kept, with its failure in the results, as long as there are others.
     ///
     /// # Errors
-    /// When the reference, a text or a task cannot be used, or no candidate is left.
+    /// If the reference, a text or a task cannot be used, or no candidate is left.
     pub fn prepare(options: ComparisonOptions) -> Result<Self, Error> {
         let reference = &options.files.reference;
         let trace = if Trace::is_one(reference) { Some(Trace::open(reference)?) } else { None };
@@ -90,27 +90,27 @@ impl Comparison {
         Ok(comparison)
     }
 
-    /// What is known so far.
+    /// Returns the results so far.
     pub fn results(&self) -> &Results {
         self.files.results()
     }
 
-    /// The candidates that cannot be compared, or not to the end, by name, and why.
+    /// Returns the names of the candidates that cannot be compared, or not completely, and the reasons.
     pub fn failures(&self) -> impl Iterator<Item = (&str, &str)> {
         self.files.failures()
     }
 
-    /// The tasks that will be answered, with what there is to say of each.
+    /// Returns the tasks that will be answered, with notes on each.
     pub fn tasks(&self) -> &[Task] {
         &self.tasks
     }
 
-    /// Does the work. What was found is in [`Self::results`], also when this fails or is stopped.
+    /// Executes the comparison. The results are in [`Self::results`], even if this fails or is stopped.
     ///
-    /// To be stopped while texts are read or questions are answered is not an error: the results say so.
+    /// Being stopped while texts are read or questions are answered is not an error; the results say so.
     ///
     /// # Errors
-    /// When the reference cannot be measured, no candidate is left, something could not be saved, or `cancel` was set
+    /// If the reference cannot be measured, no candidate is left, something could not be saved, or `cancel` was set
     /// before anything was measured.
     pub fn execute(&mut self, observer: &dyn Observer, cancel: &Arc<AtomicBool>) -> Result<(), Error> {
         self.options.models.session.cancel = cancel.clone();
@@ -134,21 +134,21 @@ impl Comparison {
         observer.measured(self.results()).map_err(Error::Save)
     }
 
-    /// Says in the results which texts are read, and how.
+    /// Records in the results which texts are read, and how.
     fn describe_texts(&mut self) {
         let results = self.files.results_mut();
         describe_settings(results, self.options.resamples, self.options.seed, &self.options.models);
         assemble::describe_texts(results, &self.texts, self.cut);
     }
 
-    /// The candidates that have not failed, by their places.
+    /// Returns the indices of the candidates that have not failed.
     fn left(&self) -> Vec<usize> {
         let candidates = &self.results().candidates;
         (0..candidates.len()).filter(|i| candidates[*i].failure.is_none()).collect()
     }
 }
 
-/// What results say of a trace.
+/// Describes a trace for the results.
 pub(super) fn reference_of_trace(trace: &Trace, path: &Path) -> Reference {
     let model = &trace.header().model;
     let file = File {
@@ -162,7 +162,7 @@ pub(super) fn reference_of_trace(trace: &Trace, path: &Path) -> Reference {
     Reference { file, trace_k: Some(trace.header().k), ..Reference::default() }
 }
 
-/// Says in `results` how intervals are computed and models are run.
+/// Records in `results` how intervals are computed and models are run.
 pub(super) fn describe_settings(results: &mut Results, resamples: u32, seed: u64, models: &ModelSettings) {
     results.settings.resamples = resamples;
     results.settings.seed = seed;

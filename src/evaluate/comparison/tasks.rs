@@ -1,4 +1,4 @@
-//! Comparing by tasks.
+//! Compares models by tasks.
 
 use std::path::Path;
 
@@ -11,10 +11,10 @@ use crate::llama::Model;
 use crate::report::results::TaskScores;
 use crate::weights::{Observer, Stage};
 
-/// What a model answered to each task.
+/// A model's answers to each task.
 type Answers = Vec<Vec<QuestionResult>>;
 
-/// Opens all tasks, and makes the folder for answers.
+/// Opens all tasks, and creates the folder for answers.
 pub(super) fn open(options: &ComparisonOptions) -> Result<Vec<Task>, Error> {
     let mut opened: Vec<Task> = Vec::new();
     for path in &options.tasks {
@@ -31,7 +31,7 @@ pub(super) fn open(options: &ComparisonOptions) -> Result<Vec<Task>, Error> {
 }
 
 impl Comparison {
-    /// Has the reference, where it is a model, and all candidates answer the tasks, one model after the other.
+    /// Lets all candidates answer the tasks, and the reference if it is a model, one model after the other.
     pub(super) fn answer_tasks(&mut self, observer: &dyn Observer) -> Result<(), Error> {
         if self.left().is_empty() {
             return Ok(());
@@ -81,7 +81,7 @@ impl Comparison {
         Ok(())
     }
 
-    /// Has a model answer all tasks.
+    /// Lets a model answer all tasks.
     fn answers_of(
         &mut self,
         path: &Path,
@@ -114,7 +114,7 @@ impl Comparison {
         Ok(answers)
     }
 
-    /// The file of a model's answers to a task, where answers are kept, and those that are there.
+    /// Returns the file of a model's answers to a task, if answers are saved, and the answers that it already has.
     fn keep(
         &self,
         task: &Task,

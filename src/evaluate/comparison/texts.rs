@@ -1,4 +1,4 @@
-//! Comparing by texts.
+//! Compares models by texts.
 
 use super::super::diagnose::first_broken;
 use super::super::measure::{self, Against, Columns, Measured, Measurement, ReadOptions};
@@ -15,8 +15,8 @@ use crate::vocab::{same_vocabulary, vocabulary_hash};
 use crate::weights::{FilesError, Observer, Stage};
 
 impl Comparison {
-    /// Reads the texts, takes those of the trace where there is one, and checks that all candidates read the same tokens.
-    /// Does nothing where only tasks or weights are compared.
+    /// Reads the texts, or takes those of the trace, and checks that all candidates read the same tokens. Does nothing
+    /// if only tasks or weights are compared.
     pub(super) fn prepare_texts(&mut self) -> Result<(), Error> {
         (self.texts, self.cut) = match &self.trace {
             Some(trace) => {
@@ -95,7 +95,7 @@ impl Comparison {
         self.texts.iter().map(|text| self.cut.windows(text).len() as u64).sum()
     }
 
-    /// All models in memory at once, one window after the other.
+    /// Measures with all models in memory at once, one window after the other.
     fn read_beside_reference(&mut self, observer: &dyn Observer) -> Result<(), Error> {
         let read = ReadOptions { session: self.options.models.session.clone(), cut: self.cut };
         let shape = Shape::of(&Gguf::open(&self.options.files.reference)?);
@@ -122,7 +122,7 @@ impl Comparison {
             }
         }
         if models.is_empty() {
-            // Their failures have been told.
+            // Their failures have already been reported.
             return Err(FilesError::NoneLeft { failures: Vec::new() }.into());
         }
         let name = format!("{} models", models.len() + 1);
@@ -155,7 +155,7 @@ impl Comparison {
         Ok(())
     }
 
-    /// One candidate after the other: what the reference expects is known.
+    /// Measures one candidate after the other, because the reference's predictions are known.
     fn read_beside_trace(&mut self, trace: &Trace, observer: &dyn Observer) -> Result<(), Error> {
         let read = ReadOptions { session: self.options.models.session.clone(), cut: self.cut };
         let of_models = session_for(&read.session, self.cut, trace.header().n_vocab);
@@ -185,7 +185,7 @@ impl Comparison {
                 self.files.fail(i, diagnosed(failure, *window, &self.texts, &read, &model), observer);
                 continue;
             }
-            // What has read less than the others is not compared with them.
+            // A candidate that has read less than the others is not compared with them.
             if measurement.interrupted && !all.is_empty() {
                 return Ok(());
             }
@@ -212,7 +212,7 @@ fn has_vocabulary(trace: &Trace, model: &Model) -> bool {
     vocabulary_hash(model.tokenizer()).to_hex().as_str() == trace.header().vocabulary
 }
 
-/// An error of loading, where being stopped is one of its own.
+/// Converts an error from loading; an interruption has its own error.
 pub(in crate::evaluate) fn loading(error: engine::Error) -> Error {
     match error {
         engine::Error::LoadCancelled => Error::LoadingStopped,
@@ -220,7 +220,7 @@ pub(in crate::evaluate) fn loading(error: engine::Error) -> Error {
     }
 }
 
-/// Turns the number of windows done into steps for an observer.
+/// Converts the number of windows done into steps for an observer.
 pub(in crate::evaluate) fn steps_of(observer: &dyn Observer) -> impl FnMut(usize) + '_ {
     let mut before = 0;
     move |done| {
@@ -229,10 +229,11 @@ pub(in crate::evaluate) fn steps_of(observer: &dyn Observer) -> impl FnMut(usize
     }
 }
 
-/// Checks that a model was trained on windows of that size: llama.cpp reads on past that, and what comes of it says nothing.
+/// Checks that a model was trained on windows of this size. llama.cpp would read longer ones too, but the results would
+/// be meaningless.
 ///
 /// # Errors
-/// When the window is longer.
+/// If the window is longer.
 pub fn check_window(model: &Model, cut: Cut) -> Result<(), Error> {
     match model.n_ctx_train() {
         Some(trained) if cut.window > trained => Err(Error::WindowBeyondTraining { window: cut.window, trained }),
@@ -240,7 +241,7 @@ pub fn check_window(model: &Model, cut: Cut) -> Result<(), Error> {
     }
 }
 
-/// Says where a model failed, why, and which of its tensors is to blame where that can be found.
+/// Says where and why a model failed, and which of its tensors caused it, if that can be found.
 pub(in crate::evaluate) fn diagnosed(
     failure: &Failure,
     window: usize,

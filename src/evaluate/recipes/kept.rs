@@ -1,12 +1,13 @@
-//! What was measured of a file, kept on disk with what it was measured of, so that an interrupted comparison goes on.
+//! Saves the measurements of a file to disk, together with what they depend on, so that an interrupted comparison can
+//! continue.
 //!
 //! ```text
 //! {"made_of":{...},"file":{...},"changed":[...],"weights":{...},"scored":N} \n  numbers            BLAKE3 of all before
 //! JSON in one line, with 0 in place of each number                              f64, little-endian   32 bytes
 //! ```
 //!
-//! JSON has no infinite numbers, and its readers round. So the numbers follow as they are: those of the JSON in its order,
-//! then the five columns.
+//! JSON has no infinite numbers, and its readers may round. So the numbers follow in binary: first those of the JSON,
+//! in its order, then the five columns.
 
 use std::fs;
 use std::io::{self, Write};
@@ -21,27 +22,27 @@ use crate::report::results::{Change, File, WeightError, WeightErrors};
 
 const HASH_BYTES: usize = 32;
 
-/// What was measured of a file.
+/// The measurements of a file.
 #[derive(Debug)]
 pub struct Kept {
-    /// The file, which may be gone.
+    /// The file. It may have been removed.
     pub file: File,
-    /// The tokens that changed most.
+    /// The tokens whose predictions changed most.
     pub changed: Vec<Change>,
-    /// How its weights differ.
+    /// How its weights differ from the source's.
     pub weights: Option<WeightErrors>,
-    /// A number for each scored token; empty where no texts were read.
+    /// The measures of each scored token; empty if no texts were read.
     pub columns: Columns,
 }
 
-/// Why nothing was read.
+/// Why measurements could not be read.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Missing {
     /// There is no file.
     Absent,
-    /// It was measured of something else: of what.
+    /// The measurements belong to something else. Says what differs.
     Other(&'static str),
-    /// It is not whole.
+    /// The file is damaged.
     Damaged,
 }
 
@@ -79,10 +80,10 @@ impl Head {
     }
 }
 
-/// Writes what was measured.
+/// Writes measurements.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// If the file cannot be written.
 pub fn write(path: &Path, made_of: &MadeOf, kept: &Kept) -> io::Result<()> {
     let Kept { file, changed, weights, columns } = kept;
     let scored = columns.kld.len();
@@ -108,10 +109,10 @@ pub fn write(path: &Path, made_of: &MadeOf, kept: &Kept) -> io::Result<()> {
     out.finish(true)
 }
 
-/// Reads what was measured of `made_of`.
+/// Reads the measurements of `made_of`.
 ///
 /// # Errors
-/// When there is nothing, when it was measured of something else, and when it is damaged or cannot be read.
+/// If there is no file, if it belongs to something else, or if it is damaged or cannot be read.
 pub fn read(path: &Path, made_of: &MadeOf) -> Result<Kept, Missing> {
     let bytes = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Missing::Absent),

@@ -1,4 +1,4 @@
-//! A file of every recipe, made from one source and compared with it.
+//! Converts one source with every recipe, and compares the files with it.
 //!
 //! ```text
 //! source ─► 16-bit copy ─┬─► importance           the copy is made where the source is a folder, which cannot be run
@@ -6,13 +6,13 @@
 //! source ─► each recipe, without importance and with it ─► measured against the trace ─► kept ─► Results over all
 //! ```
 //!
-//! Every file lies in one folder, with a note of what it was made of ([`MadeOf`]). What is there and was made of the same is
-//! used, all else is made again, so an interrupted comparison goes on where it was. Each candidate is measured alone: no more
-//! than one model is in memory, and one at a time, no more than one is on the disk.
+//! All files are in one folder, each with a note of what it was made from ([`MadeOf`]). A file whose note still matches
+//! is reused, and all others are made again, so an interrupted comparison can continue. Each candidate is measured
+//! alone, so only one model is in memory. With [`RecipeOptions::one_at_a_time`], only one is on the disk.
 //!
-//! Candidates are measured against a trace of the reference and not beside it, so that what was measured of one stays
-//! comparable with what is measured of another a day later. The trace is a rich one: [`K`] tokens a position, and [`DRAWN`]
-//! of the others.
+//! Candidates are measured against a trace of the reference, not side by side with it, so that measurements of
+//! different days can be compared. The trace is detailed: it has [`K`] tokens per position, and [`DRAWN`] of the
+//! others.
 
 mod kept;
 
@@ -44,20 +44,20 @@ use crate::recipe::{Plan, Recipe};
 use crate::report::results::{Candidate, File, Reference, Results, Settings};
 use crate::weights::{self, Observer, Stage, file};
 
-/// The most likely tokens that the trace keeps at every position.
+/// How many of the most likely tokens the trace keeps at every position.
 pub const K: u32 = 512;
-/// Tokens that it draws of all others.
+/// How many tokens it samples from all others.
 pub const DRAWN: u32 = 16;
 
 /// Where importance comes from.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum ImportanceFrom {
-    /// There is none: each recipe is made once, without.
+    /// There is none: each recipe is used once, without importance.
     #[default]
     Nothing,
-    /// A file of importance.
+    /// An importance file.
     File(PathBuf),
-    /// Texts that the 16-bit model reads.
+    /// Texts on which the 16-bit model measures it.
     Texts(Vec<Weighted>),
 }
 
@@ -66,33 +66,33 @@ pub enum ImportanceFrom {
 pub struct RecipeOptions {
     /// A Hugging Face folder, or a 16-bit GGUF file.
     pub source: PathBuf,
-    /// The folder in which everything is made.
+    /// The folder for all files.
     pub folder: PathBuf,
-    /// The recipes to make.
+    /// The recipes to compare.
     pub recipes: Vec<Recipe>,
-    /// With importance, each recipe is made both without it and with it.
+    /// Importance. If there is any, each recipe is used without and with it.
     pub importance: ImportanceFrom,
-    /// Texts to compare on; without any, weights alone are compared.
+    /// Texts to compare on. Without texts, only weights are compared.
     pub texts: Vec<TextFile>,
-    /// How they are cut.
+    /// How texts are cut into windows.
     pub cut: Cut,
-    /// Windows to read of each text at most.
+    /// The most windows of each text to read.
     pub most_windows: Option<usize>,
-    /// How often the bootstrap draws.
+    /// Number of bootstrap resamples.
     pub resamples: u32,
-    /// The bootstrap's seed.
+    /// Seed of the bootstrap.
     pub seed: u64,
-    /// How sure intervals are: 0.95.
+    /// Confidence level of the intervals: 0.95.
     pub confidence: f64,
-    /// Remove each file as soon as it is measured, and the 16-bit copy as soon as the trace is there.
+    /// Whether to remove each file as soon as it is measured, and the 16-bit copy as soon as the trace is complete.
     pub one_at_a_time: bool,
     /// How models are run.
     pub models: ModelSettings,
-    /// The command to record in the results, a word each.
+    /// The words of the command, to record in the results.
     pub command: Vec<String>,
 }
 
-/// What a file was made of: kept beside it, and compared before it is used again.
+/// What a file was made from. This is saved beside the file, and compared before the file is reused.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MadeOf {
@@ -102,18 +102,18 @@ pub struct MadeOf {
     pub source: String,
     /// BLAKE3 of the recipe.
     pub recipe: Option<String>,
-    /// BLAKE3 of the file of importance; `None` without.
+    /// BLAKE3 of the importance file; `None` without importance.
     pub importance: Option<String>,
-    /// The texts: of each its name, or its weight, and the BLAKE3 of its bytes.
+    /// The texts: the name or the weight of each, and the BLAKE3 of its bytes.
     pub texts: Vec<(String, String)>,
-    /// How texts were cut: tokens of a window, and the most windows of a text.
+    /// How texts were cut: tokens in a window, and the most windows of a text.
     pub windows: Option<(u32, Option<usize>)>,
-    /// What else the numbers depend on: see [`ModelSettings::identity`].
+    /// The other settings that the numbers depend on: see [`ModelSettings::identity`].
     pub settings: Option<String>,
 }
 
 impl MadeOf {
-    /// Returns what is different in `wanted`, in words; `None` where nothing is.
+    /// Says in words what is different in `wanted`; `None` if nothing is.
     fn difference(&self, wanted: &Self) -> Option<&'static str> {
         let all = [
             (self.source == wanted.source, "another source"),
@@ -128,26 +128,26 @@ impl MadeOf {
     }
 }
 
-/// A file to make: a recipe, without importance or with it.
+/// A file to make: a recipe, with or without importance.
 #[derive(Clone, Debug)]
 struct Variant {
     recipe: Recipe,
     with_importance: bool,
-    /// What it is called: `Yi-6B-Q4_K_M-importance`.
+    /// Its name: `Yi-6B-Q4_K_M-importance`.
     name: String,
-    /// Bytes of the file.
+    /// Size of the file in bytes.
     bytes: u64,
 }
 
-/// A comparison of recipes, checked: only the work itself is left.
+/// A comparison of recipes that has been checked and is ready to execute.
 pub struct RecipeComparison {
     options: RecipeOptions,
-    /// What the source is called.
+    /// The source's name.
     name: String,
-    /// The recipe of a copy in the source's own type, and its size; `None` where the source is a model file.
+    /// The recipe for a copy in the source's own type, and its size; `None` if the source is a model file.
     copy: Option<(Recipe, u64)>,
     variants: Vec<Variant>,
-    /// Hashes of the texts and of those for importance, with their names or weights.
+    /// Hashes of the texts, and of the texts for importance, with their names or weights.
     texts: Vec<(String, String)>,
     calibration_texts: Vec<(String, String)>,
 }
@@ -156,7 +156,7 @@ impl RecipeComparison {
     /// Plans all files and hashes the texts. Writes nothing.
     ///
     /// # Errors
-    /// When the source cannot be converted, or a text or the file of importance cannot be read.
+    /// If the source cannot be converted, or a text or the importance file cannot be read.
     pub fn prepare(options: RecipeOptions) -> Result<Self, Error> {
         let source = &options.source;
         let real = source.canonicalize().unwrap_or_else(|_| source.clone());
@@ -208,19 +208,19 @@ impl RecipeComparison {
         Ok(Self { options, name, copy, variants, texts, calibration_texts })
     }
 
-    /// The names of the files to compare, in the order in which they are made.
+    /// Returns the names of the files to compare, in the order in which they are made.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.variants.iter().map(|variant| variant.name.as_str())
     }
 
-    /// Bytes that the disk has to hold beside what is there: of all files that are not made yet, or one at a time of the
-    /// largest.
+    /// Returns how many more bytes the disk has to hold: for all files that are not made yet, or with one at a time,
+    /// for the largest.
     pub fn needed_bytes(&self) -> u64 {
         let is_there = |name: &str| {
             let measured = self.measured_path(name);
             measured.exists() || self.options.folder.join(format!("{name}.gguf")).exists()
         };
-        // The disk has set room aside for what was begun.
+        // Space for a file that was begun is already reserved.
         let begun = |name: &str| {
             let partial = self.options.folder.join(format!("{name}.gguf.partial"));
             partial.metadata().map_or(0, |metadata| metadata.len())
@@ -235,7 +235,7 @@ impl RecipeComparison {
         if self.options.one_at_a_time { all.max().unwrap_or(0) } else { all.sum() }
     }
 
-    /// Bytes that are free on the disk that holds the folder, or will; `None` where the system does not tell.
+    /// Returns the free bytes of the disk that holds the folder, or will hold it; `None` if the system does not say.
     pub fn free_bytes(&self) -> Option<u64> {
         let folder = std::path::absolute(&self.options.folder).ok()?;
         folder.ancestors().find(|folder| folder.is_dir()).and_then(convert::free_bytes)
@@ -243,12 +243,12 @@ impl RecipeComparison {
 
     /// Makes, measures and compares all files.
     ///
-    /// [`Observer::measured`] gets the results of all candidates so far after each of them. A candidate that cannot be run is
-    /// in the results with its failure.
+    /// After each candidate, [`Observer::measured`] gets the results so far. If a candidate cannot be run, the results
+    /// contain its failure.
     ///
     /// # Errors
-    /// When the disk does not hold the files, one cannot be made, the reference cannot be run, or `cancel` was set. What is
-    /// done by then is used by the next run.
+    /// If the disk has too little space, a file cannot be made, the reference cannot be run, or `cancel` was set. The
+    /// next run reuses what is done by then.
     pub fn execute(&mut self, observer: &dyn Observer, cancel: &Arc<AtomicBool>) -> Result<Results, Error> {
         self.options.models.session.cancel = cancel.clone();
         self.check_room()?;
@@ -279,7 +279,8 @@ impl RecipeComparison {
         self.options.folder.join(format!("{name}.measured"))
     }
 
-    /// BLAKE3 of the source: of a GGUF its bytes, of a folder the names and bytes of the files that conversion may read.
+    /// Returns the BLAKE3 of the source: of a GGUF file's bytes, or of the names and bytes of the files in a folder
+    /// that conversion may read.
     fn hash_source(&self, observer: &dyn Observer, cancel: &AtomicBool) -> Result<String, Error> {
         let source = &self.options.source;
         let read = |path: &Path, source| Error::Read { path: path.to_path_buf(), source };
@@ -312,7 +313,7 @@ impl RecipeComparison {
     }
 }
 
-/// The files of a folder that conversion may read, in the order of their names.
+/// Returns the files of a folder that conversion may read, in the order of their names.
 fn source_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     const ENDINGS: [&str; 7] = ["safetensors", "bin", "json", "model", "txt", "jinja", "pt"];
     let mut paths = Vec::new();
@@ -327,13 +328,13 @@ fn source_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Whether a plan has a type that importance makes a difference to.
+/// Returns whether a plan has a type for which importance makes a difference.
 fn uses_importance(plan: &Plan) -> bool {
     let uses = |ty| quant::format(ty).is_some_and(|format| format.importance.is_any());
     plan.tensors.iter().any(|tensor| tensor.dims.len() == 2 && tensor.ty != tensor.source && uses(tensor.ty))
 }
 
-/// A run of the comparison.
+/// One run of the comparison.
 struct Run<'a> {
     comparison: &'a RecipeComparison,
     observer: &'a dyn Observer,
@@ -342,7 +343,7 @@ struct Run<'a> {
     source: String,
 }
 
-/// Passes on what a conversion has read.
+/// Passes the progress of a conversion to an observer.
 struct Converting<'a>(&'a dyn Observer);
 
 impl convert::Observer for Converting<'_> {
@@ -395,18 +396,18 @@ impl Run<'_> {
         MadeOf { nibble: env!("CARGO_PKG_VERSION").to_string(), source: self.source.clone(), ..MadeOf::default() }
     }
 
-    /// Makes a file with `make` unless it is there and was made of the same. It appears under its name when it is whole, and
-    /// the note of what it is made of is there before it is.
+    /// Makes a file with `make`, unless it exists and was made from the same inputs. The file gets its name when it is
+    /// complete; its note is written before that.
     ///
     /// # Errors
-    /// Those of `make`; and where a file of that name has no note, so that it would be lost.
+    /// Those of `make`, and an error if there is a file of that name without a note, since it would be overwritten.
     fn make(&self, path: &Path, made_of: &MadeOf, make: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
         let note_path = note_path(path);
         let found: Option<MadeOf> = fs::read(&note_path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         if path.exists() {
             let Some(found) = found else { return Err(Error::Unknown(path.to_path_buf())) };
             let Some(other) = found.difference(made_of) else { return Ok(()) };
-            self.observer.note(&format!("{} was made of {other}, and is made again", path.display()));
+            self.observer.note(&format!("{} was made from {other}, so it is made again", path.display()));
             fs::remove_file(path).map_err(|source| Error::Write { path: path.to_path_buf(), source })?;
         }
         let write = || -> io::Result<()> {
@@ -418,9 +419,9 @@ impl Run<'_> {
         make()
     }
 
-    /// Removes a file that is not needed any more, and its note. One that cannot be removed only takes room.
+    /// Removes a file that is no longer needed, and its note. Failing to remove it only costs disk space.
     fn remove(&self, path: &Path) {
-        // The note stays as long as the file is there: without it, the next run would not know the file as its own.
+        // The note stays as long as the file exists: without it, the next run would not recognize the file as its own.
         if fs::remove_file(path).is_ok() || !path.exists() {
             let _ = fs::remove_file(note_path(path));
         }
@@ -442,7 +443,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The model that is run: the source, or a copy of it in its own type.
+    /// Returns the model to run: the source, or a copy of it in the source's own type.
     fn reference(&self) -> Result<PathBuf, Error> {
         let Some((recipe, _)) = &self.comparison.copy else { return Ok(self.comparison.options.source.clone()) };
         let path = self.path(&recipe.name);
@@ -519,7 +520,7 @@ impl Run<'_> {
         Ok(Trace::open(&path)?)
     }
 
-    /// What there is to say before anything is measured.
+    /// Returns the results before anything is measured.
     fn empty_results(&self, trace: Option<&Trace>) -> Result<Results, Error> {
         let options = &self.comparison.options;
         let reference = match trace {
@@ -539,7 +540,7 @@ impl Run<'_> {
         Ok(results)
     }
 
-    /// What is known of a file, measured now or earlier; and why it was not measured where that is so.
+    /// Returns the measurements of a file, made now or earlier, and the reason if it could not be measured.
     fn variant(
         &self,
         variant: &Variant,
@@ -572,7 +573,7 @@ impl Run<'_> {
                 self.observer.note(&format!("{} is damaged; {} is measured again", kept_path.display(), variant.name));
             }
             Err(Missing::Other(what)) => {
-                self.observer.note(&format!("{} was measured with {what}, and is measured again", variant.name));
+                self.observer.note(&format!("{} was measured with {what}, so it is measured again", variant.name));
             }
         }
         self.make(&path, &of_file, || self.convert(&variant.recipe, importance, &path))?;
@@ -587,7 +588,7 @@ impl Run<'_> {
         Ok((kept, failure))
     }
 
-    /// Measures a file on the trace's texts and by its weights.
+    /// Measures a file on the trace's texts, and its weights.
     fn measure(&self, path: &Path, trace: Option<&Trace>) -> Result<(Kept, Option<String>), Error> {
         let gguf = Gguf::open(path)?;
         let mut file = file::describe(path, &gguf);
@@ -625,7 +626,7 @@ impl Run<'_> {
         Ok((kept, failure))
     }
 
-    /// Reads the trace's texts with a model. Returns why that failed, where it did.
+    /// Reads the trace's texts with a model. Returns the reason if that failed.
     fn read_texts(&self, path: &Path, trace: &Trace, kept: &mut Kept) -> Result<Option<String>, Error> {
         let settings = &self.comparison.options.models;
         let cut = trace.header().cut();
@@ -653,7 +654,7 @@ impl Run<'_> {
         Ok(None)
     }
 
-    /// Fills in the results of all that is known, smallest file first.
+    /// Fills in the results from all measurements, smallest file first.
     fn fill(&self, results: &mut Results, known: &mut [(Kept, Option<String>)], trace: Option<&Trace>) {
         let order = |file: &File| (file.bytes, file.path.clone());
         known.sort_by_cached_key(|(kept, _)| order(&kept.file));
@@ -673,7 +674,7 @@ impl Run<'_> {
     }
 }
 
-/// Where the note of what a file was made of lies.
+/// Returns the path of the note on what a file was made from.
 fn note_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".made");

@@ -1,4 +1,4 @@
-//! AGIEval: questions of entrance examinations, Gaokao, SAT, LSAT and others, as published
+//! AGIEval: questions from entrance examinations (Gaokao, SAT, LSAT and others), as published
 //! (<https://github.com/ruixiangcui/AGIEval>).
 //!
 //! ```text
@@ -11,8 +11,8 @@
 //! A: Among A through D, the answer is           English
 //! ```
 //!
-//! A question is Chinese that has Chinese characters in its text or its options. Some have several right options, of
-//! which any is right to choose. Those without options are open questions, and left out.
+//! A question counts as Chinese if it has Chinese characters in its text or its options. If a question has several
+//! right options, any of them is right. Questions without options are open questions, and are left out.
 
 use super::source::{Object, Source, texts};
 use super::{Error, Format, Parsed, Question, Score, Scored};
@@ -48,14 +48,14 @@ fn parse(source: &Source<'_>) -> Result<Parsed, Error> {
         let right: Option<Vec<usize>> = labels.chars().map(place).collect();
         let right = right.ok_or_else(|| {
             let shown: String = labels.chars().take(40).collect();
-            object.fails(format!("'label' is '{shown}', and there are {} options from A on", options.len()))
+            object.fails(format!("'label' is '{shown}', but there are {} options from A on", options.len()))
         })?;
         parsed.questions.push(Question::pick(object.line, &context(&object, &options)?, options, &right));
     }
     Ok(parsed)
 }
 
-/// The letters of the right options: written as `B`, `AB` or `["A", "B"]`.
+/// Returns the letters of the right options, which are written as `B`, `AB` or `["A", "B"]`.
 fn labels(object: &Object<'_>) -> String {
     let listed = object.get("label").and_then(texts).map(|labels| labels.concat());
     let labels = listed.or_else(|| object.text_or_number("label")).unwrap_or_default();

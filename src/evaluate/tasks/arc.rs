@@ -1,5 +1,5 @@
-//! ARC, easy and challenge: questions of school science, as AI2 publishes them
-//! (<https://allenai.org/data/arc>), and as Hugging Face exports them.
+//! ARC, easy and challenge: questions about school science, as AI2 publishes them (<https://allenai.org/data/arc>), and
+//! as Hugging Face exports them.
 //!
 //! ```text
 //! {"question": {"stem": "What melts?", "choices": [{"text": "ice", "label": "A"}, ...]}, "answerKey": "A"}
@@ -33,14 +33,14 @@ fn parse(source: &Source<'_>) -> Result<Parsed, Error> {
         let right = choices
             .iter()
             .position(|(label, _)| *label == key)
-            .ok_or_else(|| object.fails(format!("'answerKey' is {key}, and no choice has that label")))?;
+            .ok_or_else(|| object.fails(format!("'answerKey' is {key}, but no choice has that label")))?;
         let context = format!("Question: {stem}\nAnswer:");
         questions.push(Question::pick(object.line, &context, choices.iter().map(|(_, text)| *text), &[right]));
     }
     Ok(Parsed { questions, ..Parsed::default() })
 }
 
-/// The question, and its choices' labels and texts.
+/// Returns the question, and the labels and texts of its choices.
 fn stem_and_choices<'a>(object: &'a Object<'_>) -> Option<(&'a str, Vec<(&'a str, &'a str)>)> {
     match object.get("question")? {
         Value::String(stem) => {

@@ -1,5 +1,5 @@
-//! C-Eval: Chinese questions of 52 subjects, as published (<https://github.com/hkust-nlp/ceval>): a CSV file a subject,
-//! whose name says the subject.
+//! C-Eval: Chinese questions on 52 subjects, as published (<https://github.com/hkust-nlp/ceval>): one CSV file per
+//! subject, named after the subject.
 //!
 //! ```text
 //! id,question,A,B,C,D,answer,explanation       without answer in the test part, without explanation in the val part
@@ -37,7 +37,7 @@ fn parse(source: &Source<'_>) -> Result<Parsed, Error> {
     Ok(Parsed { heading, questions: questions(source)?, ..Parsed::default() })
 }
 
-/// The questions of a file with headings for the question, its answers A to D, and the right one.
+/// Returns the questions of a file that has columns for the question, its answers A to D, and the right answer.
 pub(super) fn questions(source: &Source<'_>) -> Result<Vec<Question>, Error> {
     let rows = source.rows()?;
     let Some((headings, rows)) = rows.split_first() else { return Ok(Vec::new()) };
@@ -48,7 +48,7 @@ pub(super) fn questions(source: &Source<'_>) -> Result<Vec<Question>, Error> {
     let read = |row: &Row<'_>| {
         let right = letters::place(row.field(answer)).ok_or_else(|| {
             let shown: String = row.field(answer).chars().take(40).collect();
-            row.fails(format!("the answer is to be A, B, C or D, and is '{shown}'"))
+            row.fails(format!("the answer has to be A, B, C or D, but is '{shown}'"))
         })?;
         let answers = [a, b, c, d].map(|column| row.field(column));
         Ok(letters::question(row.line, row.field(question), answers, right, "答案："))

@@ -1,5 +1,5 @@
-//! CMMLU: Chinese questions of 67 subjects, as published (<https://github.com/haonan-li/CMMLU>): a CSV file a subject,
-//! whose name says the subject.
+//! CMMLU: Chinese questions on 67 subjects, as published (<https://github.com/haonan-li/CMMLU>): one CSV file per
+//! subject, named after the subject.
 //!
 //! ```text
 //! ,Question,A,B,C,D,Answer

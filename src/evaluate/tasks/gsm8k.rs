@@ -1,5 +1,5 @@
-//! GSM8K: sums in words, as published (<https://github.com/openai/grade-school-math>). The model writes how it gets to the
-//! number.
+//! GSM8K: arithmetic word problems, as published (<https://github.com/openai/grade-school-math>). The model writes out
+//! its solution, which ends with a number.
 //!
 //! ```text
 //! {"question": "...", "answer": "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n...\n#### 72"}
@@ -8,7 +8,7 @@
 //! Answer:                 always the most likely token, up to 256, until 'Question:', '</s>' or '<|im_end|>'
 //! ```
 //!
-//! Numbers are compared without commas, dollar signs, and a full stop at their end.
+//! Numbers are compared without commas, dollar signs and a full stop at the end.
 
 use std::sync::LazyLock;
 
@@ -31,9 +31,9 @@ pub(super) static FORMAT: Format = Format {
     parse,
 };
 
-/// Tokens that the model writes at most.
+/// The most tokens that the model writes.
 pub(super) const MAX_TOKENS: usize = 256;
-/// Texts at which it is stopped.
+/// Texts that stop it.
 pub(super) const STOP: [&str; 3] = ["Question:", "</s>", "<|im_end|>"];
 
 fn parse(source: &Source<'_>) -> Result<Parsed, Error> {
@@ -51,19 +51,19 @@ fn parse(source: &Source<'_>) -> Result<Parsed, Error> {
     Ok(Parsed { questions, ..Parsed::default() })
 }
 
-/// The last number in a text.
+/// Returns the last number in a text.
 pub(super) fn last_number(text: &str) -> Option<String> {
     static NUMBER: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"-?[$0-9.,]{2,}|-?[0-9]+").ok());
     NUMBER.as_ref()?.find_iter(text).last().map(|found| plain(found.as_str()))
 }
 
-/// The first number in a text that is marked as the answer.
+/// Returns the first number in a text that is marked as the answer.
 pub(super) fn marked_number(text: &str) -> Option<String> {
     static MARKED: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"#### (-?[0-9.,]+)").ok());
     Some(plain(MARKED.as_ref()?.captures(text)?.get(1)?.as_str()))
 }
 
-/// A number as it is compared.
+/// Returns a number in the form in which it is compared.
 fn plain(number: &str) -> String {
     let bare: String = number.trim().chars().filter(|c| !matches!(c, ',' | '$')).collect();
     bare.strip_suffix('.').unwrap_or(&bare).to_string()

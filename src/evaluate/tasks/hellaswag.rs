@@ -1,5 +1,5 @@
-//! HellaSwag: which of four endings goes on from what happens, as published in `hellaswag_val.jsonl`
-//! (<https://github.com/rowanz/hellaswag>), and the same as Hugging Face exports it.
+//! HellaSwag: which of four endings continues a situation, as published in `hellaswag_val.jsonl`
+//! (<https://github.com/rowanz/hellaswag>), and as Hugging Face exports it.
 //!
 //! ```text
 //! {"ctx_a": "A man sits on a roof.", "ctx_b": "he", "activity_label": "Roof", "endings": [...], "label": 3}
@@ -7,8 +7,8 @@
 //! Roof: A man sits on a roof. He        the choices are ' ' and an ending
 //! ```
 //!
-//! Of all texts, marks in brackets, which come from WikiHow, are taken out, ` [title]` becomes a full stop, and two spaces
-//! become one; `ctx_b` gets a capital letter at its beginning and none elsewhere.
+//! In all texts, ` [title]` becomes a full stop, other marks in brackets (they come from WikiHow) are removed, and two
+//! spaces become one. `ctx_b` gets a capital letter at its beginning and none elsewhere.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -39,7 +39,7 @@ fn parse(source: &Source<'_>) -> Result<Parsed, Error> {
         })?;
         let endings = object.texts("endings")?;
         let right = label.parse().ok().filter(|right| *right < endings.len()).ok_or_else(|| {
-            object.fails(format!("'label' is {label}, and there are {} endings, counted from 0", endings.len()))
+            object.fails(format!("'label' is {label}, but there are {} endings, counted from 0", endings.len()))
         })?;
         let context = format!("{} {}", object.text("ctx_a")?, capitalised(object.text("ctx_b")?));
         let context = clean(&format!("{}: {context}", object.text("activity_label")?));
@@ -48,7 +48,7 @@ fn parse(source: &Source<'_>) -> Result<Parsed, Error> {
     Ok(Parsed { questions, ..Parsed::default() })
 }
 
-/// As Python's `str.capitalize`.
+/// Does the same as Python's `str.capitalize`.
 fn capitalised(text: &str) -> String {
     let mut rest = text.chars();
     let first = rest.next().map(|c| c.to_uppercase().collect::<String>()).unwrap_or_default();

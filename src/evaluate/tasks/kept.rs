@@ -1,4 +1,4 @@
-//! Results kept on disk, each as soon as it is there, so that an interrupted run goes on where it was.
+//! Saves each result to disk as soon as it is known, so that an interrupted run can continue.
 //!
 //! ```text
 //! {"nibble_task_results":1,"task":{"name":...,"blake3":...},"model":{"name":...},"settings":{...}}      whose results
@@ -16,28 +16,29 @@ use super::{QuestionResult, Task};
 use crate::base::atomic_file::AtomicFile;
 
 const VERSION: u32 = 1;
-/// Longer files are refused: a question takes less than a kilobyte, or a few where the model writes.
+/// The longest file that is read. A result takes less than a kilobyte, or a few kilobytes if the model writes an
+/// answer.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// Whose results they are.
+/// What the results belong to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// The version of this format.
     nibble_task_results: u32,
     /// The task's name.
     pub task: String,
-    /// Its file, format and examples, as [`Task::fingerprint`] has them.
+    /// Its file, format and examples: [`Task::fingerprint`].
     pub task_fingerprint: String,
     /// The model's name.
     pub model: String,
-    /// Its weights, as `llama::Model::fingerprint` has them.
+    /// Its weights: `llama::Model::fingerprint`.
     pub model_fingerprint: String,
-    /// What else the numbers depend on: type of the KV cache, context.
+    /// The other settings that the numbers depend on: type of the KV cache, context.
     pub settings: String,
 }
 
 impl Identity {
-    /// Results of `task`.
+    /// The identity of results of `task`.
     pub fn new(task: &Task, model: &str, model_fingerprint: &str, settings: &str) -> Self {
         Self {
             nibble_task_results: VERSION,
@@ -49,7 +50,7 @@ impl Identity {
         }
     }
 
-    /// What is different in another; `None` where nothing is.
+    /// Returns how `other` differs; `None` if it does not.
     fn differs(&self, other: &Self) -> Option<String> {
         if self.nibble_task_results != other.nibble_task_results {
             return Some("in another version of this format".to_string());
@@ -64,7 +65,7 @@ impl Identity {
     }
 }
 
-/// Why results are not kept.
+/// Why results cannot be saved or reused.
 #[derive(Debug, thiserror::Error)]
 pub enum KeptError {
     /// The file cannot be read or written.
@@ -75,20 +76,20 @@ pub enum KeptError {
         /// Why not.
         source: io::Error,
     },
-    /// It is something else, or of something else.
+    /// The file is something else, or holds results of something else.
     #[error("{}: it holds {what}", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
-        /// What.
+        /// What it is instead.
         what: String,
     },
-    /// Another process is at work on it.
+    /// Another process is writing to it.
     #[error("{}: another process is writing results there", .0.display())]
     InUse(PathBuf),
 }
 
-/// A file that results are added to.
+/// A file to which results are appended.
 #[derive(Debug)]
 pub struct Kept {
     file: File,
@@ -96,12 +97,12 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Opens the file at `path`, or begins it. Returns the results that are there, and what should be said of them: a line
-    /// that was cut off or is not a result is removed, and its question will be asked again.
+    /// Opens the file at `path`, or creates it. Returns the results that it holds, and a note for the user if there is
+    /// one. A line that was cut off or is not a result is removed; its question will be asked again.
     ///
     /// # Errors
-    /// When the file cannot be read or written, is used by another process, or holds anything else than results of the
-    /// same task, model and settings. It is then left as it is.
+    /// If the file cannot be read or written, is in use by another process, or holds anything other than results of the
+    /// same task, model and settings. The file is then left unchanged.
     pub fn open(path: &Path, identity: &Identity) -> Result<(Self, Vec<QuestionResult>, Option<String>), KeptError> {
         let failed = |source| KeptError::File { path: path.to_path_buf(), source };
         let foreign = |what: &str| KeptError::Foreign { path: path.to_path_buf(), what: what.to_string() };
@@ -118,7 +119,7 @@ impl Kept {
         let head = serde_json::to_string(identity).map_err(|error| failed(error.into()))?;
         let (first, rest) = match bytes.iter().position(|byte| *byte == b'\n') {
             Some(end) => (&bytes[..end], &bytes[end + 1..]),
-            // A head that was cut off, with nothing after it: as if there were none.
+            // A head that was cut off, with nothing after it, counts as an empty file.
             None if head.as_bytes().starts_with(&bytes) => (head.as_bytes(), &[][..]),
             None => return Err(foreign("something else than results of a task")),
         };
@@ -131,9 +132,9 @@ impl Kept {
         let mut note = None;
         if dropped > 0 {
             note = Some(format!(
-                "{}: {dropped} of its lines {} no whole result, so {} asked again",
+                "{}: {dropped} of its lines {}, so {} asked again",
                 path.display(),
-                if dropped == 1 { "is" } else { "are" },
+                if dropped == 1 { "is not a complete result" } else { "are not complete results" },
                 if dropped == 1 { "that question is" } else { "those questions are" },
             ));
         }
@@ -142,7 +143,7 @@ impl Kept {
             for result in &results {
                 lines.push_str(&line(result).map_err(failed)?);
             }
-            // Some systems replace no file that is open.
+            // Some systems cannot replace an open file.
             drop(file);
             let mut partial = AtomicFile::create(path).map_err(failed)?;
             partial.write_all(lines.as_bytes()).map_err(failed)?;
@@ -154,10 +155,10 @@ impl Kept {
         Ok((Self { file, path: path.to_path_buf() }, results, note))
     }
 
-    /// Adds a result. It is with the system when this returns.
+    /// Appends a result. When this returns, the operating system has it.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// If it cannot be written.
     pub fn add(&mut self, result: &QuestionResult) -> io::Result<()> {
         self.file.write_all(line(result)?.as_bytes())
     }
@@ -172,7 +173,7 @@ fn lock(file: &File, path: &Path) -> Result<(), KeptError> {
     match file.try_lock() {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => Err(KeptError::InUse(path.to_path_buf())),
-        // Some file systems know no locks.
+        // Some file systems do not support locks.
         Err(TryLockError::Error(_)) => Ok(()),
     }
 }
@@ -181,12 +182,12 @@ fn line(result: &QuestionResult) -> io::Result<String> {
     Ok(serde_json::to_string(result)? + "\n")
 }
 
-/// Returns the results in lines, the first of each question, and how many lines are not results.
+/// Returns the results, the first one of each question, and the number of lines that are not results.
 fn read_lines(bytes: &[u8]) -> (Vec<QuestionResult>, usize) {
     let (mut results, mut seen, mut dropped) = (Vec::new(), HashSet::new(), 0);
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
         match serde_json::from_slice::<QuestionResult>(line) {
-            // A number that was cut off would be another number, but no line is whole without its end.
+            // A number that was cut off would be a different number, so a line counts only with its line break.
             Ok(result) if line.ends_with(b"\n") && seen.insert(result.index) => results.push(result),
             _ => dropped += 1,
         }
@@ -264,7 +265,7 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let (_, results, note) = Kept::open(&path, &identity("a")).unwrap();
         assert_eq!(results, (0..4).map(result).collect::<Vec<_>>());
-        assert!(note.unwrap().contains("3 of its lines are no whole result"));
+        assert!(note.unwrap().contains("3 of its lines are not complete results"));
     }
 
     #[test]

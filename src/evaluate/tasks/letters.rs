@@ -1,4 +1,4 @@
-//! Questions whose answers are named by letters, of which the model is asked for the letter.
+//! Questions with lettered answers, where the model chooses the letter.
 //!
 //! ```text
 //! What do cows drink?
@@ -13,12 +13,12 @@ use super::Question;
 
 const LETTERS: [&str; 4] = ["A", "B", "C", "D"];
 
-/// The answer that a letter names.
+/// Returns the index of the answer that a letter names.
 pub(super) fn place(letter: &str) -> Option<usize> {
     LETTERS.iter().position(|known| *known == letter.trim())
 }
 
-/// A question whose right answer is the one at `right`. `ask` is the last line.
+/// Returns a question whose right answer has index `right`. `ask` is its last line.
 pub(super) fn question(line: u64, question: &str, answers: [&str; 4], right: usize, ask: &str) -> Question {
     let mut context = format!("{}\n", question.trim());
     for (letter, answer) in LETTERS.iter().zip(answers) {

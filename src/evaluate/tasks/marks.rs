@@ -1,4 +1,4 @@
-//! From what a model said to marks, and from marks to scores.
+//! Marks a model's answers, and computes scores from the marks.
 
 use std::collections::HashMap;
 
@@ -9,51 +9,51 @@ use super::{Ask, Choice, Format, Question, Score, Scored};
 use crate::report::results::{Flips, TaskScores};
 use crate::statistics::{mcnemar, mean_of_questions, share};
 
-/// What a model said to a question.
+/// A model's answer to a question.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// How likely it finds each choice.
+    /// The likelihood of each choice.
     Likelihoods {
-        /// Natural logarithms.
+        /// Natural logarithms of the probabilities.
         log_likelihoods: Vec<f64>,
-        /// Tokens of each.
+        /// Number of tokens of each choice.
         n_tokens: Vec<usize>,
     },
-    /// What it wrote.
+    /// The text that it wrote.
     Written(String),
 }
 
-/// How a model did at a question.
+/// The result of one question.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct QuestionResult {
-    /// Which question, by its place in the file, counted from 0.
+    /// Index of the question in the file, from 0.
     pub index: u64,
-    /// Of each choice, in the file's order: the natural logarithm of its probability.
+    /// Natural logarithm of the probability of each choice, in the file's order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub log_likelihoods: Vec<f64>,
-    /// The choice it took, by the score that counts first.
+    /// The choice that the model made, by the main score.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chosen: Option<usize>,
-    /// What it wrote, where it was to write.
+    /// The text that it wrote, if the task asks for text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// Whether that is right, by the score that counts first.
+    /// Whether the answer is right, by the main score.
     pub right: bool,
     /// A mark for each of the format's scores, from 0 to 1.
     pub marks: Vec<f64>,
-    /// Whether its beginning was left out, because the context does not hold all of it.
+    /// Whether the beginning of the prompt was left out because it did not fit in the context.
     #[serde(default, skip_serializing_if = "is_false")]
     pub shortened: bool,
 }
 
-// What serde calls takes a reference.
+// serde passes a reference.
 #[allow(clippy::trivially_copy_pass_by_ref)]
 fn is_false(flag: &bool) -> bool {
     !flag
 }
 
 impl QuestionResult {
-    /// The marks for what a model said.
+    /// Marks a model's answer.
     pub fn new(format: &Format, question: &Question, outcome: Outcome) -> Self {
         let mark = |score: &Score| match (&question.ask, &outcome) {
             (Ask::Choose(choices), Outcome::Likelihoods { log_likelihoods, n_tokens }) => {
@@ -79,7 +79,7 @@ impl QuestionResult {
         }
     }
 
-    /// Whether it can be a result of this question.
+    /// Returns whether this can be a result of `question`.
     pub fn fits(&self, format: &Format, question: &Question) -> bool {
         let as_many = match &question.ask {
             Ask::Choose(choices) => self.log_likelihoods.len() == choices.len(),
@@ -89,7 +89,7 @@ impl QuestionResult {
     }
 }
 
-/// The mark for a choice, and which one was taken.
+/// Returns the mark, and the choice that was made.
 fn mark_choice(
     score: Score,
     scored: Scored,
@@ -118,7 +118,7 @@ fn mark_choice(
     }
 }
 
-/// The share of true answers in the probability of all.
+/// Returns the true answers' share of the probability of all answers.
 fn share_of_true(choices: &[Choice], log_likelihoods: &[f64]) -> f64 {
     let counted = || choices.iter().zip(log_likelihoods).filter_map(|(c, l)| c.is_true.map(|is_true| (is_true, *l)));
     let most = counted().map(|(_, l)| l).fold(f64::NEG_INFINITY, f64::max);
@@ -139,8 +139,8 @@ fn mark_text(score: Score, answer: &str, text: &str) -> f64 {
     f64::from(found.as_deref() == Some(answer))
 }
 
-/// What the results of a task come to, and how they differ from those of the reference, by the score that counts first.
-/// Only questions that both were asked count as lost or won.
+/// Computes the scores of a task's results, and how the results differ from the reference's by the main score. Only
+/// questions that both answered count as lost or won.
 pub fn score(
     scores: &[Score],
     results: &[QuestionResult],

@@ -1,5 +1,5 @@
-//! MMLU: questions of 57 school and university subjects, as published (<https://github.com/hendrycks/test>): a CSV file
-//! a subject, without headings, whose name says the subject.
+//! MMLU: questions on 57 school and university subjects, as published (<https://github.com/hendrycks/test>): one CSV
+//! file without headings per subject, named after the subject.
 //!
 //! ```text
 //! question,A,B,C,D,answer
@@ -32,12 +32,12 @@ fn parse(source: &Source<'_>) -> Result<Parsed, Error> {
     let mut questions = Vec::new();
     for row in source.rows()? {
         if row.len() != 6 {
-            let what = "a row has six fields (question, four answers, letter), and this one has";
+            let what = "a row has six fields (question, four answers, letter), but this one has";
             return Err(row.fails(format!("{what} {}", row.len())));
         }
         let right = letters::place(row.field(5)).ok_or_else(|| {
             let shown: String = row.field(5).chars().take(40).collect();
-            row.fails(format!("the last field is to be A, B, C or D, and is '{shown}'"))
+            row.fails(format!("the last field has to be A, B, C or D, but is '{shown}'"))
         })?;
         let answers = [row.field(1), row.field(2), row.field(3), row.field(4)];
         questions.push(letters::question(row.line, row.field(0), answers, right, "Answer:"));

@@ -1,4 +1,4 @@
-//! Tasks: questions with known answers, as they are published, and how many of them a model gets right.
+//! Tasks: published questions with known answers, of which a model's right answers are counted.
 //!
 //! ```text
 //!  file ─► Format ─► questions ─┬─► prompts ─► log-likelihoods ─► marks ─► kept, line by line
@@ -7,9 +7,9 @@
 //! ```
 //!
 //! A format is one file here and one line in [`FORMATS`]. Recognition, command-line values, help and tests iterate over
-//! that table. What is asked, word for word, and how it is scored is that of lm-evaluation-harness 0.4
-//! (<https://github.com/EleutherAI/lm-evaluation-harness>), whose numbers people quote, and for llama-perplexity's own
-//! HellaSwag file that of llama-perplexity. Each format's file says what that is.
+//! that table. The exact prompts and the scoring are those of lm-evaluation-harness 0.4
+//! (<https://github.com/EleutherAI/lm-evaluation-harness>), whose numbers are widely quoted. For llama-perplexity's own
+//! HellaSwag file, they are those of llama-perplexity. Each format's file documents them.
 //!
 //! | score                 | a question's mark                                                                       |
 //! |-----------------------|-----------------------------------------------------------------------------------------|
@@ -21,8 +21,9 @@
 //! | `exact_match`         | 1 where the last number that the model writes is the answer                             |
 //! | `exact_match_strict`  | 1 where the number after `####` that the model writes is the answer                     |
 //!
-//! Of equally likely choices, the first is taken. A choice's tokens are those of the whole text that follow the tokens of the
-//! context; spaces at the end of the context belong to the choice. The text of a task never becomes control tokens.
+//! If choices are equally likely, the first one counts as chosen. The tokens of a choice are those that follow the
+//! context's tokens in the tokenized whole text; spaces at the end of the context belong to the choice. The text of a
+//! task never becomes control tokens.
 
 mod agieval;
 mod arc;
@@ -51,24 +52,24 @@ use self::source::Source;
 use crate::base::suggest;
 use crate::report::results;
 
-/// A shape that tasks are published in.
+/// A file format in which tasks are published.
 #[derive(Debug)]
 pub struct Format {
-    /// Its name, by which a task's format can be given.
+    /// Its name, for users to choose it.
     pub name: &'static str,
     /// What it is, in a few words.
     pub about: &'static str,
-    /// Examples before each question where nothing else is asked: what published numbers mostly have.
+    /// Default number of examples before each question: the one that most published numbers use.
     pub usual_shots: u32,
-    /// What is counted; the first counts first.
+    /// What is counted. The first is the main score.
     pub scores: &'static [Score],
-    /// From where on choices are scored.
+    /// The part of a choice that is scored.
     pub scored: Scored,
     looks_right: fn(&Source<'_>) -> bool,
     parse: fn(&Source<'_>) -> Result<Parsed, Error>,
 }
 
-/// All formats. The first one that a file looks like is taken.
+/// All formats. A file gets the first format that it matches.
 pub static FORMATS: &[&Format] = &[
     &hellaswag::FORMAT,
     &hellaswag_text::FORMAT,
@@ -90,7 +91,7 @@ pub fn names() -> Vec<&'static str> {
 /// Returns the format of this name.
 ///
 /// # Errors
-/// When there is none; the error suggests names that are near.
+/// If there is none; the error suggests similar names.
 pub fn format(name: &str) -> Result<&'static Format, Error> {
     FORMATS.iter().copied().find(|format| format.name == name).ok_or_else(|| {
         let close = suggest::suggest(name, names().into_iter());
@@ -105,20 +106,20 @@ pub fn format(name: &str) -> Result<&'static Format, Error> {
 pub enum Score {
     /// The most likely choice is right.
     Accuracy,
-    /// The most likely choice is right, by its length.
+    /// The choice with the highest log-likelihood per unit of its length is right.
     AccuracyNormalised,
     /// The best answer is more likely than all wrong ones.
     Mc1,
-    /// How much of the probability true answers have.
+    /// The true answers' share of the probability.
     Mc2,
-    /// The last number that is written is right.
+    /// The last number in the written answer is right.
     ExactMatch,
-    /// The number that is marked as the answer is right.
+    /// The number that the written answer marks as its result is right.
     ExactMatchStrict,
 }
 
 impl Score {
-    /// What it is called in results.
+    /// Returns its name in results.
     pub fn name(self) -> &'static str {
         match self {
             Self::Accuracy => "accuracy",
@@ -130,13 +131,13 @@ impl Score {
         }
     }
 
-    /// Whether a question's mark is either 0 or 1.
+    /// Returns whether every mark is either 0 or 1.
     pub fn is_yes_or_no(self) -> bool {
         self != Self::Mc2
     }
 }
 
-/// From where on a choice is scored, and what its length is counted in.
+/// Where the scoring of a choice begins, and the unit of its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scored {
     /// From its beginning; in characters.
@@ -148,61 +149,61 @@ pub enum Scored {
 /// A question.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Question {
-    /// Its place in the file, counted from 0.
+    /// Its index in the file, from 0.
     pub index: u64,
-    /// The line of the file where it begins, counted from 1.
+    /// The line of the file on which it begins, from 1.
     pub line: u64,
     /// What is asked.
     pub ask: Ask,
-    /// The question with its answer, as it stands before other questions for an example.
+    /// The question with its answer, in the form in which it is an example before other questions.
     pub example: String,
 }
 
 /// What is asked of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ask {
-    /// Which of some texts is the most likely.
+    /// To choose the most likely of some texts.
     Choose(Vec<Choice>),
-    /// To write on.
+    /// To write an answer.
     Write {
-        /// What it reads.
+        /// The prompt.
         prompt: String,
-        /// What it should come to.
+        /// The right result.
         answer: String,
     },
 }
 
-/// A text to choose.
+/// One of the texts to choose from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// What stands before it. The same for all choices of most formats.
+    /// The text before it. In most formats, it is the same for all choices.
     pub context: String,
-    /// The choice; a space stands between.
+    /// The choice. A space separates it from the context.
     pub text: String,
-    /// Whether it is right to choose it.
+    /// Whether it is a right choice.
     pub right: bool,
-    /// Whether it takes part in the choice.
+    /// Whether it can be chosen.
     pub competes: bool,
-    /// Whether it is true, though it may not be the one to choose; `None` where that is not asked.
+    /// Whether it is true, even if it cannot be chosen; `None` if the format does not say.
     pub is_true: Option<bool>,
 }
 
 impl Choice {
-    /// A choice that is either right or wrong.
+    /// Returns a choice that is either right or wrong.
     fn new(context: &str, text: impl Into<String>, right: bool) -> Self {
         Self { context: context.to_string(), text: text.into(), right, competes: true, is_true: Some(right) }
     }
 }
 
 impl Question {
-    /// A question with these choices, which has the first right one for its example.
+    /// Returns a question with these choices, whose example has the first right one.
     fn choose(line: u64, choices: Vec<Choice>) -> Self {
         let right = choices.iter().find(|choice| choice.right);
         let example = right.map(|choice| format!("{} {}", choice.context, choice.text)).unwrap_or_default();
         Self { index: 0, line, ask: Ask::Choose(choices), example }
     }
 
-    /// A question whose choices all follow the same text.
+    /// Returns a question whose choices all follow the same text.
     fn pick<T: Into<String>>(line: u64, context: &str, texts: impl IntoIterator<Item = T>, right: &[usize]) -> Self {
         let choices = texts.into_iter().enumerate().map(|(i, text)| Choice::new(context, text, right.contains(&i)));
         Self::choose(line, choices.collect())
@@ -212,43 +213,43 @@ impl Question {
 /// A parsed file.
 #[derive(Debug, Default)]
 struct Parsed {
-    /// What stands before the examples.
+    /// The text before the examples.
     heading: String,
     questions: Vec<Question>,
-    /// Questions that a model cannot be scored with.
+    /// Number of questions that cannot be scored.
     left_out: u64,
-    /// Why.
+    /// Why they cannot.
     left_out_why: &'static str,
 }
 
 /// How to open a task.
 #[derive(Clone, Debug, Default)]
 pub struct TaskOptions {
-    /// Its format, by name; `None` to recognize it by the file's content.
+    /// Name of its format; `None` recognizes the format by the file's content.
     pub format: Option<String>,
-    /// Examples before each question; `None` takes as many as are usual.
+    /// Number of examples before each question; `None` for the format's default.
     pub shots: Option<u32>,
-    /// Where examples come from; `None` looks for a file of examples beside the task, and takes the task's own first
-    /// questions where there is none, which are then not asked.
+    /// The file that examples come from. With `None`, examples come from a file beside the task, or if there is none,
+    /// from the task's own first questions, which are then not asked.
     pub shots_from: Option<PathBuf>,
-    /// Questions to ask at most, from the first on.
+    /// The most questions to ask, from the first on.
     pub limit: Option<u64>,
 }
 
 /// A task that is ready to be asked.
 #[derive(Clone, Debug)]
 pub struct Task {
-    /// What results say of it.
+    /// Its description in results.
     pub about: results::Task,
     /// Its format.
     pub format: &'static Format,
     /// The questions to ask, in the file's order.
     pub questions: Vec<Question>,
-    /// What stands before each question: a heading, and examples.
+    /// The text before each question: a heading and examples.
     pub prefix: String,
-    /// The file that the examples come from, where there are any.
+    /// The file that the examples come from, if there are examples.
     pub shots_from: Option<PathBuf>,
-    /// What should be said of it, a sentence each.
+    /// Notes for the user, one sentence each.
     pub notes: Vec<String>,
 }
 
@@ -263,7 +264,7 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
-    /// A file as a whole is not what it should be.
+    /// A file is wrong as a whole.
     #[error("{}: {what}", path.display())]
     File {
         /// The file.
@@ -271,7 +272,7 @@ pub enum Error {
         /// What is wrong, and what to do.
         what: String,
     },
-    /// A line is not what it should be.
+    /// A line is wrong.
     #[error("{}, line {line}: {what}", path.display())]
     Line {
         /// The file.
@@ -281,8 +282,8 @@ pub enum Error {
         /// What is wrong.
         what: String,
     },
-    /// A file of examples has fewer than are wanted.
-    #[error("{}: it has {found} examples, and {wanted} are wanted", path.display())]
+    /// A file of examples has too few.
+    #[error("{}: it has {found} examples, but {wanted} are wanted", path.display())]
     Examples {
         /// The file.
         path: PathBuf,
@@ -321,8 +322,8 @@ impl Task {
     /// Opens the task at `path`.
     ///
     /// # Errors
-    /// When it, or the file of its examples, cannot be read, is in no known format, or has a line that is not
-    /// as its format says; where there are fewer examples, or fewer questions, than are asked for.
+    /// If the task, or the file of its examples, cannot be read, is in no known format, or has a line that does not
+    /// follow the format. Also if there are fewer examples or questions than are asked for.
     pub fn open(path: &Path, options: &TaskOptions) -> Result<Self, Error> {
         let named = options.format.as_deref().map(format).transpose()?;
         let bytes = read(path)?;
@@ -384,7 +385,7 @@ impl Task {
         Ok(Self { about, format, questions: parsed.questions, prefix, shots_from, notes })
     }
 
-    /// What its results depend on, other than on the model.
+    /// Returns a text that identifies everything but the model on which results depend.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for part in [&self.about.blake3, &self.about.format, &self.prefix] {
@@ -407,7 +408,7 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     std::fs::read(path).map_err(failed)
 }
 
-/// The format that a file is in.
+/// Recognizes the format of a file.
 fn recognise(source: &Source<'_>) -> Result<&'static Format, Error> {
     let found = FORMATS.iter().copied().find(|format| (format.looks_right)(source));
     found.ok_or_else(|| Error::Unrecognized(source.path().to_path_buf()))
@@ -417,7 +418,7 @@ fn parse(format: &Format, source: &Source<'_>) -> Result<Parsed, Error> {
     let mut parsed = (format.parse)(source)?;
     if parsed.questions.is_empty() {
         return Err(source.fails(match parsed.left_out {
-            0 => format!("there are no questions in it, as {} ('{}') has them", format.about, format.name),
+            0 => format!("it has no questions in the format of {} ('{}')", format.about, format.name),
             _ => format!("none of its questions can be scored: {}", parsed.left_out_why),
         }));
     }
@@ -432,11 +433,11 @@ fn parse(format: &Format, source: &Source<'_>) -> Result<Parsed, Error> {
     Ok(parsed)
 }
 
-/// What files of questions end in, before the dot.
+/// Endings of the names of question files, before the dot.
 const PARTS: [&str; 4] = ["_test", "_val", "_validation", "_dev"];
 
-/// The file of examples that is published with a task: `dev/NAME_dev.csv` beside `test/NAME_test.csv` for MMLU, likewise
-/// with `val` for C-Eval, `dev/NAME.csv` beside `test/NAME.csv` for CMMLU. It may lie in the same folder too.
+/// Returns the file of examples that is published with a task: `dev/NAME_dev.csv` beside `test/NAME_test.csv` for MMLU,
+/// likewise with `val` for C-Eval, `dev/NAME.csv` beside `test/NAME.csv` for CMMLU. It may also be in the same folder.
 fn beside(path: &Path) -> Option<PathBuf> {
     let (stem, ending) = (path.file_stem()?.to_str()?, path.extension()?.to_str()?);
     let folder = crate::base::atomic_file::folder(path);
@@ -458,7 +459,7 @@ fn same_file(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
-/// The subject that a file is about, as its name says: `abstract_algebra` of `abstract_algebra_test.csv`.
+/// Returns the subject of a file from its name: `abstract_algebra` for `abstract_algebra_test.csv`.
 fn subject(path: &Path) -> String {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     PARTS.iter().find_map(|part| stem.strip_suffix(part)).unwrap_or(&stem).to_string()

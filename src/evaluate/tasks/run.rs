@@ -1,4 +1,4 @@
-//! Has a model answer the questions of a task.
+//! Lets a model answer the questions of a task.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,33 +13,33 @@ use crate::llama::Model;
 use crate::sample::{Params, Sampler};
 use crate::vocab::Tokenizer;
 
-/// How to go through a task.
+/// How to run a task.
 #[derive(Clone, Debug, Default)]
 pub struct RunOptions {
-    /// How to make a context: its size, and the flag that interrupts.
+    /// How to create a context: its size, and the flag that cancels the run.
     pub session: SessionOptions,
-    /// Texts read at a time, at most; `None` for as many as there is room for.
+    /// The most texts to read at a time; `None` for as many as fit.
     pub together: Option<u32>,
 }
 
-/// What came of it.
+/// The outcome of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Ran {
-    /// Results, those that were there before among them, in the order of the questions.
+    /// All results, including earlier ones, in the order of the questions.
     pub results: Vec<QuestionResult>,
-    /// Whether it was interrupted, so that questions are left.
+    /// Whether the run was interrupted, so that questions are left.
     pub interrupted: bool,
-    /// Tokens that the model read to compare texts: what they share counts once.
+    /// Number of tokens that the model read to compare texts. A shared beginning counts once.
     pub evaluated_tokens: u64,
 }
 
-/// Why a model cannot go through a task.
+/// Why a model cannot run a task.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The model could not be run.
     #[error(transparent)]
     Model(#[from] engine::Error),
-    /// A result could not be kept.
+    /// A result could not be saved.
     #[error("cannot keep a result: {0}")]
     Keep(#[source] io::Error),
     /// An answer alone is longer than the context.
@@ -51,22 +51,22 @@ pub enum RunError {
         line: u64,
         /// Tokens of the answer.
         n_tokens: usize,
-        /// Tokens there is room for.
+        /// Number of tokens that fit in the context.
         n_ctx: usize,
     },
 }
 
-/// Questions that are encoded at a time.
+/// Number of questions that are tokenized at a time.
 const BUNCH: usize = 64;
 
-/// Asks a model the questions of a task, but for those whose results are in `done`. Each result goes to `each` as it
-/// comes.
+/// Asks a model the questions of a task, except for those whose results are in `done`. Passes each result to `each` as
+/// soon as it is known.
 ///
-/// Where the context does not hold a question with all that stands before it, the beginning is left out, as
-/// lm-evaluation-harness does; its result says so.
+/// If a question and the text before it do not fit in the context, the beginning is left out, as in
+/// lm-evaluation-harness. The result says so.
 ///
 /// # Errors
-/// When the model cannot be run, an answer alone does not fit the context, or `each` fails. Being interrupted is not an
+/// If the model cannot be run, an answer alone does not fit in the context, or `each` fails. An interruption is not an
 /// error.
 pub fn run(
     task: &Task,
@@ -112,7 +112,7 @@ pub fn run(
     Ok(Ran { results, interrupted, evaluated_tokens })
 }
 
-/// Asks some questions with choices.
+/// Asks some questions that have choices.
 fn choose(
     task: &Task,
     questions: &[&Question],
@@ -138,7 +138,7 @@ fn choose(
         }
         shortened.push(is_shortened);
     }
-    // What comes of it arrives text by text, and leaves question by question.
+    // Likelihoods arrive per text; results leave per question.
     let mut waiting = questions.iter().zip(shortened);
     let (mut log_likelihoods, mut n_tokens) = (Vec::new(), Vec::new());
     let mut current = waiting.next();
@@ -169,7 +169,7 @@ fn choose(
     failed.map_or(Ok(()), Err)
 }
 
-/// The texts of a question's choices, as tokens.
+/// Tokenizes the texts of a question's choices.
 fn encode(
     prefix: &str,
     choices: &[Choice],
@@ -197,31 +197,32 @@ fn encode(
         texts.iter_mut().for_each(|branch| branch.from = from);
     }
     for branch in texts {
-        // A tokenizer may join the choice's beginning with what stands before it, and something has to stand there.
+        // A tokenizer may merge the beginning of the choice with the context, but at least one token has to come before
+        // it.
         branch.from = branch.from.min(branch.tokens.len().saturating_sub(1)).max(1);
     }
     Ok(())
 }
 
-/// Text as tokens, none of which is a control token, but for the one that begins every text where the model wants one.
+/// Tokenizes text. No token is a control token, except for the one that begins every text if the model needs one.
 fn encode_text(text: &str, codec: &dyn Tokenizer) -> Result<Vec<u32>, engine::Error> {
     let mut prompt = Prompt::default();
     prompt.push(text, Origin::Message);
     Ok(chat::encode(&prompt, codec)?)
 }
 
-/// How many tokens all texts begin with.
+/// Returns the number of tokens that all texts have in common at their beginning.
 fn in_common(texts: &[Branch]) -> usize {
     let Some((first, rest)) = texts.split_first() else { return 0 };
     let same = |other: &Branch| first.tokens.iter().zip(&other.tokens).take_while(|(a, b)| a == b).count();
     rest.iter().map(same).min().unwrap_or(0)
 }
 
-/// Leaves out the beginning of a text that is longer than the context, but for the token that begins every text. Gives
-/// whether that was so.
+/// Removes the beginning of a text that is longer than the context, except for the token that begins every text.
+/// Returns whether it removed anything.
 ///
 /// # Errors
-/// When what is to be scored does not fit: the tokens of that.
+/// If the part to score does not fit: its number of tokens.
 fn shorten(branch: &mut Branch, n_ctx: usize, codec: &dyn Tokenizer) -> Result<bool, usize> {
     // The last token is not read.
     let most = n_ctx + 1;
@@ -230,7 +231,7 @@ fn shorten(branch: &mut Branch, n_ctx: usize, codec: &dyn Tokenizer) -> Result<b
     }
     let begin = usize::from(codec.begins_with().is_some_and(|bos| branch.tokens.first() == Some(&bos)));
     let surplus = branch.tokens.len() - most;
-    // One token before what is scored stays.
+    // One token before the scored part has to stay.
     if begin + surplus >= branch.from {
         return Err(branch.tokens.len() - branch.from);
     }

@@ -1,4 +1,4 @@
-//! The text of a task's file, as lines of JSON or rows of CSV that know where they stand.
+//! The text of a task's file, as lines of JSON or rows of CSV that know their line number.
 
 use std::path::Path;
 
@@ -14,10 +14,10 @@ pub(super) struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    /// The text in `bytes`, without a byte order mark.
+    /// Returns the text in `bytes`, without a byte order mark.
     ///
     /// # Errors
-    /// When it is empty, or not UTF-8.
+    /// If it is empty or not UTF-8.
     pub fn new(path: &'a Path, bytes: &'a [u8]) -> Result<Self, Error> {
         let text = match std::str::from_utf8(bytes) {
             Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
@@ -53,22 +53,22 @@ impl<'a> Source<'a> {
         Error::Line { path: self.path.to_path_buf(), line, what }
     }
 
-    /// The first JSON object of a file of one a line.
+    /// Returns the first JSON object of a file with one object per line.
     pub fn first_object(&self) -> Option<Map<String, Value>> {
         let line = self.text.lines().find(|line| !line.trim().is_empty())?;
         serde_json::from_str(line).ok()
     }
 
-    /// The JSON objects of a file of one a line. Empty lines are passed over.
+    /// Returns the JSON objects of a file with one object per line. Empty lines are skipped.
     ///
     /// # Errors
-    /// When a line is something else.
+    /// If a line is something else.
     pub fn objects(&self) -> Result<Vec<Object<'_>>, Error> {
         let lines = (1..).zip(self.text.lines()).filter(|(_, line)| !line.trim().is_empty());
         let parsed = lines.map(|(number, line)| match serde_json::from_str(line) {
             Ok(Value::Object(fields)) => Ok(Object { source: self, line: number, fields }),
-            Ok(_) => Err(self.fails_at(number, "it is no JSON object".to_string())),
-            Err(error) => Err(self.fails_at(number, format!("it is no JSON: {}", without_place(&error)))),
+            Ok(_) => Err(self.fails_at(number, "it is not a JSON object".to_string())),
+            Err(error) => Err(self.fails_at(number, format!("it is not JSON: {}", without_place(&error)))),
         });
         parsed.collect()
     }
@@ -78,16 +78,16 @@ impl<'a> Source<'a> {
         Some(self.reader().records().next()?.ok()?.iter().map(|field| field.trim().to_string()).collect())
     }
 
-    /// The rows of a CSV file, with the lines where they begin. Fields may have line breaks within quotes.
+    /// Returns the rows of a CSV file, with the lines on which they begin. Quoted fields may contain line breaks.
     ///
     /// # Errors
-    /// When a row is not CSV.
+    /// If a row is not CSV.
     pub fn rows(&self) -> Result<Vec<Row<'_>>, Error> {
         let mut rows = Vec::new();
         for record in self.reader().records() {
             let record = record.map_err(|error| {
                 let line = error.position().map_or(1, csv::Position::line);
-                self.fails_at(line, format!("it is no CSV: {error}"))
+                self.fails_at(line, format!("it is not CSV: {error}"))
             })?;
             let line = record.position().map_or(1, csv::Position::line);
             rows.push(Row { source: self, line, fields: record });
@@ -100,7 +100,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// What JSON's parser says, without its own line and column: it saw one line.
+/// Returns the message of the JSON parser without its line and column, because the parser saw only one line.
 fn without_place(error: &serde_json::Error) -> String {
     let said = error.to_string();
     said.split(" at line ").next().unwrap_or_default().to_string()
@@ -119,30 +119,30 @@ impl Object<'_> {
         self.source.fails_at(self.line, what.into())
     }
 
-    /// What stands under `key`, where it is there and not null.
+    /// Returns the value of `key`, if there is one that is not null.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.fields.get(key).filter(|value| !value.is_null())
     }
 
-    /// The text under `key`.
+    /// Returns the text under `key`.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is none.
     pub fn text(&self, key: &str) -> Result<&str, Error> {
         let value = self.get(key).and_then(Value::as_str);
         value.ok_or_else(|| self.fails(format!("there is no text under '{key}'")))
     }
 
-    /// The texts under `key`.
+    /// Returns the texts under `key`.
     ///
     /// # Errors
-    /// When there are none.
+    /// If there are none.
     pub fn texts(&self, key: &str) -> Result<Vec<&str>, Error> {
         let list = self.get(key).and_then(texts);
         list.ok_or_else(|| self.fails(format!("there is no list of texts under '{key}'")))
     }
 
-    /// The text or number under `key`, as text: files of the same data have one or the other.
+    /// Returns the text or number under `key` as text. Files of the same data have one or the other.
     pub fn text_or_number(&self, key: &str) -> Option<String> {
         match self.get(key)? {
             Value::String(text) => Some(text.trim().to_string()).filter(|text| !text.is_empty()),
@@ -175,15 +175,15 @@ impl Row<'_> {
         self.fields.len()
     }
 
-    /// Field `index`, nothing where there is none.
+    /// Returns field `index`, or an empty text if there is none.
     pub fn field(&self, index: usize) -> &str {
         self.fields.get(index).unwrap_or_default()
     }
 
-    /// Where the columns of these names are in this row of headings, whatever their case.
+    /// Returns the indices of the columns with these names in this row of headings, ignoring case.
     ///
     /// # Errors
-    /// When one is not there.
+    /// If one is missing.
     pub fn columns<const N: usize>(&self, names: [&str; N]) -> Result<[usize; N], Error> {
         let mut found = [0; N];
         for (place, name) in found.iter_mut().zip(names) {

@@ -1,5 +1,5 @@
-//! The Chinese names of subjects, which prompts have and file names do not. Both lists are those that the benchmarks
-//! publish, as lm-evaluation-harness has them.
+//! The Chinese names of subjects, which prompts use and file names do not have. The benchmarks publish both lists; they
+//! are given here as in lm-evaluation-harness.
 
 /// Subjects of C-Eval.
 pub(super) const CEVAL: &[(&str, &str)] = &[
@@ -128,7 +128,7 @@ pub(super) const CMMLU: &[(&str, &str)] = &[
     ("world_religions", "世界宗教"),
 ];
 
-/// The Chinese name of a subject; the name as it is where it is not in the list.
+/// Returns the Chinese name of a subject, or `subject` itself if it is not in the list.
 pub(super) fn in_chinese(subjects: &[(&str, &str)], subject: &str) -> String {
     let found = subjects.iter().find(|(name, _)| *name == subject);
     found.map_or_else(|| subject.replace('_', " "), |(_, chinese)| (*chinese).to_string())

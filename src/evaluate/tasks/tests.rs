@@ -1,4 +1,4 @@
-//! Every format on a small file of its shape, and what is wrong with a file said in a sentence.
+//! Tests every format on a small file, and the messages for files that are wrong.
 
 use super::*;
 
@@ -132,7 +132,7 @@ fn a_format_can_be_named_and_a_wrong_name_has_neighbours() {
     );
     assert!(named("xyz").unwrap_err().to_string().contains("there are hellaswag, hellaswag-text, arc, truthfulqa"));
     let error = named("gsm8k").unwrap_err().to_string();
-    assert!(error.contains("line 1: it is no JSON: expected value"), "{error}");
+    assert!(error.contains("line 1: it is not JSON: expected value"), "{error}");
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn examples_come_from_the_dev_file_beside_or_the_task_itself_or_where_one_says()
     let mine = TaskOptions { shots_from: Some(path("mine.csv")), ..two };
     assert!(Task::open(&test, &mine).unwrap().prefix.contains("mine 1?"));
     let error = Task::open(&test, &TaskOptions { shots: Some(7), ..mine }).unwrap_err().to_string();
-    assert!(error.ends_with("mine.csv: it has 6 examples, and 7 are wanted"), "{error}");
+    assert!(error.ends_with("mine.csv: it has 6 examples, but 7 are wanted"), "{error}");
     let error = Task::open(&path("mine.csv"), &TaskOptions { shots: Some(6), ..TaskOptions::default() }).unwrap_err();
     assert!(error.to_string().ends_with("too few to take 6 of them as examples"), "{error}");
 }
@@ -244,42 +244,54 @@ fn what_is_wrong_with_a_file_is_said_with_its_line() {
         ("a.txt", "\u{feff} \n\n".to_string(), "a.txt: it is empty"),
         ("a.txt", "hello\nthere".to_string(), "a.txt: it is in none of the task formats hellaswag, hella"),
         ("a.json", "{\"a\": 1}".to_string(), "a.json: it is in none of the task formats"),
-        ("a.jsonl", format!("{dev}\n\nnonsense\n"), "a.jsonl, line 3: it is no JSON: expected ident"),
-        ("a.jsonl", format!("{dev}\n[1]\n"), "a.jsonl, line 2: it is no JSON object"),
+        ("a.jsonl", format!("{dev}\n\nnonsense\n"), "a.jsonl, line 3: it is not JSON: expected ident"),
+        ("a.jsonl", format!("{dev}\n[1]\n"), "a.jsonl, line 2: it is not a JSON object"),
         ("a.jsonl", format!("{dev}\n{}", dev.replace("_", "-")), "a.jsonl, line 2: there is no gap"),
         ("a.jsonl", dev.replace("_ b", "_"), "a.jsonl, line 1: nothing follows the gap"),
         ("a.jsonl", dev.replace("\"1\"", "\"\""), "a.jsonl, line 1: there is no 'answer'; the test part"),
-        ("a.jsonl", dev.replace("\"1\"", "3"), "line 1: 'answer' is 3, and is to be 1 or 2"),
+        ("a.jsonl", dev.replace("\"1\"", "3"), "line 1: 'answer' is 3, but has to be 1 or 2"),
         ("a.jsonl", dev.replace("\"x\"", "7"), "line 1: there is no text under 'option1'"),
         (
             "a.jsonl",
             FILES[0].2.replace("\"label\": 3", "\"label\": 4"),
-            "line 1: 'label' is 4, and there are 4 endings",
+            "line 1: 'label' is 4, but there are 4 endings",
         ),
         ("a.jsonl", FILES[0].2.replace("\"label\": \"0\"", "\"label\": \"\""), "line 2: there is no 'label'; the test"),
         (
             "a.txt",
             FILES[1].2.replace("\n 0\n", "\nyes\n"),
-            "line 8: the right ending is to be 0, 1, 2 or 3, and is 'yes'",
+            "line 8: the right ending has to be 0, 1, 2 or 3, but is 'yes'",
         ),
-        ("a.txt", format!("{}more\n", FILES[1].2), "line 13: a question has six lines, and the last one here has 1"),
+        ("a.txt", format!("{}more\n", FILES[1].2), "line 13: a question has six lines, but the last one here has 1"),
         (
             "a.jsonl",
             FILES[2].2.replace("\"B\"}\n", "\"E\"}\n"),
-            "line 1: 'answerKey' is E, and no choice has that label",
+            "line 1: 'answerKey' is E, but no choice has that label",
         ),
         ("a.csv", "q,a,b,c,d,A\nq,a,b,c,A\n".to_string(), "line 2: a row has six fields"),
         ("a.csv", "q,a,b,c,d,A\n\"q,a,b,c,d,A\n".to_string(), "line 2: a row has six fields"),
-        ("a.csv", "q,a,b,c,d,A\nq,a,b,c,d,F\n".to_string(), "line 2: the last field is to be A, B, C or D, and is 'F'"),
+        (
+            "a.csv",
+            "q,a,b,c,d,A\nq,a,b,c,d,F\n".to_string(),
+            "line 2: the last field has to be A, B, C or D, but is 'F'",
+        ),
         (
             "a.csv",
             "id,question,A,B,C,D\n0,q,a,b,c,d\n".to_string(),
             "line 1: there is no column 'answer'; the test part",
         ),
-        ("a.csv", "id,question,A,B,C,D,answer\n0,q,a,b,c,d,\n".to_string(), "line 2: the answer is to be A, B, C or D"),
-        ("a.csv", "id,question,A,B,C,D,answer\n".to_string(), "a.csv: there are no questions in it, as C-Eval"),
+        (
+            "a.csv",
+            "id,question,A,B,C,D,answer\n0,q,a,b,c,d,\n".to_string(),
+            "line 2: the answer has to be A, B, C or D",
+        ),
+        ("a.csv", "id,question,A,B,C,D,answer\n".to_string(), "a.csv: it has no questions in the format of C-Eval"),
         ("a.csv", FILES[4].2.replace("The sea; A hat.", ""), "line 2: there is no question, or no incorrect answer"),
-        ("a.json", "[{\"question\": \"\", \"mc1_targets\": {}".to_string(), "line 1: it is no JSON list of questions"),
+        (
+            "a.json",
+            "[{\"question\": \"\", \"mc1_targets\": {}".to_string(),
+            "line 1: it is not a JSON list of questions",
+        ),
         (
             "a.json",
             "[{\"question\": \"\", \"mc1_targets\": {}}]".to_string(),
@@ -288,7 +300,7 @@ fn what_is_wrong_with_a_file_is_said_with_its_line() {
         (
             "a.jsonl",
             FILES[10].2.replace("\"AC\"", "\"AD\""),
-            "line 2: 'label' is 'AD', and there are 3 options from A on",
+            "line 2: 'label' is 'AD', but there are 3 options from A on",
         ),
         (
             "a.jsonl",

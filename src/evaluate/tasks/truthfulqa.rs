@@ -1,6 +1,6 @@
-//! TruthfulQA, multiple choice: what many people believe against what is true, as published
-//! (<https://github.com/sylinrl/TruthfulQA>): `TruthfulQA.csv`, or `mc_task.json`; or the latter's questions a line each,
-//! as Hugging Face exports them.
+//! TruthfulQA, multiple choice: true answers against common misconceptions, as published
+//! (<https://github.com/sylinrl/TruthfulQA>) in `TruthfulQA.csv` or `mc_task.json`, or as Hugging Face exports the
+//! latter, with one question per line.
 //!
 //! ```text
 //! ...,Question,Best Answer,Correct Answers,Incorrect Answers,Source     answers between ';'
@@ -15,7 +15,7 @@
 //! A:                      the choices are ' ' and an answer
 //! ```
 //!
-//! Answers of the CSV file get a full stop at their end, as they have in `mc_task.json`.
+//! Answers from the CSV file get a full stop at the end, as in `mc_task.json`.
 
 use serde_json::{Map, Value};
 
@@ -99,7 +99,7 @@ fn of_rows(source: &Source<'_>) -> Result<Vec<Question>, Error> {
     Ok(questions)
 }
 
-/// The answers between ';', each with a full stop at its end.
+/// Returns the answers, which `;` separates, each with a full stop at its end.
 fn answers(field: &str) -> Vec<String> {
     let parts = field.split(';').map(str::trim).filter(|part| !part.is_empty());
     parts.map(|part| if part.ends_with('.') { part.to_string() } else { format!("{part}.") }).collect()
@@ -114,11 +114,12 @@ fn of_lines(source: &Source<'_>) -> Result<Vec<Question>, Error> {
 }
 
 fn of_array(source: &Source<'_>) -> Result<Vec<Question>, Error> {
-    let list: Vec<Map<String, Value>> = serde_json::from_str(source.text())
-        .map_err(|error| source.fails_at(error.line() as u64, format!("it is no JSON list of questions: {error}")))?;
+    let list: Vec<Map<String, Value>> = serde_json::from_str(source.text()).map_err(|error| {
+        source.fails_at(error.line() as u64, format!("it is not a JSON list of questions: {error}"))
+    })?;
     let mut questions = Vec::new();
     for (number, fields) in (1..).zip(&list) {
-        // Where a question stands in the file is not known any more.
+        // The line of a question in the file is not known any more.
         let question = of_targets(fields, number);
         questions.push(question.map_err(|what| source.fails(format!("question {number}: {what}")))?);
     }
@@ -147,7 +148,7 @@ fn of_targets(fields: &Map<String, Value>, line: u64) -> Result<Question, String
     Ok(Question::choose(line, choices))
 }
 
-/// Answers with whether they are right, in either of the two ways they are written.
+/// Returns the answers and whether each is right, from either of the two notations.
 fn targets(value: &Value) -> Option<Vec<(String, bool)>> {
     let is_right = |label: &Value| match label.as_u64()? {
         0 => Some(false),

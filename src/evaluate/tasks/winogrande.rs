@@ -7,7 +7,8 @@
 //! The cup did not fit the box as the box        ┘
 //! ```
 //!
-//! What is scored is what follows the gap, the same text for both: words themselves may be likely or not without fitting.
+//! The score is the likelihood of the text after the gap, which is the same for both words. The likelihood of the words
+//! themselves would not show whether they fit.
 
 use super::source::Source;
 use super::{Choice, Error, Format, Parsed, Question, Score, Scored};
@@ -34,7 +35,7 @@ fn parse(source: &Source<'_>) -> Result<Parsed, Error> {
         let right = match answer.as_str() {
             "1" => 0,
             "2" => 1,
-            _ => return Err(object.fails(format!("'answer' is {answer}, and is to be 1 or 2"))),
+            _ => return Err(object.fails(format!("'answer' is {answer}, but has to be 1 or 2"))),
         };
         let (before, after) = object
             .text("sentence")?
@@ -42,7 +43,7 @@ fn parse(source: &Source<'_>) -> Result<Parsed, Error> {
             .ok_or_else(|| object.fails("there is no gap ('_') in the sentence"))?;
         let after = after.trim();
         if after.is_empty() {
-            return Err(object.fails("nothing follows the gap, so that nothing can be scored"));
+            return Err(object.fails("nothing follows the gap, so nothing can be scored"));
         }
         let options = [object.text("option1")?, object.text("option2")?];
         let choices = options.iter().enumerate();

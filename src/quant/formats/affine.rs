@@ -1,5 +1,5 @@
-//! What Q4_1 and Q5_1 share: 32 weights x ≈ d·q + m, q from 0 to max. As in [`symmetric`](super::symmetric), scales are
-//! computed a block a lane, and codes a weight a lane.
+//! The block that Q4_1 and Q5_1 share: 32 weights x ≈ d·q + m, q from 0 to max. As in [`symmetric`](super::symmetric),
+//! scales are computed with one block per lane, and codes with one weight per lane.
 
 // The derive of `Pod` repeats the bound of the type in a where clause.
 #![allow(clippy::multiple_bound_locations)]
@@ -118,7 +118,7 @@ where
     }
 }
 
-/// Quantizes rows by lanes: `put` gets the number, d and m, and q of each block.
+/// Quantizes rows by lanes. `put` gets the number, d and m, and q of each block.
 #[inline(always)]
 fn quantize_rows<L: Lanes>(l: L, max: i32, rows: Rows, put: impl FnMut(usize, [Half; 2], &[u8; 32])) {
     match rows.importance {
@@ -127,8 +127,8 @@ fn quantize_rows<L: Lanes>(l: L, max: i32, rows: Rows, put: impl FnMut(usize, [H
     }
 }
 
-/// Without importance the codes span the weights from smallest to largest: `put` gets the number, d and m, and q of each
-/// block.
+/// Without importance, the codes span the weights from the smallest to the largest. `put` gets the number, d and m, and
+/// q of each block.
 #[inline(always)]
 fn plain_rows<L: Lanes>(l: L, max: i32, rows: Rows, mut put: impl FnMut(usize, [Half; 2], &[u8; 32])) {
     for batch in SmallBatch::of(l, rows) {
@@ -145,13 +145,13 @@ fn plain_rows<L: Lanes>(l: L, max: i32, rows: Rows, mut put: impl FnMut(usize, [
                 #[inline(always)]
                 |x| (x - offset) * inverse + half,
             );
-            // Only Q4_1 is defined with this limit. In Q5_1 it changes nothing: no code comes out above 31.
+            // Only Q4_1 is defined with this limit. In Q5_1 it has no effect, because no code is above 31.
             put(batch.first + b, [d[b], m[b]], &limited(&codes, max as i8));
         }
     }
 }
 
-/// With importance d and m ≤ 0 are searched.
+/// With importance, d and m ≤ 0 are searched.
 #[inline(always)]
 fn searched_rows<L: Lanes>(l: L, max: i32, rows: Rows, mut put: impl FnMut(usize, [Half; 2], &[u8; 32])) {
     let options = AffineSearch::weighted(max);

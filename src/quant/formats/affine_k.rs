@@ -1,4 +1,5 @@
-//! What Q4_K and Q5_K share: eight sub-blocks x ≈ d·s·q − dmin·t, whose scales s and mins t are 6-bit numbers.
+//! The block that Q4_K and Q5_K share: eight sub-blocks x ≈ d·s·q − dmin·t, whose scales s and mins t are 6-bit
+//! numbers.
 
 // The derive of `Pod` repeats the bound of the type in a where clause.
 #![allow(clippy::multiple_bound_locations)]
@@ -42,7 +43,7 @@ pub trait Searched {
 /// How a format searches.
 #[derive(Clone, Copy)]
 pub struct Search {
-    /// The search in each sub-block without importance. With it, it is [`AffineSearch::weighted`].
+    /// The search in each sub-block without importance. With importance, it is [`AffineSearch::weighted`].
     pub plain: AffineSearch,
     /// Whether a searched 6-bit number above 63 (the byte of a negative one) is stored as 63, or as it is.
     pub capped: bool,
@@ -136,15 +137,16 @@ struct Fit {
 
 /// Quantizes the block `x` with codes from 0 to `search.plain.max`.
 ///
-/// Without importance the weights of the search in each sub-block are √(mean square of the sub-block) + |x|, and the
-/// largest scale and min get the largest 6-bit number. With it scales and mins are in turn fitted with the sums of their
-/// sub-blocks' weights. Either way the codes are rounded anew at the end, with the scales and mins as stored.
+/// Without importance, the weights of the search in each sub-block are √(mean square of the sub-block) + |x|, and the
+/// largest scale and the largest min get the largest 6-bit number. With importance, the scales and mins are themselves
+/// fitted, weighted with the sums of their sub-blocks' weights. In both cases, the codes are rounded again at the end,
+/// with the scales and mins as stored.
 fn quantize(search: Search, x: &[f32; 256], importance: Option<&[f32; 256]>) -> Fit {
     let (scales, codes) = fit(search, x, importance);
     scales.block(|scales, mins| search.whole().codes(x, scales, mins, |j| codes[j]))
 }
 
-/// The scales of the block `x`, and the codes with which the search of each sub-block ended.
+/// Returns the scales of the block `x`, and the codes with which the search of each sub-block ended.
 fn fit(search: Search, x: &[f32; 256], importance: Option<&[f32; 256]>) -> (Scales, [[u8; 32]; 8]) {
     let mut codes = [[0; 32]; 8];
     let (sub_blocks, _) = x.as_chunks::<32>();
@@ -210,7 +212,7 @@ fn quantize_rows<L: Lanes>(l: L, search: Search, rows: Rows, mut put: impl FnMut
             };
             found.search(l, at, sub_search, &x, &weights);
         }
-        // No map: its closure may stay a function, without the instructions of the level.
+        // Not a map, because its closure may not be inlined, and then lacks the instructions of the level.
         let mut fitted = None;
         if rows.importance.is_some() {
             let odd = &mut found.odd;
@@ -259,7 +261,7 @@ impl Scales {
         }
     }
 
-    /// Of 6-bit numbers that have been searched.
+    /// Creates scales from 6-bit numbers that were searched.
     #[inline(always)]
     fn fitted(search: Search, d: f32, dmin: f32, mut scales: [u8; 8], mut mins: [u8; 8]) -> Self {
         if search.capped {
@@ -269,7 +271,7 @@ impl Scales {
         Self { d: Half::new(d), dmin: Half::new(dmin), packed: six_bit_pairs(&scales, &mins) }
     }
 
-    /// The block with these scales, and with the codes that follow from d·s and dmin·t of each sub-block.
+    /// Returns the block with these scales, and with the codes that follow from d·s and dmin·t of each sub-block.
     #[inline(always)]
     fn block(self, codes: impl FnOnce(&[f32; 8], &[f32; 8]) -> [u8; 256]) -> Fit {
         let Self { d, dmin, packed } = self;
@@ -286,12 +288,12 @@ fn sub_block_scales(d: Half, dmin: Half, packed: &[u8; 12]) -> ([f32; 8], [f32; 
     (scales.map(|s| d * f32::from(s)), mins.map(|t| dmin * f32::from(t)))
 }
 
-/// The largest element, but at least 0.
+/// Returns the largest element, but at least 0.
 fn largest(x: &[f32; 8]) -> f32 {
     x.iter().fold(0.0, |largest, &x| if x > largest { x } else { largest })
 }
 
-/// `x` as 6-bit numbers that give `largest` 63.
+/// Returns `x` as 6-bit numbers, scaled so that `largest` is 63.
 fn six_bits(x: &[f32; 8], largest: f32) -> [u8; 8] {
     let inverse = if largest > 0.0 { 63.0 / largest } else { 0.0 };
     x.map(|x| (nearest(inverse * x) as u8).min(63))

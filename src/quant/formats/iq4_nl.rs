@@ -5,8 +5,8 @@
 //!       | d    | 16 B: q of weights j (low half) and j + 16  |
 //! ```
 //!
-//! The values are those of `quant-tables/iq4nl.txt`. The search's weights are x², or with importance
-//! importance · √(twice the mean square of the block + x²).
+//! The values are those of `quant-tables/iq4nl.txt`. The search's weights are x² without importance, and importance ·
+//! √(twice the mean square of the block + x²) with it.
 //!
 //! Source: `block_iq4_nl` and `quantize_row_iq4_nl_impl` in ggml's `ggml-common.h` and `ggml-quants.c`.
 

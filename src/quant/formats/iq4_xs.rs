@@ -9,8 +9,8 @@
 //!                                     half) and 2·j + 1
 //! ```
 //!
-//! The values are those of `quant-tables/iq4nl.txt`. The search's weights are x², or with importance
-//! importance · √(twice the mean square of the block + x²).
+//! The values are those of `quant-tables/iq4nl.txt`. The search's weights are x² without importance, and importance ·
+//! √(twice the mean square of the block + x²) with it.
 //!
 //! Source: `block_iq4_xs` and `quantize_row_iq4_nl_impl` in ggml's `ggml-common.h` and `ggml-quants.c`.
 
@@ -149,7 +149,7 @@ fn search(x: &[f32; 256], importance: Option<&[f32; 256]>) -> [f32; 8] {
     scales
 }
 
-/// The block with these scales. `codes` gives the nearest codes of weights times a number.
+/// Returns the block with these scales. `codes` returns the nearest codes of weights times a number.
 #[inline(always)]
 fn round(x: &[f32; 256], scales: &[f32; 8], codes: impl Fn(&[f32; 32], f32) -> [u8; 32]) -> BlockIq4Xs {
     let (sub_blocks, _) = x.as_chunks::<32>();
@@ -159,7 +159,7 @@ fn round(x: &[f32; 256], scales: &[f32; 8], codes: impl Fn(&[f32; 32], f32) -> [
     let mut qs = [0; 128];
     let (packed, _) = qs.as_chunks_mut::<16>();
     for j in 0..8 {
-        // With d as it was found, not as it is stored.
+        // With d as it was found, before it is rounded for storage.
         let scale = d * scale_codes[j] as f32;
         packed[j] = pack::nibbles(&codes(&sub_blocks[j], divide_or_zero(1.0, scale)));
     }
@@ -167,7 +167,7 @@ fn round(x: &[f32; 256], scales: &[f32; 8], codes: impl Fn(&[f32; 32], f32) -> [
     BlockIq4Xs { d: Half::new(d), scales_h, scales_l, qs }
 }
 
-/// The 6-bit scales in the places that the module's diagram gives.
+/// Packs the 6-bit scales as in the module's diagram.
 fn pack_scales(scales: &[u8; 8]) -> ([u8; 2], [u8; 4]) {
     let high = scales.iter().enumerate().fold(0, |high, (j, &s)| high | u16::from(s >> 4) << (2 * j));
     (high.to_le_bytes(), array::from_fn(|j| scales[2 * j] & 15 | scales[2 * j + 1] << 4))

@@ -1,7 +1,7 @@
-//! One file a format. Twins, which differ in how many bits a code has, are one generic block each: `symmetric` for Q4_0 and
-//! Q5_0, `affine` for Q4_1 and Q5_1, `affine_k` for Q4_K and Q5_K.
+//! The formats, one file each. Pairs of formats that differ only in the number of bits per code share a generic block:
+//! `symmetric` for Q4_0 and Q5_0, `affine` for Q4_1 and Q5_1, `affine_k` for Q4_K and Q5_K.
 //!
-//! `pack` says how codes of a few bits share bytes.
+//! `pack` has the functions that pack codes of a few bits into bytes.
 
 mod affine;
 mod affine_k;
@@ -24,7 +24,7 @@ mod symmetric;
 use super::Format;
 use crate::gguf::TensorType;
 
-/// Every format that nibble can write, and read back, the largest first.
+/// All formats that nibble can write and read back, the largest first.
 pub static FORMATS: &[Format] = &[
     Format::of::<plain::F32>(),
     Format::of::<plain::F16>(),
@@ -43,7 +43,7 @@ pub static FORMATS: &[Format] = &[
     Format::scaled::<q2_k::BlockQ2K>(),
 ];
 
-/// What the file of a format says of its block where twins share the block.
+/// The constants of a format whose block is shared with another format.
 pub trait Twin {
     /// [`Block::TYPE`](super::Block::TYPE)
     const TYPE: TensorType;
@@ -53,10 +53,10 @@ pub trait Twin {
     const LIMIT_WITH_IMPORTANCE: f32;
 }
 
-/// From this magnitude on a number rounds to infinity as a half.
+/// From this magnitude on, a number rounds to infinity as a half.
 const BEYOND_F16: f32 = 65520.0;
 
-/// The codes, taken as numbers from -128 to 127, but none above `max`.
+/// Returns the codes, read as numbers from -128 to 127 and limited to `max`.
 #[inline(always)]
 fn limited(codes: &[u8; 32], max: i8) -> [u8; 32] {
     let mut limited = [0; 32];

@@ -1,4 +1,4 @@
-//! How codes of a few bits share bytes.
+//! Packs codes of a few bits into bytes.
 
 use std::array;
 
@@ -101,9 +101,10 @@ impl Codes<256> for FiveBitsK {
     }
 }
 
-/// Two 4-bit codes a byte: code j in the low half of byte j, code j + 16 in the high half.
+/// Packs two 4-bit codes per byte: code j in the low half of byte j, code j + 16 in the high half.
 ///
-/// The high bits of a code above 15 are not masked away but meet those of its neighbour, as in the formats' definition.
+/// As the formats are defined, the high bits of a code above 15 are not masked, and overlap with those of its
+/// neighbour.
 #[inline(always)]
 pub fn nibbles(codes: &[u8; 32]) -> [u8; 16] {
     let mut bytes = [0; 16];
@@ -125,7 +126,7 @@ pub fn five_bits(codes: &[u8; 32]) -> ([u8; 4], [u8; 16]) {
     let (mut high, mut low) = ([0; 4], [0; 32]);
     let (eights, _) = codes.as_chunks::<8>();
     for byte in 0..4 {
-        // One bit a byte; the product has that of byte j at place j of its highest byte, and nothing carries over.
+        // One bit per byte. The product has the bit of byte j at position j of its highest byte, and nothing carries.
         let bits = u64::from_le_bytes(eights[byte]) >> 4 & 0x0101_0101_0101_0101;
         high[byte] = (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
     }
@@ -143,13 +144,13 @@ pub fn unpack_five_bits(high: [u8; 4], low: &[u8; 16]) -> [u8; 32] {
     array::from_fn(|j| low[j] | ((high >> j & 1) as u8) << 4)
 }
 
-/// Eight codes at a time: what follows shifts bytes within words, which vectorises whatever the target.
+/// Returns the codes eight at a time: the functions below shift bytes within words, which vectorises on every target.
 #[inline(always)]
 fn words(codes: &[u8; 256]) -> &[[u8; 8]; 32] {
     codes.as_chunks().0.first_chunk().expect("256 codes are 32 times eight")
 }
 
-/// Each of eight bytes shifted left, without what leaves its byte.
+/// Shifts each of eight bytes left, and drops the bits that leave the byte.
 #[inline(always)]
 fn shifted_left(bytes: &[u8; 8], by: u32) -> u64 {
     (u64::from_le_bytes(*bytes) & (0x0101_0101_0101_0101 * (0xff >> by))) << by
@@ -184,7 +185,7 @@ pub fn unpack_two_bits(bytes: &[u8; 64]) -> [u8; 256] {
 
 /// 256 codes of 4 bits: byte l of each quarter (64 codes, 32 bytes) holds code l in its low half, l + 32 in its high half.
 ///
-/// Of each code the low four bits count.
+/// Only the low four bits of each code are used.
 #[inline(always)]
 pub fn four_bits(codes: &[u8; 256]) -> [u8; 128] {
     let mut bytes = [0; 128];
@@ -240,7 +241,7 @@ pub fn unpack_one_bit(bytes: &[u8; 32], bit: u32, codes: &mut [u8; 256]) {
 ///  byte 8..12     bits 0-3: low bits of scale 4..8    bits 4-7: low bits of min 4..8
 /// ```
 ///
-/// Bits above the sixth of pairs 0..4 are not masked away, as in the formats' definition.
+/// As the formats are defined, bits above the sixth of pairs 0..4 are not masked.
 #[inline(always)]
 pub fn six_bit_pairs(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
     array::from_fn(|j| match j {

@@ -1,4 +1,4 @@
-//! F32, F16, BF16: one float a weight, no scale. 32, 16 and 16 bits per weight.
+//! F32, F16, BF16: one float per weight, no scale. 32, 16 and 16 bits per weight.
 //!
 //! ```text
 //!  F32   4 B: the float, little-endian
@@ -73,7 +73,8 @@ impl Block for Bf16 {
     const TYPE: TensorType = TensorType::BF16;
     const LEN: usize = 1;
     const IMPORTANCE: ImportanceUse = ImportanceUse::Ignored;
-    // Halfway between the largest and what would be the next: a tie, and the even one is infinity.
+    // Halfway between the largest number and the next one, which would be infinity: the tie goes to the even one,
+    // infinity.
     const LIMIT: f32 = f32::from_bits(0x7f7f_8000);
 
     fn quantize_row(src: &[f32], _: Option<&[f32]>, dst: &mut [Self]) {

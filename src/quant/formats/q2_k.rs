@@ -7,9 +7,9 @@
 //!       | 16 B: s (low half) and t of sub-block j | 64 B: q, as two_bits says | d    | dmin |
 //! ```
 //!
-//! Without importance the search's weights are |x| and its error is absolute. With it the weights are
-//! importance · √(mean square of the block + x²), the error is squared, and the scales and mins are in turn fitted with
-//! the sums of their sub-blocks' weights.
+//! Without importance, the search's weights are |x| and its error is absolute. With importance, the weights are
+//! importance · √(mean square of the block + x²), the error is squared, and the scales and mins are themselves fitted,
+//! weighted with the sums of their sub-blocks' weights.
 //!
 //! Source: `block_q2_K`, `quantize_row_q2_K_ref` and `quantize_row_q2_K_impl` in ggml's `ggml-common.h` and
 //! `ggml-quants.c`.
@@ -160,7 +160,7 @@ fn quantize(x: &[f32; 256], importance: Option<&[f32; 256]>) -> BlockQ2K {
     block(stored, |scales, mins| WHOLE.codes(x, scales, mins, |j| codes[j]))
 }
 
-/// A number and its 4-bit multiples, a multiple a sub-block: of the scales, of the mins.
+/// A number and its 4-bit multiples, one per sub-block, for the scales or for the mins.
 type Multiples = (f32, [u8; 16]);
 
 /// The scales and the mins, and the codes with which the search of each sub-block ended.
@@ -211,7 +211,7 @@ fn block(
     block
 }
 
-/// A scale for `x`, and `x` in it as 4-bit numbers that give the largest 15.
+/// Returns a scale for `x`, and `x` divided by it as 4-bit numbers, of which the largest is 15.
 fn four_bits(x: &[f32; 16]) -> Multiples {
     let largest = x.iter().fold(0.0, |largest, &x| if x > largest { x } else { largest });
     if largest > 0.0 {

@@ -11,9 +11,9 @@
 //!      byte 8..12    byte 8 + j: bits 4-5 of s j, j + 4, j + 8 and j + 12, lowest first
 //! ```
 //!
-//! Without importance each scale is found by single moves, weighted with x². With it the searches' weights are
-//! importance · √(twice the mean square of the block + x²), and the scales are in turn fitted with the sums of their
-//! sub-blocks' weights.
+//! Without importance, each scale is found by single moves, weighted with x². With importance, the searches' weights
+//! are importance · √(twice the mean square of the block + x²), and the scales are themselves fitted, weighted with the
+//! sums of their sub-blocks' weights.
 //!
 //! Source: `block_q3_K`, `quantize_row_q3_K_ref` and `quantize_row_q3_K_impl` in ggml's `ggml-common.h` and
 //! `ggml-quants.c`.
@@ -145,7 +145,7 @@ fn with_importance<L: Lanes>(l: L, rows: Rows, dst: &mut [BlockQ3K]) {
     }
 }
 
-/// The block with these scales; where one is 0, with the codes that its search ended with.
+/// Returns the block with these scales. A sub-block whose scale is 0 gets the codes with which its search ended.
 #[inline(always)]
 fn by_lanes<L: Lanes>(
     l: L,
@@ -214,8 +214,8 @@ fn search(x: &[f32; 256], importance: Option<&[f32; 256]>) -> (f32, [u8; 16], [[
     (d, scale_codes, codes)
 }
 
-/// A scale for `scales`, and these in it as 6-bit numbers, 32 more than they stand for, that give the largest magnitude an
-/// end of the range.
+/// Returns a scale for `scales`, and these divided by it as 6-bit numbers plus 32, scaled so that the largest magnitude
+/// is at an end of the range.
 #[inline(always)]
 fn six_bits(scales: &[f32; 16]) -> (f32, [u8; 16]) {
     let extreme = extreme(scales);
@@ -239,7 +239,7 @@ fn block(d: f32, scales: &[u8; 16], codes: impl FnOnce(&[f32; 16]) -> [u8; 256])
     block
 }
 
-/// The 6-bit scales in the places that the module's diagram gives.
+/// Packs the 6-bit scales as in the module's diagram.
 #[inline(always)]
 fn pack_scales(scales: &[u8; 16]) -> [u8; 12] {
     // Eight at a time, or four: no bit leaves its byte.

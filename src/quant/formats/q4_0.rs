@@ -5,8 +5,8 @@
 //!       | d    | 16 B: q of weights j (low half) and j + 16  |
 //! ```
 //!
-//! Without importance the weight of largest magnitude gets q = 0 and decides d. With it d is searched, the weights of the
-//! search being importance · √(mean square of the row + x²).
+//! Without importance, the weight of largest magnitude gets q = 0 and determines d. With importance, d is searched; the
+//! weights of the search are importance · √(mean square of the row + x²).
 //!
 //! Source: `block_q4_0`, `quantize_row_q4_0_ref` and `quantize_row_q4_0_impl` in ggml's `ggml-common.h` and
 //! `ggml-quants.c`.

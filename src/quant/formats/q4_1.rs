@@ -5,8 +5,8 @@
 //!       | d    | m    | 16 B: q of weights j (low half) and j + 16  |
 //! ```
 //!
-//! Without importance the codes span the weights from smallest to largest. With it d and m ≤ 0 are searched, the weights
-//! of the search being importance · √(mean square of the row + x²).
+//! Without importance, the codes span the weights from the smallest to the largest. With importance, d and m ≤ 0 are
+//! searched; the weights of the search are importance · √(mean square of the row + x²).
 //!
 //! Source: `block_q4_1`, `quantize_row_q4_1_ref` and `quantize_row_q4_1_impl` in ggml's `ggml-common.h` and
 //! `ggml-quants.c`.

@@ -5,8 +5,8 @@
 //!       | d    | 4 B: bit 4 of q | 16 B: bits 0-3 of q, weights j (low half) and j + 16   |
 //! ```
 //!
-//! As Q4_0 with a bit more: without importance the weight of largest magnitude gets q = 0 and decides d, with it d is
-//! searched.
+//! Like Q4_0 with one more bit: without importance, the weight of largest magnitude gets q = 0 and determines d; with
+//! importance, d is searched.
 //!
 //! Source: `block_q5_0`, `quantize_row_q5_0_ref` and `quantize_row_q5_0_impl` in ggml's `ggml-common.h` and
 //! `ggml-quants.c`.

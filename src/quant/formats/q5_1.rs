@@ -5,8 +5,8 @@
 //!       | d    | m    | 4 B: bit 4 of q | 16 B: bits 0-3 of q, weights j (low half) and j + 16   |
 //! ```
 //!
-//! As Q4_1 with a bit more: without importance the codes span the weights from smallest to largest, with it d and m ≤ 0
-//! are searched.
+//! Like Q4_1 with one more bit: without importance, the codes span the weights from the smallest to the largest; with
+//! importance, d and m ≤ 0 are searched.
 //!
 //! Source: `block_q5_1`, `quantize_row_q5_1_ref` and `quantize_row_q5_1_impl` in ggml's `ggml-common.h` and
 //! `ggml-quants.c`.

@@ -1,6 +1,6 @@
 //! Q5_K: x ≈ d·s·q − dmin·t, q from 0 to 31. 5.5 bits per weight.
 //!
-//! As Q4_K with a bit more: 256 weights in eight sub-blocks of 32, each with a 6-bit scale s and a 6-bit min t.
+//! Like Q4_K with one more bit: 256 weights in eight sub-blocks of 32, each with a 6-bit scale s and a 6-bit min t.
 //!
 //! ```text
 //!  byte 0      2      4                  16                 48                                      176

@@ -9,7 +9,7 @@
 //!         byte l: codes l (low half) and l + 64
 //! ```
 //!
-//! Each scale is searched, the weights of the search being x², or the importance itself.
+//! Each scale is searched. The weights of the search are x², or the importance itself.
 //!
 //! Source: `block_q6_K`, `quantize_row_q6_K_ref` and `quantize_row_q6_K_impl` in ggml's `ggml-common.h` and
 //! `ggml-quants.c`.
@@ -119,7 +119,7 @@ impl BlockQ6K {
         for code in &mut high {
             *code >>= 4;
         }
-        // As four_bits has them, neighbours are 32 codes apart; here it is 64.
+        // In `four_bits`, the two codes of a byte are 32 codes apart; here it is 64.
         for quarter in 0..4 {
             let at = quarter / 2 * 128 + quarter % 2 * 32;
             low[64 * quarter..][..32].copy_from_slice(&codes[at..][..32]);

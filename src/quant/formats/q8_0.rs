@@ -36,7 +36,7 @@ const _: () = assert!(size_of::<BlockQ8_0>() == 34);
 /// The float below one half. Adding one half itself would carry 0.49999997 over to 1.
 const JUST_BELOW_HALF: f32 = 0.499_999_97;
 
-/// `x` rounded to the nearest whole number, ties away from zero, as a byte.
+/// Rounds `x` to the nearest whole number, ties away from zero, and returns it as a byte.
 #[inline(always)]
 fn round_to_byte(x: f32) -> u8 {
     truncate_to_byte(x + JUST_BELOW_HALF.copysign(x))
@@ -109,7 +109,7 @@ impl Scaled for BlockQ8_0 {
     }
 }
 
-/// d: the largest magnitude gets 127.
+/// Returns d, with which the largest magnitude gets the code 127.
 #[inline]
 fn scale(x: &[f32; 32]) -> f32 {
     extreme(x).abs() / 127.0

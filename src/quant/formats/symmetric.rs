@@ -1,7 +1,8 @@
-//! What Q4_0 and Q5_0 share: 32 weights x ≈ d·(q − half), q from 0 to 2·half − 1.
+//! The block that Q4_0 and Q5_0 share: 32 weights x ≈ d·(q − half), q from 0 to 2·half − 1.
 //!
-//! By lanes, what each block has one of (its scale, what a search finds) is computed a block a lane. The codes are then
-//! computed a weight a lane, since they depend on these numbers alone, and leave the vector in the right order.
+//! By lanes, numbers of which a block has one (its scale, the result of a search) are computed with one block per lane.
+//! The codes are then computed with one weight per lane, because they depend only on these numbers, and are then in the
+//! right order.
 
 // The derive of `Pod` repeats the bound of the type in a where clause.
 #![allow(clippy::multiple_bound_locations)]
@@ -118,7 +119,7 @@ where
     }
 }
 
-/// Quantizes rows by lanes: `put` gets the number, d and q of each block.
+/// Quantizes rows by lanes. `put` gets the number, d and q of each block.
 #[inline(always)]
 fn quantize_rows<L: Lanes>(l: L, half: i32, rows: Rows, put: impl FnMut(usize, Half, &[u8; 32])) {
     match rows.importance {
@@ -127,7 +128,8 @@ fn quantize_rows<L: Lanes>(l: L, half: i32, rows: Rows, put: impl FnMut(usize, H
     }
 }
 
-/// Without importance the weight of largest magnitude gets q = 0 and decides d: `put` gets the number, d and q of each block.
+/// Without importance, the weight of largest magnitude gets q = 0 and determines d. `put` gets the number, d and q of
+/// each block.
 #[inline(always)]
 fn plain_rows<L: Lanes>(l: L, half: i32, rows: Rows, mut put: impl FnMut(usize, Half, &[u8; 32])) {
     let size = half as f32;
@@ -148,7 +150,7 @@ fn plain_rows<L: Lanes>(l: L, half: i32, rows: Rows, mut put: impl FnMut(usize, 
     }
 }
 
-/// With importance d is searched.
+/// With importance, d is searched.
 #[inline(always)]
 fn searched_rows<L: Lanes>(l: L, half: i32, rows: Rows, mut put: impl FnMut(usize, Half, &[u8; 32])) {
     let mean_squares = MeanSquares::of(l, rows);

@@ -7,12 +7,13 @@
 //!    ...            0           1           2
 //! ```
 //!
-//! Each lane runs the scalar algorithm: its operations, in its order, with a mask where it would branch. So the bytes are
-//! the same by construction, whatever the width. The operations here are those of IEEE 754, of which every CPU gives the
-//! same result; none of them fuses a product with a sum.
+//! Each lane runs the scalar algorithm: the same operations in the same order, with masks instead of branches. So the
+//! bytes are the same by construction for every width. The operations are those of IEEE 754, which have the same result
+//! on every CPU; none of them fuses a product with a sum.
 //!
-//! One generic body serves every level of vector instructions: it is written over [`Lanes`], marked `#[inline(always)]`,
-//! and compiled anew inside a function for each [`Level`] that has its instructions enabled ([`Level::run`]).
+//! One generic body serves every level of vector instructions. It is written over [`Lanes`], marked
+//! `#[inline(always)]`, and compiled inside a function for each [`Level`] that has its instructions enabled
+//! ([`Level::run`]).
 //!
 //! | level      | vector               | compiled for                    | chosen when                |
 //! |------------|----------------------|---------------------------------|----------------------------|
@@ -22,7 +23,8 @@
 //! | `plain`    | 8 lanes in an array  | any CPU; the compiler's choice  | nothing else is there      |
 //! | `scalar`   | none                 | any CPU                         | never: it is the definition |
 //!
-//! Two vectors at a time, because a sum's next addition has to wait for the one before: the second vector fills the wait.
+//! Two vectors are processed at a time, because each addition to a sum has to wait for the previous one. The second
+//! vector uses that time.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -39,7 +41,7 @@ use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 
 /// A vector of floats, one for each lane.
 ///
-/// Values come from a [`Lanes`] only, so where there is one, the CPU has the instructions.
+/// Values are created only by a [`Lanes`], so if there is one, the CPU has the instructions.
 pub trait Floats: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> {
     /// A boolean for each lane.
     type Mask: Mask;
@@ -76,12 +78,12 @@ pub trait Mask: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + Not<Output
     /// Number of lanes.
     const LEN: usize;
 
-    /// Whether any lane is set.
+    /// Returns whether any lane is set.
     #[inline(always)]
     fn any(self) -> bool {
         self.bits() != 0
     }
-    /// A bit a lane, that of the first lane the lowest.
+    /// A bit per lane, that of the first lane the lowest.
     fn bits(self) -> u64;
 }
 
@@ -89,9 +91,9 @@ pub trait Mask: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + Not<Output
 pub trait Lanes: Copy {
     /// Number of lanes; at most [`MAX_LANES`].
     const LEN: usize;
-    /// A float a lane.
+    /// A float per lane.
     type Floats: Floats<Mask = Self::Mask>;
-    /// A bit a lane.
+    /// A bit per lane.
     type Mask: Mask;
 
     /// `x` in every lane.

@@ -30,7 +30,7 @@ impl Stairs {
     /// The function with these steps and values.
     ///
     /// # Panics
-    /// Where the steps do not rise, lie beyond the bound, or are so close together that a bucket has too many.
+    /// If the steps do not rise, lie beyond the bound, or are so close together that a bucket has too many.
     pub const fn new(steps: [f32; 15], values: [f32; 16]) -> Self {
         let mut i = 0;
         while i < 15 {
@@ -48,7 +48,7 @@ impl Stairs {
 /// where the lowest bits of the float are. Tables are indexed by b modulo `N`, so that two buckets, one on either side of
 /// zero, may share an entry: then zero is among its steps.
 pub struct Buckets<const N: usize, const K: usize> {
-    /// What to add to an argument for its bucket's number.
+    /// Added to an argument, this puts the number of the argument's bucket into the lowest bits of the sum.
     pub round: f32,
     /// The value at the lower end of the bucket.
     pub first: [f32; N],

@@ -5,34 +5,34 @@ use super::numbers::{BEYOND_NEAREST, nearest, smallest_and_largest};
 use crate::quant::lanes::{Floats, Lanes, MAX_LANES};
 use std::array;
 
-/// What [`fit`] searches: how many scales, and how error and rounding are defined.
+/// Parameters of [`fit`]: how many scales it tries, and how error and rounding are defined.
 #[derive(Clone, Copy)]
 pub struct AffineSearch {
     /// The largest q.
     pub max: i32,
-    /// Scales are tried that spread the range over `max + first`, `max + first + step`, ... steps.
+    /// The tried scales spread the range over `max + first`, `max + first + step`, ... steps.
     pub first: f32,
     /// See [`Self::first`].
     pub step: f32,
-    /// How many scales are tried.
+    /// Number of scales that are tried.
     pub tries: i32,
     /// Whether the error of a weight is |x − d·q − m|, not its square.
     pub absolute: bool,
     /// Whether a trial's quotient is limited to 0..=`max` before it is rounded, not after.
     ///
-    /// The two differ only where the quotient leaves [`nearest`]'s range: while the range of x has shrunk to almost
-    /// nothing, as it may when weights are zero.
+    /// The two differ only if the quotient leaves [`nearest`]'s range, which happens if the range of x has shrunk to
+    /// almost nothing, as it may if weights are zero.
     pub limit_first: bool,
 }
 
 impl AffineSearch {
-    /// What every format with codes from 0 to `max` does where there is importance.
+    /// Returns the search that every format with codes from 0 to `max` uses with importance.
     pub const fn weighted(max: i32) -> Self {
         Self { max, first: -0.9, step: 0.05, tries: 37, absolute: false, limit_first: true }
     }
 }
 
-/// An affine code's two real numbers: x ≈ `scale`·q − `min`.
+/// The two real numbers of an affine code: x ≈ `scale`·q − `min`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Affine {
     pub scale: f32,
@@ -43,9 +43,9 @@ pub struct Affine {
 /// x ≈ d·q + m, with whole q from 0 to `search.max` and m ≤ 0. Returns d and −m, and writes q to `codes`.
 ///
 /// Starts from the smallest and largest x. Then, for each trial scale, rounds to q, solves for d and m as in the module's
-/// heading (where m would come out positive it is 0, and d = Σwxq / Σwq²) and keeps what leaves the least error. The
-/// smallest x of later trials is the m that is best so far. Where all x are equal and not negative, or all zero, the codes
-/// are 0 and so is d.
+/// heading (if m would be positive, it is 0, and d = Σwxq / Σwq²), and keeps the result with the least error. Later
+/// trials use the best m so far as the smallest x. If all x are equal and not negative, or all are zero, the codes and
+/// d are 0.
 #[inline]
 pub fn fit<const N: usize>(search: AffineSearch, x: &[f32; N], weights: &[f32; N], codes: &mut [u8; N]) -> Affine {
     let levels = search.max as f32;
@@ -81,7 +81,7 @@ pub fn fit<const N: usize>(search: AffineSearch, x: &[f32; N], weights: &[f32; N
         let q: [f32; N] = array::from_fn(|i| {
             let quotient = inverse * (x[i] - min);
             if search.limit_first {
-                // Written so that a NaN becomes 0.
+                // This form turns a NaN into 0.
                 let limited = if quotient > 0.0 { quotient } else { 0.0 };
                 nearest(if limited < levels { limited } else { levels }) as f32
             } else {
@@ -123,14 +123,14 @@ pub struct Found<L: Lanes> {
     pub odd: L::Mask,
 }
 
-/// From where a search got its codes: the nearest to `inverse · (x − least)`.
+/// How a search computed its codes: the nearest to `inverse · (x − least)`.
 #[derive(Clone, Copy)]
 pub struct Start<F> {
     pub inverse: F,
     pub least: F,
 }
 
-/// [`fit`], a sub-block a lane.
+/// [`fit`], a sub-block per lane.
 #[inline(always)]
 pub fn fit_lanes<L: Lanes, const N: usize>(
     l: L,
@@ -211,14 +211,14 @@ pub fn fit_lanes<L: Lanes, const N: usize>(
     }
 }
 
-/// The error of one weight: w · (scale · q + min − x)², or without the square.
+/// Returns the error of one weight: w · (scale · q + min − x)², or w · |scale · q + min − x|.
 #[inline(always)]
 fn weighted_error<F: Floats>(search: AffineSearch, scale: F, min: F, q: F, x: F, weight: F) -> F {
     let difference = scale * q + min - x;
     weight * if search.absolute { difference.abs() } else { difference * difference }
 }
 
-/// The codes with which [`fit_lanes`] ended in one lane.
+/// Returns the codes with which [`fit_lanes`] ended in one lane.
 #[inline(always)]
 pub fn codes_of_start<const N: usize>(search: AffineSearch, start: Start<f32>, x: &[f32; N]) -> [u8; N] {
     let mut codes = [0; N];
@@ -237,7 +237,7 @@ pub struct AffineBatch<const PER: usize> {
     pub mins: Table<PER>,
     inverses: Table<PER>,
     leasts: Table<PER>,
-    /// Not 0 in a block that is to be left to the scalar code.
+    /// Not 0 for a block that the scalar code has to quantize.
     pub odd: Table<PER>,
 }
 
@@ -248,7 +248,7 @@ impl<const PER: usize> AffineBatch<PER> {
         Self { scales: zero, mins: zero, inverses: zero, leasts: zero, odd: zero }
     }
 
-    /// Searches the group from `at`.
+    /// Searches the group that begins at `at`.
     #[inline(always)]
     pub fn search<L: Lanes, const N: usize>(
         &mut self,
@@ -266,7 +266,7 @@ impl<const PER: usize> AffineBatch<PER> {
         mark(l, &mut self.odd, at, found.odd);
     }
 
-    /// The codes with which the search ended in sub-block `j` of block `b`, whose weights are `x`.
+    /// Returns the codes with which the search ended in sub-block `j` of block `b`, whose weights are `x`.
     #[inline(always)]
     pub fn codes<const N: usize>(&self, search: AffineSearch, b: usize, j: usize, x: &[f32]) -> [u8; N] {
         let start = Start { inverse: self.inverses[b][j], least: self.leasts[b][j] };

@@ -1,11 +1,11 @@
-//! What the formats by lanes share around their searches: blocks in batches, sub-blocks in groups of as many as lanes.
+//! Shared code around the searches by lanes: batches of blocks, and groups of as many sub-blocks as there are lanes.
 //!
 //! ```text
-//! rows ─► batches of as many blocks as lanes ─► groups of as many sub-blocks as lanes ─► a search, a sub-block a lane
+//! rows ─► batches of as many blocks as lanes ─► groups of as many sub-blocks as lanes ─► search, a sub-block per lane
 //!              │                                                                              │
 //!              │              tables: what was found, a number for each sub-block  ◄──────────┘
 //!              ▼
-//!         where scales are themselves searched, a block a lane; then each block is put together from the tables
+//!         where scales are themselves searched, a block per lane; then each block is put together from the tables
 //! ```
 
 use super::{positive, symmetric};
@@ -21,7 +21,7 @@ pub type Batch<'a, const N: usize> = BatchOf<'a, 256, N>;
 /// A batch of blocks of 32 weights, each its own sub-block.
 pub type SmallBatch<'a> = BatchOf<'a, 32, 32>;
 
-/// As many blocks of `LEN` weights as lanes, or what is left of them at the end, in sub-blocks of `N`.
+/// As many blocks of `LEN` weights as there are lanes (or fewer at the end), in sub-blocks of `N`.
 #[derive(Clone, Copy)]
 pub struct BatchOf<'a, const LEN: usize, const N: usize> {
     /// The number of the first block in the rows.
@@ -33,38 +33,38 @@ pub struct BatchOf<'a, const LEN: usize, const N: usize> {
 impl<'a, const LEN: usize, const N: usize> BatchOf<'a, LEN, N> {
     const PER: usize = LEN / N;
 
-    /// The batches of all rows.
+    /// Returns the batches of all rows.
     #[inline(always)]
     pub fn of<L: Lanes>(_: L, rows: Rows<'a>) -> impl Iterator<Item = Self> {
         Self::of_len(L::LEN, rows)
     }
 
-    /// All rows in batches of so many blocks.
+    /// Returns all rows in batches of `len` blocks.
     #[inline(always)]
     pub fn of_len(len: usize, rows: Rows<'a>) -> impl Iterator<Item = Self> {
         let batches = rows.pieces::<LEN>().chunks(len).enumerate();
         batches.map(move |(batch, blocks)| Self { first: batch * len, blocks, importance: rows.importance })
     }
 
-    /// The sub-blocks.
+    /// Returns the sub-blocks.
     #[inline(always)]
     pub fn sub_blocks(self) -> &'a [[f32; N]] {
         self.blocks.as_flattened().as_chunks().0
     }
 
-    /// The numbers of the groups' first sub-blocks in the batch.
+    /// Returns the index in the batch of each group's first sub-block.
     #[inline(always)]
     pub fn groups<L: Lanes>(self, _: L) -> impl Iterator<Item = usize> {
         (0..self.sub_blocks().len()).step_by(L::LEN)
     }
 
-    /// The weights of the group from `at`. The first sub-blocks of it fill the lanes that are left over.
+    /// Returns the weights of the group that begins at `at`. The remaining lanes repeat its first sub-blocks.
     #[inline(always)]
     pub fn columns<L: Lanes>(self, l: L, at: usize) -> [L::Floats; N] {
         l.columns_of(lanes_from(l, &self.sub_blocks()[at..], 0, &mut [[0.0; N]; MAX_LANES]))
     }
 
-    /// Their importance, where there is any.
+    /// Returns their importance, if there is any.
     #[inline(always)]
     pub fn importance<L: Lanes>(self, l: L, at: usize) -> Option<[L::Floats; N]> {
         let (importance, _) = self.importance?.as_chunks();
@@ -72,24 +72,24 @@ impl<'a, const LEN: usize, const N: usize> BatchOf<'a, LEN, N> {
         Some(l.columns_of(lanes_from(l, importance, first, &mut [[0.0; N]; MAX_LANES])))
     }
 
-    /// The importance of block `b` of the batch.
+    /// Returns the importance of block `b` of the batch.
     #[inline(always)]
     pub fn block_importance(self, b: usize) -> Option<&'a [f32; LEN]> {
         self.importance.map(|importance| Rows::importance_of(importance, self.first + b))
     }
 
-    /// Of a number for each block, that of the block of each lane of the group from `at`.
+    /// Returns for each lane of the group that begins at `at` the number of its block, from one number per block.
     #[inline(always)]
     pub fn of_blocks<L: Lanes>(self, l: L, at: usize, numbers: &[f32; MAX_LANES]) -> L::Floats {
         let mut lanes = [0.0; MAX_LANES];
         for lane in 0..L::LEN {
-            // Whatever is in the lanes that are left over.
+            // The remaining lanes may hold any number.
             lanes[lane] = numbers[((at + lane) / Self::PER).min(MAX_LANES - 1)];
         }
         l.load(&lanes)
     }
 
-    /// Σx² of each block; zeros where there is no importance, since only then it is needed.
+    /// Returns Σx² of each block; zeros without importance, because it is needed only with importance.
     #[inline(always)]
     pub fn sums_of_squares<L: Lanes>(self, l: L) -> [f32; MAX_LANES] {
         let mut sums = [0.0; MAX_LANES];
@@ -114,8 +114,8 @@ impl<'a, const LEN: usize, const N: usize> BatchOf<'a, LEN, N> {
     }
 }
 
-/// As many of `pieces` as there are lanes, from number `first`, beginning anew at the end: where they do not lie one after
-/// the other, by way of `buffer`.
+/// Returns as many of `pieces` as there are lanes, from number `first` on, wrapping around at the end. Copies them to
+/// `buffer` if they are not consecutive.
 #[inline(always)]
 pub fn lanes_from<'a, L: Lanes, const N: usize>(
     _: L,
@@ -134,25 +134,25 @@ pub fn lanes_from<'a, L: Lanes, const N: usize>(
     buffer
 }
 
-/// Writes a number for each sub-block of the group from `at`.
+/// Writes a number for each sub-block of the group that begins at `at`.
 #[inline(always)]
 pub fn put<L: Lanes, const PER: usize>(l: L, table: &mut [[f32; PER]], at: usize, numbers: L::Floats) {
     l.store(numbers, &mut table.as_flattened_mut()[at..]);
 }
 
-/// Writes 1 for the lanes of the group from `at` that are in `mask`, 0 for the others.
+/// Writes 1 for the lanes in `mask` of the group that begins at `at`, and 0 for the others.
 #[inline(always)]
 pub fn mark<L: Lanes, const PER: usize>(l: L, table: &mut [[f32; PER]], at: usize, mask: L::Mask) {
     put(l, table, at, l.splat(1.0).or_else(mask, l.splat(0.0)));
 }
-/// Scales that are themselves small whole numbers times d, for each block of a batch.
+/// Scales that are small whole numbers times d, for each block of a batch.
 pub struct Fitted<const PER: usize> {
     pub d: [f32; MAX_LANES],
     pub codes: [[u8; PER]; MAX_LANES],
 }
 
 impl<const PER: usize> Fitted<PER> {
-    /// Fits them by [`positive::fit_lanes`]. Marks in `odd` the blocks for which it does not hold.
+    /// Fits them by [`positive::fit_lanes`]. Marks in `odd` the blocks for which its result is not valid.
     #[inline(always)]
     pub fn positive<L: Lanes>(l: L, scales: &Table<PER>, sums: &Table<PER>, max: i32, odd: &mut Table<PER>) -> Self {
         let (scales, sums) = (
@@ -189,7 +189,7 @@ impl<const PER: usize> Fitted<PER> {
         fitted
     }
 
-    /// Fits them by [`symmetric::fit_lanes`]. Marks in `odd` the blocks for which it does not hold.
+    /// Fits them by [`symmetric::fit_lanes`]. Marks in `odd` the blocks for which its result is not valid.
     #[inline(always)]
     pub fn symmetric<L: Lanes>(l: L, scales: &Table<PER>, sums: &Table<PER>, half: i32, odd: &mut Table<PER>) -> Self {
         let (scales, sums) = (

@@ -6,8 +6,8 @@ use crate::quant::rounding::table::{NEAREST_VALUE, VALUES, nearest_codes};
 
 /// x ≈ d·value. Returns the d that leaves the least Σ w (x − d·value)² among 16 that are tried.
 ///
-/// The weight of largest magnitude is put at the first value, then -7 to 7 beside it; given the codes d follows from least
-/// squares. 0 where all of `x` is negligible.
+/// The trials put the weight of largest magnitude at the first value, and at -7 to 7 steps from it. Given the codes, d
+/// follows from least squares. Returns 0 if all of `x` is negligible.
 pub fn fit(x: &[f32; 32], weights: &[f32; 32]) -> f32 {
     let extreme = extreme(x);
     if extreme.abs() < NEGLIGIBLE {
@@ -38,7 +38,7 @@ pub fn fit(x: &[f32; 32], weights: &[f32; 32]) -> f32 {
     scale
 }
 
-/// [`fit`], a sub-block a lane.
+/// [`fit`], a sub-block per lane.
 #[inline(always)]
 pub fn fit_lanes<L: Lanes>(l: L, x: &[L::Floats; 32], weights: &[L::Floats; 32]) -> L::Floats {
     let zero = l.splat(0.0);

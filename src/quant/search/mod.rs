@@ -1,5 +1,5 @@
-//! The searches for scales that the formats share. One file an algorithm: its scalar code, its code by lanes, and the table
-//! that holds what the lanes found.
+//! The searches for scales that the formats share. Each algorithm has one file, with its scalar code, its code by
+//! lanes, and the table for the results of the lanes.
 //!
 //! A sub-block of weights x is stored as small whole numbers q and one or two real numbers. Given q, the best real numbers
 //! follow from least squares with weights w:
@@ -15,13 +15,13 @@
 //! one such search. In all of them the sums run in the order of the weights and the operations are grouped as written,
 //! because the bytes depend on both.
 //!
-//! The code by lanes does the same operations in the same order, a sub-block a lane. Where a vector operation cannot give
-//! what the scalar code gives, the lane is reported as *odd*: the scalar code would get from [`nearest`](numbers::nearest)
-//! something other than the nearest whole number, because a quotient leaves its range. That takes weights near the ends of
-//! single precision, or ranges that shrink to almost nothing. The scalar code then quantizes the block.
+//! The code by lanes does the same operations in the same order, with one sub-block per lane. If a vector operation
+//! cannot reproduce the scalar code, the lane is reported as *odd*, and the scalar code quantizes the block. This
+//! happens if a quotient leaves the range of [`nearest`](numbers::nearest), which then does not return the nearest
+//! whole number: for weights near the ends of single precision, or ranges that shrink to almost nothing.
 //!
-//! What the searches cost, in vector operations a weight. A CPU's limit is the vector operations that it does in a second,
-//! times its lanes.
+//! This is the cost of the searches, in vector operations per weight. A CPU's limit is the number of vector operations
+//! per second, times its lanes.
 //!
 //! | search        | a trial                                         | trials         | in all       |
 //! |---------------|-------------------------------------------------|----------------|--------------|
@@ -30,8 +30,8 @@
 //! | [`codebook`]  | 7 for the value, 5 for the sums                 | 17             | 220          |
 //! | [`moves`]     | 13 to start, 10 for a look at all codes, 18 for a move and the look after it | see there | 40, if one of five sub-blocks moves |
 //!
-//! [`affine`], [`symmetric`] and [`codebook`] wait for nothing but the last addition to a sum. [`moves`] gathers, moves and
-//! looks again: less arithmetic than the others, more waiting and copying.
+//! [`affine`], [`symmetric`] and [`codebook`] wait only for the last addition to a sum. [`moves`] gathers sub-blocks,
+//! moves codes and looks again: it has less arithmetic than the others, but more waiting and copying.
 //!
 //! Source: `make_qx_quants`, `make_q3_quants`, `make_qkx2_quants`, `make_qkx3_quants` and `make_qp_quants` in ggml's
 //! `ggml-quants.c`.

@@ -7,8 +7,8 @@ use std::array;
 
 /// x ≈ d·q, with whole q from `-half` to `half - 1` and weights x². Returns d, and writes `q + half` to `codes`.
 ///
-/// Starts from the scale that puts the weight of largest magnitude at the end of the range, then moves one q at a time to
-/// where it is best given all others, for at most five rounds. Where all of `x` is negligible d and the codes are 0.
+/// Starts from the scale that puts the weight of largest magnitude at the end of the range. Then moves one q at a time
+/// to its best value given all others, for at most five rounds. If all of `x` is negligible, d and the codes are 0.
 pub fn fit<const N: usize>(x: &[f32; N], half: i32, codes: &mut [u8; N]) -> f32 {
     let extreme = extreme(x);
     if extreme.abs() < NEGLIGIBLE {
@@ -51,11 +51,11 @@ pub fn fit<const N: usize>(x: &[f32; N], half: i32, codes: &mut [u8; N]) -> f32 
     if sum_qq > 0.0 { sum_xq / sum_qq } else { 0.0 }
 }
 
-/// [`fit`], a sub-block a lane, for finite weights.
+/// [`fit`], a sub-block per lane, for finite weights.
 ///
-/// Each move of a code changes the sums by which the next is judged: done code by code, that is a wait of some 60 cycles
-/// (a division, seven products and sums, a comparison) sixteen times a round, nearly always to find that nothing moves. So
-/// all codes are looked at first, and then each lane considers the one code of its own that may move next.
+/// Each move of a code changes the sums on which the next one depends. Code by code, this would be a latency of about
+/// 60 cycles (a division, seven products and sums, a comparison) sixteen times per round, and nearly always nothing
+/// moves. So all codes are looked at first, and then each lane considers the one code that may move next.
 ///
 /// ```text
 /// S = Σ w x q,  Q = Σ w q²        where a code wants to go, given the others:  x (Q − w q²) / (S − w x q)
@@ -63,9 +63,10 @@ pub fn fit<const N: usize>(x: &[f32; N], half: i32, codes: &mut [u8; N]) -> f32 
 /// x (Q − w q²) / (S − w x q) − q  =  (x Q/S − q) / (1 − w x q / S)        as w q² · x and w x q · q cancel
 /// ```
 ///
-/// A code stays where this is between −½ and ½, or where it is at an end of the range and wants to go beyond: so the look
-/// takes no division a code and no sum without the code. It compares with a margin (0.0001) far above what rounding can do
-/// to either side (some 30 units in the last place): a code that it passes over does not move in the scalar search either.
+/// A code stays if this is between −½ and ½, or if it is at an end of the range and would move beyond it. So the look
+/// needs no division per code, and no sums without the code. It compares with a margin (0.0001) far above the possible
+/// rounding errors (about 30 units in the last place), so a code that it skips does not move in the scalar search
+/// either.
 pub struct Moves<L: Lanes, const N: usize, const HALF: i32> {
     x: [L::Floats; N],
     q: [L::Floats; N],
@@ -77,30 +78,30 @@ pub struct Moves<L: Lanes, const N: usize, const HALF: i32> {
     sum_qq: L::Floats,
     /// The element of the largest magnitude.
     extreme: L::Floats,
-    /// The code from which on this round goes.
+    /// The code at which this round continues.
     place: L::Floats,
-    /// Rounds that are over.
+    /// Number of completed rounds.
     rounds: L::Floats,
 }
 
-/// Whole numbers as floats: to load one is less than to convert one.
+/// Whole numbers as floats, because loading one is faster than converting one.
 static NUMBERS: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
 
-/// What a look at all codes finds.
+/// The result of looking at all codes.
 #[derive(Clone, Copy)]
 pub struct Look<F, M> {
-    /// The next code that may move; any number where none may.
+    /// The next code that may move; any number if there is none.
     pub next: F,
-    /// Where there is one: elsewhere the search is over.
+    /// The lanes that have such a code. In all others, the search is finished.
     pub unsettled: M,
-    /// Where this cannot be told, and the scalar code has to do it.
+    /// The lanes for which this cannot be decided, so the scalar code has to do the search.
     pub odd: M,
 }
 
 impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
     const ROUNDS: f32 = 5.0;
 
-    /// Returns zeros, to be started.
+    /// Returns zeros, for [`Self::start`].
     #[inline(always)]
     pub fn new(l: L) -> Self {
         let zero = l.splat(0.0);
@@ -108,10 +109,10 @@ impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
         Self { x: zeros, q: zeros, share: zeros, sum_xq: zero, sum_qq: zero, extreme: zero, place: zero, rounds: zero }
     }
 
-    /// The start of the search, a row a lane: the first of `rows`, which has as many.
+    /// The start of the search, a row per lane: the first of `rows`, which has as many.
     #[inline(always)]
     pub fn start(&mut self, l: L, rows: &[[f32; N]]) {
-        // In place: thousands of bytes do not move for nothing.
+        // In place, to avoid copying thousands of bytes.
         let rows = &rows[..L::LEN];
         l.columns_into(
             #[inline(always)]
@@ -142,7 +143,7 @@ impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
         let slope = self.sum_qq / self.sum_xq;
         let half = l.splat(0.5) / self.sum_xq;
         let margin = l.splat(0.4999);
-        // Codes before the place come after the others, in the next round.
+        // Codes before `place` come after the others, in the next round.
         let (round, none) = (l.splat(N as f32), l.splat(2.0 * N as f32));
         let mut next = none;
         for i in (0..N).rev() {
@@ -172,7 +173,7 @@ impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
         Look { next, unsettled: any & !is_over & positive & !negligible, odd: odd & positive & !negligible }
     }
 
-    /// Moves in each lane the code that `look` found, if that lowers the error. Returns the odd lanes.
+    /// In each lane, moves the code that `look` found, if that lowers the error. Returns the odd lanes.
     #[inline(always)]
     pub fn step(&mut self, l: L, look: Look<L::Floats, L::Mask>) -> L::Mask {
         let (zero, smallest, largest) = (l.splat(0.0), l.splat(-HALF as f32), l.splat((HALF - 1) as f32));
@@ -225,17 +226,17 @@ impl<L: Lanes, const N: usize, const HALF: i32> Moves<L, N, HALF> {
 /// What [`Moves`] found for each sub-block of a batch.
 pub struct MovesBatch<const PER: usize> {
     pub scales: [[f32; PER]; MOVES_BLOCKS],
-    /// Not 0 in a block that is to be left to the scalar code.
+    /// Not 0 for a block that the scalar code has to quantize.
     pub odd: [[f32; PER]; MOVES_BLOCKS],
-    /// Of each sub-block whose search goes on, the code with which it does.
+    /// For each sub-block whose search continues, the code with which it continues.
     next: [[f32; PER]; MOVES_BLOCKS],
     /// The numbers of these sub-blocks, for the one pass and for the next.
     unsettled: [[u16; PER]; MOVES_BLOCKS],
     restless: [[u16; PER]; MOVES_BLOCKS],
 }
 
-/// Blocks in a batch of these: more than lanes, so that few lanes are left over where the sub-blocks whose search goes on
-/// are gathered.
+/// Number of blocks in a batch. It is more than the number of lanes, so that few lanes are unused when the sub-blocks
+/// whose search continues are gathered.
 pub const MOVES_BLOCKS: usize = 128;
 
 const _: () = assert!(MOVES_BLOCKS.is_multiple_of(MAX_LANES));
@@ -249,9 +250,9 @@ impl<const PER: usize> MovesBatch<PER> {
 
     /// Searches all sub-blocks.
     ///
-    /// In four of five the search ends as it starts, which one look tells. The others are gathered, so that lanes that
-    /// search on have company. Half of these move one code and are done; those that still search after two are gathered
-    /// once more. After ten, which one in a thousand gets to, the scalar search is as good.
+    /// In four of five, the search ends immediately, which one look shows. The others are gathered, so that all lanes
+    /// are in use. Half of these move one code and are done. Those that are not done after two moves are gathered
+    /// again. After ten moves, which one in a thousand reaches, the scalar search is as good.
     #[inline(always)]
     pub fn search<L: Lanes, const N: usize, const HALF: i32>(
         &mut self,
@@ -271,7 +272,7 @@ impl<const PER: usize> MovesBatch<PER> {
             while lanes != 0 {
                 let number = at + lanes.trailing_zeros() as usize;
                 self.unsettled.as_flattened_mut()[n_unsettled] = number as u16;
-                // Not what only fills a lane that is left over.
+                // Not for a remaining lane that repeats another sub-block.
                 n_unsettled += usize::from(number < sub_blocks.len());
                 lanes &= lanes - 1;
             }
@@ -286,7 +287,7 @@ impl<const PER: usize> MovesBatch<PER> {
     }
 
     /// Lets each of the first `n_unsettled` sub-blocks of the list move up to `steps` codes. Lists those that are not
-    /// settled then, and returns how many.
+    /// finished then, and returns their number.
     #[inline(always)]
     fn settle<L: Lanes, const N: usize, const HALF: i32>(
         &mut self,
@@ -300,7 +301,7 @@ impl<const PER: usize> MovesBatch<PER> {
         let mut n_restless = 0;
         let (mut company, mut next) = ([[0.0; N]; MAX_LANES], [0.0; MAX_LANES]);
         for numbers in unsettled[..n_unsettled].chunks(L::LEN) {
-            // Beyond them stays what was there before.
+            // Entries beyond them keep their old contents.
             for (lane, &number) in numbers.iter().enumerate() {
                 company[lane] = sub_blocks[usize::from(number)];
                 next[lane] = self.next.as_flattened()[usize::from(number)];

@@ -1,4 +1,4 @@
-//! What all searches compute: rounding, extremes, sums and quotients. Each function stands beside its version by lanes.
+//! Functions that all searches use: rounding, extremes, sums and quotients, each next to its version by lanes.
 
 use crate::quant::Half;
 use crate::quant::lanes::{Floats, Lanes, MAX_LANES, Mask};
@@ -7,13 +7,14 @@ use std::array;
 /// Sub-blocks (or their scales) whose largest magnitude is below this count as zero.
 pub const NEGLIGIBLE: f32 = 1e-15;
 
-/// From this magnitude on [`nearest`] does not round.
+/// From this magnitude on, [`nearest`] does not round.
 pub const BEYOND_NEAREST: f32 = 4_194_304.0;
 
-/// `x` rounded to the nearest whole number, ties to even, for magnitudes up to 2^22.
+/// Rounds `x` to the nearest whole number, ties to even, for magnitudes up to 2^22.
 ///
-/// Beyond that the result is some number from -2^22 to 2^22 - 1; for infinities it is -2^22, for a NaN that a computation
-/// made it is 0. Searches reach those on weights near the ends of single precision, and then the bytes depend on it.
+/// Beyond that, the result is some number from -2^22 to 2^22 - 1; for infinities it is -2^22, and for a NaN from a
+/// computation it is 0. Searches reach such numbers for weights near the ends of single precision, and then the bytes
+/// depend on them.
 #[inline(always)]
 pub fn nearest(x: f32) -> i32 {
     // The last bit of 1.5 · 2^23 is worth one, so the addition rounds, and leaves 2^22 + round(x) in the mantissa.
@@ -21,7 +22,8 @@ pub fn nearest(x: f32) -> i32 {
     ((x + ONE_AND_A_HALF_TIMES_2_TO_THE_23).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
 }
 
-/// `x` without its fraction, as a byte: its low 8 bits in two's complement. 0 for infinities, NaN, and from 2^31 on.
+/// Truncates `x` and returns the low 8 bits in two's complement. Returns 0 for infinities, NaN, and magnitudes from
+/// 2^31 on.
 #[inline(always)]
 pub fn truncate_to_byte(x: f32) -> u8 {
     // A cast alone would saturate, and turn infinity into 255.
@@ -29,7 +31,7 @@ pub fn truncate_to_byte(x: f32) -> u8 {
     whole as u8
 }
 
-/// [`truncate_to_byte`] of `code` of each weight of a block, a weight a lane.
+/// [`truncate_to_byte`] of `code` of each weight of a block, with one weight per lane.
 #[inline(always)]
 pub fn truncate_lanes<L: Lanes>(l: L, x: &[f32; 32], code: impl Fn(L::Floats) -> L::Floats) -> [u8; 32] {
     const { assert!(32 % L::LEN == 0) };
@@ -37,15 +39,15 @@ pub fn truncate_lanes<L: Lanes>(l: L, x: &[f32; 32], code: impl Fn(L::Floats) ->
     for at in (0..32).step_by(L::LEN) {
         l.truncate(code(l.load(&x[at..])), &mut numbers[at..]);
     }
-    // Loops here and where codes are packed: the compiler may leave an array's map a function, without the instructions
-    // of the level.
+    // Loops here and where codes are packed, because the compiler may not inline an array's map, which then lacks the
+    // instructions of the level.
     for i in 0..32 {
         codes[i] = numbers[i] as u8;
     }
     codes
 }
 
-/// The first element of the largest magnitude, with its sign; 0 where all are zero.
+/// Returns the first element of the largest magnitude, with its sign; 0 if all are zero.
 #[inline]
 pub fn extreme(x: &[f32]) -> f32 {
     let (mut magnitude, mut extreme) = (0.0, 0.0);
@@ -62,11 +64,11 @@ pub fn extreme(x: &[f32]) -> f32 {
 pub fn extreme_lanes<L: Lanes, const N: usize>(l: L, x: &[L::Floats; N]) -> L::Floats {
     let (smallest, largest) = smallest_and_largest_lanes(x);
     let beneath = l.splat(0.0) - smallest;
-    // Both signs with one magnitude: which is first?
+    // Both signs have the same magnitude: find out which is first.
     if (largest.gt(l.splat(0.0)) & !largest.ne(beneath)).any() {
         return first_extreme_lanes(l, x);
     }
-    // Of zeros the positive one.
+    // If all are zero, the positive zero.
     largest.or_else(largest.gt(beneath), smallest + l.splat(0.0))
 }
 
@@ -81,7 +83,7 @@ fn first_extreme_lanes<L: Lanes, const N: usize>(l: L, x: &[L::Floats; N]) -> L:
     extreme
 }
 
-/// The smallest and the largest element.
+/// Returns the smallest and the largest element.
 #[inline]
 pub fn smallest_and_largest<const N: usize>(x: &[f32; N]) -> (f32, f32) {
     x.iter().fold((x[0], x[0]), |(smallest, largest), &x| {
@@ -136,10 +138,10 @@ pub fn magnitudes_lanes<F: Floats, const N: usize>(x: &[F; N]) -> [F; N] {
     magnitudes
 }
 
-/// The weights of a search with importance: importance · √(variance + x²).
+/// Returns the weights of a search with importance: importance · √(variance + x²).
 ///
-/// The root lets large weights count more, as they do in a product with an activation, but the variance (of the block or
-/// the row) keeps small ones from counting nothing.
+/// The root makes large weights count more, as they do in a product with an activation. The variance (of the block or
+/// the row) keeps small ones from being ignored.
 #[inline]
 pub fn importance_weights<const N: usize>(importance: &[f32; N], variance: f32, x: &[f32; N]) -> [f32; N] {
     array::from_fn(|i| importance[i] * (variance + x[i] * x[i]).sqrt())
@@ -161,7 +163,7 @@ pub fn importance_weights_lanes<L: Lanes, const N: usize>(
     (weights, sum)
 }
 
-/// `a / b`, or 0 where `b` is.
+/// Returns `a / b`, or 0 if `b` is 0.
 #[inline(always)]
 pub fn divide_or_zero(a: f32, b: f32) -> f32 {
     if b != 0.0 { a / b } else { 0.0 }
@@ -174,7 +176,7 @@ pub fn divide_or_zero_lanes<L: Lanes>(l: L, a: L::Floats, b: L::Floats) -> L::Fl
     zero.or_else(b.ge(zero) & zero.ge(b), a / b)
 }
 
-/// Each lane's number.
+/// Returns each lane's number.
 #[inline(always)]
 pub fn stored<L: Lanes>(l: L, floats: L::Floats) -> [f32; MAX_LANES] {
     let mut numbers = [0.0; MAX_LANES];
@@ -182,7 +184,7 @@ pub fn stored<L: Lanes>(l: L, floats: L::Floats) -> [f32; MAX_LANES] {
     numbers
 }
 
-/// The half nearest to each lane's number.
+/// Returns the half nearest to each lane's number.
 #[inline(always)]
 pub fn halves<L: Lanes>(l: L, floats: L::Floats) -> [Half; MAX_LANES] {
     let numbers = stored(l, floats);

@@ -5,9 +5,9 @@ use crate::quant::lanes::{Floats, Lanes, Mask};
 
 /// x ≈ d·q, with whole q from 0 to `max`, for x that are themselves the scales of sub-blocks. Returns d, and writes q to `codes`.
 ///
-/// The best of nine scales, from `max - 0.4` to `max + 0.4` steps for the largest, by Σ w (x − d·q)²; then single moves as
-/// in [`moves::fit`](super::moves::fit). A negative x (rounding in the search before can give one) takes its place in the sums
-/// with a negative q, but is stored as that q's low byte.
+/// Takes the best of nine scales, from `max - 0.4` to `max + 0.4` steps for the largest x, by Σ w (x − d·q)². Then
+/// makes single moves as in [`moves::fit`](super::moves::fit). A negative x (rounding in the earlier search can cause
+/// one) counts in the sums with a negative q, but is stored as the low byte of that q.
 pub fn fit<const N: usize>(x: &[f32; N], weights: &[f32; N], max: i32, codes: &mut [u8; N]) -> f32 {
     let largest = x.iter().fold(0.0, |largest, &x| if largest > x { largest } else { x });
     if largest < NEGLIGIBLE {
@@ -84,12 +84,12 @@ pub fn fit_lanes<L: Lanes, const N: usize>(
     let mut negative = nowhere;
     for &x in x {
         largest = largest.max(x);
-        // A NaN, too, is not what this search is for.
+        // NaN is not supported by this search either.
         negative = negative | !x.ge(zero);
     }
     let negligible = l.splat(NEGLIGIBLE).gt(largest);
     let mut inverse = levels / largest;
-    // Else infinite, or so small that products with it are not near whole numbers up to the largest.
+    // Otherwise it is infinite, or so small that products with it are not whole numbers up to the largest code.
     let mut odd = negative | (inverse * largest).not_lt(bound);
     let mut least = error_lanes(x, weights, one / inverse, inverse, levels, zero);
     for step in (-4..=4).filter(|&step| step != 0) {
@@ -126,7 +126,7 @@ pub fn fit_lanes<L: Lanes, const N: usize>(
             sum_qq = qq.or_else(moves, sum_qq);
             moved = moved | moves;
         }
-        // A lane that did not move in this round would not in the next.
+        // A lane that did not move in this round would not move in the next.
         if !moved.any() {
             break;
         }

@@ -8,9 +8,9 @@ use std::ops::RangeInclusive;
 
 /// x ≈ d·q, with whole q from `-half` to `half - 1`. Returns d, and writes `q + half` to `codes`.
 ///
-/// One end of the range is a step longer, so the weight of largest magnitude is put there; then 18 scales around that
-/// one are tried, from `half - 0.9` to `half + 0.9` steps, and the one that leaves the least squared error stays.
-/// Where all of `x` is negligible d and the codes are 0.
+/// One end of the range is a step longer, so the weight of largest magnitude is put there. Then 18 scales around that
+/// one are tried, from `half - 0.9` to `half + 0.9` steps, and the one with the least squared error is kept. If all of
+/// `x` is negligible, d and the codes are 0.
 pub fn fit<const N: usize>(x: &[f32; N], weights: &[f32; N], half: i32, codes: &mut [u8; N]) -> f32 {
     let extreme = extreme(x);
     if extreme.abs() < NEGLIGIBLE {
@@ -51,11 +51,11 @@ pub fn fit<const N: usize>(x: &[f32; N], weights: &[f32; N], half: i32, codes: &
 /// What [`fit_lanes`] finds in each lane.
 pub struct Found<F> {
     pub scale: F,
-    /// The code for x is the nearest to `inverse · x`, plus half; but 0 where this is 0.
+    /// The code for x is the nearest to `inverse · x`, plus half; but 0 if `inverse` is 0.
     pub inverse: F,
 }
 
-/// [`fit`], a sub-block a lane, for finite `x`.
+/// [`fit`], a sub-block per lane, for finite `x`.
 #[inline(always)]
 pub fn fit_lanes<L: Lanes, const N: usize>(
     l: L,
@@ -76,8 +76,8 @@ pub fn fit_lanes<L: Lanes, const N: usize>(
     let (sum_xq, sum_qq) = start.sums(l, inverse, columns);
     let scale = divide_or_zero_lanes(l, sum_xq, sum_qq);
     let mut best = Best { inverse, scale, gain: scale * sum_xq };
-    // No product of a trial lies further from zero than half + 0.1 · step. So only from the fifth step on is one rounded to
-    // less than the smallest code, and up to the sixth step down none to more than the largest.
+    // No product of a trial is further from zero than half + 0.1 · step. So only from the fifth step on can one round
+    // to less than the smallest code, and up to the sixth step down none rounds to more than the largest.
     Trials { above: false, ..start }.run(l, -9..=-6, extreme, columns, &mut best);
     start.run(l, -5..=-1, extreme, columns, &mut best);
     start.run(l, 1..=4, extreme, columns, &mut best);
@@ -90,12 +90,12 @@ pub fn fit_lanes<L: Lanes, const N: usize>(
 #[derive(Clone, Copy)]
 struct Trials {
     half: f32,
-    /// Whether what is rounded may come out above the largest code, and below the smallest.
+    /// Whether rounded numbers may be above the largest code, and below the smallest.
     above: bool,
     below: bool,
 }
 
-/// What the trials sum over: weights of the model, of the search, and their products.
+/// The inputs of the trials' sums: the model's weights, the search's weights, and their products.
 #[derive(Clone, Copy)]
 struct Columns<'a, F, const N: usize> {
     x: &'a [F; N],
@@ -215,8 +215,8 @@ impl<const PER: usize> SymmetricBatch<PER> {
         put(l, &mut self.inverses, at, found.inverse);
     }
 
-    /// The codes with which the search ended in sub-block `j` of block `b`, whose weights are `x`. Seldom needed, and so
-    /// kept out of the way of what is.
+    /// The codes with which the search ended in sub-block `j` of block `b`, whose weights are `x`. It is seldom needed,
+    /// so it is not inlined.
     #[cold]
     #[inline(never)]
     pub fn codes<const N: usize>(&self, half: i32, b: usize, j: usize, x: &[f32]) -> [u8; N] {

@@ -1,4 +1,4 @@
-//! Adaptive-p: prefers tokens near a probability, which is corrected by what was chosen before.
+//! Adaptive-p: prefers tokens near a target probability, which is adjusted by earlier choices.
 //!
 //! Source: <https://github.com/ggml-org/llama.cpp/pull/17927>
 
@@ -8,7 +8,7 @@ use crate::sample::candidates::Candidates;
 use crate::sample::chain::{Apply, Context, Effect, Surroundings};
 use crate::sample::parameter::{Parameter, Range, field};
 
-/// What is known about the sampler.
+/// The sampler's entry in the table.
 pub static SAMPLER: Entry = Entry {
     name: "adaptive_p",
     aliases: &[],
@@ -26,17 +26,17 @@ pub static SAMPLER: Entry = Entry {
             "adaptive_decay",
             field!(adaptive_p.decay),
             Range { wanted: "a number from 0 to 0.99", contains: |x| (0.0..=0.99).contains(&x) },
-            "With `adaptive_target`: how slowly it forgets earlier choices, from 0 to 0.99",
+            "With `adaptive_target`: how long earlier choices count, from 0 to 0.99; higher is longer",
         ),
     ],
 };
 
-/// The probability to aim at.
+/// The target probability.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdaptiveP {
-    /// The mean probability of chosen tokens to aim at; below 0 turns it off.
+    /// The target for the mean probability of chosen tokens; below 0 turns the sampler off.
     pub target: f32,
-    /// How slowly that mean forgets earlier choices: 0 to 0.99.
+    /// The decay of earlier choices in that mean: 0 to 0.99.
     pub decay: f32,
 }
 
@@ -57,7 +57,7 @@ pub(in crate::sample) fn defaults() -> Settings {
 pub(in crate::sample) struct Stage {
     target: f64,
     decay: f64,
-    // Of the chosen tokens, the sums of their probabilities and of the weights that these have in the mean.
+    // Weighted sum of the chosen tokens' probabilities, and the sum of these weights.
     sum: f64,
     weight: f64,
 }
@@ -86,7 +86,7 @@ impl Apply for Stage {
     }
 
     fn begin(&mut self) {
-        // As if all tokens before had been at the target.
+        // As if all earlier tokens had had the target probability.
         self.weight = 1.0 / (1.0 - self.decay);
         self.sum = self.target / (1.0 - self.decay);
     }
@@ -97,7 +97,7 @@ impl Apply for Stage {
     }
 }
 
-/// The new logit of a token of probability `p`: a parabola near the target, straight lines further away.
+/// Returns the new logit of a token of probability `p`: a parabola near the target, and straight lines further away.
 fn adapted(p: f64, target: f64) -> f64 {
     const PEAK: f64 = 5.0;
     const SHARPNESS: f64 = 10.0;
@@ -114,7 +114,7 @@ pub(in crate::sample) mod tests {
     use crate::sample::Params;
     use crate::sample::tests::{Naive, all, mean_surprise_and_probability};
 
-    /// Off: the tests of chains turn it on by themselves.
+    /// Off, because the tests of chains turn it on themselves.
     pub fn any() -> impl Strategy<Value = Settings> {
         Just(defaults())
     }
@@ -131,7 +131,7 @@ pub(in crate::sample) mod tests {
         vec![at(0.0), at(1.0)]
     }
 
-    /// It remembers, which the obvious way does not.
+    /// Does nothing: the sampler has state, which the naive way does not model.
     pub fn naive(_: &mut Naive, _: &Params, _: &[u32], _: f64) {}
 
     #[test]

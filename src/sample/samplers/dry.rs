@@ -1,4 +1,4 @@
-//! DRY ("don't repeat yourself"): a token that would continue a repetition becomes the less likely the longer it is.
+//! DRY ("don't repeat yourself"): the longer a repetition is, the less likely become the tokens that would continue it.
 //!
 //! ```text
 //! text       a b c d  x  a b c        the last three have been here before,
@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Source: <https://github.com/oobabooga/text-generation-webui/pull/5677>, and llama.cpp's `llama-sampler.cpp`. Unlike
-//! there, a sequence breaker of several tokens is found by its text, in whatever tokens it was written.
+//! there, a sequence breaker of several tokens is found by its text, however it is split into tokens.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::sample::chain::{Apply, Context, Effect, Surroundings};
 use crate::sample::marks::Marks;
 use crate::sample::parameter::{Counts, Parameter, Range, Value, field};
 
-/// What is known about the sampler.
+/// The sampler's entry in the table.
 pub static SAMPLER: Entry = Entry {
     name: "dry",
     aliases: &[],
@@ -30,7 +30,7 @@ pub static SAMPLER: Entry = Entry {
             "dry_multiplier",
             field!(dry.multiplier),
             Range::FROM_0,
-            "How strongly to penalize tokens that would continue a repeated phrase (DRY); 0 for off, 0.8 is usual",
+            "How strongly to penalize tokens that would continue a repeated phrase (DRY); 0 for off; 0.8 is common",
         ),
         Parameter::number(
             "dry_base",
@@ -53,14 +53,14 @@ pub static SAMPLER: Entry = Entry {
         Parameter::new(
             "dry_sequence_breakers",
             Value::Texts { field: field!(dry.breakers), one: "dry_sequence_breaker" },
-            "With `dry_multiplier`: a text that ends a repetition, in place of the line break, ':', '\"' and '*'; 'none' for \
-             no such text",
+            "With `dry_multiplier`: a text that ends a repetition, instead of the line break, ':', '\"' and '*'; 'none' \
+             for no such text",
         )
         .hidden_aliases(&["dry_sequence_breaker"]),
     ],
 };
 
-/// How much less likely tokens become that would continue a repetition.
+/// How strongly tokens that would continue a repetition are penalized.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dry {
     /// The penalty for the shortest repetition that is penalized; 0 turns it off.
@@ -96,7 +96,7 @@ pub(in crate::sample) struct Stage {
     allowed_length: usize,
     last_n: usize,
     breakers: Arc<Breakers>,
-    // Lengths of repetitions by how far back they end.
+    // Lengths of repetitions, by the distance of their end from the end of the text.
     repeats: Vec<u32>,
 }
 
@@ -129,7 +129,7 @@ impl Apply for Stage {
 }
 
 impl Stage {
-    /// Marks the tokens that would continue a repetition with 1 more than its length.
+    /// Marks the tokens that would continue a repetition with its length plus 1.
     fn mark(&mut self, history: &[u32], marks: &mut Marks) {
         let text = &history[history.len().saturating_sub(self.last_n)..];
         if text.len() <= self.allowed_length {
@@ -149,29 +149,30 @@ impl Stage {
         }
     }
 
-    /// Returns what is subtracted from the logit of a token with this mark.
+    /// Returns the penalty that is subtracted from the logit of a token with this mark.
     fn penalty(&self, mark: u32) -> f32 {
         let length = mark as usize - 1 - self.allowed_length;
-        // llama.cpp's guard against numbers beyond 32-bit floats: the logarithm of the largest by that of the base.
+        // llama.cpp's guard against overflow of 32-bit floats: the logarithm of the largest float over that of the
+        // base.
         let most = if self.base > 1.000_001 { (88.722_84 / ln(self.base.into()) as f32) as usize } else { 0 };
         let exponent = if most > 0 { length.min(most) } else { length };
         let mut power = 1.0;
         if self.base > 1.0 {
-            // Beyond that it is infinite anyway.
+            // Beyond that, it is infinite anyway.
             (0..exponent.min(1 << 16)).for_each(|_| power *= f64::from(self.base));
         }
         (f64::from(self.multiplier) * power) as f32
     }
 }
 
-/// For each distance from the end, how many tokens before it are the same as those at the end: the Z function of the text
-/// read backwards, in linear time.
+/// Computes for each distance from the end how many tokens before it equal those at the end: the Z function of the
+/// reversed text, in linear time.
 fn common_with_end(text: &[u32], out: &mut Vec<u32>) {
     let n = text.len();
     let at = |i: usize| text[n - 1 - i];
     out.clear();
     out.resize(n, 0);
-    // The stretch that reaches furthest so far: as the text from 0 on, so from left to right.
+    // The match that reaches furthest so far: `left..right` equals the beginning of the reversed text.
     let (mut left, mut right) = (0, 0);
     for i in 1..n {
         let mut length = if i < right { (out[i - left] as usize).min(right - i) } else { 0 };
@@ -188,17 +189,17 @@ fn common_with_end(text: &[u32], out: &mut Vec<u32>) {
 /// Which tokens contain, begin or continue a sequence breaker.
 #[derive(Clone, Debug, Default)]
 struct Breakers {
-    // A bit for each token with a whole breaker in it.
+    // A bit for each token that contains a whole breaker.
     whole: Vec<u64>,
-    // Tokens that end in the beginning of breakers: which, and how many bytes of them.
+    // Tokens that end with the beginning of a breaker: the breakers, and how many of their bytes.
     heads: HashMap<u32, Vec<(usize, usize)>>,
-    // Breaker, bytes matched before, token: bytes matched after it.
+    // Maps a breaker, the bytes matched before a token, and the token to the bytes matched after it.
     next: HashMap<(usize, usize, u32), usize>,
     lengths: Vec<usize>,
 }
 
 impl Breakers {
-    /// Looks up `breakers` in `n_tokens` tokens, whose text `bytes` returns.
+    /// Finds `breakers` in `n_tokens` tokens, whose text `bytes` returns.
     fn new<'a>(breakers: &[String], n_tokens: usize, bytes: impl Fn(u32) -> &'a [u8]) -> Self {
         let breakers: Vec<&[u8]> = breakers.iter().map(String::as_bytes).filter(|b| !b.is_empty()).collect();
         let mut new = Self { whole: vec![0; n_tokens.div_ceil(64)], ..Self::default() };
@@ -226,18 +227,18 @@ impl Breakers {
         new
     }
 
-    /// Whether a whole breaker is in this token.
+    /// Returns whether this token contains a whole breaker.
     fn is_breaker(&self, id: u32) -> bool {
         self.whole.get(id as usize / 64).is_some_and(|word| word >> (id % 64) & 1 == 1)
     }
 
-    /// How many tokens come after the last breaker in `text`.
+    /// Returns how many tokens come after the last breaker in `text`.
     fn since(&self, text: &[u32]) -> usize {
         let n = text.len();
         (0..n).find_map(|back| self.longest_from(&text[n - 1 - back..]).map(|length| back - length)).unwrap_or(n)
     }
 
-    /// How many more tokens the longest breaker takes that begins in the first of `tokens`.
+    /// Returns how many more tokens the longest breaker takes that begins in the first of `tokens`.
     fn longest_from(&self, tokens: &[u32]) -> Option<usize> {
         let (&head, tail) = tokens.split_first()?;
         let whole = self.is_breaker(head).then_some(0);

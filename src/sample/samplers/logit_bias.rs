@@ -10,7 +10,7 @@ use crate::sample::candidates::Candidates;
 use crate::sample::chain::{Apply, Context, Effect, Surroundings};
 use crate::sample::parameter::{Parameter, Value, field};
 
-/// What is known about the sampler.
+/// The sampler's entry in the table.
 pub static SAMPLER: Entry = Entry {
     name: "logit_bias",
     aliases: &[],
@@ -23,14 +23,14 @@ pub static SAMPLER: Entry = Entry {
     )],
 };
 
-/// Tokens and what is added to their logits. Several biases of one token add up.
+/// Tokens and the biases that are added to their logits. Several biases of one token add up.
 pub type Settings = Vec<(u32, f32)>;
 
 pub(in crate::sample) fn defaults() -> Settings {
     Vec::new()
 }
 
-/// The biases; each token comes once.
+/// The biases, with each token only once.
 #[derive(Clone, Debug)]
 pub(in crate::sample) struct Stage(Arc<Vec<(u32, f32)>>);
 

@@ -1,4 +1,4 @@
-//! Min-p: keeps tokens that are at least a share `p` as likely as the most likely one.
+//! Min-p: keeps tokens whose probability is at least `p` times that of the most likely token.
 //!
 //! Source: Nguyen et al., "Turning Up the Heat", <https://arxiv.org/abs/2407.01082>
 
@@ -8,7 +8,7 @@ use crate::sample::candidates::Candidates;
 use crate::sample::chain::{Apply, Context, Effect, Surroundings};
 use crate::sample::parameter::{Parameter, Range, field};
 
-/// What is known about the sampler.
+/// The sampler's entry in the table.
 pub static SAMPLER: Entry = Entry {
     name: "min_p",
     aliases: &[],
@@ -24,7 +24,7 @@ pub static SAMPLER: Entry = Entry {
     .contradicts_greedy()],
 };
 
-/// The lowest probability, as a share of the highest; 0 keeps all.
+/// The lowest probability to keep, as a share of the highest; 0 keeps all.
 pub type Settings = f32;
 
 pub(in crate::sample) fn defaults() -> Settings {
@@ -50,7 +50,7 @@ impl Apply for Stage {
         (self.min_keep == 0).then_some(self.p)
     }
 
-    /// Keeps those whose probability is at least `p` times the highest, and at least `min_keep`.
+    /// Keeps tokens whose probability is at least `p` times the highest, and at least `min_keep` tokens.
     fn apply(&mut self, candidates: &mut Candidates<'_>, _: &mut Context<'_>) -> Result<(), Error> {
         candidates.scan()?;
         let bar = candidates.at_weight(self.p);

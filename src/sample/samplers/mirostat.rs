@@ -9,7 +9,7 @@ use crate::sample::chain::{Apply, Context, Effect, Surroundings};
 use crate::sample::parameter::{Counts, Parameter, Range, field};
 use crate::sample::{Error, SamplerKind};
 
-/// What is known about the sampler.
+/// The sampler's entry in the table.
 pub static SAMPLER: Entry = Entry {
     name: "mirostat",
     aliases: &[],
@@ -35,20 +35,20 @@ pub static SAMPLER: Entry = Entry {
             "mirostat_eta",
             field!(mirostat.eta),
             Range::FROM_0,
-            "With `mirostat`: how fast it corrects itself",
+            "With `mirostat`: how fast it corrects deviations from that",
         )
         .aliases(&["mirostat_lr"]),
     ],
 };
 
-/// The surprise to aim at.
+/// The target surprise.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mirostat {
-    /// 1 or 2 for the first or second version; 0 turns it off.
+    /// 1 or 2 for the first or the second version; 0 turns the sampler off.
     pub version: u32,
-    /// The surprise to aim at, in bits.
+    /// The target surprise, in bits.
     pub tau: f32,
-    /// How much of a deviation is corrected at once.
+    /// The share of a deviation that is corrected at each token.
     pub eta: f32,
 }
 
@@ -70,7 +70,7 @@ pub(in crate::sample) struct Stage {
     version: u32,
     tau: f64,
     eta: f64,
-    // The most surprise that is let through, in bits.
+    // The highest surprise that is allowed, in bits.
     mu: f64,
 }
 
@@ -102,8 +102,8 @@ impl Apply for Stage {
     }
 }
 
-/// The first version: keeps as many of the most likely as Zipf's law, fitted to the 100 most likely, says stay below a
-/// surprise of `mu` bits.
+/// The first version: keeps as many of the most likely tokens as have a surprise below `mu` bits according to Zipf's
+/// law, fitted to the 100 most likely tokens.
 fn zipf(candidates: &mut Candidates<'_>, mu: f64) -> Result<(), Error> {
     const MOST: usize = 100;
     candidates.scan()?;
@@ -133,7 +133,7 @@ fn zipf(candidates: &mut Candidates<'_>, mu: f64) -> Result<(), Error> {
     candidates.keep_most_likely((k as usize).max(1))
 }
 
-/// The second version: keeps those with a surprise of up to `mu` bits, and always the most likely one.
+/// The second version: keeps the tokens with a surprise of up to `mu` bits, and always the most likely one.
 fn less_surprising_than(candidates: &mut Candidates<'_>, mu: f64) -> Result<(), Error> {
     candidates.scan()?;
     let total = candidates.total();
@@ -157,7 +157,7 @@ pub(in crate::sample) mod tests {
     use crate::sample::Params;
     use crate::sample::tests::{Naive, all, mean_surprise_and_probability};
 
-    /// Off: the tests of chains turn it on by themselves.
+    /// Off, because the tests of chains turn it on themselves.
     pub fn any() -> impl Strategy<Value = Settings> {
         Just(defaults())
     }
@@ -171,7 +171,7 @@ pub(in crate::sample) mod tests {
         [1, 2].map(|version| Params { mirostat: Mirostat { version, tau: f32::MAX, eta: f32::MAX }, ..all() }).to_vec()
     }
 
-    /// It remembers, which the obvious way does not.
+    /// Does nothing: the sampler has state, which the naive way does not model.
     pub fn naive(_: &mut Naive, _: &Params, _: &[u32], _: f64) {}
 
     #[test]

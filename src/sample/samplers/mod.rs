@@ -1,8 +1,8 @@
-//! The samplers: a file each, and a line each in the table.
+//! The samplers: one file and one line in the table for each.
 //!
-//! A sampler's file has its name, letter and place in the chain, its parameters with their ranges, defaults and help, what
-//! it does, and its tests. Its line in the table makes it a field of [`Params`](super::Params), a variant of
-//! [`SamplerKind`] and a stage of the chain; and from the table come flags, settings and help.
+//! A sampler's file has its name, letter and place in the chain, its parameters with their ranges, defaults and help,
+//! its algorithm, and its tests. Its line in the table makes it a field of [`Params`](super::Params), a variant of
+//! [`SamplerKind`] and a stage of the chain. Flags, settings and help are derived from the table.
 //!
 //! | item         | what the table expects of a sampler's module                                               |
 //! |--------------|--------------------------------------------------------------------------------------------|
@@ -10,7 +10,7 @@
 //! | `Settings`   | the type of its field in `Params`: a number, or a struct where it has several parameters   |
 //! | `defaults`   | returns the settings that llama.cpp has by default                                         |
 //! | `Stage`      | what is carried out for each token: a type with `Apply`                                    |
-//! | `stage`      | returns the stage for given settings; `None` where they turn it off                        |
+//! | `stage`      | returns the stage for given settings; `None` if they turn it off                           |
 //! | `tests`      | `any`, `examples`, `extremes` and `naive`, which the tests of all samplers use             |
 
 pub mod adaptive_p;
@@ -29,7 +29,7 @@ pub mod xtc;
 use super::parameter::Parameter;
 use super::params::SamplerKind;
 
-/// The table: calls a macro with all samplers, in the order in which they are carried out by default.
+/// The table: calls a macro with all samplers, in the order in which they are applied by default.
 macro_rules! for_each_sampler {
     ($with:ident) => {
         $with! {
@@ -50,35 +50,35 @@ macro_rules! for_each_sampler {
 }
 pub(super) use for_each_sampler;
 
-/// What is known about a sampler.
+/// A sampler's entry in the table.
 #[derive(Debug)]
 pub struct Entry {
     /// Its name in an order.
     pub name: &'static str,
     /// Other names for it. Underscores, hyphens and capitals make no difference.
     pub aliases: &'static [&'static str],
-    /// Its letter in a short order; `None` where an order cannot have it.
+    /// Its letter in a short order; `None` if an order cannot contain it.
     pub letter: Option<char>,
-    /// Where it comes in the chain.
+    /// Its place in the chain.
     pub place: Place,
-    /// What it can be asked for.
+    /// Its parameters.
     pub parameters: &'static [Parameter],
 }
 
-/// Where a sampler comes in the chain.
+/// The place of a sampler in the chain.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Place {
     /// Before all others, whatever the order says.
     First,
-    /// Where the order has it; by default, where the table has it.
+    /// Its position in the order. The default order is that of the table.
     InOrder,
-    /// Where the order has it; the default order does not, since llama.cpp's does not.
+    /// Its position in the order. The default order does not contain it, because llama.cpp's does not.
     OnRequest,
-    /// After all others, whatever the order says. Of several that are on, only the first of the table is used.
+    /// After all others, whatever the order says. If several such samplers are on, only the first in the table is used.
     Last,
-    /// As [`Place::Last`], and in place of the order: only those of `after` come before it.
+    /// Like [`Place::Last`], but it also replaces the order: only the samplers of `after` come before it.
     Alone {
-        /// The order that is used.
+        /// The order that is used instead.
         after: &'static [SamplerKind],
     },
 }

@@ -1,4 +1,4 @@
-//! Penalties: tokens that have occurred become less likely.
+//! Penalties: make tokens that have occurred less likely.
 //!
 //! Source: Keskar et al., "CTRL", <https://arxiv.org/abs/1909.05858>, for the penalty on repetition, and OpenAI's API for
 //! those on frequency and presence.
@@ -9,7 +9,7 @@ use crate::sample::candidates::Candidates;
 use crate::sample::chain::{Apply, Context, Effect, Surroundings};
 use crate::sample::parameter::{Counts, Parameter, Range, field};
 
-/// What is known about the sampler.
+/// The sampler's entry in the table.
 pub static SAMPLER: Entry = Entry {
     name: "penalties",
     aliases: &[],
@@ -27,7 +27,7 @@ pub static SAMPLER: Entry = Entry {
             "repeat_penalty",
             field!(penalties.repeat),
             Range { wanted: "a number above 0", contains: |x| x.is_finite() && x > 0.0 && (1.0 / x).is_finite() },
-            "Make tokens that have occurred less likely: the further above 1, the more; 1 has no effect",
+            "Make tokens that have occurred less likely: the further above 1, the stronger; 1 has no effect",
         )
         .hidden_aliases(&["penalty_repeat"]),
         Parameter::number(
@@ -41,18 +41,18 @@ pub static SAMPLER: Entry = Entry {
             "presence_penalty",
             field!(penalties.presence),
             Range::ANY,
-            "Subtract this from the logit of a token that has occurred, however often",
+            "Subtract this once from the logit of a token that has occurred, however often it has",
         )
         .hidden_aliases(&["penalty_present"]),
     ],
 };
 
-/// How much less likely tokens become that have occurred.
+/// How strongly tokens that have occurred are penalized.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Penalties {
     /// How many of the last tokens are looked at; 0 for none, [`u32::MAX`] for all.
     pub last_n: u32,
-    /// Logits are divided by this, or multiplied where they are negative; 1 has no effect.
+    /// Logits are divided by this, or multiplied if they are negative; 1 has no effect.
     pub repeat: f32,
     /// Subtracted from the logit for each time that the token has occurred.
     pub frequency: f32,

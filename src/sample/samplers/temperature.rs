@@ -9,7 +9,7 @@ use crate::sample::candidates::Candidates;
 use crate::sample::chain::{Apply, Context, Effect, Surroundings};
 use crate::sample::parameter::{Parameter, Range, field};
 
-/// What is known about the sampler.
+/// The sampler's entry in the table.
 pub static SAMPLER: Entry = Entry {
     name: "temperature",
     aliases: &["temp"],
@@ -20,7 +20,7 @@ pub static SAMPLER: Entry = Entry {
             "temperature",
             field!(temperature.value),
             Range::FROM_0,
-            "Above 1 is more surprising, below 1 less; 0 always takes the most likely token",
+            "Above 1 makes the text more surprising, below 1 less; 0 always takes the most likely token",
         )
         .aliases(&["temp"])
         .common(1)
@@ -36,20 +36,20 @@ pub static SAMPLER: Entry = Entry {
             "dynatemp_exponent",
             field!(temperature.exponent),
             Range::FROM_0,
-            "With `dynatemp_range`: above 1 only great uncertainty raises the temperature, below 1 a little does",
+            "With `dynatemp_range`: above 1, only high uncertainty raises the temperature; below 1, a little is enough",
         )
         .aliases(&["dynatemp_exp"]),
     ],
 };
 
-/// What logits are divided by.
+/// The number by which logits are divided.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Temperature {
     /// Above 1 flattens, below 1 sharpens, 0 always takes the most likely token.
     pub value: f32,
-    /// How far the temperature moves up where the model is uncertain and down where it is certain; 0 keeps it fixed.
+    /// How far the temperature rises if the model is uncertain, and falls if it is certain; 0 keeps it fixed.
     pub range: f32,
-    /// The power of the uncertainty, from 0 to 1, that moves the temperature.
+    /// The exponent of the uncertainty (which is from 0 to 1) in the temperature.
     pub exponent: f32,
 }
 
@@ -57,7 +57,7 @@ pub struct Temperature {
 pub type Settings = Temperature;
 
 impl Temperature {
-    /// A temperature that stays the same.
+    /// Returns a fixed temperature.
     pub fn fixed(value: f32) -> Self {
         Self { value, ..Self::default() }
     }
@@ -77,9 +77,9 @@ pub(in crate::sample) fn defaults() -> Settings {
 pub(in crate::sample) enum Stage {
     /// Divide the logits by this.
     Fixed(f64),
-    /// Divide the logits by something between these: the nearer to `high` the less certain the model is.
+    /// Divide the logits by a number between these: the less certain the model is, the nearer to `high`.
     Dynamic { low: f64, high: f64, exponent: f64 },
-    /// Take the most likely.
+    /// Take the most likely token.
     MostLikely,
 }
 

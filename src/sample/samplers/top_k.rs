@@ -6,7 +6,7 @@ use crate::sample::candidates::Candidates;
 use crate::sample::chain::{Apply, Context, Effect, Surroundings};
 use crate::sample::parameter::{Counts, Parameter, field};
 
-/// What is known about the sampler.
+/// The sampler's entry in the table.
 pub static SAMPLER: Entry = Entry {
     name: "top_k",
     aliases: &[],

@@ -8,7 +8,7 @@ use crate::sample::candidates::Candidates;
 use crate::sample::chain::{Apply, Context, Effect, Surroundings};
 use crate::sample::parameter::{Parameter, Range, field};
 
-/// What is known about the sampler.
+/// The sampler's entry in the table.
 pub static SAMPLER: Entry = Entry {
     name: "top_n_sigma",
     aliases: &[],
@@ -52,7 +52,7 @@ impl Apply for Stage {
         }
         let (n, mut squares);
         if candidates.is_list || candidates.is_masked && candidates.changed().next().is_some() {
-            // Few, or not all in one place.
+            // There are few, or they are not all in one place.
             let mut list = std::mem::take(&mut candidates.buffers.spare);
             list.clear();
             if candidates.is_list {
@@ -77,7 +77,7 @@ impl Apply for Stage {
         } else {
             candidates.list_from(bar);
         }
-        // How many there are does not change: llama.cpp puts them at minus infinity.
+        // The number of candidates does not change, because llama.cpp only sets the others to minus infinity.
         Ok(())
     }
 }

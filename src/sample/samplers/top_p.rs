@@ -8,7 +8,7 @@ use crate::sample::candidates::{Buffers, Candidate, Candidates, SORTED_AT_MOST, 
 use crate::sample::chain::{Apply, Context, Effect, Surroundings};
 use crate::sample::parameter::{Parameter, Range, field};
 
-/// What is known about the sampler.
+/// The sampler's entry in the table.
 pub static SAMPLER: Entry = Entry {
     name: "top_p",
     aliases: &["nucleus"],
@@ -24,7 +24,7 @@ pub static SAMPLER: Entry = Entry {
     .contradicts_greedy()],
 };
 
-/// The probability, among what was left before, that the kept tokens have together; 1 keeps all.
+/// The total probability of the tokens to keep, among those left by earlier samplers; 1 keeps all.
 pub type Settings = f32;
 
 pub(in crate::sample) fn defaults() -> Settings {
@@ -46,8 +46,8 @@ impl Apply for Stage {
         Effect::Cuts
     }
 
-    /// Keeps the most likely until their probabilities add up to `p`, and at least `min_keep`. Below the context's floor
-    /// tokens may be kept or not: the next stage takes them away.
+    /// Keeps the most likely tokens until their probabilities add up to `p`, and at least `min_keep`. Tokens below the
+    /// context's floor may or may not be kept, because the next stage removes them.
     fn apply(&mut self, candidates: &mut Candidates<'_>, context: &mut Context<'_>) -> Result<(), Error> {
         let Self { p, min_keep } = *self;
         candidates.scan()?;
@@ -55,7 +55,7 @@ impl Apply for Stage {
             let wanted = p * candidates.total();
             nucleus(candidates, wanted, wanted, min_keep);
         } else {
-            // The total is needed only to know where to cut, and mostly a rough one is enough to know that.
+            // The total is only needed to find the cut, and usually an approximate total is enough for that.
             let floor = context.floor.filter(|_| min_keep == 0);
             let floor = floor.map_or(f32::MIN, |floor| candidates.at_weight(floor));
             let mut depth = 4.0;
@@ -81,8 +81,8 @@ impl Apply for Stage {
     }
 }
 
-/// Keeps the most likely of the list until they weigh as much as wanted. Where that is only known to lie between two
-/// bounds, and they differ in what to keep, does nothing and returns false.
+/// Keeps the most likely tokens of the list until they reach the wanted weight, which lies between the two bounds. If
+/// the bounds lead to different cuts, does nothing and returns false.
 fn nucleus(candidates: &mut Candidates<'_>, low: f64, high: f64, min_keep: usize) -> bool {
     let (top, t, weight) = (candidates.top, candidates.temperature, candidates.weight());
     let Buffers { list, spare, .. } = &mut *candidates.buffers;

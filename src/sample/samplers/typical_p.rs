@@ -1,4 +1,4 @@
-//! Locally typical sampling: keeps the tokens whose surprise is nearest to the one to be expected.
+//! Locally typical sampling: keeps the tokens whose surprise is nearest to the expected surprise.
 //!
 //! Source: Meister et al., "Locally Typical Sampling", <https://arxiv.org/abs/2202.00666>
 
@@ -8,7 +8,7 @@ use crate::sample::candidates::{Buffers, Candidate, Candidates, keep_best, weigh
 use crate::sample::chain::{Apply, Context, Effect, Surroundings};
 use crate::sample::parameter::{Parameter, Range, field};
 
-/// What is known about the sampler.
+/// The sampler's entry in the table.
 pub static SAMPLER: Entry = Entry {
     name: "typ_p",
     aliases: &["typ", "typical", "typical_p"],
@@ -26,7 +26,7 @@ pub static SAMPLER: Entry = Entry {
     .contradicts_greedy()],
 };
 
-/// The probability that the kept tokens have together; 1 keeps all.
+/// The total probability of the tokens to keep; 1 keeps all.
 pub type Settings = f32;
 
 pub(in crate::sample) fn defaults() -> Settings {
@@ -48,12 +48,12 @@ impl Apply for Stage {
         Effect::Looks
     }
 
-    /// Keeps tokens until their probabilities add up to more than `p`, and at least `min_keep`.
+    /// Keeps tokens until their probabilities add up to more than `p`, and at least `min_keep` tokens.
     fn apply(&mut self, candidates: &mut Candidates<'_>, _: &mut Context<'_>) -> Result<(), Error> {
         let Self { p, min_keep } = *self;
         candidates.scan()?;
-        // With x how far a logit lies below the top, -ln p = ln total - x, and the entropy is its mean. So the distance
-        // of -ln p from the entropy is the distance of x from its own mean.
+        // Let x = (logit - top) / temperature. Then -ln p = ln total - x, and the entropy is the mean of that. So the
+        // distance of -ln p from the entropy is the distance of x from its own mean.
         let (total, mean) = candidates.total_and_mean();
         let (top, t) = (f64::from(candidates.top), candidates.temperature);
         let distance = move |c: Candidate| ((f64::from(c.logit) - top) / t - mean).abs();

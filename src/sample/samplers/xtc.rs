@@ -1,4 +1,4 @@
-//! XTC, "exclude top choices": now and then leaves out all but the least likely of the tokens that are likely.
+//! XTC, "exclude top choices": sometimes removes all but the least likely of the likely tokens.
 //!
 //! Source: <https://github.com/oobabooga/text-generation-webui/pull/6335>
 
@@ -8,7 +8,7 @@ use crate::sample::candidates::{Candidate, Candidates};
 use crate::sample::chain::{Apply, Context, Effect, Surroundings};
 use crate::sample::parameter::{Parameter, Range, field};
 
-/// What is known about the sampler.
+/// The sampler's entry in the table.
 pub static SAMPLER: Entry = Entry {
     name: "xtc",
     aliases: &[],
@@ -31,12 +31,13 @@ pub static SAMPLER: Entry = Entry {
     ],
 };
 
-/// How often to leave out which tokens.
+/// How often to remove tokens, and which.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Xtc {
-    /// How often to leave out the most likely tokens, as a share of all draws; 0 for never.
+    /// The share of draws in which to remove the most likely tokens; 0 for none.
     pub probability: f32,
-    /// Of the tokens at least this likely only the least likely stays; above 0.5 there are never two of them.
+    /// Of the tokens that are at least this likely, only the least likely stays. Above 0.5, there are never two of
+    /// them.
     pub threshold: f32,
 }
 
@@ -72,8 +73,8 @@ impl Apply for Stage {
         Effect::Looks
     }
 
-    /// Takes away all tokens of at least probability `threshold` but the least likely of them; nothing where fewer than
-    /// `min_keep` would be left. Takes a number from the random stream where there are two candidates or more.
+    /// Removes all tokens of at least probability `threshold` except for the least likely of them, unless fewer than
+    /// `min_keep` would be left. Takes a number from the random stream if there are two or more candidates.
     fn apply(&mut self, candidates: &mut Candidates<'_>, context: &mut Context<'_>) -> Result<(), Error> {
         if candidates.n < 2 || context.random.unit() > self.probability {
             return Ok(());
@@ -87,7 +88,7 @@ impl Apply for Stage {
         if candidates.is_list {
             choices.extend(candidates.buffers.list.iter().filter(|c| is_choice(c)));
         } else {
-            // A little lower, for rounding.
+            // A little lower, because of rounding.
             candidates.collect(candidates.at_weight(self.threshold * total * 0.999), &mut choices);
             choices.retain(is_choice);
         }
