@@ -232,6 +232,8 @@ mod tests {
              --logit-bias 2-inf --samplers top_k;min-p;temperature --seed 9 --min-keep 2",
         )
         .unwrap();
+        // A sampler without a flag here has its default.
+        #[allow(clippy::needless_update)]
         let wanted = Params {
             logit_bias: vec![(15043, 1.0), (2, f32::NEG_INFINITY)],
             penalties: Penalties { last_n: 7, repeat: 1.1, frequency: -0.5, presence: 0.25 },
@@ -254,6 +256,7 @@ mod tests {
             samplers: vec![SamplerKind::TopK, SamplerKind::MinP, SamplerKind::Temperature],
             min_keep: 2,
             seed: Some(9),
+            ..Params::default()
         };
         assert_eq!(params, wanted);
         assert_eq!(parse("--sampler-seq kmt").unwrap().samplers, wanted.samplers);

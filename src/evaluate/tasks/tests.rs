@@ -82,6 +82,16 @@ const FILES: &[(&str, &str, &str, usize)] = &[
     ),
 ];
 
+/// The files of a format.
+fn files(format: &str) -> impl Iterator<Item = &'static (&'static str, &'static str, &'static str, usize)> {
+    FILES.iter().filter(move |(name, ..)| *name == format)
+}
+
+/// The first file of a format.
+fn file(format: &str) -> &'static (&'static str, &'static str, &'static str, usize) {
+    files(format).next().unwrap()
+}
+
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
@@ -123,22 +133,23 @@ fn every_format_is_recognised_by_what_is_in_the_file() {
 
 #[test]
 fn a_format_can_be_named_and_a_wrong_name_has_neighbours() {
-    let (_, name, text, _) = FILES[1];
+    let (_, name, text, _) = *file("hellaswag-text");
     let named = |format: &str| open(name, text, &TaskOptions { format: Some(format.into()), ..zero_shot() });
     assert_eq!(named("hellaswag-text").unwrap().format.name, "hellaswag-text");
     assert_eq!(
         named("helaswag").unwrap_err().to_string(),
         "there is no task format 'helaswag'; did you mean hellaswag?"
     );
-    assert!(named("xyz").unwrap_err().to_string().contains("there are hellaswag, hellaswag-text, arc, truthfulqa"));
+    assert!(named("xyz").unwrap_err().to_string().contains(&format!("there are {}", names().join(", "))));
     let error = named("gsm8k").unwrap_err().to_string();
     assert!(error.contains("line 1: it is not JSON: expected value"), "{error}");
 }
 
 #[test]
 fn prompts_are_worded_as_the_harness_words_them() {
-    let task = |at: usize| open(FILES[at].1, FILES[at].2, &zero_shot()).unwrap();
-    let hellaswag = task(0);
+    let opened = |(_, name, text, _): &(_, &str, &str, _)| open(name, text, &zero_shot()).unwrap();
+    let task = |format: &str| opened(file(format));
+    let hellaswag = task("hellaswag");
     assert_eq!(
         shown(&hellaswag, 0),
         [
@@ -149,18 +160,21 @@ fn prompts_are_worded_as_the_harness_words_them() {
         ]
     );
     assert_eq!(shown(&hellaswag, 1)[0], "*Tea: How to make tea. Boil.| Pour.");
-    assert_eq!(shown(&task(1), 0)[3], "*Roof: A man sits. he| pulls.");
-    assert_eq!(shown(&task(2), 0), ["Question: What melts?\nAnswer:| rock", "*Question: What melts?\nAnswer:| ice"]);
-    assert_eq!(shown(&task(2), 1)[0], "*Question: What burns?\nAnswer:| wood");
-    let mmlu = task(3);
+    assert_eq!(shown(&task("hellaswag-text"), 0)[3], "*Roof: A man sits. he| pulls.");
+    assert_eq!(
+        shown(&task("arc"), 0),
+        ["Question: What melts?\nAnswer:| rock", "*Question: What melts?\nAnswer:| ice"]
+    );
+    assert_eq!(shown(&task("arc"), 1)[0], "*Question: What burns?\nAnswer:| wood");
+    let mmlu = task("mmlu");
     assert_eq!(
         mmlu.prefix,
         "The following are multiple choice questions (with answers) about high school physics.\n\n"
     );
     assert_eq!(shown(&mmlu, 0)[2], "*What falls?\nA. a\nB. b\nC. c\nD. d\nAnswer:| C");
     assert_eq!(shown(&mmlu, 1)[1], "Two\nlines, and \"quotes\"\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:| B");
-    for at in 4..7 {
-        let truthful = task(at);
+    for file in files("truthfulqa") {
+        let truthful = opened(file);
         assert!(truthful.prefix.starts_with("Q: What is human life") && truthful.prefix.ends_with("Spain.\n\n"));
         let mut choices = shown(&truthful, 0);
         choices.sort();
@@ -175,16 +189,16 @@ fn prompts_are_worded_as_the_harness_words_them() {
         );
     }
     assert_eq!(
-        shown(&task(7), 0),
+        shown(&task("winogrande"), 0),
         ["The cup missed the box as the cup| was big .", "*The cup missed the box as the box| was big ."]
     );
-    let ceval = task(8);
+    let ceval = task("ceval");
     assert_eq!(ceval.prefix, "以下是中国关于计算机网络的单项选择题，请选出其中的正确答案。\n\n");
     assert_eq!(shown(&ceval, 0)[1], "*哪个更快____\nA. 甲\nB. 乙\nC. 丙\nD. 丁\n答案：| B");
-    let cmmlu = task(9);
+    let cmmlu = task("cmmlu");
     assert_eq!(cmmlu.prefix, "以下是关于农学的单项选择题，请直接给出正确答案的选项。\n\n");
     assert_eq!(shown(&cmmlu, 0)[0], "*水稻喜欢\nA. 水\nB. 火\nC. 风\nD. 土\n答案：| A");
-    let agieval = task(10);
+    let agieval = task("agieval");
     assert_eq!(shown(&agieval, 0)[1], "*问题：下列正确的是 选项：(A)甲 (B)乙\n答案：从A到B, 我们应选择| (B)乙");
     let passage = "They met.Q: Who met? Answer Choices: (A)They (B)We (C)You\nA: Among A through C, the answer is";
     assert_eq!(
@@ -192,7 +206,7 @@ fn prompts_are_worded_as_the_harness_words_them() {
         [format!("*{passage}| (A)They"), format!("{passage}| (B)We"), format!("*{passage}| (C)You")]
     );
     assert!(agieval.notes[0].contains("1 of its questions left out: they have no options"), "{:?}", agieval.notes);
-    let Ask::Write { prompt, answer } = &task(11).questions[0].ask else { panic!() };
+    let Ask::Write { prompt, answer } = &task("gsm8k").questions[0].ask else { panic!() };
     assert_eq!(prompt, "Question: Ann has 2 cups and buys 1,000. How many?\nAnswer:");
     assert_eq!(answer, "1002");
 }
@@ -253,19 +267,27 @@ fn what_is_wrong_with_a_file_is_said_with_its_line() {
         ("a.jsonl", dev.replace("\"x\"", "7"), "line 1: there is no text under 'option1'"),
         (
             "a.jsonl",
-            FILES[0].2.replace("\"label\": 3", "\"label\": 4"),
+            file("hellaswag").2.replace("\"label\": 3", "\"label\": 4"),
             "line 1: 'label' is 4, but there are 4 endings",
         ),
-        ("a.jsonl", FILES[0].2.replace("\"label\": \"0\"", "\"label\": \"\""), "line 2: there is no 'label'; the test"),
-        (
-            "a.txt",
-            FILES[1].2.replace("\n 0\n", "\nyes\n"),
-            "line 8: the right ending has to be 0, 1, 2 or 3, but is 'yes'",
-        ),
-        ("a.txt", format!("{}more\n", FILES[1].2), "line 13: a question has six lines, but the last one here has 1"),
         (
             "a.jsonl",
-            FILES[2].2.replace("\"B\"}\n", "\"E\"}\n"),
+            file("hellaswag").2.replace("\"label\": \"0\"", "\"label\": \"\""),
+            "line 2: there is no 'label'; the test",
+        ),
+        (
+            "a.txt",
+            file("hellaswag-text").2.replace("\n 0\n", "\nyes\n"),
+            "line 8: the right ending has to be 0, 1, 2 or 3, but is 'yes'",
+        ),
+        (
+            "a.txt",
+            format!("{}more\n", file("hellaswag-text").2),
+            "line 13: a question has six lines, but the last one here has 1",
+        ),
+        (
+            "a.jsonl",
+            file("arc").2.replace("\"B\"}\n", "\"E\"}\n"),
             "line 1: 'answerKey' is E, but no choice has that label",
         ),
         ("a.csv", "q,a,b,c,d,A\nq,a,b,c,A\n".to_string(), "line 2: a row has six fields"),
@@ -286,7 +308,11 @@ fn what_is_wrong_with_a_file_is_said_with_its_line() {
             "line 2: the answer has to be A, B, C or D",
         ),
         ("a.csv", "id,question,A,B,C,D,answer\n".to_string(), "a.csv: it has no questions in the format of C-Eval"),
-        ("a.csv", FILES[4].2.replace("The sea; A hat.", ""), "line 2: there is no question, or no incorrect answer"),
+        (
+            "a.csv",
+            file("truthfulqa").2.replace("The sea; A hat.", ""),
+            "line 2: there is no question, or no incorrect answer",
+        ),
         (
             "a.json",
             "[{\"question\": \"\", \"mc1_targets\": {}".to_string(),
@@ -299,15 +325,15 @@ fn what_is_wrong_with_a_file_is_said_with_its_line() {
         ),
         (
             "a.jsonl",
-            FILES[10].2.replace("\"AC\"", "\"AD\""),
+            file("agieval").2.replace("\"AC\"", "\"AD\""),
             "line 2: 'label' is 'AD', but there are 3 options from A on",
         ),
         (
             "a.jsonl",
-            FILES[10].2.lines().nth(2).unwrap().to_string(),
+            file("agieval").2.lines().nth(2).unwrap().to_string(),
             "none of its questions can be scored: they have no",
         ),
-        ("a.jsonl", FILES[11].2.replace("####", "###"), "a.jsonl: it is in none of the task formats"),
+        ("a.jsonl", file("gsm8k").2.replace("####", "###"), "a.jsonl: it is in none of the task formats"),
     ];
     for (name, text, wanted) in cases {
         let error = open(name, &text, &zero_shot()).unwrap_err().to_string();
@@ -349,7 +375,7 @@ fn no_file_however_damaged_ends_the_program() {
 
 #[test]
 fn marks_follow_the_definitions() {
-    let task = open(FILES[0].1, FILES[0].2, &zero_shot()).unwrap();
+    let task = open(file("hellaswag").1, file("hellaswag").2, &zero_shot()).unwrap();
     let outcome = |l: &[f64]| Outcome::Likelihoods {
         log_likelihoods: l.to_vec(),
         n_tokens: vec![1, 2, 3, 9][..l.len()].to_vec(),
@@ -360,13 +386,13 @@ fn marks_follow_the_definitions() {
     let result = QuestionResult::new(task.format, &task.questions[0], outcome(&[-5.0, -3.5, -6.0, -3.0]));
     assert_eq!((result.chosen, result.marks.as_slice()), (Some(1), &[0.0, 1.0][..]), "{result:?}");
     assert!(result.fits(task.format, &task.questions[0]) && !result.fits(task.format, &task.questions[1]));
-    let text = open(FILES[1].1, FILES[1].2, &zero_shot()).unwrap();
+    let text = open(file("hellaswag-text").1, file("hellaswag-text").2, &zero_shot()).unwrap();
     let result = QuestionResult::new(text.format, &text.questions[0], outcome(&[-1.0, -4.0, -5.0, -8.0]));
     assert_eq!((result.chosen, result.marks.as_slice()), (Some(3), &[1.0, 0.0][..]), "a token");
     let tie = QuestionResult::new(task.format, &task.questions[1], outcome(&[-5.0, -4.0]));
     assert_eq!(tie.chosen, Some(0), "the first of two that are equal: 'Pour.' and 'Run.' have 5 and 4 characters");
 
-    for file in &FILES[4..7] {
+    for file in files("truthfulqa") {
         let truthful = open(file.1, file.2, &zero_shot()).unwrap();
         let Ask::Choose(choices) = &truthful.questions[0].ask else { panic!() };
         let l: Vec<f64> = choices
@@ -385,7 +411,7 @@ fn marks_follow_the_definitions() {
         assert!(result.right, "another true answer does not compete");
         assert!((result.marks[1] - 0.7).abs() < 1e-12, "{:?}", result.marks);
     }
-    let gsm8k = open(FILES[11].1, FILES[11].2, &zero_shot()).unwrap();
+    let gsm8k = open(file("gsm8k").1, file("gsm8k").2, &zero_shot()).unwrap();
     let written =
         |text: &str| QuestionResult::new(gsm8k.format, &gsm8k.questions[0], Outcome::Written(text.into())).marks;
     assert_eq!(written(" 2 and 1000 make $1,002."), [1.0, 0.0]);
