@@ -39,7 +39,7 @@ fn texts(dir: &Path, cut: Cut, model: &Model) -> Vec<TokenizedText> {
         ["话说宋江在梁山泊", "黛玉听了这话，不觉", "次日天明，众人", "老太太笑道：", "且听下回分解。", "却说那人"];
     let zh: String = (0..400).map(|i| lines[i * 7 % 6].to_string() + lines[i * i % 5]).collect();
     std::fs::write(&chinese, zh).unwrap();
-    let english = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/commands.md");
+    let english = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/english.md");
     let named =
         [TextFile { name: "en".to_string(), path: english }, TextFile { name: "zh".to_string(), path: chinese }];
     texts::read(&named, cut, Some(3), model.tokenizer()).unwrap()
@@ -216,7 +216,7 @@ fn path(path: &Path) -> &str {
 
 /// Two texts as the command line takes them.
 fn named_texts(dir: &Path) -> [String; 2] {
-    let english = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/commands.md");
+    let english = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/english.md");
     let zh = dir.join("红楼梦.txt");
     std::fs::write(&zh, "话说宋江在梁山泊，黛玉听了这话，不觉笑道：且听下回分解。".repeat(120)).unwrap();
     [format!("--text=en={}", english.display()), format!("--text={}", zh.display())]
@@ -279,7 +279,7 @@ impl Observer for Saves {
 
 #[test]
 fn the_library_prepares_a_comparison_executes_it_and_stops_when_asked() {
-    let english = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/commands.md");
+    let english = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/english.md");
     let options = ComparisonOptions {
         files: FileOptions {
             reference: yi_nano("BF16"),
