@@ -48,7 +48,7 @@ pub use self::kept::{Identity, Kept, KeptError};
 pub use self::marks::{Outcome, QuestionResult, score};
 pub use self::run::{Ran, RunError, RunOptions, run};
 use self::source::Source;
-use crate::base::suggest;
+use crate::base::{ending, suggest};
 use crate::report::results;
 
 /// A shape that tasks are published in.
@@ -371,7 +371,7 @@ impl Task {
                 parsed.left_out_why
             ));
         }
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let name = ending::stem(path);
         let about = results::Task {
             name,
             path: path.display().to_string(),
@@ -460,7 +460,7 @@ fn same_file(a: &Path, b: &Path) -> bool {
 
 /// The subject that a file is about, as its name says: `abstract_algebra` of `abstract_algebra_test.csv`.
 fn subject(path: &Path) -> String {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let stem = ending::stem(path);
     PARTS.iter().find_map(|part| stem.strip_suffix(part)).unwrap_or(&stem).to_string()
 }
 
