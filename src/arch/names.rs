@@ -83,7 +83,7 @@ impl Prefix {
 }
 
 /// Returns whether a model that writes text does without this tensor, whatever its architecture: heads that judge or guess
-/// ahead, and scales of a cache of keys and values. `name` is the architecture's, without a wrapper's prefix.
+/// ahead, and scales of a cache of keys and values.
 ///
 /// Sources: `AutoModelForCausalLMWithValueHead` of TRL, `LlamaForSequenceClassification` of transformers, Medusa, and the
 /// `kv_cache_scheme` of compressed-tensors.
@@ -97,8 +97,9 @@ pub(super) fn is_spare(name: &str) -> bool {
         ".k_proj.output_scale",
         ".v_proj.output_scale",
     ];
-    let first = name.strip_prefix(TRUNK).unwrap_or(name).split('.').next().unwrap_or_default();
-    HEADS.contains(&first) || SCALES.iter().any(|scale| name.ends_with(scale))
+    // Behind a wrapper's prefix too, but not in a layer.
+    let is_head = !name.contains("layers.") && name.split('.').any(|part| HEADS.contains(&part));
+    is_head || SCALES.iter().any(|scale| name.ends_with(scale))
 }
 
 #[cfg(test)]

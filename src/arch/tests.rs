@@ -414,7 +414,7 @@ fn buffers_of_old_checkpoints_are_left_out() {
     // TRL's, under the name of its wrapper.
     let (config, shapes) = checkpoint(&small(), "LlamaForCausalLM");
     let mut wrapped: Shapes = shapes.into_iter().map(|(n, shape)| (format!("pretrained_model.{n}"), shape)).collect();
-    wrapped.push(("v_head.summary.weight".into(), vec![1, 48]));
+    wrapped.push(("pretrained_model.v_head.summary.weight".into(), vec![1, 48]));
     assert_eq!(describe_shapes(&config, &wrapped).unwrap().warnings.len(), 2);
 }
 

@@ -427,7 +427,20 @@ fn find_stems(
             (true, Some(_)) => return Ok(Some(Weights::Index(index))),
             // There may be shards with other names, or none: perhaps only the other form was downloaded.
             (true, None) => _ = missing.get_or_insert(Weights::Index(index)),
-            (false, Some(shard)) => return whole_set(dir, shard, files).map(Some),
+            (false, Some(shard)) => {
+                let other = |name: &&String| {
+                    ShardName::parse(name)
+                        .is_some_and(|s| (s.stem, s.extension) == (stem, extension) && s.total != shard.total)
+                };
+                if let Some(other) = files.iter().find(other) {
+                    let (dir, first) = (dir.display(), &shard.set()[0]);
+                    warnings.push(format!(
+                        "{dir}: holds two sets of shards, and no index says which counts; that of {first} is read, and \
+                         {other} and those that belong to it are left out"
+                    ));
+                }
+                return whole_set(dir, shard, files).map(Some);
+            }
             (false, None) => {}
         }
     }

@@ -205,6 +205,22 @@ fn a_tensor_in_two_shards_is_refused() {
 }
 
 #[test]
+fn of_two_sets_of_shards_one_is_read_with_a_warning() {
+    let names_of = |total: usize| (1..=total).map(move |n| format!("model-{n:05}-of-{total:05}.safetensors"));
+    let dir = folder(&[]);
+    for (name, tensor) in names_of(2).zip(["a", "b"]).chain(names_of(3).zip(["x", "y", "z"])) {
+        fs::write(dir.path().join(name), shard(&[tensor])).unwrap();
+    }
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    assert_eq!(names(&checkpoint), ["a", "b"]);
+    let [warning] = checkpoint.warnings() else { panic!("{:?}", checkpoint.warnings()) };
+    assert!(
+        warning.contains("two sets of shards") && warning.contains("model-00001-of-00003.safetensors"),
+        "{warning}"
+    );
+}
+
+#[test]
 fn of_a_tensor_in_two_shards_that_counts_which_the_index_names() {
     for (wanted, other) in [(SHARD_1, SHARD_2), (SHARD_2, SHARD_1)] {
         let entries = [("a", SHARD_1), ("b", wanted), ("c", SHARD_2)];
