@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::support::{Variation, convert, error, files, folder, has, nibble, yi_nano};
+use crate::support::{Tensor, Variation, convert, error, files, folder, has, nibble, yi_nano};
 
 /// Converts, which must fail; checks the sentence and that nothing was left behind.
 #[track_caller]
@@ -213,4 +213,79 @@ fn a_disk_that_fills_up() {
         .unwrap();
     has(&error(&output), &["x.gguf", "could not be written", "nothing was left behind"]);
     assert!(files(dir.path()).is_empty(), "left behind: {:?}", files(dir.path()));
+}
+
+#[test]
+fn weights_that_are_quantized_already() {
+    let up = "model.layers.0.mlp.up_proj.";
+    let with = |codes: (&str, &str, Vec<u64>), more: &[&str]| {
+        let mut nano = Variation::of_yi_nano();
+        let tensor = nano.tensor(&format!("{up}weight"));
+        let element = if codes.1 == "I32" { 4 } else { 1 };
+        (tensor.name, tensor.dtype) = (format!("{up}{}", codes.0), codes.1.to_string());
+        tensor.bytes = vec![1; codes.2.iter().product::<u64>() as usize * element];
+        tensor.shape = codes.2;
+        let scale = nano.tensor("model.norm.weight").clone();
+        nano.tensors.extend(more.iter().map(|name| Tensor { name: format!("{up}{name}"), ..scale.clone() }));
+        let dir = folder();
+        nano.write_single(dir.path());
+        dir
+    };
+    let codes = |name, dtype, shape: &[u64]| (name, dtype, shape.to_vec());
+    let bitsandbytes = with(codes("weight", "U8", &[98304, 1]), &["weight.absmax", "weight.quant_map"]);
+    refuses(
+        bitsandbytes.path(),
+        &[],
+        &["quantized already (bitsandbytes, to 4 bits)", "up_proj.weight.absmax", "merge its adapter into the 16-bit"],
+    );
+    let mlx = with(codes("weight", "I32", &[768, 32]), &["scales", "biases"]);
+    refuses(mlx.path(), &[], &["quantized already (MLX)", "mlx_lm.convert --dequantize"]);
+    let awq = with(codes("qweight", "I32", &[256, 96]), &["qzeros", "scales"]);
+    refuses(awq.path(), &[], &["quantized already (AWQ or GPTQ)", "the model's page on Hugging Face"]);
+    let fp8 = with(codes("weight", "F8_E4M3", &[768, 256]), &["weight_scale_inv"]);
+    refuses(fp8.path(), &[], &["quantized already (FP8 with scales)"]);
+    // Codes alone: their type tells, not their shape.
+    let stripped = with(codes("weight", "U8", &[98304, 1]), &[]);
+    refuses(stripped.path(), &[], &["up_proj.weight has type U8", "quantized already"]);
+    let cast = with(codes("weight", "F8_E4M3", &[768, 256]), &[]);
+    refuses(cast.path(), &[], &["up_proj.weight has type F8_E4M3", "16-bit release"]);
+}
+
+#[test]
+fn a_model_with_its_adapter_beside_it_and_placeholders_of_a_training() {
+    let mut nano = Variation::of_yi_nano();
+    let norm = nano.tensor("model.norm.weight").clone();
+    let name = "model.layers.0.self_attn.q_proj.lora_A.default.weight".to_string();
+    nano.tensors.push(Tensor { name, ..norm });
+    let dir = folder();
+    nano.write_single(dir.path());
+    refuses(dir.path(), &[], &["lora_A", "saved with the model and is not merged into its weights"]);
+
+    let mut nano = Variation::of_yi_nano();
+    for tensor in nano.tensors.iter_mut().filter(|tensor| tensor.name.contains("_proj")) {
+        (tensor.shape, tensor.bytes) = (vec![0], vec![]);
+    }
+    let dir = folder();
+    nano.write_single(dir.path());
+    refuses(dir.path(), &[], &["28 of the tensors hold nothing", "ZeRO-3", "zero_to_fp32.py"]);
+}
+
+#[test]
+fn a_name_of_the_hub_in_the_place_of_a_path() {
+    let download = "'hf download 01-ai/Yi-6B-Chat --local-dir Yi-6B-Chat'";
+    refuses(Path::new("01-ai/Yi-6B-Chat"), &[], &["no such file or folder", download]);
+    refuses(Path::new("https://huggingface.co/01-ai/Yi-6B-Chat"), &[], &[download]);
+    let said = |args: &[&str]| error(&nibble(args));
+    has(&said(&["inspect", "01-ai/Yi-6B-Chat"]), &[download]);
+    has(&said(&["verify", "01-ai/Yi-6B-Chat"]), &[download]);
+    #[cfg(feature = "llama")]
+    {
+        has(&said(&["run", "01-ai/Yi-6B-Chat", "-p", "x"]), &[download]);
+        has(
+            &said(&["run", "TheBloke/Yi-34B-Chat-GGUF", "-p", "x"]),
+            &["hf download TheBloke/Yi-34B-Chat-GGUF --include"],
+        );
+        has(&said(&["run", yi_nano().to_str().unwrap(), "-p", "x"]), &["is a Hugging Face folder: 'nibble convert "]);
+        has(&said(&["compare", "01-ai/Yi-6B-Chat", "b.gguf", "--weights"]), &[download]);
+    }
 }

@@ -250,3 +250,141 @@ fn a_folder_of_links_is_read_like_the_files_they_point_to() {
     }
     assert_eq!(b.metadata().str("nibble.source.name"), Some("yi-nano"));
 }
+
+/// yi-nano, whose configuration says that its output matrix is its embedding.
+fn said_to_be_tied() -> Variation {
+    let mut nano = Variation::of_yi_nano();
+    nano.config.insert("tie_word_embeddings".to_string(), true.into());
+    nano
+}
+
+/// What transformers 5.24 does (`PreTrainedModel.tie_weights`): where both matrices were saved with different values, it
+/// does not tie them.
+#[test]
+fn an_output_matrix_of_its_own_is_kept_although_the_configuration_ties_it() {
+    let dir = folder();
+    // The model is untied: what it becomes is right.
+    let wanted = model(&convert(&yi_nano(), &dir.path().join("wanted.gguf"), &["-q", "Q4_K_M"]));
+    let source = |kind: &str| dir.path().join(kind).join(NAME);
+    said_to_be_tied().write_single(&source("single"));
+    said_to_be_tied().write_shards(&source("shards"), 3);
+    testing::rewrite_as_pytorch(&source("single"), &source("torch"), 2).unwrap();
+    // A single number that differs, at the end of the last row, in another type.
+    let mut nearly = said_to_be_tied();
+    let embedding = nearly.tensor("model.embed_tokens.weight").clone();
+    let head = nearly.tensor("lm_head.weight");
+    head.dtype = "F32".to_string();
+    head.bytes = as_f32(&embedding.bytes);
+    // The lowest bit of its fraction.
+    let lowest = head.bytes.len() - 4;
+    head.bytes[lowest] ^= 1;
+    nearly.write_single(&source("nearly"));
+    for kind in ["single", "shards", "torch", "nearly"] {
+        let out = dir.path().join(format!("{kind}.gguf"));
+        let arguments = |more: &[&str]| {
+            let start = ["convert", "-q", "Q4_K_M", "-o", out.to_str().unwrap()].map(str::to_string);
+            let more = more.iter().map(|word| word.to_string());
+            start.into_iter().chain([source(kind).to_str().unwrap().to_string()]).chain(more).collect::<Vec<_>>()
+        };
+        let planned = nibble(arguments(&["--dry-run"]));
+        has(&stdout(&planned), &["output.weight"]);
+        let made = nibble(arguments(&[]));
+        stdout(&made);
+        for output in [planned, made] {
+            let said = String::from_utf8(output.stderr).unwrap();
+            has(&said, &["'lm_head.weight' holds other numbers than 'model.embed_tokens.weight'; it is kept"]);
+        }
+        match kind {
+            "nearly" => assert_eq!(Gguf::open(&out).unwrap().tensors().len(), 39),
+            _ => assert!(model(&out) == wanted, "{kind} gives another model"),
+        }
+        let verified = nibble(["verify", out.to_str().unwrap(), "--source", source(kind).to_str().unwrap()]);
+        has(&stdout(&verified), &["all 39 tensors are identical"]);
+    }
+}
+
+/// The bytes of 32-bit floats with the values of these of BF16.
+fn as_f32(bf16: &[u8]) -> Vec<u8> {
+    bf16.chunks_exact(2).flat_map(|bytes| [0, 0, bytes[0], bytes[1]]).collect()
+}
+
+#[test]
+fn a_copy_of_the_embedding_and_an_embedding_that_only_the_output_matrix_holds_are_one() {
+    let dir = folder();
+    let source = |kind: &str| dir.path().join(kind).join(NAME);
+    let embedding = said_to_be_tied().tensor("model.embed_tokens.weight").clone();
+    let mut alone = said_to_be_tied();
+    alone.tensors.retain(|tensor| tensor.name != "lm_head.weight");
+    alone.write_single(&source("alone"));
+    let wanted = model(&convert(&source("alone"), &dir.path().join("wanted.gguf"), &["-q", "Q4_K_M"]));
+    assert_eq!(wanted.1.len(), 38);
+
+    let mut copy = said_to_be_tied();
+    copy.tensor("lm_head.weight").bytes = embedding.bytes.clone();
+    copy.write_single(&source("copy"));
+    copy.write_shards(&source("copy-in-shards"), 2);
+    let mut wider = copy.clone();
+    wider.tensor("lm_head.weight").dtype = "F32".to_string();
+    wider.tensor("lm_head.weight").bytes = as_f32(&embedding.bytes);
+    wider.write_single(&source("wider"));
+    let mut head_only = copy.clone();
+    head_only.tensors.retain(|tensor| tensor.name != "model.embed_tokens.weight");
+    head_only.write_single(&source("head-only"));
+    for kind in ["copy", "copy-in-shards", "wider", "head-only"] {
+        let made = convert(&source(kind), &dir.path().join(format!("{kind}.gguf")), &["-q", "Q4_K_M"]);
+        assert!(model(&made) == wanted, "{kind} gives another model");
+        let verified = nibble(["verify", made.to_str().unwrap(), "--source", source(kind).to_str().unwrap()]);
+        has(&stdout(&verified), &["all 38 tensors are identical"]);
+    }
+}
+
+#[test]
+fn two_models_whose_names_have_dots_do_not_share_the_names_of_their_parts() {
+    let dir = folder();
+    for name in ["Yi-1.5-6B-Q8_0", "Yi-1.5-9B-Q8_0.gguf"] {
+        convert(&yi_nano(), &dir.path().join(name), &["-q", "Q8_0", "--split-max-size", "4M", "--force"]);
+    }
+    let names = files(dir.path());
+    let of = |start: &str| names.iter().filter(|name| name.starts_with(start) && name.ends_with(".gguf")).count();
+    assert_eq!((of("Yi-1.5-6B-Q8_0-0000"), of("Yi-1.5-9B-Q8_0-0000")), (names.len() / 2, names.len() / 2), "{names:?}");
+}
+
+#[test]
+fn what_surrounds_the_names_of_tensors_changes_nothing() {
+    let dir = folder();
+    let wanted = model(&convert(&yi_nano(), &dir.path().join("wanted.gguf"), &["-q", "Q4_K_M"]));
+    let source = |kind: &str| dir.path().join(kind).join(NAME);
+    let mut left_over = Variation::of_yi_nano();
+    left_over.config.insert(
+        "quantization_config".to_string(),
+        serde_json::json!({"quant_method": "bitsandbytes", "load_in_4bit": true}),
+    );
+    left_over.write_single(&source("key"));
+    for (kind, prefix) in [("compiled", "_orig_mod."), ("parallel", "module."), ("peft", "base_model.model.")] {
+        let mut nano = Variation::of_yi_nano();
+        nano.tensors.iter_mut().for_each(|tensor| tensor.name = format!("{prefix}{}", tensor.name));
+        nano.write_shards(&source(kind), 2);
+    }
+    let mut with_more = Variation::of_yi_nano();
+    for name in ["v_head.summary.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"] {
+        let tensor = with_more.tensor("model.norm.weight").clone();
+        with_more.tensors.push(crate::support::Tensor { name: name.to_string(), ..tensor });
+    }
+    with_more.write_single(&source("more"));
+    for (kind, words) in [
+        ("key", "'quantization_config' (bitsandbytes), but no tensor is quantized"),
+        ("compiled", "begin with '_orig_mod.model.' (torch.compile)"),
+        ("parallel", "begin with 'module.model.'"),
+        ("peft", "begin with 'base_model.model.model.' (PEFT)"),
+        (
+            "more",
+            "2 tensors that no text is made with are left out: model.layers.0.self_attn.rotary_emb.inv_freq, v_head",
+        ),
+    ] {
+        let out = dir.path().join(format!("{kind}.gguf"));
+        let made = nibble(["convert", source(kind).to_str().unwrap(), "-q", "Q4_k", "-o", out.to_str().unwrap()]);
+        stdout(&made);
+        has(&String::from_utf8(made.stderr).unwrap(), &[words]);
+        assert!(model(&out) == wanted, "{kind} gives another model");
+    }
+}

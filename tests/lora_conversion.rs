@@ -367,6 +367,21 @@ fn the_result_does_not_depend_on_the_way() {
     named.write(&dir.path().join("named"));
     check("the adapter's name in the tensors' names", &dir.path().join("named"), &["--base", nano]);
 
+    type Rename = fn(&str) -> String;
+    let wrapped: [(&str, Rename); 5] = [
+        ("torch.compile", |name| name.replace("base_model.model.", "base_model.model._orig_mod.")),
+        ("torch.compile around PEFT", |name| format!("_orig_mod.{name}")),
+        ("the text part", |name| name.replace("model.layers", "model.language_model.layers")),
+        ("a base without its head", |name| name.replace("model.model.model.", "model.model.")),
+        ("the base's names", |name| name.replace("base_model.model.", "")),
+    ];
+    for (what, rename) in wrapped {
+        let mut adapter = adapter.clone();
+        adapter.tensors.iter_mut().for_each(|tensor| tensor.name = rename(&tensor.name));
+        adapter.write(&dir.path().join("wrapped"));
+        check(what, &dir.path().join("wrapped"), &["--base", nano]);
+    }
+
     let first_release = Variation::of_yi_nano().into_first_release();
     first_release.write_files(&dir.path().join("first"));
     check("a base of the first release", &lora, &["--base", dir.path().join("first").to_str().unwrap()]);
@@ -600,6 +615,14 @@ fn an_adapted_embedding_that_is_the_output_too_is_refused() {
         let base = ["--base", base.to_str().unwrap()];
         refuses(&output, &base, &["lm_head.lora_A.weight", "its embedding is its output matrix"]);
         refuses(&embedding, &base, &["embed_tokens.lora_embedding_A", "serves as the output matrix too"]);
+    }
+    // Its configuration says so, and its weights do not.
+    let mut own = Variation::of_yi_nano();
+    own.config.insert("tie_word_embeddings".to_string(), true.into());
+    own.write_single(&dir.path().join("own"));
+    for adapter in [output, embedding] {
+        adapter.write(&dir.path().join("lora"));
+        converted(&dir.path().join("lora"), &["--base", dir.path().join("own").to_str().unwrap()]);
     }
 }
 

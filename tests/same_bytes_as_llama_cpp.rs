@@ -13,12 +13,17 @@ use crate::support::{convert, folder, yi_nano};
 
 /// Calls `llama_model_quantize`.
 pub fn llama_quantize(from: &Path, to: &Path, file_type: u32, importance: Option<&Importance>) {
+    let values = |i: &Importance| i.matrices().map(|name| (name.to_string(), i.of(name).unwrap().to_vec())).collect();
+    llama_quantize_with(from, to, file_type, importance.map(values));
+}
+
+/// As [`llama_quantize`], with these values for the columns of these matrices, as they are.
+pub fn llama_quantize_with(from: &Path, to: &Path, file_type: u32, importance: Option<Vec<(String, Vec<f32>)>>) {
     let c_string = |path: &Path| CString::new(path.to_str().unwrap()).unwrap();
     let (from, to) = (c_string(from), c_string(to));
-    let names: Vec<(CString, &[f32])> = importance
-        .into_iter()
-        .flat_map(|i| i.matrices().map(|name| (CString::new(name).unwrap(), i.of(name).unwrap())))
-        .collect();
+    let has_importance = importance.is_some();
+    let names: Vec<(CString, Vec<f32>)> =
+        importance.into_iter().flatten().map(|(name, values)| (CString::new(name).unwrap(), values)).collect();
     let mut entries: Vec<sys::llama_model_imatrix_data> = names
         .iter()
         .map(|(name, v)| sys::llama_model_imatrix_data { name: name.as_ptr(), data: v.as_ptr(), size: v.len() })
@@ -31,7 +36,7 @@ pub fn llama_quantize(from: &Path, to: &Path, file_type: u32, importance: Option
         let mut params = sys::llama_model_quantize_default_params();
         params.ftype = file_type as sys::llama_ftype;
         params.nthread = 2;
-        params.imatrix = if importance.is_some() { entries.as_ptr() } else { std::ptr::null() };
+        params.imatrix = if has_importance { entries.as_ptr() } else { std::ptr::null() };
         sys::llama_model_quantize(from.as_ptr(), to.as_ptr(), &params)
     };
     assert_eq!(code, 0);

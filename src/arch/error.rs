@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::quantized::Quantizer;
+
 /// Names that are listed before the rest is only counted.
 const LISTED: usize = 5;
 
@@ -12,14 +14,33 @@ pub enum Error {
     #[error("config.json: architecture '{found}' is not one that nibble knows; it converts {known}")]
     UnknownArchitecture { found: String, known: String },
 
+    #[error("config.json: {found} judges texts and writes none; nibble converts {known}")]
+    WritesNothing { found: String, known: String },
+
     #[error("config.json: {found} is a mixture of experts, which nibble does not convert; it converts {known}")]
     MixtureOfExperts { found: String, known: String },
 
     #[error(
-        "config.json: '{key}' says that the weights are quantized already ({method}); \
-         convert the original 16-bit checkpoint instead"
+        "the weights are quantized already ({method}), as '{tensor}' tells; nibble converts from the 16-bit original"
     )]
-    Quantized { key: &'static str, method: String },
+    Quantized { by: Quantizer, method: String, tensor: String },
+
+    #[error(
+        "config.json: '{key}' says that the weights are quantized already ({method}), and the checkpoint lacks {missing}{}; \
+         nibble converts from the 16-bit original",
+        also(unknown)
+    )]
+    QuantizedKey { key: &'static str, method: String, missing: Names, unknown: Names },
+
+    #[error(
+        "{} of the tensors hold nothing: {names}. DeepSpeed's ZeRO-3 saves such placeholders; the weights are in its own \
+         checkpoint, from which the script zero_to_fp32.py beside it makes a whole model",
+        names.0.len()
+    )]
+    EmptyTensors { names: Names },
+
+    #[error("'{first}' and '{second}' cannot be compared: {source}")]
+    Compare { first: String, second: String, source: std::io::Error },
 
     #[error("config.json has no '{key}'; wanted {wanted}")]
     MissingKey { key: String, wanted: &'static str },
@@ -52,6 +73,12 @@ pub enum Error {
          One of the two is wrong: compare them with the model's page, or download the checkpoint again"
     )]
     Shape { name: String, found: Vec<u64>, wanted: Vec<u64> },
+
+    #[error(
+        "tensor '{name}' has a row for each of {found} tokens; config.json says {wanted} under 'vocab_size'. If tokens were \
+         added to the model, that number has to be {found}"
+    )]
+    Vocabulary { name: String, found: u64, wanted: u64 },
 
     #[error("the key '{key}' is missing or not a number that a model has; is this a complete model?")]
     GgufKey { key: String },

@@ -23,8 +23,8 @@ impl Llama {
 
 impl Architecture for Llama {
     fn names(&self) -> &'static [&'static str] {
-        // The first conversions of Meta's weights used the second spelling.
-        &["LlamaForCausalLM", "LLaMAForCausalLM"]
+        // The first conversions of Meta's weights used the second spelling. A model without its output matrix is the third.
+        &["LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"]
     }
 
     fn gguf_name(&self) -> &'static str {

@@ -26,7 +26,7 @@ impl Mistral {
 
 impl Architecture for Mistral {
     fn names(&self) -> &'static [&'static str] {
-        &["MistralForCausalLM"]
+        &["MistralForCausalLM", "MistralModel"]
     }
 
     fn gguf_name(&self) -> &'static str {

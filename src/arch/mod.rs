@@ -20,18 +20,24 @@ mod hyper;
 mod input;
 mod llama;
 mod mistral;
+mod names;
+mod quantized;
 mod role;
 mod rope;
 mod yi;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::io;
 
 use serde_json::{Map, Value};
 
 pub use error::{Error, Names};
 pub use hyper::Hyperparameters;
 pub use input::{Input, Origin, RowOrder, Stored};
+pub(crate) use names::Prefix;
+pub use quantized::Quantizer;
 pub use role::Role;
 pub use rope::RopeScaling;
 
@@ -80,9 +86,15 @@ pub trait Architecture: Sync {
     /// By default, buffers that old versions of transformers saved along: tables computed from the configuration, and
     /// masks.
     fn skips(&self, name: &str) -> bool {
-        [".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached"].iter().any(|s| name.ends_with(s))
-            || [".attention.bias", ".attention.masked_bias"].iter().any(|s| name.ends_with(s))
-            || [".self_attn.bias", ".self_attn.masked_bias"].iter().any(|s| name.ends_with(s))
+        const TABLES: [&str; 4] = [
+            ".rotary_emb.inv_freq",
+            ".rotary_emb.original_inv_freq",
+            ".rotary_emb.cos_cached",
+            ".rotary_emb.sin_cached",
+        ];
+        const MASKS: [&str; 6] =
+            [".attention.bias", ".self_attn.bias", ".masked_bias", ".causal_mask", ".attention_mask", ".position_ids"];
+        TABLES.iter().chain(&MASKS).any(|end| name.ends_with(end))
     }
 }
 
@@ -107,6 +119,11 @@ pub struct Blueprint {
 }
 
 impl Blueprint {
+    /// Returns every name that a tensor of its checkpoints may have.
+    fn stored_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.iter().flat_map(OutputTensor::stored).flat_map(|stored| &stored.names).map(String::as_str)
+    }
+
     /// Removes the output matrix, for a model whose token embedding serves as one.
     pub fn take_output(&mut self) -> Option<OutputTensor> {
         let at = self.tensors.iter().position(|tensor| tensor.role() == Role::Output)?;
@@ -269,9 +286,12 @@ impl Architectures {
         let name = listed.get(0).and_then(Value::as_str).ok_or_else(|| config.bad(key, wanted))?;
         self.by_name(name).ok_or_else(|| {
             let (found, known) = (name.to_string(), self.known());
-            match name.contains("Moe") || name.contains("MoE") || name.contains("Mixtral") {
-                true => Error::MixtureOfExperts { found, known },
-                false => Error::UnknownArchitecture { found, known },
+            if ["Moe", "MoE", "Mixtral"].iter().any(|word| name.contains(word)) {
+                Error::MixtureOfExperts { found, known }
+            } else if ["Classification", "QuestionAnswering"].iter().any(|end| name.ends_with(end)) {
+                Error::WritesNothing { found, known }
+            } else {
+                Error::UnknownArchitecture { found, known }
             }
         })
     }
@@ -307,11 +327,13 @@ impl Architectures {
     /// Describes a checkpoint as the GGUF file that it becomes.
     ///
     /// `config` is `config.json`; `tensors` gives every tensor's name and shape, slowest dimension first as safetensors
-    /// has it, in any order.
+    /// has it, in any order. Names that begin with something else than the architecture's, all in the same way, are
+    /// understood. `is_same` compares two tensors of one shape, and returns whether they hold the same numbers.
     ///
-    /// Whether the output matrix is the embedding: where `tie_word_embeddings` is true it is, and an `lm_head.weight`
-    /// that was saved all the same is left out, as transformers leaves it unread. Where the key is absent, a missing
-    /// `lm_head.weight` says so, as it does for llama.cpp's converter. Where it is false, a missing one is an error.
+    /// Whether the output matrix is the embedding, as `tie_weights` of transformers 5 has it: where
+    /// `tie_word_embeddings` is true, `lm_head.weight` is left out if it holds the embedding's numbers, and kept if it holds
+    /// others; where only one of the two was saved, it is both. Where the key is absent, a missing tensor says that it is the
+    /// other one, as it does for llama.cpp's converter. Where it is false, a missing one is an error.
     ///
     /// # Errors
     /// An architecture that is not in the list, weights that are quantized already, numbers that do not fit together, and
@@ -320,35 +342,22 @@ impl Architectures {
         self,
         config: &Map<String, Value>,
         tensors: impl IntoIterator<Item = (&'a str, &'a [u64])>,
+        is_same: impl FnOnce(&str, &str) -> io::Result<bool>,
     ) -> Result<Model, Error> {
         let architecture = self.lookup(config)?;
-        self.refuse_what_is_not_dense_16_bit(config, architecture)?;
+        self.refuse_experts(config, architecture)?;
         let mut blueprint = architecture.blueprint(config)?;
-        let mut found = BTreeMap::new();
-        for (name, shape) in tensors {
-            if found.insert(name, shape).is_some() {
-                return Err(Error::Repeated { name: name.to_string() });
-            }
-        }
-
-        if let Some(output) = blueprint.tensors.iter().find(|tensor| tensor.role() == Role::Output) {
-            let is_there =
-                output.stored().flat_map(|stored| &stored.names).any(|name| found.contains_key(name.as_str()));
-            if blueprint.tied.unwrap_or(!is_there)
-                && let Some(output) = blueprint.take_output()
-            {
-                for name in output.stored().flat_map(|stored| &stored.names) {
-                    found.remove(name.as_str());
-                }
-            }
-        }
+        let mut checkpoint = Listing::new(tensors, &mut blueprint)?;
+        let method = quantization(config);
+        checkpoint.refuse_what_is_no_weight(&blueprint, method.as_ref())?;
+        let copy = tie(&mut blueprint, &checkpoint, !has_output(config), is_same)?;
 
         let (mut outputs, mut missing) = (Vec::with_capacity(blueprint.tensors.len()), Names::default());
-        let mut used = HashSet::new();
+        let mut used: HashSet<&str> = copy.into_iter().collect();
         for mut output in std::mem::take(&mut blueprint.tensors) {
             if let Origin::Checkpoint(inputs) = &mut output.origin {
                 for stored in inputs.iter_mut().flat_map(|input| &mut input.tensors) {
-                    match find(stored, &output.name, &found)? {
+                    match find(stored, &output.name, &checkpoint)? {
                         Some(name) => {
                             used.insert(name);
                             stored.names = vec![name.to_string()];
@@ -363,9 +372,21 @@ impl Architectures {
             outputs.push(output);
         }
 
-        found.retain(|name, _| !used.contains(name) && !architecture.skips(name));
-        let unknown = Names(found.into_keys().map(str::to_string).collect());
-        let hint = hint(&unknown, &blueprint);
+        checkpoint.found.retain(|_, (name, _)| !used.contains(name));
+        let mut spare = Names::default();
+        checkpoint.found.retain(|canonical, (name, _)| {
+            // With a point before them, so that a name may be all of an ending.
+            let is_spare = architecture.skips(&format!(".{canonical}")) || names::is_spare(canonical);
+            if is_spare {
+                spare.0.push(name.to_string());
+            }
+            !is_spare
+        });
+        let hint = hint(&checkpoint.found, &missing, &outputs, &blueprint);
+        let unknown = Names(checkpoint.found.into_values().map(|(name, _)| name.to_string()).collect());
+        if let (false, Some((key, method))) = (missing.0.is_empty(), method.clone()) {
+            return Err(Error::QuantizedKey { key, method, missing, unknown });
+        }
         if !missing.0.is_empty() {
             return Err(Error::MissingTensors { missing, unknown, hint });
         }
@@ -373,24 +394,24 @@ impl Architectures {
             let architecture = architecture.names().first().copied().unwrap_or_default().to_string();
             return Err(Error::UnknownTensors { architecture, unknown, hint });
         }
-        let Blueprint { topology, vocab, metadata, warnings, .. } = blueprint;
+        let Blueprint { topology, vocab, metadata, mut warnings, .. } = blueprint;
+        if !spare.0.is_empty() {
+            let (n, are) = match spare.0.len() {
+                1 => ("a tensor".to_string(), "is"),
+                n => (format!("{n} tensors"), "are"),
+            };
+            warnings.push(format!("{n} that no text is made with {are} left out: {spare}"));
+        }
+        if let Some((key, method)) = method {
+            warnings.push(format!(
+                "config.json has '{key}' ({method}), but no tensor is quantized; the key is passed over"
+            ));
+        }
         Ok(Model { architecture: architecture.gguf_name(), topology, vocab, metadata, tensors: outputs, warnings })
     }
 
-    fn refuse_what_is_not_dense_16_bit(
-        self,
-        map: &Map<String, Value>,
-        architecture: &dyn Architecture,
-    ) -> Result<(), Error> {
+    fn refuse_experts(self, map: &Map<String, Value>, architecture: &dyn Architecture) -> Result<(), Error> {
         let config = Config::new(map);
-        // Two keys: newer checkpoints, and those that the compressed-tensors library wrote before.
-        for key in ["quantization_config", "compression_config"] {
-            if let Some(quantization) = config.get(key) {
-                let method = quantization.get("quant_method").or_else(|| quantization.get("quant_algo"));
-                let method = method.and_then(Value::as_str).unwrap_or("a method it does not name");
-                return Err(Error::Quantized { key, method: method.to_string() });
-            }
-        }
         for key in ["num_local_experts", "num_experts"].into_iter().filter(|_| !architecture.has_experts()) {
             if config.get(key).and_then(Value::as_f64).is_some_and(|n| n > 1.0) {
                 return Err(Error::MixtureOfExperts { found: format!("a model with '{key}'"), known: self.known() });
@@ -400,19 +421,156 @@ impl Architectures {
     }
 }
 
-/// Returns the checkpoint's name for a tensor, whose shape has to be the expected one; `None` if it has none.
-fn find<'a>(stored: &Stored, output: &str, found: &BTreeMap<&'a str, &[u64]>) -> Result<Option<&'a str>, Error> {
-    let mut present = stored.names.iter().filter_map(|name| found.get_key_value(name.as_str()));
+/// Returns whether models of the architecture that `config.json` names have an output matrix: `LlamaModel` has none, and
+/// `LlamaForCausalLM` has.
+fn has_output(config: &Map<String, Value>) -> bool {
+    let name = config.get("architectures").and_then(|names| names.get(0)).and_then(Value::as_str);
+    !name.is_some_and(|name| name.ends_with("Model"))
+}
+
+/// Returns the key of `config.json` that speaks of quantized weights, and the method that it names.
+fn quantization(map: &Map<String, Value>) -> Option<(&'static str, String)> {
+    let config = Config::new(map);
+    // Newer checkpoints, those that the compressed-tensors library wrote before, and MLX's.
+    let (key, found) = ["quantization_config", "compression_config", "quantization"]
+        .into_iter()
+        .find_map(|key| Some((key, config.get(key)?)))?;
+    let method = found.get("quant_method").or_else(|| found.get("quant_algo")).and_then(Value::as_str);
+    Some((key, crate::base::display::shorten(method.unwrap_or("a method it does not name"), 60)))
+}
+
+/// The tensors of a checkpoint, under the names that the architecture has for them.
+struct Listing<'a> {
+    /// By the architecture's name: the checkpoint's name, and the shape.
+    found: BTreeMap<Cow<'a, str>, (&'a str, &'a [u64])>,
+}
+
+impl<'a> Listing<'a> {
+    /// Lists the tensors, and warns in `blueprint` of names that begin with something else.
+    fn new(tensors: impl IntoIterator<Item = (&'a str, &'a [u64])>, blueprint: &mut Blueprint) -> Result<Self, Error> {
+        let tensors: Vec<_> = tensors.into_iter().collect();
+        let expected: HashSet<&str> = blueprint.stored_names().collect();
+        let prefix = Prefix::of(tensors.iter().map(|(name, _)| *name), |name| expected.contains(name));
+        let mut found = BTreeMap::new();
+        for (name, shape) in tensors {
+            let canonical = prefix.as_ref().map_or(Cow::Borrowed(name), |prefix| prefix.strip(name));
+            match found.insert(canonical.clone(), (name, shape)) {
+                Some((first, _)) if first == name => return Err(Error::Repeated { name: name.to_string() }),
+                Some((first, _)) => {
+                    let (gguf, first, second) = (canonical.into_owned(), first.to_string(), name.to_string());
+                    return Err(Error::Twice { gguf, first, second });
+                }
+                None => {}
+            }
+        }
+        blueprint.warnings.extend(prefix.map(|prefix| prefix.warning()));
+        Ok(Self { found })
+    }
+
+    fn has(&self, stored: &Stored) -> Option<&'a str> {
+        stored.names.iter().find_map(|name| self.found.get(name.as_str())).map(|(name, _)| *name)
+    }
+
+    fn shape(&self, stored: &Stored) -> Option<&'a [u64]> {
+        stored.names.iter().find_map(|name| self.found.get(name.as_str())).map(|(_, shape)| *shape)
+    }
+
+    /// Refuses checkpoints whose tensors are quantized, or placeholders.
+    fn refuse_what_is_no_weight(
+        &self,
+        blueprint: &Blueprint,
+        method: Option<&(&'static str, String)>,
+    ) -> Result<(), Error> {
+        let expected: HashSet<&str> = blueprint.stored_names().collect();
+        let others = self.found.keys().filter(|name| !expected.contains(name.as_ref()) && !names::is_spare(name));
+        if let Some((by, told)) = Quantizer::of(others.map(AsRef::as_ref)) {
+            let tensor = self.found.get(told).map_or(told, |(name, _)| *name).to_string();
+            let method = method.map_or_else(|| by.to_string(), |(_, method)| method.clone());
+            return Err(Error::Quantized { by, method, tensor });
+        }
+        let is_empty = |(name, (_, shape)): &(&Cow<'_, str>, &(&str, &[u64]))| {
+            expected.contains(name.as_ref()) && shape.contains(&0)
+        };
+        let empty: Vec<_> = self.found.iter().filter(is_empty).map(|(_, (name, _))| name.to_string()).collect();
+        if empty.is_empty() { Ok(()) } else { Err(Error::EmptyTensors { names: Names(empty) }) }
+    }
+}
+
+/// Decides whether the embedding and the output matrix are one, and leaves the output matrix out of `blueprint` then.
+/// Returns the checkpoint's tensor that holds a copy of the embedding, if there is one.
+fn tie<'a>(
+    blueprint: &mut Blueprint,
+    checkpoint: &Listing<'a>,
+    is_headless: bool,
+    is_same: impl FnOnce(&str, &str) -> io::Result<bool>,
+) -> Result<Option<&'a str>, Error> {
+    let stored = |role| {
+        let output = blueprint.tensors.iter().find(|tensor| tensor.role() == role)?;
+        output.stored().next().cloned()
+    };
+    let (Some(embedding), Some(output)) = (stored(Role::TokenEmbedding), stored(Role::Output)) else { return Ok(None) };
+    let said = blueprint.tied;
+    match (checkpoint.has(&embedding), checkpoint.has(&output)) {
+        (Some(first), Some(second)) if said == Some(true) => {
+            let is_copy = checkpoint.shape(&embedding) == checkpoint.shape(&output)
+                && is_same(first, second).map_err(|source| {
+                    let (first, second) = (first.to_string(), second.to_string());
+                    Error::Compare { first, second, source }
+                })?;
+            if is_copy {
+                blueprint.take_output();
+                return Ok(Some(second));
+            }
+            blueprint.warnings.push(format!(
+                "config.json says 'tie_word_embeddings': true, but '{second}' holds other numbers than '{first}'; it is kept \
+                 as the output matrix, as transformers does"
+            ));
+        }
+        (Some(_), None) if is_headless && said != Some(true) => {
+            blueprint.take_output();
+            blueprint.warnings.push(
+                "the checkpoint was saved without its output matrix, in whose place llama.cpp uses the embedding: texts make \
+                 no sense unless the model was trained so"
+                    .to_string(),
+            );
+        }
+        (Some(_), None) if said.unwrap_or(true) => drop(blueprint.take_output()),
+        (None, Some(only)) if said.unwrap_or(true) => {
+            blueprint.take_output();
+            blueprint.warnings.push(format!("the embedding is missing, and '{only}' stands for it too"));
+            let is_embedding = |tensor: &&mut OutputTensor| tensor.role() == Role::TokenEmbedding;
+            if let Some(Origin::Checkpoint(inputs)) =
+                blueprint.tensors.iter_mut().find(is_embedding).map(|tensor| &mut tensor.origin)
+            {
+                inputs.iter_mut().flat_map(|input| &mut input.tensors).for_each(|stored| {
+                    stored.names.extend(output.names.iter().cloned());
+                });
+            }
+        }
+        _ => {}
+    }
+    Ok(None)
+}
+
+/// Returns the name that the checkpoint has for a tensor, whose shape has to be the expected one; `None` where it has none.
+fn find<'a>(stored: &Stored, output: &str, checkpoint: &Listing<'a>) -> Result<Option<&'a str>, Error> {
+    let mut present = stored.names.iter().filter_map(|name| checkpoint.found.get(name.as_str()));
     let Some((name, shape)) = present.next() else { return Ok(None) };
     if let Some((second, _)) = present.next() {
         let (first, second) = (name.to_string(), second.to_string());
         return Err(Error::Twice { gguf: output.to_string(), first, second });
     }
     if !shape.iter().rev().eq(&stored.dims) {
-        let wanted = stored.dims.iter().rev().copied().collect();
-        return Err(Error::Shape { name: name.to_string(), found: shape.to_vec(), wanted });
+        let (name, wanted) = (name.to_string(), stored.dims.iter().rev().copied().collect::<Vec<_>>());
+        let has_a_row_a_token = matches!(Role::of(output).0, Role::TokenEmbedding | Role::Output);
+        return Err(match (*shape, wanted.as_slice()) {
+            (&[found, columns], &[wanted, same]) if has_a_row_a_token && columns == same => {
+                Error::Vocabulary { name, found, wanted }
+            }
+            _ => Error::Shape { name, found: shape.to_vec(), wanted },
+        });
     }
-    Ok(Some(name))
+    Ok(Some(*name))
 }
 
 /// Returns whether the inputs of a tensor have as many weights together as it has. Packed inputs are not counted.
@@ -452,22 +610,50 @@ pub fn tensors(hyper: &Hyperparameters, source: TensorType) -> Vec<TensorInfo> {
 }
 
 /// Returns what tensors that do not belong to the model tell of how the checkpoint came about, and what to do.
-fn hint(unknown: &Names, blueprint: &Blueprint) -> &'static str {
-    let any = |test: &dyn Fn(&str) -> bool| unknown.0.iter().any(|name| test(name));
-    let ends = |ends: &'static [&'static str]| any(&|name| ends.iter().any(|end| name.ends_with(end)));
-    if ends(&[".qweight", ".qzeros", ".scales", ".g_idx", ".absmax", ".quant_map", "_scale", "_scale_inv", "_packed"]) {
-        "; these are weights that have been quantized: convert the original 16-bit checkpoint instead"
-    } else if any(&|name| name.contains("lora_")) {
+fn hint(
+    unknown: &BTreeMap<Cow<'_, str>, (&str, &[u64])>,
+    missing: &Names,
+    outputs: &[OutputTensor],
+    blueprint: &Blueprint,
+) -> &'static str {
+    let any = |test: &dyn Fn(&str) -> bool| unknown.keys().any(|name| test(name));
+    let has = |words: &'static [&'static str]| any(&|name| words.iter().any(|word| name.contains(word)));
+    let is_whole = missing.0.is_empty();
+    // The first layer from which on all tensors are missing.
+    let mut n_found = blueprint.topology.n_layers;
+    while n_found > 0 && outputs.iter().filter(|t| t.layer() == Some(n_found - 1)).all(|t| lacks_all_of(missing, t)) {
+        n_found -= 1;
+    }
+    if has(&[".base_layer."]) || (is_whole && has(&["lora_"])) {
+        "; these belong to an adapter that was saved with the model and is not merged into its weights: merge it with peft's \
+         merge_and_unload(), save the result, and convert that"
+    } else if has(&["lora_"]) {
         "; this is an adapter: merge it into its base model and convert the result"
-    } else if any(&|name| name.contains("experts.") || name.contains(".block_sparse_moe.")) {
+    } else if has(&["flat_param"]) {
+        "; these are the pieces that FSDP trains: save the model once more with a full state dict"
+    } else if has(&["experts.", ".block_sparse_moe."]) {
         "; this is a mixture of experts, which nibble does not convert"
-    } else if ends(&["_proj.bias"]) && !blueprint.has_biases {
+    } else if has(&[".attention.wq.", "tok_embeddings."]) {
+        "; these are the names of the model's first publication, not of transformers: get the model in the form of \
+         transformers"
+    } else if has(&["vision", "mm_projector", "multi_modal_projector"]) {
+        "; this model sees images: only models of text are converted"
+    } else if any(&|name| name.ends_with("_proj.bias")) && !blueprint.has_biases {
         "; if the model was trained with biases, config.json has to say 'attention_bias' or 'mlp_bias': true"
     } else if any(&|name| layer_of(name).is_some_and(|layer| layer >= blueprint.topology.n_layers)) {
         "; config.json gives fewer layers under 'num_hidden_layers'"
+    } else if n_found > 0 && !is_whole && missing.0.iter().all(|name| layer_of(name).is_some_and(|l| l >= n_found)) {
+        "; the checkpoint has fewer layers than config.json gives under 'num_hidden_layers', or a file of it is missing"
+    } else if missing.0.iter().all(|name| name == "lm_head.weight") && !is_whole {
+        "; if the model's embedding is its output matrix too, config.json has to say 'tie_word_embeddings': true"
     } else {
         ""
     }
+}
+
+/// Returns whether nothing that a tensor is made from was found.
+fn lacks_all_of(missing: &Names, tensor: &OutputTensor) -> bool {
+    tensor.stored().all(|stored| missing.0.iter().any(|name| name == stored.name()))
 }
 
 /// Returns the layer in a checkpoint's name such as `model.layers.12.mlp.up_proj.weight`.

@@ -17,7 +17,13 @@ type Written = (String, Vec<u64>, Option<RowOrder>);
 
 /// Describes a checkpoint whose tensors have these shapes, slowest dimension first.
 fn describe_shapes(config: &Map<String, Value>, shapes: &Shapes) -> Result<Model, Error> {
-    ARCHITECTURES.describe(config, shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())))
+    describe_with(config, shapes, true)
+}
+
+/// As [`describe_shapes`], where two tensors of one shape hold the same numbers or do not.
+fn describe_with(config: &Map<String, Value>, shapes: &Shapes, same: bool) -> Result<Model, Error> {
+    let shapes = shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()));
+    ARCHITECTURES.describe(config, shapes, |_, _| Ok(same))
 }
 
 /// What a `YiForCausalLM`, `LlamaForCausalLM` or `MistralForCausalLM` checkpoint with these numbers holds.
@@ -258,12 +264,10 @@ fn tied_models_have_no_output() {
     assert!(shapes.iter().all(|(name, _)| name != "lm_head.weight"));
     let model = describe_shapes(&config, &shapes).unwrap();
     assert!(model.tensors.iter().all(|t| t.role() != Role::Output));
-    // Saved all the same, even in another shape: transformers does not read it.
-    for shape in [vec![100, 48], vec![7]] {
-        let mut both = shapes.clone();
-        both.push(("lm_head.weight".into(), shape));
-        assert_eq!(describe_shapes(&config, &both).unwrap(), model);
-    }
+    // Saved all the same, with the same numbers.
+    let mut both = shapes.clone();
+    both.push(("lm_head.weight".into(), vec![100, 48]));
+    assert_eq!(describe_with(&config, &both, true).unwrap(), model);
     // Not said.
     for silent in
         [without(config.clone(), "tie_word_embeddings"), with(config.clone(), "tie_word_embeddings", Value::Null)]
@@ -274,7 +278,120 @@ fn tied_models_have_no_output() {
     }
     // Said not to be.
     let error = describe_shapes(&with(config, "tie_word_embeddings", json!(false)), &shapes).unwrap_err();
-    assert_eq!(error.to_string(), "the checkpoint lacks lm_head.weight");
+    assert_eq!(
+        error.to_string(),
+        "the checkpoint lacks lm_head.weight; if the model's embedding is its output matrix too, config.json has to say \
+         'tie_word_embeddings': true"
+    );
+}
+
+/// The rule of `PreTrainedModel.tie_weights` in transformers 5.24: both there and equal, one; both there and different, two
+/// and a warning; one there, that one.
+#[test]
+fn a_head_of_its_own_is_kept_whatever_the_configuration_says() {
+    let tied = Hyperparameters { tied: true, ..small() };
+    let (config, shapes) = checkpoint(&tied, "LlamaForCausalLM");
+    let mut both = shapes.clone();
+    both.push(("lm_head.weight".into(), vec![100, 48]));
+    let own = describe_with(&config, &both, false).unwrap();
+    let untied = describe_shapes(&checkpoint(&small(), "LlamaForCausalLM").0, &both).unwrap();
+    assert_eq!(as_written(&own), as_written(&untied));
+    let [warning] = own.warnings.as_slice() else { panic!("{:?}", own.warnings) };
+    assert!(warning.contains("'lm_head.weight' holds other numbers than 'model.embed_tokens.weight'"), "{warning}");
+    // Another shape holds other numbers, and does not fit the configuration either.
+    both.last_mut().unwrap().1 = vec![7];
+    let error = describe_with(&config, &both, true).unwrap_err().to_string();
+    assert!(error.starts_with("tensor 'lm_head.weight' has shape [7]"), "{error}");
+    // Where nothing says that they are tied, they are not even compared.
+    both.last_mut().unwrap().1 = vec![100, 48];
+    for config in [with(config.clone(), "tie_word_embeddings", json!(false)), without(config, "tie_word_embeddings")] {
+        let model = describe_with(&config, &both, true).unwrap();
+        assert_eq!(model.tensors.last().unwrap().name, "output.weight");
+        assert_eq!(model.warnings, Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_head_alone_is_the_embedding_too() {
+    let tied = Hyperparameters { tied: true, ..small() };
+    let (config, shapes) = checkpoint(&tied, "LlamaForCausalLM");
+    let model = describe_shapes(&config, &shapes).unwrap();
+    let mut shapes = shapes;
+    shapes.iter_mut().find(|(name, _)| name == "model.embed_tokens.weight").unwrap().0 = "lm_head.weight".into();
+    for config in [config.clone(), without(config.clone(), "tie_word_embeddings")] {
+        let found = describe_shapes(&config, &shapes).unwrap();
+        assert_eq!(as_written(&found), as_written(&model));
+        assert_eq!(found.tensors[0].inputs()[0].tensors[0].name(), "lm_head.weight");
+        assert_eq!(found.warnings, ["the embedding is missing, and 'lm_head.weight' stands for it too"]);
+    }
+    let error = describe_shapes(&with(config, "tie_word_embeddings", json!(false)), &shapes).unwrap_err();
+    assert_eq!(error.to_string(), "the checkpoint lacks model.embed_tokens.weight");
+}
+
+#[test]
+fn a_wrapper_around_all_names_is_taken_away() {
+    let (config, shapes) = checkpoint(&small(), "YiForCausalLM");
+    let model = describe_shapes(&config, &shapes).unwrap();
+    type Rename = fn(&str) -> String;
+    let all: [(Rename, &str); 6] = [
+        (|name| format!("_orig_mod.{name}"), "'_orig_mod.model.' (torch.compile)"),
+        (|name| format!("module.{name}"), "'module.model.' (DistributedDataParallel)"),
+        (|name| format!("base_model.model.{name}"), "'base_model.model.model.' (PEFT)"),
+        (|name| name.replacen("model.", "model.language_model.", 1), "'model.language_model.' (the text part"),
+        (|name| format!("language_model.{name}"), "'language_model.model.' (the text part"),
+        (|name| name.replacen("model.", "", 1), "lack 'model.' at their beginning"),
+    ];
+    for (rename, words) in all {
+        let wrapped: Shapes = shapes.iter().map(|(name, shape)| (rename(name), shape.clone())).collect();
+        let found = describe_shapes(&config, &wrapped).unwrap();
+        assert_eq!(as_written(&found), as_written(&model));
+        let names: BTreeSet<_> = found.tensors.iter().map(|t| t.inputs()[0].tensors[0].name().to_string()).collect();
+        assert_eq!(names, wrapped.into_iter().map(|(name, _)| name).collect(), "the checkpoint's own names");
+        let [warning] = found.warnings.as_slice() else { panic!("{:?}", found.warnings) };
+        assert!(warning.contains(words), "{warning}");
+    }
+    // A tensor that is there with the wrapper and without it.
+    let mut twice: Shapes = shapes.iter().map(|(name, shape)| (format!("module.{name}"), shape.clone())).collect();
+    twice.push(("lm_head.weight".into(), vec![100, 48]));
+    let error = describe_shapes(&config, &twice).unwrap_err().to_string();
+    assert!(
+        error.contains("'module.lm_head.weight' and 'lm_head.weight'") || error.contains("'lm_head.weight' and"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_model_saved_without_its_head_is_read() {
+    for (name, bare) in
+        [("LlamaForCausalLM", "LlamaModel"), ("MistralForCausalLM", "MistralModel"), ("YiForCausalLM", "YiModel")]
+    {
+        let (config, shapes) = checkpoint(&small(), name);
+        let bare = with(config, "architectures", json!([bare]));
+        let bare_shapes: Shapes = shapes
+            .iter()
+            .filter(|(name, _)| name != "lm_head.weight")
+            .map(|(name, shape)| (name.replacen("model.", "", 1), shape.clone()))
+            .collect();
+        let model = describe_shapes(&bare, &bare_shapes).unwrap();
+        assert!(model.tensors.iter().all(|tensor| tensor.role() != Role::Output));
+        let about_head = model.warnings.iter().any(|w| w.contains("saved without its output matrix"));
+        assert!(about_head, "{:?}", model.warnings);
+        // The name of the class does not take a matrix away that is there.
+        let whole = describe_shapes(&bare, &shapes).unwrap();
+        assert_eq!(whole.tensors.last().unwrap().name, "output.weight");
+    }
+}
+
+#[test]
+fn placeholders_of_zero_3_are_named() {
+    let (config, mut shapes) = checkpoint(&small(), "LlamaForCausalLM");
+    let n = shapes.iter_mut().filter(|(name, _)| name.contains("_proj")).map(|(_, shape)| *shape = vec![0]).count();
+    let error = describe_shapes(&config, &shapes).unwrap_err().to_string();
+    assert!(
+        error.starts_with(&format!("{n} of the tensors hold nothing: model.layers.0.mlp.down_proj.weight, ")),
+        "{error}"
+    );
+    assert!(error.contains("zero_to_fp32.py"), "{error}");
 }
 
 #[test]
@@ -285,7 +402,20 @@ fn buffers_of_old_checkpoints_are_left_out() {
         shapes.push((name.into(), vec![4]));
     }
     shapes.push(("model.layers.1.attention.masked_bias".into(), vec![]));
-    assert_eq!(describe_shapes(&config, &shapes).unwrap(), model);
+    for name in ["v_head.summary.weight", "v_head.summary.bias", "score.weight", "model.layers.0.self_attn.k_scale"] {
+        shapes.push((name.into(), vec![1]));
+    }
+    let found = describe_shapes(&config, &shapes).unwrap();
+    assert_eq!(as_written(&found), as_written(&model));
+    let wanted = "7 tensors that no text is made with are left out: model.layers.0.self_attn.k_scale, \
+                  model.layers.0.self_attn.rotary_emb.inv_freq, model.layers.1.attention.masked_bias, \
+                  model.rotary_emb.inv_freq, score.weight and 2 more";
+    assert_eq!(found.warnings, [wanted]);
+    // TRL's, under the name of its wrapper.
+    let (config, shapes) = checkpoint(&small(), "LlamaForCausalLM");
+    let mut wrapped: Shapes = shapes.into_iter().map(|(n, shape)| (format!("pretrained_model.{n}"), shape)).collect();
+    wrapped.push(("pretrained_model.v_head.summary.weight".into(), vec![1, 48]));
+    assert_eq!(describe_shapes(&config, &wrapped).unwrap().warnings.len(), 2);
 }
 
 #[test]
@@ -301,6 +431,21 @@ fn names_missing_tensors() {
     assert!(error.ends_with(" and 5 more"), "{error}");
     let error = describe_shapes(&config, &Vec::new()).unwrap_err().to_string();
     assert!(error.ends_with(" and 25 more"), "{error}");
+    let (config, mut shapes) = checkpoint(&small(), "LlamaForCausalLM");
+    shapes.retain(|(name, _)| !name.starts_with("model.layers.2."));
+    let error = describe_shapes(&config, &shapes).unwrap_err().to_string();
+    assert!(error.contains("has fewer layers than config.json gives under 'num_hidden_layers'"), "{error}");
+}
+
+#[test]
+fn a_vocabulary_of_another_size_is_told_from_another_model() {
+    let (config, shapes) = checkpoint(&small(), "LlamaForCausalLM");
+    let error = describe_shapes(&with(config, "vocab_size", json!(96)), &shapes).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "tensor 'model.embed_tokens.weight' has a row for each of 100 tokens; config.json says 96 under 'vocab_size'. If \
+         tokens were added to the model, that number has to be 100"
+    );
 }
 
 #[test]
@@ -312,17 +457,15 @@ fn names_unexpected_tensors_and_what_they_tell() {
         describe_shapes(&config, &shapes).unwrap_err().to_string()
     };
     assert_eq!(
-        error("score.weight"),
-        "the checkpoint has tensors that a LlamaForCausalLM model does not: score.weight"
+        error("scorer.weight"),
+        "the checkpoint has tensors that a LlamaForCausalLM model does not: scorer.weight"
     );
     let layer = "model.layers.0.";
-    assert!(
-        error(&format!("{layer}self_attn.q_proj.qweight")).ends_with("convert the original 16-bit checkpoint instead")
-    );
-    assert!(
-        error(&format!("{layer}mlp.up_proj.weight_scale")).ends_with("convert the original 16-bit checkpoint instead")
-    );
-    assert!(error(&format!("base_model.{layer}mlp.up_proj.lora_A.weight")).contains("merge it into its base model"));
+    // The model is whole: nothing says whether the adapter is in its weights.
+    let beside = error(&format!("base_model.{layer}mlp.up_proj.lora_A.weight"));
+    assert!(beside.contains("saved with the model and is not merged into its weights"), "{beside}");
+    let adapter: Shapes = vec![(format!("base_model.model.{layer}mlp.up_proj.lora_A.weight"), vec![8, 48])];
+    assert!(describe_shapes(&config, &adapter).unwrap_err().to_string().contains("this is an adapter: merge it"));
     assert!(error(&format!("{layer}block_sparse_moe.experts.0.w1.weight")).contains("a mixture of experts"));
     assert!(error(&format!("{layer}self_attn.q_proj.bias")).contains("has to say 'attention_bias'"));
     assert!(error("model.layers.3.mlp.up_proj.weight").ends_with("fewer layers under 'num_hidden_layers'"));
@@ -360,6 +503,10 @@ fn names_the_architecture_it_found_and_those_it_knows() {
             "config.json: MixtralForCausalLM is a mixture of experts, which nibble does not convert; it converts {known}"
         )
     );
+    assert_eq!(
+        refusal("architectures", json!(["LlamaForSequenceClassification"])),
+        format!("config.json: LlamaForSequenceClassification judges texts and writes none; nibble converts {known}")
+    );
     assert!(
         refusal("num_local_experts", json!(8)).contains("a model with 'num_local_experts' is a mixture of experts")
     );
@@ -372,17 +519,65 @@ fn names_the_architecture_it_found_and_those_it_knows() {
 }
 
 #[test]
-fn refuses_weights_that_are_quantized_already() {
-    for method in ["awq", "gptq", "fp8", "bitsandbytes", "compressed-tensors"] {
-        assert_eq!(
-            refusal("quantization_config", json!({"quant_method": method, "bits": 4})),
-            format!(
-                "config.json: 'quantization_config' says that the weights are quantized already ({method}); convert the \
-                 original 16-bit checkpoint instead"
-            )
+fn weights_that_are_quantized_are_told_by_their_tensors() {
+    let (config, shapes) = checkpoint(&small(), "LlamaForCausalLM");
+    let up = "model.layers.0.mlp.up_proj.";
+    for (codes, more, by) in [
+        (
+            ("weight", vec![2688, 1]),
+            vec!["weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4"],
+            "bitsandbytes, to 4 bits",
+        ),
+        (("weight", vec![112, 48]), vec!["SCB", "weight_format"], "bitsandbytes, to 8 bits"),
+        (("weight", vec![112, 6]), vec!["scales", "biases"], "MLX"),
+        (("qweight", vec![48, 14]), vec!["qzeros", "scales"], "AWQ or GPTQ"),
+        (("qweight", vec![6, 112]), vec!["qzeros", "scales", "g_idx"], "GPTQ"),
+        (("weight_packed", vec![112, 6]), vec!["weight_scale", "weight_shape"], "compressed-tensors"),
+        (("weight", vec![112, 48]), vec!["weight_scale_inv"], "FP8 with scales"),
+        (("weight", vec![112, 48]), vec!["weight_scale", "input_scale"], "with scales of their own"),
+        (("W_q", vec![112, 24]), vec!["meta"], "HQQ"),
+    ] {
+        let mut shapes = shapes.clone();
+        shapes.retain(|(name, _)| *name != format!("{up}weight"));
+        shapes.push((format!("{up}{}", codes.0), codes.1));
+        shapes.extend(more.iter().map(|name| (format!("{up}{name}"), vec![1])));
+        let error = describe_shapes(&config, &shapes).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("the weights are quantized already ({by}), as '{up}")), "{error}");
+        assert!(error.ends_with("nibble converts from the 16-bit original"), "{error}");
+        // The key names the method, and a wrapper around the names hides nothing.
+        let config = with(config.clone(), "quantization_config", json!({"quant_method": "my-method"}));
+        let wrapped: Shapes = shapes.into_iter().map(|(name, shape)| (format!("module.{name}"), shape)).collect();
+        let error = describe_shapes(&config, &wrapped).unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!("the weights are quantized already (my-method), as 'module.{up}")),
+            "{error}"
         );
     }
-    assert!(refusal("compression_config", json!({})).contains("'compression_config' says that the weights"));
+}
+
+#[test]
+fn a_key_about_quantization_alone_does_not_make_weights_quantized() {
+    let (config, shapes) = checkpoint(&small(), "LlamaForCausalLM");
+    let model = describe_shapes(&config, &shapes).unwrap();
+    for (key, value, method) in [
+        ("quantization_config", json!({"quant_method": "bitsandbytes", "load_in_4bit": true}), "bitsandbytes"),
+        ("compression_config", json!({}), "a method it does not name"),
+        ("quantization", json!({"group_size": 64, "bits": 4}), "a method it does not name"),
+    ] {
+        let config = with(config.clone(), key, value);
+        let found = describe_shapes(&config, &shapes).unwrap();
+        assert_eq!(as_written(&found), as_written(&model));
+        let wanted = format!("config.json has '{key}' ({method}), but no tensor is quantized; the key is passed over");
+        assert_eq!(found.warnings, [wanted]);
+        // What the weights are in may have names that nothing here knows.
+        let odd: Shapes =
+            shapes.iter().map(|(n, s)| (n.replace("up_proj.weight", "up_proj.codes"), s.clone())).collect();
+        let error = describe_shapes(&config, &odd).unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!("config.json: '{key}' says that the weights are quantized already ({method})"))
+        );
+        assert!(error.contains("lacks model.layers.0.mlp.up_proj.weight"), "{error}");
+    }
 }
 
 #[test]
@@ -440,7 +635,7 @@ fn refuses_numbers_that_are_missing_or_do_not_fit() {
     assert!(refusal("rope_theta", json!(-1)).contains("'rope_theta' is -1; wanted a number above 1"));
     // Sizes at the limit must neither overflow nor fill memory.
     let message = refusal("vocab_size", json!(2147483647));
-    assert!(message.contains("makes it [2147483647, 48]"), "{message}");
+    assert!(message.contains("says 2147483647 under 'vocab_size'"), "{message}");
     let message = refusal("num_attention_heads", json!(2147483646));
     assert!(message.contains("makes it [17179869168, 48]"), "{message}");
 }

@@ -28,7 +28,7 @@ impl Yi {
 
 impl Architecture for Yi {
     fn names(&self) -> &'static [&'static str] {
-        &["YiForCausalLM"]
+        &["YiForCausalLM", "YiModel"]
     }
 
     fn gguf_name(&self) -> &'static str {

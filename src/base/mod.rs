@@ -2,6 +2,7 @@
 
 pub mod atomic_file;
 pub mod display;
+pub mod ending;
 pub mod json_float;
 pub mod math;
 pub mod mmap;

@@ -50,6 +50,12 @@ pub enum Error {
     #[error("tensor {tensor} is in two files, {first} and {second}; remove the one that is not part of the model")]
     Duplicate { tensor: String, first: PathBuf, second: PathBuf },
 
+    #[error(
+        "tensor {tensor} is in two files of one set, {first} and {second}, and {index} is missing, which says which of the \
+         two counts; download that file"
+    )]
+    DuplicateInSet { tensor: String, first: PathBuf, second: PathBuf, index: PathBuf },
+
     #[error("{path}: the download was cut short: wanted {wanted} bytes, found {found}; download it again")]
     Truncated { path: PathBuf, wanted: u64, found: u64 },
 

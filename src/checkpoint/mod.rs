@@ -18,7 +18,7 @@
 //! against their files, so that [`Checkpoint::data`] cannot fail. Of several forms of the same weights the one that
 //! `transformers` prefers is taken: one safetensors file, safetensors shards, one PyTorch file, PyTorch shards.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
@@ -427,7 +427,20 @@ fn find_stems(
             (true, Some(_)) => return Ok(Some(Weights::Index(index))),
             // There may be shards with other names, or none: perhaps only the other form was downloaded.
             (true, None) => _ = missing.get_or_insert(Weights::Index(index)),
-            (false, Some(shard)) => return whole_set(dir, shard, files).map(Some),
+            (false, Some(shard)) => {
+                let other = |name: &&String| {
+                    ShardName::parse(name)
+                        .is_some_and(|s| (s.stem, s.extension) == (stem, extension) && s.total != shard.total)
+                };
+                if let Some(other) = files.iter().find(other) {
+                    let (dir, first) = (dir.display(), &shard.set()[0]);
+                    warnings.push(format!(
+                        "{dir}: holds two sets of shards, and no index says which counts; that of {first} is read, and \
+                         {other} and those that belong to it are left out"
+                    ));
+                }
+                return whole_set(dir, shard, files).map(Some);
+            }
             (false, None) => {}
         }
     }
@@ -459,14 +472,36 @@ fn no_weights(dir: &Path, files: &BTreeSet<String>) -> Error {
         let base = base.map_or(String::new(), |base| format!(" ({})", shown(base)));
         return Error::OnlyAdapter { dir: dir.to_path_buf(), base };
     }
-    let hint = if let Some(gguf) = ending(&[".gguf"]) {
+    let hint = if files.contains("zero_to_fp32.py") {
+        "; this is a checkpoint of DeepSpeed's: run the script zero_to_fp32.py in it, which makes a whole model"
+            .to_string()
+    } else if let Some(gguf) = ending(&[".gguf"]) {
         format!("; there is {}, a GGUF file: give nibble that file", shown(gguf))
     } else if let Some(part) = ending(&[".part", ".incomplete", ".crdownload", ".aria2", ".download"]) {
         format!("; there is {}, of a download that has not ended", shown(part))
+    } else if let Some(other) = ending(&[".npz", ".h5", ".msgpack", ".distcp", ".nemo", ".ckpt", ".onnx"]) {
+        format!("; there is {}, which is not read: save the model once more with save_pretrained()", shown(other))
+    } else if let Some(inner) = folder_with_weights(dir) {
+        format!("; there are some in its folder {}", shown(&inner))
     } else {
         String::new()
     };
     Error::NoWeights { dir: dir.to_path_buf(), hint }
+}
+
+/// Returns the folder in `dir` that holds a model: the last by name, as the checkpoints of a training are numbered.
+fn folder_with_weights(dir: &Path) -> Option<String> {
+    let is_model = |path: &Path| {
+        let files = list(path).ok()?;
+        let weights = find_stems(path, &files, MODEL_STEMS, &mut Vec::new());
+        Some(files.contains("config.json") && matches!(weights, Ok(Some(_))))
+    };
+    let entries = std::fs::read_dir(dir).ok()?;
+    let folders = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir());
+    let models = folders.filter(|path| is_model(path) == Some(true));
+    // Numbers of more digits come later.
+    let names = models.filter_map(|path| Some(path.file_name()?.to_str()?.to_string()));
+    names.max_by_key(|name| (name.len(), name.clone()))
 }
 
 /// Returns the set that `shard` belongs to, which must be complete.
@@ -543,23 +578,27 @@ fn load(dir: &Path, weights: Weights, warnings: &mut Vec<String>) -> Result<(Vec
         shards.push(map);
     }
     tensors.sort_by(|a, b| (&a.name, a.shard).cmp(&(&b.name, b.shard)));
+    if let Some((path, entries)) = index {
+        follow_index(&path, &entries, &names, &mut tensors, warnings)?;
+    }
     if let Some([a, b]) =
         tensors.windows(2).filter_map(|pair| <&[Tensor; 2]>::try_from(pair).ok()).find(|[a, b]| a.name == b.name)
     {
-        return Err(Error::Duplicate {
-            tensor: shown(&a.name),
-            first: shards[a.shard].path().to_path_buf(),
-            second: shards[b.shard].path().to_path_buf(),
+        let (tensor, [first, second]) = (shown(&a.name), [a, b].map(|t| shards[t.shard].path().to_path_buf()));
+        return Err(match ShardName::parse(&names[a.shard]) {
+            // All files of a set are needed.
+            Some(ShardName { stem, extension, .. }) => {
+                let index = dir.join(format!("{stem}.{extension}.index.json"));
+                Error::DuplicateInSet { tensor, first, second, index }
+            }
+            None => Error::Duplicate { tensor, first, second },
         });
-    }
-    if let Some((path, entries)) = index {
-        follow_index(&path, &entries, &names, &mut tensors, warnings)?;
     }
     Ok((shards, tensors))
 }
 
 /// Checks the tensors against the index. Every tensor that it names must exist; tensors that it does not name are not part
-/// of the model, as for `transformers`.
+/// of the model, as for `transformers`. A tensor that several shards hold is that of the shard which the index names.
 fn follow_index(
     path: &Path,
     entries: &[(String, String)],
@@ -572,16 +611,27 @@ fn follow_index(
     if let Some((tensor, shard)) = entries.iter().find(|(t, s)| !found.contains(&(t.as_str(), s.as_str()))) {
         return Err(Error::NotInShard { index: path.to_path_buf(), tensor: shown(tensor), shard: shown(shard) });
     }
-    let named: HashSet<&str> = entries.iter().map(|(tensor, _)| tensor.as_str()).collect();
-    let unnamed: Vec<_> = tensors.iter().filter(|t| !named.contains(t.name.as_str())).collect();
+    let named: HashMap<&str, &str> = entries.iter().map(|(tensor, shard)| (tensor.as_str(), shard.as_str())).collect();
+    let shard = |t: &Tensor| shard_names[t.shard].as_str();
+    let file = path.display();
+    let unnamed: Vec<_> = tensors.iter().filter(|t| !named.contains_key(t.name.as_str())).collect();
     if let Some(first) = unnamed.first() {
-        let file = path.display();
-        let (n, name, shard) = (unnamed.len(), shown(&first.name), &shard_names[first.shard]);
+        let (n, name, shard) = (unnamed.len(), shown(&first.name), shard(first));
         warnings.push(format!(
             "{file}: {n} tensors in the shards are not in it, such as {name} in {shard}; they are left out"
         ));
-        tensors.retain(|t| named.contains(t.name.as_str()));
     }
+    let is_elsewhere = |t: &&Tensor| named.get(t.name.as_str()).is_some_and(|named| *named != shard(t));
+    let elsewhere: Vec<_> = tensors.iter().filter(is_elsewhere).collect();
+    if let Some(first) = elsewhere.first() {
+        let (n, name, shard) = (elsewhere.len(), shown(&first.name), shard(first));
+        let wanted = named.get(first.name.as_str()).copied().unwrap_or_default();
+        let tensors = if n == 1 { "a tensor is".to_string() } else { format!("{n} tensors are") };
+        warnings.push(format!(
+            "{file}: {tensors} in another shard too, such as {name} in {shard}; those count that it names, here in {wanted}"
+        ));
+    }
+    tensors.retain(|t| named.get(t.name.as_str()).is_some_and(|named| *named == shard_names[t.shard]));
     Ok(())
 }
 

@@ -191,8 +191,50 @@ fn a_tensor_in_two_shards_is_refused() {
     let dir = folder(&[(SHARD_1, &shard(&["a", "b"])), (SHARD_2, &shard(&["b", "c"]))]);
     assert_eq!(
         message(&dir),
-        format!("tensor b is in two files, {SHARD_1} and {SHARD_2}; remove the one that is not part of the model")
+        format!(
+            "tensor b is in two files of one set, {SHARD_1} and {SHARD_2}, and {INDEX} is missing, which says which of the \
+             two counts; download that file"
+        )
     );
+    // Files that are no set: one of them is another model.
+    let dir = folder(&[("one.safetensors", &shard(&["b"])), ("two.safetensors", &shard(&["b", "c"]))]);
+    assert_eq!(
+        message(&dir),
+        "tensor b is in two files, one.safetensors and two.safetensors; remove the one that is not part of the model"
+    );
+}
+
+#[test]
+fn of_two_sets_of_shards_one_is_read_with_a_warning() {
+    let names_of = |total: usize| (1..=total).map(move |n| format!("model-{n:05}-of-{total:05}.safetensors"));
+    let dir = folder(&[]);
+    for (name, tensor) in names_of(2).zip(["a", "b"]).chain(names_of(3).zip(["x", "y", "z"])) {
+        fs::write(dir.path().join(name), shard(&[tensor])).unwrap();
+    }
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    assert_eq!(names(&checkpoint), ["a", "b"]);
+    let [warning] = checkpoint.warnings() else { panic!("{:?}", checkpoint.warnings()) };
+    assert!(
+        warning.contains("two sets of shards") && warning.contains("model-00001-of-00003.safetensors"),
+        "{warning}"
+    );
+}
+
+#[test]
+fn of_a_tensor_in_two_shards_that_counts_which_the_index_names() {
+    for (wanted, other) in [(SHARD_1, SHARD_2), (SHARD_2, SHARD_1)] {
+        let entries = [("a", SHARD_1), ("b", wanted), ("c", SHARD_2)];
+        let dir = folder(&[(SHARD_1, &shard(&["a", "b"])), (SHARD_2, &shard(&["b", "c"])), (INDEX, &index(&entries))]);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        assert_eq!(names(&checkpoint), ["a", "b", "c"]);
+        let path = checkpoint.location(checkpoint.tensor("b").unwrap()).0.path();
+        assert_eq!(path.file_name().unwrap(), wanted);
+        let [warning] = checkpoint.warnings() else { panic!("{:?}", checkpoint.warnings()) };
+        let words = format!(
+            "a tensor is in another shard too, such as b in {other}; those count that it names, here in {wanted}"
+        );
+        assert!(warning.ends_with(&words), "{warning}");
+    }
 }
 
 #[test]
@@ -248,6 +290,16 @@ fn a_folder_that_holds_no_model_says_what_it_holds() {
         message(&folder(&[("model.safetensors.part", b"")]))
             .ends_with("there is model.safetensors.part, of a download that has not ended")
     );
+    assert!(message(&folder(&[("zero_to_fp32.py", b"")])).contains("run the script zero_to_fp32.py in it"));
+    assert!(message(&folder(&[("weights.npz", b"")])).contains("there is weights.npz, which is not read"));
+    let training = folder(&[]);
+    for name in ["checkpoint-500", "checkpoint-1500"] {
+        let inner = training.path().join(name);
+        fs::create_dir(&inner).unwrap();
+        fs::write(inner.join("config.json"), "{}").unwrap();
+        fs::write(inner.join("model.safetensors"), shard(&["a"])).unwrap();
+    }
+    assert!(message(&training).ends_with("; there are some in its folder checkpoint-1500"));
     let adapter = folder(&[
         ("adapter_config.json", br#"{"base_model_name_or_path": "01-ai/Yi-34B"}"#),
         ("adapter_model.safetensors", &shard(&["a"])),

@@ -20,7 +20,7 @@ use super::table::{self, Align};
 use super::{out, progress};
 use crate::base::atomic_file::AtomicFile;
 use crate::bench::{self, Bandwidth, Caches, Cost, Event, Outcome, Plan, Report, Test};
-use crate::gguf::Gguf;
+use crate::gguf::{self, Gguf};
 use crate::llama;
 use crate::llama::KvType;
 use crate::placement::{Machine, Shape};
@@ -253,7 +253,7 @@ struct Facts {
 impl Facts {
     fn new(args: &Args, gguf: &Gguf, shape: &Shape, plan: &Plan) -> anyhow::Result<Self> {
         let summary = Summary::of(gguf);
-        let stem = || args.model.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let stem = || gguf::stem(&args.model);
         let machine = Machine::this();
         let kv_type = plan.session.kv_type;
         Ok(Self {

@@ -13,6 +13,7 @@ use super::out::{self, Out};
 use super::progress;
 use super::table::{self, Align};
 use crate::evaluate::calibrate::{Error, Event, Job, Options, Report, Weighted};
+use crate::gguf;
 use crate::llama;
 
 /// Measure which weights matter by running a model over texts, for 'nibble convert --importance'
@@ -151,7 +152,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// The model's name, and the ending that llama.cpp's users give such files.
 fn default_output(model: &Path) -> PathBuf {
-    format!("{}-imatrix.gguf", model.file_stem().unwrap_or_default().to_string_lossy()).into()
+    format!("{}-imatrix.gguf", gguf::stem(model)).into()
 }
 
 fn units_of(n: u64, one: &str, many: &str) -> String {

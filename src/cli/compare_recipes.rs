@@ -9,7 +9,7 @@ use super::compare::{self, BootstrapArgs, Outputs, Watch, WindowArgs};
 use super::interrupt::{self, Interrupted};
 use super::machine::EngineArgs;
 use super::out;
-use crate::base::units;
+use crate::base::{ending, units};
 use crate::evaluate::calibrate::Weighted;
 use crate::evaluate::recipes::ImportanceFrom;
 use crate::evaluate::texts::TextFile;
@@ -137,8 +137,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 /// The model's name and `-recipes`, in the current folder.
 fn default_folder(source: &std::path::Path) -> PathBuf {
     let real = source.canonicalize().unwrap_or_else(|_| source.to_path_buf());
-    let name = if source.is_dir() { real.file_name() } else { real.file_stem() };
-    format!("{}-recipes", name.unwrap_or_default().to_string_lossy()).into()
+    let endings: &[&str] = if source.is_dir() { &[] } else { &["gguf", "safetensors", "bin", "pt", "pth"] };
+    format!("{}-recipes", ending::without(&real, endings)).into()
 }
 
 /// The recipes of these names, or all of fewer than 16 bits. Case does not matter.

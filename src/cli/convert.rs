@@ -33,6 +33,8 @@ pub struct Args {
     source: PathBuf,
 
     /// The recipe: which tensor gets which type; 'nibble quants' lists them [default: Q4_K_M; for an adapter F32]
+    ///
+    /// llama-quantize's other names are understood: Q4_K for Q4_K_M, and the numbers of file types.
     #[arg(short = 'q', long = "quantize", value_name = "RECIPE", conflicts_with = "recipe")]
     quantize: Option<String>,
 
@@ -102,7 +104,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if Checkpoint::is_adapter(&args.source) {
         return convert_adapter(&args);
     }
-    if args.base.is_some() {
+    if args.base.is_some() && args.source.exists() {
         bail!(
             "{}: this is not an adapter (it has no adapter_config.json), and --base is for adapters",
             args.source.display()

@@ -242,7 +242,7 @@ mod tests {
     fn yi_nano_tensors() -> (Vec<TensorInfo>, Vec<Vec<u8>>) {
         let checkpoint = checkpoint::testing::yi_nano();
         let shapes = checkpoint.tensors().iter().map(|t| (t.name.as_str(), t.shape.as_slice()));
-        let model = ARCHITECTURES.describe(checkpoint.config().map(), shapes).unwrap();
+        let model = ARCHITECTURES.describe(checkpoint.config().map(), shapes, |_, _| Ok(false)).unwrap();
         let tensors = model.tensors.into_iter().map(|tensor| {
             let [input] = tensor.inputs() else { panic!("{} has not one input", tensor.name) };
             let source = checkpoint.tensor(input.tensors[0].name()).unwrap();

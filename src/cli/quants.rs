@@ -200,6 +200,23 @@ mod tests {
     }
 
     #[test]
+    fn what_llama_quantize_calls_a_recipe_is_understood() {
+        // `enum llama_ftype`: 15 is MOSTLY_Q4_K_M, 30 MOSTLY_IQ4_XS, 0 ALL_F32.
+        for (name, wanted) in [
+            ("q4_k", "Q4_K_M"),
+            ("Q3_K", "Q3_K_M"),
+            ("Q5_k", "Q5_K_M"),
+            ("15", "Q4_K_M"),
+            ("30", "IQ4_XS"),
+            ("0", "F32"),
+            ("q4_k_s", "Q4_K_S"),
+        ] {
+            assert_eq!(find(name).unwrap().name, wanted);
+        }
+        assert!(find("4").is_err() && find("Q2").is_err());
+    }
+
+    #[test]
     fn an_unknown_name_gets_the_known_ones() {
         let message = find("Q4_K_X").unwrap_err().to_string();
         assert!(message.starts_with("there is no recipe 'Q4_K_X'; known are F32, BF16,"), "{message}");

@@ -285,8 +285,7 @@ impl Job {
 /// Returns the files to write and their sizes: `path` itself, or its numbered parts.
 fn output_files(path: &Path, layout: &Layout) -> Vec<(PathBuf, u64)> {
     let n_parts = layout.parts().len();
-    let base = path.with_extension("");
-    let base = base.file_name().unwrap_or_default().to_string_lossy();
+    let base = gguf::stem(path);
     let name = |part| match n_parts {
         1 => path.to_path_buf(),
         _ => path.with_file_name(gguf::file_name(&base, part, n_parts)),
@@ -304,18 +303,27 @@ pub(crate) fn check_importance(
     warnings: &mut Vec<String>,
 ) -> Result<(), Error> {
     let mut n_known = 0;
-    for tensor in tensors {
-        let Some(values) = importance.of(&tensor.name) else { continue };
+    let (mut in_part, mut wholly, mut n_columns) = (vec![], vec![], 0);
+    for tensor in tensors.iter().filter(|tensor| importance.has(&tensor.name)) {
         n_known += 1;
+        let name = || tensor.name.clone();
         if tensor.dims.len() != 2 {
-            return Err(Error::ImportanceNoMatrix { tensor: tensor.name.clone() });
+            return Err(Error::ImportanceNoMatrix { tensor: name() });
         }
-        let wanted = tensor.row_len() as usize;
-        if values.len() != wanted {
-            return Err(Error::ImportanceLength { tensor: tensor.name.clone(), found: values.len(), wanted });
+        let (wanted, unseen) = (tensor.row_len() as usize, importance.unseen(&tensor.name));
+        let values = importance.of(&tensor.name).unwrap_or_default();
+        let found = if values.is_empty() { unseen } else { values.len() };
+        if found != wanted {
+            return Err(Error::ImportanceLength { tensor: name(), found, wanted });
         }
         if let Some(column) = values.iter().position(|v| !(*v >= 0.0 && v.is_finite())) {
-            return Err(Error::ImportanceValue { tensor: tensor.name.clone(), column, value: values[column] });
+            return Err(Error::ImportanceValue { tensor: name(), column, value: values[column] });
+        }
+        if values.is_empty() {
+            wholly.push(tensor.name.as_str());
+        } else if unseen > 0 {
+            in_part.push(tensor.name.as_str());
+            n_columns += unseen;
         }
     }
     if n_known == 0 {
@@ -324,6 +332,16 @@ pub(crate) fn check_importance(
     let unknown: Vec<_> = importance.matrices().filter(|name| !tensors.iter().any(|t| t.name == *name)).collect();
     if let Some((one, more)) = some_names(unknown) {
         warnings.push(format!("the importance has values for {one}{more}, which this model does not have"));
+    }
+    if let Some((one, more)) = some_names(in_part) {
+        let columns = if n_columns == 1 { "a column".to_string() } else { format!("{n_columns} columns") };
+        warnings.push(format!(
+            "the importance is 0 for {columns} of {one}{more}, which its texts never used; they count as the least \
+             important ones"
+        ));
+    }
+    if let Some((one, more)) = some_names(wholly) {
+        warnings.push(format!("the importance is 0 for all of {one}{more}, quantized as if there were none"));
     }
     Ok(())
 }
@@ -336,8 +354,8 @@ fn unused_importance(importance: &Importance, plan: &Plan) -> Vec<String> {
         let inner = |t: &&PlannedTensor| t.dims.len() == 2 && t.name.starts_with("blk.") && t.name.ends_with(".weight");
         plan.tensors.iter().filter(inner)
     };
-    let missing = matrices().filter(|t| uses(t.ty) && t.ty != t.source && importance.of(&t.name).is_none());
-    if !plan.tensors.iter().any(|t| uses(t.ty) && importance.of(&t.name).is_some()) {
+    let missing = matrices().filter(|t| uses(t.ty) && t.ty != t.source && !importance.has(&t.name));
+    if !plan.tensors.iter().any(|t| uses(t.ty) && importance.has(&t.name)) {
         return vec![format!(
             "nothing is quantized by importance: no type that {} gives to a matrix uses it",
             plan.recipe
@@ -360,4 +378,23 @@ fn some_names(mut names: Vec<&str>) -> Option<(String, String)> {
         n => format!(" and {n} other tensors"),
     };
     Some((format!("'{first}'"), more))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::TensorType;
+
+    #[test]
+    fn parts_are_named_after_all_of_the_name() {
+        let tensor = |i: u64| TensorInfo { name: format!("t{i}"), dims: vec![1024], ty: TensorType::F32 };
+        let layout = Layout::new(&Metadata::new(), vec![tensor(0), tensor(1)], DEFAULT_ALIGNMENT, Some(5000)).unwrap();
+        for (output, wanted) in [
+            ("a/Yi-1.5-9B-Q4_0", "a/Yi-1.5-9B-Q4_0-00001-of-00002.gguf"),
+            ("a/Yi-1.5-9B-Q4_0.gguf", "a/Yi-1.5-9B-Q4_0-00001-of-00002.gguf"),
+            ("Yi-1.5-9B-Q8_0.GGUF", "Yi-1.5-9B-Q8_0-00001-of-00002.gguf"),
+        ] {
+            assert_eq!(output_files(Path::new(output), &layout)[0].0, Path::new(wanted));
+        }
+    }
 }

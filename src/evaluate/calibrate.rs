@@ -381,7 +381,7 @@ impl Job {
             let windows = (tokens.len() / window) as u64;
             let blake3 = text.blake3.to_hex().to_string();
             let name = text.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let stem = text.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let stem = crate::base::ending::stem(&text.path);
             let slice = crate::report::results::Slice {
                 name: stem,
                 path: text.path.display().to_string(),

@@ -55,6 +55,12 @@ pub fn is_gguf(path: &std::path::Path) -> bool {
         && (path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) || (begins().is_ok() && magic == *b"GGUF"))
 }
 
+/// Returns the name of a GGUF file without its ending, which is `.gguf` or nothing: what follows the last dot of
+/// `Yi-1.5-9B-Q4_0` is part of its name.
+pub fn stem(path: &std::path::Path) -> String {
+    crate::base::ending::without(path, &["gguf"])
+}
+
 /// The description of a tensor in a GGUF file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {

@@ -33,5 +33,5 @@ pub use error::Error;
 pub use label::size_label;
 pub use prologue::{EncodeRows, Prologue, WholeTensor};
 pub use source::Source;
-pub(crate) use source::{general_metadata, set_base_models};
+pub(crate) use source::{describe, general_metadata, set_base_models};
 pub use span::{Pass, Piece, SPAN_BYTES, SPANS_AHEAD, Span, file_hashes};

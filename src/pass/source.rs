@@ -1,13 +1,14 @@
 //! An opened source (a checkpoint or a GGUF file), described as the tensors of the output and what each is assembled
 //! from.
 
+use std::io;
 use std::path::Path;
 
 use super::assembly::{Assembly, Bytes, Input};
 use super::{Error, size_label};
 use crate::arch::{self, Architectures, Origin, RowOrder, Topology};
 use crate::base::mmap::Mapping;
-use crate::checkpoint::{Checkpoint, Config, ModelCard};
+use crate::checkpoint::{Checkpoint, Config, ModelCard, Tensor};
 use crate::gguf::{self, Gguf, Metadata, TensorInfo, TensorType};
 use crate::quant;
 use crate::vocab::{self, TokenizerFiles};
@@ -168,10 +169,7 @@ fn assemble<'a>(dims: &[u64], inputs: &'a [Located], checkpoint: &'a Checkpoint)
 }
 
 fn of_checkpoint(checkpoint: Checkpoint, architectures: Architectures) -> Result<Source, Error> {
-    let shapes = checkpoint.tensors().iter().map(|t| (t.name.as_str(), t.shape.as_slice()));
-    let model = architectures
-        .describe(checkpoint.config().map(), shapes)
-        .map_err(|source| Error::Arch { dir: checkpoint.dir().to_path_buf(), source })?;
+    let model = describe(&checkpoint, architectures)?;
     let mut warnings = checkpoint.warnings().to_vec();
     warnings.extend(model.warnings.iter().cloned());
 
@@ -217,6 +215,58 @@ fn of_checkpoint(checkpoint: Checkpoint, architectures: Architectures) -> Result
     Ok(Source { files, metadata, tensors, origins, topology, name, warnings })
 }
 
+/// Describes a checkpoint as the GGUF file that it becomes. Reads no weights, unless the embedding and the output matrix
+/// have to be compared.
+pub(crate) fn describe(checkpoint: &Checkpoint, architectures: Architectures) -> Result<arch::Model, Error> {
+    let shapes = checkpoint.tensors().iter().map(|t| (t.name.as_str(), t.shape.as_slice()));
+    let is_same = |first: &str, second: &str| match (checkpoint.tensor(first), checkpoint.tensor(second)) {
+        (Some(first), Some(second)) => is_same(checkpoint, first, second),
+        _ => Ok(false),
+    };
+    architectures.describe(checkpoint.config().map(), shapes, is_same).map_err(|source| match &source {
+        // Codes have other shapes than the weights that they stand for, and say more of what is wrong.
+        arch::Error::Shape { name, .. } => match checkpoint.tensor(name).map(Tensor::float_type) {
+            Some(Err(error)) => error.into(),
+            _ => Error::Arch { dir: checkpoint.dir().to_path_buf(), source },
+        },
+        _ => Error::Arch { dir: checkpoint.dir().to_path_buf(), source },
+    })
+}
+
+/// Weights that are compared at once, so that memory does not grow with the tensors.
+const COMPARED_WEIGHTS: usize = 1 << 18;
+
+/// Returns whether two tensors of one shape hold the same numbers: as the 32-bit floats that a conversion computes with, for
+/// their types may differ. The first difference ends it, so that only copies are read to their end.
+fn is_same(checkpoint: &Checkpoint, first: &Tensor, second: &Tensor) -> io::Result<bool> {
+    let [a, b] = [first, second].map(|tensor| checkpoint.location(tensor));
+    if std::ptr::eq(a.0, b.0) && a.1 == b.1 {
+        return Ok(true);
+    }
+    let (Ok(a_type), Ok(b_type)) = (first.float_type(), second.float_type()) else { return Ok(false) };
+    let of = |(map, range): (&'_ Mapping, std::ops::Range<usize>), ty: TensorType, start: usize, n: usize| {
+        let mut bytes = vec![0; n * ty.block_bytes()];
+        map.read_at(&mut bytes, (range.start + start * ty.block_bytes()) as u64)?;
+        Ok::<_, io::Error>(bytes)
+    };
+    let decoded = |ty: TensorType, bytes: &[u8], n: usize| {
+        let mut weights = vec![0.0; n];
+        quant::decoder(ty).expect("floats are types that nibble reads")(bytes, &mut weights);
+        weights
+    };
+    let (a_type, b_type) = (TensorType::from(a_type), TensorType::from(b_type));
+    let n_weights = first.n_elements() as usize;
+    for start in (0..n_weights).step_by(COMPARED_WEIGHTS) {
+        let n = COMPARED_WEIGHTS.min(n_weights - start);
+        let (x, y) = (of(a.clone(), a_type, start, n)?, of(b.clone(), b_type, start, n)?);
+        if (a_type == b_type && x == y) || decoded(a_type, &x, n) == decoded(b_type, &y, n) {
+            continue;
+        }
+        return Ok(false);
+    }
+    Ok(true)
+}
+
 /// Finds the tensors of an input.
 fn locate(input: &arch::Input, checkpoint: &Checkpoint) -> Result<Located, Error> {
     let place = |stored: &arch::Stored| {
@@ -257,7 +307,7 @@ fn of_gguf(gguf: Gguf, path: &Path, architectures: Architectures, allow_requanti
     let tensors = gguf.tensors().to_vec();
     let name = match metadata.str("general.name") {
         Some(name) => name.to_string(),
-        None => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        None => gguf::stem(path),
     };
     let origins = (0..tensors.len()).map(From::Gguf).collect();
     let files = Files::Gguf(Box::new(gguf));

@@ -78,12 +78,21 @@ impl Recipe {
         Self::all().iter().find(|recipe| recipe.name.eq_ignore_ascii_case(name))
     }
 
-    /// Returns the built-in recipe of this name, or an error that lists the recipes.
+    /// Returns the built-in recipe that llama-quantize calls so too: by another name, or by its number of the file type.
+    fn by_alias(name: &str) -> Option<&'static Recipe> {
+        if let Ok(file_type) = name.parse::<u32>() {
+            return Self::all().iter().find(|recipe| recipe.file_type == file_type);
+        }
+        let (_, recipe) = ALIASES.iter().find(|(alias, _)| alias.eq_ignore_ascii_case(name))?;
+        Self::builtin(recipe)
+    }
+
+    /// Returns the built-in recipe of this name or alias, or an error that lists the recipes.
     ///
     /// # Errors
     /// There is no such recipe.
     pub fn find(name: &str) -> Result<&'static Recipe, Error> {
-        Self::builtin(name).ok_or_else(|| Error::UnknownRecipe {
+        Self::builtin(name).or_else(|| Self::by_alias(name)).ok_or_else(|| Error::UnknownRecipe {
             name: name.to_string(),
             known: Self::all().iter().map(|recipe| recipe.name.as_str()).collect::<Vec<_>>().join(", "),
         })
@@ -121,6 +130,9 @@ impl Recipe {
         Self::from_toml(&text, &file_name)
     }
 }
+
+/// Names that llama-quantize takes for another. Source: `QUANT_OPTIONS` in llama.cpp's `tools/quantize/quantize.cpp`.
+const ALIASES: [(&str, &str); 3] = [("Q3_K", "Q3_K_M"), ("Q4_K", "Q4_K_M"), ("Q5_K", "Q5_K_M")];
 
 /// The longest recipe that is read. Recipes have a page or two, so a longer file was given by mistake.
 const MAX_FILE_BYTES: u64 = 1 << 20;

@@ -13,6 +13,7 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::base::ending;
 use crate::chat::{self, Prompt};
 use crate::vocab::{TokenizeError, Tokenizer};
 
@@ -34,7 +35,7 @@ impl FromStr for TextFile {
             Some((name, path)) if !name.contains(['/', '\\']) => (name.trim().to_string(), PathBuf::from(path)),
             _ => {
                 let path = PathBuf::from(text);
-                (path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), path)
+                (ending::stem(&path), path)
             }
         };
         if name.is_empty() || path.as_os_str().is_empty() {

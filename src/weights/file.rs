@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use crate::base::ending;
 use crate::convert::provenance;
 use crate::gguf::{self, Gguf};
 use crate::report::results::File;
@@ -26,9 +27,10 @@ pub fn describe(path: &Path, gguf: &Gguf) -> File {
     }
 }
 
-/// Returns the name of a model: that of its file without the extension.
+/// Returns the name of a model: that of its file without `.gguf`, or of what else it is in without its ending.
 pub fn name(path: &Path) -> String {
-    path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+    let name = ending::without(path, &["gguf", "safetensors", "bin", "dat", "imatrix"]);
+    if name.is_empty() { path.display().to_string() } else { name }
 }
 
 /// Computes the BLAKE3 hash of a model file on all cores, in hexadecimal. The parts of a split model are hashed as one

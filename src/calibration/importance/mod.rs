@@ -63,21 +63,81 @@ pub struct Importance {
     pub blake3: blake3::Hash,
     /// Where the values come from; `None` if they were given.
     file: Option<Arc<file::Contents>>,
-    /// A value for each column, by the matrix's GGUF name.
-    values: HashMap<String, OnceLock<Vec<f32>>>,
+    /// By the matrix's GGUF name: what is known of each.
+    values: HashMap<String, OnceLock<Known>>,
+}
+
+/// What is known of the columns of a matrix.
+#[derive(Clone, Debug)]
+struct Known {
+    /// A value for each column; none where every column is zero.
+    values: Vec<f32>,
+    /// Columns whose input was always zero.
+    unseen: usize,
+}
+
+/// Importance below which products of it may vanish in 32 bits: 2^-40.
+const VANISHING: f32 = 1.0 / (1u64 << 40) as f32;
+
+impl Known {
+    /// Gives columns without importance that of the least important one.
+    ///
+    /// A weight whose column has importance 0 costs nothing in a search for scales, however wrong it becomes, so that a
+    /// block of them becomes zeros: a text that never uses some channels would remove them from the model. With a floor such
+    /// blocks are rounded as if all of their weights were alike, and blocks whose columns all have importance keep the bytes
+    /// that llama.cpp gives them.
+    ///
+    /// The floor is the least value above 0. Where that is next to nothing, it is 2^-40, or 2^-24 of the mean if all of the
+    /// matrix is as small: a search computes with products of importance, which must not vanish in 32 bits.
+    fn new(mut values: Vec<f32>) -> Self {
+        // Who checks the values has to see what is wrong with them.
+        if values.iter().any(|value| !(*value >= 0.0 && value.is_finite())) {
+            return Self { values, unseen: 0 };
+        }
+        let unseen = values.iter().filter(|value| **value == 0.0).count();
+        if unseen == values.len() {
+            return Self { values: Vec::new(), unseen };
+        }
+        if unseen > 0 {
+            let least = values.iter().copied().filter(|value| *value > 0.0).fold(f32::INFINITY, f32::min);
+            let mean = values.iter().map(|value| f64::from(*value)).sum::<f64>() / (values.len() - unseen) as f64;
+            let floor = least.max((mean / f64::from(1 << 24)) as f32).min(least.max(VANISHING));
+            values.iter_mut().filter(|value| **value == 0.0).for_each(|value| *value = floor);
+        }
+        Self { values, unseen }
+    }
 }
 
 impl Importance {
     /// Creates importance from given values: one for each column, by the matrix's GGUF name.
     pub fn new(name: String, blake3: blake3::Hash, values: HashMap<String, Vec<f32>>) -> Self {
-        let values = values.into_iter().map(|(matrix, values)| (matrix, OnceLock::from(values))).collect();
+        let values = values.into_iter().map(|(matrix, values)| (matrix, OnceLock::from(Known::new(values)))).collect();
         Self { name, blake3, file: None, values }
     }
 
-    /// Returns the importance of each column of `matrix`, which is named as in GGUF; `None` if it is not known.
+    /// Returns the importance of each column of `matrix`, which is named as in GGUF; `None` where nothing is known of it.
+    ///
+    /// No column has 0: those that no text touched count as the least important ones. Where no column was touched, nothing
+    /// is known.
     pub fn of(&self, matrix: &str) -> Option<&[f32]> {
-        let (matrix, values) = self.values.get_key_value(matrix)?;
-        Some(values.get_or_init(|| self.file.as_ref().and_then(|file| file.mean_squares(matrix)).unwrap_or_default()))
+        self.known(matrix).map(|known| known.values.as_slice()).filter(|values| !values.is_empty())
+    }
+
+    /// Returns whether it has values for `matrix`, be they zeros.
+    pub fn has(&self, matrix: &str) -> bool {
+        self.values.contains_key(matrix)
+    }
+
+    /// Returns how many columns of `matrix` no text touched: those that count as the least important ones, or all. 0 for a
+    /// matrix that it has nothing for.
+    pub fn unseen(&self, matrix: &str) -> usize {
+        self.known(matrix).map_or(0, |known| known.unseen)
+    }
+
+    fn known(&self, matrix: &str) -> Option<&Known> {
+        let (matrix, known) = self.values.get_key_value(matrix)?;
+        let read = || self.file.as_ref().and_then(|file| file.mean_squares(matrix)).unwrap_or_default();
+        Some(known.get_or_init(|| Known::new(read())))
     }
 
     /// Returns the names of the matrices that it has values for, in no order.

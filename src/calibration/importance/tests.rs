@@ -103,7 +103,7 @@ fn what_is_written_is_read_again() {
     assert_eq!(file.blake3, blake3::hash(&bytes));
     let importance = file.importance().unwrap();
     assert_eq!(importance.name, "importance");
-    assert_eq!(importance.of("blk.0.attn_q.weight").unwrap(), [1.5 / 512.0, 0.0, (1e30f32 / 512.0)]);
+    assert_eq!(importance.of("blk.0.attn_q.weight").unwrap(), [1.5 / 512.0, 1.5 / 512.0, (1e30f32 / 512.0)]);
     // Nothing of where or when it was made: the texts' names are all.
     assert_eq!(folder.0.path().to_str().map(|path| String::from_utf8_lossy(&bytes).contains(path)), Some(false));
 }
@@ -111,7 +111,8 @@ fn what_is_written_is_read_again() {
 #[test]
 fn the_older_form_means_the_same() {
     let folder = Folder::new();
-    let wanted = [("a.weight", vec![0.25f32, 4.0]), ("b.weight", vec![0.0, 1.0, 3.0])];
+    // A column that was never used counts as the least important one.
+    let wanted = [("a.weight", vec![0.25f32, 4.0]), ("b.weight", vec![1.0, 1.0, 3.0])];
     // Σx² / n · windows.
     let entries = [("a.weight", 4, &[1.0, 16.0][..]), ("b.weight", 4, &[0.0, 4.0, 12.0])];
     for tail in [vec![], 4i32.to_le_bytes().to_vec(), tail(4, "wiki.txt"), tail(4, "")] {
@@ -137,7 +138,7 @@ fn the_newer_form_of_llama_cpp_is_read() {
     for (kind, tensors) in [(Some("imatrix"), &tensors[..]), (None, &tensors[1..])] {
         let file = folder.read(&gguf(kind, tensors)).unwrap();
         assert_eq!((file.sums().windows, file.sums().window, file.sums().texts[0].weight), (3, 512, 1.0));
-        let wanted: Vec<f32> = (0..8).map(|x| x as f32 / 2.0).collect();
+        let wanted: Vec<f32> = (0..8).map(|x| x.max(1) as f32 / 2.0).collect();
         assert_eq!(file.importance().unwrap().of("a").unwrap(), wanted);
     }
 }
@@ -287,6 +288,27 @@ fn a_format_that_requires_importance_is_refused_without() {
         "tensor 'blk.0.ffn_down.weight' cannot become Q2_K without importance, which says which of its weights matter"
     );
     assert_eq!(Required::check([q, down, other], None), Ok(()));
+}
+
+#[test]
+fn columns_that_were_never_used_count_as_the_least_important_ones() {
+    let of = |values: &[f32]| {
+        let values = [("a".to_string(), values.to_vec())].into();
+        let importance = Importance::new("x".to_string(), blake3::hash(b"x"), values);
+        (importance.of("a").map(<[f32]>::to_vec), importance.unseen("a"), importance.has("a"))
+    };
+    let positive = [3.0, 1e-30, 0.5];
+    assert_eq!(of(&positive), (Some(positive.to_vec()), 0, true));
+    assert_eq!(of(&[3.0, 0.0, 0.5, 0.0]), (Some(vec![3.0, 0.5, 0.5, 0.5]), 2, true));
+    assert_eq!(of(&[1e30, 0.0, 0.5]), (Some(vec![1e30, 0.5, 0.5]), 1, true));
+    // Next to nothing would vanish when it is squared: then what the search can still compute with.
+    assert_eq!(of(&[1.0, 0.0, 1e-30]), (Some(vec![1.0, 2f32.powi(-40), 1e-30]), 1, true));
+    assert_eq!(of(&[2f32.powi(-30), 0.0, 1e-30]).0.unwrap()[1], 2f32.powi(-55));
+    // Nothing is known of a matrix that no text used.
+    assert_eq!(of(&[0.0; 3]), (None, 3, true));
+    // What makes no sense stays, for those who check it.
+    assert_eq!(of(&[0.0, -1.0]), (Some(vec![0.0, -1.0]), 0, true));
+    assert!(of(&[0.0, f32::NAN]).0.unwrap()[1].is_nan());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use crate::arch::{self, Quantizer};
 use crate::convert::{self, Left, lora};
 use crate::{checkpoint, pass, recipe};
 
@@ -52,6 +53,8 @@ pub fn of_source(error: &pass::Error) -> Option<String> {
     use pass::Error;
     let words = match error {
         Error::Checkpoint(error) => return of_checkpoint(error),
+        Error::NoSource { path } => return super::files::of_path(path),
+        Error::Arch { source, .. } => return of_architecture(source),
         Error::AlreadyQuantized { .. } => {
             "start from the 16-bit original, or pass --allow-requantize to convert it anyway"
         }
@@ -61,6 +64,23 @@ pub fn of_source(error: &pass::Error) -> Option<String> {
         }
         Error::BeyondF16 { .. } => {
             "pass --type PATTERN=BF16 to give this tensor BF16, or --allow-nan to convert it anyway"
+        }
+        _ => return None,
+    };
+    Some(words.to_string())
+}
+
+fn of_architecture(error: &arch::Error) -> Option<String> {
+    let words = match error {
+        arch::Error::Quantized { by: Quantizer::Bitsandbytes4 | Quantizer::Bitsandbytes8, .. } => {
+            "if it is a fine-tune, merge its adapter into the 16-bit model, and not into the one that was loaded in 4 or 8 \
+             bits, and convert the result"
+        }
+        arch::Error::Quantized { by: Quantizer::Mlx, .. } => {
+            "'mlx_lm.convert --dequantize' makes one of it, and 'mlx_lm.fuse --dequantize' of a fine-tune"
+        }
+        arch::Error::Quantized { .. } | arch::Error::QuantizedKey { .. } => {
+            "the model's page on Hugging Face names the model that it was made from"
         }
         _ => return None,
     };
@@ -80,6 +100,7 @@ fn of_checkpoint(error: &checkpoint::Error) -> Option<String> {
         checkpoint::Error::OnlyAdapter { .. } => {
             Some("or make a GGUF of the adapter alone with 'nibble convert'".to_string())
         }
+        checkpoint::Error::NotFound(path) => super::files::of_path(path),
         _ => None,
     }
 }

@@ -10,6 +10,7 @@ pub mod convert;
 mod engine;
 #[cfg(feature = "llama")]
 mod evaluate;
+mod files;
 #[cfg(feature = "llama")]
 mod llama;
 mod sample;
@@ -28,6 +29,7 @@ const ROOMS: &[Advice] = &[
     engine::advice,
     #[cfg(feature = "llama")]
     evaluate::advice,
+    files::advice,
     #[cfg(feature = "llama")]
     llama::advice,
     sample::advice,

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::Error;
-use crate::arch::{ARCHITECTURES, Blueprint, OutputTensor, RowOrder};
-use crate::checkpoint::{self, Config, snapshot};
+use crate::arch::{ARCHITECTURES, Blueprint, OutputTensor, Role, RowOrder};
+use crate::checkpoint::{self, Checkpoint, Config, snapshot};
 use crate::convert;
 use crate::gguf::{self, Gguf};
 use crate::pass;
@@ -54,7 +54,11 @@ impl Base {
             .map_err(pass::Error::from)?;
         let of = || {
             let architecture = ARCHITECTURES.lookup(config.map())?;
-            Ok(Self::new(path, architecture.gguf_name(), architecture.blueprint(config.map())?))
+            let mut blueprint = architecture.blueprint(config.map())?;
+            if blueprint.tied == Some(true) && has_own_output(path) {
+                blueprint.tied = Some(false);
+            }
+            Ok(Self::new(path, architecture.gguf_name(), blueprint))
         };
         of().map_err(|source| pass::Error::Arch { dir: path.to_path_buf(), source }.into())
     }
@@ -80,6 +84,13 @@ impl Base {
             modules: blueprint.tensors.into_iter().filter_map(module).collect(),
         }
     }
+}
+
+/// Returns whether the model at `path` has an output matrix although its configuration says that the embedding is one.
+/// Where there are no weights, only the configuration tells.
+fn has_own_output(path: &Path) -> bool {
+    let model = Checkpoint::open(path).ok().and_then(|checkpoint| pass::describe(&checkpoint, ARCHITECTURES).ok());
+    model.is_some_and(|model| model.tensors.iter().any(|tensor| tensor.role() == Role::Output))
 }
 
 /// Returns the base model in a GGUF. The names in a checkpoint are those of the architecture.

@@ -29,7 +29,7 @@ pub use error::{Error, ModelOnly};
 use peft::{Factor, Settings, TensorName};
 
 use super::{name, output, provenance};
-use crate::arch::RowOrder;
+use crate::arch::{Prefix, RowOrder};
 use crate::base::atomic_file::AtomicFile;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::convert;
@@ -304,6 +304,14 @@ fn pairs(adapter: &Checkpoint, base: &Base, warnings: &mut Vec<String>) -> Resul
     for (i, module) in base.modules.iter().enumerate() {
         by_name.extend(module.names.iter().map(|name| (name.as_str(), i)));
     }
+    let names = adapter.tensors().iter().filter_map(|tensor| match peft::part(&tensor.name) {
+        TensorName::Factor { module, .. } | TensorName::Base { module } => Some(module),
+        TensorName::Foreign(_) => None,
+    });
+    let names: Vec<_> = names.collect();
+    let prefix = Prefix::of(names.iter().map(String::as_str), |name| by_name.contains_key(name));
+    warnings.extend(prefix.as_ref().map(Prefix::warning));
+    let strip = |module: &str| prefix.as_ref().map_or_else(|| module.to_string(), |p| p.strip(module).into_owned());
     // By the base's module: PEFT's name for it, whether it is an embedding's, and both factors.
     let mut found: BTreeMap<usize, (String, bool, [Option<usize>; 2])> = BTreeMap::new();
     let mut first: Option<(&str, Option<String>)> = None;
@@ -316,7 +324,7 @@ fn pairs(adapter: &Checkpoint, base: &Base, warnings: &mut Vec<String>) -> Resul
                 }
                 (module, factor, embedding)
             }
-            TensorName::Base { module } if is_copy(base, &by_name, &module, tensor) => {
+            TensorName::Base { module } if is_copy(base, &by_name, &strip(&module), tensor) => {
                 warnings.push(format!("{}: the base model has this already; it is left out", tensor.name));
                 continue;
             }
@@ -326,8 +334,9 @@ fn pairs(adapter: &Checkpoint, base: &Base, warnings: &mut Vec<String>) -> Resul
             }
             TensorName::Foreign(what) => return Err(Error::Foreign { tensor: tensor.name.clone(), what }),
         };
-        let Some(&at) = by_name.get(module.as_str()) else {
-            let (tensor, hint) = (tensor.name.clone(), hint(base, &module));
+        let stripped = strip(&module);
+        let Some(&at) = by_name.get(stripped.as_str()) else {
+            let (tensor, hint) = (tensor.name.clone(), hint(base, &stripped));
             return Err(Error::UnknownModule { tensor, base: base.name.clone(), hint });
         };
         check_kind(base, &base.modules[at], tensor, embedding)?;

@@ -233,7 +233,10 @@ pub enum TensorName {
 
 /// Parses the name of a tensor.
 pub fn part(name: &str) -> TensorName {
-    let parts: Vec<&str> = name.strip_prefix("base_model.model.").unwrap_or(name).split('.').collect();
+    // A wrapper around PEFT's own comes first: `_orig_mod.base_model.model.`.
+    let begin = name.find("base_model.model.").filter(|&at| at == 0 || name[..at].ends_with('.'));
+    let name = begin.map_or(name, |at| &name[at + "base_model.model.".len()..]);
+    let parts: Vec<&str> = name.split('.').collect();
     let at = |wanted: &[&str]| parts.iter().position(|part| wanted.contains(part));
     let module = |end: usize| parts[..end].join(".");
     if let Some(i) = at(&["lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"]) {

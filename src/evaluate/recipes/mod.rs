@@ -315,7 +315,7 @@ impl RecipeComparison {
 
 /// Returns the files of a folder that conversion may read, in the order of their names.
 fn source_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    const ENDINGS: [&str; 7] = ["safetensors", "bin", "json", "model", "txt", "jinja", "pt"];
+    const ENDINGS: [&str; 8] = ["safetensors", "bin", "json", "model", "txt", "jinja", "pt", "pth"];
     let mut paths = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();

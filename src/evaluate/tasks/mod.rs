@@ -49,7 +49,7 @@ pub use self::kept::{Identity, Kept, KeptError};
 pub use self::marks::{Outcome, QuestionResult, score};
 pub use self::run::{Ran, RunError, RunOptions, run};
 use self::source::Source;
-use crate::base::suggest;
+use crate::base::{ending, suggest};
 use crate::report::results;
 
 /// A file format in which tasks are published.
@@ -372,7 +372,7 @@ impl Task {
                 parsed.left_out_why
             ));
         }
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let name = ending::stem(path);
         let about = results::Task {
             name,
             path: path.display().to_string(),
@@ -461,7 +461,7 @@ fn same_file(a: &Path, b: &Path) -> bool {
 
 /// Returns the subject of a file from its name: `abstract_algebra` for `abstract_algebra_test.csv`.
 fn subject(path: &Path) -> String {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let stem = ending::stem(path);
     PARTS.iter().find_map(|part| stem.strip_suffix(part)).unwrap_or(&stem).to_string()
 }
 
