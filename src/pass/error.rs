@@ -17,6 +17,8 @@ pub enum Error {
     Arch { dir: PathBuf, source: arch::Error },
     #[error(transparent)]
     Vocab(#[from] vocab::Error),
+    #[error("{path} is a GGUF file, which has its tokenizer already; only folders have one to choose")]
+    TokenizerOfGguf { path: PathBuf },
     #[error("{path}: no such file or folder")]
     NoSource { path: PathBuf },
     #[error("{path}: this GGUF is an adapter, which is made from the folder that PEFT saved and converted no further")]

@@ -9,7 +9,7 @@ use crate::base::mmap::Mapping;
 use crate::checkpoint::{Checkpoint, Config, ModelCard};
 use crate::gguf::{self, Gguf, Metadata, TensorInfo, TensorType};
 use crate::quant;
-use crate::vocab::{self, TokenizerFiles};
+use crate::vocab::{self, TokenizerFile, TokenizerFiles};
 
 /// A source, and all that a plan and a file need to know of it.
 pub struct Source {
@@ -26,6 +26,8 @@ pub struct Source {
     pub name: String,
     /// What the user should know although it is no error.
     pub warnings: Vec<String>,
+    /// A text about which the source's two tokenizer files disagree, if nobody chose between them.
+    pub tokenizers: Option<vocab::Disagreement>,
 }
 
 enum Files {
@@ -57,15 +59,20 @@ impl Source {
     ///
     /// # Errors
     /// There is no source, it is broken, or nibble cannot convert it. A GGUF that is quantized already is refused unless
-    /// `allow_requantize`.
-    pub fn open(path: &Path, architectures: Architectures, allow_requantize: bool) -> Result<Self, Error> {
+    /// `allow_requantize`. `tokenizer` is the file that the vocabulary is read from, where a folder has two.
+    pub fn open(
+        path: &Path,
+        architectures: Architectures,
+        allow_requantize: bool,
+        tokenizer: Option<TokenizerFile>,
+    ) -> Result<Self, Error> {
         if !path.exists() {
             return Err(Error::NoSource { path: path.to_path_buf() });
         }
-        if gguf::is_gguf(path) {
-            of_gguf(Gguf::open(path)?, path, architectures, allow_requantize)
-        } else {
-            of_checkpoint(Checkpoint::open(path)?, architectures)
+        match (gguf::is_gguf(path), tokenizer) {
+            (true, None) => of_gguf(Gguf::open(path)?, path, architectures, allow_requantize),
+            (true, Some(_)) => Err(Error::TokenizerOfGguf { path: path.to_path_buf() }),
+            (false, tokenizer) => of_checkpoint(Checkpoint::open(path)?, architectures, tokenizer),
         }
     }
 
@@ -166,7 +173,11 @@ fn assemble<'a>(dims: &[u64], inputs: &'a [Located], checkpoint: &'a Checkpoint)
     Assembly { row_len, n_rows, inputs }
 }
 
-fn of_checkpoint(checkpoint: Checkpoint, architectures: Architectures) -> Result<Source, Error> {
+fn of_checkpoint(
+    checkpoint: Checkpoint,
+    architectures: Architectures,
+    choice: Option<TokenizerFile>,
+) -> Result<Source, Error> {
     let shapes = checkpoint.tensors().iter().map(|t| (t.name.as_str(), t.shape.as_slice()));
     let model = architectures
         .describe(checkpoint.config().map(), shapes)
@@ -192,28 +203,31 @@ fn of_checkpoint(checkpoint: Checkpoint, architectures: Architectures) -> Result
     }
 
     let chat_template = checkpoint.chat_template();
-    let (tokenizer, tokenizer_warnings) = vocab::metadata(
-        &TokenizerFiles {
-            dir: checkpoint.dir().to_path_buf(),
-            model: checkpoint.tokenizer_model(),
-            json: checkpoint.tokenizer_json(),
-            tokenizer_config: checkpoint.tokenizer_config().map(Config::map),
-            special_tokens_map: checkpoint.special_tokens_map().map(Config::map),
-            added_tokens: checkpoint.added_tokens().map(Config::map),
-            config: Some(checkpoint.config().map()),
-            generation_config: checkpoint.generation_config().map(Config::map),
-            chat_template: chat_template.as_deref(),
-        },
-        model.vocab,
-    )?;
+    let files = TokenizerFiles {
+        dir: checkpoint.dir().to_path_buf(),
+        model: checkpoint.tokenizer_model(),
+        json: checkpoint.tokenizer_json(),
+        choice,
+        tokenizer_config: checkpoint.tokenizer_config().map(Config::map),
+        special_tokens_map: checkpoint.special_tokens_map().map(Config::map),
+        added_tokens: checkpoint.added_tokens().map(Config::map),
+        config: Some(checkpoint.config().map()),
+        generation_config: checkpoint.generation_config().map(Config::map),
+        chat_template: chat_template.as_deref(),
+    };
+    let (tokenizer, tokenizer_warnings) = vocab::metadata(&files, model.vocab)?;
     warnings.extend(tokenizer_warnings);
+    let tokenizers = match choice {
+        Some(_) => None,
+        None => vocab::disagreement(&files, model.vocab, &tokenizer),
+    };
 
     let name = checkpoint.name();
     let mut metadata = general_metadata(model.architecture, &name, model.n_parameters(), checkpoint.card());
     metadata.extend(model.metadata.iter().map(|(k, v)| (k.to_string(), v.clone())));
     metadata.extend(tokenizer.iter().map(|(k, v)| (k.to_string(), v.clone())));
     let (files, topology) = (Files::Checkpoint(Box::new(checkpoint)), model.topology);
-    Ok(Source { files, metadata, tensors, origins, topology, name, warnings })
+    Ok(Source { files, metadata, tensors, origins, topology, name, warnings, tokenizers })
 }
 
 /// Finds the tensors of an input.
@@ -260,7 +274,7 @@ fn of_gguf(gguf: Gguf, path: &Path, architectures: Architectures, allow_requanti
     };
     let origins = (0..tensors.len()).map(From::Gguf).collect();
     let files = Files::Gguf(Box::new(gguf));
-    Ok(Source { files, metadata, tensors, origins, topology, name, warnings: Vec::new() })
+    Ok(Source { files, metadata, tensors, origins, topology, name, warnings: Vec::new(), tokenizers: None })
 }
 
 /// Returns the general part of the metadata: what the model is, where it comes from and under which license, from its

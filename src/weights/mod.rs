@@ -102,7 +102,7 @@ impl<'a> WeightComparison<'a> {
         importance: Option<&'a Importance>,
     ) -> Result<Self, Error> {
         // A comparison loses nothing, whatever the source has lost already.
-        let source = Source::open(source_path, architectures, true)?;
+        let source = Source::open(source_path, architectures, true, None)?;
         let mut warnings = source.warnings.clone();
         if let Some(importance) = importance {
             convert::check_importance(importance, &source.tensors, &mut warnings)?;

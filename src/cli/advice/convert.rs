@@ -52,6 +52,7 @@ pub fn of_source(error: &pass::Error) -> Option<String> {
     use pass::Error;
     let words = match error {
         Error::Checkpoint(error) => return of_checkpoint(error),
+        Error::TokenizerOfGguf { .. } => "leave out --tokenizer",
         Error::AlreadyQuantized { .. } => {
             "start from the 16-bit original, or pass --allow-requantize to convert it all the same"
         }
