@@ -385,7 +385,7 @@ impl Page<'_> {
         let body = html! {
             p {
                 "Each row against each column: " span.w { " ▲ " } " the row is nearer to the reference, " span.l { " ▽ " }
-                " the column is, ≈ the difference cannot be told from noise."
+                " the column is, ≈ the difference cannot be told from noise, ? too few windows were read to tell."
                 @if numbered { " The number is the row's KLD less the column's." }
             }
             (scroll("Who beats whom", html! {
@@ -404,6 +404,7 @@ impl Page<'_> {
                                 None => td { "?" },
                                 Some((kld, Outcome::Beats)) => td.w { "▲" @if numbered { small { (wording::difference(&kld).value) } } },
                                 Some((kld, Outcome::Loses)) => td.l { "▽" @if numbered { small { (wording::difference(&kld).value) } } },
+                                _ if ranking.is_unknown(a, b) => td { "?" },
                                 Some((kld, Outcome::NotDistinguishable)) => td { "≈" @if numbered { small { (wording::difference(&kld).value) } } },
                             }
                         }
