@@ -10,6 +10,7 @@ pub mod convert;
 mod engine;
 #[cfg(feature = "llama")]
 mod evaluate;
+mod gguf;
 #[cfg(feature = "llama")]
 mod llama;
 mod sample;
@@ -30,6 +31,7 @@ const ROOMS: &[Advice] = &[
     evaluate::advice,
     #[cfg(feature = "llama")]
     llama::advice,
+    gguf::advice,
     sample::advice,
     verify::advice,
     weights::advice,
