@@ -2,11 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use nibble::cli::{Cli, report};
 
 fn main() -> ExitCode {
-    match Cli::parse().run() {
+    match Cli::of_line().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),
     }

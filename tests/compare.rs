@@ -368,8 +368,7 @@ fn a_candidate_that_cannot_be_compared_does_not_take_the_others_along() {
         &[
             "nibble: none: ",
             "nibble: foreign: it has another tokenizer than the reference: in its vocabulary token",
-            "nibble: nan: in window 1 of 3 of 'en': its logits are NaN",
-            "blk.2.ffn_down.weight",
+            "nibble: nan: tensor 'blk.2.ffn_down.weight' has a NaN or an infinity in its block at row 0, column 0",
             "3 of 4 candidates could not be compared",
         ],
     );
@@ -378,6 +377,53 @@ fn a_candidate_that_cannot_be_compared_does_not_take_the_others_along() {
     let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
     let scored = json["candidates"].as_array().unwrap().iter().filter(|c| !c["overall"].is_null()).count();
     assert_eq!(scored, 1);
+}
+
+/// A NaN in a scale that llama.cpp reads past gave an ordinary KLD.
+#[test]
+fn a_scale_that_is_no_number_fails_the_candidate_before_anything_is_measured() {
+    let dir = support::folder();
+    let [en, _] = named_texts(dir.path());
+    let (reference, q4) = (yi_nano("BF16"), yi_nano("Q4_K_M"));
+    let gguf = nibble::gguf::Gguf::open(&q4).unwrap();
+    let tensor = gguf.tensors().iter().position(|tensor| tensor.name == "blk.1.ffn_up.weight").unwrap();
+    let at = gguf.location(tensor).1.start;
+    let mut bytes = std::fs::read(&q4).unwrap();
+    bytes[at..at + 2].copy_from_slice(&[0x00, 0x7E]);
+    let nan = dir.path().join("nan.gguf");
+    std::fs::write(&nan, bytes).unwrap();
+    let json = dir.path().join("r.json");
+    let line =
+        ["compare", path(&reference), path(&q4), path(&nan), &en, "--windows", "1", "--json", path(&json), "-t", "1"];
+    let out = support::nibble(line);
+    assert_eq!(out.status.code(), Some(1));
+    let wanted = "nibble: nan: tensor 'blk.1.ffn_up.weight' has a NaN or an infinity in its block at row 0, column 0";
+    support::has(&stderr(&out), &[wanted, "1 of 2 candidates could not be compared"]);
+    // One window leaves no interval: then there are no brackets, and nothing is said of noise.
+    let shown = String::from_utf8_lossy(&out.stdout).into_owned();
+    support::has(&shown, &["Too few windows were read for intervals."]);
+    assert!(!shown.contains("Brackets") && !shown.contains("cannot be told"), "{shown}");
+    let alone = compare(&[path(&reference), path(&nan), &en]);
+    assert_eq!(alone.status.code(), Some(1));
+    support::has(&stderr(&alone), &[wanted, "no candidate is left to compare"]);
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_text() {
+    let dir = support::folder();
+    let [en, _] = named_texts(dir.path());
+    let file = en.split_once('=').and_then(|(_, rest)| rest.split_once('=')).map_or("", |(_, file)| file);
+    let marked = dir.path().join("marked.txt");
+    std::fs::write(&marked, [b"\xEF\xBB\xBF", std::fs::read(file).unwrap().as_slice()].concat()).unwrap();
+    let (reference, q4) = (yi_nano("BF16"), yi_nano("Q4_K_M"));
+    let scored = |text: &str| {
+        let json = dir.path().join("r.json");
+        let line = [path(&reference), path(&q4), text, "--json", path(&json)];
+        support::stdout(&compare(&line));
+        let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+        json["candidates"][0]["overall"]["kld"].clone()
+    };
+    assert_eq!(scored(&format!("--text=en={}", marked.display())), scored(&en));
 }
 
 #[test]

@@ -40,5 +40,7 @@ mod support;
 mod tasks;
 #[cfg(feature = "llama")]
 mod turn;
+#[cfg(feature = "llama")]
+mod typed;
 mod verification;
 mod weights;

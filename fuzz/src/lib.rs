@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cap::Cap;
 use nibble::gguf::Metadata;
-use nibble::vocab::{Pieces, SentencepieceBpe};
+use nibble::vocab::{ByteLevelBpe, Pieces, SentencepieceBpe};
 
 /// The most bytes that Rust code may hold at a time. Inputs have some kilobytes.
 pub const MEMORY: usize = 512 << 20;
@@ -59,6 +59,11 @@ pub fn use_vocabulary(metadata: &Metadata) {
         for ids in [tokenizer.encode(TEXT), tokenizer.encode_special(TEXT), tokenizer.encode_document(TEXT)] {
             tokenizer.decode(&ids);
         }
+    }
+    if let Ok(tokenizer) = ByteLevelBpe::from_metadata(metadata) {
+        let n_tokens = tokenizer.pieces().len();
+        assert!(tokenizer.encode_special(TEXT).iter().all(|&id| (id as usize) < n_tokens));
+        tokenizer.encode(TEXT);
     }
 }
 

@@ -8,5 +8,6 @@ pub mod math;
 pub mod mmap;
 pub mod random;
 pub mod suggest;
+pub mod text;
 pub mod threads;
 pub mod units;

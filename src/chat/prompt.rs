@@ -112,7 +112,25 @@ fn runs(prompt: &Prompt, tokenizer: &dyn Tokenizer) -> Vec<Run> {
         }
     }
     out.push(run);
+    strip(&mut out, tokenizer);
     out
+}
+
+/// Removes the whitespace that belongs to markers, as their flags say.
+fn strip(runs: &mut [Run], tokenizer: &dyn Tokenizer) {
+    for i in 0..runs.len() {
+        let Some(flags) = runs[i].marker.map(|id| tokenizer.markers().flags(id)) else { continue };
+        if flags.lstrip {
+            let Run { text, ends, .. } = &mut runs[i];
+            text.truncate(text.trim_end().len());
+            ends.iter_mut().for_each(|end| *end = (*end).min(text.len()));
+        }
+        if let Some(Run { text, ends, .. }) = runs.get_mut(i + 1).filter(|_| flags.rstrip) {
+            let n = text.len() - text.trim_start().len();
+            text.drain(..n);
+            ends.iter_mut().for_each(|end| *end = end.saturating_sub(n));
+        }
+    }
 }
 
 /// The text of a prompt after its last marker, which the answer follows, such as `assistant` and a line break.
@@ -237,7 +255,22 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::vocab::Flags;
     use crate::vocab::tokenizer::tests::Toy;
+
+    #[test]
+    fn markers_take_the_whitespace_that_their_flags_give_them() {
+        let mut toy = Toy::new();
+        let flags = [(6, Flags { rstrip: true, ..Flags::default() }), (7, Flags { lstrip: true, ..Flags::default() })];
+        toy.flag(flags.into_iter().collect());
+        let mut prompt = Prompt::default();
+        prompt.push("<|im_start|>\n", Origin::Template);
+        prompt.push(" hi ", Origin::Message);
+        prompt.push("\n<|im_end|>\n<|im_start|>\n", Origin::Template);
+        assert_eq!(Toy::show(&encode(&prompt, &toy).unwrap()), "{6}hi{7}\n{6}");
+        assert_eq!(after_last_marker(&prompt, &toy), "");
+        assert_eq!(Toy::show(&encode(&prompt, &Toy::new()).unwrap()), "{6}\n hi \n{7}\n{6}\n");
+    }
 
     /// Spans, and whether the template wrote them.
     fn prompt(spans: &[(&str, bool)]) -> Prompt {

@@ -30,8 +30,9 @@ use self::screen::Screen;
 use self::settings::Settings;
 use self::signal::Interrupt;
 use self::view::View;
+use super::escapes::unescaped;
 use super::interrupt::Interrupted;
-use super::machine::{MachineArgs, interruptible};
+use super::machine::{MachineArgs, NO_LIMIT, interruptible, parse_max_tokens};
 use super::message;
 use super::progress::Patient;
 use super::sampling::SamplingArgs;
@@ -84,12 +85,17 @@ pub struct Args {
     no_history: bool,
 
     /// The most tokens in an answer [default: until the model ends it]
-    #[arg(short = 'n', long, value_name = "N", help_heading = "Writing")]
+    #[arg(short = 'n', long, value_name = "N", value_parser = parse_max_tokens, allow_negative_numbers = true,
+          help_heading = "Writing")]
     max_tokens: Option<usize>,
 
     /// Stop an answer at this text, which is not shown; can be given several times
     #[arg(long, value_name = "TEXT", action = ArgAction::Append, allow_hyphen_values = true, help_heading = "Writing")]
     stop: Vec<String>,
+
+    /// Keep backslashes in --system and --stop; by default \n is a line break there, \t a tab and \\ a backslash
+    #[arg(long, help_heading = "Conversation")]
+    no_escape: bool,
 
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -112,12 +118,15 @@ pub struct Args {
     verbose: bool,
 }
 
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(mut args: Args) -> anyhow::Result<()> {
+    if !args.no_escape {
+        args.system.iter_mut().chain(&mut args.stop).for_each(|text| *text = unescaped(text));
+    }
     // A mistake on the command line is reported before gigabytes are loaded.
     let mut settings = Settings { params: args.sampling.params(), stats: args.stats, ..Settings::default() };
     settings.params.check()?;
     let grammar = args.structure.grammar()?;
-    if let Some(n) = args.max_tokens {
+    if let Some(n) = args.max_tokens.filter(|n| *n != NO_LIMIT) {
         settings.set("max_tokens", &n.to_string()).map_err(anyhow::Error::msg)?;
     }
     let system = match &args.system_file {
@@ -149,7 +158,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
 
     let tokenizer = session.model().tokenizer();
-    settings.params = args.sampling.params_for(tokenizer);
+    settings.params = args.sampling.params_for(tokenizer)?;
     let constraint = grammar.as_ref().map(|grammar| StructureArgs::constraint(grammar, tokenizer)).transpose()?;
     let options = turn_options(&settings, &args.stop);
     let assistant = Assistant::new(session, template, options)?.with_constraint(constraint).with_draft(draft);

@@ -14,6 +14,7 @@ use super::{advice, importance, interrupt, progress};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Error, Job, Options, Summary, lora};
 use crate::recipe::{Override, Recipe};
+use crate::vocab::TokenizerFile;
 
 /// Convert a Hugging Face folder, a 16-bit GGUF or a LoRA adapter to GGUF
 ///
@@ -91,6 +92,13 @@ pub struct Args {
     #[arg(long)]
     allow_requantize: bool,
 
+    /// The file to take the vocabulary from, where a folder has two that disagree [default: tokenizer.model]
+    ///
+    /// 'model' is sentencepiece's tokenizer.model, 'json' the tokenizer.json of the tokenizers library. A fine-tune needs
+    /// the one that it was trained with.
+    #[arg(long, value_name = "model|json", value_parser = parse_tokenizer)]
+    tokenizer: Option<TokenizerFile>,
+
     /// Number of threads [default: one per core]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -112,8 +120,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let job = Job::prepare(&args.source, options(&args, "Q4_K_M")?)?;
     if !args.quiet {
-        for warning in job.warnings() {
-            eprintln!("nibble: warning: {}", printable(warning));
+        for warning in warnings(&job) {
+            eprintln!("nibble: warning: {}", printable(&warning));
         }
     }
     if args.dry_run {
@@ -134,6 +142,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
+/// Returns what the user should know, one sentence each.
+fn warnings(job: &Job) -> Vec<String> {
+    let disagreement = job.tokenizers().map(|disagreement| {
+        format!("{disagreement}; if the model was trained with the second, pass --tokenizer json (--tokenizer model keeps the first)")
+    });
+    job.warnings().iter().cloned().chain(disagreement).collect()
+}
+
 /// Returns the error that ends the program after Ctrl-C.
 fn interrupted(error: &Error) -> anyhow::Error {
     let advice = advice::convert::of_conversion(error).map(|advice| format!("; {advice}")).unwrap_or_default();
@@ -147,6 +163,9 @@ fn convert_adapter(args: &Args) -> anyhow::Result<()> {
     }
     if args.importance.is_some() {
         return Err(Error::from(lora::Error::ModelOnly(lora::ModelOnly::Importance)).into());
+    }
+    if args.tokenizer.is_some() {
+        bail!("an adapter has no tokenizer of its own; leave out --tokenizer");
     }
     let job = lora::AdapterJob::prepare(&args.source, args.base.as_deref(), &options(args, "F32")?)?;
     if !args.quiet {
@@ -231,9 +250,18 @@ fn options(args: &Args, default: &str) -> anyhow::Result<Options> {
         restart: args.restart,
         allow_nan: args.allow_nan,
         allow_requantize: args.allow_requantize,
+        tokenizer: args.tokenizer,
         importance: args.importance.as_deref().map(importance::read).transpose()?,
         ..Options::new(recipe)
     })
+}
+
+fn parse_tokenizer(text: &str) -> Result<TokenizerFile, String> {
+    match text {
+        "model" | "tokenizer.model" => Ok(TokenizerFile::Model),
+        "json" | "tokenizer.json" => Ok(TokenizerFile::Json),
+        _ => Err("it is 'model', for tokenizer.model, or 'json', for tokenizer.json".to_string()),
+    }
 }
 
 /// Parses a size such as `4G`, `500M` or `4.5GB` and returns it in bytes. Units are powers of 1000.
@@ -305,7 +333,7 @@ fn print_plan_json(out: &mut Out, job: &Job) -> anyhow::Result<()> {
         "source_bytes": job.source_bytes(),
         "bits_per_weight": job.plan().bits_per_weight(),
         "outputs": files_json(job),
-        "warnings": job.warnings(),
+        "warnings": warnings(job),
     });
     Ok(writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?)
 }
@@ -334,7 +362,7 @@ fn print_summary_json(out: &mut Out, job: &Job, summary: &Summary) -> anyhow::Re
         "resumed_bytes": summary.read_bytes - summary.read_now_bytes,
         "bits_per_weight": job.plan().bits_per_weight(),
         "seconds": summary.elapsed.as_secs_f64(),
-        "warnings": job.warnings(),
+        "warnings": warnings(job),
     });
     Ok(writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?)
 }

@@ -15,7 +15,7 @@ use crate::llama::{self, FlashAttention, KvType, Lora, Model, ModelOptions};
 #[derive(Debug, clap::Args)]
 pub(super) struct MachineArgs {
     /// Size of the context in tokens, prompt and answer together [default: what the model was trained on, up to 4096]
-    #[arg(long, value_name = "N", help_heading = "Machine")]
+    #[arg(short, long, value_name = "N", value_parser = parse_ctx, help_heading = "Machine")]
     ctx: Option<u32>,
 
     #[command(flatten)]
@@ -150,6 +150,29 @@ impl MachineArgs {
         engine::open(path, OpenOptions { beside, ..options })
     }
 }
+
+/// Parses the size of a context. llama.cpp's 0 is for all that the model was trained on, which may be more than fits.
+fn parse_ctx(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(0) => Err("leave it out for what the model was trained on, up to 4096, or give that number for more \
+                      ('nibble inspect MODEL' shows it)"
+            .to_string()),
+        Ok(n) => Ok(n),
+        Err(_) => Err("it has to be a number of tokens".to_string()),
+    }
+}
+
+/// Parses how many tokens to write at most; [`NO_LIMIT`] for llama.cpp's -1 (until the model ends) and -2 (until the
+/// context is full), which come to the same here.
+pub(super) fn parse_max_tokens(text: &str) -> Result<usize, String> {
+    match text {
+        "-1" | "-2" => Ok(NO_LIMIT),
+        _ => text.parse().map_err(|_| "it has to be a number of tokens, or -1 for no limit".to_string()),
+    }
+}
+
+/// As many tokens as there is room for.
+pub(super) const NO_LIMIT: usize = usize::MAX;
 
 /// Turns an interrupted load into [`Interrupted`].
 pub(super) fn interruptible<T>(loaded: Result<T, Error>) -> anyhow::Result<T> {

@@ -3,6 +3,8 @@
 mod advice;
 mod compare;
 mod convert;
+#[cfg(feature = "llama")]
+mod escapes;
 mod groups;
 mod importance;
 mod inspect;
@@ -12,7 +14,10 @@ mod making;
 pub(crate) mod out;
 mod progress;
 mod quants;
+#[cfg(feature = "llama")]
+mod repeats;
 pub mod table;
+mod typed;
 mod verify;
 
 // The subcommands that run models, and their helpers.
@@ -87,6 +92,12 @@ commands! {
 }
 
 impl Cli {
+    /// Parses the command line. Ends the program if there is nothing to run: after help, and with the error's sentence.
+    pub fn of_line() -> Self {
+        let line = typed::spelled(std::env::args_os());
+        Self::try_parse_from(&line).unwrap_or_else(|error| typed::explained(error, &line).exit())
+    }
+
     /// Runs the chosen subcommand.
     ///
     /// # Errors

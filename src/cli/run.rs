@@ -1,5 +1,6 @@
 //! `nibble run`
 
+use crate::base::text::without_mark;
 use crate::base::units;
 use std::io::{self, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
@@ -8,8 +9,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::ArgAction;
 
+use super::escapes::unescaped;
 use super::interrupt::{self, Interrupted};
-use super::machine::{MachineArgs, interruptible};
+use super::machine::{MachineArgs, NO_LIMIT, interruptible, parse_max_tokens};
+use super::repeats::Repeats;
 use super::sampling::SamplingArgs;
 use super::speculation::{self, SpeculationArgs};
 use super::structure::StructureArgs;
@@ -31,6 +34,10 @@ Examples:
 pub struct Args {
     /// The model: a GGUF file, or any part of a split one
     model: PathBuf,
+
+    /// The text to continue, as with --prompt
+    #[arg(conflicts_with_all = ["prompt", "file"])]
+    text: Option<String>,
 
     /// The text to continue; '-' reads it from standard input, without its last line break
     #[arg(
@@ -63,12 +70,17 @@ pub struct Args {
     #[arg(long, value_name = "FILE", help_heading = "Prompt")]
     prompt_cache: Option<PathBuf>,
 
+    /// Keep backslashes in --prompt, --system and --stop; by default \n is a line break there, \t a tab and \\ a backslash
+    #[arg(long, help_heading = "Prompt")]
+    no_escape: bool,
+
     /// Treat control tokens that the prompt spells, such as <|endoftext|>, as control tokens and not as text
     #[arg(long, conflicts_with = "chat", help_heading = "Prompt")]
     special: bool,
 
     /// The most tokens to write [default: until an end token, or until the context is full]
-    #[arg(short = 'n', long, value_name = "N", help_heading = "Writing")]
+    #[arg(short = 'n', long, value_name = "N", value_parser = parse_max_tokens, allow_negative_numbers = true,
+          help_heading = "Writing")]
     max_tokens: Option<usize>,
 
     /// Stop when the model writes this text, which is not printed; can be given several times
@@ -105,7 +117,21 @@ pub struct Args {
     verbose: bool,
 }
 
+impl Args {
+    /// Puts a text that was given as an argument in its place, and replaces escapes.
+    fn read(mut self) -> Self {
+        self.prompt = self.prompt.or(self.text.take());
+        self.max_tokens = self.max_tokens.filter(|n| *n != NO_LIMIT);
+        if !self.no_escape {
+            let texts = self.prompt.iter_mut().chain(&mut self.system).chain(&mut self.stop);
+            texts.for_each(|text| *text = unescaped(text));
+        }
+        self
+    }
+}
+
 pub fn run(args: Args) -> anyhow::Result<()> {
+    let args = args.read();
     // Mistakes on the command line are reported before gigabytes are loaded.
     args.sampling.params().check()?;
     let grammar = args.structure.grammar()?;
@@ -122,6 +148,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         bail!("the prompt is empty, and the model's tokenizer adds no token that begins a text");
     }
     let mut sampler = args.sampling.sampler(model.tokenizer())?;
+    let mut repeats = Repeats::default();
     let mut constraint = match &grammar {
         Some(grammar) => Some(StructureArgs::constraint(grammar, model.tokenizer())?),
         None => None,
@@ -152,7 +179,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let mut out = Output { stdout: io::stdout().lock(), quiet: args.json, ended_line: true, error: None };
     let writer = Writer { draft: draft.as_mut(), constraint: constraint.as_mut(), ..Writer::new(&mut sampler) };
-    let written = engine::generate(&mut session, writer, &tokens, &options, |step| out.text(step.text))?;
+    let written = engine::generate(&mut session, writer, &tokens, &options, |step| {
+        if let Some(repeated) = repeats.push(step.text).filter(|_| !args.quiet) {
+            eprintln!("\nwarning: {}; Ctrl-C ends it", super::repeats::sentence(&repeated));
+        }
+        out.text(step.text)
+    })?;
     // Where a stop text ended it, the text lacks at least that.
     let stopped = matches!(written.finish, Finish::Stop { .. });
     let complete = constraint.as_mut().map(|constraint| constraint.is_complete() && !stopped);
@@ -186,8 +218,7 @@ pub(super) fn prompt_text(given: Option<&str>, file: Option<&Path>) -> anyhow::R
         (_, Some(path)) => {
             let text =
                 std::fs::read_to_string(path).with_context(|| format!("cannot read the text in {}", path.display()))?;
-            // Some editors begin files with a byte order mark, which is not part of the text.
-            Ok(text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_string))
+            Ok(without_mark(text))
         }
         (given, None) => {
             let mut stdin = io::stdin();
@@ -196,7 +227,7 @@ pub(super) fn prompt_text(given: Option<&str>, file: Option<&Path>) -> anyhow::R
             }
             let mut text = String::new();
             stdin.read_to_string(&mut text).context("cannot read the text from standard input")?;
-            Ok(text)
+            Ok(without_mark(text))
         }
     }
 }
@@ -402,6 +433,16 @@ mod tests {
         assert_eq!(args.max_tokens, Some(3));
         assert_eq!(parse("m --greedy -p x").unwrap().sampling.params(), Params::greedy());
         assert_eq!(parse("m -p x --stop a --stop b").unwrap().stop, ["a", "b"]);
+        assert_eq!(parse("m -c 7 x").unwrap().read().prompt.as_deref(), Some("x"));
+        assert_eq!(parse("m x -n -1").unwrap().read().max_tokens, None);
+        assert_eq!(parse("m x -n -2").unwrap().read().max_tokens, None);
+        let escaped = parse(r"m -p a\nb --chat --system \t --stop \n").unwrap().read();
+        assert_eq!(
+            (escaped.prompt.unwrap(), escaped.system.unwrap(), escaped.stop),
+            ("a\nb".into(), "\t".into(), vec!["\n".into()])
+        );
+        let kept = parse(r"m -p a\nb --no-escape --stop \n").unwrap().read();
+        assert_eq!((kept.prompt.unwrap(), kept.stop), (r"a\nb".into(), vec![r"\n".to_string()]));
     }
 
     #[test]
@@ -422,6 +463,9 @@ mod tests {
             "m -p x --chat --special",
             "m -p x --quiet --verbose",
             "m -p x --kv-type q3",
+            "m x -p y",
+            "m -p x --ctx 0",
+            "m -p x -n -3",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -2,11 +2,14 @@
 //!
 //! They are made from [`Params::parameters`]: a parameter `top_k` is the flag `--top-k`.
 
+use anyhow::bail;
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, value_parser};
 
+use super::escapes::unescaped;
+use crate::base::display::shorten;
 use crate::sample::{Error, Field, Parameter, Params, Sampler, SamplerKind, Value, parse_bias};
-use crate::vocab::Tokenizer;
+use crate::vocab::{Place, Tokenizer};
 
 const HEADING: &str = "Sampling";
 const GREEDY: &str = "greedy";
@@ -18,6 +21,8 @@ const SAMPLER_SEQ: &str = "sampler_seq";
 pub(super) struct SamplingArgs {
     params: Params,
     ignore_eos: bool,
+    /// Biases of tokens that are given by their texts.
+    biases: Vec<(String, f32)>,
 }
 
 impl clap::Args for SamplingArgs {
@@ -75,7 +80,8 @@ fn flags(parameter: &'static Parameter) -> Vec<Arg> {
         }
         Value::Biases(_) => {
             let flag = flag.short('l').value_name("TOKEN(+/-)BIAS").action(ArgAction::Append);
-            vec![flag.value_parser(parse_bias).help(format!("{help}. Can be given several times"))]
+            let help = format!("{help}. The token may be a text, as in \"' dog'-5\". Can be given several times");
+            vec![flag.value_parser(Bias::parse).help(help)]
         }
         Value::Order(_) => {
             let order = flag.value_name("NAMES").value_parser(|text: &str| SamplerKind::parse_list(text).map(Order));
@@ -114,6 +120,7 @@ fn in_flags(help: &str) -> String {
 impl FromArgMatches for SamplingArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let mut params = Params::default();
+        let mut texts = Vec::new();
         for parameter in Params::parameters() {
             let name = parameter.name;
             match &parameter.value {
@@ -130,8 +137,12 @@ impl FromArgMatches for SamplingArgs {
                     }
                 }
                 Value::Biases(field) => {
-                    let biases = matches.get_many::<(u32, f32)>(name).into_iter().flatten().copied();
-                    (field.get_mut)(&mut params).extend(biases);
+                    for bias in matches.get_many::<Bias>(name).into_iter().flatten() {
+                        match bias {
+                            Bias::Id(id, bias) => (field.get_mut)(&mut params).push((*id, *bias)),
+                            Bias::Text(text, bias) => texts.push((text.clone(), *bias)),
+                        }
+                    }
                 }
                 Value::Order(field) => {
                     let order = matches.get_one::<Order>(name).or_else(|| matches.get_one(SAMPLER_SEQ));
@@ -147,7 +158,7 @@ impl FromArgMatches for SamplingArgs {
             params =
                 Params { top_k: greedy.top_k, top_p: greedy.top_p, min_p: greedy.min_p, seed: greedy.seed, ..params };
         }
-        Ok(Self { params, ignore_eos: matches.get_flag(IGNORE_EOS) })
+        Ok(Self { params, ignore_eos: matches.get_flag(IGNORE_EOS), biases: texts })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -161,6 +172,39 @@ fn typed<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, name: &str, fie
     if let Some(value) = matches.get_one::<T>(name) {
         value.clone_into((field.get_mut)(params));
     }
+}
+
+/// A token and its bias, as typed.
+#[derive(Clone, Debug)]
+enum Bias {
+    Id(u32, f32),
+    Text(String, f32),
+}
+
+impl Bias {
+    /// Parses `15043+1`, or a text in the token's place, between quotes or not: `' dog'-5`.
+    fn parse(typed: &str) -> Result<Self, Error> {
+        let refused = match parse_bias(typed) {
+            Ok((id, bias)) => return Ok(Self::Id(id, bias)),
+            Err(error) => error,
+        };
+        // The sign is the last one, because the text may have some; not that of an exponent.
+        let signs =
+            typed.char_indices().rev().filter(|(_, c)| matches!(c, '+' | '-')).map(|(at, _)| typed.split_at(at));
+        let valued = signs.filter_map(|(text, bias)| Some((text, bias.parse::<f32>().ok()?)));
+        let found = valued.filter(|(text, _)| !text.ends_with(['e', 'E']) || is_quoted(text)).next();
+        let Some((text, bias)) = found.filter(|(_, bias)| *bias < f32::INFINITY) else { return Err(refused) };
+        let inner = if is_quoted(text) { &text[1..text.len() - 1] } else { text };
+        // A number that is no token's is not meant as a text.
+        if inner.is_empty() || (!is_quoted(text) && inner.trim().parse::<f64>().is_ok()) {
+            return Err(refused);
+        }
+        Ok(Self::Text(unescaped(inner), bias))
+    }
+}
+
+fn is_quoted(text: &str) -> bool {
+    text.len() > 2 && ["'", "\""].iter().any(|quote| text.starts_with(quote) && text.ends_with(quote))
 }
 
 /// An order of samplers, as one value.
@@ -181,19 +225,48 @@ impl SamplingArgs {
     /// Builds the sampler for a model with this tokenizer.
     ///
     /// # Errors
-    /// If a parameter lies outside its range.
-    pub fn sampler(&self, codec: &dyn Tokenizer) -> Result<Sampler, Error> {
-        Sampler::with_text(&self.params_for(codec), codec.n_tokens(), |id| codec.bytes(id))
+    /// If a parameter lies outside its range, and those of [`Self::params_for`].
+    pub fn sampler(&self, codec: &dyn Tokenizer) -> anyhow::Result<Sampler> {
+        Ok(Sampler::with_text(&self.params_for(codec)?, codec.n_tokens(), |id| codec.bytes(id))?)
     }
 
     /// Returns what a sampler for this tokenizer is asked to do.
-    pub fn params_for(&self, codec: &dyn Tokenizer) -> Params {
+    ///
+    /// # Errors
+    /// Where a bias is for a token that the vocabulary does not have, or for a text that is not one token.
+    pub fn params_for(&self, codec: &dyn Tokenizer) -> anyhow::Result<Params> {
         let mut params = self.params();
+        check_biases(&params, codec)?;
+        for (text, bias) in &self.biases {
+            let shown = shorten(text, 40);
+            match codec.encode(text, Place::Inside)?.as_slice() {
+                [id] => params.logit_bias.push((*id, *bias)),
+                ids => bail!(
+                    "--logit-bias '{shown}': a bias is for one token, and this text is {} ({}); give the number of one",
+                    ids.len(),
+                    ids.iter().take(8).map(u32::to_string).collect::<Vec<_>>().join(" ")
+                ),
+            }
+        }
         if self.ignore_eos {
             let ids = 0..u32::try_from(codec.n_tokens()).unwrap_or(u32::MAX);
             params.logit_bias.extend(ids.filter(|id| codec.is_end(*id)).map(|id| (id, f32::NEG_INFINITY)));
         }
-        params
+        Ok(params)
+    }
+}
+
+/// Checks that biases are for tokens of the vocabulary.
+///
+/// # Errors
+/// The first that is not.
+pub(super) fn check_biases(params: &Params, codec: &dyn Tokenizer) -> anyhow::Result<()> {
+    let n = codec.n_tokens();
+    match params.logit_bias.iter().find(|(id, _)| *id as usize >= n) {
+        Some((id, _)) => {
+            bail!("a bias is for token {id}, and the last of the model's {n} tokens is {}", n.saturating_sub(1))
+        }
+        None => Ok(()),
     }
 }
 
@@ -273,6 +346,9 @@ mod tests {
             ("--samplers top_q", "did you mean"),
             ("--sampler-seq kq", "there is no sampler 'q'"),
             ("--logit-bias 5=1", "15043+1"),
+            ("--logit-bias 5.5+1", "15043+1"),
+            ("--logit-bias a+inf", "15043+1"),
+            ("--logit-bias +1", "15043+1"),
             ("--seed x", "a whole number"),
             ("--greedy --temp 1", "cannot be used with"),
             ("--samplers top_k --sampler-seq k", "cannot be used with"),
@@ -288,6 +364,29 @@ mod tests {
             let error = parse(line).unwrap().check().unwrap_err().to_string();
             assert!(error.contains(words), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn a_bias_is_for_a_token_of_the_vocabulary_by_number_or_by_text() {
+        let codec = crate::vocab::tokenizer::tests::Toy::new();
+        let of = |words: &[&str]| {
+            let line = std::iter::once("run").chain(words.iter().flat_map(|word| ["--logit-bias", word]));
+            Line::try_parse_from(line).unwrap().sampling.params_for(&codec).map(|params| params.logit_bias)
+        };
+        let a = crate::vocab::tokenizer::tests::CHARACTERS + u32::from('a');
+        assert_eq!(
+            of(&["7-inf", "'a'-5", "a+1e-1", "\"a\"+2", "<p>-1"]).unwrap(),
+            [(7, f32::NEG_INFINITY), (a, -5.0), (a, 0.1), (a, 2.0), (5, -1.0)]
+        );
+        let minus = crate::vocab::tokenizer::tests::CHARACTERS + u32::from('-');
+        assert_eq!(of(&["'-'-1", "\\n+1"]).unwrap(), [(minus, -1.0), (minus - 45 + 10, 1.0)]);
+        let error = of(&["'ab'-5"]).unwrap_err().to_string();
+        assert!(error.contains("this text is 2 (197 198); give the number of one"), "{error}");
+        let error = of(&["4000000-1"]).unwrap_err().to_string();
+        assert!(
+            error.contains("a bias is for token 4000000, and the last of the model's 1114212 tokens is 1114211"),
+            "{error}"
+        );
     }
 
     /// A parameter without a flag, or the other way round, is one that was forgotten.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::ValueEnum;
 
+use crate::base::text::without_mark;
 use crate::constrain::{Constraint, Grammar, Tokens};
 use crate::vocab::Tokenizer;
 
@@ -96,7 +97,7 @@ fn read(what: &str, path: &Path) -> anyhow::Result<String> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read the {what} in {}", path.display()))?;
     let text = String::from_utf8(bytes).ok();
     let text = text.with_context(|| format!("the {what} in {} is not UTF-8 text", path.display()))?;
-    Ok(text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_string))
+    Ok(without_mark(text))
 }
 
 /// Puts the file's path in front of an error.

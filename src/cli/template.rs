@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use crate::base::text::without_mark;
 use crate::chat::{CHATML, Error, Template};
 use crate::gguf::Metadata;
 use crate::vocab::Tokenizer;
@@ -32,7 +33,7 @@ impl Source {
                 let path: &Path = path;
                 let text = std::fs::read_to_string(path)
                     .with_context(|| format!("cannot read the chat template in {}", path.display()))?;
-                Ok(Self::Given(text))
+                Ok(Self::Given(without_mark(text)))
             }
         }
     }

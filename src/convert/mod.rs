@@ -33,6 +33,7 @@ use crate::gguf::{self, DEFAULT_ALIGNMENT, Layout, Metadata, TensorInfo};
 use crate::pass::{self, Encoder, Prologue, Source};
 use crate::quant;
 use crate::recipe::{self, Override, Plan, PlannedTensor, Recipe};
+use crate::vocab::{self, TokenizerFile};
 
 pub use crate::calibration::Importance;
 pub use crate::pass::size_label;
@@ -61,6 +62,8 @@ pub struct Options {
     pub allow_nan: bool,
     /// Accept a source that is quantized already.
     pub allow_requantize: bool,
+    /// The file to take the vocabulary from, where a folder has two.
+    pub tokenizer: Option<TokenizerFile>,
     /// Importance, for the formats that use it.
     pub importance: Option<Importance>,
     /// Work on each tensor before its rows are encoded; `None` for rounding to nearest.
@@ -81,6 +84,7 @@ impl Options {
             restart: false,
             allow_nan: false,
             allow_requantize: false,
+            tokenizer: None,
             importance: None,
             prologue: None,
             architectures: ARCHITECTURES,
@@ -192,7 +196,7 @@ impl Job {
     /// Anything wrong with the source, the recipe, the overrides or the importance. [`Self::check_output`] reports what is
     /// wrong with the output.
     pub fn prepare(source_path: &Path, options: Options) -> Result<Self, Error> {
-        let source = Source::open(source_path, options.architectures, options.allow_requantize)?;
+        let source = Source::open(source_path, options.architectures, options.allow_requantize, options.tokenizer)?;
         let (mut metadata, mut warnings, tensors) = (source.metadata.clone(), source.warnings.clone(), &source.tensors);
 
         let has_importance = options.importance.is_some();
@@ -245,6 +249,11 @@ impl Job {
     /// Returns warnings for the user, one sentence each.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// Returns a text about which the source's two tokenizer files disagree, if nobody chose between them.
+    pub fn tokenizers(&self) -> Option<&vocab::Disagreement> {
+        self.source.tokenizers.as_ref()
     }
 
     /// Checks that the output may be written and that the disk has room for it.

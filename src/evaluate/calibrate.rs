@@ -30,6 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::base::atomic_file::AtomicFile;
+use crate::base::text::without_mark;
 use crate::calibration::importance::{self, File, Matrix, Sums};
 use crate::chat::{self, Prompt};
 use crate::engine::{self, Logits, Session, SessionOptions};
@@ -492,7 +493,7 @@ impl Text {
         }
         let blake3 = blake3::hash(&bytes);
         match String::from_utf8(bytes) {
-            Ok(text) => Ok(Self { path, weight: weighted.weight, text, blake3 }),
+            Ok(text) => Ok(Self { path, weight: weighted.weight, text: without_mark(text), blake3 }),
             Err(error) => Err(Error::NotUtf8 { path, at: error.utf8_error().valid_up_to() }),
         }
     }

@@ -22,6 +22,14 @@ pub struct Error {
 pub enum Problem {
     #[error("cannot be opened: {0}")]
     Open(io::Error),
+    #[error("this is a folder; models are run from GGUF files")]
+    Folder,
+    #[error(
+        "this is part 1 of {of} of a split model with {n_more} more file{} appended to it, as 'cat' joins them, which \
+         makes no model of them: keep the parts as separate files, or join them with llama-gguf-split --merge",
+        if *n_more == 1 { "" } else { "s" }
+    )]
+    Joined { of: usize, n_more: usize },
     #[error("offset 0: found {found}, wanted \"GGUF\": {advice}")]
     NotGguf { found: String, advice: &'static str },
     #[error(

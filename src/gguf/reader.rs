@@ -62,6 +62,9 @@ impl Gguf {
         let mut gguf = Self { parts: vec![], tensors: vec![], places: vec![], by_name: HashMap::new() };
         match split::part_of(&header.metadata).map_err(problem)? {
             None => gguf.push(first, header)?,
+            Some((_, n_parts)) if joined(&first, &header) > 0 => {
+                return Err(problem(Problem::Joined { of: n_parts, n_more: joined(&first, &header) }));
+            }
             Some((part, n_parts)) => {
                 let paths = part_paths(path, part, n_parts).map_err(problem)?;
                 // It is mapped again below with the others, which is simpler than keeping it, and costs nothing.
@@ -206,8 +209,29 @@ impl Gguf {
     }
 }
 
+/// How many more GGUF files there are behind this one in the same file.
+fn joined(part: &OpenPart, header: &Header) -> usize {
+    let mut rest = part.map.bytes();
+    let mut end = header.ranges.iter().map(|range| range.end).max().unwrap_or(header.end);
+    let mut n = 0;
+    // Whoever writes files pads the last tensor, or does not.
+    while let Some(after) = rest.get(end as usize..) {
+        let padding = (end as usize).next_multiple_of(32) - end as usize;
+        let starts = [0, padding].into_iter().find(|at| after.get(*at..).is_some_and(|rest| rest.starts_with(b"GGUF")));
+        let Some(next) = starts.and_then(|at| after.get(at..)) else { break };
+        n += 1;
+        let Ok(header) = Header::parse(next) else { break };
+        rest = next;
+        end = header.ranges.iter().map(|range| range.end).max().unwrap_or(header.end);
+    }
+    n
+}
+
 fn open_part(path: &Path) -> Result<(OpenPart, Header), Error> {
     let problem = |problem| Error { path: path.to_path_buf(), problem };
+    if path.is_dir() {
+        return Err(problem(Problem::Folder));
+    }
     let map = Mapping::open(path).map_err(|error| problem(Problem::Open(error)))?;
     let header = Header::parse(map.bytes()).map_err(problem)?;
     let (version, alignment) = (header.version, header.alignment);
@@ -352,6 +376,21 @@ mod tests {
     }
 
     #[test]
+    fn parts_that_were_put_into_one_file_are_recognised() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = write(folder.path(), "split", Some(600));
+        let joined: Vec<u8> = paths.iter().flat_map(|path| fs::read(path).unwrap()).collect();
+        let file = folder.path().join("joined.gguf");
+        fs::write(&file, &joined).unwrap();
+        let n_more = paths.len() - 1;
+        let said = format!("part 1 of {} of a split model with {n_more} more file", paths.len());
+        assert_refused(&file, &[&said, "'cat' joins them", "llama-gguf-split --merge"]);
+        // Under the first part's own name, with the others still there.
+        fs::write(&paths[0], &joined).unwrap();
+        assert_refused(&paths[0], &[&said]);
+    }
+
+    #[test]
     fn missing_parts_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let paths = write(folder.path(), "split", Some(600));
@@ -405,7 +444,7 @@ mod tests {
     fn what_cannot_be_opened_is_named() {
         let folder = tempfile::tempdir().unwrap();
         assert_refused(&folder.path().join("absent.gguf"), &["absent.gguf: cannot be opened: "]);
-        assert_refused(folder.path(), &["not a regular file"]);
+        assert_refused(folder.path(), &["this is a folder; models are run from GGUF files"]);
         let empty = folder.path().join("empty.gguf");
         fs::write(&empty, b"").unwrap();
         assert_refused(&empty, &["empty.gguf: offset 0", "the file is empty"]);

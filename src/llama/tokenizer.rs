@@ -1,4 +1,5 @@
-//! The tokenizer of a loaded model: nibble's own for sentencepiece vocabularies, llama.cpp's for the others.
+//! The tokenizer of a loaded model: nibble's own for sentencepiece vocabularies and for byte-level ones whose way of
+//! splitting text it knows, llama.cpp's for the others.
 
 use std::sync::Arc;
 
@@ -7,7 +8,8 @@ use llama_cpp_sys_2 as sys;
 use super::Error;
 use super::load::Handle;
 use crate::gguf::Metadata;
-use crate::vocab::{Markers, PieceType, Pieces, Place, SentencepieceBpe, TokenizeError, Tokenizer, VocabKind};
+use crate::vocab::{self, ByteLevelBpe, SentencepieceBpe};
+use crate::vocab::{Markers, PieceType, Pieces, Place, TokenizeError, Tokenizer, VocabKind};
 
 /// Longer texts are refused: llama.cpp counts bytes and tokens in an `i32`.
 const MAX_BYTES: usize = 256 << 20;
@@ -21,7 +23,8 @@ pub(super) struct ModelTokenizer {
 
 enum Encoder {
     Own(Box<SentencepieceBpe>),
-    // llama.cpp only encodes. What tokens print and mean is read from the pieces, as for the other kind.
+    ByteLevel(Box<ByteLevelBpe>),
+    // llama.cpp only encodes. What tokens print and mean is read from the pieces, as for the other kinds.
     Llama(Arc<Handle>, Box<Pieces>),
 }
 
@@ -33,13 +36,18 @@ impl ModelTokenizer {
     pub fn new(pieces: Pieces, model: Arc<Handle>, metadata: &Metadata) -> Result<Self, Error> {
         let encoder = match pieces.kind() {
             VocabKind::Sentencepiece => Encoder::Own(Box::new(SentencepieceBpe::from_metadata(metadata)?)),
-            VocabKind::Unigram | VocabKind::ByteLevel => Encoder::Llama(model, Box::new(pieces)),
+            VocabKind::ByteLevel => match ByteLevelBpe::from_metadata(metadata) {
+                Ok(own) => Encoder::ByteLevel(Box::new(own)),
+                // Splits text in a way that nibble does not know, or lacks what only nibble's tokenizer needs.
+                Err(_) => Encoder::Llama(model, Box::new(pieces)),
+            },
+            VocabKind::Unigram => Encoder::Llama(model, Box::new(pieces)),
         };
         let mut tokenizer = Self { encoder, markers: Markers::default(), space_prefix: false };
         let pieces = tokenizer.pieces();
         let ids = 0..u32::try_from(pieces.len()).unwrap_or(u32::MAX);
         let listed = ids.filter_map(|id| Some((id, pieces.text(id)?, pieces.piece_type(id)?)));
-        let markers = Markers::new(listed, |id| pieces.is_end(id));
+        let markers = Markers::new(listed, |id| pieces.is_end(id)).with_flags(vocab::flags(metadata));
         let space_prefix = pieces.kind() != VocabKind::ByteLevel;
         tokenizer.space_prefix = metadata.bool("tokenizer.ggml.add_space_prefix").unwrap_or(space_prefix);
         tokenizer.markers = markers;
@@ -49,6 +57,7 @@ impl ModelTokenizer {
     fn pieces(&self) -> &Pieces {
         match &self.encoder {
             Encoder::Own(tokenizer) => tokenizer.pieces(),
+            Encoder::ByteLevel(tokenizer) => tokenizer.pieces(),
             Encoder::Llama(_, pieces) => pieces,
         }
     }
@@ -57,6 +66,7 @@ impl ModelTokenizer {
     fn encode_start(&self, text: &str) -> Result<Vec<u32>, TokenizeError> {
         let model = match &self.encoder {
             Encoder::Own(tokenizer) => return Ok(tokenizer.encode(text)),
+            Encoder::ByteLevel(tokenizer) => return Ok(tokenizer.encode(text)),
             Encoder::Llama(model, _) => model,
         };
         let unable = |why: &str| TokenizeError::Unable(why.to_string());

@@ -17,6 +17,8 @@ pub enum Error {
     Arch { dir: PathBuf, source: arch::Error },
     #[error(transparent)]
     Vocab(#[from] vocab::Error),
+    #[error("{path} is a GGUF file, which has its tokenizer already; only folders have one to choose")]
+    TokenizerOfGguf { path: PathBuf },
     #[error("{path}: no such file or folder")]
     NoSource { path: PathBuf },
     #[error("{path}: this GGUF file is an adapter already; adapters are converted from the folder that PEFT saved")]

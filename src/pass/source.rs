@@ -11,7 +11,7 @@ use crate::base::mmap::Mapping;
 use crate::checkpoint::{Checkpoint, Config, ModelCard, Tensor};
 use crate::gguf::{self, Gguf, Metadata, TensorInfo, TensorType};
 use crate::quant;
-use crate::vocab::{self, TokenizerFiles};
+use crate::vocab::{self, TokenizerFile, TokenizerFiles};
 
 /// A source, with everything that a plan and an output file need to know about it.
 pub struct Source {
@@ -28,6 +28,8 @@ pub struct Source {
     pub name: String,
     /// Warnings for the user.
     pub warnings: Vec<String>,
+    /// A text about which the source's two tokenizer files disagree, if nobody chose between them.
+    pub tokenizers: Option<vocab::Disagreement>,
 }
 
 enum Files {
@@ -59,15 +61,20 @@ impl Source {
     ///
     /// # Errors
     /// If there is no source, it is broken, or nibble cannot convert it. A GGUF file that is already quantized is
-    /// refused unless `allow_requantize` is set.
-    pub fn open(path: &Path, architectures: Architectures, allow_requantize: bool) -> Result<Self, Error> {
+    /// refused unless `allow_requantize` is set. `tokenizer` is the file to read the vocabulary from, if a folder has two.
+    pub fn open(
+        path: &Path,
+        architectures: Architectures,
+        allow_requantize: bool,
+        tokenizer: Option<TokenizerFile>,
+    ) -> Result<Self, Error> {
         if !path.exists() {
             return Err(Error::NoSource { path: path.to_path_buf() });
         }
-        if gguf::is_gguf(path) {
-            of_gguf(Gguf::open(path)?, path, architectures, allow_requantize)
-        } else {
-            of_checkpoint(Checkpoint::open(path)?, architectures)
+        match (gguf::is_gguf(path), tokenizer) {
+            (true, None) => of_gguf(Gguf::open(path)?, path, architectures, allow_requantize),
+            (true, Some(_)) => Err(Error::TokenizerOfGguf { path: path.to_path_buf() }),
+            (false, tokenizer) => of_checkpoint(Checkpoint::open(path)?, architectures, tokenizer),
         }
     }
 
@@ -168,7 +175,11 @@ fn assemble<'a>(dims: &[u64], inputs: &'a [Located], checkpoint: &'a Checkpoint)
     Assembly { row_len, n_rows, inputs }
 }
 
-fn of_checkpoint(checkpoint: Checkpoint, architectures: Architectures) -> Result<Source, Error> {
+fn of_checkpoint(
+    checkpoint: Checkpoint,
+    architectures: Architectures,
+    choice: Option<TokenizerFile>,
+) -> Result<Source, Error> {
     let model = describe(&checkpoint, architectures)?;
     let mut warnings = checkpoint.warnings().to_vec();
     warnings.extend(model.warnings.iter().cloned());
@@ -191,28 +202,31 @@ fn of_checkpoint(checkpoint: Checkpoint, architectures: Architectures) -> Result
     }
 
     let chat_template = checkpoint.chat_template();
-    let (tokenizer, tokenizer_warnings) = vocab::metadata(
-        &TokenizerFiles {
-            dir: checkpoint.dir().to_path_buf(),
-            model: checkpoint.tokenizer_model(),
-            json: checkpoint.tokenizer_json(),
-            tokenizer_config: checkpoint.tokenizer_config().map(Config::map),
-            special_tokens_map: checkpoint.special_tokens_map().map(Config::map),
-            added_tokens: checkpoint.added_tokens().map(Config::map),
-            config: Some(checkpoint.config().map()),
-            generation_config: checkpoint.generation_config().map(Config::map),
-            chat_template: chat_template.as_deref(),
-        },
-        model.vocab,
-    )?;
+    let files = TokenizerFiles {
+        dir: checkpoint.dir().to_path_buf(),
+        model: checkpoint.tokenizer_model(),
+        json: checkpoint.tokenizer_json(),
+        choice,
+        tokenizer_config: checkpoint.tokenizer_config().map(Config::map),
+        special_tokens_map: checkpoint.special_tokens_map().map(Config::map),
+        added_tokens: checkpoint.added_tokens().map(Config::map),
+        config: Some(checkpoint.config().map()),
+        generation_config: checkpoint.generation_config().map(Config::map),
+        chat_template: chat_template.as_deref(),
+    };
+    let (tokenizer, tokenizer_warnings) = vocab::metadata(&files, model.vocab)?;
     warnings.extend(tokenizer_warnings);
+    let tokenizers = match choice {
+        Some(_) => None,
+        None => vocab::disagreement(&files, model.vocab, &tokenizer),
+    };
 
     let name = checkpoint.name();
     let mut metadata = general_metadata(model.architecture, &name, model.n_parameters(), checkpoint.card());
     metadata.extend(model.metadata.iter().map(|(k, v)| (k.to_string(), v.clone())));
     metadata.extend(tokenizer.iter().map(|(k, v)| (k.to_string(), v.clone())));
     let (files, topology) = (Files::Checkpoint(Box::new(checkpoint)), model.topology);
-    Ok(Source { files, metadata, tensors, origins, topology, name, warnings })
+    Ok(Source { files, metadata, tensors, origins, topology, name, warnings, tokenizers })
 }
 
 /// Describes a checkpoint as the GGUF file that it becomes. Reads no weights, unless the embedding and the output matrix
@@ -311,7 +325,7 @@ fn of_gguf(gguf: Gguf, path: &Path, architectures: Architectures, allow_requanti
     };
     let origins = (0..tensors.len()).map(From::Gguf).collect();
     let files = Files::Gguf(Box::new(gguf));
-    Ok(Source { files, metadata, tensors, origins, topology, name, warnings: Vec::new() })
+    Ok(Source { files, metadata, tensors, origins, topology, name, warnings: Vec::new(), tokenizers: None })
 }
 
 /// Returns the general metadata (what the model is, where it comes from, and its license) from the folder's name and

@@ -382,7 +382,7 @@ impl Page<'_> {
         let body = html! {
             p {
                 "Each row against each column: " span.w { " ▲ " } " the row is nearer to the reference, " span.l { " ▽ " }
-                " the column is nearer, ≈ the difference could be noise."
+                " the column is nearer, ≈ the difference could be noise, ? too few windows were read to tell."
                 @if numbered { " The number is the row's KLD minus the column's." }
             }
             (scroll("Who beats whom", html! {
@@ -401,6 +401,7 @@ impl Page<'_> {
                                 None => td { "?" },
                                 Some((kld, Outcome::Beats)) => td.w { "▲" @if numbered { small { (wording::difference(&kld).value) } } },
                                 Some((kld, Outcome::Loses)) => td.l { "▽" @if numbered { small { (wording::difference(&kld).value) } } },
+                                _ if ranking.is_unknown(a, b) => td { "?" },
                                 Some((kld, Outcome::NotDistinguishable)) => td { "≈" @if numbered { small { (wording::difference(&kld).value) } } },
                             }
                         }

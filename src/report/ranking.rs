@@ -108,10 +108,23 @@ impl<'a> Ranking<'a> {
     /// the best.
     pub fn smallest_as_good(&self) -> Option<usize> {
         let best = self.best?;
-        let equals = |i: usize| {
-            self.kld(i).is_finite() && matches!(self.outcome(i, best), Some((_, Outcome::NotDistinguishable)))
-        };
+        let equals = |i: usize| self.kld(i).is_finite() && self.is_noise(i, best);
         self.measured.iter().copied().find(|&i| self.bytes(i) < self.bytes(best) && equals(i))
+    }
+
+    /// Whether the difference between two is known to be no more than noise may make. Where too few windows were read for an
+    /// interval, nothing is known.
+    fn is_noise(&self, a: usize, b: usize) -> bool {
+        let noise =
+            |(kld, outcome): (Estimate, Outcome)| outcome == Outcome::NotDistinguishable && kld.interval.is_some();
+        self.outcome(a, b).is_some_and(noise)
+    }
+
+    /// Whether too few windows were read to compare two.
+    pub fn is_unknown(&self, a: usize, b: usize) -> bool {
+        let unknown =
+            |(kld, outcome): (Estimate, Outcome)| outcome == Outcome::NotDistinguishable && kld.interval.is_none();
+        self.outcome(a, b).is_some_and(unknown)
     }
 
     /// Returns the candidate with the lowest KLD of those that are not larger, unless its KLD is higher than this one's.
@@ -170,6 +183,9 @@ impl<'a> Ranking<'a> {
         let (first, second, kld) = if outcome == Outcome::Loses { (b, a, negative(kld)) } else { (a, b, kld) };
         let (first, second, kld) = (&self.labels[first], &self.labels[second], wording::difference(&kld).line());
         Some(match outcome {
+            Outcome::NotDistinguishable if self.is_unknown(a, b) => {
+                format!("{first} and {second}: too few windows to tell, KLD {kld}")
+            }
             Outcome::NotDistinguishable => format!("{first} and {second}: not distinguishable, KLD {kld}"),
             _ => format!("{first} beats {second}: KLD {kld}"),
         })
@@ -306,11 +322,8 @@ impl<'a> Ranking<'a> {
     /// Returns the larger quantized files that cannot be told from this one. A few more bytes of metadata do not make a
     /// file larger.
     fn larger_as_good(&self, i: usize) -> Vec<usize> {
-        let as_good = |&j: &usize| {
-            let noise =
-                |(kld, outcome): (Estimate, Outcome)| outcome == Outcome::NotDistinguishable && kld.interval.is_some();
-            self.bytes(j) > self.bytes(i) / 200 * 201 && self.is_quantized(j) && self.outcome(i, j).is_some_and(noise)
-        };
+        let as_good =
+            |&j: &usize| self.bytes(j) > self.bytes(i) / 200 * 201 && self.is_quantized(j) && self.is_noise(i, j);
         self.measured.iter().copied().filter(as_good).take(MOST_ADVISED).collect()
     }
 
@@ -377,7 +390,9 @@ impl<'a> Ranking<'a> {
     /// Says which candidates are larger than one that is as near to the reference or nearer.
     fn dominated(&self) -> Option<String> {
         let off = self.measured.iter().filter(|&&i| !self.results.candidates[i].on_front);
-        let off: Vec<(usize, usize)> = off.filter_map(|&i| Some((i, self.dominated_by(i)?))).collect();
+        let off = off.filter_map(|&i| Some((i, self.dominated_by(i)?)));
+        // Of two that too few windows were read of, neither is known to be nearer.
+        let off: Vec<(usize, usize)> = off.filter(|&(i, better)| !self.is_unknown(i, better)).collect();
         if off.len() > MOST_NAMED / 2 {
             let mut names: Vec<String> =
                 off.iter().map(|(i, _)| self.labels[*i].clone()).take(2 * MOST_NAMED).collect();
@@ -390,7 +405,7 @@ impl<'a> Ranking<'a> {
             ));
         }
         let reason = |&(i, better): &(usize, usize)| {
-            let noise = matches!(self.outcome(better, i), Some((_, Outcome::NotDistinguishable)));
+            let noise = self.is_noise(better, i);
             let size = if self.bytes(better) < self.bytes(i) { "smaller" } else { "no larger" };
             let than = if noise { "cannot be told from it" } else { "nearer" };
             format!("{} ({} is {size} and {than})", self.labels[i], self.labels[better])
@@ -527,6 +542,27 @@ mod tests {
         // Where there is nothing else, it is.
         results.candidates.iter_mut().for_each(|candidate| candidate.file.bits_per_weight = Some(16.0));
         assert!(summary(&results)[0].contains("F16"));
+    }
+
+    /// "Q2_K cannot be told from Q4_K_M" was said after one window.
+    #[test]
+    fn too_few_windows_make_no_two_files_equal() {
+        // The smaller file does as well by chance, which nobody knows after one window.
+        for klds in [[0.2, 0.02], [0.02, 0.2]] {
+            let mut results = measured(&[("Q2", 10, klds[0]), ("Q4", 20, klds[1])], 0.001);
+            results.tasks.clear();
+            for candidate in &mut results.candidates {
+                let scores = candidate.overall.as_mut().unwrap();
+                (scores.kld.interval, scores.same_top.interval) = (None, None);
+            }
+            results.pairs[0].kld.interval = None;
+            results.pairs[0].verdict = Verdict::NotDistinguishable;
+            let (said, verdicts) = (summary(&results).join(" "), verdicts(&results));
+            assert!(!said.contains("cannot be told") && !said.contains("Not worth"), "{said}");
+            assert!(verdicts[0].contains("Q2 and Q4: too few windows to tell, KLD "), "{verdicts:?}");
+            assert!(!verdicts[0].contains('['), "{verdicts:?}");
+            assert_eq!(Ranking::new(&results).smallest_as_good(), None);
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::base::ending;
+use crate::base::text::without_mark;
 use crate::chat::{self, Prompt};
 use crate::vocab::{TokenizeError, Tokenizer};
 
@@ -166,6 +167,7 @@ fn read_one(text: &TextFile, cut: Cut, most: Option<usize>, tokenizer: &dyn Toke
     let blake3 = blake3::hash(&bytes).to_hex().to_string();
     let content = String::from_utf8(bytes)
         .map_err(|e| Error::NotText { path: path.clone(), at: e.utf8_error().valid_up_to() })?;
+    let content = without_mark(content);
     if content.trim().is_empty() {
         return Err(Error::Empty(path.clone()));
     }

@@ -36,6 +36,7 @@ use crate::gguf::{self, Gguf, TensorInfo};
 use crate::pass::{self, Prologue};
 use crate::quant;
 use crate::recipe::Recipe;
+use crate::vocab::{self, TokenizerFile};
 
 pub use provenance::Provenance;
 pub use report::{
@@ -210,7 +211,10 @@ impl Against {
             }
         }
         // If the file was made from a quantized source, that was allowed when it was converted.
-        let mut source = pass::Source::open(path, options.architectures, true)?;
+        let chosen = gguf.metadata().str(vocab::CHOICE_KEY) == Some(TokenizerFile::Json.name());
+        // A GGUF is a source that has chosen already.
+        let chosen = (chosen && !gguf::is_gguf(path)).then_some(TokenizerFile::Json);
+        let mut source = pass::Source::open(path, options.architectures, true, chosen)?;
         if let Some(importance) = &options.importance {
             convert::check_importance(importance, &source.tensors, &mut source.warnings)?;
         }

@@ -35,6 +35,19 @@ pub struct Report {
     pub elapsed: Duration,
 }
 
+impl Report {
+    /// Returns a sentence about the first block with a scale or a weight that is NaN or infinite; `None` if all are finite.
+    pub fn not_finite(&self) -> Option<String> {
+        let (tensor, blocks) = self.tensors.iter().find_map(|t| Some((t, t.not_finite.as_ref()?)))?;
+        let (row, column) = tensor.position(blocks.first);
+        let name = crate::base::display::printable(&tensor.info.name);
+        Some(format!(
+            "tensor '{name}' has a NaN or an infinity in its block at row {row}, column {column} (rows and columns count \
+             from 0): the file is damaged, and its numbers would mean nothing"
+        ))
+    }
+}
+
 /// The result for one tensor.
 #[derive(Clone, Debug)]
 pub struct TensorReport {

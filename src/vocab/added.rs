@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::draft::{AddedToken, Draft, Piece};
 use super::sentencepiece_bpe::padding_text;
 use super::special::token_text;
-use super::{Error, MAX_PIECES, PieceType, TokenizerFiles};
+use super::{Error, Flags, MAX_PIECES, PieceType, TokenizerFiles};
 
 /// Adds the added tokens to the vocabulary, and a token for every other row of the embedding.
 pub(super) fn add(
@@ -27,7 +27,11 @@ pub(super) fn add(
     let mut rowless = Vec::new();
     for (id, token) in collect(draft, files)? {
         match draft.pieces.get(id as usize) {
-            Some(_) => place(draft, &mut places, id as usize, token, warnings)?,
+            Some(_) => {
+                let (text, flags, normalized) = (token.text.clone(), token.flags, token.normalized);
+                place(draft, &mut places, id as usize, token, warnings)?;
+                flag(draft, id as u32, &text, flags, normalized);
+            }
             None => rowless.push(format!("'{}' ({id})", token.text)),
         }
     }
@@ -39,7 +43,61 @@ pub(super) fn add(
             rowless.iter().take(8).cloned().collect::<Vec<_>>().join(", ")
         ));
     }
-    cut(draft, embedding_rows, warnings)
+    cut(draft, embedding_rows, warnings)?;
+    warn_of_flags(draft, warnings);
+    Ok(())
+}
+
+/// Notes the flags of a token that has been placed.
+fn flag(draft: &mut Draft, id: u32, text: &str, flags: Flags, normalized: bool) {
+    let piece = &draft.pieces[id as usize];
+    if piece.text != text || !matches!(piece.ty, PieceType::Control | PieceType::UserDefined) {
+        return;
+    }
+    if flags.any() {
+        draft.flags.push((id, flags));
+    }
+    // It makes a difference where normalization adds a space in front, which the token then needs, and where it replaces
+    // the spaces that a flag is about. Control pieces are found all the same: a template that spells one means it.
+    let differs = draft.prefix_normalizes || (draft.escape_normalizes && (flags.lstrip || flags.rstrip));
+    if normalized && differs && piece.ty == PieceType::UserDefined {
+        draft.normalized.push(id);
+    }
+}
+
+/// Warns of flags, which no key of GGUF has a place for.
+fn warn_of_flags(draft: &mut Draft, warnings: &mut Vec<String>) {
+    let rows = draft.pieces.len();
+    draft.flags.retain(|(id, _)| (*id as usize) < rows);
+    draft.normalized.retain(|id| (*id as usize) < rows);
+    let kinds: [(&str, fn(&Flags) -> bool); 3] = [
+        ("lstrip", |flags| flags.lstrip),
+        ("rstrip", |flags| flags.rstrip),
+        ("single_word", |flags| flags.single_word),
+    ];
+    let mut said = Vec::new();
+    for (what, has) in kinds {
+        let ids: Vec<u32> = draft.flags.iter().filter(|(_, flags)| has(flags)).map(|(id, _)| *id).collect();
+        said.extend(some(draft, &ids).map(|names| format!("{what} of {names}")));
+    }
+    said.extend(some(draft, &draft.normalized).map(|names| format!("normalized of {names}")));
+    if !said.is_empty() {
+        warnings.push(format!(
+            "GGUF has no place for the flags of added tokens, which are stored in keys of nibble's own, so that other \
+             programs may get different tokens: {}",
+            said.join("; ")
+        ));
+    }
+}
+
+/// The texts of these pieces, at most four of them; `None` if there are none.
+fn some(draft: &Draft, ids: &[u32]) -> Option<String> {
+    let mut texts: Vec<String> =
+        ids.iter().take(4).map(|&id| format!("'{}'", draft.pieces[id as usize].text)).collect();
+    if let Some(more) = ids.len().checked_sub(texts.len()).filter(|more| *more > 0) {
+        texts.push(format!("{more} more"));
+    }
+    (!texts.is_empty()).then(|| texts.join(", "))
 }
 
 /// Maps each text to its id. Refuses texts that occur twice.
@@ -69,8 +127,11 @@ fn collect(draft: &Draft, files: &TokenizerFiles<'_>) -> Result<BTreeMap<u64, Ad
     let mut tokens: BTreeMap<u64, AddedToken> = draft.added.iter().cloned().collect();
     for (text, id) in files.added_tokens.into_iter().flatten() {
         let id = id.as_u64().ok_or_else(|| bad_value("added_tokens.json", format!("'{text}'"), id, "an id"))?;
+        // This file has no flags. Where another one has them for the same token, they stay.
+        let known = tokens.get(&id).filter(|token| token.text == *text).cloned();
         let special = special.contains(text.as_str()) || tokens.get(&id).is_some_and(|token| token.special);
-        tokens.insert(id, AddedToken { text: text.clone(), special });
+        let (flags, normalized) = known.map_or((Flags::default(), !special), |token| (token.flags, token.normalized));
+        tokens.insert(id, AddedToken { text: text.clone(), special, flags, normalized });
     }
     let decoder = files.tokenizer_config.and_then(|config| config.get("added_tokens_decoder"));
     for (key, value) in decoder.and_then(Value::as_object).into_iter().flatten() {
@@ -78,8 +139,12 @@ fn collect(draft: &Draft, files: &TokenizerFiles<'_>) -> Result<BTreeMap<u64, Ad
         let place = format!("added_tokens_decoder.{key}");
         let id = key.parse().map_err(|_| bad_value(FILE, place.clone(), &Value::from(key.as_str()), "an id"))?;
         let text = token_text(value).ok_or_else(|| bad_value(FILE, place, value, "a token"))?;
-        let special = value["special"].as_bool().unwrap_or(special.contains(text));
-        tokens.insert(id, AddedToken { text: text.to_string(), special });
+        let flag = |name: &str| value[name].as_bool();
+        let is = |name: &str| flag(name).unwrap_or(false);
+        let special = flag("special").unwrap_or(special.contains(text));
+        let flags = Flags { lstrip: is("lstrip"), rstrip: is("rstrip"), single_word: is("single_word") };
+        let normalized = flag("normalized").unwrap_or(!special);
+        tokens.insert(id, AddedToken { text: text.to_string(), special, flags, normalized });
     }
     tokens.retain(|_, token| !token.text.is_empty());
     Ok(tokens)

@@ -15,6 +15,31 @@ pub enum Error {
         /// The model's folder.
         dir: PathBuf,
     },
+    /// The folder has a tokenizer in files of another kind.
+    #[error(
+        "{} has no tokenizer.json and no tokenizer.model, but {}{}, from which nibble cannot make a vocabulary: download \
+         tokenizer.json from the model's repository, or save one with AutoTokenizer.from_pretrained(FOLDER)\
+         .save_pretrained(FOLDER) in Python",
+        dir.display(),
+        found.join(", "),
+        class.as_ref().map(|class| format!(" for the class '{class}'")).unwrap_or_default()
+    )]
+    OtherTokenizer {
+        /// The model's folder.
+        dir: PathBuf,
+        /// The files that are there.
+        found: Vec<&'static str>,
+        /// The tokenizer's class, if a file names it.
+        class: Option<String>,
+    },
+    /// The folder does not have the tokenizer file that was chosen.
+    #[error("{} has no {}", dir.display(), file.name())]
+    NoSuchTokenizer {
+        /// The model's folder.
+        dir: PathBuf,
+        /// The file.
+        file: super::TokenizerFile,
+    },
     /// A file could not be read.
     #[error("cannot read {}", path.display())]
     Io {
@@ -168,6 +193,12 @@ pub enum Error {
     CharsMap {
         /// What is wrong.
         why: &'static str,
+    },
+    /// nibble does not know how a byte-level vocabulary splits text.
+    #[error("nibble does not know the pre-tokenizer '{pre}', and uses llama.cpp's tokenizer")]
+    NoSplit {
+        /// Its name, as in `tokenizer.ggml.pre`.
+        pre: String,
     },
     /// nibble's own tokenizer does not support this kind.
     #[error("nibble has no tokenizer of its own for '{kind}' vocabularies, and uses llama.cpp's")]

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::draft::{AddedToken, Draft, Piece};
 use super::normalize::SPACE;
-use super::{Error, MAX_PIECES, PieceType, VocabKind, pieces, pretokenizers, read_file};
+use super::{Error, Flags, MAX_PIECES, PieceType, TokenizerFiles, VocabKind, pieces, pretokenizers, read_file};
 
 /// The largest known file has 35 MB.
 const MAX_FILE_BYTES: u64 = 256 << 20;
@@ -39,6 +39,22 @@ struct Added {
     content: String,
     #[serde(default)]
     special: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    #[serde(default)]
+    single_word: bool,
+    // As in the library: what is special is not normalized, unless the file says so.
+    normalized: Option<bool>,
+}
+
+impl Added {
+    fn into_token(self) -> (u64, AddedToken) {
+        let flags = Flags { lstrip: self.lstrip, rstrip: self.rstrip, single_word: self.single_word };
+        let normalized = self.normalized.unwrap_or(!self.special);
+        (self.id, AddedToken { text: self.content, special: self.special, flags, normalized })
+    }
 }
 
 #[derive(Deserialize)]
@@ -91,6 +107,79 @@ pub(super) fn read(path: &Path, warnings: &mut Vec<String>) -> Result<Draft, Err
     parse(path, &read_file(path, MAX_FILE_BYTES)?, warnings)
 }
 
+/// What the file says beyond a vocabulary.
+pub(super) struct Extras {
+    /// The added tokens, by id.
+    pub added: Vec<(u64, AddedToken)>,
+    /// Whether texts begin with BOS and end with EOS; `None` if the file has no post-processor.
+    pub adds: Option<(bool, bool)>,
+    /// The pieces, by id, in no order; empty if the model is not byte-pair encoding.
+    pub pieces: Vec<(u64, String)>,
+}
+
+/// Reads what the file says beyond its vocabulary, which may be of a kind that nibble does not support.
+pub(super) fn extras(path: &Path) -> Result<Extras, Error> {
+    let bytes = read_file(path, MAX_FILE_BYTES)?;
+    let file: File =
+        serde_json::from_slice(&bytes).map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
+    let adds = (!file.post_processor.is_null()).then(|| {
+        let (before, after) = post_processor(&file.post_processor);
+        (before.is_some(), after.is_some())
+    });
+    let pieces = match file.model.vocab {
+        Vocab::Ids(vocab) => vocab.into_iter().map(|(text, id)| (id, text)).collect(),
+        Vocab::Other(_) => Vec::new(),
+    };
+    Ok(Extras { added: file.added_tokens.into_iter().map(Added::into_token).collect(), adds, pieces })
+}
+
+/// Reads `vocab.json` and `merges.txt`, in which byte-level tokenizers are kept that have no `tokenizer.json`. `pre` is
+/// llama.cpp's name of the way in which their class splits text.
+pub(super) fn of_two_files(
+    vocab: &Path,
+    merges: &Path,
+    pre: &'static str,
+    files: &TokenizerFiles<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<Draft, Error> {
+    let ids: HashMap<String, u64> = serde_json::from_slice(&read_file(vocab, MAX_FILE_BYTES)?)
+        .map_err(|source| Error::Json { path: vocab.to_path_buf(), source })?;
+    let bytes = read_file(merges, MAX_FILE_BYTES)?;
+    let bad = |line: usize, why: &str| {
+        let why = format!("of the merges {why}");
+        Error::BadPiece { path: merges.to_path_buf(), id: line as u64, why }
+    };
+    let text = String::from_utf8(bytes).map_err(|_| bad(0, "is not UTF-8"))?;
+    // The first line says the version of the format.
+    let lines =
+        text.lines().enumerate().filter(|(n, line)| !(line.is_empty() || (*n == 0 && line.starts_with("#version"))));
+    let mut pairs = Vec::new();
+    for (n, line) in lines {
+        pairs.push(
+            line.split_once(' ').filter(|(_, right)| !right.contains(' ')).ok_or_else(|| bad(n, "is not a pair"))?,
+        );
+    }
+    if files.tokenizer_config.and_then(|config| config.get("add_prefix_space")?.as_bool()) == Some(true) {
+        let what = "it adds a space in front of texts".to_string();
+        return Err(Error::Unsupported { path: vocab.to_path_buf(), what });
+    }
+    if pre == "qwen2" {
+        warnings.push(NFC.to_string());
+    }
+    let pieces = place(vocab, &ids, None)?;
+    Ok(Draft {
+        pre,
+        merges: Some(join(&pairs)),
+        space_prefix: None,
+        remove_extra_whitespaces: None,
+        ..draft(VocabKind::ByteLevel, pieces)
+    })
+}
+
+/// What is said of a normalizer that is left out.
+const NFC: &str = "the tokenizer normalizes text to Unicode NFC, which llama.cpp does not do, so text with combining \
+                   accents gets different tokens";
+
 fn parse(path: &Path, bytes: &[u8], warnings: &mut Vec<String>) -> Result<Draft, Error> {
     let unsupported = |what: String| Error::Unsupported { path: path.to_path_buf(), what };
     let file: File =
@@ -122,8 +211,7 @@ fn parse(path: &Path, bytes: &[u8], warnings: &mut Vec<String>) -> Result<Draft,
     } else {
         return Err(unsupported("it is neither byte-level nor has a byte fallback".to_string()));
     };
-    draft.added =
-        file.added_tokens.into_iter().map(|t| (t.id, AddedToken { text: t.content, special: t.special })).collect();
+    draft.added = file.added_tokens.into_iter().map(Added::into_token).collect();
     let (before, after) = post_processor(&file.post_processor);
     draft.add_bos = Some(before.is_some());
     draft.add_eos = Some(after.is_some());
@@ -170,11 +258,7 @@ fn byte_level(
 ) -> Result<Draft, Error> {
     for step in flatten(&file.normalizer, "normalizers") {
         match step["type"].as_str() {
-            Some("NFC") => warnings.push(
-                "the tokenizer normalizes text to Unicode NFC, which llama.cpp does not do, so text with combining \
-                 accents gets different tokens"
-                    .to_string(),
-            ),
+            Some("NFC") => warnings.push(NFC.to_string()),
             _ => {
                 let what = format!("it normalizes text in a way that llama.cpp does not ({step})");
                 return Err(Error::Unsupported { path: path.to_path_buf(), what });
@@ -183,7 +267,22 @@ fn byte_level(
     }
     let pre = pretokenizers::name(&file.pre_tokenizer, file.model.ignore_merges)
         .map_err(|found| Error::UnknownPreTokenizer { path: path.to_path_buf(), found })?;
+    if let Some(what) = pretokenizers::other_in_llama_cpp(pre) {
+        warnings.push(format!(
+            "llama.cpp splits text for the pre-tokenizer '{pre}' in another way than this tokenizer: {what}; nibble splits \
+             it as the model was trained, other programs give such text other tokens"
+        ));
+    }
+    let whole = file.model.ignore_merges;
+    if whole != pretokenizers::whole_words_in_llama_cpp(pre) {
+        warnings.push(format!(
+            "the tokenizer {} words that are tokens without merging, and llama.cpp does the opposite for the \
+             pre-tokenizer '{pre}'; nibble does as the tokenizer says, other programs may give some words other tokens",
+            if whole { "looks up" } else { "does not look up" }
+        ));
+    }
     Ok(Draft {
+        whole_words: (whole != pretokenizers::whole_words_in_llama_cpp(pre)).then_some(whole),
         pre,
         merges: Some(join(merges)),
         space_prefix: None,
@@ -199,11 +298,16 @@ fn draft(kind: VocabKind, pieces: Vec<Piece>) -> Draft {
         pieces,
         typed: false,
         merges: None,
+        whole_words: None,
         own_merges: None,
         space_prefix: Some(false),
         prefix_once: false,
         prefix_unless_space: false,
         prefix_after: Vec::new(),
+        prefix_normalizes: false,
+        escape_normalizes: false,
+        flags: Vec::new(),
+        normalized: Vec::new(),
         remove_extra_whitespaces: Some(false),
         charsmap: Vec::new(),
         added: Vec::new(),
@@ -226,6 +330,10 @@ struct Spaces {
     prefix: bool,
     prefix_once: bool,
     prefix_unless_space: bool,
+    /// Whether the prefix is a step of normalization.
+    prefix_normalizes: bool,
+    /// Whether spaces are replaced by such a step.
+    escape_normalizes: bool,
     /// Whether merges stay inside words, which begin at a `▁`.
     words: bool,
 }
@@ -261,6 +369,8 @@ fn sentencepiece(
         space_prefix: Some(spaces.prefix),
         prefix_once: spaces.prefix_once,
         prefix_unless_space: spaces.prefix_unless_space,
+        prefix_normalizes: spaces.prefix_normalizes,
+        escape_normalizes: spaces.escape_normalizes,
         own_merges: (!faithful).then(|| join(&merges)),
         ..draft(VocabKind::Sentencepiece, pieces)
     })
@@ -279,8 +389,14 @@ fn spaces(file: &File) -> Result<Spaces, String> {
     let mut spaces = Spaces::default();
     for step in flatten(&file.normalizer, "normalizers") {
         match step["type"].as_str() {
-            Some("Prepend") if step["prepend"] == "▁" => spaces.prefix = true,
-            Some("Replace") if step["pattern"]["String"] == " " && step["content"] == "▁" => spaces.escaped = true,
+            Some("Prepend") if step["prepend"] == "▁" => {
+                spaces.prefix = true;
+                spaces.prefix_normalizes = true;
+            }
+            Some("Replace") if step["pattern"]["String"] == " " && step["content"] == "▁" => {
+                spaces.escaped = true;
+                spaces.escape_normalizes = true;
+            }
             _ => return Err(format!("it normalizes text in a way that nibble does not support ({step})")),
         }
     }
@@ -301,6 +417,8 @@ fn spaces(file: &File) -> Result<Spaces, String> {
             prefix_once: once,
             // Unlike the normalizer's step, this one adds no space to a text that starts with one.
             prefix_unless_space: prefix && !spaces.prefix,
+            prefix_normalizes: spaces.prefix_normalizes,
+            escape_normalizes: spaces.escape_normalizes,
             words: step["split"].as_bool().unwrap_or(true),
         };
     }

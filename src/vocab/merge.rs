@@ -300,6 +300,11 @@ impl<'a, O: Output> Merger<'a, O> {
         }
     }
 
+    /// Ends a word: nothing is joined across its end.
+    pub fn end_word(&mut self) {
+        self.flush();
+    }
+
     /// Ends the text.
     pub fn finish(mut self) -> O {
         self.flush();

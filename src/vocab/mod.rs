@@ -9,7 +9,8 @@
 //! ```
 //!
 //! [`Tokenizer`] is the trait through which the other modules use a model's tokenizer. [`SentencepieceBpe`] is nibble's
-//! own implementation for sentencepiece vocabularies, which Yi has; other kinds are left to llama.cpp.
+//! own implementation for sentencepiece vocabularies, which Yi has, [`ByteLevelBpe`] that for byte-level ones whose way
+//! of splitting text it knows; the others are left to llama.cpp.
 //!
 //! # What the metadata says
 //!
@@ -33,6 +34,11 @@
 //! | `space_prefix_after` | ids of user-defined pieces after which a space is added, as at the start of a text |
 //! | `space_prefix_unless_space` | no space is added to a text that starts with one |
 //! | `merges` | the order of merges, if scores cannot express it |
+//! | `ignore_merges` | whether a byte-level word that is a piece is used as it is, if llama.cpp would do otherwise |
+//! | `lstrip`, `rstrip` | ids of added tokens that take the whitespace in front of them, or after them |
+//! | `single_word` | ids of added tokens that are not found inside a word |
+//! | `normalized` | ids of added tokens that are found after normalization: where that adds a space in front, only after one |
+//! | `file` | `tokenizer.json`, if that was chosen although there is a `tokenizer.model` |
 //!
 //! # Types of pieces
 //!
@@ -50,8 +56,11 @@
 //! <https://huggingface.co/docs/tokenizers>, <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 mod added;
+mod byte_level_bpe;
+mod disagreement;
 mod draft;
 mod error;
+mod find;
 mod huggingface;
 #[cfg(all(test, feature = "llama"))]
 mod llama_oracle;
@@ -62,12 +71,18 @@ mod pretokenizers;
 mod sentencepiece;
 mod sentencepiece_bpe;
 mod special;
+mod split;
+mod templates;
 pub(crate) mod tokenizer;
 mod trie;
 
 use std::path::{Path, PathBuf};
 
+pub use byte_level_bpe::ByteLevelBpe;
+pub use disagreement::{Disagreement, disagreement};
 pub use error::Error;
+pub use find::Flags;
+pub(crate) use find::flags;
 use pieces::MAX_PIECES;
 pub use pieces::{PieceType, Pieces, VocabKind};
 pub use sentencepiece_bpe::SentencepieceBpe;
@@ -75,18 +90,43 @@ pub use tokenizer::{Markers, Place, TokenizeError, Tokenizer, same_ends, same_vo
 
 use crate::gguf::Metadata;
 
+/// nibble's own key for the tokenizer file that was chosen.
+pub const CHOICE_KEY: &str = "nibble.tokenizer.file";
+
 /// A JSON object.
 pub type Object = serde_json::Map<String, serde_json::Value>;
+
+/// A tokenizer file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenizerFile {
+    /// `tokenizer.model`, of the sentencepiece library.
+    Model,
+    /// `tokenizer.json`, of the tokenizers library.
+    Json,
+}
+
+impl TokenizerFile {
+    /// The file's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Model => "tokenizer.model",
+            Self::Json => "tokenizer.json",
+        }
+    }
+}
 
 /// What a model's folder says about its tokenizer.
 #[derive(Clone, Debug, Default)]
 pub struct TokenizerFiles<'a> {
-    /// The model's folder, for messages.
+    /// The model's folder, for messages, and for what else it may have.
     pub dir: PathBuf,
     /// `tokenizer.model`, if it exists.
     pub model: Option<PathBuf>,
-    /// `tokenizer.json`, if it exists. Used if there is no `tokenizer.model`, or that file has another format.
+    /// `tokenizer.json`, if it exists. Used if there is no `tokenizer.model`, or that file has another format. Beside a
+    /// `tokenizer.model`, it says which tokens were added, and whether texts begin with BOS.
     pub json: Option<PathBuf>,
+    /// Which of the two to take the vocabulary from, if the user has chosen.
+    pub choice: Option<TokenizerFile>,
     /// `tokenizer_config.json`.
     pub tokenizer_config: Option<&'a Object>,
     /// `special_tokens_map.json`.
@@ -112,22 +152,56 @@ pub struct TokenizerFiles<'a> {
 /// does not support, or the embedding has too few rows.
 pub fn metadata(files: &TokenizerFiles<'_>, embedding_rows: u64) -> Result<(Metadata, Vec<String>), Error> {
     let mut warnings = Vec::new();
+    let template = templates::choose(files, &mut warnings);
+    let files = &TokenizerFiles { chat_template: template.as_deref(), ..files.clone() };
     let mut draft = draft::read(files, &mut warnings)?;
     spaces(&mut draft, files);
     added::add(&mut draft, files, embedding_rows, &mut warnings)?;
     let ids = special::find(&draft, files, &mut warnings)?;
-    Ok((draft.into_metadata(&ids, files.chat_template), warnings))
+    let mut metadata = draft.into_metadata(&ids, files.chat_template);
+    // Only a choice against the default, so that a folder can be converted again in the same way.
+    if files.choice == Some(TokenizerFile::Json) && files.model.is_some() {
+        metadata.set(CHOICE_KEY, TokenizerFile::Json.name());
+    }
+    Ok((metadata, warnings))
 }
 
 /// Applies what `tokenizer_config.json` says about the space in front of a text. It can remove the space but not add
 /// one: a model such as Yi was trained without it, whatever value transformers writes there by default.
 fn spaces(draft: &mut draft::Draft, files: &TokenizerFiles<'_>) {
     let flag = |key: &str| files.tokenizer_config.and_then(|config| config.get(key)?.as_bool());
+    // The new behavior of transformers for sentencepiece, and the only one that version 5 has unless it is told
+    // otherwise: no space after a control piece.
+    let once = match flag("legacy") {
+        Some(legacy) => !legacy,
+        None => saved_by_transformers_5(files),
+    };
     if draft.typed && draft.space_prefix == Some(true) {
         draft.space_prefix = Some(flag("add_prefix_space") != Some(false));
-        // The new behavior of transformers for sentencepiece: no space after a control piece.
-        draft.prefix_once = flag("legacy") == Some(false);
+        draft.prefix_once = once;
+    } else if !draft.typed && draft.kind == VocabKind::Sentencepiece && rebuilds_spaces(files) {
+        // Version 5 does not use this part of tokenizer.json, but makes it anew.
+        draft.space_prefix = Some(flag("add_prefix_space") != Some(false));
+        draft.prefix_once = once;
+        draft.prefix_unless_space = draft.space_prefix == Some(true);
+        draft.prefix_normalizes = false;
+        draft.escape_normalizes = false;
     }
+}
+
+/// Whether version 5 of transformers, or a later one, saved `tokenizer_config.json`.
+fn saved_by_transformers_5(files: &TokenizerFiles<'_>) -> bool {
+    let backend = files.tokenizer_config.and_then(|config| config.get("backend"));
+    backend.and_then(serde_json::Value::as_str) == Some("tokenizers")
+}
+
+/// Whether the class that reads the folder decides where a space is added, whatever `tokenizer.json` says.
+///
+/// Source: transformers 5.24, `models/llama/tokenization_llama.py`.
+fn rebuilds_spaces(files: &TokenizerFiles<'_>) -> bool {
+    let class = files.tokenizer_config.and_then(|config| config.get("tokenizer_class"));
+    let class = class.and_then(serde_json::Value::as_str).unwrap_or_default();
+    saved_by_transformers_5(files) && matches!(class, "LlamaTokenizer" | "LlamaTokenizerFast")
 }
 
 /// Reads a whole file of at most `limit` bytes.

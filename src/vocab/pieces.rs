@@ -355,6 +355,19 @@ pub(super) fn byte_level(text: &str) -> Option<Vec<u8>> {
     text.chars().map(byte_level_byte).collect()
 }
 
+/// Returns the character that a byte is written as: see [`byte_level`].
+pub(super) fn byte_level_char(byte: u8) -> char {
+    static ALPHABET: std::sync::OnceLock<[char; 256]> = std::sync::OnceLock::new();
+    let alphabet = ALPHABET.get_or_init(|| {
+        let mut others = (0x100..).filter_map(char::from_u32);
+        std::array::from_fn(|byte| match byte as u8 {
+            byte if is_printable_latin1(byte) => char::from(byte),
+            _ => others.next().unwrap_or_default(),
+        })
+    });
+    alphabet[usize::from(byte)]
+}
+
 fn is_printable_latin1(byte: u8) -> bool {
     matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff)
 }
@@ -403,6 +416,7 @@ mod tests {
         let mut sorted = alphabet.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, (0..=255).collect::<Vec<u8>>());
+        assert!((0..=255).all(|byte| byte_level_byte(byte_level_char(byte)) == Some(byte)));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 use serde_json::Value;
 
+use super::split::{self, Matches};
 use crate::base::display::shorten;
 
 /// One step of a pre-tokenizer.
@@ -65,6 +66,11 @@ const DEEPSEEK_LETTERS: &str = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳ
 const DEEPSEEK_CJK: &str = "[一-龥ࠀ-一가-\u{d7ff}]+";
 const DEEPSEEK_3_WORDS: &str = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+";
 
+/// The letters with case that [`DEEPSEEK_LETTERS`] begins to enumerate.
+const DEEPSEEK_ALL_LETTERS: &str = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+";
+const GPT_2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const SUPER_BPE_THREES: &str = r"(?=(\d{3})+(?!\d))";
+
 /// llama.cpp's names, and the steps that each stands for.
 #[rustfmt::skip]
 const KNOWN: &[(&str, Whole, &[Known])] = &[
@@ -87,7 +93,7 @@ const KNOWN: &[(&str, Whole, &[Known])] = &[
     ("bailingmoe",     Whole::No,  &[Split(BAILING_MOE), Bytes]),
     ("minicpm5",       Whole::Yes, &[Split(r"\p{N}{1,3}"), Split(MINICPM_5), Bytes]),
     ("seed-coder",     Whole::No,  &[Split(SEED_CODER), Bytes]),
-    ("superbpe",       Whole::No,  &[Split(r"\p{N}+"), Split(r"(?=(\d{3})+(?!\d))"), Bytes]),
+    ("superbpe",       Whole::No,  &[Split(r"\p{N}+"), Split(SUPER_BPE_THREES), Bytes]),
 ];
 
 impl Known {
@@ -101,6 +107,24 @@ impl Known {
             (Gpt2Bytes, Step::ByteLevel { gpt2_split }) => *gpt2_split,
             (Bytes, Step::ByteLevel { gpt2_split }) => !gpt2_split,
             _ => false,
+        }
+    }
+}
+
+impl Known {
+    /// What splits a text in this way.
+    fn rules(self) -> Vec<split::Step> {
+        let matches = |expression: &str| split::Step::Matches(Matches::new(expression));
+        let regex = |expression: &str| regex::Regex::new(expression).expect("a constant");
+        match self {
+            Split(SUPER_BPE_THREES) => vec![split::Step::Threes(regex(r"\d+"))],
+            Split(expression) => vec![matches(expression)],
+            SplitLike(_) => vec![matches(DEEPSEEK_ALL_LETTERS)],
+            AnyDigits => vec![split::Step::Digits { one_by_one: true }],
+            Self::Digits { one_by_one } => vec![split::Step::Digits { one_by_one }],
+            Punctuation => vec![matches(r"[\p{P}!-/:-@\[-`{-~]+")],
+            Gpt2Bytes => vec![matches(GPT_2), split::Step::Bytes],
+            Bytes => vec![split::Step::Bytes],
         }
     }
 }
@@ -129,6 +153,35 @@ pub(super) fn name(pre_tokenizer: &Value, ignore_merges: bool) -> Result<&'stati
         })
         .map(|(name, _, _)| *name)
         .ok_or_else(shown)
+}
+
+/// Returns the rules that a name in a GGUF file stands for, and whether a word that is a piece is used as it is, without
+/// merging; `None` if nibble does not know the name.
+pub(super) fn rules(name: &str) -> Option<(Vec<split::Step>, bool)> {
+    let (_, _, steps) = KNOWN.iter().find(|(known, ..)| *known == name)?;
+    Some((steps.iter().flat_map(|step| step.rules()).collect(), whole_words_in_llama_cpp(name)))
+}
+
+/// Returns whether llama.cpp uses a word that is a piece as it is, for pre-tokenizers of this name.
+pub(super) fn whole_words_in_llama_cpp(name: &str) -> bool {
+    matches!(name, "llama-bpe" | "minicpm5" | "tekken")
+}
+
+/// What llama.cpp splits in another way than the tokenizers library, in words; `None` if nothing of consequence is known.
+/// A test compares the two on texts in many scripts.
+pub(super) fn other_in_llama_cpp(name: &str) -> Option<&'static str> {
+    Some(match name {
+        // Its expressions know no marks, and of case only ASCII's.
+        "tekken" | "gpt-4o" => "words with combining marks, as in Hindi, Thai and Tamil",
+        // Its `\s` is ASCII's there.
+        "deepseek-llm" | "deepseek-coder" => {
+            "words after other spaces than the usual one, such as U+3000 in Chinese texts"
+        }
+        // The library looks for digits after it has written bytes as characters, of which some are digits.
+        "falcon" => "words of scripts whose bytes, written as characters, look like digits, as in Hindi and Thai",
+        "superbpe" => "digits of other scripts",
+        _ => return None,
+    })
 }
 
 /// Returns whether any step converts bytes to characters.

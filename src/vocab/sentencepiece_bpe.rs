@@ -1,5 +1,6 @@
 //! [`SentencepieceBpe`]: encodes and decodes text exactly like the sentencepiece library.
 
+use super::find::{self, Finder, NORMALIZED_KEY, Part};
 use super::merge::{Candidate, MAX_MERGED_BYTES, MergeTable, Merger, Output};
 use super::normalize::{CharsMap, Normalizer};
 use super::pieces::{array, missing};
@@ -30,9 +31,11 @@ pub struct SentencepieceBpe {
     prefix_once: bool,
     user_defined: Trie,
     /// Pieces that split plain text into parts.
-    dividers: Trie,
+    dividers: Finder,
     /// Those, the control pieces and the unknown piece, which split text from a template.
-    markers: Trie,
+    markers: Finder,
+    /// Pieces that are found in normalized text.
+    normalized: Finder,
     table: MergeTable,
     /// The piece for each byte of text that no other piece spells.
     bytes: Box<[Option<u32>; 256]>,
@@ -52,21 +55,32 @@ impl SentencepieceBpe {
         }
         let scores = scores(metadata, pieces.len())?;
         let merges = merges(metadata)?;
-        let (mut user_defined, mut dividers, mut markers) = (Trie::default(), Trie::default(), Trie::default());
+        let (mut user_defined, mut dividers, mut markers) = (Trie::default(), Finder::default(), Finder::default());
         let mut trie_bytes = 0;
-        let mut insert = |trie: &mut Trie, text: &str, id| {
+        let mut count = |text: &str, id| {
             check_length(text, id)?;
             trie_bytes += text.len();
-            if trie_bytes > MAX_TRIE_BYTES {
-                return Err(Error::LongPieces { limit: MAX_TRIE_BYTES });
-            }
-            trie.insert(text, id);
-            Ok(())
+            if trie_bytes > MAX_TRIE_BYTES { Err(Error::LongPieces { limit: MAX_TRIE_BYTES }) } else { Ok(()) }
         };
-        if let Some(Array::U32(ids)) = array(metadata, PREFIX_AFTER_KEY) {
-            for &id in ids {
-                insert(&mut dividers, pieces.text(id).unwrap_or_default(), id)?;
-                insert(&mut markers, pieces.text(id).unwrap_or_default(), id)?;
+        let flags = find::flags(metadata);
+        let flags_of = |id: u32| flags.get(&id).copied().unwrap_or_default();
+        let space_prefix = metadata.bool("tokenizer.ggml.add_space_prefix").unwrap_or(true);
+        let normalized_ids = find::ids(metadata, NORMALIZED_KEY);
+        let mut normalized = Finder::default();
+        let prefix_unless_space = metadata.bool(PREFIX_UNLESS_SPACE_KEY).unwrap_or(false);
+        // What normalization makes of such a piece.
+        let normal_prefix = if space_prefix && !prefix_unless_space { "▁" } else { "" };
+        let is_user_defined = |id: &u32| pieces.piece_type(*id) == Some(PieceType::UserDefined);
+        let mut dividing: Vec<u32> = find::ids(metadata, PREFIX_AFTER_KEY).to_vec();
+        // A token that acts on the text around it is found before that text is encoded.
+        dividing.extend(flags.keys().filter(|id| is_user_defined(id)));
+        dividing.sort_unstable();
+        dividing.dedup();
+        for id in dividing.into_iter().filter(|id| !normalized_ids.contains(id)) {
+            let text = pieces.text(id).unwrap_or_default();
+            for finder in [&mut dividers, &mut markers] {
+                count(text, id)?;
+                finder.insert(text, id, flags_of(id));
             }
         }
         let mut bytes = Box::new([None; 256]);
@@ -75,12 +89,27 @@ impl SentencepieceBpe {
             let (Some(text), Some(ty)) = (pieces.text(id), pieces.piece_type(id)) else { break };
             match ty {
                 PieceType::Byte => bytes[usize::from(pieces.bytes(id)[0])] = Some(id),
-                PieceType::Control | PieceType::Unknown => insert(&mut markers, text, id)?,
-                PieceType::UserDefined => insert(&mut user_defined, text, id)?,
+                PieceType::Control | PieceType::Unknown => {
+                    count(text, id)?;
+                    markers.insert(text, id, flags_of(id));
+                }
+                PieceType::UserDefined => {
+                    let escaped = text.replace(' ', "▁");
+                    count(&escaped, id)?;
+                    if normalized_ids.contains(&id) {
+                        normalized.insert(&format!("{normal_prefix}{escaped}"), id, flags_of(id));
+                    } else if !flags_of(id).single_word {
+                        user_defined.insert(&escaped, id);
+                        // A table of replacements must not see it as other text.
+                        user_defined.insert(text, id);
+                    }
+                }
                 PieceType::Normal | PieceType::Unused => {}
             }
             let merged = match ty {
-                PieceType::Normal | PieceType::UserDefined => true,
+                PieceType::Normal => true,
+                // These are found before merging, or they are other text.
+                PieceType::UserDefined => !flags_of(id).single_word && !normalized_ids.contains(&id),
                 // Padding rows of the embedding are not in sentencepiece's file.
                 PieceType::Unused => text != padding_text(u64::from(id)),
                 PieceType::Byte | PieceType::Control | PieceType::Unknown => false,
@@ -96,8 +125,8 @@ impl SentencepieceBpe {
         let table = MergeTable::new(pieces.len() as u32, &candidates, merges.as_deref());
         Ok(Self {
             normalizer: Normalizer {
-                space_prefix: metadata.bool("tokenizer.ggml.add_space_prefix").unwrap_or(true),
-                prefix_unless_space: metadata.bool(PREFIX_UNLESS_SPACE_KEY).unwrap_or(false),
+                space_prefix,
+                prefix_unless_space,
                 remove_extra_whitespaces: metadata.bool("tokenizer.ggml.remove_extra_whitespaces").unwrap_or(false),
                 charsmap: charsmap(metadata)?,
             },
@@ -106,6 +135,7 @@ impl SentencepieceBpe {
             user_defined,
             dividers,
             markers,
+            normalized,
             table,
             bytes,
         })
@@ -143,20 +173,14 @@ impl SentencepieceBpe {
 
     /// Encodes text that is split at `markers`. `prefix` says whether the first part begins a text, and so gets the
     /// space in front.
-    fn encode_divided(&self, text: &str, markers: &Trie, mut prefix: bool, ids: &mut Vec<u32>) {
-        let (mut start, mut at) = (0, 0);
-        while let Some(rest) = text.as_bytes().get(at..).filter(|rest| !rest.is_empty() && !markers.is_empty()) {
-            let Some((id, len)) = markers.longest_prefix(rest) else {
-                at += 1;
-                continue;
-            };
-            self.encode_part(&text[start..at], prefix, ids);
-            ids.push(id);
-            at += len;
-            start = at;
-            prefix = !self.prefix_once;
-        }
-        self.encode_part(&text[start..], prefix, ids);
+    fn encode_divided(&self, text: &str, markers: &Finder, mut prefix: bool, ids: &mut Vec<u32>) {
+        markers.split(text, |part| match part {
+            Part::Text(text) => self.encode_part(text, prefix, ids),
+            Part::Token(id) => {
+                ids.push(id);
+                prefix = !self.prefix_once;
+            }
+        });
     }
 
     /// Encodes a whole text, with BOS and EOS if the model expects them.
@@ -170,20 +194,27 @@ impl SentencepieceBpe {
     fn encode_part(&self, text: &str, space_prefix: bool, ids: &mut Vec<u32>) {
         let text = self.normalizer.normalize(text, &self.user_defined, space_prefix);
         let mut merger = Merger::new(&self.table, Ids { tokenizer: self, ids, after_unknown: false });
-        let mut rest: &str = &text;
-        while let Some(char) = rest.chars().next() {
-            match self.user_defined.longest_prefix(rest.as_bytes()) {
+        self.normalized.split(&text, |part| match part {
+            Part::Text(text) => self.merge(text, &mut merger),
+            Part::Token(id) => merger.frozen(id),
+        });
+        merger.finish();
+    }
+
+    /// Merges normalized text.
+    fn merge(&self, mut text: &str, merger: &mut Merger<'_, Ids<'_>>) {
+        while let Some(char) = text.chars().next() {
+            match self.user_defined.longest_prefix(text.as_bytes()) {
                 Some((id, len)) => {
                     merger.frozen(id);
-                    rest = &rest[len..];
+                    text = &text[len..];
                 }
                 None => {
                     merger.char(char);
-                    rest = &rest[char.len_utf8()..];
+                    text = &text[char.len_utf8()..];
                 }
             }
         }
-        merger.finish();
     }
 
     /// Decodes ids. This is the inverse of [`Self::encode`] for text without `▁` and without control pieces, except for

@@ -175,6 +175,8 @@ impl Finder<'_> {
             let class = class.map(|class| class.trim_end_matches("Fast"));
             match class {
                 _ if self.draft.kind == VocabKind::ByteLevel => false,
+                // That version adds BOS only where it is told to.
+                _ if super::saved_by_transformers_5(self.files) => false,
                 // transformers' classes for sentencepiece, which add BOS by default. So does Llama itself, which comes
                 // without a configuration.
                 None | Some("LlamaTokenizer" | "CodeLlamaTokenizer" | "GemmaTokenizer") => true,

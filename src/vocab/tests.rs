@@ -200,6 +200,166 @@ fn every_row_of_the_embedding_has_a_token() {
     }
 }
 
+/// The files of a tokenizer that transformers 5 saved, with the base model's `tokenizer.model` beside it.
+fn saved_by_transformers_5(
+    config: &Object,
+    choice: Option<TokenizerFile>,
+) -> (Metadata, Vec<String>, Option<Disagreement>) {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/saved-by-transformers-5");
+    let files = TokenizerFiles {
+        model: Some(dir.join("tokenizer.model")),
+        json: Some(dir.join("tokenizer.json")),
+        choice,
+        tokenizer_config: Some(config),
+        ..TokenizerFiles::default()
+    };
+    let (metadata, warnings) = metadata(&files, 704).unwrap();
+    let disagreement = disagreement(&files, 704, &metadata);
+    (metadata, warnings, disagreement)
+}
+
+#[test]
+fn added_tokens_and_bos_come_from_tokenizer_json_and_the_pieces_from_the_file_that_is_chosen() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/saved-by-transformers-5");
+    let config = object(&dir.join("tokenizer_config.json"));
+    let golden: Value = serde_json::from_slice(&std::fs::read(dir.join("golden.json")).unwrap()).unwrap();
+    let texts = golden["texts"].as_array().unwrap();
+    for (choice, key) in [(None, "model"), (Some(TokenizerFile::Model), "model"), (Some(TokenizerFile::Json), "json")] {
+        let (metadata, warnings, _) = saved_by_transformers_5(&config, choice);
+        assert!(warnings.is_empty(), "{warnings:?}");
+        assert_eq!(metadata.bool("tokenizer.ggml.add_bos_token"), Some(false));
+        assert_eq!(metadata.str(CHOICE_KEY), (key == "json").then_some("tokenizer.json"));
+        let tokenizer = SentencepieceBpe::from_metadata(&metadata).unwrap();
+        assert_eq!(tokenizer.pieces().piece_type(700), Some(PieceType::UserDefined), "<think>");
+        assert_eq!(tokenizer.pieces().piece_type(702), Some(PieceType::Control), "<|pad|>");
+        for text in texts {
+            let wanted = ids(&text[key]);
+            assert_eq!(tokenizer.encode_special(text["text"].as_str().unwrap()), wanted, "{key}: {}", text["text"]);
+        }
+    }
+    assert!(texts.len() > 70);
+}
+
+#[test]
+fn a_text_about_which_the_two_files_disagree_is_shown() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/saved-by-transformers-5");
+    let config = object(&dir.join("tokenizer_config.json"));
+    let found = saved_by_transformers_5(&config, None).2.unwrap();
+    assert_eq!(
+        (found.text, &found.model[..], &found.json[..]),
+        ("Hello", &[449, 385, 298, 389][..], &[384, 449, 385, 298, 389][..])
+    );
+    let said = found.to_string();
+    assert!(said.contains("'Hello' has the tokens 449 385 298 389 by the first, which is used, and 384 449"), "{said}");
+    // Without the space in front, they agree.
+    let mut config = config;
+    config.insert("add_prefix_space".to_string(), json!(false));
+    assert_eq!(saved_by_transformers_5(&config, None).2, None);
+}
+
+#[test]
+fn a_tokenizer_json_that_does_not_fit_is_left_aside_with_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("tokenizer.json");
+    let mut files = TokenizerFiles {
+        model: Some(nano_dir().join("tokenizer.model")),
+        json: Some(json.clone()),
+        ..TokenizerFiles::default()
+    };
+    let warned = |content: &str| {
+        std::fs::write(&json, content).unwrap();
+        let (metadata, warnings) = metadata(&files, 6400).unwrap();
+        assert_eq!(disagreement(&files, 6400, &metadata), None);
+        warnings.join("; ")
+    };
+    assert!(warned("{").contains("tokenizer.json is left aside: "));
+    let other = r#"{"model": {"type": "BPE", "vocab": {"x": 9}, "merges": []}, "added_tokens": []}"#;
+    assert!(warned(other).contains("token 9 is 'x' in it, and "));
+    // Of another kind, but with added tokens that fit.
+    let unigram = r#"{"model": {"type": "Unigram", "vocab": [["a", 0.0]]}, "added_tokens": []}"#;
+    assert_eq!(warned(unigram), "");
+    files.choice = Some(TokenizerFile::Json);
+    files.json = None;
+    let error = metadata(&files, 6400).unwrap_err().to_string();
+    assert!(error.contains("has no tokenizer.json"), "{error}");
+}
+
+#[test]
+fn files_of_other_names_are_read_where_they_say_all_and_named_where_they_do_not() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/added-tokens.json");
+    let golden: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    // The same vocabulary in GPT-2's two files.
+    let model = &golden["tokenizers"]["qwen2"]["tokenizer"]["model"];
+    let merges: Vec<String> = model["merges"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|merge| match merge {
+            Value::String(merge) => merge.clone(),
+            pair => format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()),
+        })
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    std::fs::write(file("vocab.json"), model["vocab"].to_string()).unwrap();
+    std::fs::write(file("merges.txt"), format!("#version: 0.2\n{}\n", merges.join("\n"))).unwrap();
+    let read = |config: Value| {
+        let config: Object = serde_json::from_value(config).unwrap();
+        let files =
+            TokenizerFiles { dir: dir.path().into(), tokenizer_config: Some(&config), ..TokenizerFiles::default() };
+        metadata(&files, 500)
+    };
+    let (of_two, warnings) = read(json!({"tokenizer_class": "Qwen2TokenizerFast"})).unwrap();
+    assert!(warnings.iter().any(|warning| warning.contains("NFC")), "{warnings:?}");
+    let tokenizer = ByteLevelBpe::from_metadata(&of_two).unwrap();
+    let plain = |text: &&Value| !text[0].as_str().unwrap().contains('<') && !text[0].as_str().unwrap().contains("word");
+    for text in golden["tokenizers"]["qwen2"]["texts"].as_array().unwrap().iter().filter(plain) {
+        assert_eq!(tokenizer.encode(text[0].as_str().unwrap()), ids(&text[1]), "{}", text[0]);
+    }
+    assert_eq!(read(json!({"tokenizer_class": "GPT2Tokenizer"})).unwrap().0.str("tokenizer.ggml.pre"), Some("gpt-2"));
+    let error = read(json!({"tokenizer_class": "CodeGenTokenizer"})).unwrap_err().to_string();
+    assert!(error.contains("but vocab.json, merges.txt for the class 'CodeGenTokenizer'"), "{error}");
+    std::fs::remove_file(file("merges.txt")).unwrap();
+    std::fs::rename(file("vocab.json"), file("tekken.json")).unwrap();
+    let error = read(json!({})).unwrap_err().to_string();
+    assert!(
+        error.contains("but tekken.json, from which nibble cannot") && error.contains("save_pretrained"),
+        "{error}"
+    );
+    std::fs::copy(nano_dir().join("tokenizer.model"), file("spiece.model")).unwrap();
+    let files = TokenizerFiles { dir: dir.path().into(), ..TokenizerFiles::default() };
+    assert_eq!(metadata(&files, 6400).unwrap().0.str("tokenizer.ggml.model"), Some("llama"));
+}
+
+#[test]
+fn added_tokens_act_on_the_text_around_them_as_in_the_tokenizers_library() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/added-tokens.json");
+    let golden: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("tokenizer.json");
+    for (name, case) in golden["tokenizers"].as_object().unwrap() {
+        std::fs::write(&json, case["tokenizer"].to_string()).unwrap();
+        let files = TokenizerFiles { json: Some(json.clone()), ..TokenizerFiles::default() };
+        let (metadata, warnings) = metadata(&files, 500).unwrap();
+        let flags = warnings.iter().find(|warning| warning.contains("lstrip of '<l>', '<lr>', '<wl>', '<SL>'"));
+        assert!(flags.is_some(), "{warnings:?}");
+        assert_eq!(
+            warnings.iter().any(|warning| warning.contains("normalized of")),
+            matches!(name.as_str(), "prepend" | "replace")
+        );
+        let encode: Box<dyn Fn(&str) -> Vec<u32>> = match SentencepieceBpe::from_metadata(&metadata) {
+            Ok(tokenizer) => Box::new(move |text| tokenizer.encode_special(text)),
+            Err(_) => {
+                let tokenizer = ByteLevelBpe::from_metadata(&metadata).unwrap();
+                Box::new(move |text| tokenizer.encode_special(text))
+            }
+        };
+        for text in case["texts"].as_array().unwrap() {
+            assert_eq!(encode(text[0].as_str().unwrap()), ids(&text[1]), "{name}: {}", text[0]);
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn decoding_gives_back_every_text(text in "\\PC{0,40}", other in any::<String>(), spaces in "[ \\n\\ta零]{0,12}") {
@@ -264,6 +424,85 @@ mod with_llama {
         for prompt in golden["prompts"].as_array().unwrap() {
             let text = prompt["prompt"].as_str().unwrap().to_string() + prompt["greedy_text"].as_str().unwrap();
             assert_eq!(theirs.encode(&text, false), ours.encode(&text), "{text:?}");
+        }
+    }
+
+    /// A byte-level vocabulary that shows how a text is cut: every word of `texts` is one token, and so are two words in a
+    /// row wherever they are not cut apart.
+    fn vocabulary_of_words(name: &str, words: &[Vec<Vec<u8>>]) -> Metadata {
+        let written = |bytes: &[u8]| bytes.iter().map(|&byte| pieces::byte_level_char(byte)).collect::<String>();
+        let mut tokens: Vec<String> = (0..=255).map(|byte| written(&[byte])).collect();
+        let mut known: std::collections::HashSet<String> = tokens.iter().cloned().collect();
+        let mut merges = Vec::new();
+        let mut add = |left: &[u8], right: &[u8], merges: &mut Vec<String>| {
+            let joined = written(&[left, right].concat());
+            merges.push(format!("{} {}", written(left), written(right)));
+            if known.insert(joined.clone()) {
+                tokens.push(joined);
+            }
+        };
+        let all_words: std::collections::BTreeSet<&Vec<u8>> = words.iter().flatten().collect();
+        // Falcon cuts characters, too.
+        let whole = all_words.iter().all(|word| std::str::from_utf8(word).is_ok());
+        for word in &all_words {
+            // Bytes become characters, and characters, in whatever order, the word.
+            let units: Vec<&[u8]> = match std::str::from_utf8(word) {
+                Ok(text) if whole => text.char_indices().map(|(at, c)| &word[at..at + c.len_utf8()]).collect(),
+                _ => word.chunks(1).collect(),
+            };
+            let parts = units.iter().map(|unit| unit.chunks(1).collect::<Vec<_>>()).chain([units.clone()]);
+            for parts in parts.collect::<Vec<_>>() {
+                for (from, to) in (0..parts.len()).flat_map(|i| (i + 2..=parts.len()).map(move |j| (i, j))) {
+                    for middle in from + 1..to {
+                        add(&parts[from..middle].concat(), &parts[middle..to].concat(), &mut merges);
+                    }
+                }
+            }
+        }
+        for pair in words.iter().flat_map(|words| words.windows(2)) {
+            add(&pair[0], &pair[1], &mut merges);
+        }
+        let mut seen = std::collections::HashSet::new();
+        merges.retain(|merge| seen.insert(merge.clone()));
+        let mut metadata = Metadata::new();
+        metadata.set("tokenizer.ggml.model", "gpt2");
+        metadata.set("tokenizer.ggml.pre", name);
+        let n = tokens.len();
+        metadata.set("tokenizer.ggml.tokens", tokens);
+        metadata.set("tokenizer.ggml.token_type", vec![1i32; n]);
+        metadata.set("tokenizer.ggml.merges", merges);
+        metadata
+    }
+
+    #[test]
+    fn a_warning_is_due_exactly_where_llama_cpp_splits_texts_in_another_way() {
+        let (texts, golden) = split::tests::golden();
+        for (name, cuts) in golden {
+            let words = |text: &str, lengths: &[usize]| {
+                let mut rest = text.as_bytes();
+                let word = |&n: &usize| rest.split_off(..n).unwrap().to_vec();
+                lengths.iter().map(word).collect::<Vec<_>>()
+            };
+            // llama.cpp takes a NUL for the end of a text.
+            let mut texts: Vec<_> = texts.iter().zip(&cuts).filter(|(text, _)| !text.contains('\0')).collect();
+            if name == "deepseek-llm" {
+                // llama.cpp cuts out runs of digits. The vocabulary has no piece of two digits, so that is the same.
+                texts.retain(|(text, _)| !text.contains(char::is_numeric));
+            }
+            let words: Vec<_> = texts.iter().map(|(text, cuts)| words(text, cuts)).collect();
+            let metadata = vocabulary_of_words(&name, &words);
+            let (ours, theirs) = (ByteLevelBpe::from_metadata(&metadata).unwrap(), Vocabulary::load(&metadata));
+            let mut others = Vec::new();
+            for ((text, cuts), words) in texts.iter().zip(&words) {
+                let ids = ours.encode(text);
+                let printed: Vec<&[u8]> = ids.iter().map(|&id| ours.pieces().bytes(id)).collect();
+                assert_eq!(printed, *words, "{name}: {text:?}, {cuts:?}");
+                if theirs.encode(text, false) != ids {
+                    others.push(text);
+                }
+            }
+            let said = pretokenizers::other_in_llama_cpp(&name);
+            assert_eq!(said.is_some(), !others.is_empty(), "{name}: {said:?}, but these differ: {others:?}");
         }
     }
 

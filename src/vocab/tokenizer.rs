@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::PieceType;
+use super::find::FlagsById;
+use super::{Flags, PieceType};
 use crate::base::display::shorten;
 
 /// Where a piece of text stands. Some tokenizers add a space before the first word of a text.
@@ -142,6 +143,7 @@ pub struct Markers {
     // By first character, the longest first.
     by_first: BTreeMap<char, Vec<(String, u32)>>,
     ids: Vec<u32>,
+    flags: FlagsById,
 }
 
 impl Markers {
@@ -166,6 +168,17 @@ impl Markers {
         }
         markers.ids.sort_unstable();
         markers
+    }
+
+    /// Adds what the tokens do to the text around them.
+    pub(crate) fn with_flags(mut self, flags: FlagsById) -> Self {
+        self.flags = flags;
+        self
+    }
+
+    /// What a marker does to the text around it.
+    pub fn flags(&self, id: u32) -> Flags {
+        self.flags.get(&id).copied().unwrap_or_default()
     }
 
     /// Returns the longest marker at the start of `text`: its length in bytes and its id.
@@ -242,6 +255,11 @@ pub(crate) mod tests {
             let listed = pieces.iter().zip(0u32..).map(|((piece, kind), id)| (id, *piece, *kind));
             let markers = Markers::new(listed, |id| matches!(id, 2 | 7));
             Self { pieces, markers, space_prefix: false, prefix_once: false, bos: None }
+        }
+
+        /// Lets markers take whitespace.
+        pub fn flag(&mut self, flags: FlagsById) {
+            self.markers = std::mem::take(&mut self.markers).with_flags(flags);
         }
 
         /// Shows what a model reads: markers as `{7}`, text unchanged.

@@ -26,6 +26,11 @@ pub enum Stage<'a> {
         /// Bytes of all files.
         bytes: u64,
     },
+    /// The blocks of the files are being checked: these bytes.
+    Checking {
+        /// Bytes of the files' tensors.
+        bytes: u64,
+    },
     /// A source is being converted.
     Converting {
         /// The name of the result.
@@ -70,7 +75,10 @@ impl Stage<'_> {
     /// Returns the number of its steps, in its own unit: bytes, windows or questions.
     pub fn steps(&self) -> u64 {
         match *self {
-            Self::Hashing { bytes } | Self::Converting { bytes, .. } | Self::Weights { bytes } => bytes,
+            Self::Hashing { bytes }
+            | Self::Checking { bytes }
+            | Self::Converting { bytes, .. }
+            | Self::Weights { bytes } => bytes,
             Self::Loading { .. } => 1,
             Self::Calibrating { windows } | Self::Reading { windows, .. } => windows,
             Self::Answering { questions, .. } => questions,
@@ -82,6 +90,7 @@ impl std::fmt::Display for Stage<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Hashing { .. } => f.write_str("computing hashes"),
+            Self::Checking { .. } => f.write_str("checking the files"),
             Self::Converting { name, .. } => write!(f, "converting to {name}"),
             Self::Loading { name } => write!(f, "loading {name}"),
             Self::Calibrating { .. } => f.write_str("measuring importance"),

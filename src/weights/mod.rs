@@ -102,7 +102,7 @@ impl<'a> WeightComparison<'a> {
         importance: Option<&'a Importance>,
     ) -> Result<Self, Error> {
         // A comparison may use a quantized source: nothing is converted.
-        let source = Source::open(source_path, architectures, true)?;
+        let source = Source::open(source_path, architectures, true, None)?;
         let mut warnings = source.warnings.clone();
         if let Some(importance) = importance {
             convert::check_importance(importance, &source.tensors, &mut warnings)?;

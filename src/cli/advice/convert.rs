@@ -55,6 +55,7 @@ pub fn of_source(error: &pass::Error) -> Option<String> {
         Error::Checkpoint(error) => return of_checkpoint(error),
         Error::NoSource { path } => return super::files::of_path(path),
         Error::Arch { source, .. } => return of_architecture(source),
+        Error::TokenizerOfGguf { .. } => "leave out --tokenizer",
         Error::AlreadyQuantized { .. } => {
             "start from the 16-bit original, or pass --allow-requantize to convert it anyway"
         }

@@ -11,6 +11,7 @@ mod engine;
 #[cfg(feature = "llama")]
 mod evaluate;
 mod files;
+mod gguf;
 #[cfg(feature = "llama")]
 mod llama;
 mod sample;
@@ -32,6 +33,7 @@ const ROOMS: &[Advice] = &[
     files::advice,
     #[cfg(feature = "llama")]
     llama::advice,
+    gguf::advice,
     sample::advice,
     verify::advice,
     weights::advice,

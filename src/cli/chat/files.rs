@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 
 use crate::base::atomic_file::AtomicFile;
 use crate::base::display::is_unprintable;
+use crate::base::text::without_mark;
 use crate::chat::Conversation;
 
 /// Larger files are refused: they are not conversations.
@@ -56,7 +57,7 @@ pub fn load(path: &Path) -> anyhow::Result<Conversation> {
         bail!("{} is larger than {} MB, too large for a conversation", path.display(), MAX_BYTES >> 20);
     }
     let Ok(text) = String::from_utf8(bytes) else { bail!("{} is not UTF-8 text", path.display()) };
-    Conversation::from_json(&text).with_context(cannot)
+    Conversation::from_json(&without_mark(text)).with_context(cannot)
 }
 
 /// Returns the names in `folder` that begin with `begun`, sorted, directories with a slash at the end. Hidden files are

@@ -23,6 +23,7 @@ use super::command::{self, is_open};
 use super::files;
 use super::settings;
 use crate::base::display::is_unprintable;
+use crate::base::text::without_mark;
 
 /// A line, or what happened instead.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,7 +41,14 @@ pub enum Input {
     /// A person at a terminal.
     Terminal(Box<Terminal>),
     /// A script.
-    Pipe(Box<dyn BufRead>),
+    Pipe(Script),
+}
+
+/// Lines of a script.
+pub struct Script {
+    reader: Box<dyn BufRead>,
+    /// Whether the first line is still to come: it may begin with a byte order mark.
+    first: bool,
 }
 
 impl Input {
@@ -50,7 +58,7 @@ impl Input {
     /// If the terminal cannot be set up.
     pub fn open(history: Option<PathBuf>, colour: bool) -> anyhow::Result<Self> {
         if !io::stdin().is_terminal() {
-            return Ok(Self::Pipe(Box::new(BufReader::new(io::stdin()))));
+            return Ok(Self::Pipe(Script { reader: Box::new(BufReader::new(io::stdin())), first: true }));
         }
         Ok(Self::Terminal(Box::new(Terminal::open(history, colour)?)))
     }
@@ -67,22 +75,25 @@ impl Input {
     pub fn next(&mut self, prefill: &str) -> anyhow::Result<Line> {
         match self {
             Self::Terminal(terminal) => terminal.next(prefill),
-            Self::Pipe(reader) => read_piped(reader),
+            Self::Pipe(script) => read_piped(script),
         }
     }
 }
 
 /// Reads a line, or several: a line that ends in a backslash continues, and quotes are read up to the closing ones.
-fn read_piped(reader: &mut dyn BufRead) -> anyhow::Result<Line> {
+fn read_piped(script: &mut Script) -> anyhow::Result<Line> {
     let mut text = String::new();
     loop {
         let mut bytes = Vec::new();
-        let n = reader.read_until(b'\n', &mut bytes).context("cannot read standard input")?;
+        let n = script.reader.read_until(b'\n', &mut bytes).context("cannot read standard input")?;
         if n == 0 {
             // A message without its end is still a message.
             return Ok(if text.is_empty() { Line::End } else { Line::Text(text) });
         }
-        let line = String::from_utf8(bytes).context("standard input is not UTF-8 text")?;
+        let mut line = String::from_utf8(bytes).context("standard input is not UTF-8 text")?;
+        if std::mem::take(&mut script.first) {
+            line = without_mark(line);
+        }
         let line = line.strip_suffix('\n').unwrap_or(&line);
         let line = line.strip_suffix('\r').unwrap_or(line);
         text.push_str(line);
@@ -270,10 +281,10 @@ mod tests {
     use super::*;
 
     fn piped(text: &str) -> Vec<Line> {
-        let mut reader: Box<dyn BufRead> = Box::new(io::Cursor::new(text.to_string()));
+        let mut script = Script { reader: Box::new(io::Cursor::new(text.to_string())), first: true };
         let mut lines = Vec::new();
         loop {
-            match read_piped(&mut *reader).unwrap() {
+            match read_piped(&mut script).unwrap() {
                 Line::End => return lines,
                 line => lines.push(line),
             }
@@ -288,8 +299,9 @@ mod tests {
         assert_eq!(piped("\"\"\"\na\\\n\n/undo\n\"\"\"\nb\n"), [text("\"\"\"\na\\\n\n/undo\n\"\"\""), text("b")]);
         assert_eq!(piped("\"\"\"\nnever closed"), [text("\"\"\"\nnever closed\n")]);
         assert_eq!(piped(""), []);
-        let mut bad: Box<dyn BufRead> = Box::new(io::Cursor::new(b"\xff\n".to_vec()));
-        assert!(read_piped(&mut *bad).unwrap_err().to_string().contains("not UTF-8"));
+        assert_eq!(piped("\u{feff}a\n\u{feff}b"), [text("a"), text("\u{feff}b")], "a byte order mark");
+        let mut bad = Script { reader: Box::new(io::Cursor::new(b"\xff\n".to_vec())), first: true };
+        assert!(read_piped(&mut bad).unwrap_err().to_string().contains("not UTF-8"));
     }
 
     #[test]

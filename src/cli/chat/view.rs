@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::super::progress::Patient;
+use super::super::repeats::{self, Repeats};
 use super::screen::Screen;
 use crate::engine::{Event, EventSink};
 
@@ -12,12 +13,15 @@ pub struct View<'a> {
     wrap: bool,
     // Shown only if reading takes long.
     bar: Option<Patient>,
+    repeats: Repeats,
+    /// What the answer repeats, if it does.
+    repeated: Option<String>,
 }
 
 impl<'a> View<'a> {
     /// A view that breaks lines between words if `wrap`.
     pub fn new(screen: &'a mut Screen, wrap: bool) -> Self {
-        Self { screen, wrap, bar: None }
+        Self { screen, wrap, bar: None, repeats: Repeats::default(), repeated: None }
     }
 }
 
@@ -29,12 +33,19 @@ impl EventSink for View<'_> {
                 self.bar.get_or_insert_with(|| Patient::new("reading", total as u64)).at(done as u64);
             }
             Event::Reading { .. } => self.bar = None,
-            Event::Text(text) => return self.screen.text(text),
+            Event::Text(text) => {
+                self.repeated = self.repeats.push(text).or(self.repeated.take());
+                return self.screen.text(text);
+            }
             // Said once, after the answer.
             Event::Forgot { .. } => {}
             Event::End => {
                 self.bar = None;
                 self.screen.end();
+                // Not in the middle of the answer: Ctrl-C ends that.
+                if let Some(repeated) = self.repeated.take() {
+                    self.screen.note(&repeats::sentence(&repeated));
+                }
             }
         }
         ControlFlow::Continue(())

@@ -148,7 +148,7 @@ impl MeasureArgs {
             task_context: tasks.ctx,
             models: self.engine.settings(),
         })?;
-        comparison.tasks().iter().for_each(say);
+        comparison.tasks().iter().for_each(|task| say(task, tasks.task_format.is_some()));
         Ok(comparison)
     }
 
@@ -158,8 +158,12 @@ impl MeasureArgs {
     }
 }
 
-/// Prints what was left out of a task, and where its examples come from.
-fn say(task: &Task) {
+/// Prints how a task is read, what was left out of it, and where its examples come from.
+fn say(task: &Task, is_named: bool) {
+    if !is_named {
+        let (name, format) = (printable(&task.about.name), task.format);
+        eprintln!("nibble: {name}: read as {}, {}; --task-format reads it as another", format.name, format.about);
+    }
     task.notes.iter().for_each(|note| eprintln!("nibble: {}", printable(note)));
     if let Some(file) = &task.shots_from {
         let shots = task.about.shots;

@@ -136,7 +136,10 @@ fn legend(results: &Results, ranking: &Ranking, width: usize) -> String {
         sentences.push(format!("{FRONT} a lower KLD than everything smaller."));
     }
     sentences.push("KLD: distance from the reference's predictions, in nats per token; 0 is the same.".into());
-    if results.settings.confidence > 0.0 {
+    let has_interval = |candidate: &Candidate| candidate.overall.is_some_and(|scores| scores.kld.interval.is_some());
+    if !results.candidates.iter().any(has_interval) {
+        sentences.push("Too few windows were read for intervals.".into());
+    } else if results.settings.confidence > 0.0 {
         sentences.push(format!("Brackets: {:.0}% intervals.", results.settings.confidence * 100.0));
     }
     let prefix = wording::plain(wording::common_prefix(results));

@@ -20,7 +20,9 @@ pub(super) static FORMAT: Format = Format {
     usual_shots: 0,
     scores: &[Score::AccuracyNormalised, Score::Accuracy],
     scored: Scored::Choice,
-    looks_right: |source| source.first_object().is_some_and(|first| first.contains_key("answerKey")),
+    looks_right: |source| {
+        source.first_object().is_some_and(|first| first.contains_key("answerKey") && first.contains_key("question"))
+    },
     parse,
 };
 

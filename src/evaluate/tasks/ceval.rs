@@ -24,10 +24,8 @@ pub(super) static FORMAT: Format = Format {
     usual_shots: 5,
     scores: &[Score::Accuracy],
     scored: Scored::Choice,
-    looks_right: |source| {
-        let has = |row: &[String], name: &str| row.iter().any(|field| field == name);
-        source.first_row().is_some_and(|row| has(&row, "question") && has(&row, "A") && has(&row, "D"))
-    },
+    // MMLU's files have the same headings where somebody added some.
+    looks_right: |source| letters::has_headings(source, "question") && letters::is_chinese(source),
     parse,
 };
 

@@ -10,7 +10,7 @@
 //! ```
 
 use super::source::Source;
-use super::{Error, Format, Parsed, Score, Scored, ceval, subject, subjects};
+use super::{Error, Format, Parsed, Score, Scored, ceval, letters, subject, subjects};
 
 pub(super) static FORMAT: Format = Format {
     name: "cmmlu",
@@ -18,10 +18,7 @@ pub(super) static FORMAT: Format = Format {
     usual_shots: 5,
     scores: &[Score::Accuracy],
     scored: Scored::Choice,
-    looks_right: |source| {
-        let has = |row: &[String], name: &str| row.iter().any(|field| field == name);
-        source.first_row().is_some_and(|row| has(&row, "Question") && has(&row, "A") && has(&row, "Answer"))
-    },
+    looks_right: |source| letters::has_headings(source, "Question") && letters::is_chinese(source),
     parse,
 };
 

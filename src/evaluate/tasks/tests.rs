@@ -131,6 +131,31 @@ fn every_format_is_recognised_by_what_is_in_the_file() {
     }
 }
 
+/// Copies of MMLU with a row of headings were taken for C-Eval, and asked in Chinese.
+#[test]
+fn headings_in_english_are_of_no_chinese_task() {
+    let file = "question,A,B,C,D,answer\nWhat?,1,2,3,4,A\nWhy?,1,2,3,4,C\n";
+    let others = [
+        "\u{feff}Question,A,B,C,D,Answer\r\nWhat?,1,2,3,4,A\r\nWhy?,1,2,3,4,C\r\n",
+        "id,subject,answer,question,A,B,C,D\n0,x,A,What?,1,2,3,4\n1,x,C,Why?,1,2,3,4\n",
+        "What?,1,2,3,4,A\nWhy?,1,2,3,4,C\n",
+    ];
+    let wanted = open("headered_test.csv", file, &zero_shot()).unwrap();
+    assert_eq!(wanted.format.name, "mmlu");
+    assert!(shown(&wanted, 1)[2].starts_with("*Why?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:| C"), "{:?}", shown(&wanted, 1));
+    for other in others {
+        let task = open("headered_test.csv", other, &zero_shot()).unwrap();
+        assert_eq!((task.format.name, shown(&task, 1)), ("mmlu", shown(&wanted, 1)), "{other}");
+    }
+    // A format that is named is the one that is used.
+    let named =
+        |format: &str| open("headered_test.csv", file, &TaskOptions { format: Some(format.into()), ..zero_shot() });
+    assert_eq!(named("mmlu").unwrap().format.name, "mmlu");
+    assert_eq!(named("ceval").unwrap().format.name, "ceval");
+    let chinese = "id,question,A,B,C,D,answer\n0,哪个更快____,甲,乙,丙,丁,B\n";
+    assert_eq!(open("x_val.csv", chinese, &zero_shot()).unwrap().format.name, "ceval");
+}
+
 #[test]
 fn a_format_can_be_named_and_a_wrong_name_has_neighbours() {
     let (_, name, text, _) = *file("hellaswag-text");
@@ -299,15 +324,15 @@ fn what_is_wrong_with_a_file_is_said_with_its_line() {
         ),
         (
             "a.csv",
-            "id,question,A,B,C,D\n0,q,a,b,c,d\n".to_string(),
+            "id,question,A,B,C,D\n0,问,a,b,c,d\n".to_string(),
             "line 1: there is no column 'answer'; the test part",
         ),
         (
             "a.csv",
-            "id,question,A,B,C,D,answer\n0,q,a,b,c,d,\n".to_string(),
+            "id,question,A,B,C,D,answer\n0,问,a,b,c,d,\n".to_string(),
             "line 2: the answer has to be A, B, C or D",
         ),
-        ("a.csv", "id,question,A,B,C,D,answer\n".to_string(), "a.csv: it has no questions in the format of C-Eval"),
+        ("a.csv", "id,question,A,B,C,D,answer\n".to_string(), "a.csv: it has no questions in the format of MMLU"),
         (
             "a.csv",
             file("truthfulqa").2.replace("The sea; A hat.", ""),

@@ -21,7 +21,7 @@ pub(super) static FORMAT: Format = Format {
     scored: Scored::Choice,
     looks_right: |source| {
         let has = |key: &str| source.first_object().is_some_and(|first| first.contains_key(key));
-        has("sentence") && has("option1")
+        has("sentence") && has("option1") && has("option2")
     },
     parse,
 };

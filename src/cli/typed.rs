@@ -1,0 +1,280 @@
+//! What people type for other programs of this kind, in the way that this one takes it.
+//!
+//! llama.cpp's flags of several letters begin with one dash, which here are several flags of one letter each. Its model is
+//! a flag, `-m`, and here an argument. So a line for llama-cli is spelled anew before it is parsed.
+
+use std::ffi::{OsStr, OsString};
+
+use clap::CommandFactory;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use super::Cli;
+use crate::recipe::Recipe;
+
+/// The subcommands that run one model.
+const RUNNING: [&str; 5] = ["run", "chat", "bench", "calibrate", "tokenize"];
+/// Those that write text.
+const WRITING: [&str; 2] = ["run", "chat"];
+
+/// Other programs' names of flags that have other names here, and the subcommands that have them.
+const SPELLINGS: [(&[&str], &str, &str); 21] = [
+    (&RUNNING, "-ngl", "--gpu-layers"),
+    (&RUNNING, "--n-gpu-layers", "--gpu-layers"),
+    (&RUNNING, "-ngld", "--draft-gpu-layers"),
+    (&RUNNING, "-ctk", "--kv-type"),
+    (&RUNNING, "--cache-type-k", "--kv-type"),
+    (&RUNNING, "-md", "--draft"),
+    (&RUNNING, "--model-draft", "--draft"),
+    (&RUNNING, "--ctx-size", "--ctx"),
+    (&WRITING, "-sys", "--system"),
+    (&WRITING, "--system-prompt", "--system"),
+    (&WRITING, "--n-predict", "--max-tokens"),
+    (&WRITING, "--predict", "--max-tokens"),
+    (&WRITING, "-r", "--stop"),
+    (&WRITING, "--reverse-prompt", "--stop"),
+    (&["run"], "-cnv", "--chat"),
+    (&["run"], "--conversation", "--chat"),
+    (&["convert"], "--outtype", "--quantize"),
+    (&["convert"], "--outfile", "--output"),
+    (&["compare", "trace"], "-f", "--text"),
+    (&["compare", "compare-recipes", "trace"], "--file", "--text"),
+    (&["compare", "compare-recipes", "trace"], "-ngl", "--gpu-layers"),
+];
+
+/// Flags of llama-cli that ask for what is done here anyway.
+const USUAL: [&str; 8] =
+    ["-e", "--escape", "--color", "-no-cnv", "--no-conversation", "--no-display-prompt", "--jinja", "--simple-io"];
+
+/// Flags whose value is a text, which may look like a flag.
+const TEXTS: [&str; 9] =
+    ["-p", "--prompt", "--system", "--system-prompt", "-sys", "--stop", "-r", "--regex", "--dry-sequence-breaker"];
+
+/// Spells a command line as this program takes it.
+pub fn spelled(line: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut words: Vec<OsString> = line.into_iter().collect();
+    let Some(command) = words.get(1).and_then(|command| command.to_str()).map(str::to_string) else { return words };
+    if command == "convert" {
+        words = quantize(words);
+    }
+    let (is_running, is_writing) = (RUNNING.contains(&&*command), WRITING.contains(&&*command));
+    let respelled = |flag: &str| {
+        let known = SPELLINGS.iter().find(|(commands, theirs, _)| commands.contains(&&*command) && *theirs == flag);
+        // With underscores, as in llama.cpp's own names of parameters and in Python.
+        let hyphens = || (flag.starts_with("--") && flag.contains('_')).then(|| flag.replace('_', "-"));
+        known.map(|(_, _, ours)| ours.to_string()).or_else(hyphens)
+    };
+    let mut out: Vec<OsString> = words.drain(..2).collect();
+    let mut words = words.into_iter().peekable();
+    while let Some(word) = words.next() {
+        let text = word.to_str().unwrap_or_default();
+        let next = |words: &mut std::iter::Peekable<std::vec::IntoIter<OsString>>, known: &[&str]| {
+            words.peek().and_then(|next| next.to_str()).is_some_and(|next| known.contains(&next))
+        };
+        match text {
+            "--" => {
+                out.push(word);
+                break;
+            }
+            _ if is_running && TEXTS.contains(&text) => {
+                out.push(respelled(text).map_or(word.clone(), OsString::from));
+                out.extend(words.next());
+            }
+            // The first argument is the model, wherever it stands among the flags.
+            "-m" | "--model" if is_running => {
+                if let Some(model) = words.next() {
+                    out.insert(2, model);
+                }
+            }
+            // Without a value, as it was in earlier versions of llama.cpp.
+            "-fa" if is_running && !next(&mut words, &["on", "off", "auto"]) => out.push("--flash-attn=on".into()),
+            "-fa" if is_running => out.push("--flash-attn".into()),
+            "-t" | "--threads" if is_running && next(&mut words, &["-1"]) => drop(words.next()),
+            _ if is_writing && USUAL.contains(&text) => {}
+            _ => match (text.strip_prefix("--model=").filter(|_| is_running), text.split_once('=')) {
+                (Some(model), _) => out.insert(2, model.into()),
+                (_, Some((flag, value))) => {
+                    let flag = respelled(flag).unwrap_or_else(|| flag.to_string());
+                    out.push(format!("{flag}={value}").into());
+                }
+                _ => out.push(respelled(text).map_or(word.clone(), OsString::from)),
+            },
+        }
+    }
+    out.extend(words);
+    out
+}
+
+/// Spells `IN OUT TYPE` and `IN TYPE`, with or without a number of threads, as llama-quantize has them.
+fn quantize(words: Vec<OsString>) -> Vec<OsString> {
+    let texts: Vec<&str> = words[2..].iter().map(|word| word.to_str().unwrap_or("-")).collect();
+    if texts.iter().any(|text| text.starts_with('-')) {
+        return words;
+    }
+    let (recipe, threads) = match texts.as_slice() {
+        [_, recipe] | [_, _, recipe] => (*recipe, None),
+        [_, _, recipe, threads] if threads.parse::<u16>().is_ok() => (*recipe, Some(*threads)),
+        _ => return words,
+    };
+    if Recipe::find(recipe).is_err() {
+        return words;
+    }
+    let mut out = words[..3].to_vec();
+    out.extend(["-q", recipe].map(OsString::from));
+    if texts.len() > 2 {
+        out.extend(["-o", texts[1]].map(OsString::from));
+    }
+    out.extend(threads.into_iter().flat_map(|n| ["-t", n]).map(OsString::from));
+    out
+}
+
+/// A flag that makes sense only beside another one.
+struct Needs {
+    command: &'static str,
+    flag: &'static str,
+    /// The flag that it needs, as clap names it.
+    other: &'static str,
+    /// What the flag is about.
+    about: &'static str,
+}
+
+const fn needs(command: &'static str, flag: &'static str, other: &'static str, about: &'static str) -> Needs {
+    Needs { command, flag, other, about }
+}
+
+/// All of them. Those of speculation are in several commands.
+const NEEDS: [Needs; 20] = [
+    needs("bench", "--force", "--output", "the file to write"),
+    needs("compare", "--importance", "--weights", "errors of weights"),
+    needs("compare", "--task-format", "--task", "tasks"),
+    needs("compare", "--shots", "--task", "tasks"),
+    needs("compare", "--task-shots", "--task", "tasks"),
+    needs("compare", "--limit", "--task", "tasks"),
+    needs("compare", "--task-results", "--task", "tasks"),
+    needs("compare", "--ctx", "--task", "tasks (texts have --window)"),
+    needs("run", "--system", "--chat", "chats"),
+    needs("run", "--chat-template", "--chat", "chats"),
+    needs("run", "--logprobs", "--json", "the report in JSON"),
+    needs("verify", "--importance", "--source", "the comparison with a source"),
+    needs("verify", "--seed", "--sample", "the choice of a random part"),
+    needs("", "--draft-max", "--draft", "speculation"),
+    needs("", "--draft-min", "--draft", "speculation"),
+    needs("", "--draft-p-min", "--draft", "speculation"),
+    needs("", "--draft-gpu-layers", "--draft", "speculation"),
+    needs("", "--grammar-format", "--grammar", "grammars"),
+    needs("", "--task-shots", "--task", "tasks"),
+    needs("", "--force", "--output", "the file to write"),
+];
+
+/// Says of a flag that stands without the one it needs what it is about. Other errors stay as they are.
+pub fn explained(error: clap::Error, line: &[OsString]) -> clap::Error {
+    let missing = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::Strings(missing)) if error.kind() == ErrorKind::MissingRequiredArgument => missing,
+        _ => return error,
+    };
+    let command = line.get(1).and_then(|word| word.to_str()).unwrap_or_default();
+    let is_typed = |flag: &str| {
+        let is = |word: &OsStr| word.to_str().is_some_and(|word| word.split('=').next() == Some(flag));
+        line.iter().skip(2).any(|word| is(word))
+    };
+    let is_missing = |flag: &str| missing.iter().any(|arg| arg.split([' ', '=']).next() == Some(flag));
+    let found = NEEDS.iter().find(|needs| {
+        (needs.command.is_empty() || needs.command == command) && is_typed(needs.flag) && is_missing(needs.other)
+    });
+    let Some(Needs { flag, other, about, .. }) = found else { return error };
+    let wanted = missing.iter().find(|arg| arg.starts_with(other)).map_or(*other, String::as_str);
+    let mut cli = Cli::command();
+    let command =
+        cli.find_subcommand_mut(command).map(std::mem::take).unwrap_or_default().bin_name(format!("nibble {command}"));
+    let mut command = command;
+    command.error(ErrorKind::MissingRequiredArgument, format!("{flag} is about {about}, and needs {wanted} beside it"))
+}
+
+#[cfg(all(test, feature = "llama"))]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn line(text: &str) -> Vec<OsString> {
+        std::iter::once("nibble").chain(text.split_whitespace()).map(OsString::from).collect()
+    }
+
+    fn respelled(text: &str) -> String {
+        spelled(line(text)).join(OsStr::new(" ")).into_string().unwrap()
+    }
+
+    #[test]
+    fn lines_for_llama_cli_are_spelled_anew() {
+        for (theirs, ours) in [
+            ("run -m a.gguf -ngl 99 -c 0 -n -1 -p hi", "nibble run a.gguf --gpu-layers 99 -c 0 -n -1 -p hi"),
+            ("chat --model=a.gguf -sys -m -fa on", "nibble chat a.gguf --system -m --flash-attn on"),
+            ("run -p -m -m a.gguf -- -ngl", "nibble run a.gguf -p -m -- -ngl"),
+            ("run a.gguf --ctx-size=9 -ctk q8_0 --stop -ngl", "nibble run a.gguf --ctx=9 --kv-type q8_0 --stop -ngl"),
+            ("convert -m a", "nibble convert -m a"),
+            ("run a -fa -n 3", "nibble run a --flash-attn=on -n 3"),
+            ("run a -r User: -e --color --top_p 0.9 -t -1", "nibble run a --stop User: --top-p 0.9"),
+            ("run a -cnv --n-predict=5", "nibble run a --chat --max-tokens=5"),
+            ("bench a -r 3 -t 4", "nibble bench a -r 3 -t 4"),
+            ("convert in.gguf out.gguf q4_0 8", "nibble convert in.gguf -q q4_0 -o out.gguf -t 8"),
+            ("convert in.gguf Q4_K_M", "nibble convert in.gguf -q Q4_K_M"),
+            ("convert in.gguf out.gguf", "nibble convert in.gguf out.gguf"),
+            ("convert dir --outtype q8_0 --outfile=o.gguf", "nibble convert dir --quantize q8_0 --output=o.gguf"),
+            ("compare a b -f wiki.txt", "nibble compare a b --text wiki.txt"),
+            ("inspect my_model=x", "nibble inspect my_model=x"),
+            ("run", "nibble run"),
+            ("run -m", "nibble run"),
+        ] {
+            assert_eq!(respelled(theirs), ours);
+        }
+    }
+
+    #[test]
+    fn a_flag_without_the_one_it_needs_says_what_it_is_about() {
+        let said = |text: &str| {
+            let line = line(text);
+            explained(Cli::try_parse_from(&line).unwrap_err(), &line).to_string()
+        };
+        let ctx = said("compare a.gguf b.gguf --text x --ctx 512");
+        assert!(ctx.contains("--ctx is about tasks (texts have --window), and needs --task <FILE> beside it"), "{ctx}");
+        assert!(ctx.contains("nibble compare"), "{ctx}");
+        for (text, words) in [
+            ("compare a b --shots=3", "--shots is about tasks, and needs --task <FILE>"),
+            ("compare a b --importance x --text y", "--importance is about errors of weights, and needs --weights"),
+            ("run m -p x --system s", "--system is about chats, and needs --chat"),
+            ("chat m --draft-max 3", "--draft-max is about speculation, and needs --draft <ngram|MODEL>"),
+            ("run m --grammar-format lark", "--grammar-format is about grammars, and needs --grammar <FILE>"),
+            ("verify m --seed 3", "--seed is about the choice of a random part, and needs --sample <SHARE>"),
+        ] {
+            let said = said(text);
+            assert!(said.contains(words), "{text}: {said}");
+        }
+        // Other arguments that are missing stay what they are.
+        assert!(said("compare a").contains("CANDIDATE"));
+    }
+
+    /// A flag that clap says needs another one, and that is not in the table, would only get clap's words.
+    #[test]
+    fn every_flag_that_needs_another_is_in_the_table() {
+        let mut found = std::collections::BTreeSet::new();
+        for command in Cli::command().get_subcommands() {
+            for argument in command.get_arguments() {
+                let Some(long) = argument.get_long() else { continue };
+                let (name, flag) = (command.get_name(), format!("--{long}"));
+                let value = if argument.get_action().takes_values() { " 1" } else { "" };
+                for arguments in ["a", "a b"] {
+                    let line = line(&format!("{name} {arguments} {flag}{value}"));
+                    let Err(error) = Cli::try_parse_from(&line) else { continue };
+                    let Some(ContextValue::Strings(missing)) = error.get(ContextKind::InvalidArg) else { continue };
+                    let is_missing = error.kind() == ErrorKind::MissingRequiredArgument;
+                    if is_missing && missing.iter().any(|arg| arg.starts_with("--")) {
+                        let said = explained(error, &line).to_string();
+                        assert!(said.contains(&format!("{flag} is about ")), "{name} {flag}: {said}");
+                        found.insert(format!("{name} {flag}"));
+                    }
+                }
+            }
+        }
+        // One that takes words has none of the value above.
+        assert!(found.len() > 15, "{found:?}");
+    }
+}
