@@ -218,6 +218,11 @@ impl Assistant {
         &self.session
     }
 
+    /// The form of its prompts.
+    pub fn template(&self) -> &Template {
+        &self.template
+    }
+
     /// Whether tokens are drafted ahead.
     pub fn has_draft(&self) -> bool {
         self.draft.is_some()
