@@ -703,3 +703,50 @@ mod terminal {
         assert_eq!(terminal.end().0, 0);
     }
 }
+
+#[test]
+fn what_a_template_is_given_beside_messages() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    // As Gemma's, it takes no system message; and it begins with a byte order mark.
+    let template = "\u{feff}{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}\
+                    {% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\
+                    {% for c in m.tool_calls %}{{ c.function.arguments.city.removeprefix('x') }}{% endfor %}<|im_end|>\n\
+                    {% endfor %}<|im_start|>assistant\n";
+    let template = file("t.jinja", template);
+    let messages = serde_json::json!([
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": null, "tool_calls": [{"id": "1", "type": "function",
+            "function": {"name": "weather", "arguments": "{\"city\": \"Hanoi\"}"}}]},
+        {"role": "tool", "tool_call_id": "1", "content": "31"},
+    ]);
+    let saved = file("saved.json", &messages.to_string());
+    let tools = file("tools.json", "[{\"name\": \"weather\"}]");
+    let again = dir.path().join("again.json");
+    let output = piped(
+        &format!("/save {}\n", again.display()),
+        &[
+            "--chat-template",
+            &template,
+            "--load",
+            &saved,
+            "--system",
+            "Be brief.",
+            "--tools",
+            &tools,
+            "--template-args",
+            "{\"x\": 1}",
+        ],
+    );
+    has(
+        &stderr(&output),
+        &["takes no system message", "does not read tools", "does not read the argument 'x'; it has none"],
+    );
+    assert!(output.status.success());
+    let again: Value = serde_json::from_str(&std::fs::read_to_string(again).unwrap()).unwrap();
+    assert_eq!(again["messages"].as_array().unwrap()[1..], messages.as_array().unwrap()[..]);
+}

@@ -38,7 +38,7 @@ use super::progress::Patient;
 use super::sampling::SamplingArgs;
 use super::speculation::{self, SpeculationArgs};
 use super::structure::StructureArgs;
-use super::template::Source;
+use super::template::{FOLDED, Source, TemplateArgs};
 use crate::base::display::printable;
 use crate::base::units;
 use crate::chat::{self, Conversation};
@@ -78,6 +78,9 @@ pub struct Args {
     /// Use a Jinja template from a file, or 'chatml', instead of the model's own
     #[arg(long, value_name = "FILE", help_heading = "Conversation")]
     chat_template: Option<PathBuf>,
+
+    #[command(flatten)]
+    template: TemplateArgs,
 
     /// Do not save what you type. The environment variable NIBBLE_HISTORY names another history file; if it is empty,
     /// nothing is saved
@@ -134,7 +137,8 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
         Some(path) => Some(super::run::prompt_text(None, Some(path))?.trim_end_matches(['\r', '\n']).to_string()),
     };
     let source = Source::read(args.chat_template.as_ref())?;
-    let template = match source.template(Gguf::open(&args.model)?.metadata()) {
+    let extras = args.template.read()?;
+    let template = match source.template(Gguf::open(&args.model)?.metadata(), &extras) {
         Err(chat::Error::NoTemplate) => bail!(
             "{} has no chat template, which says how messages are written; pass one with --chat-template FILE, or \
              --chat-template chatml if the model was trained on <|im_start|>, or continue a text with 'nibble run'",
@@ -142,6 +146,7 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
         ),
         template => template?,
     };
+    let (template, unread) = extras.add_to(template)?;
     let loaded = args.load.as_deref().map(files::load).transpose()?;
 
     let screen = Screen::new();
@@ -150,9 +155,8 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     let interrupt = Interrupt::listen(input.is_terminal())?;
     llama::set_verbose(args.verbose);
     let (session, draft) = load(&args, &interrupt)?;
-    if let Some(warning) = source.warning(session.model().tokenizer()) {
-        screen.say(&format!("warning: {warning}"));
-    }
+    let unsuitable = source.warning(session.model().tokenizer()).map(str::to_string);
+    unsuitable.into_iter().chain(unread).for_each(|warning| screen.say(&format!("warning: {warning}")));
     if let Some(trained) = session.model().n_ctx_train().filter(|trained| session.n_ctx() > *trained) {
         screen.say(&format!("warning: the model was trained on {trained} tokens, and may write nonsense beyond them"));
     }
@@ -494,7 +498,15 @@ impl Chat {
         conversation.set_system(text);
         self.assistant.prompt_tokens(&conversation).map_err(|why| message(&why.into()))?;
         self.conversation = conversation;
+        self.say_folded();
         Ok(())
+    }
+
+    /// Says so if the template takes no system message, and the conversation has one.
+    fn say_folded(&self) {
+        if self.conversation.system().is_some() && self.assistant.template().folds_system() {
+            self.screen.note(FOLDED);
+        }
     }
 
     fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
@@ -537,6 +549,7 @@ impl Chat {
         self.conversation = conversation;
         let (conversation, screen) = (&self.conversation, &self.screen);
         screen.note(&format!("loaded: {}, {n_tokens} tokens", counted(n_turns, "turn")));
+        self.say_folded();
         if self.input.is_terminal() {
             if let Some(question) = conversation.last_question() {
                 screen.say(&format!("> {}", excerpt(question)));

@@ -16,7 +16,7 @@ use super::repeats::Repeats;
 use super::sampling::SamplingArgs;
 use super::speculation::{self, SpeculationArgs};
 use super::structure::StructureArgs;
-use super::template;
+use super::template::{self, Extras, TemplateArgs};
 use crate::chat::{self, Message, Prompt};
 use crate::engine;
 use crate::engine::{CacheError, Finish, GenerateOptions, Generated, PromptCache, Session, Writer};
@@ -65,6 +65,9 @@ pub struct Args {
     /// With --chat: a Jinja template from a file, or 'chatml', instead of the model's own
     #[arg(long, value_name = "FILE", requires = "chat", help_heading = "Prompt")]
     chat_template: Option<PathBuf>,
+
+    #[command(flatten)]
+    template: TemplateArgs,
 
     /// Save the model's state after the prompt to this file, and start from it if the next prompt begins the same way
     #[arg(long, value_name = "FILE", help_heading = "Prompt")]
@@ -135,6 +138,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     // Mistakes on the command line are reported before gigabytes are loaded.
     args.sampling.params().check()?;
     let grammar = args.structure.grammar()?;
+    if args.template.are_given() && !args.chat {
+        bail!("tools and arguments are for the chat template; add --chat");
+    }
+    let extras = args.template.read()?;
     let mut text = prompt_text(args.prompt.as_deref(), args.file.as_deref())?;
     if args.prompt.as_deref().is_none_or(|given| given == "-") {
         cut_last_line_break(&mut text);
@@ -143,7 +150,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let session = args.speculation.session(args.machine.session(interrupt::listen()?))?;
     let model = interruptible(args.machine.load(&args.model, &session))?;
     let mut draft = interruptible(args.speculation.draft(&args.machine, &model, &session))?;
-    let tokens = chat::encode(&prompt(&args, text, &model)?, model.tokenizer())?;
+    let tokens = chat::encode(&prompt(&args, text, extras, &model)?, model.tokenizer())?;
     if tokens.is_empty() {
         bail!("the prompt is empty, and the model's tokenizer adds no token that begins a text");
     }
@@ -238,7 +245,7 @@ fn cut_last_line_break(text: &mut String) {
     text.truncate(cut.unwrap_or(text.len()));
 }
 
-fn prompt(args: &Args, text: String, model: &Model) -> anyhow::Result<Prompt> {
+fn prompt(args: &Args, text: String, extras: Extras, model: &Model) -> anyhow::Result<Prompt> {
     if args.special {
         return Ok(Prompt::with_control_tokens(text));
     }
@@ -246,10 +253,11 @@ fn prompt(args: &Args, text: String, model: &Model) -> anyhow::Result<Prompt> {
         return Ok(Prompt::plain(text));
     }
     let source = template::Source::read(args.chat_template.as_ref())?;
-    let template = source.template(model.metadata())?;
-    if let Some(warning) = source.warning(model.tokenizer()).filter(|_| !args.quiet) {
-        eprintln!("warning: {warning}");
-    }
+    let template = source.template(model.metadata(), &extras)?;
+    let (template, unread) = extras.add_to(template)?;
+    let folded = (args.system.is_some() && template.folds_system()).then(|| template::FOLDED.to_string());
+    let warnings = source.warning(model.tokenizer()).map(str::to_string).into_iter().chain(unread).chain(folded);
+    warnings.filter(|_| !args.quiet).for_each(|warning| eprintln!("warning: {warning}"));
     let system = args.system.as_deref().map(|text| Message::new("system", text));
     let messages: Vec<Message> = system.into_iter().chain([Message::new("user", text)]).collect();
     Ok(template.render(&messages, true, model.tokenizer().markers())?)

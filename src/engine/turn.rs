@@ -219,6 +219,11 @@ impl Assistant {
         &self.session
     }
 
+    /// Returns the template of its prompts.
+    pub fn template(&self) -> &Template {
+        &self.template
+    }
+
     /// Returns whether tokens are drafted ahead.
     pub fn has_draft(&self) -> bool {
         self.draft.is_some()

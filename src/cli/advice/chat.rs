@@ -18,6 +18,8 @@ pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
              model was trained on <|im_start|>"
                 .to_string(),
         ),
+        chat::Error::Argument(name) if name == "tools" => Some("give tools with --tools FILE".to_string()),
+        chat::Error::Argument(_) => Some("leave it out of --template-args".to_string()),
         _ => None,
     }
 }
