@@ -519,7 +519,11 @@ fn small() -> Adapter {
 
 #[test]
 fn a_missing_base_is_asked_for() {
-    refuses(&small(), &["no base"], &["(01-ai/yi-nano)", "--base"]);
+    refuses(
+        &small(),
+        &["no base"],
+        &["(01-ai/yi-nano)", "--base", "hf download 01-ai/yi-nano config.json --local-dir yi-nano"],
+    );
     refuses(&small().set("base_model_name_or_path", Value::Null), &["no base"], &["base model, which was not found"]);
     refuses(&small(), &["--base", "/nowhere"], &["/nowhere"]);
     let empty = folder();

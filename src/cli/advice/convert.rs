@@ -110,7 +110,15 @@ fn of_adapter(error: &lora::Error) -> Option<String> {
     use lora::{Error, ModelOnly};
     let words = match error {
         Error::Checkpoint(error) => return of_checkpoint(error),
-        Error::NoBase { .. } => "pass --base with its folder (config.json is enough) or a GGUF of it",
+        Error::NoBase { id, .. } => {
+            let words = "pass --base with its folder (config.json is enough) or a GGUF of it";
+            let id = super::files::hub_id(id.trim().trim_matches(['(', ')']).as_ref());
+            let download = id.and_then(|id| {
+                let name = id.split_once('/')?.1;
+                Some(format!("; 'hf download {id} config.json --local-dir {name}' downloads it"))
+            });
+            return Some(format!("{words}{}", download.unwrap_or_default()));
+        }
         Error::BaseIsAdapter { .. } => "pass --base with that model",
         Error::NotFinite { .. } => "check the download, or pass --allow-nan to convert it anyway",
         Error::BeyondF16 { .. } => "convert with -q F32 or -q BF16",
