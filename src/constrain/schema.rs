@@ -526,12 +526,12 @@ fn check_ends(schema: &Value) -> Result<(), String> {
 /// Collects the references in a schema and their targets; `None` for unknown targets.
 fn references<'a>(schema: &'a Value, root: &'a Value, found: &mut BTreeMap<&'a str, Option<&'a Value>>) {
     let Value::Object(object) = schema else { return };
-    if let Some(Value::String(reference)) = object.get("$ref") {
-        if !found.contains_key(reference.as_str()) {
-            let target = pointer(reference).and_then(|pointer| root.pointer(&pointer));
-            found.insert(reference, target);
-            target.into_iter().for_each(|target| references(target, root, found));
-        }
+    if let Some(Value::String(reference)) = object.get("$ref")
+        && !found.contains_key(reference.as_str())
+    {
+        let target = pointer(reference).and_then(|pointer| root.pointer(&pointer));
+        found.insert(reference, target);
+        target.into_iter().for_each(|target| references(target, root, found));
     }
     for (key, value) in object {
         if MAPS.contains(&key.as_str()) {
