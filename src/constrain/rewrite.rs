@@ -412,11 +412,15 @@ fn conditional(object: &mut Object) -> Result<(), Refused> {
 /// Lists the names of patterns that match few, and leaves out patterns that match only listed names.
 fn patterns(object: &mut Object) -> Result<(), Refused> {
     let Some(Value::Object(patterns)) = object.get("patternProperties").cloned() else { return Ok(()) };
+    // Optional names are only counted where all names are known.
+    let is_counted = object.contains_key("minProperties") || object.contains_key("maxProperties");
+    let is_closed = object.get("additionalProperties") == Some(&Value::Bool(false));
+    let lists_few = !is_counted || (is_closed && patterns.keys().all(|pattern| texts(&search(pattern)).is_some()));
     let mut left = Map::new();
     for (pattern, schema) in patterns {
         let mut known = listed(object);
         known.extend(strings(object, "required").into_iter().filter(|name| !known.contains(name)).collect::<Vec<_>>());
-        let few = texts(&search(&pattern));
+        let few = if lists_few { texts(&search(&pattern)) } else { None };
         let only_known = || is_empty(vec![search(&pattern), RegexAst::Not(Box::new(any_of_words(&known))), any_text()]);
         if few.is_none() && !only_known().ok_or_else(|| too_complex("patternProperties", &pattern))? {
             left.insert(pattern, schema);
@@ -1000,6 +1004,13 @@ mod tests {
                        "additionalProperties": false, "patternProperties": {"^score$": {"type": "integer", "minimum": 5}}}),
                 vec![r#"{"score":7}"#, "{}"],
                 vec![r#"{"score":3}"#, r#"{"score":12}"#],
+            ),
+            // Beside patterns of many names they stay patterns, or they could not be counted.
+            (
+                json!({"type": "object", "patternProperties": {"^[a-z]+$": digit, "^[A-C]$": {"type": "null"}},
+                       "additionalProperties": false, "maxProperties": 2}),
+                vec!["{}", r#"{"ab":1,"C":null}"#],
+                vec![r#"{"a":1,"b":1,"c":1}"#, r#"{"D":null}"#],
             ),
             // Few names are listed, and then none comes twice.
             (
