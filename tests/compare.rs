@@ -416,14 +416,14 @@ fn a_byte_order_mark_is_no_part_of_a_text() {
     let marked = dir.path().join("marked.txt");
     std::fs::write(&marked, [b"\xEF\xBB\xBF", std::fs::read(file).unwrap().as_slice()].concat()).unwrap();
     let (reference, q4) = (yi_nano("BF16"), yi_nano("Q4_K_M"));
-    let scored = |text: &str| {
-        let json = dir.path().join("r.json");
+    let scored = |name: &str, text: &str| {
+        let json = dir.path().join(name);
         let line = [path(&reference), path(&q4), text, "--json", path(&json)];
         support::stdout(&compare(&line));
         let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
         json["candidates"][0]["overall"]["kld"].clone()
     };
-    assert_eq!(scored(&format!("--text=en={}", marked.display())), scored(&en));
+    assert_eq!(scored("a.json", &format!("--text=en={}", marked.display())), scored("b.json", &en));
 }
 
 #[test]

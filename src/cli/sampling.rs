@@ -191,8 +191,8 @@ impl Bias {
         // The sign is the last one, because the text may have some; not that of an exponent.
         let signs =
             typed.char_indices().rev().filter(|(_, c)| matches!(c, '+' | '-')).map(|(at, _)| typed.split_at(at));
-        let valued = signs.filter_map(|(text, bias)| Some((text, bias.parse::<f32>().ok()?)));
-        let found = valued.filter(|(text, _)| !text.ends_with(['e', 'E']) || is_quoted(text)).next();
+        let mut valued = signs.filter_map(|(text, bias)| Some((text, bias.parse::<f32>().ok()?)));
+        let found = valued.find(|(text, _)| !text.ends_with(['e', 'E']) || is_quoted(text));
         let Some((text, bias)) = found.filter(|(_, bias)| *bias < f32::INFINITY) else { return Err(refused) };
         let inner = if is_quoted(text) { &text[1..text.len() - 1] } else { text };
         // A number that is no token's is not meant as a text.

@@ -33,8 +33,8 @@ const GRAMMAR: &str = "the grammar";
 impl Grammar {
     /// JSON that satisfies the schema in `text`. Objects have the listed properties in the schema's order.
     ///
-    /// Complete texts always satisfy the schema. Keywords that cannot be enforced from left to right, such as
-    /// `uniqueItems`, are refused. Only references within the schema are followed; nothing is fetched.
+    /// Complete texts always satisfy the schema. Keywords that cannot be enforced from left to right, and cannot be put
+    /// into others, such as `maxContains`, are refused. Only references within the schema are followed; nothing is fetched.
     ///
     /// # Errors
     /// If it is not a schema, nothing satisfies it, or it has a keyword that is not supported.
@@ -190,6 +190,19 @@ pub(super) fn plain(message: &str) -> String {
             "'oneOf' is not supported if a text can satisfy two of the options; \
           use 'anyOf', or distinguish the options by a 'const'",
         ),
+        (
+            "min/maxProperties only supported",
+            "'minProperties' and 'maxProperties' are supported beside optional names only if all names are known",
+        ),
+        (
+            "patternProperty regexes",
+            "two patterns of 'patternProperties' can match the same name, or are too complex to tell",
+        ),
+        (
+            "circular references with sibling keys",
+            "a schema that refers to itself beside other keywords is not supported; keep '$ref' alone there",
+        ),
+        ("Unable to determine if regex is empty", "a pattern is too complex together with what stands beside it"),
         ("initial lexer configuration (grammar) too big", "it is too large, or repeats too much"),
         ("grammar size (number of symbols) too big", "it is too large, or repeats too much"),
         ("schema too large", "it has too many parts"),

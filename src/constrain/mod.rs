@@ -21,6 +21,7 @@ mod gbnf;
 mod grammar;
 mod guard;
 mod limited;
+mod rewrite;
 mod schema;
 mod tokens;
 

@@ -9,6 +9,7 @@ use llguidance::derivre::RegexBuilder;
 use serde_json::{Map, Value, json};
 
 use super::grammar::{LONGEST_REGEX, plain};
+use super::rewrite;
 
 /// The largest schema, in bytes. The largest in common use (FHIR) has about 4 MB.
 const LONGEST: usize = 8 << 20;
@@ -19,28 +20,11 @@ const LARGEST_EXACT: f64 = 9_007_199_254_740_992.0;
 /// space forever. llama.cpp's own JSON grammars allow the same.
 const SPACE: &str = r" |\n(?: {0,20}|\t{0,8})";
 
-/// Keywords that cannot be enforced from left to right.
-const UNSUPPORTED: [&str; 19] = [
-    "$dynamicRef",
-    "$recursiveRef",
-    "contains",
-    "contentSchema",
-    "dependencies",
-    "dependentRequired",
-    "dependentSchemas",
-    "else",
-    "extends",
-    "disallow",
-    "if",
-    "maxContains",
-    "minContains",
-    "not",
-    "propertyNames",
-    "then",
-    "unevaluatedItems",
-    "unevaluatedProperties",
-    "divisibleBy",
-];
+/// Keywords that are never enforced, and those of versions that no validator in use knows.
+const UNSUPPORTED: [&str; 6] = ["$dynamicRef", "$recursiveRef", "contentSchema", "extends", "disallow", "divisibleBy"];
+
+/// The types of JSON.
+const TYPES: [&str; 7] = ["null", "boolean", "integer", "number", "string", "array", "object"];
 
 /// The known dialects.
 const DIALECTS: [&str; 5] = [
@@ -54,9 +38,18 @@ const DIALECTS: [&str; 5] = [
 /// The most names in one object. The work grows with their square.
 const MOST_NAMES: usize = 1000;
 
-const MAPS: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
+const MAPS: [&str; 6] = ["properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"];
 const LISTS: [&str; 4] = ["prefixItems", "anyOf", "oneOf", "allOf"];
-const SINGLE: [&str; 3] = ["items", "additionalItems", "additionalProperties"];
+const SINGLE: [&str; 8] = [
+    "items",
+    "additionalItems",
+    "additionalProperties",
+    "contains",
+    "then",
+    "else",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+];
 
 /// Formats of the specification for which there is no expression. Other unknown formats are ignored, as the
 /// specification says.
@@ -81,8 +74,41 @@ pub(super) fn read(text: &str) -> Result<Value, String> {
     if text.len() > LONGEST {
         return Err(format!("it has {} bytes; at most {LONGEST} are allowed", text.len()));
     }
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let schema = serde_json::from_str(text).map_err(|error| format!("this is not JSON: {error}"))?;
-    prepare(schema)
+    prepare(unwrapped(schema)?)
+}
+
+/// Takes a schema out of what OpenAI's API, and others after it, put around it: `{"type": "json_schema", "json_schema":
+/// {"name": ..., "strict": true, "schema": {...}}}`, and the parts of that.
+fn unwrapped(mut value: Value) -> Result<Value, String> {
+    const OWN: [&str; 8] = ["$schema", "$ref", "properties", "anyOf", "oneOf", "allOf", "enum", "$defs"];
+    for _ in 0..4 {
+        let Value::Object(object) = &mut value else { break };
+        if OWN.iter().any(|key| object.contains_key(*key)) {
+            break;
+        }
+        let kind = object.get("type").and_then(Value::as_str).map(str::to_string);
+        let is_wrapper = match kind.as_deref() {
+            Some("json_schema" | "json_object") => true,
+            Some(_) => false,
+            None => true,
+        };
+        let inner = ["response_format", "json_schema", "schema"]
+            .iter()
+            .find(|key| object.get(**key).is_some_and(Value::is_object));
+        match inner.filter(|_| is_wrapper) {
+            Some(key) => value = object.remove(*key).unwrap_or_default(),
+            None if kind.as_deref() == Some("json_object") => return Ok(json!({"type": "object"})),
+            None if kind.as_deref() == Some("json_schema") => {
+                return Err(
+                    "#/type is 'json_schema', but there is no schema under 'json_schema' or 'schema'".to_string()
+                );
+            }
+            None => break,
+        }
+    }
+    Ok(value)
 }
 
 /// Prepares a parsed schema for compilation, as in [`read`].
@@ -95,7 +121,19 @@ pub(super) fn prepare(mut schema: Value) -> Result<Value, String> {
             return Err(format!("it is {}, and must be an object such as {{\"type\": \"object\"}}", kind(other)));
         }
     }
-    visit(&mut schema, "#")?;
+    let root = schema.clone();
+    let mut walk = Walk { root: &root, visited: BTreeSet::new(), references: Vec::new() };
+    walk.visit(&mut schema, "")?;
+    // What is referred to counts wherever it stands, as OpenAPI's schemas do under #/components/schemas.
+    while let Some((target, from)) = walk.references.pop() {
+        if walk.visited.contains(&target) {
+            continue;
+        }
+        match schema.pointer_mut(&target) {
+            Some(found) => walk.visit(found, &target)?,
+            None => return Err(format!("{}/$ref refers to '{}', which is not there", shown(&from), shown(&target))),
+        }
+    }
     check_ends(&schema)?;
     // With \u escapes, a name could be spelled in two ways and so occur twice. Without them, most control characters
     // cannot be written, which only matters if the schema has some.
@@ -132,91 +170,255 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// Checks the schema at `path` and those within it, and puts formats more exactly.
-fn visit(schema: &mut Value, path: &str) -> Result<(), String> {
-    let object = match schema {
-        Value::Object(object) => object,
-        Value::Bool(_) => return Ok(()),
-        other => return Err(format!("{path} is {}, and must be an object, true or false", kind(other))),
-    };
-    // Keywords without effect, and unknown dialects.
-    object.retain(|key, value| match key.as_str() {
-        "uniqueItems" => *value != Value::Bool(false),
-        "$schema" => value.as_str().is_some_and(|name| DIALECTS.contains(&name.trim_end_matches('#'))),
-        _ => true,
-    });
-    check_keys(object, path)?;
-    check_bounds(object, path)?;
-    exact_format(object, path)?;
+/// Goes through a schema, and what it refers to.
+struct Walk<'a> {
+    /// The schema before anything was changed.
+    root: &'a Value,
+    /// Where it was, as JSON pointers.
+    visited: BTreeSet<String>,
+    /// Where references point, and where they stand.
+    references: Vec<(String, String)>,
+}
 
-    for (key, value) in object.iter_mut() {
-        let at = || format!("{path}/{}", escape(key));
-        if MAPS.contains(&key.as_str()) {
-            let Value::Object(map) = value else {
-                return Err(format!("{} is {}, and must be an object", at(), kind(value)));
-            };
-            if map.len() > MOST_NAMES && key.ends_with("roperties") {
-                return Err(format!("{} has {} names; at most {MOST_NAMES} are allowed", at(), map.len()));
+impl Walk<'_> {
+    /// Checks the schema at a JSON pointer and those within it, and puts keywords and formats more exactly.
+    fn visit(&mut self, schema: &mut Value, pointer: &str) -> Result<(), String> {
+        self.visited.insert(pointer.to_string());
+        let path = &shown(pointer);
+        let object = match schema {
+            Value::Object(object) => object,
+            Value::Bool(_) => return Ok(()),
+            other => return Err(format!("{path} is {}, and must be an object, true or false", kind(other))),
+        };
+        // Keywords without effect, and unknown dialects.
+        object.retain(|key, value| match key.as_str() {
+            "uniqueItems" => *value != Value::Bool(false),
+            "$schema" => value.as_str().is_some_and(|name| DIALECTS.contains(&name.trim_end_matches('#'))),
+            _ => true,
+        });
+        check_kinds(object, path)?;
+        check_keys(object, path)?;
+        self.follow(object, pointer)?;
+        check_bounds(object, path)?;
+        exact_format(object, path)?;
+
+        for (key, value) in object.iter_mut() {
+            let below = format!("{pointer}/{}", escape(key));
+            let at = || shown(&below);
+            if MAPS.contains(&key.as_str()) {
+                let Value::Object(map) = value else {
+                    return Err(format!("{} is {}, and must be an object", at(), kind(value)));
+                };
+                if map.len() > MOST_NAMES && key.ends_with("roperties") {
+                    return Err(format!("{} has {} names; at most {MOST_NAMES} are allowed", at(), map.len()));
+                }
+                if key == "patternProperties" {
+                    map.keys().try_for_each(|pattern| check_pattern(pattern, &at()))?;
+                }
+                for (name, schema) in map {
+                    if key != "dependencies" || !schema.is_array() {
+                        self.visit(schema, &format!("{below}/{}", escape(name)))?;
+                    }
+                }
+            } else if LISTS.contains(&key.as_str()) || (key == "items" && value.is_array()) {
+                let Value::Array(list) = value else {
+                    return Err(format!("{} is {}, and must be a list", at(), kind(value)));
+                };
+                if list.is_empty() && key != "items" && key != "prefixItems" {
+                    return Err(format!("{} is empty", at()));
+                }
+                for (i, schema) in list.iter_mut().enumerate() {
+                    self.visit(schema, &format!("{below}/{i}"))?;
+                }
+            } else if SINGLE.contains(&key.as_str()) {
+                self.visit(value, &below)?;
             }
-            if key == "patternProperties" {
-                map.keys().try_for_each(|pattern| check_pattern(pattern, &at()))?;
-            }
-            for (name, schema) in map {
-                visit(schema, &format!("{}/{}", at(), escape(name)))?;
-            }
-        } else if LISTS.contains(&key.as_str()) || (key == "items" && value.is_array()) {
-            let Value::Array(list) = value else {
-                return Err(format!("{} is {}, and must be a list", at(), kind(value)));
-            };
-            if list.is_empty() && key != "items" && key != "prefixItems" {
-                return Err(format!("{} is empty", at()));
-            }
-            for (i, schema) in list.iter_mut().enumerate() {
-                visit(schema, &format!("{}/{i}", at()))?;
-            }
-        } else if SINGLE.contains(&key.as_str()) {
-            visit(value, &at())?;
         }
+        rewrite::rewrite(object, self.root).map_err(|(key, why)| format!("{path} has '{key}', which {why}"))
+    }
+
+    /// Notes where a reference points. Names of anchors, and the schema's own address, become pointers.
+    fn follow(&mut self, object: &mut Map<String, Value>, from: &str) -> Result<(), String> {
+        let id = object.get("$id").and_then(Value::as_str);
+        if !from.is_empty() && id.is_some_and(|id| !id.starts_with('#')) && object.values().any(has_reference) {
+            return Err(format!(
+                "{} has '$id', which changes what the references in it mean; move the schema into a file of its own, or \
+                 remove '$id'",
+                shown(from)
+            ));
+        }
+        let Some(Value::String(reference)) = object.get_mut("$ref") else { return Ok(()) };
+        let own = self.root.get("$id").and_then(Value::as_str).map(|id| id.trim_end_matches('#'));
+        if let Some(rest) = own.filter(|id| !id.is_empty()).and_then(|id| reference.strip_prefix(id))
+            && (rest.is_empty() || rest.starts_with('#'))
+        {
+            *reference = if rest.is_empty() { "#".to_string() } else { rest.to_string() };
+        }
+        if !reference.starts_with('#') {
+            let reference: String = reference.chars().take(200).collect();
+            return Err(format!(
+                "{} refers to '{reference}'; only references into the same schema are followed, such as '#/$defs/name'",
+                shown(from)
+            ));
+        }
+        let target = match pointer(reference) {
+            Some(target) => target,
+            None => {
+                let target = anchor(self.root, &reference[1..], String::new(), 0).ok_or_else(|| {
+                    let reference: String = reference.chars().take(200).collect();
+                    format!("{}/$ref refers to '{reference}', which is not there", shown(from))
+                })?;
+                *reference = format!("#{}", encoded(&target));
+                target
+            }
+        };
+        self.references.push((target, from.to_string()));
+        Ok(())
+    }
+}
+
+/// The JSON pointer that a reference of the form `#` or `#/...` has; `None` for others.
+pub(super) fn pointer(reference: &str) -> Option<String> {
+    let fragment = reference.strip_prefix('#').filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
+    // A single slash names the whole to the engine.
+    let fragment = if fragment == "/" { "" } else { fragment };
+    let (mut bytes, mut rest) = (Vec::new(), fragment.as_bytes());
+    while let [first, after @ ..] = rest {
+        let hex = (*first == b'%').then(|| after.get(..2)).flatten();
+        match hex.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// A pointer as the fragment of an address.
+fn encoded(pointer: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~$".contains(&byte);
+    pointer.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+/// Returns where the schema with an anchor stands.
+fn anchor(value: &Value, name: &str, at: String, depth: usize) -> Option<String> {
+    if depth > 100 {
+        return None;
+    }
+    match value {
+        Value::Object(object) => {
+            let is = |key: &str, text: &str| object.get(key).and_then(Value::as_str) == Some(text);
+            if is("$anchor", name) || is("$id", &format!("#{name}")) || is("id", &format!("#{name}")) {
+                return Some(at);
+            }
+            let mut inner =
+                object.iter().filter(|(key, _)| !["enum", "const", "default", "examples"].contains(&key.as_str()));
+            inner.find_map(|(key, value)| anchor(value, name, format!("{at}/{}", escape(key)), depth + 1))
+        }
+        Value::Array(list) => {
+            list.iter().enumerate().find_map(|(i, value)| anchor(value, name, format!("{at}/{i}"), depth + 1))
+        }
+        _ => None,
+    }
+}
+
+fn has_reference(value: &Value) -> bool {
+    match value {
+        Value::Object(object) => object.contains_key("$ref") || object.values().any(has_reference),
+        Value::Array(list) => list.iter().any(has_reference),
+        _ => false,
+    }
+}
+
+/// Escapes a name for a JSON pointer (RFC 6901).
+fn escape(name: &str) -> String {
+    name.replace('~', "~0").replace('/', "~1")
+}
+
+/// A JSON pointer for a message. Its parts are cut if a hostile schema makes them long.
+fn shown(pointer: &str) -> String {
+    let parts = pointer.split('/').map(|part| part.chars().take(60).collect::<String>());
+    let path = format!("#{}", parts.collect::<Vec<_>>().join("/"));
+    crate::base::display::printable(&path.chars().take(1000).collect::<String>()).into_owned()
+}
+
+/// Checks that keywords have the kinds of values that the specification asks for.
+fn check_kinds(object: &mut Map<String, Value>, path: &str) -> Result<(), String> {
+    for (key, value) in object.iter_mut() {
+        let wanted = match key.as_str() {
+            "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties" | "maxProperties" | "minContains"
+            | "maxContains" => {
+                // 2.0 is a whole number, too.
+                if let Some(n) =
+                    value.as_f64().filter(|n| value.is_f64() && n.fract() == 0.0 && (0.0..1e15).contains(n))
+                {
+                    *value = (n as u64).into();
+                }
+                (!value.is_u64()).then_some("a whole number from 0")
+            }
+            "minimum" | "maximum" | "multipleOf" => (!value.is_number()).then_some("a number"),
+            "exclusiveMinimum" | "exclusiveMaximum" => {
+                (!value.is_number() && !value.is_boolean()).then_some("a number")
+            }
+            "pattern" | "$ref" => (!value.is_string()).then_some("a string"),
+            "required" => {
+                let is_names = value.as_array().is_some_and(|list| list.iter().all(Value::is_string));
+                (!is_names).then_some("a list of strings")
+            }
+            "enum" => (!value.is_array()).then_some("a list"),
+            "type" => {
+                let kinds = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+                for found in kinds {
+                    match found.as_str() {
+                        Some(name) if TYPES.contains(&name) => {}
+                        Some(name) => {
+                            let name: String = name.chars().take(60).collect();
+                            return Err(format!("{path}/type is '{name}', and must be one of {}", TYPES.join(", ")));
+                        }
+                        None => return Err(format!("{path}/type is {}, and must be a string", kind(found))),
+                    }
+                }
+                kinds.is_empty().then_some("a type")
+            }
+            _ => None,
+        };
+        if let Some(wanted) = wanted {
+            let found = if value.is_number() { value.to_string() } else { kind(value).to_string() };
+            return Err(format!("{path}/{key} is {found}, and must be {wanted}"));
+        }
+    }
+    if object.get("multipleOf").and_then(Value::as_f64).is_some_and(|n| n <= 0.0) {
+        return Err(format!("{path}/multipleOf is {}, and must be above 0", object["multipleOf"]));
     }
     Ok(())
 }
 
-/// Escapes a name for a JSON pointer (RFC 6901), and cuts it if a hostile schema makes it long.
-fn escape(name: &str) -> String {
-    let short: String = name.chars().take(60).collect();
-    short.replace('~', "~0").replace('/', "~1")
-}
-
 fn check_keys(object: &Map<String, Value>, path: &str) -> Result<(), String> {
     for key in object.keys() {
-        if UNSUPPORTED.contains(&key.as_str()) || key == "uniqueItems" {
+        if UNSUPPORTED.contains(&key.as_str()) {
             return Err(format!(
                 "{path} has '{key}', which cannot be enforced while the text is being written; remove it and check \
                  the text afterwards"
             ));
         }
     }
-    match object.get("$ref") {
-        None => {}
-        Some(Value::String(reference)) if reference.starts_with('#') => {}
-        Some(Value::String(reference)) => {
-            let reference: String = reference.chars().take(200).collect();
-            return Err(format!(
-                "{path} refers to '{reference}'; only references into the same schema are followed, such as \
-                 '#/$defs/name'"
-            ));
-        }
-        Some(other) => return Err(format!("{path}/$ref is {}, and must be a string", kind(other))),
-    }
     if let Some(Value::Array(list)) = object.get("enum")
         && list.is_empty()
     {
         return Err(format!("{path}/enum is empty, so nothing satisfies it"));
     }
-    match object.get("pattern") {
-        Some(Value::String(pattern)) => check_pattern(pattern, &format!("{path}/pattern")),
-        _ => Ok(()),
+    let names = object.get("propertyNames").and_then(|names| names.get("pattern"));
+    for (pattern, at) in [(object.get("pattern"), "pattern"), (names, "propertyNames/pattern")] {
+        if let Some(Value::String(pattern)) = pattern {
+            check_pattern(pattern, &format!("{path}/{at}"))?;
+        }
     }
+    Ok(())
 }
 
 fn check_pattern(pattern: &str, path: &str) -> Result<(), String> {
@@ -228,17 +430,20 @@ fn check_pattern(pattern: &str, path: &str) -> Result<(), String> {
 }
 
 fn check_bounds(object: &Map<String, Value>, path: &str) -> Result<(), String> {
-    let exact = |at: &str, value: &Value| match value.as_f64() {
-        Some(number) if number.abs() > LARGEST_EXACT => Err(format!(
-            "{path}/{at} is {value}; numbers beyond {LARGEST_EXACT} are not exact in JSON, and cannot be enforced"
-        )),
-        _ => Ok(()),
-    };
-    for key in ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "const"] {
-        object.get(key).map_or(Ok(()), |value| exact(key, value))?;
+    fn exact(at: &str, value: &Value, path: &str) -> Result<(), String> {
+        match value {
+            Value::Number(number) if number.as_f64().is_some_and(|number| number.abs() > LARGEST_EXACT) => {
+                Err(format!(
+                    "{path}/{at} is {value}; numbers beyond {LARGEST_EXACT} are not exact in JSON, and cannot be enforced"
+                ))
+            }
+            Value::Array(list) => list.iter().try_for_each(|value| exact(at, value, path)),
+            Value::Object(object) => object.values().try_for_each(|value| exact(at, value, path)),
+            _ => Ok(()),
+        }
     }
-    if let Some(Value::Array(list)) = object.get("enum") {
-        list.iter().try_for_each(|value| exact("enum", value))?;
+    for key in ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "const", "enum"] {
+        object.get(key).map_or(Ok(()), |value| exact(key, value, path))?;
     }
     for (low, high) in [
         ("minimum", "maximum"),
@@ -252,13 +457,6 @@ fn check_bounds(object: &Map<String, Value>, path: &str) -> Result<(), String> {
         {
             return Err(format!("{path} has {low} {low_value} above {high} {high_value}, so nothing satisfies it"));
         }
-    }
-    // A name may occur twice, and parsers count it once.
-    let required = object.get("required").and_then(Value::as_array).map_or(0, Vec::len);
-    if object.get("minProperties").and_then(Value::as_u64).is_some_and(|least| least > 1.max(required as u64)) {
-        return Err(format!(
-            "{path} has more minProperties than required names, which cannot be enforced; list the names under 'required'"
-        ));
     }
     Ok(())
 }
@@ -328,10 +526,12 @@ fn check_ends(schema: &Value) -> Result<(), String> {
 /// Collects the references in a schema and their targets; `None` for unknown targets.
 fn references<'a>(schema: &'a Value, root: &'a Value, found: &mut BTreeMap<&'a str, Option<&'a Value>>) {
     let Value::Object(object) = schema else { return };
-    if let Some(Value::String(reference)) = object.get("$ref") {
-        let pointer = &reference[1..];
-        let known = pointer.is_empty() || (pointer.starts_with('/') && !pointer.contains('%'));
-        found.entry(reference).or_insert_with(|| if known { root.pointer(pointer) } else { None });
+    if let Some(Value::String(reference)) = object.get("$ref")
+        && !found.contains_key(reference.as_str())
+    {
+        let target = pointer(reference).and_then(|pointer| root.pointer(&pointer));
+        found.insert(reference, target);
+        target.into_iter().for_each(|target| references(target, root, found));
     }
     for (key, value) in object {
         if MAPS.contains(&key.as_str()) {
@@ -390,7 +590,7 @@ mod tests {
             (r#"{"items": [{"not": {}}]}"#, &["#/items/0", "'not'"]),
             (r#"{"anyOf": []}"#, &["#/anyOf is empty"]),
             (r#"{"$ref": "https://example.com/s.json"}"#, &["refers to 'https://example.com/s.json'", "same schema"]),
-            (r#"{"$ref": 3}"#, &["#/$ref is a number"]),
+            (r#"{"$ref": 3}"#, &["#/$ref is 3", "string"]),
             (r#"{"enum": []}"#, &["#/enum is empty"]),
             (r#"{"minimum": 3, "maximum": 2.5}"#, &["minimum 3 above maximum 2.5"]),
             (r#"{"const": 12345678901234567890}"#, &["#/const is 12345678901234567890"]),

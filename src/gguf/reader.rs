@@ -215,8 +215,8 @@ fn joined(part: &OpenPart, header: &Header) -> usize {
     let mut end = header.ranges.iter().map(|range| range.end).max().unwrap_or(header.end);
     let mut n = 0;
     // Whoever writes files pads the last tensor, or does not.
-    while let Some(after) = rest.get(end as usize..) {
-        let padding = (end as usize).next_multiple_of(32) - end as usize;
+    while let Some(after) = rest.get(end..) {
+        let padding = end.next_multiple_of(32) - end;
         let starts = [0, padding].into_iter().find(|at| after.get(*at..).is_some_and(|rest| rest.starts_with(b"GGUF")));
         let Some(next) = starts.and_then(|at| after.get(at..)) else { break };
         n += 1;

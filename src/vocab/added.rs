@@ -70,7 +70,8 @@ fn warn_of_flags(draft: &mut Draft, warnings: &mut Vec<String>) {
     let rows = draft.pieces.len();
     draft.flags.retain(|(id, _)| (*id as usize) < rows);
     draft.normalized.retain(|id| (*id as usize) < rows);
-    let kinds: [(&str, fn(&Flags) -> bool); 3] = [
+    type Has = fn(&Flags) -> bool;
+    let kinds: [(&str, Has); 3] = [
         ("lstrip", |flags| flags.lstrip),
         ("rstrip", |flags| flags.rstrip),
         ("single_word", |flags| flags.single_word),

@@ -223,7 +223,8 @@ impl Draft {
         if self.prefix_unless_space {
             metadata.set(PREFIX_UNLESS_SPACE_KEY, true);
         }
-        let flags: [(&str, fn(&Flags) -> bool); 3] = [
+        type Has = fn(&Flags) -> bool;
+        let flags: [(&str, Has); 3] = [
             (LSTRIP_KEY, |flags| flags.lstrip),
             (RSTRIP_KEY, |flags| flags.rstrip),
             (SINGLE_WORD_KEY, |flags| flags.single_word),

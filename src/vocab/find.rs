@@ -51,7 +51,8 @@ pub(crate) type FlagsById = HashMap<u32, Flags>;
 /// Reads the flags of a GGUF file's tokens. Ids outside the vocabulary do no harm.
 pub(crate) fn flags(metadata: &Metadata) -> FlagsById {
     let mut flags = FlagsById::new();
-    let set: [(&str, fn(&mut Flags)); 3] = [
+    type Set = fn(&mut Flags);
+    let set: [(&str, Set); 3] = [
         (LSTRIP_KEY, |flags| flags.lstrip = true),
         (RSTRIP_KEY, |flags| flags.rstrip = true),
         (SINGLE_WORD_KEY, |flags| flags.single_word = true),

@@ -163,9 +163,12 @@ pub(super) mod tests {
     use super::super::pretokenizers;
     use super::*;
 
+    /// The lengths in bytes of the words of each text.
+    type Lengths = Vec<Vec<usize>>;
+
     /// Texts in many scripts, and for every known name the lengths in bytes of the words that the tokenizers library cuts
     /// them into.
-    pub fn golden() -> (Vec<String>, Vec<(String, Vec<Vec<usize>>)>) {
+    pub fn golden() -> (Vec<String>, Vec<(String, Lengths)>) {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/pretokenizers.json");
         let mut golden: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         let cuts = golden["cuts"].as_object().unwrap();

@@ -347,7 +347,8 @@ fn added_tokens_act_on_the_text_around_them_as_in_the_tokenizers_library() {
             warnings.iter().any(|warning| warning.contains("normalized of")),
             matches!(name.as_str(), "prepend" | "replace")
         );
-        let encode: Box<dyn Fn(&str) -> Vec<u32>> = match SentencepieceBpe::from_metadata(&metadata) {
+        type Encode = Box<dyn Fn(&str) -> Vec<u32>>;
+        let encode: Encode = match SentencepieceBpe::from_metadata(&metadata) {
             Ok(tokenizer) => Box::new(move |text| tokenizer.encode_special(text)),
             Err(_) => {
                 let tokenizer = ByteLevelBpe::from_metadata(&metadata).unwrap();

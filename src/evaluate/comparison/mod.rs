@@ -138,7 +138,7 @@ impl Comparison {
     /// Fails the candidates that have a scale or a weight that is NaN or infinite.
     fn check_blocks(&mut self, observer: &dyn Observer, cancel: &AtomicBool) -> Result<(), Error> {
         let left = self.left();
-        let paths: Vec<PathBuf> = left.iter().map(|i| self.options.files.candidates[*i].clone()).collect();
+        let paths: Vec<PathBuf> = left.iter().map(|i| self.files.candidates()[*i].clone()).collect();
         let opened: Vec<_> =
             paths.iter().map(|path| Verification::prepare(path, None, VerifyOptions::default())).collect();
         let bytes = opened.iter().flatten().map(Verification::file_bytes).sum();
