@@ -285,7 +285,10 @@ fn a_name_of_the_hub_in_the_place_of_a_path() {
             &said(&["run", "TheBloke/Yi-34B-Chat-GGUF", "-p", "x"]),
             &["hf download TheBloke/Yi-34B-Chat-GGUF --include"],
         );
-        has(&said(&["run", yi_nano().to_str().unwrap(), "-p", "x"]), &["is a Hugging Face folder: 'nibble convert "]);
+        has(
+            &said(&["run", yi_nano().to_str().unwrap(), "-p", "x"]),
+            &["models are run from GGUF files; 'nibble convert ", "makes one from this model"],
+        );
         has(&said(&["compare", "01-ai/Yi-6B-Chat", "b.gguf", "--weights"]), &[download]);
     }
 }

@@ -325,7 +325,7 @@ fn the_program_traces_and_compares_with_the_trace() {
     support::has(&support::stdout(&against(&[])), &["Q4_K_M beats Q2_K: KLD -", "红楼梦"]);
     support::stdout(&against(&[&en]));
     let other = format!("--text=en={}", path(&dir.path().join("红楼梦.txt")));
-    assert!(support::error(&against(&[&other])).contains("is not the text 'en' that the trace was made of"));
+    assert!(support::error(&against(&[&other])).contains("is not the text 'en' that the trace was made from"));
     assert!(support::error(&against(&["--text=fr=x.txt"])).contains("the trace has no text called 'fr'"));
     assert!(support::error(&against(&["--weights"])).contains("a trace has no weights"));
     let bytes = std::fs::read(&file).unwrap();

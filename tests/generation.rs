@@ -699,7 +699,7 @@ fn run_says_in_one_line_what_is_wrong() {
         (&["run", "/nowhere.gguf", "-p", "x"][..], "/nowhere.gguf"),
         (&["run", model, "-p", "x", "--temp", "-1"], "temperature cannot be '-1'; it has to be a number of 0 or more"),
         (&["run", model, "-p", "x", "--temp=-1"], "temperature cannot be '-1'; it has to be a number of 0 or more"),
-        (&["run", model, "-p", &long], "and the context holds 512"),
+        (&["run", model, "-p", &long], "but the context holds 512"),
         (
             &["run", model, "-p", "x", "--ctx", "0"],
             "the context size cannot be 0; it has to be from 1 to 1073741823; set it with --ctx",

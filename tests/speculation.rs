@@ -515,7 +515,7 @@ fn a_model_that_cannot_take_tokens_back_is_neither_guessed_for_nor_guesses() {
     let run = ["run", file.path().to_str().unwrap(), "-p", "Once", "-n", "3", "--greedy"];
     let out = support::nibble(run.iter().copied().chain(["--prompt-cache", cache.to_str().unwrap()]));
     support::stdout(&out);
-    support::has(&String::from_utf8_lossy(&out.stderr), &["warning: the prompt cache", "cannot be kept"]);
+    support::has(&String::from_utf8_lossy(&out.stderr), &["warning: the prompt cache", "state cannot be saved"]);
     assert!(!cache.exists());
     support::has(&support::error(&support::nibble(run.iter().copied().chain(["--draft", "ngram"]))), &["--draft"]);
 }

@@ -801,7 +801,7 @@ mod tests {
             problem(&dict_of("w", &[b"ctorch._utils\n_rebuild_tensor_v2\n(".as_slice(), &storage(), rest].concat()))
         };
         assert!(rebuild(b"J\xff\xff\xff\xffK\x02\x85K\x01\x85\x89}tR").contains("begins at element -1"));
-        assert!(rebuild(b"K\0J\xff\xff\xff\xff\x85K\x01\x85\x89}tR").contains("no size"));
+        assert!(rebuild(b"K\0J\xff\xff\xff\xff\x85K\x01\x85\x89}tR").contains("not a size"));
         assert!(rebuild(b"K\0K\x02\x85)\x89}tR").contains("1 dimensions with 0 strides"));
         assert!(rebuild(b"K\0K\x02K\x01\x85\x89}tR").contains("wanted a tuple as a tensor's shape"));
         let many = [b"K\0(".as_slice(), &b"K\x01".repeat(65), b"t)\x89}tR"].concat();

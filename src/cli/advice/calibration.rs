@@ -10,10 +10,6 @@ use crate::evaluate::calibrate;
 /// Returns the flags or commands that help with `cause`, as words that follow "; ".
 pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
     #[cfg(feature = "llama")]
-    if let Some(calibrate::Error::Model(error)) = cause.downcast_ref() {
-        return super::of(error);
-    }
-    #[cfg(feature = "llama")]
     if let Some(error) = cause.downcast_ref() {
         return of_calibration(error).map(str::to_string);
     }

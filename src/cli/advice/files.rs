@@ -11,7 +11,7 @@ use crate::{checkpoint, pass, verify, weights};
 pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
     if let Some(error) = of_gguf(cause) {
         return match error.problem {
-            Problem::Open(_) => of_path(&error.path),
+            Problem::Open(_) | Problem::Folder => of_path(&error.path),
             _ => None,
         };
     }
@@ -64,8 +64,7 @@ fn of_running<'e>(cause: &'e (dyn Error + 'static)) -> Option<&'e gguf::Error> {
 pub fn of_path(path: &Path) -> Option<String> {
     if path.is_dir() {
         let is_checkpoint = path.join("config.json").is_file();
-        return is_checkpoint
-            .then(|| format!("this is a Hugging Face folder: 'nibble convert {}' makes a GGUF of it", path.display()));
+        return is_checkpoint.then(|| format!("'nibble convert {}' makes one from this model", path.display()));
     }
     if path.exists() {
         return None;

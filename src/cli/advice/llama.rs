@@ -12,8 +12,6 @@ pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
     }
     let has_no_reason = |reason: &str| (reason == llama::NO_REASON).then_some("--verbose shows llama.cpp's log");
     let advice = match cause.downcast_ref::<llama::Error>()? {
-        // It says what its own error says, and hides it from the chain of causes.
-        llama::Error::File(error) => return super::of(error),
         llama::Error::Setting { setting: Setting::ContextSize, .. } => "set it with --ctx",
         llama::Error::Setting { setting: Setting::Threads, .. } => "set it with --threads",
         llama::Error::QuantizedCache => "leave out '--flash-attn off', or pass --kv-type f16",

@@ -11,7 +11,6 @@ mod engine;
 #[cfg(feature = "llama")]
 mod evaluate;
 mod files;
-mod gguf;
 #[cfg(feature = "llama")]
 mod llama;
 mod sample;
@@ -33,7 +32,6 @@ const ROOMS: &[Advice] = &[
     files::advice,
     #[cfg(feature = "llama")]
     llama::advice,
-    gguf::advice,
     sample::advice,
     verify::advice,
     weights::advice,

@@ -41,7 +41,7 @@ pub static SAMPLER: Entry = Entry {
             "presence_penalty",
             field!(penalties.presence),
             Range::ANY,
-            "Subtract this once from the logit of a token that has occurred, however often it has",
+            "Subtract this once from the logit of a token that has occurred, however often",
         )
         .hidden_aliases(&["penalty_present"]),
     ],

@@ -20,7 +20,7 @@ pub static SAMPLER: Entry = Entry {
             "temperature",
             field!(temperature.value),
             Range::FROM_0,
-            "Above 1 makes the text more surprising, below 1 less; 0 always takes the most likely token",
+            "Above 1 makes the text more surprising, below 1 less; 0 takes the most likely token",
         )
         .aliases(&["temp"])
         .common(1)
