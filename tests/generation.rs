@@ -701,8 +701,8 @@ fn run_says_in_one_line_what_is_wrong() {
         (&["run", model, "-p", "x", "--temp=-1"], "temperature cannot be '-1'; it has to be a number of 0 or more"),
         (&["run", model, "-p", &long], "but the context holds 512"),
         (
-            &["run", model, "-p", "x", "--ctx", "0"],
-            "the context size cannot be 0; it has to be from 1 to 1073741823; set it with --ctx",
+            &["run", model, "-p", "x", "--ctx", "1073741824"],
+            "the context size cannot be 1073741824; it has to be from 1 to 1073741823; set it with --ctx",
         ),
         (&["run", model, "-f", "/nowhere.txt"], "/nowhere.txt"),
     ] {

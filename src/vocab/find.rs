@@ -46,10 +46,10 @@ impl Flags {
 }
 
 /// The flags of a vocabulary's tokens, by id. Tokens without flags are not in it.
-pub(crate) type FlagsById = HashMap<u32, Flags>;
+pub type FlagsById = HashMap<u32, Flags>;
 
 /// Reads the flags of a GGUF file's tokens. Ids outside the vocabulary do no harm.
-pub(crate) fn flags(metadata: &Metadata) -> FlagsById {
+pub fn flags(metadata: &Metadata) -> FlagsById {
     let mut flags = FlagsById::new();
     type Set = fn(&mut Flags);
     let set: [(&str, Set); 3] = [

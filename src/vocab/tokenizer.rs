@@ -171,7 +171,7 @@ impl Markers {
     }
 
     /// Adds what the tokens do to the text around them.
-    pub(crate) fn with_flags(mut self, flags: FlagsById) -> Self {
+    pub fn with_flags(mut self, flags: FlagsById) -> Self {
         self.flags = flags;
         self
     }
