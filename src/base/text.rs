@@ -1,10 +1,13 @@
 //! Texts from files and pipes.
 
-/// Removes the byte order mark with which some editors begin files. It is not part of the text.
+/// Returns the text without the byte order mark with which some editors begin files. It is not part of the text.
+pub fn after_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
+
+/// Like [`after_mark`], but for a text that is owned.
 pub fn without_mark(mut text: String) -> String {
-    if text.starts_with('\u{feff}') {
-        text.drain(..'\u{feff}'.len_utf8());
-    }
+    text.drain(..text.len() - after_mark(&text).len());
     text
 }
 

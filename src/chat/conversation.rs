@@ -10,6 +10,7 @@
 //! {...}, "messages": [{"role": "user", "content": "..."}, ...]}`. Only the messages are read back, and a bare list of
 //! messages is accepted as well.
 
+use crate::base::text::after_mark;
 use serde_json::{Map, Value, json};
 
 use super::prompt::Spoken;
@@ -251,7 +252,7 @@ impl Conversation {
     /// If it is not JSON, has no messages, or has a message with an unknown role or without text.
     pub fn from_json(text: &str) -> Result<Self, SavedError> {
         // Some editors write a byte order mark.
-        let value = serde_json::from_str(text.strip_prefix('\u{feff}').unwrap_or(text))?;
+        let value = serde_json::from_str(after_mark(text))?;
         let messages = match value {
             Value::Array(messages) => messages,
             Value::Object(mut object) => match object.remove("messages") {

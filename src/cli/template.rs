@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde_json::{Map, Value};
 
-use crate::base::display::printable as clean;
-use crate::base::text::without_mark;
+use crate::base::display::printable;
 use crate::chat::{CHATML, Error, Template, tools_from_json};
 use crate::gguf::Metadata;
 use crate::vocab::Tokenizer;
@@ -78,7 +77,7 @@ impl Extras {
             let known: Vec<&str> = reads.iter().map(String::as_str).filter(|known| !USUAL.contains(known)).collect();
             let others =
                 if known.is_empty() { "it has none".to_string() } else { format!("it reads {}", known.join(", ")) };
-            warnings.push(format!("the chat template does not read the argument '{}'; {others}", clean(name)));
+            warnings.push(format!("the chat template does not read the argument '{}'; {others}", printable(name)));
         }
         Ok((template.with_tools(self.tools).with_arguments(self.arguments)?, warnings))
     }
@@ -115,7 +114,7 @@ impl Source {
                 let path: &Path = path;
                 let text = std::fs::read_to_string(path)
                     .with_context(|| format!("cannot read the chat template in {}", path.display()))?;
-                Ok(Self::Given(without_mark(text)))
+                Ok(Self::Given(text))
             }
         }
     }

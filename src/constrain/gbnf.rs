@@ -17,6 +17,7 @@
 //! Whether a character can extend a lexeme is decided exactly, by testing whether a regular expression is empty. A
 //! grammar without recursion is a single lexeme, and always exact.
 
+use crate::base::text::after_mark;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
 
@@ -159,7 +160,7 @@ struct Parser<'a> {
 impl<'a> Parser<'a> {
     fn new(text: &'a str) -> Self {
         let mut parser = Self {
-            text: text.strip_prefix('\u{feff}').unwrap_or(text),
+            text: after_mark(text),
             at: 0,
             depth: 0,
             numbers: HashMap::new(),

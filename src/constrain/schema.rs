@@ -3,6 +3,7 @@
 //! Specification: <https://json-schema.org/draft/2020-12>. Every keyword is enforced or refused, so a text that was not
 //! cut short satisfies the schema.
 
+use crate::base::text::after_mark;
 use std::collections::{BTreeMap, BTreeSet};
 
 use llguidance::derivre::RegexBuilder;
@@ -74,7 +75,7 @@ pub(super) fn read(text: &str) -> Result<Value, String> {
     if text.len() > LONGEST {
         return Err(format!("it has {} bytes; at most {LONGEST} are allowed", text.len()));
     }
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let text = after_mark(text);
     let schema = serde_json::from_str(text).map_err(|error| format!("this is not JSON: {error}"))?;
     prepare(unwrapped(schema)?)
 }

@@ -1,7 +1,7 @@
 //! [`ByteLevelBpe`]: encodes text exactly like the tokenizers library does for byte-level vocabularies.
 
 use super::find::{self, Finder, Part};
-use super::merge::{Candidate, MAX_MERGED_BYTES, MergeTable, Merger, Output};
+use super::merge::{Candidate, MergeTable, Merger, Output, check_length};
 use super::pieces::{array, missing};
 use super::pretokenizers;
 use super::split::{self, Step};
@@ -54,9 +54,7 @@ impl ByteLevelBpe {
         for id in ids {
             let (Some(text), Some(ty)) = (pieces.text(id), pieces.piece_type(id)) else { break };
             let flags = flags.get(&id).copied().unwrap_or_default();
-            if text.len() > MAX_MERGED_BYTES {
-                return Err(Error::LongPiece { id, n_bytes: text.len(), limit: MAX_MERGED_BYTES });
-            }
+            check_length(text, id)?;
             if matches!(ty, PieceType::UserDefined | PieceType::Control) {
                 finder_bytes += text.len();
             }

@@ -16,7 +16,7 @@ use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
-use super::PieceType;
+use super::{Error, PieceType};
 
 /// No symbol: the character is in no piece.
 pub(super) const NONE: u32 = u32::MAX;
@@ -24,6 +24,14 @@ pub(super) const NONE: u32 = u32::MAX;
 /// The longest piece that can be merged, in bytes: building the table of joins takes time quadratic in it. The default
 /// of sentencepiece is 16 characters.
 pub(super) const MAX_MERGED_BYTES: usize = 1024;
+
+/// Refuses a piece that is too long to be searched for.
+pub(super) fn check_length(text: &str, id: u32) -> Result<(), Error> {
+    match text.len() {
+        n_bytes if n_bytes > MAX_MERGED_BYTES => Err(Error::LongPiece { id, n_bytes, limit: MAX_MERGED_BYTES }),
+        _ => Ok(()),
+    }
+}
 
 /// All joins of a vocabulary. A symbol is a piece (its id) or, from `n_pieces` on, a character that occurs in pieces
 /// without being one.

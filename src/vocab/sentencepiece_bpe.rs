@@ -1,7 +1,9 @@
 //! [`SentencepieceBpe`]: encodes and decodes text exactly like the sentencepiece library.
 
+use std::collections::HashSet;
+
 use super::find::{self, Finder, NORMALIZED_KEY, Part};
-use super::merge::{Candidate, MAX_MERGED_BYTES, MergeTable, Merger, Output};
+use super::merge::{Candidate, MergeTable, Merger, Output, check_length};
 use super::normalize::{CharsMap, Normalizer};
 use super::pieces::{array, missing};
 use super::trie::Trie;
@@ -65,7 +67,7 @@ impl SentencepieceBpe {
         let flags = find::flags(metadata);
         let flags_of = |id: u32| flags.get(&id).copied().unwrap_or_default();
         let space_prefix = metadata.bool("tokenizer.ggml.add_space_prefix").unwrap_or(true);
-        let normalized_ids = find::ids(metadata, NORMALIZED_KEY);
+        let normalized_ids: HashSet<u32> = find::ids(metadata, NORMALIZED_KEY).iter().copied().collect();
         let mut normalized = Finder::default();
         let prefix_unless_space = metadata.bool(PREFIX_UNLESS_SPACE_KEY).unwrap_or(false);
         // What normalization makes of such a piece.
@@ -237,14 +239,6 @@ impl SentencepieceBpe {
     }
 }
 
-/// Refuses a piece that is too long to be searched for.
-fn check_length(text: &str, id: u32) -> Result<(), Error> {
-    match text.len() {
-        n_bytes if n_bytes > MAX_MERGED_BYTES => Err(Error::LongPiece { id, n_bytes, limit: MAX_MERGED_BYTES }),
-        _ => Ok(()),
-    }
-}
-
 /// The text of the padding piece for a row of the embedding without a piece.
 pub(super) fn padding_text(id: u64) -> String {
     format!("[PAD{id}]")
@@ -329,6 +323,7 @@ fn charsmap(metadata: &Metadata) -> Result<Option<CharsMap>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vocab::merge::MAX_MERGED_BYTES;
 
     use PieceType::{Byte, Control, Normal, Unknown, Unused, UserDefined};
 

@@ -8,6 +8,7 @@
 //!
 //! White space control and line numbers stay.
 
+use crate::base::text::after_mark;
 use std::collections::BTreeMap;
 
 /// The filter that stands for `%` after a string.
@@ -15,7 +16,7 @@ pub(super) const PERCENT: &str = "nibble_percent";
 
 /// Rewrites a template. What is not well formed stays as it is, for minijinja to refuse.
 pub(super) fn prepared(source: &str) -> String {
-    let source = source.strip_prefix('\u{feff}').unwrap_or(source);
+    let source = after_mark(source);
     map_tags(source, |part| {
         let word = part.trim_start_matches("{%").trim_end_matches("%}").trim_matches(['-', '+']).trim();
         match word {

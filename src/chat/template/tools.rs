@@ -9,6 +9,7 @@
 //!
 //! Templates expect the first, so the others are put into its form.
 
+use crate::base::text::after_mark;
 use serde_json::{Map, Value, json};
 
 /// Why tools cannot be read.
@@ -35,7 +36,7 @@ pub enum ToolsError {
 /// # Errors
 /// If it is not JSON, not a list, or has something without a name.
 pub fn tools_from_json(text: &str) -> Result<Vec<Value>, ToolsError> {
-    let list = match serde_json::from_str(text.strip_prefix('\u{feff}').unwrap_or(text))? {
+    let list = match serde_json::from_str(after_mark(text))? {
         Value::Array(list) => list,
         Value::Object(mut object) => match object.remove("tools") {
             Some(Value::Array(list)) => list,

@@ -1,5 +1,6 @@
 //! The text of a task's file, as lines of JSON or rows of CSV that know their line number.
 
+use crate::base::text::after_mark;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -20,7 +21,7 @@ impl<'a> Source<'a> {
     /// If it is empty or not UTF-8.
     pub fn new(path: &'a Path, bytes: &'a [u8]) -> Result<Self, Error> {
         let text = match std::str::from_utf8(bytes) {
-            Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
+            Ok(text) => after_mark(text),
             Err(error) => {
                 let before = &bytes[..error.valid_up_to()];
                 let line = 1 + before.iter().filter(|byte| **byte == b'\n').count() as u64;
