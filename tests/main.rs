@@ -23,6 +23,8 @@ mod lora;
 #[cfg(feature = "llama")]
 mod lora_conversion;
 #[cfg(feature = "llama")]
+mod memory;
+#[cfg(feature = "llama")]
 mod prompt_cache;
 #[cfg(unix)]
 mod resume;

@@ -10,6 +10,7 @@ use super::interrupt::Interrupted;
 use crate::engine::{self, Error, OpenOptions, SessionOptions};
 use crate::evaluate::ModelSettings;
 use crate::llama::{self, FlashAttention, KvType, Lora, Model, ModelOptions};
+use crate::placement::{LayoutChoice, Repack};
 
 /// How to run a model.
 #[derive(Debug, clap::Args)]
@@ -44,6 +45,13 @@ pub(super) struct EngineArgs {
     /// Compute attention in one fused step
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Auto, help_heading = "Machine")]
     flash_attn: When,
+
+    /// Copy weights into a second layout, which the CPU multiplies faster [default: where there is room for it]
+    ///
+    /// The copies cannot be given back to the system while the model is loaded, unlike the pages of the file. The layouts
+    /// add numbers in different orders, so that the same seed can give another text.
+    #[arg(long, value_name = "WHEN", value_enum, hide_default_value = true, default_value_t = When::Auto, help_heading = "Machine")]
+    repack: When,
 
     /// Run a model that does not fit in memory. This is slow: its weights are read from disk again for every token
     #[arg(long, help_heading = "Machine")]
@@ -90,7 +98,16 @@ impl EngineArgs {
         ModelSettings {
             session: self.session(Arc::default()),
             gpu_layers: self.gpu_layers,
+            repack: self.repack(),
             allow_swap: self.allow_swap,
+        }
+    }
+
+    fn repack(&self) -> Repack {
+        match self.repack {
+            When::Auto => Repack::Auto,
+            When::On => Repack::On,
+            When::Off => Repack::Off,
         }
     }
 
@@ -104,7 +121,14 @@ impl EngineArgs {
             })),
             ..ModelOptions::default()
         };
-        OpenOptions { load, session: session.clone(), allow_swap: self.allow_swap, beside: 0 }
+        let repack = self.repack();
+        let tell = move |layout: &LayoutChoice| {
+            if let Some(line) = no_room_for_layout(repack, layout) {
+                eprintln!("{line}");
+            }
+        };
+        let (session, allow_swap) = (session.clone(), self.allow_swap);
+        OpenOptions { load, repack, on_layout: Some(Box::new(tell)), session, allow_swap, beside: 0 }
     }
 }
 
@@ -149,6 +173,19 @@ impl MachineArgs {
         options.load.gpu_layers = gpu_layers.or(options.load.gpu_layers);
         engine::open(path, OpenOptions { beside, ..options })
     }
+}
+
+/// Returns what to tell the user if the second layout was wanted where there is room, and there is none.
+fn no_room_for_layout(wish: Repack, layout: &LayoutChoice) -> Option<String> {
+    let LayoutChoice { repacked, used, needs, available } = *layout;
+    let available = available.filter(|_| wish == Repack::Auto && !used && repacked > 0)?;
+    let gb = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
+    Some(format!(
+        "note: the weights are used from the file, because copies in a faster layout leave no room for other programs \
+         (the model needs {}, {} is free). Prompts are read more slowly; '--repack on' copies all the same",
+        gb(needs),
+        gb(available)
+    ))
 }
 
 /// Parses the size of a context. llama.cpp's 0 is for all that the model was trained on, which may be more than fits.

@@ -4,11 +4,12 @@ use std::any::Any;
 use std::ffi::{CString, c_char, c_void};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
 
+use super::pages::Pages;
 use super::{Error, Lora, backend, devices};
 
 /// Called while a model loads, with a number from 0 to 1. Returns whether to continue.
@@ -22,6 +23,9 @@ pub struct ModelOptions {
     pub mmap: bool,
     /// Whether to repack weights into layouts that the CPU multiplies faster. They are then copied, not mapped.
     pub repack: bool,
+    /// Whether the system has no room for the file beside such copies. What was copied is then taken out of its cache of
+    /// the file, too. Ignored where the system does not support it.
+    pub uncache_copied: bool,
     /// Whether to check all weights for values that are not finite while loading.
     pub check_tensors: bool,
     /// Whether to load no weights, and only simulate the memory that they would take. Such a model cannot have a
@@ -50,6 +54,7 @@ impl Default for ModelOptions {
             gpu_layers: None,
             mmap: true,
             repack: true,
+            uncache_copied: false,
             check_tensors: false,
             no_alloc: false,
             tensor_overrides: Vec::new(),
@@ -65,6 +70,7 @@ impl fmt::Debug for ModelOptions {
             .field("gpu_layers", &self.gpu_layers)
             .field("mmap", &self.mmap)
             .field("repack", &self.repack)
+            .field("uncache_copied", &self.uncache_copied)
             .field("check_tensors", &self.check_tensors)
             .field("no_alloc", &self.no_alloc)
             .field("tensor_overrides", &self.tensor_overrides)
@@ -104,23 +110,28 @@ impl Drop for Handle {
     }
 }
 
-/// Loads the file at `path`: all of it, or only the vocabulary.
+/// Loads the model in `files`, of which llama.cpp gets the first and finds the others: all of it, `bytes` of tensors, or only
+/// the vocabulary if `bytes` is `None`.
 ///
 /// # Errors
 /// [`Error::Path`], [`Error::Device`], [`Error::LoadCancelled`], and [`Error::Load`] where llama.cpp refuses the file.
-pub(super) fn load(path: &Path, options: &mut ModelOptions, vocabulary_only: bool) -> Result<Handle, Error> {
+pub(super) fn load(files: &[PathBuf], options: &mut ModelOptions, bytes: Option<u64>) -> Result<Handle, Error> {
     backend::get()?;
+    let path = files.first().map_or(Path::new(""), PathBuf::as_path);
     let not_a_path = || Error::Path(path.to_path_buf());
     let c_path = path.to_str().and_then(|path| CString::new(path).ok()).ok_or_else(not_a_path)?;
     let overrides = Overrides::new(&options.tensor_overrides)?;
-    let mut watch = options.progress.as_mut().map(|progress| Watch { progress, cancelled: false, panic: None });
+    let mapped = options.mmap && options.repack && !options.no_alloc;
+    let pages = bytes.filter(|_| mapped).map(|bytes| Pages::new(files.to_vec(), bytes, options.uncache_copied));
+    let progress = options.progress.as_mut();
+    let mut watch = Watch { progress, pages, cancelled: false, panic: None };
 
     // SAFETY: takes nothing, returns a struct.
     let mut params = unsafe { sys::llama_model_default_params() };
     if let Some(n) = options.gpu_layers {
         params.n_gpu_layers = i32::try_from(n).unwrap_or(i32::MAX);
     }
-    params.vocab_only = vocabulary_only;
+    params.vocab_only = bytes.is_none();
     params.use_extra_bufts = options.repack;
     params.check_tensors = options.check_tensors;
     params.no_alloc = options.no_alloc;
@@ -130,10 +141,8 @@ pub(super) fn load(path: &Path, options: &mut ModelOptions, vocabulary_only: boo
     if !overrides.list.is_empty() {
         params.tensor_buft_overrides = overrides.list.as_ptr();
     }
-    if let Some(watch) = &mut watch {
-        params.progress_callback = Some(on_progress);
-        params.progress_callback_user_data = std::ptr::from_mut(watch).cast();
-    }
+    params.progress_callback = Some(on_progress);
+    params.progress_callback_user_data = std::ptr::from_mut(&mut watch).cast();
     let _making = backend::making();
     let (model, heard) = backend::listen(|| {
         // SAFETY: the path ends in NUL; the lists and the watch outlive the call, after which llama.cpp does not look at
@@ -141,7 +150,10 @@ pub(super) fn load(path: &Path, options: &mut ModelOptions, vocabulary_only: boo
         // exceptions) or the callback says no. Asserts on some metadata and vocabularies: `ModelFile` has refused these.
         unsafe { sys::llama_model_load_from_file(c_path.as_ptr(), params) }
     });
-    let (cancelled, panic) = watch.map_or((false, None), |watch| (watch.cancelled, watch.panic));
+    let Watch { cancelled, panic, pages, .. } = watch;
+    if let Some(pages) = pages {
+        pages.done();
+    }
     // Owned from here on, whatever comes next.
     let model = NonNull::new(model).map(Handle);
     if let Some(panic) = panic {
@@ -155,9 +167,10 @@ pub(super) fn load(path: &Path, options: &mut ModelOptions, vocabulary_only: boo
     }
 }
 
-/// The progress callback of a call, and its outcome.
+/// What happens during a call that loads a model, and its outcome.
 struct Watch<'a> {
-    progress: &'a mut Progress,
+    progress: Option<&'a mut Progress>,
+    pages: Option<Pages>,
     cancelled: bool,
     panic: Option<Box<dyn Any + Send>>,
 }
@@ -170,7 +183,13 @@ unsafe extern "C" fn on_progress(part: f32, data: *mut c_void) -> bool {
         return false;
     }
     // No panic may cross into C++. It resumes when C++ has returned.
-    match catch_unwind(AssertUnwindSafe(|| (watch.progress)(part))) {
+    let step = || {
+        if let Some(pages) = &mut watch.pages {
+            pages.at(part);
+        }
+        watch.progress.as_mut().is_none_or(|progress| progress(part))
+    };
+    match catch_unwind(AssertUnwindSafe(step)) {
         Ok(go_on) => watch.cancelled = !go_on,
         Err(panic) => (watch.cancelled, watch.panic) = (true, Some(panic)),
     }

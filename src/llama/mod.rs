@@ -13,6 +13,8 @@
 //! | `devices` | the devices of this machine and their memory |
 //! | `preflight` | what llama.cpp would end the process over, refused before it sees a file |
 //! | `load`, `model` | loading parameters, and the loaded model |
+//! | `layout`, `pages` | the second layout that the CPU multiplies faster, and the memory behind what was copied into it |
+//! | `openmp` | the threads that compute, and how they wait for one another |
 //! | `lora` | adapters |
 //! | `tokenizer` | the tokenizer of a loaded model |
 //! | `batch`, `context` | evaluation |
@@ -27,10 +29,14 @@ mod batch;
 mod context;
 mod devices;
 mod error;
+mod layout;
 mod load;
 mod lora;
 mod model;
 mod observe;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod openmp;
+mod pages;
 mod preflight;
 mod tokenizer;
 

@@ -9,7 +9,7 @@ use llama_cpp_sys_2 as sys;
 use super::load::{self, Handle, ModelOptions};
 use super::lora::{self, Adapter};
 use super::tokenizer::ModelTokenizer;
-use super::{Error, backend, preflight};
+use super::{Error, backend, layout, preflight};
 use crate::gguf::{Gguf, Metadata, Value};
 use crate::vocab::Pieces;
 use crate::vocab::Tokenizer;
@@ -68,6 +68,20 @@ impl ModelFile {
         })
     }
 
+    /// Returns the bytes of the weights that would be copied into a second layout if all layers were on the CPU: see
+    /// [`ModelOptions::repack`].
+    ///
+    /// # Errors
+    /// [`Error::Backend`] if llama.cpp cannot be started.
+    pub fn repacked_bytes(&self) -> Result<u64, Error> {
+        layout::copied_bytes(&self.gguf)
+    }
+
+    /// Changes how the model will be loaded.
+    pub fn options_mut(&mut self) -> &mut ModelOptions {
+        &mut self.options
+    }
+
     /// Loads the model. The weights are mapped, not read, unless the options say otherwise.
     ///
     /// # Errors
@@ -76,7 +90,7 @@ impl ModelFile {
     pub fn load(mut self) -> Result<Model, Error> {
         let gpu_layers = self.gpu_layers()?;
         let bytes = self.tensor_bytes();
-        let handle = load::load(&first_part(&self.gguf, &self.path), &mut self.options, false)?;
+        let handle = load::load(&parts(&self.gguf), &mut self.options, Some(tensor_bytes(&self.gguf)))?;
         // SAFETY: the model is alive; both calls return a constant of its architecture.
         let (encodes, decodes) =
             unsafe { (sys::llama_model_has_encoder(handle.as_ptr()), sys::llama_model_has_decoder(handle.as_ptr())) };
@@ -144,7 +158,7 @@ impl Model {
         backend::get()?;
         let gguf = Gguf::open(path)?;
         let pieces = Pieces::from_metadata(gguf.metadata())?;
-        let handle = load::load(&first_part(&gguf, path), &mut ModelOptions::default(), true)?;
+        let handle = load::load(&parts(&gguf), &mut ModelOptions::default(), None)?;
         Self::new(path, &gguf, pieces, handle, None)
     }
 
@@ -285,9 +299,9 @@ pub(crate) fn n_ctx_train(metadata: &Metadata) -> Option<u32> {
     n.and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0)
 }
 
-/// Returns the path of the first part of a split model, from which llama.cpp finds the others.
-fn first_part(gguf: &Gguf, path: &Path) -> PathBuf {
-    gguf.paths().next().unwrap_or(path).to_path_buf()
+/// Returns the paths of all parts of a model. From the first, llama.cpp finds the others.
+fn parts(gguf: &Gguf) -> Vec<PathBuf> {
+    gguf.paths().map(Path::to_path_buf).collect()
 }
 
 fn tensor_bytes(gguf: &Gguf) -> u64 {

@@ -52,6 +52,13 @@ impl Shape {
     }
 }
 
+impl Shape {
+    /// Returns the part of `bytes` of its weights that stays in main memory if `gpu_layers` layers are on a GPU.
+    pub fn share_on_host(&self, bytes: u64, gpu_layers: u64) -> u64 {
+        share_on_host(bytes, gpu_layers, self.n_layers)
+    }
+}
+
 /// Memory in bytes, by what it is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Estimate {
@@ -72,11 +79,15 @@ impl Estimate {
     /// Returns the part that stays in main memory if `gpu_layers` layers are on a GPU. The output layer counts as one
     /// more layer.
     pub fn on_host(&self, gpu_layers: u64, n_layers: u64) -> Self {
-        let all = n_layers.saturating_add(1);
-        let here = all.saturating_sub(gpu_layers);
-        let share = |bytes: u64| (u128::from(bytes) * u128::from(here) / u128::from(all)) as u64;
+        let share = |bytes| share_on_host(bytes, gpu_layers, n_layers);
         Self { weights: share(self.weights), kv_cache: share(self.kv_cache), compute: self.compute }
     }
+}
+
+/// Returns what is left in main memory of `bytes` that all layers share, the output layer as one of them.
+fn share_on_host(bytes: u64, gpu_layers: u64, n_layers: u64) -> u64 {
+    let all = n_layers.saturating_add(1);
+    (u128::from(bytes) * u128::from(all.saturating_sub(gpu_layers)) / u128::from(all)) as u64
 }
 
 #[cfg(test)]

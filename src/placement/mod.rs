@@ -3,15 +3,17 @@
 //! ```text
 //! Shape          the numbers of a model ──┐
 //! ContextSize    the numbers of a context ┴─► Estimate ──┐
-//! Machine        memory of this machine ─────────────────┴─► fits, or NoRoom with what would fit
+//! Machine        memory of this machine ─────────────────┴─► fits, or NoRoom with what would fit; LayoutChoice
 //! ```
 //!
 //! It uses only plain numbers: it loads no files, and creates no contexts.
 
 mod estimate;
+mod layout;
 mod machine;
 mod shape;
 
 pub use estimate::{ContextSize, Estimate};
+pub use layout::{LayoutChoice, Repack};
 pub use machine::{Machine, NoRoom};
 pub use shape::Shape;

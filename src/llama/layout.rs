@@ -1,0 +1,131 @@
+//! The second layout: copies of weights that the CPU multiplies faster than their layout in the file.
+//!
+//! llama.cpp makes them while it loads a model, of each matrix whose type it has such a layout for on this CPU, which it
+//! calls repacking. They take as many bytes as the original and cannot be given back to the system while the model is
+//! loaded, unlike the pages of a mapped file.
+
+use std::ffi::c_void;
+use std::ptr::{self, NonNull};
+
+use llama_cpp_sys_2 as sys;
+
+use super::{Error, backend};
+use crate::gguf::{Gguf, TensorInfo};
+
+/// Returns the bytes of the tensors of `gguf` that llama.cpp copies if all layers are on the CPU.
+///
+/// ggml itself says which types and shapes it copies here. Whether a tensor is multiplied at all is known from its name:
+/// all matrices are, but for embeddings that have an output matrix beside them.
+///
+/// # Errors
+/// [`Error::Backend`] if llama.cpp cannot be started.
+pub(super) fn copied_bytes(gguf: &Gguf) -> Result<u64, Error> {
+    let Some(cpu) = Cpu::find()? else { return Ok(0) };
+    let has_output = gguf.tensors().iter().any(|tensor| tensor.name == "output.weight");
+    let is_multiplied = |name: &str| match name {
+        "token_embd.weight" => !has_output,
+        name => name.ends_with(".weight") && !name.contains("token_embd") && !name.contains("position_embd"),
+    };
+    // Most tensors of a model have one of few shapes.
+    let mut known: Vec<(&TensorInfo, bool)> = Vec::new();
+    let mut bytes = 0u64;
+    for tensor in gguf.tensors().iter().filter(|tensor| tensor.dims.len() > 1 && is_multiplied(&tensor.name)) {
+        let same = known.iter().find(|(other, _)| other.ty == tensor.ty && other.dims == tensor.dims);
+        let copied = match same {
+            Some((_, copied)) => *copied,
+            None => {
+                let copied = cpu.copies(tensor);
+                known.push((tensor, copied));
+                copied
+            }
+        };
+        if copied {
+            bytes = bytes.saturating_add(tensor.n_bytes().unwrap_or(0));
+        }
+    }
+    Ok(bytes)
+}
+
+/// The processor as ggml's device, and the buffers of its other layouts.
+struct Cpu {
+    device: sys::ggml_backend_dev_t,
+    buffers: Vec<sys::ggml_backend_buffer_type_t>,
+}
+
+impl Cpu {
+    /// Returns the processor; `None` if this build has no other layouts.
+    fn find() -> Result<Option<Self>, Error> {
+        type Extra = unsafe extern "C" fn(sys::ggml_backend_dev_t) -> *mut sys::ggml_backend_buffer_type_t;
+        backend::get()?;
+        // SAFETY: takes a constant, and returns a device that lives as long as the process, or null.
+        let device = unsafe { sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU) };
+        if device.is_null() {
+            return Ok(None);
+        }
+        // SAFETY: the device is alive, and so is its registry; the name ends in NUL.
+        let function = unsafe {
+            let registry = sys::ggml_backend_dev_backend_reg(device);
+            sys::ggml_backend_reg_get_proc_address(registry, c"ggml_backend_dev_get_extra_bufts".as_ptr())
+        };
+        let Some(function) = NonNull::new(function.cast::<c_void>()) else { return Ok(None) };
+        // SAFETY: ggml documents this type for the function of this name.
+        let extra: Extra = unsafe { std::mem::transmute::<NonNull<c_void>, Extra>(function) };
+        let mut buffers = Vec::new();
+        // SAFETY: returns a static list that ends with null, or null.
+        unsafe {
+            let mut list = extra(device);
+            while !list.is_null() && !(*list).is_null() {
+                buffers.push(*list);
+                list = list.add(1);
+            }
+        }
+        Ok((!buffers.is_empty()).then_some(Self { device, buffers }))
+    }
+
+    /// Returns whether a matrix of this type and shape is copied: whether ggml can multiply it in one of the buffers.
+    fn copies(&self, tensor: &TensorInfo) -> bool {
+        let mut ne = [1i64; 4];
+        for (n, dim) in ne.iter_mut().zip(&tensor.dims) {
+            let Ok(dim) = i64::try_from(*dim) else { return false };
+            *n = dim.max(1);
+        }
+        // SAFETY: takes nothing, and returns a number.
+        let mem_size = 16 * unsafe { sys::ggml_tensor_overhead() };
+        let params = sys::ggml_init_params { mem_size, mem_buffer: ptr::null_mut(), no_alloc: true };
+        // SAFETY: the context holds at most four tensors without data, and is freed below. ggml asserts that types exist
+        // and that rows are whole blocks: nibble's reader has checked both. `n_ids` matters to no layout.
+        unsafe {
+            let context = sys::ggml_init(params);
+            if context.is_null() {
+                return false;
+            }
+            let ty = tensor.ty.id() as sys::ggml_type;
+            let (n_tokens, n_ids) = (512, 1);
+            let operation = if tensor.dims.len() == 3 {
+                let weights = sys::ggml_new_tensor_3d(context, ty, ne[0], ne[1], ne[2]);
+                let inputs = sys::ggml_new_tensor_3d(context, sys::GGML_TYPE_F32, ne[0], n_ids, n_tokens);
+                let ids = sys::ggml_new_tensor_2d(context, sys::GGML_TYPE_I32, n_ids, n_tokens);
+                sys::ggml_mul_mat_id(context, weights, inputs, ids)
+            } else {
+                let weights = sys::ggml_new_tensor_2d(context, ty, ne[0], ne[1]);
+                sys::ggml_mul_mat(
+                    context,
+                    weights,
+                    sys::ggml_new_tensor_2d(context, sys::GGML_TYPE_F32, ne[0], n_tokens),
+                )
+            };
+            let weights = (*operation).src[0];
+            let copied = self.buffers.iter().any(|buffers| {
+                // An empty buffer, by which ggml knows the layout.
+                let buffer = sys::ggml_backend_buft_alloc_buffer(*buffers, 0);
+                (*weights).buffer = buffer;
+                let supported = !buffer.is_null() && sys::ggml_backend_dev_supports_op(self.device, operation);
+                (*weights).buffer = ptr::null_mut();
+                sys::ggml_backend_buffer_free(buffer);
+                supported
+            });
+            sys::ggml_free(context);
+            copied
+        }
+    }
+}
