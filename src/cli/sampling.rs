@@ -233,7 +233,7 @@ impl SamplingArgs {
     /// Returns what a sampler for this tokenizer is asked to do.
     ///
     /// # Errors
-    /// Where a bias is for a token that the vocabulary does not have, or for a text that is not one token.
+    /// If a bias is for a token that the vocabulary does not have, or for a text that is not one token.
     pub fn params_for(&self, codec: &dyn Tokenizer) -> anyhow::Result<Params> {
         let mut params = self.params();
         check_biases(&params, codec)?;
@@ -259,7 +259,7 @@ impl SamplingArgs {
 /// Checks that biases are for tokens of the vocabulary.
 ///
 /// # Errors
-/// The first that is not.
+/// If one is not. The error is about the first.
 pub(super) fn check_biases(params: &Params, codec: &dyn Tokenizer) -> anyhow::Result<()> {
     let n = codec.n_tokens();
     match params.logit_bias.iter().find(|(id, _)| *id as usize >= n) {

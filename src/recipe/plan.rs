@@ -90,10 +90,9 @@ impl Plan {
 /// over it.
 ///
 /// # Errors
-/// A tensor belongs to a layer that the model does not have, is larger than can be counted, or has a type that cannot
-/// be read;
-/// an override matches nothing, asks for a type whose blocks do not divide a tensor's rows, or names a tensor that stays
-/// F32.
+/// If a tensor belongs to a layer that the model does not have, is larger than can be counted, or has a type that
+/// cannot be read; or if an override matches nothing, asks for a type whose blocks do not divide a tensor's rows, or
+/// names a tensor that stays F32.
 pub fn plan(
     recipe: &Recipe,
     topology: &Topology,

@@ -167,7 +167,7 @@ impl Required {
     /// quantized, with their types.
     ///
     /// # Errors
-    /// Names the first tensor without importance.
+    /// If a tensor lacks importance. The error names the first.
     pub fn check<'a>(
         tensors: impl IntoIterator<Item = (&'a str, TensorType)>,
         importance: Option<&Importance>,

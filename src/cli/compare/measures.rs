@@ -129,7 +129,7 @@ impl MeasureArgs {
     /// Prepares the comparison, and prints notes on the tasks.
     ///
     /// # Errors
-    /// Those of [`Comparison::prepare`].
+    /// If [`Comparison::prepare`] fails.
     pub fn prepare(&self, files: FileOptions) -> anyhow::Result<Comparison> {
         llama::set_verbose(self.verbose);
         let tasks = &self.tasks;

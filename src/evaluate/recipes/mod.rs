@@ -400,7 +400,7 @@ impl Run<'_> {
     /// complete; its note is written before that.
     ///
     /// # Errors
-    /// Those of `make`, and an error if there is a file of that name without a note, since it would be overwritten.
+    /// If `make` fails, or there is a file of that name without a note: it would be overwritten.
     fn make(&self, path: &Path, made_of: &MadeOf, make: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
         let note_path = note_path(path);
         let found: Option<MadeOf> = fs::read(&note_path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
