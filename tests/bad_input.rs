@@ -197,6 +197,7 @@ fn words_that_are_not_understood() {
     refuses(&nano, &["--type", "outputt=Q8_0"], &["outputt"]);
     refuses(&nano, &["--type", "output"], &["output", "="]);
     refuses(&nano, &["--recipe", "/nowhere.toml"], &["/nowhere.toml"]);
+    refuses(&nano, &["-q", "/nowhere.toml"], &["/nowhere.toml", "No such file"]);
 }
 
 #[test]
