@@ -13,7 +13,7 @@ use crate::base::{ending, units};
 use crate::evaluate::calibrate::Weighted;
 use crate::evaluate::recipes::ImportanceFrom;
 use crate::evaluate::texts::TextFile;
-use crate::evaluate::{RecipeComparison, RecipeOptions};
+use crate::evaluate::{RecipeComparison, RecipeComparisonOptions};
 use crate::recipe::Recipe;
 
 /// Convert a model with every recipe, and compare all the files with it
@@ -83,7 +83,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     crate::llama::set_verbose(args.verbose);
     let folder = args.output.clone().unwrap_or_else(|| default_folder(&args.source));
     let recipes = recipes(&args.recipes)?;
-    let mut comparison = RecipeComparison::prepare(RecipeOptions {
+    let mut comparison = RecipeComparison::prepare(RecipeComparisonOptions {
         source: args.source,
         folder: folder.clone(),
         recipes,
