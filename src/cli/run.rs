@@ -293,12 +293,12 @@ fn finish(
     written: &Generated,
     seed: u64,
     complete: Option<bool>,
-    codec: &dyn Tokenizer,
+    tokenizer: &dyn Tokenizer,
 ) -> anyhow::Result<()> {
     let last = if args.json {
         let mut report = report(args, written, seed, complete);
         if args.logprobs.is_some() {
-            report["logprobs"] = logprobs(written, codec);
+            report["logprobs"] = logprobs(written, tokenizer);
         }
         format!("{}\n", serde_json::to_string_pretty(&report)?)
     } else if out.ended_line {
@@ -388,9 +388,9 @@ fn report(args: &Args, written: &Generated, seed: u64, complete: Option<bool>) -
 }
 
 /// For each token that was written what the model itself thought of it, in the words of OpenAI's API, and its number.
-fn logprobs(written: &Generated, codec: &dyn Tokenizer) -> serde_json::Value {
+fn logprobs(written: &Generated, tokenizer: &dyn Tokenizer) -> serde_json::Value {
     let entry = |id: u32, logprob: f64| {
-        let bytes = codec.bytes(id);
+        let bytes = tokenizer.bytes(id);
         // JSON has no infinity.
         let logprob = logprob.max(f64::MIN);
         serde_json::json!({"id": id, "token": String::from_utf8_lossy(bytes), "bytes": bytes, "logprob": logprob})
