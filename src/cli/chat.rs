@@ -49,10 +49,10 @@ use crate::llama;
 /// Chat with a model in the terminal
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Every message is sent to the model in the model's own chat template; /help lists the commands. Answers go to standard
+Every message is sent to the model in the model's own chat template; /help lists the commands. Answers go to standard \
 output, everything else to standard error.
 
-When input is piped in, each line is a message or a command. A line that ends in \\ continues on the next one, and
+When input is piped in, each line is a message or a command. A line that ends in \\ continues on the next one, and \
 \"\"\" opens and closes a message of several lines. The exit code is 1 if anything failed.
 
 Examples:

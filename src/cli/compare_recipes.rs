@@ -24,10 +24,10 @@ use crate::recipe::Recipe;
 /// memory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  nibble compare-recipes Yi-6B --text en=wiki.txt --text zh=novel.txt         to the folder Yi-6B-recipes
-  nibble compare-recipes Yi-6B --text wiki.txt --recipes Q3_K_M,Q4_K_M --calibrate english.txt chinese.txt
-  nibble compare-recipes Yi-34B-BF16.gguf --text wiki.txt --one-at-a-time     where the disk cannot hold all files
-  nibble compare-recipes Yi-6B                                                weights alone: no model is run")]
+  nibble compare-recipes Yi-6B --text en=wiki.txt --text zh=novel.txt         to Yi-6B-recipes/
+  nibble compare-recipes Yi-6B --text wiki.txt --recipes Q3_K_M,Q4_K_M --calibrate train.txt
+  nibble compare-recipes Yi-34B-BF16.gguf --text wiki.txt --one-at-a-time     to use less disk space
+  nibble compare-recipes Yi-6B                                                weights alone")]
 pub struct Args {
     /// A Hugging Face model folder, or a 16-bit GGUF file, which saves making a 16-bit copy
     source: PathBuf,
@@ -37,7 +37,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME=FILE", help_heading = "Measures")]
     text: Vec<TextFile>,
 
-    /// The recipes to compare, separated by commas [default: all of fewer than 16 bits]
+    /// The recipes to compare, separated by commas [default: all with fewer than 16 bits per weight]
     #[arg(long, value_name = "RECIPES", value_delimiter = ',', alias = "only")]
     recipes: Vec<String>,
 

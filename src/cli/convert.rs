@@ -25,7 +25,7 @@ use crate::vocab::TokenizerFile;
 #[command(after_help = "Examples:
   nibble convert Yi-34B-Chat                     to Yi-34B-Chat-Q4_K_M.gguf in the current folder
   nibble convert Yi-34B-Chat -q IQ4_XS -o yi.gguf
-  nibble convert Yi-34B-Chat --dry-run           print each tensor's type and the size, write nothing
+  nibble convert Yi-34B-Chat --dry-run           print the plan and write nothing
   nibble convert Yi-34B-Chat --type output=Q8_0 --type 'blk.0.*=Q6_K'
   nibble convert Yi-34B-Chat -q IQ4_XS --importance yi-imatrix.gguf
   nibble convert my-adapter --base Yi-34B-Chat   a LoRA adapter, to my-adapter-F32-LoRA.gguf")]

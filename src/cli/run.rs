@@ -29,8 +29,8 @@ use crate::vocab::Tokenizer;
 Examples:
   nibble run yi-34b-chat-q4_k.gguf --chat -p 'Tell me about the Song dynasty.'
   nibble run yi-34b-q4_k.gguf -p 'Once upon a time' -n 200 --seed 7
-  nibble run yi-34b-chat-q4_k.gguf --chat -p 'Three dynasties, as JSON.' --json-schema dynasties.json
-  git diff | nibble run yi-34b-chat-q4_k.gguf --chat --system 'Write a commit message for this diff.'")]
+  nibble run yi-34b-chat-q4_k.gguf --chat -p 'Three dynasties, as JSON.' --json-schema list.json
+  git diff | nibble run yi-34b-chat-q4_k.gguf --chat --system 'Write a commit message.'")]
 pub struct Args {
     /// The model: a GGUF file, or any part of a split one
     model: PathBuf,

@@ -108,7 +108,7 @@ pub enum Error {
         "the importance of '{tensor}' has {found} values, but the matrix has {wanted} columns; was it made with another model?"
     )]
     ImportanceLength { tensor: String, found: usize, wanted: usize },
-    #[error("the importance of '{tensor}' has {value} at column {column}, where only numbers from 0 up make sense")]
+    #[error("the importance of '{tensor}' has {value} at column {column}; wanted a number of 0 or more")]
     ImportanceValue { tensor: String, column: usize, value: f32 },
     #[error("the importance has values for '{tensor}', which is not a matrix; was it made with another model?")]
     ImportanceNoMatrix { tensor: String },

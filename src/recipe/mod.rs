@@ -194,7 +194,9 @@ pub enum Error {
     UnknownBase { file: String, line: usize, name: String },
     #[error("there is no recipe '{name}'; known are {known}")]
     UnknownRecipe { name: String, known: String },
-    #[error("{tensor}: layer {layer} of a model with {n_layers} layers; its config does not fit its weights")]
+    #[error(
+        "{tensor}: layer {layer}, counted from 0, of a model with {n_layers} layers; its config does not fit its weights"
+    )]
     LayerBeyondModel { tensor: String, layer: u32, n_layers: u32 },
     #[error("{tensor}: sizes {dims:?} make more bytes than can be counted")]
     TooLarge { tensor: String, dims: Vec<u64> },
@@ -213,9 +215,7 @@ pub enum Error {
     OverrideUnused { pattern: String, near: Vec<String> },
     #[error("every tensor that '{pattern}' matches is taken by '{by}' before it; put '{pattern}' first")]
     OverrideShadowed { pattern: String, by: String },
-    #[error(
-        "'{pattern}' asks for {ty}, but {tensor} stays F32: llama.cpp computes with norms, biases and vectors as such"
-    )]
+    #[error("'{pattern}' asks for {ty}, but {tensor} stays F32: llama.cpp needs norms, biases and vectors in F32")]
     OverrideKept { pattern: String, tensor: String, ty: TensorType },
     #[error(
         "'{pattern}' asks for {ty}, whose blocks of {} do not divide {tensor}'s rows of {row_len}; {} would",

@@ -81,7 +81,7 @@ pub enum Error {
     #[error("{file} is the file that is verified, not its source")]
     SameFile { file: PathBuf },
     #[error(
-        "{} was made with other importance: {} (BLAKE3 {recorded}), and {given} has BLAKE3 {found}", file.display(), name.as_deref().unwrap_or("of no name")
+        "{} was made with other importance: {} (BLAKE3 {recorded}), and {given} has BLAKE3 {found}", file.display(), name.as_deref().unwrap_or("unnamed")
     )]
     OtherImportance { file: PathBuf, name: Option<String>, recorded: String, given: String, found: String },
     #[error("{} was made without importance, and {given} was given", file.display())]
