@@ -1,6 +1,6 @@
 //! [`ByteLevelBpe`]: encodes text exactly like the tokenizers library does for byte-level vocabularies.
 
-use super::find::{self, Finder, Part};
+use super::find::{self, Finder, Fragment};
 use super::merge::{Candidate, MergeTable, Merger, Output, check_length};
 use super::pieces::{array, missing};
 use super::pretokenizers;
@@ -95,8 +95,8 @@ impl ByteLevelBpe {
     fn encode_divided(&self, text: &str, finder: &Finder) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 1);
         finder.split(text, |part| match part {
-            Part::Text(text) => self.encode_part(text, &mut ids),
-            Part::Token(id) => ids.push(id),
+            Fragment::Text(text) => self.encode_part(text, &mut ids),
+            Fragment::Token(id) => ids.push(id),
         });
         ids
     }
