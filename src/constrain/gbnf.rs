@@ -49,7 +49,8 @@ pub(super) fn looks_like(text: &str) -> bool {
 /// Translates a grammar to Lark.
 ///
 /// # Errors
-/// In words that follow `the grammar: `, with line and column if they are known.
+/// If the grammar cannot be translated. The error is in words that follow `the grammar: `, with line and column if they
+/// are known.
 pub(super) fn to_lark(text: &str) -> Result<String, String> {
     let grammar = Parser::new(text).grammar()?;
     check_ends(&grammar)?;

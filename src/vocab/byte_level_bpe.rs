@@ -34,9 +34,9 @@ impl ByteLevelBpe {
     /// Reads the tokenizer of a GGUF file.
     ///
     /// # Errors
-    /// As [`Pieces::from_metadata`]; and if the vocabulary is of another kind or splits text in a way that nibble does not
-    /// know ([`Error::NoEncoder`], [`Error::NoSplit`]; llama.cpp may have a tokenizer for it), there are no merges, or a
-    /// piece is too long.
+    /// If [`Pieces::from_metadata`] fails, the vocabulary is of another kind or splits text in a way that nibble does
+    /// not know ([`Error::NoEncoder`], [`Error::NoSplit`]; llama.cpp may have a tokenizer for it), there are no merges,
+    /// or a piece is too long.
     pub fn from_metadata(metadata: &Metadata) -> Result<Self, Error> {
         let pieces = Pieces::from_metadata(metadata)?;
         if pieces.kind() != VocabKind::ByteLevel {

@@ -47,7 +47,7 @@ impl SentencepieceBpe {
     /// Reads the tokenizer of a GGUF file.
     ///
     /// # Errors
-    /// As [`Pieces::from_metadata`]; and if the vocabulary is not a sentencepiece one ([`Error::NoEncoder`]; llama.cpp
+    /// If [`Pieces::from_metadata`] fails, the vocabulary is not a sentencepiece one ([`Error::NoEncoder`]; llama.cpp
     /// has tokenizers for the others), scores are missing, too few or not numbers, a piece is too long for merging,
     /// there is neither an unknown piece nor all byte pieces, or the replacement table is not valid.
     pub fn from_metadata(metadata: &Metadata) -> Result<Self, Error> {
