@@ -197,6 +197,7 @@ fn words_that_are_not_understood() {
     refuses(&nano, &["--type", "outputt=Q8_0"], &["outputt"]);
     refuses(&nano, &["--type", "output"], &["output", "="]);
     refuses(&nano, &["--recipe", "/nowhere.toml"], &["/nowhere.toml"]);
+    refuses(&nano, &["-q", "/nowhere.toml"], &["/nowhere.toml", "No such file"]);
 }
 
 #[test]
@@ -267,7 +268,7 @@ fn a_model_with_its_adapter_beside_it_and_placeholders_of_a_training() {
     }
     let dir = folder();
     nano.write_single(dir.path());
-    refuses(dir.path(), &[], &["28 of the tensors hold nothing", "ZeRO-3", "zero_to_fp32.py"]);
+    refuses(dir.path(), &[], &["28 of the tensors are empty", "ZeRO-3", "zero_to_fp32.py"]);
 }
 
 #[test]

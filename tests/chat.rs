@@ -125,7 +125,7 @@ fn a_script_in_which_something_fails_goes_on_and_tells_in_the_end() {
             "there is no answer to continue",
             "there is nothing to undo",
             "there is no message to edit",
-            "name a file",
+            "/save needs the name of a file; type /save FILE",
         ],
     );
     let answer = stdout(&piped("Hi\n", &["--greedy", "-n", "3"]));

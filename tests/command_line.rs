@@ -23,6 +23,19 @@ fn help_names_every_subcommand() {
     assert!(n >= if cfg!(feature = "llama") { 11 } else { 5 }, "{n} subcommands");
 }
 
+#[cfg(feature = "llama")]
+#[test]
+fn the_help_of_window_mentions_traces_only_where_one_is_read() {
+    for (command, wanted) in [
+        ("compare", "[default: 512; with a trace, its own]"),
+        ("compare-recipes", "of which the second half is scored [default: 512]"),
+        ("trace", "of which the second half is scored [default: 512]"),
+    ] {
+        let help = stdout(&nibble([command, "--help"])).split_whitespace().collect::<Vec<_>>().join(" ");
+        has(&help, &["--window <N> Tokens in a window", wanted]);
+    }
+}
+
 #[test]
 fn inspect_shows_a_file_and_a_folder() {
     let dir = folder();
@@ -52,4 +65,21 @@ fn quants_lists_every_recipe_with_sizes() {
         has(&text, &[&recipe.name]);
     }
     has(&text, &["Yi-34B"]);
+}
+
+#[test]
+fn quants_prints_a_recipe_that_convert_reads_to_the_same_bytes() {
+    let dir = folder();
+    let toml = nibble(["quants", "--show", "q4_k", "--toml"]);
+    let committed = concat!(env!("CARGO_MANIFEST_DIR"), "/quant-tables/q4_k_m.toml");
+    assert_eq!(stdout(&toml).as_bytes(), std::fs::read(committed).unwrap());
+    let mine = dir.path().join("mine.toml");
+    std::fs::write(&mine, &toml.stdout).unwrap();
+    let made = |name: &str, flags: &[&str]| std::fs::read(convert(&yi_nano(), &dir.path().join(name), flags)).unwrap();
+    let wanted = made("built-in.gguf", &["-q", "Q4_K_M"]);
+    assert!(made("mine.gguf", &["-q", mine.to_str().unwrap()]) == wanted, "-q FILE");
+    assert!(made("mine-too.gguf", &["--recipe", mine.to_str().unwrap()]) == wanted, "--recipe FILE");
+
+    has(&error(&nibble(["quants", "--toml"])), &["--show"]);
+    has(&error(&nibble(["quants", "--show", "Q4_K_M", "--toml", "--json"])), &["--toml", "--json"]);
 }

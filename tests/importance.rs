@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use nibble::calibration::importance::{File, Matrix};
 use nibble::chat::{self, Prompt};
 use nibble::engine::{self, Logits, OpenOptions, Session, SessionOptions};
-use nibble::evaluate::calibrate::{Error, Event, Job, Options, Report, Weighted};
+use nibble::evaluate::calibrate::{CalibrationJob, CalibrationOptions, Error, Event, Report, Weighted};
 use nibble::gguf::Gguf;
 use nibble::llama;
 use nibble::llama::{Model, ModelOptions, Node, Observer, Room};
@@ -46,12 +46,17 @@ fn weighted(path: &Path, weight: f64) -> Weighted {
 }
 
 /// Small windows, and nothing rounded on the way.
-fn options(output: &Path) -> Options {
-    Options { window: Some(32), session: exact(), ..Options::new(output.to_path_buf()) }
+fn options(output: &Path) -> CalibrationOptions {
+    CalibrationOptions { window: Some(32), session: exact(), ..CalibrationOptions::new(output.to_path_buf()) }
 }
 
-fn collect(model: &Path, texts: &[Weighted], options: Options, tell: impl FnMut(Event)) -> Result<Report, Error> {
-    let job = Job::prepare(model, texts, options)?;
+fn collect(
+    model: &Path,
+    texts: &[Weighted],
+    options: CalibrationOptions,
+    tell: impl FnMut(Event),
+) -> Result<Report, Error> {
+    let job = CalibrationJob::prepare(model, texts, options)?;
     let loaded = engine::open(model, OpenOptions { session: job.session(), ..OpenOptions::default() })?;
     job.execute(job.runs_model().then_some(&loaded), tell)
 }
@@ -73,7 +78,7 @@ fn importance_is_the_mean_square_of_every_channel_by_the_models_definition() {
         }
         let model = convert(&source, &dir.path().join("model.gguf"), &["-q", "F32", "--force"]);
         let out = dir.path().join(format!("{begins_with_token}.gguf"));
-        let options = Options { output_matrix: true, most_windows: Some(2), ..options(&out) };
+        let options = CalibrationOptions { output_matrix: true, most_windows: Some(2), ..options(&out) };
         let report = collect(&model, &[weighted(&path, 1.0)], options, |_| {}).unwrap();
         assert_eq!((report.missing.len(), report.unseen.len(), report.sums.matrices.len()), (0, 0, 29));
 
@@ -233,7 +238,7 @@ fn a_run_that_is_cut_off_goes_on_to_the_same_bytes() {
     // Interrupted after three windows, in the middle of the fourth; then killed, when twelve are done and ten saved.
     let cancel = Arc::new(AtomicBool::new(false));
     let path = out("cut.gguf");
-    let asked = Options { session: SessionOptions { cancel: cancel.clone(), ..exact() }, ..options(&path) };
+    let asked = CalibrationOptions { session: SessionOptions { cancel: cancel.clone(), ..exact() }, ..options(&path) };
     let cut = collect(&model, &texts, asked, |event| {
         cancel.store(matches!(event, Event::Window { done: 3, .. }), Ordering::Relaxed);
     });
@@ -241,7 +246,7 @@ fn a_run_that_is_cut_off_goes_on_to_the_same_bytes() {
     assert!(!path.exists() && out("cut.gguf.partial").exists());
     let mut events = vec![];
     let killed = catch_unwind(AssertUnwindSafe(|| {
-        collect(&model, &texts, Options { save_every: 7, ..options(&path) }, |event| {
+        collect(&model, &texts, CalibrationOptions { save_every: 7, ..options(&path) }, |event| {
             events.push(event.clone());
             if matches!(event, Event::Window { done: 12, .. }) {
                 std::panic::panic_any("power failure");
@@ -266,16 +271,17 @@ fn what_an_earlier_run_left_of_something_else_is_not_used() {
     let partial = dir.path().join("x.gguf.partial");
     let cut = |texts: &[Weighted]| {
         let cancel = Arc::new(AtomicBool::new(false));
-        let asked = Options { session: SessionOptions { cancel: cancel.clone(), ..exact() }, ..options(&path) };
+        let asked =
+            CalibrationOptions { session: SessionOptions { cancel: cancel.clone(), ..exact() }, ..options(&path) };
         let cut = collect(&model, texts, asked, |event| {
             cancel.store(matches!(event, Event::Window { done: 2, .. }), Ordering::Relaxed);
         });
         assert!(matches!(cut, Err(Error::Cancelled { .. })), "{cut:?}");
         assert!(partial.exists());
     };
-    let first = |texts: &[Weighted], options: Options| {
+    let first = |texts: &[Weighted], options: CalibrationOptions| {
         let mut events = vec![];
-        collect(&model, texts, Options { force: true, ..options }, |event| events.push(event)).unwrap();
+        collect(&model, texts, CalibrationOptions { force: true, ..options }, |event| events.push(event)).unwrap();
         assert!(!partial.exists());
         events.swap_remove(0)
     };
@@ -286,7 +292,10 @@ fn what_an_earlier_run_left_of_something_else_is_not_used() {
     assert_eq!(first(&[weighted(&a, 2.0)], options(&path)), Event::StartingOver);
     fs::remove_file(&path).unwrap();
     cut(&[weighted(&a, 1.0)]);
-    assert_eq!(first(&[weighted(&a, 1.0)], Options { restart: true, ..options(&path) }), Event::StartingOver);
+    assert_eq!(
+        first(&[weighted(&a, 1.0)], CalibrationOptions { restart: true, ..options(&path) }),
+        Event::StartingOver
+    );
     fs::remove_file(&path).unwrap();
 
     fs::write(&partial, "my notes").unwrap();
@@ -317,12 +326,12 @@ fn files_add_up_to_what_their_texts_give_together() {
     let both = [weighted(&a, 1.0), weighted(&b, 2.5)];
     let together = collect(&model, &both, options(&out("together.gguf")), |_| {}).unwrap().sums;
     // From texts and a file, and from files alone, which runs no model.
-    let merge = |names: &[(&str, f64)], output: &str| Options {
+    let merge = |names: &[(&str, f64)], output: &str| CalibrationOptions {
         merge: names.iter().map(|(name, weight)| weighted(&out(name), *weight)).collect(),
         ..options(&out(output))
     };
     let mixed = collect(&model, &[weighted(&a, 1.0)], merge(&[("b.gguf", 2.5)], "mixed.gguf"), |_| {}).unwrap().sums;
-    let job = Job::prepare(&model, &[], merge(&[("a.gguf", 1.0), ("b.gguf", 2.5)], "merged.gguf")).unwrap();
+    let job = CalibrationJob::prepare(&model, &[], merge(&[("a.gguf", 1.0), ("b.gguf", 2.5)], "merged.gguf")).unwrap();
     assert!(!job.runs_model());
     let merged = job.execute(None, |_| panic!("nothing is read")).unwrap().sums;
     for sums in [&mixed, &merged] {
@@ -666,7 +675,9 @@ fn sums_are_those_of_llama_imatrix() {
     let (model, text) = (path("LLAMA_IMATRIX_MODEL"), path("LLAMA_IMATRIX_TEXT"));
     let theirs = File::read(&path("LLAMA_IMATRIX")).unwrap().sums();
     let dir = folder();
-    let ours = collect(&model, &[weighted(&text, 1.0)], Options::new(dir.path().join("x.gguf")), |_| {}).unwrap().sums;
+    let ours = collect(&model, &[weighted(&text, 1.0)], CalibrationOptions::new(dir.path().join("x.gguf")), |_| {})
+        .unwrap()
+        .sums;
 
     let single = Arc::default();
     let options = SessionOptions { n_ctx: Some(512), rows: 512, ..SessionOptions::default() };

@@ -183,8 +183,8 @@ fn sets() -> Vec<Set> {
     let mut random = Random::new(17);
     let mut out = Vec::new();
     let text = "The Song dynasty was a time of trade and learning.\nPeople wrote: \"paper, print, tea\". 宋代是中国历史上的一个朝代。\nThe Song dynasty was a time of trade and war.";
-    let codec = NANO.model.tokenizer();
-    let tokens = chat::encode(&Prompt::plain(text.to_string()), codec).unwrap();
+    let tokenizer = NANO.model.tokenizer();
+    let tokens = chat::encode(&Prompt::plain(text.to_string()), tokenizer).unwrap();
     let mut session = Session::new(&NANO.model, &SessionOptions::default()).unwrap();
     session
         .eval_each(&tokens, 0, |i, row| {
@@ -368,9 +368,9 @@ fn difference(
 }
 
 fn with_text(params: &Params) -> Sampler {
-    let codec = NANO.model.tokenizer();
-    let n = if params.dry.multiplier > 0.0 { codec.n_tokens() } else { 0 };
-    Sampler::with_text(params, n, |id| codec.bytes(id)).unwrap()
+    let tokenizer = NANO.model.tokenizer();
+    let n = if params.dry.multiplier > 0.0 { tokenizer.n_tokens() } else { 0 };
+    Sampler::with_text(params, n, |id| tokenizer.bytes(id)).unwrap()
 }
 
 fn alone(kind: SamplerKind) -> Params {

@@ -251,7 +251,7 @@ fn texts_match_expressions_and_grammars() {
 
 /// What every token's bytes do to the text so far, tried one by one, against the mask.
 fn check_mask(grammar: &Grammar, viable: impl Fn(&[u8]) -> bool, complete: impl Fn(&[u8]) -> bool, seed: u64) -> usize {
-    let codec = model().0.tokenizer();
+    let tokenizer = model().0.tokenizer();
     let mut random = Random::new(seed);
     let mut checked = 0;
     for _ in 0..6 {
@@ -259,13 +259,13 @@ fn check_mask(grammar: &Grammar, viable: impl Fn(&[u8]) -> bool, complete: impl 
         let mut text = Vec::new();
         for _ in 0..12 {
             let found = allowed(&mut constraint);
-            let wanted: Vec<u32> = (0..codec.n_tokens() as u32)
+            let wanted: Vec<u32> = (0..tokenizer.n_tokens() as u32)
                 .filter(|&id| {
-                    if codec.is_end(id) {
+                    if tokenizer.is_end(id) {
                         return complete(&text);
                     }
-                    let bytes = codec.bytes(id);
-                    !bytes.is_empty() && !codec.markers().contains(id) && viable(&[text.as_slice(), bytes].concat())
+                    let bytes = tokenizer.bytes(id);
+                    !bytes.is_empty() && !tokenizer.markers().contains(id) && viable(&[text.as_slice(), bytes].concat())
                 })
                 .collect();
             let so_far = String::from_utf8_lossy(&text);
@@ -273,13 +273,13 @@ fn check_mask(grammar: &Grammar, viable: impl Fn(&[u8]) -> bool, complete: impl 
             assert_eq!(found, wanted, "after {so_far:?}");
             assert_eq!(constraint.is_complete(), complete(&text), "after {so_far:?}");
             checked += found.len();
-            let going_on: Vec<u32> = found.into_iter().filter(|id| !codec.is_end(*id)).collect();
+            let going_on: Vec<u32> = found.into_iter().filter(|id| !tokenizer.is_end(*id)).collect();
             if going_on.is_empty() {
                 break;
             }
             let token = going_on[(random.unit() * going_on.len() as f64) as usize];
             constraint.accept(token).unwrap();
-            text.extend_from_slice(codec.bytes(token));
+            text.extend_from_slice(tokenizer.bytes(token));
         }
     }
     checked
@@ -384,11 +384,11 @@ impl Drop for Theirs {
 /// llama.cpp's own engine, on texts that ours writes at random, over all tokens that are whole characters.
 #[test]
 fn gbnf_means_what_it_means_to_llama_cpp() {
-    let codec = model().0.tokenizer();
-    let whole: Vec<u32> = (0..codec.n_tokens() as u32)
-        .filter(|id| !codec.bytes(*id).is_empty() && std::str::from_utf8(codec.bytes(*id)).is_ok())
+    let tokenizer = model().0.tokenizer();
+    let whole: Vec<u32> = (0..tokenizer.n_tokens() as u32)
+        .filter(|id| !tokenizer.bytes(*id).is_empty() && std::str::from_utf8(tokenizer.bytes(*id)).is_ok())
         // llama.cpp allows no token that begins with NUL, whatever the grammar says.
-        .filter(|id| !codec.markers().contains(*id) && !codec.is_end(*id) && codec.bytes(*id)[0] != 0)
+        .filter(|id| !tokenizer.markers().contains(*id) && !tokenizer.is_end(*id) && tokenizer.bytes(*id)[0] != 0)
         .collect();
     assert!(whole.len() > 5000, "{}", whole.len());
     let mut random = Random::new(5);
@@ -412,20 +412,20 @@ fn gbnf_means_what_it_means_to_llama_cpp() {
             let mut ours = Constraint::new(&made, &model().1).unwrap();
             let mut text = String::new();
             for _ in 0..10 {
-                let wanted = theirs.allowed(codec.n_tokens());
+                let wanted = theirs.allowed(tokenizer.n_tokens());
                 let mask = ours.mask().unwrap();
                 for &id in whole.iter().chain(&[2, 7]) {
                     assert_eq!(
                         is_allowed(mask, id),
                         wanted[id as usize],
                         "token {id} {:?} after {text:?} in\n{grammar}",
-                        codec.piece(id)
+                        tokenizer.piece(id)
                     );
                     compared += 1;
                 }
                 let next: Vec<u32> = whole.iter().copied().filter(|id| is_allowed(mask, *id)).collect();
                 let Some(&token) = next.get((random.unit() * next.len() as f64) as usize) else { break };
-                text.push_str(std::str::from_utf8(codec.bytes(token)).unwrap());
+                text.push_str(std::str::from_utf8(tokenizer.bytes(token)).unwrap());
                 ours.accept(token).unwrap();
                 theirs.accept(token);
             }
@@ -436,16 +436,16 @@ fn gbnf_means_what_it_means_to_llama_cpp() {
 
 #[test]
 fn no_text_smuggles_a_control_token() {
-    let codec = model().0.tokenizer();
-    let specials: Vec<u32> = (0..codec.n_tokens() as u32)
-        .filter(|id| codec.bytes(*id).is_empty() || codec.markers().contains(*id) || codec.is_end(*id))
+    let tokenizer = model().0.tokenizer();
+    let specials: Vec<u32> = (0..tokenizer.n_tokens() as u32)
+        .filter(|id| tokenizer.bytes(*id).is_empty() || tokenizer.markers().contains(*id) || tokenizer.is_end(*id))
         .collect();
     assert!([6, 7, 8].iter().all(|id| specials.contains(id)));
     // Anything at all.
     let mut constraint = Constraint::new(&Grammar::regex(r"[\s\S]*").unwrap(), &model().1).unwrap();
     let mask = constraint.mask().unwrap();
     for &id in &specials {
-        assert_eq!(is_allowed(mask, id), codec.is_end(id), "token {id}");
+        assert_eq!(is_allowed(mask, id), tokenizer.is_end(id), "token {id}");
     }
     assert!(matches!(constraint.accept(6), Err(Error::NotAllowed { token: 6, .. })));
     assert!(matches!(constraint.accept(u32::MAX), Err(Error::NotAllowed { .. })));
@@ -460,8 +460,8 @@ fn no_text_smuggles_a_control_token() {
             let all = allowed(&mut constraint);
             assert!(!constraint.is_complete() && all.iter().all(|id| !specials.contains(id)), "{all:?}");
             // The longest there is.
-            let token = all.into_iter().max_by_key(|id| codec.bytes(*id).len()).unwrap();
-            text.extend_from_slice(codec.bytes(token));
+            let token = all.into_iter().max_by_key(|id| tokenizer.bytes(*id).len()).unwrap();
+            text.extend_from_slice(tokenizer.bytes(token));
             constraint.accept(token).unwrap();
             constraint.mask().unwrap();
         }
@@ -533,9 +533,9 @@ fn numbers_and_depth_stay_within_what_readers_take() {
     // 1e999 can be written letter by letter in the grammar, and not with the guard.
     let grammar = Grammar::json_schema("{\"type\": \"number\"}").unwrap();
     let mut constraint = Constraint::new(&grammar, &model().1).unwrap();
-    let codec = model().0.tokenizer();
+    let tokenizer = model().0.tokenizer();
     for c in ["1", "e", "9", "9"] {
-        let token = allowed(&mut constraint).into_iter().find(|id| codec.bytes(*id) == c.as_bytes()).unwrap();
+        let token = allowed(&mut constraint).into_iter().find(|id| tokenizer.bytes(*id) == c.as_bytes()).unwrap();
         constraint.accept(token).unwrap();
     }
     assert_eq!(allowed(&mut constraint), [2, 7]);
@@ -792,10 +792,10 @@ fn how_long_a_mask_takes() {
     let dir = support::folder();
     let file = support::yi_vocabulary(dir.path());
     let model = Model::load_vocabulary(&file).unwrap();
-    let codec = model.tokenizer();
+    let tokenizer = model.tokenizer();
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let start = Instant::now();
-    let tokens = Arc::new(Tokens::new(codec).unwrap());
+    let tokens = Arc::new(Tokens::new(tokenizer).unwrap());
     eprintln!("trie of {} tokens: {:.1} ms", tokens.n_tokens(), ms(start.elapsed()));
 
     let person = json!({"type": "object", "properties": {
@@ -829,7 +829,7 @@ fn how_long_a_mask_takes() {
         ("regex, prose", Grammar::regex(prose), prose_text),
     ] {
         let grammar = grammar.unwrap();
-        let ids = codec.encode(text, nibble::vocab::Place::Inside).unwrap();
+        let ids = tokenizer.encode(text, nibble::vocab::Place::Inside).unwrap();
         let start = Instant::now();
         let mut constraint = Constraint::new(&grammar, &tokens).unwrap();
         let prepared = start.elapsed();
@@ -841,7 +841,7 @@ fn how_long_a_mask_takes() {
             constraint.mask().unwrap();
             for (i, id) in ids.iter().enumerate() {
                 let start = Instant::now();
-                constraint.accept(*id).unwrap_or_else(|error| panic!("{error} at {i}: {:?}", codec.piece(*id)));
+                constraint.accept(*id).unwrap_or_else(|error| panic!("{error} at {i}: {:?}", tokenizer.piece(*id)));
                 constraint.mask().unwrap();
                 times.push((start.elapsed(), i));
             }
@@ -857,7 +857,7 @@ fn how_long_a_mask_takes() {
                 at(0.5),
                 at(0.99),
                 ms(worst.0),
-                codec.piece(ids[worst.1]),
+                tokenizer.piece(ids[worst.1]),
                 ms(prepared),
                 ms(first),
             );

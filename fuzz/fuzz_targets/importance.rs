@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use libfuzzer_sys::fuzz_target;
-use nibble::calibration::importance::{File, Matrix, Sums, Text};
+use nibble::calibration::importance::{File, Matrix, Sums, CalibrationText};
 
 fuzz_target!(init: nibble_fuzz::seeds([gguf(), dat(false), dat(true)]), |bytes: &[u8]| {
     let Ok(file) = File::read(&nibble_fuzz::file("importance", bytes)) else { return };
@@ -22,7 +22,7 @@ fuzz_target!(init: nibble_fuzz::seeds([gguf(), dat(false), dat(true)]), |bytes: 
 
 fn gguf() -> Vec<u8> {
     let matrix = |n| Matrix { sums: vec![1.5; n], counts: vec![512.0] };
-    let text = Text { name: "a.txt".into(), blake3: "ab".repeat(32), weight: 0.5, tokens: 1030, windows: 2 };
+    let text = CalibrationText { name: "a.txt".into(), blake3: "ab".repeat(32), weight: 0.5, tokens: 1030, windows: 2 };
     let matrices = [("a".to_string(), matrix(3)), ("blk.0.ffn_up.weight".to_string(), matrix(8))].into();
     let sums = Sums { matrices, texts: vec![text], windows: 2, window: 512 };
     sums.to_bytes().expect("sound sums")

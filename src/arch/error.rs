@@ -14,14 +14,14 @@ pub enum Error {
     #[error("config.json: architecture '{found}' is not one that nibble knows; it converts {known}")]
     UnknownArchitecture { found: String, known: String },
 
-    #[error("config.json: {found} judges texts and writes none; nibble converts {known}")]
+    #[error("config.json: {found} classifies texts and does not write any; nibble converts {known}")]
     WritesNothing { found: String, known: String },
 
     #[error("config.json: {found} is a mixture of experts, which nibble does not convert; it converts {known}")]
     MixtureOfExperts { found: String, known: String },
 
     #[error(
-        "the weights are quantized already ({method}), as '{tensor}' tells; nibble converts from the 16-bit original"
+        "the weights are quantized already ({method}), as '{tensor}' shows; nibble converts from the 16-bit original"
     )]
     Quantized { by: Quantizer, method: String, tensor: String },
 
@@ -33,7 +33,7 @@ pub enum Error {
     QuantizedKey { key: &'static str, method: String, missing: Names, unknown: Names },
 
     #[error(
-        "{} of the tensors hold nothing: {names}. DeepSpeed's ZeRO-3 saves such placeholders; the weights are in its own \
+        "{} of the tensors are empty: {names}. DeepSpeed's ZeRO-3 saves such placeholders; the weights are in its own \
          checkpoint, from which the script zero_to_fp32.py beside it makes a whole model",
         names.0.len()
     )]

@@ -148,7 +148,7 @@ impl Hyperparameters {
     /// Checks that the numbers fit together and that llama.cpp can load such a model.
     ///
     /// # Errors
-    /// The first number that does not fit.
+    /// If a number does not fit. The error is about the first.
     pub fn check(&self) -> Result<(), Error> {
         if !(1..=MAX_LAYERS).contains(&self.n_layers) {
             return Err(Error::Layers { found: self.n_layers, most: MAX_LAYERS });

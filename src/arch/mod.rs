@@ -58,14 +58,14 @@ pub trait Architecture: Sync {
     /// Reads a configuration and returns what such a model consists of.
     ///
     /// # Errors
-    /// A key is missing or has a value that does not fit. The error names the key, the value and what was wanted.
+    /// If a key is missing or has a value that does not fit. The error names the key, the value and what was wanted.
     fn blueprint(&self, config: &Map<String, Value>) -> Result<Blueprint, Error>;
 
     /// Returns what the model in a GGUF file consists of, with the names that its tensors have in a checkpoint. Adapters
     /// are laid out by it.
     ///
     /// # Errors
-    /// A key is missing or has a value that does not fit, or the architecture cannot be read back from GGUF.
+    /// If a key is missing or has a value that does not fit, or the architecture cannot be read back from GGUF.
     fn blueprint_of_gguf(&self, gguf: &Gguf) -> Result<Blueprint, Error> {
         let _ = gguf;
         Err(Error::NotFromGguf { architecture: self.gguf_name() })
@@ -165,7 +165,7 @@ impl Topology {
     /// Reads the numbers of a GGUF file, whose architecture `metadata` names.
     ///
     /// # Errors
-    /// Returns the key that is missing or is not a number.
+    /// If a key is missing or is not a number. The error is the key.
     pub fn of_gguf(metadata: &Metadata) -> Result<Self, String> {
         let architecture = metadata.str("general.architecture").unwrap_or_default();
         let number = |key: &str| {
@@ -277,7 +277,7 @@ impl Architectures {
     /// Returns the architecture that `config.json` names first under `architectures`.
     ///
     /// # Errors
-    /// The key is missing, is not a list of names, or names an architecture that is not in the list.
+    /// If the key is missing, is not a list of names, or names an architecture that is not in the list.
     pub fn lookup(self, config: &Map<String, Value>) -> Result<&'static dyn Architecture, Error> {
         let key = "architectures";
         let wanted = "a list with the name of the architecture";
@@ -336,8 +336,8 @@ impl Architectures {
     /// other one, as it does for llama.cpp's converter. Where it is false, a missing one is an error.
     ///
     /// # Errors
-    /// An architecture that is not in the list, weights that are quantized already, numbers that do not fit together, and
-    /// tensors that are missing, unexpected or not of the shape that the configuration gives them.
+    /// If the architecture is not in the list, the weights are quantized already, numbers do not fit together, or
+    /// tensors are missing, unexpected or not of the shape that the configuration gives them.
     pub fn describe<'a>(
         self,
         config: &Map<String, Value>,

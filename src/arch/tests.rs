@@ -388,7 +388,7 @@ fn placeholders_of_zero_3_are_named() {
     let n = shapes.iter_mut().filter(|(name, _)| name.contains("_proj")).map(|(_, shape)| *shape = vec![0]).count();
     let error = describe_shapes(&config, &shapes).unwrap_err().to_string();
     assert!(
-        error.starts_with(&format!("{n} of the tensors hold nothing: model.layers.0.mlp.down_proj.weight, ")),
+        error.starts_with(&format!("{n} of the tensors are empty: model.layers.0.mlp.down_proj.weight, ")),
         "{error}"
     );
     assert!(error.contains("zero_to_fp32.py"), "{error}");
@@ -505,7 +505,9 @@ fn names_the_architecture_it_found_and_those_it_knows() {
     );
     assert_eq!(
         refusal("architectures", json!(["LlamaForSequenceClassification"])),
-        format!("config.json: LlamaForSequenceClassification judges texts and writes none; nibble converts {known}")
+        format!(
+            "config.json: LlamaForSequenceClassification classifies texts and does not write any; nibble converts {known}"
+        )
     );
     assert!(
         refusal("num_local_experts", json!(8)).contains("a model with 'num_local_experts' is a mixture of experts")

@@ -17,7 +17,7 @@ impl AtomicFile {
     /// Creates a file that will get the name `path`.
     ///
     /// # Errors
-    /// The folder does not exist or cannot be written.
+    /// If the folder does not exist or cannot be written.
     pub fn create(path: &Path) -> io::Result<Self> {
         let prefix = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
         let mut builder = tempfile::Builder::new();
@@ -38,7 +38,7 @@ impl AtomicFile {
     /// Writes everything to the disk and gives the file its name. An existing file of that name is replaced if `replace`.
     ///
     /// # Errors
-    /// The system refuses, or a file of that name exists (unless `replace`).
+    /// If the system refuses, or a file of that name exists (unless `replace`).
     pub fn finish(self, replace: bool) -> io::Result<()> {
         self.file().sync_all()?;
         give_name(self.file.path(), &self.path, replace)?;
@@ -62,7 +62,7 @@ impl Write for AtomicFile {
 /// Renames a file. An existing file at `to` is replaced if `replace`.
 ///
 /// # Errors
-/// The system refuses, or a file exists at `to` (unless `replace`).
+/// If the system refuses, or a file exists at `to` (unless `replace`).
 pub fn give_name(from: &Path, to: &Path, replace: bool) -> io::Result<()> {
     if !replace {
         match rename_to_free_name(from, to) {

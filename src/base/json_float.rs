@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 /// Serializes a number: one that is not finite by its name.
 ///
 /// # Errors
-/// The serializer's own.
+/// If the serializer fails.
 pub fn number<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     if value.is_finite() { serializer.serialize_f64(*value) } else { serializer.serialize_str(name(*value)) }
 }
@@ -16,7 +16,7 @@ pub fn number<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Err
 /// Serializes a number that may be missing, which is `null`.
 ///
 /// # Errors
-/// The serializer's own.
+/// If the serializer fails.
 pub fn optional<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
     match value {
         Some(value) => number(value, serializer),
@@ -27,7 +27,7 @@ pub fn optional<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::
 /// Serializes the two ends of an interval that may be missing, which is `null`.
 ///
 /// # Errors
-/// The serializer's own.
+/// If the serializer fails.
 pub fn interval<S: Serializer>(value: &Option<[f64; 2]>, serializer: S) -> Result<S::Ok, S::Error> {
     value.map(|ends| ends.map(Number)).serialize(serializer)
 }

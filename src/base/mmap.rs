@@ -58,7 +58,7 @@ impl Mapping {
     /// disk fails or the file has been truncated.
     ///
     /// # Errors
-    /// When the system cannot read, or the file ends before `dst` is full.
+    /// If the system cannot read, or the file ends before `dst` is full.
     pub fn read_at(&self, dst: &mut [u8], offset: u64) -> io::Result<()> {
         read_exact_at(&self.file, dst, offset)
     }
@@ -105,7 +105,7 @@ impl Mapping {
 /// Fills `dst` with the bytes of `file` from `offset` on, without a position that threads would share.
 ///
 /// # Errors
-/// When the system cannot read, or the file ends before `dst` is full.
+/// If the system cannot read, or the file ends before `dst` is full.
 #[cfg(unix)]
 pub fn read_exact_at(file: &File, dst: &mut [u8], offset: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, dst, offset)
@@ -114,7 +114,7 @@ pub fn read_exact_at(file: &File, dst: &mut [u8], offset: u64) -> io::Result<()>
 /// Fills `dst` with the bytes of `file` from `offset` on.
 ///
 /// # Errors
-/// When the system cannot read, or the file ends before `dst` is full.
+/// If the system cannot read, or the file ends before `dst` is full.
 #[cfg(windows)]
 pub fn read_exact_at(file: &File, mut dst: &mut [u8], mut offset: u64) -> io::Result<()> {
     while !dst.is_empty() {

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 /// Each thread has its own buffers, which it passes to every call. The first failure stops the others.
 ///
 /// # Errors
-/// The failure with the smallest number among those that occurred.
+/// If a task fails. Of the failures that occurred, the one with the smallest number is returned.
 pub fn on_all_threads<B: Default, E: Send>(
     n: usize,
     task: impl Fn(usize, &mut B) -> Result<(), E> + Sync,

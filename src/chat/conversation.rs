@@ -195,7 +195,7 @@ impl Conversation {
     /// be read again, which should not happen on every turn.
     ///
     /// # Errors
-    /// Any error of `size`.
+    /// If `size` fails.
     pub fn fit<E>(
         &self,
         n_ctx: usize,

@@ -152,7 +152,7 @@ pub fn encode(prompt: &Prompt, tokenizer: &dyn Tokenizer) -> Result<Vec<u32>, To
 /// template changed is encoded like other text.
 ///
 /// # Errors
-/// Those of [`encode`].
+/// If [`encode`] fails.
 pub fn encode_conversation(
     prompt: &Prompt,
     spoken: &[Spoken<'_>],
@@ -189,7 +189,7 @@ pub fn encode_conversation(
 /// plain text.
 ///
 /// # Errors
-/// Those of [`encode`].
+/// If [`encode`] fails.
 pub fn encode_inside(message: &str, tokenizer: &dyn Tokenizer) -> Result<Vec<u32>, TokenizeError> {
     let mut ids = Vec::new();
     encode_run(message, Place::Inside, tokenizer, &mut ids)?;

@@ -30,7 +30,7 @@ pub struct ModelCard {
 /// Parses the card at the head of `readme`; `Ok(None)` if there is none.
 ///
 /// # Errors
-/// Returns the YAML parser's message in one line.
+/// If it is not YAML. The error is the parser's message, in one line.
 pub(super) fn parse(readme: &str) -> Result<Option<ModelCard>, String> {
     let Some(yaml) = front_matter(readme) else { return Ok(None) };
     // `no` is Norwegian here.

@@ -17,7 +17,7 @@ const MAX_BYTES: u64 = 256 << 20;
 /// Reads the file at `path` without its byte order mark; `None` if there is no such file.
 ///
 /// # Errors
-/// When the file cannot be read, is larger than `limit` bytes, or is a Git LFS pointer.
+/// If the file cannot be read, is larger than `limit` bytes, or is a Git LFS pointer.
 pub(super) fn read_bytes(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
     let file = match File::open(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -52,7 +52,7 @@ pub(super) fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// Reads the file at `path` as a `T`; `None` if there is no such file.
 ///
 /// # Errors
-/// Those of [`read_bytes`], and an error if the file is not JSON or does not have the structure of a `T`.
+/// If [`read_bytes`] fails, or the file is not JSON or does not have the structure of a `T`.
 pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
     let Some(bytes) = read_bytes(path, MAX_BYTES)? else { return Ok(None) };
     let value = serde_json::from_slice(&bytes).map_err(|e| Error::Json {
@@ -115,7 +115,7 @@ impl Config {
     /// Reads the JSON object in the file at `path`; `None` if there is no such file.
     ///
     /// # Errors
-    /// When the file cannot be read or is not a JSON object.
+    /// If the file cannot be read or is not a JSON object.
     pub fn read(path: &Path) -> Result<Option<Self>, Error> {
         Ok(read::<Map<String, Value>>(path)?.map(|map| Self { path: path.to_path_buf(), map }))
     }
@@ -168,7 +168,7 @@ impl Config {
     /// A whole number that is not negative.
     ///
     /// # Errors
-    /// If the key is absent or holds anything else. The same is true of all getters.
+    /// If the key is absent or holds anything else.
     pub fn u64(&self, key: &str) -> Result<u64, Error> {
         let found = self.opt_u64(key)?;
         self.required(key, WHOLE, found)
@@ -177,7 +177,7 @@ impl Config {
     /// Returns a whole number that is not negative, if the key exists.
     ///
     /// # Errors
-    /// If the key holds anything else. The same is true of all optional getters.
+    /// If the key holds anything else.
     pub fn opt_u64(&self, key: &str) -> Result<Option<u64>, Error> {
         self.opt(key, WHOLE, whole)
     }
@@ -185,7 +185,7 @@ impl Config {
     /// A number.
     ///
     /// # Errors
-    /// Those of [`u64`](Self::u64).
+    /// If the key is absent or holds anything else.
     pub fn f64(&self, key: &str) -> Result<f64, Error> {
         let found = self.opt_f64(key)?;
         self.required(key, "a number", found)
@@ -194,7 +194,7 @@ impl Config {
     /// Returns a number, if the key exists.
     ///
     /// # Errors
-    /// Those of [`opt_u64`](Self::opt_u64).
+    /// If the key holds anything else.
     pub fn opt_f64(&self, key: &str) -> Result<Option<f64>, Error> {
         self.opt(key, "a number", Value::as_f64)
     }
@@ -202,7 +202,7 @@ impl Config {
     /// A string.
     ///
     /// # Errors
-    /// Those of [`u64`](Self::u64).
+    /// If the key is absent or holds anything else.
     pub fn str(&self, key: &str) -> Result<&str, Error> {
         let found = self.opt_str(key)?;
         self.required(key, "a string", found)
@@ -211,7 +211,7 @@ impl Config {
     /// Returns a string, if the key exists.
     ///
     /// # Errors
-    /// Those of [`opt_u64`](Self::opt_u64).
+    /// If the key holds anything else.
     pub fn opt_str(&self, key: &str) -> Result<Option<&str>, Error> {
         self.opt(key, "a string", Value::as_str)
     }
@@ -219,7 +219,7 @@ impl Config {
     /// A boolean.
     ///
     /// # Errors
-    /// Those of [`u64`](Self::u64).
+    /// If the key is absent or holds anything else.
     pub fn bool(&self, key: &str) -> Result<bool, Error> {
         let found = self.opt_bool(key)?;
         self.required(key, "true or false", found)
@@ -228,7 +228,7 @@ impl Config {
     /// Returns a boolean, if the key exists.
     ///
     /// # Errors
-    /// Those of [`opt_u64`](Self::opt_u64).
+    /// If the key holds anything else.
     pub fn opt_bool(&self, key: &str) -> Result<Option<bool>, Error> {
         self.opt(key, "true or false", Value::as_bool)
     }
@@ -236,7 +236,7 @@ impl Config {
     /// Returns whole numbers, from a list or a single number as `eos_token_id` has; empty if the key is absent.
     ///
     /// # Errors
-    /// Those of [`opt_u64`](Self::opt_u64).
+    /// If the key holds anything else.
     pub fn u64s(&self, key: &str) -> Result<Vec<u64>, Error> {
         let list = |value: &Value| match value {
             Value::Array(items) => items.iter().map(whole).collect(),
@@ -248,7 +248,7 @@ impl Config {
     /// Returns numbers, from a list; `None` if the key is absent.
     ///
     /// # Errors
-    /// Those of [`opt_u64`](Self::opt_u64).
+    /// If the key holds anything else.
     pub fn f64s(&self, key: &str) -> Result<Option<Vec<f64>>, Error> {
         self.opt(key, "a list of numbers", |value| value.as_array()?.iter().map(Value::as_f64).collect())
     }
@@ -256,7 +256,7 @@ impl Config {
     /// Returns strings, from a list or a single string; empty if the key is absent.
     ///
     /// # Errors
-    /// Those of [`opt_u64`](Self::opt_u64).
+    /// If the key holds anything else.
     pub fn strs(&self, key: &str) -> Result<Vec<&str>, Error> {
         let found = self.opt(key, "a string or a list of strings", |value| match value {
             Value::Array(items) => items.iter().map(Value::as_str).collect(),

@@ -74,7 +74,7 @@ impl Tensor {
     /// The float type its values can be read as.
     ///
     /// # Errors
-    /// [`Error::Dtype`], with the tensor's name, for integers and for floats of less than 16 bits.
+    /// [`Error::Dtype`], with the tensor's name, if the values are integers or floats of less than 16 bits.
     pub fn float_type(&self) -> Result<FloatType, Error> {
         self.dtype.float().ok_or_else(|| Error::Dtype {
             tensor: shown(&self.name),
@@ -113,7 +113,7 @@ impl Checkpoint {
     /// (`models--01-ai--Yi-34B`) stands for the snapshot it has of the main branch.
     ///
     /// # Errors
-    /// The folder does not hold a complete model, or a file is broken; the message says which one and what to do.
+    /// If the folder does not hold a complete model, or a file is broken. The message says which one and what to do.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let is_file = std::fs::metadata(path).map_err(Error::io(path))?.is_file();
         let dir = if is_file { parent(path).to_path_buf() } else { snapshot(path) };

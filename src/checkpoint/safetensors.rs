@@ -47,8 +47,8 @@ struct RawEntry {
 /// against its type, its shape and the file.
 ///
 /// # Errors
-/// [`Error::Truncated`] if the file ends before its header or its data does. Otherwise the error says what is wrong
-/// with the header.
+/// [`Error::Truncated`] if the file ends before its header or its data does; otherwise, if something is wrong with the
+/// header, an error that says what.
 pub(super) fn read_header(path: &Path, file: &[u8]) -> Result<Vec<Entry>, Error> {
     refuse_pointer(path, file)?;
     let bad = |offset: u64, problem: String| Error::Format { path: path.to_path_buf(), offset, problem };
@@ -256,7 +256,7 @@ impl Writer {
     /// Appends zeros, as a hole that takes no disk space if the file system supports that.
     ///
     /// # Errors
-    /// Those of [`write`](Self::write).
+    /// If it is more data than the header announced, or it cannot be written.
     pub fn skip(&mut self, n_bytes: u64) -> Result<(), Error> {
         let Some(left) = self.left.checked_sub(n_bytes) else {
             let problem = format!("more data than the header's {} bytes", self.wanted);

@@ -169,7 +169,7 @@ fn storage_class(dtype: DType) -> &'static str {
 /// A zip archive as `torch.save` lays it out: nothing compressed, data at multiples of 64 bytes.
 ///
 /// # Errors
-/// When it cannot be written.
+/// If it cannot be written.
 pub fn write_zip<'a>(
     out: &mut (impl Write + Seek),
     entries: impl Iterator<Item = (String, &'a [u8])>,
@@ -191,7 +191,7 @@ pub fn write_zip<'a>(
 /// without an index for `n_shards` 1, with the configuration and tokenizer files beside them.
 ///
 /// # Errors
-/// When the checkpoint cannot be read or the folder not written.
+/// If the checkpoint cannot be read or the folder not written.
 pub fn rewrite_as_safetensors(from: &Path, to: &Path, n_shards: usize) -> Result<(), Error> {
     let source = Checkpoint::open(from)?;
     copy_small_files(source.dir(), to)?;
@@ -213,7 +213,7 @@ pub fn rewrite_as_safetensors(from: &Path, to: &Path, n_shards: usize) -> Result
 /// an index for `n_shards` 1, with the configuration and tokenizer files beside them.
 ///
 /// # Errors
-/// When the checkpoint cannot be read or the folder not written.
+/// If the checkpoint cannot be read or the folder not written.
 pub fn rewrite_as_pytorch(from: &Path, to: &Path, n_shards: usize) -> Result<(), Error> {
     let source = Checkpoint::open(from)?;
     copy_small_files(source.dir(), to)?;

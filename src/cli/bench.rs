@@ -128,31 +128,31 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let gguf = Gguf::open(&args.model)?;
     let shape = Shape::of(&gguf);
     let plan = plan(&args, &shape, interrupt::listen()?)?;
-    let facts = Facts::new(&args, &gguf, &shape, &plan)?;
+    let conditions = Conditions::new(&args, &gguf, &shape, &plan)?;
     drop(gguf);
     // A file that cannot be written is reported before gigabytes are loaded.
     let file = args.output.as_ref().map(|path| begin_file(path, args.force)).transpose()?;
     let model = interruptible(args.machine.load(&args.model, &plan.session))?;
-    if let Some(trained) = model.n_ctx_train().filter(|trained| facts.n_ctx > *trained) {
-        eprintln!("warning: the model was trained on {trained} tokens at a time; the tests need {}", facts.n_ctx);
+    if let Some(trained) = model.n_ctx_train().filter(|trained| conditions.n_ctx > *trained) {
+        eprintln!("warning: the model was trained on {trained} tokens at a time; the tests need {}", conditions.n_ctx);
     }
 
     let bar = progress::Bench::new(args.json || args.verbose);
     let mut stdout = io::stdout();
-    let mut written = if args.json { Ok(()) } else { stdout.write_all(facts.heading(&plan)?.as_bytes()) };
+    let mut written = if args.json { Ok(()) } else { stdout.write_all(conditions.heading(&plan)?.as_bytes()) };
     let mut rows = Rows::new(&plan);
     let result = bench::run(&model, &plan, |event| match event {
         Event::Memory { threads } => bar.say(format!("reading memory, {}", n_threads(threads))),
         Event::Run { test, threads, run, rate } => bar.say(doing(test, threads, run, plan.repeat, rate)),
         Event::Done(outcome) if !args.json && written.is_ok() => {
-            let line = rows.line(outcome, &facts);
+            let line = rows.line(outcome, &conditions);
             written = bar.aside(|| stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()));
         }
         Event::Done(_) => {}
     });
     bar.clear();
     let report = result?;
-    let json = facts.json(&plan, &report)?;
+    let json = conditions.json(&plan, &report)?;
     if let Some((path, mut file)) = args.output.as_ref().zip(file) {
         let text = serde_json::to_string_pretty(&json)? + "\n";
         let finished = file.write_all(text.as_bytes()).and_then(|()| file.finish(args.force));
@@ -163,7 +163,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         if args.json {
             return Ok(writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?);
         }
-        print_conclusions(out, &facts, &plan, &report)
+        print_conclusions(out, &conditions, &plan, &report)
     })?;
     if report.interrupted {
         let said = if report.outcomes.is_empty() { "stopped before anything was measured" } else { "stopped" };
@@ -231,8 +231,8 @@ fn begin_file(path: &Path, force: bool) -> anyhow::Result<AtomicFile> {
     AtomicFile::create(path).with_context(|| format!("{} cannot be written", path.display()))
 }
 
-/// Facts that the measurements depend on or are compared with.
-struct Facts {
+/// What the measurements depend on or are compared with.
+struct Conditions {
     path: PathBuf,
     name: String,
     file_type: Option<String>,
@@ -250,7 +250,7 @@ struct Facts {
     verbose: bool,
 }
 
-impl Facts {
+impl Conditions {
     fn new(args: &Args, gguf: &Gguf, shape: &Shape, plan: &Plan) -> anyhow::Result<Self> {
         let summary = Summary::of(gguf);
         let stem = || gguf::stem(&args.model);
@@ -447,7 +447,7 @@ impl Rows {
         self.render(None).swap_remove(0)
     }
 
-    fn line(&mut self, outcome: &Outcome, facts: &Facts) -> String {
+    fn line(&mut self, outcome: &Outcome, conditions: &Conditions) -> String {
         let spread = outcome.rate();
         let row = [
             label(outcome.test),
@@ -456,7 +456,7 @@ impl Rows {
             rate(spread.lowest),
             rate(spread.highest),
             outcome.sampling().map(|seconds| format!("{:.3} ms", seconds * 1e3)).unwrap_or_default(),
-            facts.bytes_a_token(outcome.test).map(|bytes| units::bytes(bytes as u64)).unwrap_or_default(),
+            conditions.bytes_a_token(outcome.test).map(|bytes| units::bytes(bytes as u64)).unwrap_or_default(),
         ];
         self.render(Some(row)).pop().unwrap_or_default()
     }
@@ -498,15 +498,15 @@ fn kv(kv_type: KvType) -> &'static str {
     }
 }
 
-fn print_conclusions(out: &mut Out, facts: &Facts, plan: &Plan, report: &Report) -> anyhow::Result<()> {
-    for line in conclusions(facts, plan, report) {
+fn print_conclusions(out: &mut Out, conditions: &Conditions, plan: &Plan, report: &Report) -> anyhow::Result<()> {
+    for line in conclusions(conditions, plan, report) {
         writeln!(out, "{line}")?;
     }
     Ok(())
 }
 
 /// Summarizes the results in sentences.
-fn conclusions(facts: &Facts, plan: &Plan, report: &Report) -> Vec<String> {
+fn conclusions(conditions: &Conditions, plan: &Plan, report: &Report) -> Vec<String> {
     let mut lines = Vec::new();
     let fastest = |test: Test| {
         let same = report.outcomes.iter().filter(|outcome| outcome.test == test);
@@ -518,29 +518,29 @@ fn conclusions(facts: &Facts, plan: &Plan, report: &Report) -> Vec<String> {
         lines.extend(best.iter().map(|o| format!("Fastest at '{}': {}.", label(o.test), n_threads(o.threads))));
     }
     let mut writes = best.iter().filter(|outcome| matches!(outcome.test, Test::Write { .. })).peekable();
-    if writes.peek().is_none() || plan.memory.is_none() && !facts.uses_gpu {
+    if writes.peek().is_none() || plan.memory.is_none() && !conditions.uses_gpu {
         return lines;
     }
     lines.push(String::new());
-    if facts.uses_gpu {
+    if conditions.uses_gpu {
         lines.push("Layers are on a GPU: its memory sets the limit, which is not measured here.".to_string());
         return lines;
     }
-    if !facts.fits_memory {
+    if !conditions.fits_memory {
         lines
             .push("The model does not fit in memory: the disk sets the limit, which is not measured here.".to_string());
         return lines;
     }
     for outcome in writes {
-        lines.extend(about_memory(facts, outcome, report));
+        lines.extend(about_memory(conditions, outcome, report));
     }
     lines
 }
 
 /// Compares the speed of a test with what memory allows.
-fn about_memory(facts: &Facts, outcome: &Outcome, report: &Report) -> Option<String> {
+fn about_memory(conditions: &Conditions, outcome: &Outcome, report: &Report) -> Option<String> {
     let found = report.memory.iter().find(|found| found.threads == outcome.threads)?;
-    let bytes = facts.bytes_a_token(outcome.test)?;
+    let bytes = conditions.bytes_a_token(outcome.test)?;
     let size = |bytes: f64| {
         let text = units::bytes(bytes as u64);
         // The measurement has about three significant digits.
@@ -551,9 +551,9 @@ fn about_memory(facts: &Facts, outcome: &Outcome, report: &Report) -> Option<Str
     let reads = format!("this machine reads {}/s with {}", size(found.best()), n_threads(outcome.threads));
     let needs = format!("this model reads {} per token", size(bytes));
     let does = outcome.rate().median;
-    let sentence = match facts.limit(outcome, &report.memory) {
+    let sentence = match conditions.limit(outcome, &report.memory) {
         None => {
-            let cache = size(facts.caches.map_or(0, |caches| caches.bytes_for(outcome.threads)) as f64);
+            let cache = size(conditions.caches.map_or(0, |caches| caches.bytes_for(outcome.threads)) as f64);
             format!(
                 "{reads}; {needs}, which fits in the CPU's cache of {cache}, so memory sets no limit; it does {} \
                  tokens per second",
@@ -652,8 +652,8 @@ mod tests {
         }
     }
 
-    fn facts(weights: u64, cache: u64) -> Facts {
-        Facts {
+    fn conditions(weights: u64, cache: u64) -> Conditions {
+        Conditions {
             path: "m.gguf".into(),
             name: "m".into(),
             file_type: None,
@@ -673,7 +673,7 @@ mod tests {
     }
 
     /// Seconds a token, at a bandwidth of 41 GB/s.
-    fn sentences(facts: &Facts, seconds: f64) -> Vec<String> {
+    fn sentences(conditions: &Conditions, seconds: f64) -> Vec<String> {
         let tests = [0, 512].map(|depth| Test::Write { n_tokens: 3, depth });
         let runs = vec![Run { seconds: seconds * 3.0, sampling_seconds: 0.0 }; 3];
         let memory = vec![Bandwidth { threads: 8, buffer_bytes: 1 << 28, passes: vec![39e9, 41e9, 40e9] }];
@@ -685,12 +685,12 @@ mod tests {
             memory: Some((MEMORY_TIME, 1 << 28)),
             session: SessionOptions::default(),
         };
-        conclusions(facts, &plan, &Report { memory, outcomes, interrupted: false })
+        conclusions(conditions, &plan, &Report { memory, outcomes, interrupted: false })
     }
 
     #[test]
     fn a_sentence_compares_with_what_memory_allows() {
-        let said = sentences(&facts(19_498_000_000, 32 << 20), 1.0 / 1.9);
+        let said = sentences(&conditions(19_498_000_000, 32 << 20), 1.0 / 1.9);
         let wanted = [
             "",
             "This machine reads 41.0 GB/s with 8 threads; this model reads 19.5 GB per token; the most it can do is \
@@ -703,18 +703,18 @@ mod tests {
 
     #[test]
     fn no_share_is_above_the_whole() {
-        let cached = sentences(&facts(4_000_000, 1 << 30), 1e-4);
+        let cached = sentences(&conditions(4_000_000, 1 << 30), 1e-4);
         assert!(
             cached[1].contains("which fits in the CPU's cache of 1.1 GB, so memory sets no limit; it does"),
             "{}",
             cached[1]
         );
-        let partly = sentences(&facts(2_000_000_000, 1 << 30), 1e-3);
+        let partly = sentences(&conditions(2_000_000_000, 1 << 30), 1e-3);
         assert!(partly[1].contains("a part stays in the CPU's cache"), "{}", partly[1]);
         assert!(!cached.concat().contains('%') && !partly.concat().contains('%'));
-        let swapped = sentences(&Facts { fits_memory: false, ..facts(1 << 40, 1 << 20) }, 100.0);
+        let swapped = sentences(&Conditions { fits_memory: false, ..conditions(1 << 40, 1 << 20) }, 100.0);
         assert!(swapped.len() == 2 && swapped[1].contains("the disk sets the limit"), "{swapped:?}");
-        let gpu = sentences(&Facts { uses_gpu: true, ..facts(1 << 30, 1 << 20) }, 1e-3);
+        let gpu = sentences(&Conditions { uses_gpu: true, ..conditions(1 << 30, 1 << 20) }, 1e-3);
         assert!(gpu.len() == 2 && gpu[1].contains("on a GPU"), "{gpu:?}");
     }
 
@@ -722,11 +722,11 @@ mod tests {
     fn rows_that_come_one_by_one_line_up() {
         let plan = planned("m -p 64 -n 64 -d 0,100000", 4096).unwrap();
         let mut rows = Rows::new(&plan);
-        let facts = facts(1 << 34, 1 << 20);
+        let conditions = conditions(1 << 34, 1 << 20);
         let mut widths = vec![];
         for (test, seconds) in plan.tests.iter().zip([0.0004, 3.0, 4000.0]) {
             let runs = vec![Run { seconds, sampling_seconds: 0.001 }];
-            let line = rows.line(&Outcome { test: *test, threads: 12, runs }, &facts);
+            let line = rows.line(&Outcome { test: *test, threads: 12, runs }, &conditions);
             widths.push(line.find("12").unwrap());
             assert!(line.starts_with(&label(*test)), "{line}");
         }

@@ -12,7 +12,7 @@ use super::machine::{MachineArgs, interruptible};
 use super::out::{self, Out};
 use super::progress;
 use super::table::{self, Align};
-use crate::evaluate::calibrate::{Error, Event, Job, Options, Report, Weighted};
+use crate::evaluate::calibrate::{CalibrationJob, CalibrationOptions, Error, Event, Report, Weighted};
 use crate::gguf;
 use crate::llama;
 
@@ -103,10 +103,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let cancel = interrupt::listen()?;
     let session = args.machine.session(cancel);
     let output = args.output.clone().unwrap_or_else(|| default_output(&args.model));
-    let job = Job::prepare(
+    let job = CalibrationJob::prepare(
         &args.model,
         &args.texts,
-        Options {
+        CalibrationOptions {
             window: session.n_ctx,
             most_windows: args.windows,
             output_matrix: args.output_matrix,
@@ -116,7 +116,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             restart: args.restart,
             save_every: args.save_every,
             session,
-            ..Options::new(output.clone())
+            ..CalibrationOptions::new(output.clone())
         },
     )?;
     let model = match job.runs_model() {

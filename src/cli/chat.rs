@@ -8,12 +8,12 @@
 //!                               screen ◄───────── view
 //! ```
 
-mod command;
+pub(super) mod command;
 mod echo;
-mod files;
+pub(super) mod files;
 mod input;
 mod screen;
-mod settings;
+pub(super) mod settings;
 mod signal;
 mod view;
 
@@ -49,10 +49,10 @@ use crate::llama;
 /// Chat with a model in the terminal
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Every message is sent to the model in the model's own chat template; /help lists the commands. Answers go to standard
+Every message is sent to the model in the model's own chat template; /help lists the commands. Answers go to standard \
 output, everything else to standard error.
 
-When input is piped in, each line is a message or a command. A line that ends in \\ continues on the next one, and
+When input is piped in, each line is a message or a command. A line that ends in \\ continues on the next one, and \
 \"\"\" opens and closes a message of several lines. The exit code is 1 if anything failed.
 
 Examples:
@@ -130,7 +130,7 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     settings.params.check()?;
     let grammar = args.structure.grammar()?;
     if let Some(n) = args.max_tokens.filter(|n| *n != NO_LIMIT) {
-        settings.set("max_tokens", &n.to_string()).map_err(anyhow::Error::msg)?;
+        settings.set("max_tokens", &n.to_string())?;
     }
     let system = match &args.system_file {
         None => args.system.clone(),
@@ -187,7 +187,7 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
         chat.file = args.load.clone();
     }
     if let Some(system) = system {
-        chat.set_system(Some(system)).map_err(anyhow::Error::msg)?;
+        chat.set_system(Some(system))?;
     }
     chat.run()
 }
@@ -225,6 +225,17 @@ struct Chat {
     grammar: Option<&'static str>,
     /// Whether anything has failed.
     failed: bool,
+}
+
+/// Why a command cannot be carried out: the conversation lacks what it would change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum Nothing {
+    #[error("there is no message to answer")]
+    ToAnswer,
+    #[error("there is no message to edit")]
+    ToEdit,
+    #[error("there is nothing to undo")]
+    ToUndo,
 }
 
 /// What to do after a line.
@@ -288,9 +299,9 @@ impl Chat {
     }
 
     /// Prints an error. The chat continues, with `prefill` in the next line.
-    fn fail(&mut self, why: &str, prefill: &str) -> Next {
+    fn fail(&mut self, why: impl Into<anyhow::Error>, prefill: &str) -> Next {
         self.failed = true;
-        self.screen.show_error(why);
+        self.screen.show_error(&message(&why.into()));
         Next::Ask(prefill.to_string())
     }
 
@@ -303,7 +314,7 @@ impl Chat {
                 self.answer(before, text)
             }
             Ok(Typed::Command(command)) => self.command(command),
-            Err(why) => Ok(self.fail(&why, "")),
+            Err(why) => Ok(self.fail(why, "")),
         }
     }
 
@@ -376,7 +387,7 @@ impl Chat {
                     });
                     return Ok(Next::Ask(text.to_string()));
                 }
-                return Ok(self.fail(&message(&why.into()), text));
+                return Ok(self.fail(why, text));
             }
         };
         self.total += &stats;
@@ -388,7 +399,7 @@ impl Chat {
             TurnEnd::ContextFull => {
                 self.screen.note("the context is full, so the answer ends here; --ctx sets a larger one");
             }
-            TurnEnd::Failed(error) => drop(self.fail(&message(&error.into()), "")),
+            TurnEnd::Failed(error) => drop(self.fail(error, "")),
         }
         if let (false, Some(grammar)) = (is_complete, self.grammar) {
             self.screen.note(&format!("the answer was cut short, so it does not satisfy {grammar}"));
@@ -419,14 +430,14 @@ impl Chat {
                     }
                     return self.answer(before, "");
                 }
-                Err("there is no message to answer".to_string())
+                Err(Nothing::ToAnswer.into())
             }
             Command::Continue => return self.continue_answer(),
             Command::Edit => {
                 if self.conversation.last_question().is_some() {
                     return Ok(Next::Edit);
                 }
-                Err("there is no message to edit".to_string())
+                Err(Nothing::ToEdit.into())
             }
             Command::Undo => self.undo(),
             Command::System(text) => self.system(text),
@@ -459,13 +470,13 @@ impl Chat {
         };
         Ok(match done {
             Ok(()) => Next::ask(),
-            Err(why) => self.fail(&why, ""),
+            Err(why) => self.fail(why, ""),
         })
     }
 
-    fn undo(&mut self) -> Result<(), String> {
+    fn undo(&mut self) -> anyhow::Result<()> {
         if !self.conversation.undo() {
-            return Err("there is nothing to undo".to_string());
+            return Err(Nothing::ToUndo.into());
         }
         match self.conversation.n_turns() {
             0 => self.screen.note("undone; the conversation is empty"),
@@ -477,7 +488,7 @@ impl Chat {
         Ok(())
     }
 
-    fn system(&mut self, text: Option<String>) -> Result<(), String> {
+    fn system(&mut self, text: Option<String>) -> anyhow::Result<()> {
         match text {
             None => match self.conversation.system() {
                 Some(text) => self.screen.say(text),
@@ -493,10 +504,10 @@ impl Chat {
         Ok(())
     }
 
-    fn set_system(&mut self, text: Option<String>) -> Result<(), String> {
+    fn set_system(&mut self, text: Option<String>) -> anyhow::Result<()> {
         let mut conversation = self.conversation.clone();
         conversation.set_system(text);
-        self.assistant.prompt_tokens(&conversation).map_err(|why| message(&why.into()))?;
+        self.assistant.prompt_tokens(&conversation)?;
         self.conversation = conversation;
         self.say_folded();
         Ok(())
@@ -509,35 +520,34 @@ impl Chat {
         }
     }
 
-    fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+    fn set(&mut self, name: &str, value: &str) -> anyhow::Result<()> {
         let mut settings = self.settings.clone();
         settings.set(name, value)?;
         let options = turn_options(&settings, &self.assistant.options().stop);
-        self.assistant.set_options(options).map_err(|error| error.to_string())?;
+        self.assistant.set_options(options)?;
         self.settings = settings;
         Ok(())
     }
 
-    fn save(&mut self, name: Option<&str>, replace: bool) -> Result<(), String> {
+    fn save(&mut self, name: Option<&str>, replace: bool) -> anyhow::Result<()> {
         let file = match (name, &self.file) {
             (Some(name), _) => files::path(name),
             (None, Some(file)) => file.clone(),
-            (None, None) => return Err("name a file: /save FILE".to_string()),
+            (None, None) => return Err(command::Error::NoFile("save").into()),
         };
         let model = self.assistant.model().path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         let text = self.conversation.to_json(&model, self.settings.to_json());
         // The file holds an earlier state of the same conversation.
         let replace = replace || self.file.as_ref() == Some(&file);
-        files::save(&file, &text, replace).map_err(|why| message(&why))?;
+        files::save(&file, &text, replace)?;
         self.screen.note(&format!("saved to {}", file.display()));
         self.file = Some(file);
         Ok(())
     }
 
-    fn load(&mut self, name: &str) -> Result<(), String> {
+    fn load(&mut self, name: &str) -> anyhow::Result<()> {
         let file = files::path(name);
-        let conversation = files::load(&file).map_err(|why| message(&why))?;
-        self.resume(conversation).map_err(|why| message(&why))?;
+        self.resume(files::load(&file)?)?;
         self.file = Some(file);
         Ok(())
     }

@@ -25,15 +25,15 @@ use crate::weights::{FileOptions, FilesError};
 
 /// Compare files of a model: which is best, by how much, and whether the difference is more than noise
 ///
-/// All of them read the same texts as the reference. The main measure is KLD, the Kullback-Leibler divergence: how far
+/// All files read the same texts as the reference. The main measure is KLD, the Kullback-Leibler divergence: how far
 /// a file's predictions are from the reference's. Intervals show whether a difference could be chance.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  nibble compare Yi-6B-BF16.gguf Yi-6B-Q4_K_M.gguf Yi-6B-IQ4_XS.gguf --text en=wiki.txt --text zh=novel.txt
+  nibble compare Yi-6B-BF16.gguf Yi-6B-Q4_K_M.gguf --text en=wiki.txt --text zh=novel.txt
   nibble compare Yi-6B-BF16.gguf Yi-6B-*.gguf --text wiki.txt --report yi-6b.html
-  nibble compare Yi-34B.trace Yi-34B-Q4_K_M.gguf Yi-34B-Q3_K_M.gguf     no reference in memory: see nibble trace
-  nibble compare Yi-6B-BF16.gguf Yi-6B-Q4_K_M.gguf --task hellaswag_val.jsonl --task ceval/law_val.csv
-  nibble compare Yi-6B/ Yi-6B-Q4_K_M.gguf --weights                     weights alone: no model is run")]
+  nibble compare Yi-6B-BF16.gguf Yi-6B-Q4_K_M.gguf --task hellaswag_val.jsonl
+  nibble compare Yi-34B.trace Yi-34B-Q4_K_M.gguf Yi-34B-Q3_K_M.gguf   with a file of 'nibble trace'
+  nibble compare Yi-6B/ Yi-6B-Q4_K_M.gguf --weights                   weights alone: no model is run")]
 pub struct Args {
     /// What to compare with: the 16-bit model or the best file that you have, or a trace of it; with --weights, also a
     /// Hugging Face folder

@@ -13,7 +13,7 @@ use crate::base::{ending, units};
 use crate::evaluate::calibrate::Weighted;
 use crate::evaluate::recipes::ImportanceFrom;
 use crate::evaluate::texts::TextFile;
-use crate::evaluate::{RecipeComparison, RecipeOptions};
+use crate::evaluate::{RecipeComparison, RecipeComparisonOptions};
 use crate::recipe::Recipe;
 
 /// Convert a model with every recipe, and compare all the files with it
@@ -24,10 +24,10 @@ use crate::recipe::Recipe;
 /// memory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  nibble compare-recipes Yi-6B --text en=wiki.txt --text zh=novel.txt         to the folder Yi-6B-recipes
-  nibble compare-recipes Yi-6B --text wiki.txt --recipes Q3_K_M,Q4_K_M --calibrate english.txt chinese.txt
-  nibble compare-recipes Yi-34B-BF16.gguf --text wiki.txt --one-at-a-time     where the disk cannot hold all files
-  nibble compare-recipes Yi-6B                                                weights alone: no model is run")]
+  nibble compare-recipes Yi-6B --text en=wiki.txt --text zh=novel.txt         to Yi-6B-recipes/
+  nibble compare-recipes Yi-6B --text wiki.txt --recipes Q3_K_M,Q4_K_M --calibrate train.txt
+  nibble compare-recipes Yi-34B-BF16.gguf --text wiki.txt --one-at-a-time     to use less disk space
+  nibble compare-recipes Yi-6B                                                weights alone")]
 pub struct Args {
     /// A Hugging Face model folder, or a 16-bit GGUF file, which saves making a 16-bit copy
     source: PathBuf,
@@ -37,7 +37,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME=FILE", help_heading = "Measures")]
     text: Vec<TextFile>,
 
-    /// The recipes to compare, separated by commas [default: all of fewer than 16 bits]
+    /// The recipes to compare, separated by commas [default: all with fewer than 16 bits per weight]
     #[arg(long, value_name = "RECIPES", value_delimiter = ',', alias = "only")]
     recipes: Vec<String>,
 
@@ -83,7 +83,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     crate::llama::set_verbose(args.verbose);
     let folder = args.output.clone().unwrap_or_else(|| default_folder(&args.source));
     let recipes = recipes(&args.recipes)?;
-    let mut comparison = RecipeComparison::prepare(RecipeOptions {
+    let mut comparison = RecipeComparison::prepare(RecipeComparisonOptions {
         source: args.source,
         folder: folder.clone(),
         recipes,

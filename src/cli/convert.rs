@@ -3,7 +3,7 @@
 use crate::base::display::printable;
 use crate::base::units;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
@@ -25,7 +25,7 @@ use crate::vocab::TokenizerFile;
 #[command(after_help = "Examples:
   nibble convert Yi-34B-Chat                     to Yi-34B-Chat-Q4_K_M.gguf in the current folder
   nibble convert Yi-34B-Chat -q IQ4_XS -o yi.gguf
-  nibble convert Yi-34B-Chat --dry-run           print each tensor's type and the size, write nothing
+  nibble convert Yi-34B-Chat --dry-run           print the plan and write nothing
   nibble convert Yi-34B-Chat --type output=Q8_0 --type 'blk.0.*=Q6_K'
   nibble convert Yi-34B-Chat -q IQ4_XS --importance yi-imatrix.gguf
   nibble convert my-adapter --base Yi-34B-Chat   a LoRA adapter, to my-adapter-F32-LoRA.gguf")]
@@ -35,11 +35,12 @@ pub struct Args {
 
     /// The recipe: which tensor gets which type; 'nibble quants' lists them [default: Q4_K_M; for an adapter F32]
     ///
-    /// llama-quantize's other names are understood: Q4_K for Q4_K_M, and the numbers of file types.
+    /// llama-quantize's other names are understood: Q4_K for Q4_K_M, and the numbers of file types. A name that ends in
+    /// .toml is a file, as for --recipe.
     #[arg(short = 'q', long = "quantize", value_name = "RECIPE", conflicts_with = "recipe")]
     quantize: Option<String>,
 
-    /// A recipe of your own: a TOML file, like those in the folder quant-tables of nibble's repository
+    /// A recipe of your own: a TOML file; 'nibble quants --show Q4_K_M --toml' prints one to start from
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
 
@@ -158,7 +159,7 @@ fn interrupted(error: &Error) -> anyhow::Error {
 
 /// Converts an adapter. It is small: no threads, no journal, no progress bar.
 fn convert_adapter(args: &Args) -> anyhow::Result<()> {
-    if args.recipe.is_some() {
+    if recipe_file(args).is_some() {
         return Err(Error::from(lora::Error::ModelOnly(lora::ModelOnly::RecipeFile)).into());
     }
     if args.importance.is_some() {
@@ -235,9 +236,16 @@ fn convert_adapter(args: &Args) -> anyhow::Result<()> {
     })
 }
 
+/// Returns the file of the user's own recipe, if there is one.
+fn recipe_file(args: &Args) -> Option<&Path> {
+    let named = args.quantize.as_deref().map(Path::new);
+    let is_toml = |path: &&Path| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("toml"));
+    args.recipe.as_deref().or(named.filter(is_toml))
+}
+
 /// Returns the options that were given, with the recipe `default` if none was given.
 fn options(args: &Args, default: &str) -> anyhow::Result<Options> {
-    let recipe = match &args.recipe {
+    let recipe = match recipe_file(args) {
         Some(path) => Recipe::from_file(path)?,
         None => Recipe::find(args.quantize.as_deref().unwrap_or(default))?.clone(),
     };

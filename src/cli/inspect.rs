@@ -110,7 +110,7 @@ fn inspect_folder(path: &Path, args: &Args, out: &mut Out) -> anyhow::Result<()>
     let checkpoint = if adapter { Checkpoint::open_adapter(path)? } else { Checkpoint::open(path)? };
     if let Some(key) = &args.key {
         let config = folder::config_name(&checkpoint);
-        bail!("{}: --key is for GGUF files; {config} has '{key}' or not", path.display());
+        bail!("{}: --key is for GGUF files; look for '{key}' in {config}", path.display());
     }
     if let Some(name) = &args.tensor {
         let report = folder::report(&checkpoint, name)?;

@@ -101,7 +101,7 @@ impl Cli {
     /// Runs the chosen subcommand.
     ///
     /// # Errors
-    /// The subcommand's error, ready to print.
+    /// If the subcommand fails. The error is ready to print.
     pub fn run(self) -> anyhow::Result<()> {
         self.command.run()
     }

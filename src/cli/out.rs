@@ -61,7 +61,7 @@ impl Write for Out<'_> {
 /// Runs `print` with standard output.
 ///
 /// # Errors
-/// Those of `print` and of standard output, except a broken pipe: `head` has seen enough.
+/// If `print` fails, or standard output cannot be written. A broken pipe is not an error: `head` has seen enough.
 pub fn to_stdout(print: impl FnOnce(&mut Out) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let stdout = io::stdout().lock();
     let terminal = stdout.is_terminal();

@@ -15,6 +15,9 @@ use crate::recipe::{Plan, Recipe, plan};
 
 /// List the recipes, with bits per weight and the resulting file sizes
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  nibble quants --show Q4_K_M                    the rules, and the reason for each
+  nibble quants --show Q4_K_M --toml > my.toml   a recipe to change, for 'nibble convert -q my.toml'")]
 pub struct Args {
     /// Show one recipe's rules and the reason for each
     #[arg(long, value_name = "NAME", conflicts_with = "recipe")]
@@ -22,6 +25,9 @@ pub struct Args {
     /// Show the rules of your own recipe, a TOML file
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
+    /// With --show: print the recipe as TOML, to start your own from
+    #[arg(long, requires = "show", conflicts_with = "json")]
+    toml: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -44,6 +50,9 @@ fn quants(args: &Args, out: &mut Out) -> anyhow::Result<()> {
         (None, Some(path)) => Some(Recipe::from_file(path)?),
         (None, None) => None,
     };
+    if let (Some(toml), true) = (one.as_ref().and_then(Recipe::builtin_toml), args.toml) {
+        return Ok(write!(out, "{toml}")?);
+    }
     match (one, args.json) {
         (None, false) => list(out),
         (Some(recipe), false) => show(&recipe, out),
@@ -186,6 +195,15 @@ mod tests {
             for rule in &recipe.rules {
                 assert!(text.contains(&rule.why) && text.contains(&rule.conditions()), "{text}");
             }
+        }
+    }
+
+    #[test]
+    fn the_toml_of_a_recipe_is_read_as_the_same_recipe() {
+        for recipe in Recipe::all() {
+            let args = Args { show: Some(recipe.name.clone()), recipe: None, toml: true, json: false };
+            let text = printed(40, |out| quants(&args, out));
+            assert_eq!(&Recipe::from_toml(&text, "my.toml").unwrap(), recipe, "with the hash of its text");
         }
     }
 

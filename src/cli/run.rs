@@ -29,8 +29,8 @@ use crate::vocab::Tokenizer;
 Examples:
   nibble run yi-34b-chat-q4_k.gguf --chat -p 'Tell me about the Song dynasty.'
   nibble run yi-34b-q4_k.gguf -p 'Once upon a time' -n 200 --seed 7
-  nibble run yi-34b-chat-q4_k.gguf --chat -p 'Three dynasties, as JSON.' --json-schema dynasties.json
-  git diff | nibble run yi-34b-chat-q4_k.gguf --chat --system 'Write a commit message for this diff.'")]
+  nibble run yi-34b-chat-q4_k.gguf --chat -p 'Three dynasties, as JSON.' --json-schema list.json
+  git diff | nibble run yi-34b-chat-q4_k.gguf --chat --system 'Write a commit message.'")]
 pub struct Args {
     /// The model: a GGUF file, or any part of a split one
     model: PathBuf,
@@ -293,12 +293,12 @@ fn finish(
     written: &Generated,
     seed: u64,
     complete: Option<bool>,
-    codec: &dyn Tokenizer,
+    tokenizer: &dyn Tokenizer,
 ) -> anyhow::Result<()> {
     let last = if args.json {
         let mut report = report(args, written, seed, complete);
         if args.logprobs.is_some() {
-            report["logprobs"] = logprobs(written, codec);
+            report["logprobs"] = logprobs(written, tokenizer);
         }
         format!("{}\n", serde_json::to_string_pretty(&report)?)
     } else if out.ended_line {
@@ -388,9 +388,9 @@ fn report(args: &Args, written: &Generated, seed: u64, complete: Option<bool>) -
 }
 
 /// For each token that was written what the model itself thought of it, in the words of OpenAI's API, and its number.
-fn logprobs(written: &Generated, codec: &dyn Tokenizer) -> serde_json::Value {
+fn logprobs(written: &Generated, tokenizer: &dyn Tokenizer) -> serde_json::Value {
     let entry = |id: u32, logprob: f64| {
-        let bytes = codec.bytes(id);
+        let bytes = tokenizer.bytes(id);
         // JSON has no infinity.
         let logprob = logprob.max(f64::MIN);
         serde_json::json!({"id": id, "token": String::from_utf8_lossy(bytes), "bytes": bytes, "logprob": logprob})

@@ -226,20 +226,20 @@ impl SamplingArgs {
     ///
     /// # Errors
     /// If a parameter lies outside its range, and those of [`Self::params_for`].
-    pub fn sampler(&self, codec: &dyn Tokenizer) -> anyhow::Result<Sampler> {
-        Ok(Sampler::with_text(&self.params_for(codec)?, codec.n_tokens(), |id| codec.bytes(id))?)
+    pub fn sampler(&self, tokenizer: &dyn Tokenizer) -> anyhow::Result<Sampler> {
+        Ok(Sampler::with_text(&self.params_for(tokenizer)?, tokenizer.n_tokens(), |id| tokenizer.bytes(id))?)
     }
 
     /// Returns what a sampler for this tokenizer is asked to do.
     ///
     /// # Errors
-    /// Where a bias is for a token that the vocabulary does not have, or for a text that is not one token.
-    pub fn params_for(&self, codec: &dyn Tokenizer) -> anyhow::Result<Params> {
+    /// If a bias is for a token that the vocabulary does not have, or for a text that is not one token.
+    pub fn params_for(&self, tokenizer: &dyn Tokenizer) -> anyhow::Result<Params> {
         let mut params = self.params();
-        check_biases(&params, codec)?;
+        check_biases(&params, tokenizer)?;
         for (text, bias) in &self.biases {
             let shown = shorten(text, 40);
-            match codec.encode(text, Place::Inside)?.as_slice() {
+            match tokenizer.encode(text, Place::Inside)?.as_slice() {
                 [id] => params.logit_bias.push((*id, *bias)),
                 ids => bail!(
                     "--logit-bias '{shown}': a bias is for one token, and this text is {} ({}); give the number of one",
@@ -249,8 +249,8 @@ impl SamplingArgs {
             }
         }
         if self.ignore_eos {
-            let ids = 0..u32::try_from(codec.n_tokens()).unwrap_or(u32::MAX);
-            params.logit_bias.extend(ids.filter(|id| codec.is_end(*id)).map(|id| (id, f32::NEG_INFINITY)));
+            let ids = 0..u32::try_from(tokenizer.n_tokens()).unwrap_or(u32::MAX);
+            params.logit_bias.extend(ids.filter(|id| tokenizer.is_end(*id)).map(|id| (id, f32::NEG_INFINITY)));
         }
         Ok(params)
     }
@@ -259,9 +259,9 @@ impl SamplingArgs {
 /// Checks that biases are for tokens of the vocabulary.
 ///
 /// # Errors
-/// The first that is not.
-pub(super) fn check_biases(params: &Params, codec: &dyn Tokenizer) -> anyhow::Result<()> {
-    let n = codec.n_tokens();
+/// If one is not. The error is about the first.
+pub(super) fn check_biases(params: &Params, tokenizer: &dyn Tokenizer) -> anyhow::Result<()> {
+    let n = tokenizer.n_tokens();
     match params.logit_bias.iter().find(|(id, _)| *id as usize >= n) {
         Some((id, _)) => {
             bail!("a bias is for token {id}, and the last of the model's {n} tokens is {}", n.saturating_sub(1))
@@ -368,10 +368,10 @@ mod tests {
 
     #[test]
     fn a_bias_is_for_a_token_of_the_vocabulary_by_number_or_by_text() {
-        let codec = crate::vocab::tokenizer::tests::Toy::new();
+        let tokenizer = crate::vocab::tokenizer::tests::Toy::new();
         let of = |words: &[&str]| {
             let line = std::iter::once("run").chain(words.iter().flat_map(|word| ["--logit-bias", word]));
-            Line::try_parse_from(line).unwrap().sampling.params_for(&codec).map(|params| params.logit_bias)
+            Line::try_parse_from(line).unwrap().sampling.params_for(&tokenizer).map(|params| params.logit_bias)
         };
         let a = crate::vocab::tokenizer::tests::CHARACTERS + u32::from('a');
         assert_eq!(

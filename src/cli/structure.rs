@@ -23,7 +23,7 @@ pub(super) struct StructureArgs {
     #[arg(long, conflicts_with = "json_schema", help_heading = "Structure")]
     json_object: bool,
 
-    /// Write text all of which matches a regular expression
+    /// Write text that matches a regular expression from beginning to end
     #[arg(
         long,
         value_name = "PATTERN",

@@ -142,7 +142,7 @@ const fn needs(command: &'static str, flag: &'static str, other: &'static str, a
 }
 
 /// All of them. Those of speculation are in several commands.
-const NEEDS: [Needs; 20] = [
+const NEEDS: [Needs; 21] = [
     needs("bench", "--force", "--output", "the file to write"),
     needs("compare", "--importance", "--weights", "errors of weights"),
     needs("compare", "--task-format", "--task", "tasks"),
@@ -151,6 +151,7 @@ const NEEDS: [Needs; 20] = [
     needs("compare", "--limit", "--task", "tasks"),
     needs("compare", "--task-results", "--task", "tasks"),
     needs("compare", "--ctx", "--task", "tasks (texts have --window)"),
+    needs("quants", "--toml", "--show", "one recipe"),
     needs("run", "--system", "--chat", "chats"),
     needs("run", "--chat-template", "--chat", "chats"),
     needs("run", "--logprobs", "--json", "the report in JSON"),
@@ -241,6 +242,7 @@ mod tests {
             ("compare a b --shots=3", "--shots is about tasks, and needs --task <FILE>"),
             ("compare a b --importance x --text y", "--importance is about errors of weights, and needs --weights"),
             ("run m -p x --system s", "--system is about chats, and needs --chat"),
+            ("quants --toml", "--toml is about one recipe, and needs --show <NAME>"),
             ("chat m --draft-max 3", "--draft-max is about speculation, and needs --draft <ngram|MODEL>"),
             ("run m --grammar-format lark", "--grammar-format is about grammars, and needs --grammar <FILE>"),
             ("verify m --seed 3", "--seed is about the choice of a random part, and needs --sample <SHARE>"),

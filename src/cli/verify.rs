@@ -28,7 +28,7 @@ use crate::verify::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   nibble verify yi.gguf                                   is it intact?
-  nibble verify yi.gguf --source Yi-34B-Chat              is it exactly what Yi-34B-Chat converts to?
+  nibble verify yi.gguf --source Yi-34B-Chat              is it made from Yi-34B-Chat?
   nibble verify yi.gguf --source Yi-34B-Chat --sample 5%  the same, for a random 5% of it
   nibble verify yi.gguf --source Yi-34B-Chat --importance yi-imatrix.gguf")]
 pub struct Args {

@@ -49,7 +49,8 @@ pub(super) fn looks_like(text: &str) -> bool {
 /// Translates a grammar to Lark.
 ///
 /// # Errors
-/// In words that follow `the grammar: `, with line and column if they are known.
+/// If the grammar cannot be translated. The error is in words that follow `the grammar: `, with line and column if they
+/// are known.
 pub(super) fn to_lark(text: &str) -> Result<String, String> {
     let grammar = Parser::new(text).grammar()?;
     check_ends(&grammar)?;
@@ -491,12 +492,12 @@ fn can_end(node: &Node, ends: &[bool]) -> bool {
 
 /// A grammar over lexemes.
 #[derive(Clone, Debug)]
-enum Part {
+enum Production {
     Lexeme(usize),
     Rule(usize),
-    Seq(Vec<Part>),
-    Alt(Vec<Part>),
-    Repeat(Box<Part>, u32, Option<u32>),
+    Seq(Vec<Production>),
+    Alt(Vec<Production>),
+    Repeat(Box<Production>, u32, Option<u32>),
 }
 
 struct Translation<'a> {
@@ -511,7 +512,7 @@ struct Translation<'a> {
     broken: HashSet<Node>,
     lexemes: Vec<Node>,
     numbers: HashMap<Node, usize>,
-    parts: BTreeMap<usize, Part>,
+    parts: BTreeMap<usize, Production>,
 }
 
 impl<'a> Translation<'a> {
@@ -642,24 +643,24 @@ impl<'a> Translation<'a> {
         }
     }
 
-    fn part(&mut self, node: &Node, todo: &mut Vec<usize>) -> Part {
+    fn part(&mut self, node: &Node, todo: &mut Vec<usize>) -> Production {
         if self.fits_a_lexeme(node) {
             if matches!(node, Node::Seq(nodes) if nodes.is_empty()) {
-                return Part::Seq(Vec::new());
+                return Production::Seq(Vec::new());
             }
-            return Part::Lexeme(self.lexeme(node));
+            return Production::Lexeme(self.lexeme(node));
         }
         match node {
             // A single character is never split.
-            Node::Char(_) => Part::Lexeme(self.lexeme(node)),
+            Node::Char(_) => Production::Lexeme(self.lexeme(node)),
             Node::Rule(rule) => {
                 todo.push(*rule);
-                Part::Rule(*rule)
+                Production::Rule(*rule)
             }
-            Node::Repeat(inner, least, most) => Part::Repeat(Box::new(self.part(inner, todo)), *least, *most),
+            Node::Repeat(inner, least, most) => Production::Repeat(Box::new(self.part(inner, todo)), *least, *most),
             Node::Seq(nodes) => {
                 let runs = self.runs(node, nodes);
-                Part::Seq(runs.iter().map(|run| self.part(run, todo)).collect())
+                Production::Seq(runs.iter().map(|run| self.part(run, todo)).collect())
             }
             Node::Alt(nodes) => {
                 let (regular, mut options): (Vec<_>, Vec<_>) =
@@ -671,7 +672,7 @@ impl<'a> Translation<'a> {
                     1 => options.extend(regular),
                     _ => options.push(Node::Alt(regular)),
                 }
-                Part::Alt(options.iter().map(|option| self.part(option, todo)).collect())
+                Production::Alt(options.iter().map(|option| self.part(option, todo)).collect())
             }
         }
     }
@@ -744,13 +745,13 @@ impl Places {
     fn of(translation: &Translation<'_>) -> Self {
         let parts = &translation.parts;
         let empty_lexeme: Vec<bool> = translation.lexemes.iter().map(|node| translation.is_empty(node)).collect();
-        let mut facts = Facts { empty_lexeme, empty: BTreeMap::new(), first: BTreeMap::new() };
+        let mut first_sets = FirstSets { empty_lexeme, empty: BTreeMap::new(), first: BTreeMap::new() };
         loop {
             let mut changed = false;
             for (rule, part) in parts {
-                let found = (facts.is_empty(part), facts.firsts(part));
-                changed |= facts.empty.insert(*rule, found.0) != Some(found.0);
-                changed |= facts.first.insert(*rule, found.1.clone()).as_ref() != Some(&found.1);
+                let found = (first_sets.is_empty(part), first_sets.firsts(part));
+                changed |= first_sets.empty.insert(*rule, found.0) != Some(found.0);
+                changed |= first_sets.first.insert(*rule, found.1.clone()).as_ref() != Some(&found.1);
             }
             if !changed {
                 break;
@@ -762,13 +763,13 @@ impl Places {
             let before: usize = next.iter().chain(after.values()).map(BTreeSet::len).sum();
             for (rule, part) in parts {
                 let follow = after[rule].clone();
-                facts.walk(part, &follow, &mut next, &mut after);
+                first_sets.walk(part, &follow, &mut next, &mut after);
             }
             if next.iter().chain(after.values()).map(BTreeSet::len).sum::<usize>() == before {
                 break;
             }
         }
-        Self { start: facts.first.get(&0).cloned().unwrap_or_default(), next }
+        Self { start: first_sets.first.get(&0).cloned().unwrap_or_default(), next }
     }
 
     /// Returns the sets of lexemes that can be possible in one place; `None` if there are too many.
@@ -793,31 +794,31 @@ impl Places {
     }
 }
 
-/// Facts about rules.
-struct Facts {
+/// Which rules can match nothing, and the lexemes with which each can begin.
+struct FirstSets {
     empty_lexeme: Vec<bool>,
     empty: BTreeMap<usize, bool>,
     first: BTreeMap<usize, BTreeSet<usize>>,
 }
 
-impl Facts {
-    fn is_empty(&self, part: &Part) -> bool {
+impl FirstSets {
+    fn is_empty(&self, part: &Production) -> bool {
         match part {
-            Part::Lexeme(lexeme) => self.empty_lexeme[*lexeme],
-            Part::Rule(rule) => self.empty.get(rule).copied().unwrap_or(false),
-            Part::Seq(parts) => parts.iter().all(|part| self.is_empty(part)),
-            Part::Alt(parts) => parts.iter().any(|part| self.is_empty(part)),
-            Part::Repeat(part, least, _) => *least == 0 || self.is_empty(part),
+            Production::Lexeme(lexeme) => self.empty_lexeme[*lexeme],
+            Production::Rule(rule) => self.empty.get(rule).copied().unwrap_or(false),
+            Production::Seq(parts) => parts.iter().all(|part| self.is_empty(part)),
+            Production::Alt(parts) => parts.iter().any(|part| self.is_empty(part)),
+            Production::Repeat(part, least, _) => *least == 0 || self.is_empty(part),
         }
     }
 
-    fn firsts(&self, part: &Part) -> BTreeSet<usize> {
+    fn firsts(&self, part: &Production) -> BTreeSet<usize> {
         match part {
-            Part::Lexeme(lexeme) => BTreeSet::from([*lexeme]),
-            Part::Rule(rule) => self.first.get(rule).cloned().unwrap_or_default(),
-            Part::Alt(parts) => parts.iter().flat_map(|part| self.firsts(part)).collect(),
-            Part::Repeat(part, ..) => self.firsts(part),
-            Part::Seq(parts) => {
+            Production::Lexeme(lexeme) => BTreeSet::from([*lexeme]),
+            Production::Rule(rule) => self.first.get(rule).cloned().unwrap_or_default(),
+            Production::Alt(parts) => parts.iter().flat_map(|part| self.firsts(part)).collect(),
+            Production::Repeat(part, ..) => self.firsts(part),
+            Production::Seq(parts) => {
                 let mut all = BTreeSet::new();
                 for part in parts {
                     all.extend(self.firsts(part));
@@ -832,23 +833,23 @@ impl Facts {
 
     fn walk(
         &self,
-        part: &Part,
+        part: &Production,
         follow: &BTreeSet<usize>,
         next: &mut [BTreeSet<usize>],
         after: &mut BTreeMap<usize, BTreeSet<usize>>,
     ) {
         match part {
-            Part::Lexeme(lexeme) => next[*lexeme].extend(follow),
-            Part::Rule(rule) => after.entry(*rule).or_default().extend(follow),
-            Part::Alt(parts) => parts.iter().for_each(|part| self.walk(part, follow, next, after)),
-            Part::Repeat(part, _, most) => {
+            Production::Lexeme(lexeme) => next[*lexeme].extend(follow),
+            Production::Rule(rule) => after.entry(*rule).or_default().extend(follow),
+            Production::Alt(parts) => parts.iter().for_each(|part| self.walk(part, follow, next, after)),
+            Production::Repeat(part, _, most) => {
                 let mut follow = follow.clone();
                 if *most != Some(1) {
                     follow.extend(self.firsts(part));
                 }
                 self.walk(part, &follow, next, after);
             }
-            Part::Seq(parts) => {
+            Production::Seq(parts) => {
                 let mut follow = follow.clone();
                 for part in parts.iter().rev() {
                     self.walk(part, &follow, next, after);
@@ -953,19 +954,21 @@ impl Lark {
     }
 
     /// Writes a part as one or more words of a sequence.
-    fn part(&mut self, translation: &Translation<'_>, part: &Part) -> String {
+    fn part(&mut self, translation: &Translation<'_>, part: &Production) -> String {
         match part {
             // A lexeme that may be empty is written as a nonempty lexeme or nothing.
-            Part::Lexeme(i) if translation.is_empty(&translation.lexemes[*i]) => format!("L{i}?"),
-            Part::Lexeme(i) => format!("L{i}"),
-            Part::Rule(rule) => format!("r{rule}"),
-            Part::Seq(parts) if parts.is_empty() => "\"\"".to_string(),
-            Part::Seq(parts) => parts.iter().map(|part| self.part(translation, part)).collect::<Vec<_>>().join(" "),
-            Part::Alt(parts) => {
+            Production::Lexeme(i) if translation.is_empty(&translation.lexemes[*i]) => format!("L{i}?"),
+            Production::Lexeme(i) => format!("L{i}"),
+            Production::Rule(rule) => format!("r{rule}"),
+            Production::Seq(parts) if parts.is_empty() => "\"\"".to_string(),
+            Production::Seq(parts) => {
+                parts.iter().map(|part| self.part(translation, part)).collect::<Vec<_>>().join(" ")
+            }
+            Production::Alt(parts) => {
                 let options: Vec<String> = parts.iter().map(|part| self.part(translation, part)).collect();
                 self.group('g', &options.join(" | "))
             }
-            Part::Repeat(part, least, most) => {
+            Production::Repeat(part, least, most) => {
                 let inner = self.part(translation, part);
                 let inner = self.group('g', &inner);
                 repeat(&inner, *least, *most)

@@ -49,7 +49,7 @@ impl Grammar {
     /// Any JSON object.
     ///
     /// # Errors
-    /// None are known.
+    /// If llguidance refuses the schema of an object; no such case is known.
     pub fn json_object() -> Result<Self, Error> {
         let made = Self::json_schema(r#"{"type": "object"}"#)?;
         Ok(Self { what: OBJECT, ..made })
@@ -102,7 +102,7 @@ impl Grammar {
     /// A grammar in either notation: GBNF defines rules with `::=`, Lark with a colon.
     ///
     /// # Errors
-    /// As in [`gbnf`](Self::gbnf) and [`lark`](Self::lark).
+    /// If [`gbnf`](Self::gbnf) or [`lark`](Self::lark), whichever reads it, refuses it.
     pub fn of_either(text: &str) -> Result<Self, Error> {
         if gbnf::looks_like(text) { Self::gbnf(text) } else { Self::lark(text) }
     }

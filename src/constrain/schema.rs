@@ -70,7 +70,7 @@ const FORMATS: [&str; 7] = ["duration", "email", "hostname", "ipv4", "ipv6", "uu
 /// Reads the schema in `text`, and prepares it for compilation.
 ///
 /// # Errors
-/// In words that follow `the JSON schema: `.
+/// If it is not JSON. The error is in words that follow `the JSON schema: `.
 pub(super) fn read(text: &str) -> Result<Value, String> {
     if text.len() > LONGEST {
         return Err(format!("it has {} bytes; at most {LONGEST} are allowed", text.len()));

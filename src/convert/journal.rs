@@ -174,7 +174,7 @@ impl Journal {
     /// Opens and locks the journal at `path`, creating it if there is none.
     ///
     /// # Errors
-    /// Another process holds the lock, the file is not a journal, or the system refuses.
+    /// If another process holds the lock, the file is not a journal, or the system refuses.
     pub fn open(path: &Path) -> Result<(Self, Contents), Error> {
         let failed = |source| Error::Write { path: path.to_path_buf(), source };
         let mut file = loop {
@@ -210,7 +210,7 @@ impl Journal {
     /// cannot keep the journal from recording how far the work got.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// If the system refuses.
     pub fn begin(&mut self, identity: &Identity, n_slots: usize) -> Result<(), Error> {
         let mut head =
             format!("{MAGIC}{}\n", serde_json::to_string(identity).expect("names and numbers have a JSON form"));
@@ -231,7 +231,7 @@ impl Journal {
     /// Returns the record in each slot; `None` for empty slots.
     ///
     /// # Errors
-    /// When the system cannot read.
+    /// If the system cannot read.
     pub fn records(&mut self, n_slots: usize) -> Result<Vec<Option<Record>>, Error> {
         let mut bytes = Vec::new();
         let mut read = || {
@@ -247,7 +247,7 @@ impl Journal {
     /// Records that span `number` is done.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// If the system refuses.
     pub fn record(&self, number: usize, record: Record) -> Result<(), Error> {
         let slot = record.to_slot(number, &self.key);
         write_all_at(&self.file, &slot, self.head_bytes + (number * SLOT_BYTES) as u64)
@@ -257,7 +257,7 @@ impl Journal {
     /// Flushes all records to the disk.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// If the system refuses.
     pub fn sync(&self) -> Result<(), Error> {
         self.file.sync_data().map_err(|source| Error::Write { path: self.path.clone(), source })
     }

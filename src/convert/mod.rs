@@ -108,7 +108,7 @@ pub enum Error {
         "the importance of '{tensor}' has {found} values, but the matrix has {wanted} columns; was it made with another model?"
     )]
     ImportanceLength { tensor: String, found: usize, wanted: usize },
-    #[error("the importance of '{tensor}' has {value} at column {column}, where only numbers from 0 up make sense")]
+    #[error("the importance of '{tensor}' has {value} at column {column}; wanted a number of 0 or more")]
     ImportanceValue { tensor: String, column: usize, value: f32 },
     #[error("the importance has values for '{tensor}', which is not a matrix; was it made with another model?")]
     ImportanceNoMatrix { tensor: String },
@@ -193,8 +193,8 @@ impl Job {
     /// weights. Writes nothing.
     ///
     /// # Errors
-    /// Anything wrong with the source, the recipe, the overrides or the importance. [`Self::check_output`] reports what is
-    /// wrong with the output.
+    /// If anything is wrong with the source, the recipe, the overrides or the importance. [`Self::check_output`]
+    /// reports what is wrong with the output.
     pub fn prepare(source_path: &Path, options: Options) -> Result<Self, Error> {
         let source = Source::open(source_path, options.architectures, options.allow_requantize, options.tokenizer)?;
         let (mut metadata, mut warnings, tensors) = (source.metadata.clone(), source.warnings.clone(), &source.tensors);
@@ -259,7 +259,7 @@ impl Job {
     /// Checks that the output may be written and that the disk has room for it.
     ///
     /// # Errors
-    /// A file of that name exists (unless it may be replaced) or is part of the source, or the disk is too small.
+    /// If a file of that name exists (unless it may be replaced) or is part of the source, or the disk is too small.
     pub fn check_output(&self) -> Result<(), Error> {
         self.check_places()?;
         if !self.options.force {
@@ -305,7 +305,7 @@ fn output_files(path: &Path, layout: &Layout) -> Vec<(PathBuf, u64)> {
 /// Checks importance against the tensors of a model.
 ///
 /// # Errors
-/// A matrix has another number of columns, a value is negative or not finite, or no matrix is of this model.
+/// If a matrix has another number of columns, a value is negative or not finite, or no matrix is of this model.
 pub(crate) fn check_importance(
     importance: &Importance,
     tensors: &[TensorInfo],

@@ -28,7 +28,7 @@ impl Outputs {
     /// Opens the partial file of each of `paths`, new or as an earlier run left it, and sets its size.
     ///
     /// # Errors
-    /// A folder cannot be written to, or the disk has not enough room.
+    /// If a folder cannot be written to, or the disk has not enough room.
     pub fn open(paths: &[(PathBuf, u64)]) -> Result<Self, Error> {
         let open = |(path, bytes): &(PathBuf, u64)| {
             let make = || {
@@ -58,7 +58,7 @@ impl Outputs {
     /// Writes `bytes` at `offset` of file number `part`. Several threads may write at once, to different places.
     ///
     /// # Errors
-    /// The system refuses, as when the disk is full.
+    /// If the system refuses, as when the disk is full.
     pub fn write_at(&self, part: usize, bytes: &[u8], offset: u64) -> Result<(), Error> {
         let output = &self.files[part];
         write_all_at(&output.file, bytes, offset).map_err(|source| output.failed(source))?;
@@ -72,7 +72,7 @@ impl Outputs {
     /// Fills `dst` with the bytes of file number `part` from `offset` on.
     ///
     /// # Errors
-    /// When the system cannot read.
+    /// If the system cannot read.
     pub fn read_at(&self, part: usize, dst: &mut [u8], offset: u64) -> io::Result<()> {
         read_exact_at(&self.files[part].file, dst, offset)
     }
@@ -80,7 +80,7 @@ impl Outputs {
     /// Flushes what has been written since the last call to the disk.
     ///
     /// # Errors
-    /// The system refuses. It reports a failed write only once, so the caller must not ignore this.
+    /// If the system refuses. It reports a failed write only once, so the caller must not ignore this.
     pub fn sync(&self) -> Result<(), Error> {
         for output in self.files.iter().filter(|output| output.changed.swap(false, Ordering::Relaxed)) {
             output.file.sync_data().map_err(|source| output.failed(source))?;
@@ -91,8 +91,8 @@ impl Outputs {
     /// Flushes everything to the disk and gives the files their names, replacing existing files if `replace`.
     ///
     /// # Errors
-    /// The system refuses, or a file of that name has appeared meanwhile (unless `replace`). Then all files have their
-    /// partial names again.
+    /// If the system refuses, or a file of that name has appeared meanwhile (unless `replace`). Then all files have
+    /// their partial names again.
     pub fn finish(&self, replace: bool) -> Result<(), Error> {
         for output in &self.files {
             output.file.sync_all().map_err(|source| output.failed(source))?;
@@ -163,7 +163,7 @@ pub fn take_back(path: &Path, bytes: u64, header: &[u8]) {
 /// Checks that no output is a folder or a special file, and that the folders exist.
 ///
 /// # Errors
-/// The first output for which that is not so.
+/// If an output is such a thing, or its folder is missing. The error names the first.
 pub fn check_places(paths: &[(PathBuf, u64)]) -> Result<(), Error> {
     for (path, _) in paths {
         match path.symlink_metadata() {
@@ -184,7 +184,7 @@ pub fn check_places(paths: &[(PathBuf, u64)]) -> Result<(), Error> {
 /// Checks that no output exists.
 ///
 /// # Errors
-/// The first output that exists.
+/// If an output exists. The error names the first.
 pub fn check_names(paths: &[(PathBuf, u64)]) -> Result<(), Error> {
     match paths.iter().find(|(path, _)| path.symlink_metadata().is_ok()) {
         Some((path, _)) => Err(Error::OutputExists { path: path.clone() }),
@@ -195,7 +195,7 @@ pub fn check_names(paths: &[(PathBuf, u64)]) -> Result<(), Error> {
 /// Checks that the outputs fit the disk. Space that partial files occupy already counts as available.
 ///
 /// # Errors
-/// Fewer bytes are free than the files need together.
+/// If fewer bytes are free than the files need together.
 pub fn check_room(paths: &[(PathBuf, u64)]) -> Result<(), Error> {
     let Some((first, _)) = paths.first() else { return Ok(()) };
     let folder = folder(first);

@@ -33,20 +33,20 @@ pub trait Decoder {
     /// Evaluates a batch. After an error no token of it is in memory.
     ///
     /// # Errors
-    /// Those of [`Context::decode`].
+    /// If the batch does not fit, evaluating it is cancelled, or the model fails; see [`Context::decode`].
     fn decode(&mut self, batch: &Batch) -> Result<(), Error>;
 
     /// Returns a row of logits of the last evaluation.
     ///
     /// # Errors
-    /// Those of [`Context::logits`].
+    /// If the row was not computed; see [`Context::logits`].
     fn logits(&self, row: usize) -> Result<&[f32], Error>;
 
     /// Removes all but the first `n_tokens` tokens of a sequence. Returns how many are left: fewer if the memory cannot
     /// be truncated.
     ///
     /// # Errors
-    /// Those of [`Context::truncate`].
+    /// If there is no such sequence; see [`Context::truncate`].
     fn truncate(&mut self, sequence: u32, n_tokens: usize) -> Result<usize, Error>;
 }
 

@@ -82,7 +82,7 @@ impl Loglikelihoods {
     /// comparison.
     ///
     /// # Errors
-    /// Those of [`Self::new`].
+    /// If an option is out of range, or llama.cpp has no memory for it.
     pub fn with_sequences(model: &Model, options: &SessionOptions, most: u32) -> Result<Self, Error> {
         options.check(model.n_ctx_train())?;
         let n_ctx = options.n_ctx_for(model.n_ctx_train());

@@ -109,7 +109,7 @@ pub struct Share<'a> {
 /// After an error, the memory of each sequence is as before, or empty if it cannot be truncated.
 ///
 /// # Errors
-/// Those of [`Decoder::decode`].
+/// If [`Decoder::decode`] fails.
 pub fn evaluate_together(
     decoder: &mut impl Decoder,
     batch: &mut Batch,

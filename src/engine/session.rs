@@ -71,7 +71,8 @@ impl SessionOptions {
     /// Refuses numbers with which no context can be made.
     ///
     /// # Errors
-    /// [`llama::Error::Setting`] and [`llama::Error::QuantizedCache`].
+    /// [`llama::Error::Setting`] if a number is out of range, and [`llama::Error::QuantizedCache`] if the KV
+    /// cache is quantized and flash attention is off.
     pub fn check(&self, n_ctx_train: Option<u32>) -> Result<(), Error> {
         Ok(self.context(n_ctx_train, 1).check()?)
     }
@@ -127,7 +128,7 @@ impl Session<Context> {
     /// Like [`Self::new`]; `observer` sees what every evaluation computes.
     ///
     /// # Errors
-    /// Those of [`Self::new`].
+    /// If an option is out of range, the model has no weights, or llama.cpp has no memory for it.
     pub fn observed(model: &Model, options: &SessionOptions, observer: impl Observer + 'static) -> Result<Self, Error> {
         let context = Context::new(model, &options.context(model.n_ctx_train(), 1), Some(Box::new(observer)))?;
         Ok(Self::of(context, options))
@@ -243,7 +244,7 @@ impl<D: Decoder> Session<D> {
     /// `tokens`.
     ///
     /// # Errors
-    /// Those of [`Self::eval`].
+    /// If there are no tokens, one is not in the vocabulary, they do not fit, it was cancelled, or llama.cpp fails.
     pub fn eval_each(&mut self, tokens: &[u32], from: usize, mut each: impl FnMut(usize, &[f32])) -> Result<(), Error> {
         self.check(tokens)?;
         let from = from.min(tokens.len());
@@ -290,7 +291,7 @@ impl<D: Decoder> Session<D> {
     /// context already holds is not evaluated again. Returns how many tokens this saved.
     ///
     /// # Errors
-    /// Those of [`Self::eval`].
+    /// If there are no tokens, one is not in the vocabulary, they do not fit, it was cancelled, or llama.cpp fails.
     pub fn prefill(&mut self, prompt: &[u32]) -> Result<usize, Error> {
         self.extend(prompt, 0)
     }

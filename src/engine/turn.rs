@@ -191,7 +191,7 @@ impl Assistant {
     /// Creates an assistant that answers in `session`, with prompts in the format of `template`.
     ///
     /// # Errors
-    /// When a sampling parameter is out of range.
+    /// If a sampling parameter is out of range.
     pub fn new(session: Session, template: Template, options: TurnOptions) -> Result<Self, sample::Error> {
         let sampler = sampler(&options.params, session.model().tokenizer())?;
         Ok(Self { session, template, sampler, constraint: None, draft: None, options })
@@ -239,7 +239,7 @@ impl Assistant {
     /// The random stream continues, unless the parameters differ or name a seed. Then it starts from the seed.
     ///
     /// # Errors
-    /// When a sampling parameter is out of range. The options are unchanged then.
+    /// If a sampling parameter is out of range. The options are unchanged then.
     pub fn set_options(&mut self, options: TurnOptions) -> Result<(), sample::Error> {
         if options.params != self.options.params || options.params.seed.is_some() {
             self.sampler = sampler(&options.params, self.tokenizer())?;
@@ -255,7 +255,7 @@ impl Assistant {
     /// Returns the number of tokens of `conversation` as a prompt.
     ///
     /// # Errors
-    /// When the template refuses the conversation, or it cannot be encoded.
+    /// If the template refuses the conversation, or it cannot be encoded.
     pub fn prompt_tokens(&self, conversation: &Conversation) -> Result<usize, TurnError> {
         if conversation.messages().is_empty() {
             return Ok(0);
@@ -271,7 +271,7 @@ impl Assistant {
     /// Answers the last message of `conversation`, and adds the answer to it.
     ///
     /// # Errors
-    /// When there is no answer; the conversation is unchanged.
+    /// If there is no answer. The conversation is unchanged then.
     pub fn answer(&mut self, conversation: &mut Conversation, sink: &mut dyn EventSink) -> Result<Answer, TurnError> {
         self.write(conversation, Reply::new(&self.options.stop), sink)
     }
@@ -279,7 +279,7 @@ impl Assistant {
     /// Continues the answer that `conversation` ends with.
     ///
     /// # Errors
-    /// When the last message is not an answer, or nothing could be added to it; the conversation is unchanged.
+    /// If the last message is not an answer, or nothing could be added to it. The conversation is unchanged then.
     pub fn continue_answer(
         &mut self,
         conversation: &mut Conversation,

@@ -9,12 +9,12 @@
 //!
 //! This follows llama-imatrix, so that the two agree. Texts are cut into whole windows, and the rest is not read. If
 //! the tokenizer begins texts with a token, that token replaces the first of each window. Control tokens in a text are
-//! read as text, unless [`Options::special`] is set. The output matrix is left out, unless [`Options::output_matrix`]
-//! is set. Logits are requested for every token, because the last layer computes nothing for the others. Unlike in
-//! llama-imatrix, sums are 64-bit floats, a text of one window is enough, and small batches of inputs count too. Chat
-//! texts are best read with [`Options::special`]. Without it, llama.cpp reads the markers of Yi's conversations as
-//! control tokens, while nibble reads them as the user-defined pieces that they are in the vocabulary. With it, both
-//! read the same tokens.
+//! read as text, unless [`CalibrationOptions::special`] is set. The output matrix is left out, unless
+//! [`CalibrationOptions::output_matrix`] is set. Logits are requested for every token, because the last layer computes
+//! nothing for the others. Unlike in llama-imatrix, sums are 64-bit floats, a text of one window is enough, and small
+//! batches of inputs count too. Chat texts are best read with [`CalibrationOptions::special`]. Without it, llama.cpp
+//! reads the markers of Yi's conversations as control tokens, while nibble reads them as the user-defined pieces that
+//! they are in the vocabulary. With it, both read the same tokens.
 //!
 //! An interrupted run leaves its sums in `OUTPUT.partial`. The next run with the same inputs continues from there, and
 //! its result is the same to the byte.
@@ -77,7 +77,7 @@ impl FromStr for Weighted {
 
 /// What to collect, and how.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct CalibrationOptions {
     /// Tokens in a window; `None` for [`DEFAULT_WINDOW`], or for what the model was trained on if that is less.
     pub window: Option<u32>,
     /// The most windows of each text; `None` for all.
@@ -100,7 +100,7 @@ pub struct Options {
     pub session: SessionOptions,
 }
 
-impl Options {
+impl CalibrationOptions {
     /// Returns the default options for this output file.
     pub fn new(output: PathBuf) -> Self {
         Self {
@@ -169,7 +169,7 @@ pub enum Error {
 }
 
 /// A text that was read.
-struct Text {
+struct LoadedText {
     path: PathBuf,
     weight: f64,
     text: String,
@@ -177,18 +177,18 @@ struct Text {
 }
 
 /// A calibration that has been checked and is ready to execute.
-pub struct Job {
+pub struct CalibrationJob {
     model: PathBuf,
     /// Columns of each matrix to collect for.
     wanted: HashMap<String, usize>,
     /// Columns of every matrix.
     columns: HashMap<String, usize>,
-    texts: Vec<Text>,
+    texts: Vec<LoadedText>,
     merged: Vec<(File, f64)>,
     window: u32,
     /// Identifies the model's files.
     model_identity: String,
-    options: Options,
+    options: CalibrationOptions,
 }
 
 /// What happens during the work.
@@ -231,13 +231,13 @@ pub struct Report {
     pub elapsed: Duration,
 }
 
-impl Job {
+impl CalibrationJob {
     /// Opens the model, reads the texts and the files to add, and checks that the result can be written. Does not run the
     /// model.
     ///
     /// # Errors
     /// If anything is wrong with them.
-    pub fn prepare(model: &Path, texts: &[Weighted], options: Options) -> Result<Self, Error> {
+    pub fn prepare(model: &Path, texts: &[Weighted], options: CalibrationOptions) -> Result<Self, Error> {
         if texts.is_empty() && options.merge.is_empty() {
             return Err(Error::Nothing);
         }
@@ -252,7 +252,7 @@ impl Job {
         }
         let window = window(&gguf, options.window)?;
         check_output(&options, gguf.paths().chain(texts.iter().map(|text| text.path.as_path())))?;
-        let texts = texts.iter().map(Text::read).collect::<Result<Vec<_>, _>>()?;
+        let texts = texts.iter().map(LoadedText::read).collect::<Result<Vec<_>, _>>()?;
         let merged = options
             .merge
             .iter()
@@ -319,7 +319,7 @@ impl Job {
     }
 
     /// Returns the tokens of a text's whole windows, and the number of all its tokens.
-    fn tokens(&self, text: &Text, model: &Model) -> Result<(Vec<u32>, usize), Error> {
+    fn tokens(&self, text: &LoadedText, model: &Model) -> Result<(Vec<u32>, usize), Error> {
         let prompt = match self.options.special {
             true => Prompt::with_control_tokens(text.text.as_str()),
             false => Prompt::plain(text.text.as_str()),
@@ -393,7 +393,7 @@ impl Job {
             };
             report.texts.push((slice, text.weight));
             let (weight, tokens) = (text.weight, *n_tokens as u64);
-            sums.texts.push(importance::Text { name, blake3, weight, tokens, windows });
+            sums.texts.push(importance::CalibrationText { name, blake3, weight, tokens, windows });
         }
         sums.windows = all;
         sums.window = self.window;
@@ -410,7 +410,7 @@ impl Job {
     /// Returns a hash of everything that the sums depend on. Runs of the same identity can continue each other.
     fn identity(&self, model: &Model) -> String {
         let mut hasher = blake3::Hasher::new();
-        let Options { most_windows, output_matrix, special, session, .. } = &self.options;
+        let CalibrationOptions { most_windows, output_matrix, special, session, .. } = &self.options;
         let SessionOptions { kv_type, flash_attention, .. } = session;
         let facts = format!(
             "{} {} {} {most_windows:?} {output_matrix} {special} {kv_type:?} {flash_attention:?}",
@@ -481,7 +481,7 @@ const STATE: &str = "nibble.calibration";
 const IDENTITY: &str = "nibble.calibration.identity";
 const DONE: &str = "nibble.calibration.done";
 
-impl Text {
+impl LoadedText {
     fn read(weighted: &Weighted) -> Result<Self, Error> {
         let path = weighted.path.clone();
         let bytes = std::fs::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
@@ -523,7 +523,7 @@ fn window(gguf: &Gguf, asked: Option<u32>) -> Result<u32, Error> {
 }
 
 /// Checks that the result can be written.
-fn check_output<'a>(options: &'a Options, inputs: impl Iterator<Item = &'a Path>) -> Result<(), Error> {
+fn check_output<'a>(options: &'a CalibrationOptions, inputs: impl Iterator<Item = &'a Path>) -> Result<(), Error> {
     let path = options.output.clone();
     if path.is_dir() {
         return Err(Error::OutputIsFolder { path });
@@ -632,7 +632,7 @@ impl Heard {
     }
 
     /// Adds this window, number `window` of `text`, to the sums of all windows.
-    fn add_to(&self, sums: &mut Sums, text: &Text, window: u64) -> Result<(), Error> {
+    fn add_to(&self, sums: &mut Sums, text: &LoadedText, window: u64) -> Result<(), Error> {
         for (name, matrix) in &self.sums {
             // Report the first one in the order of computation: later ones inherit its error.
             if let Some(column) = matrix.sums.iter().position(|sum| !sum.is_finite()) {

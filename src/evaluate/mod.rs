@@ -31,5 +31,5 @@ pub use crate::trace::{self, metrics, texts};
 pub use self::comparison::{Comparison, ComparisonOptions};
 pub use self::error::Error;
 pub use self::models::ModelSettings;
-pub use self::recipes::{RecipeComparison, RecipeOptions};
+pub use self::recipes::{RecipeComparison, RecipeComparisonOptions};
 pub use self::tracing::{TraceJob, TraceOptions, TraceSummary};

@@ -35,7 +35,7 @@ pub trait Observer: Send {
     /// longer needed.
     ///
     /// # Errors
-    /// An error stops this model.
+    /// If this model cannot be measured any further. Others continue.
     fn rows(&mut self, model: usize, step: usize, rows: Rows) -> Result<Option<Vec<f32>>, Failure>;
 }
 

@@ -91,7 +91,7 @@ impl TensorInfo {
     /// Checks the tensor by ggml's rules. Returns the size of its data in bytes, without padding.
     ///
     /// # Errors
-    /// The first rule that the tensor breaks.
+    /// If the tensor breaks a rule. The error is about the first.
     pub fn check(&self) -> Result<u64, TensorProblem> {
         let name = || error::shown(&self.name);
         if self.name.is_empty() || self.name.len() > MAX_NAME_BYTES || self.name.contains('\0') {

@@ -85,7 +85,8 @@ impl ContextOptions {
     /// Refuses numbers that llama.cpp asserts on.
     ///
     /// # Errors
-    /// [`Error::Setting`] and [`Error::QuantizedCache`].
+    /// [`Error::Setting`] if a number is out of range, and [`Error::QuantizedCache`] if the KV cache is quantized and
+    /// flash attention is off.
     pub fn check(&self) -> Result<(), Error> {
         let within = |setting, value: u32, least: u32, most: u32| {
             if (least..=most).contains(&value) {
@@ -410,7 +411,7 @@ impl Context {
     /// models with a sliding window.
     ///
     /// # Errors
-    /// [`Error::Sequence`].
+    /// [`Error::Sequence`] if there is no such sequence.
     pub fn positions(&self, sequence: u32) -> Result<Option<RangeInclusive<u32>>, Error> {
         let sequence = self.sequence(sequence)?;
         let memory = self.memory();
@@ -425,7 +426,7 @@ impl Context {
     /// memory cannot be truncated.
     ///
     /// # Errors
-    /// [`Error::Sequence`].
+    /// [`Error::Sequence`] if there is no such sequence.
     pub fn truncate(&mut self, sequence: u32, n_tokens: u32) -> Result<u32, Error> {
         let id = self.sequence(sequence)?;
         self.truncate_to(id, i32::try_from(n_tokens).unwrap_or(i32::MAX));
@@ -450,7 +451,7 @@ impl Context {
     /// memory cell gets a mark.
     ///
     /// # Errors
-    /// [`Error::Sequence`].
+    /// [`Error::Sequence`] if there is no such sequence.
     pub fn copy(&mut self, from: u32, to: u32, n_tokens: u32) -> Result<(), Error> {
         let (from, to) = (self.sequence(from)?, self.sequence(to)?);
         let end = i32::try_from(n_tokens).unwrap_or(i32::MAX);
@@ -469,7 +470,8 @@ impl Context {
     /// Returns what the memory holds of a sequence, in llama.cpp's format.
     ///
     /// # Errors
-    /// [`Error::Sequence`], and [`Error::StateMemory`] if there is no memory for the bytes.
+    /// [`Error::Sequence`] if there is no such sequence, and [`Error::StateMemory`] if there is no memory for the
+    /// bytes.
     pub fn save(&mut self, sequence: u32) -> Result<Vec<u8>, Error> {
         let sequence = self.sequence(sequence)?;
         let context = self.pointer.as_ptr();
@@ -488,7 +490,8 @@ impl Context {
     /// options. llama.cpp may end the process on other bytes, so callers have to make sure that they are the same.
     ///
     /// # Errors
-    /// [`Error::Sequence`], and [`Error::State`] if llama.cpp refuses the bytes; the sequence is then empty.
+    /// [`Error::Sequence`] if there is no such sequence, and [`Error::State`] if llama.cpp refuses the bytes; the
+    /// sequence is then empty.
     pub(crate) fn restore(&mut self, sequence: u32, state: &[u8]) -> Result<(), Error> {
         let id = self.sequence(sequence)?;
         self.truncate_to(id, 0);

@@ -37,7 +37,7 @@ pub enum DeviceKind {
 /// Returns all devices, in llama.cpp's order.
 ///
 /// # Errors
-/// [`Error::Backend`] where llama.cpp cannot be started.
+/// [`Error::Backend`] if llama.cpp cannot be started.
 pub fn devices() -> Result<Vec<Device>, Error> {
     Ok(pointers()?.map(describe).collect())
 }
@@ -45,7 +45,7 @@ pub fn devices() -> Result<Vec<Device>, Error> {
 /// Returns whether this build can put layers on a GPU of this machine.
 ///
 /// # Errors
-/// [`Error::Backend`] where llama.cpp cannot be started.
+/// [`Error::Backend`] if llama.cpp cannot be started.
 pub fn has_gpu() -> Result<bool, Error> {
     Ok(backend::get()?.supports_gpu_offload())
 }

@@ -59,7 +59,7 @@ impl ModelFile {
     /// Returns how many layers will be on a GPU: `u64::MAX` for all.
     ///
     /// # Errors
-    /// [`Error::Backend`] where llama.cpp cannot be started.
+    /// [`Error::Backend`] if llama.cpp cannot be started.
     pub fn gpu_layers(&self) -> Result<u64, Error> {
         Ok(match self.options.gpu_layers {
             _ if !backend::get()?.supports_gpu_offload() => 0,
@@ -145,7 +145,7 @@ impl Model {
     /// Loads the model at `path`: a GGUF file, or any part of a split one. Does not check whether it fits in memory.
     ///
     /// # Errors
-    /// As [`ModelFile::check`] and [`ModelFile::load`].
+    /// If [`ModelFile::check`] or [`ModelFile::load`] fails.
     pub fn load(path: &Path, options: ModelOptions) -> Result<Self, Error> {
         ModelFile::check(path, options)?.load()
     }

@@ -24,7 +24,7 @@ pub trait Prologue: fmt::Debug + Send + Sync {
     /// prologue.
     ///
     /// # Errors
-    /// Those of [`WholeTensor::read`].
+    /// If [`WholeTensor::read`] fails.
     fn prepare(&self, tensor: &WholeTensor<'_>) -> Result<Option<Box<dyn EncodeRows>>, Error>;
 }
 

@@ -125,7 +125,7 @@ impl<'a> Pass<'a> {
     /// span's contribution to the hash of its file. A span without a file has no bytes.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// If the file cannot be read.
     pub fn read<'b>(&self, span: &Span, buffer: &'b mut Vec<u8>) -> Result<(&'b [u8], ChainingValue), Error> {
         let read = room(buffer, (span.read_end - span.bytes.start) as usize);
         let Some(file) = span.file else { return Ok((read, ChainingValue::default())) };
@@ -145,7 +145,7 @@ impl<'a> Pass<'a> {
     /// Reads a span like [`Self::read`], but does not hash it.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// If the file cannot be read.
     pub fn read_unhashed<'b>(&self, span: &Span, buffer: &'b mut Vec<u8>) -> Result<&'b [u8], Error> {
         let read = room(buffer, (span.read_end - span.bytes.start) as usize);
         if let Some(file) = span.file {

@@ -90,7 +90,7 @@ impl Recipe {
     /// Returns the built-in recipe of this name or alias, or an error that lists the recipes.
     ///
     /// # Errors
-    /// There is no such recipe.
+    /// If there is no such recipe.
     pub fn find(name: &str) -> Result<&'static Recipe, Error> {
         Self::builtin(name).or_else(|| Self::by_alias(name)).ok_or_else(|| Error::UnknownRecipe {
             name: name.to_string(),
@@ -103,12 +103,18 @@ impl Recipe {
         &BUILTIN
     }
 
+    /// Returns the TOML text of this recipe, to start another one from; `None` if the recipe is not built in.
+    pub fn builtin_toml(&self) -> Option<&'static str> {
+        let position = Self::all().iter().position(|recipe| recipe == self)?;
+        SOURCES.get(position).map(|(_, text)| *text)
+    }
+
     /// Reads a recipe.
     ///
     /// `file_name` is for messages. A `base` is a built-in recipe.
     ///
     /// # Errors
-    /// The text is not TOML, has a key or a value that recipes do not have, or lacks one that they need.
+    /// If the text is not TOML, has a key or a value that recipes do not have, or lacks one that they need.
     pub fn from_toml(text: &str, file_name: &str) -> Result<Recipe, Error> {
         file::read(text, file_name, Self::builtin, |ty| Self::all().iter().rfind(|r| r.ty == ty).map(|r| r.file_type))
     }
@@ -116,7 +122,7 @@ impl Recipe {
     /// Reads a recipe from a user's file.
     ///
     /// # Errors
-    /// The file cannot be read, is too large to be a recipe, or is refused by [`Self::from_toml`].
+    /// If the file cannot be read, is too large to be a recipe, or is refused by [`Self::from_toml`].
     pub fn from_file(path: &Path) -> Result<Recipe, Error> {
         use std::io::Read;
         let file_name = path.display().to_string();
@@ -188,7 +194,9 @@ pub enum Error {
     UnknownBase { file: String, line: usize, name: String },
     #[error("there is no recipe '{name}'; known are {known}")]
     UnknownRecipe { name: String, known: String },
-    #[error("{tensor}: layer {layer} of a model with {n_layers} layers; its config does not fit its weights")]
+    #[error(
+        "{tensor}: layer {layer}, counted from 0, of a model with {n_layers} layers; its config does not fit its weights"
+    )]
     LayerBeyondModel { tensor: String, layer: u32, n_layers: u32 },
     #[error("{tensor}: sizes {dims:?} make more bytes than can be counted")]
     TooLarge { tensor: String, dims: Vec<u64> },
@@ -207,9 +215,7 @@ pub enum Error {
     OverrideUnused { pattern: String, near: Vec<String> },
     #[error("every tensor that '{pattern}' matches is taken by '{by}' before it; put '{pattern}' first")]
     OverrideShadowed { pattern: String, by: String },
-    #[error(
-        "'{pattern}' asks for {ty}, but {tensor} stays F32: llama.cpp computes with norms, biases and vectors as such"
-    )]
+    #[error("'{pattern}' asks for {ty}, but {tensor} stays F32: llama.cpp needs norms, biases and vectors in F32")]
     OverrideKept { pattern: String, tensor: String, ty: TensorType },
     #[error(
         "'{pattern}' asks for {ty}, whose blocks of {} do not divide {tensor}'s rows of {row_len}; {} would",

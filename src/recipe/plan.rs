@@ -90,10 +90,9 @@ impl Plan {
 /// over it.
 ///
 /// # Errors
-/// A tensor belongs to a layer that the model does not have, is larger than can be counted, or has a type that cannot
-/// be read;
-/// an override matches nothing, asks for a type whose blocks do not divide a tensor's rows, or names a tensor that stays
-/// F32.
+/// If a tensor belongs to a layer that the model does not have, is larger than can be counted, or has a type that
+/// cannot be read; or if an override matches nothing, asks for a type whose blocks do not divide a tensor's rows, or
+/// names a tensor that stays F32.
 pub fn plan(
     recipe: &Recipe,
     topology: &Topology,
@@ -355,7 +354,10 @@ mod tests {
             plan(recipe("Q4_0"), &small().topology(), &[tensor], false, &[]).unwrap_err().to_string()
         };
         let message = one("blk.4.attn_q.weight", &[256, 256], TensorType::F16);
-        assert!(message.starts_with("blk.4.attn_q.weight: layer 4 of a model with 4 layers"), "{message}");
+        assert!(
+            message.starts_with("blk.4.attn_q.weight: layer 4, counted from 0, of a model with 4 layers"),
+            "{message}"
+        );
         let message = one("blk.0.attn_q.weight", &[256, 1 << 40, 1 << 40], TensorType::F16);
         assert!(message.contains("more bytes than can be counted"), "{message}");
         let message = one("blk.0.attn_q.weight", &[256, 256], TensorType::IQ2_XS);

@@ -170,7 +170,7 @@ impl Sampler {
     /// the number for the draw.
     ///
     /// # Errors
-    /// Those of [`Sampler::sample`].
+    /// If no token could be chosen, as for [`Sampler::sample`].
     pub fn distribution(
         &mut self,
         logits: &[f32],

@@ -172,7 +172,7 @@ impl Parameter {
     /// Sets the value from text.
     ///
     /// # Errors
-    /// What the value has to be, if `text` is not that. `params` may have changed even then.
+    /// If `text` is not such a value. The error says what the value has to be. `params` may have changed even then.
     pub(super) fn set(&self, params: &mut Params, text: &str) -> Result<(), &'static str> {
         let words = || text.split_whitespace().filter(|word| *word != "none");
         match &self.value {
@@ -202,7 +202,7 @@ impl Parameter {
     /// Checks that the value is within its range.
     ///
     /// # Errors
-    /// What the value has to be, if it is not that.
+    /// If it is not. The error says what the value has to be.
     pub(super) fn check(&self, params: &Params) -> Result<(), &'static str> {
         let (is_fine, wanted) = match &self.value {
             Value::Number(field, range) => ((range.contains)(*(field.get)(params)), range.wanted),

@@ -222,7 +222,7 @@ impl Params {
     /// Checks that all parameters are within their ranges.
     ///
     /// # Errors
-    /// An error that names the first parameter that is not.
+    /// If one is not. The error names the first.
     pub fn check(&self) -> Result<(), Error> {
         for parameter in Self::parameters() {
             parameter.check(self).map_err(|wanted| Error::Parameter {

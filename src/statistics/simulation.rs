@@ -32,7 +32,7 @@ const SPREAD: f64 = 1.75;
 ///          each: √0.05 of the window + √0.15 that goes over to the next token with 0.95 + √0.8 of the token
 /// ```
 #[derive(Default)]
-pub struct Text {
+pub struct SimulatedText {
     /// KLD of the first candidate.
     pub a: Vec<f64>,
     /// KLD of the second.
@@ -43,7 +43,7 @@ pub struct Text {
     pub reference_nll: Vec<f64>,
 }
 
-impl Text {
+impl SimulatedText {
     /// Writes more windows. `spread_b` is the standard deviation of ln KLD of the second candidate; its mean is the first's.
     pub fn write(&mut self, random: &mut Random, n_windows: usize, spread_b: f64) {
         self.write_like(random, n_windows, SPREAD, spread_b);
@@ -116,7 +116,7 @@ struct Outcome {
 /// Everything that has an interval, of one text of `n_slices` with `n_windows` in all.
 fn outcomes(seed: u64, n_windows: usize, n_slices: usize, spread: f64, resamples: u32) -> Vec<Outcome> {
     let mut random = Random::new(seed);
-    let (mut alike, mut skewed) = (Text::default(), Text::default());
+    let (mut alike, mut skewed) = (SimulatedText::default(), SimulatedText::default());
     alike.write_like(&mut random, n_windows, spread, spread);
     skewed.write_like(&mut random, n_windows, spread, 0.75 * spread);
     let windows: Vec<(usize, usize)> = (0..n_windows).map(|w| (w * n_slices / n_windows, WINDOW)).collect();
@@ -226,7 +226,7 @@ fn real_differences_are_found_as_often_as_their_standard_error_says() {
         let differences: Vec<Estimate> = (0..n_texts)
             .into_par_iter()
             .map(|seed| {
-                let mut text = Text::default();
+                let mut text = SimulatedText::default();
                 text.write(&mut Random::new(seed as u64 + 77_000), 40, SPREAD);
                 let better: Vec<f64> = text.b.iter().map(|kld| kld * (1.0 - shift)).collect();
                 Bootstrap::new(Blocks::of_windows(&[(0, WINDOW); 40]), 400, 1, 0.95).difference(&text.a, &better)
@@ -254,9 +254,9 @@ fn real_differences_are_found_as_often_as_their_standard_error_says() {
 fn time_of_a_whole_comparison() {
     let n_windows = 236;
     let mut random = Random::new(1);
-    let texts: Vec<Text> = (0..8)
+    let texts: Vec<SimulatedText> = (0..8)
         .map(|_| {
-            let mut text = Text::default();
+            let mut text = SimulatedText::default();
             text.write(&mut random, n_windows, SPREAD);
             text
         })
@@ -347,10 +347,11 @@ fn rivals_table() {
             .into_par_iter()
             .map(|seed: u64| {
                 let mut random = Random::new(seed + 1_000_000);
-                let (mut alike, mut skewed) = (Text::default(), Text::default());
+                let (mut alike, mut skewed) = (SimulatedText::default(), SimulatedText::default());
                 alike.write(&mut random, n_windows, SPREAD);
                 skewed.write(&mut random, n_windows, 0.75 * SPREAD);
-                let minus = |text: &Text| -> Vec<f64> { text.a.iter().zip(&text.b).map(|(a, b)| a - b).collect() };
+                let minus =
+                    |text: &SimulatedText| -> Vec<f64> { text.a.iter().zip(&text.b).map(|(a, b)| a - b).collect() };
                 let truth = exp(MEDIAN + 0.5 * SPREAD * SPREAD);
                 [(minus(&alike), 0.0), (minus(&skewed), 0.0), (alike.a, truth)].map(|(values, truth)| {
                     let size = WINDOW / n_parts;

@@ -1,6 +1,6 @@
 //! Estimates against slow ones, written out plainly.
 
-use super::simulation::Text;
+use super::simulation::SimulatedText;
 use super::*;
 use crate::base::math::exp;
 
@@ -9,10 +9,10 @@ fn near(a: f64, b: f64, relative: f64) -> bool {
 }
 
 /// A text of several slices with windows of different lengths.
-fn uneven() -> (Vec<(usize, usize)>, Text) {
+fn uneven() -> (Vec<(usize, usize)>, SimulatedText) {
     let windows: Vec<(usize, usize)> = (0..25).map(|w| (w % 2, 200 + 3 * w)).collect();
     let n = windows.iter().map(|window| window.1).sum();
-    let mut text = Text::default();
+    let mut text = SimulatedText::default();
     text.write(&mut crate::base::random::Random::new(5), 26, 1.75);
     text.truncate(n);
     (windows, text)

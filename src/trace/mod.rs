@@ -207,7 +207,7 @@ impl Writer {
     /// from those that are not among the `k` most likely ones.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// If the file cannot be written.
     pub fn create(path: &Path, mut header: Header, k: u32, texts: &[TokenizedText]) -> io::Result<Self> {
         header.k = k.clamp(1, header.n_vocab.max(1));
         header.texts = texts
@@ -245,7 +245,7 @@ impl Writer {
     /// Writes the next row.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// If the file cannot be written.
     pub fn add(&mut self, row: &[u8]) -> io::Result<()> {
         self.rows += 1;
         self.out.write_all(row)

@@ -188,7 +188,7 @@ fn read_one(text: &TextFile, cut: Cut, most: Option<usize>, tokenizer: &dyn Toke
 /// Computes the BLAKE3 hash of a text, in hexadecimal.
 ///
 /// # Errors
-/// When it cannot be read.
+/// If it cannot be read.
 pub fn hash(path: &Path) -> Result<String, Error> {
     let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
     Ok(blake3::hash(&bytes).to_hex().to_string())

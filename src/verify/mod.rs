@@ -81,7 +81,7 @@ pub enum Error {
     #[error("{file} is the file that is verified, not its source")]
     SameFile { file: PathBuf },
     #[error(
-        "{} was made with other importance: {} (BLAKE3 {recorded}), and {given} has BLAKE3 {found}", file.display(), name.as_deref().unwrap_or("of no name")
+        "{} was made with other importance: {} (BLAKE3 {recorded}), and {given} has BLAKE3 {found}", file.display(), name.as_deref().unwrap_or("unnamed")
     )]
     OtherImportance { file: PathBuf, name: Option<String>, recorded: String, given: String, found: String },
     #[error("{} was made without importance, and {given} was given", file.display())]
@@ -111,7 +111,7 @@ impl Verification {
     /// Opens the file (any part of a split model stands for all parts) and the source, and matches their tensors.
     ///
     /// # Errors
-    /// The file is not a sound GGUF, the source cannot be converted, or the importance does not fit it.
+    /// If the file is not a sound GGUF, the source cannot be converted, or the importance does not fit it.
     pub fn prepare(file: &Path, source: Option<&Path>, options: VerifyOptions) -> Result<Self, Error> {
         if let Some(Sample { share, .. }) = options.sample
             && !(share > 0.0 && share <= 1.0)
@@ -151,7 +151,7 @@ impl Verification {
     /// bytes checked since its last call, and the number to check in total.
     ///
     /// # Errors
-    /// The source cannot be read, or `cancel` was set.
+    /// If the source cannot be read, or `cancel` was set.
     pub fn execute(&self, progress: &(dyn Fn(u64, u64) + Sync), cancel: &AtomicBool) -> Result<Report, Error> {
         let start = Instant::now();
         let recipe = self.recipe();

@@ -1,6 +1,6 @@
 //! [`ByteLevelBpe`]: encodes text exactly like the tokenizers library does for byte-level vocabularies.
 
-use super::find::{self, Finder, Part};
+use super::find::{self, Finder, Fragment};
 use super::merge::{Candidate, MergeTable, Merger, Output, check_length};
 use super::pieces::{array, missing};
 use super::pretokenizers;
@@ -34,9 +34,9 @@ impl ByteLevelBpe {
     /// Reads the tokenizer of a GGUF file.
     ///
     /// # Errors
-    /// As [`Pieces::from_metadata`]; and if the vocabulary is of another kind or splits text in a way that nibble does not
-    /// know ([`Error::NoEncoder`], [`Error::NoSplit`]; llama.cpp may have a tokenizer for it), there are no merges, or a
-    /// piece is too long.
+    /// If [`Pieces::from_metadata`] fails, the vocabulary is of another kind or splits text in a way that nibble does
+    /// not know ([`Error::NoEncoder`], [`Error::NoSplit`]; llama.cpp may have a tokenizer for it), there are no merges,
+    /// or a piece is too long.
     pub fn from_metadata(metadata: &Metadata) -> Result<Self, Error> {
         let pieces = Pieces::from_metadata(metadata)?;
         if pieces.kind() != VocabKind::ByteLevel {
@@ -95,8 +95,8 @@ impl ByteLevelBpe {
     fn encode_divided(&self, text: &str, finder: &Finder) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 1);
         finder.split(text, |part| match part {
-            Part::Text(text) => self.encode_part(text, &mut ids),
-            Part::Token(id) => ids.push(id),
+            Fragment::Text(text) => self.encode_part(text, &mut ids),
+            Fragment::Token(id) => ids.push(id),
         });
         ids
     }

@@ -73,9 +73,9 @@ pub(super) fn ids<'a>(metadata: &'a Metadata, key: &str) -> &'a [u32] {
     }
 }
 
-/// A part of a text.
+/// A fragment of a text, as llama.cpp calls it.
 #[derive(Debug, PartialEq)]
-pub(super) enum Part<'a> {
+pub(super) enum Fragment<'a> {
     /// Text between tokens; never empty, except for a text that is empty as a whole.
     Text(&'a str),
     /// A token.
@@ -99,7 +99,7 @@ impl Finder {
     }
 
     /// Cuts a text at its tokens.
-    pub fn split<'a>(&self, text: &'a str, mut part: impl FnMut(Part<'a>)) {
+    pub fn split<'a>(&self, text: &'a str, mut found: impl FnMut(Fragment<'a>)) {
         let (mut start, mut at) = (0, 0);
         while let Some(rest) = text.as_bytes().get(at..).filter(|rest| !rest.is_empty() && !self.trie.is_empty()) {
             let Some((id, len)) = self.trie.longest_prefix(rest) else {
@@ -120,14 +120,14 @@ impl Finder {
                 to = text.len() - text[to..].trim_start().len();
             }
             if start < from {
-                part(Part::Text(&text[start..from]));
+                found(Fragment::Text(&text[start..from]));
             }
-            part(Part::Token(id));
+            found(Fragment::Token(id));
             // A token inside the whitespace that this one took is found again, as in the tokenizers library.
             start = to;
         }
         if start < text.len() {
-            part(Part::Text(&text[start..]));
+            found(Fragment::Text(&text[start..]));
         }
     }
 }
@@ -158,8 +158,8 @@ mod tests {
         finder.insert("\n", 9, Flags::default());
         let mut shown = String::new();
         finder.split(text, |part| match part {
-            Part::Text(text) => shown.push_str(&format!("[{text}]")),
-            Part::Token(id) => shown.push_str(&id.to_string()),
+            Fragment::Text(text) => shown.push_str(&format!("[{text}]")),
+            Fragment::Token(id) => shown.push_str(&id.to_string()),
         });
         shown
     }

@@ -384,7 +384,7 @@ fn inside_word((left, right): &(&str, &str)) -> bool {
 /// Reads how spaces are treated.
 ///
 /// # Errors
-/// The step that nibble does not support, in words.
+/// If nibble does not support a step. The error is the step, in words.
 fn spaces(file: &File) -> Result<Spaces, String> {
     let mut spaces = Spaces::default();
     for step in flatten(&file.normalizer, "normalizers") {

@@ -122,7 +122,7 @@ impl CharsMap {
     /// Reads a table.
     ///
     /// # Errors
-    /// What is wrong, if the sizes do not add up or the replacements are not UTF-8.
+    /// If the sizes do not add up or the replacements are not UTF-8. The error says which.
     pub fn new(bytes: &[u8]) -> Result<Self, &'static str> {
         let (size, rest) = bytes.split_first_chunk::<4>().ok_or("shorter than its own header")?;
         let size = u32::from_le_bytes(*size) as usize;

@@ -137,7 +137,7 @@ fn spelled_out(regex: &str) -> String {
 /// Returns llama.cpp's name of a byte-level pre-tokenizer; `ignore_merges` is the field of that name in the model.
 ///
 /// # Errors
-/// The pre-tokenizer as text, shortened, if it is unknown.
+/// If the pre-tokenizer is unknown. The error is the pre-tokenizer as text, shortened.
 pub(super) fn name(pre_tokenizer: &Value, ignore_merges: bool) -> Result<&'static str, String> {
     let shown = || shorten(&pre_tokenizer.to_string(), 300);
     let mut steps = Vec::new();

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::find::{self, Finder, NORMALIZED_KEY, Part};
+use super::find::{self, Finder, Fragment, NORMALIZED_KEY};
 use super::merge::{Candidate, MergeTable, Merger, Output, check_length};
 use super::normalize::{CharsMap, Normalizer};
 use super::pieces::{array, missing};
@@ -47,7 +47,7 @@ impl SentencepieceBpe {
     /// Reads the tokenizer of a GGUF file.
     ///
     /// # Errors
-    /// As [`Pieces::from_metadata`]; and if the vocabulary is not a sentencepiece one ([`Error::NoEncoder`]; llama.cpp
+    /// If [`Pieces::from_metadata`] fails, the vocabulary is not a sentencepiece one ([`Error::NoEncoder`]; llama.cpp
     /// has tokenizers for the others), scores are missing, too few or not numbers, a piece is too long for merging,
     /// there is neither an unknown piece nor all byte pieces, or the replacement table is not valid.
     pub fn from_metadata(metadata: &Metadata) -> Result<Self, Error> {
@@ -177,8 +177,8 @@ impl SentencepieceBpe {
     /// space in front.
     fn encode_divided(&self, text: &str, markers: &Finder, mut prefix: bool, ids: &mut Vec<u32>) {
         markers.split(text, |part| match part {
-            Part::Text(text) => self.encode_part(text, prefix, ids),
-            Part::Token(id) => {
+            Fragment::Text(text) => self.encode_part(text, prefix, ids),
+            Fragment::Token(id) => {
                 ids.push(id);
                 prefix = !self.prefix_once;
             }
@@ -197,8 +197,8 @@ impl SentencepieceBpe {
         let text = self.normalizer.normalize(text, &self.user_defined, space_prefix);
         let mut merger = Merger::new(&self.table, Ids { tokenizer: self, ids, after_unknown: false });
         self.normalized.split(&text, |part| match part {
-            Part::Text(text) => self.merge(text, &mut merger),
-            Part::Token(id) => merger.frozen(id),
+            Fragment::Text(text) => self.merge(text, &mut merger),
+            Fragment::Token(id) => merger.frozen(id),
         });
         merger.finish();
     }

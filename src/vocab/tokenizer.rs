@@ -78,7 +78,7 @@ pub trait Tokenizer: Send + Sync {
 /// Checks that all tokens have the same text and type in both vocabularies.
 ///
 /// # Errors
-/// The first difference, in words that follow "cannot be used, because".
+/// If they differ. The error is the first difference, in words that follow "cannot be used, because".
 pub fn same_vocabulary(model: &dyn Tokenizer, other: &dyn Tokenizer) -> Result<(), String> {
     if model.n_tokens() != other.n_tokens() {
         let (n_other, n_model) = (other.n_tokens(), model.n_tokens());
@@ -103,7 +103,7 @@ pub fn same_vocabulary(model: &dyn Tokenizer, other: &dyn Tokenizer) -> Result<(
 /// Checks that the same tokens end a text in both, which have the same vocabulary.
 ///
 /// # Errors
-/// The first difference, as in [`same_vocabulary`].
+/// If they differ. The error is the first difference, as in [`same_vocabulary`].
 pub fn same_ends(model: &dyn Tokenizer, other: &dyn Tokenizer) -> Result<(), String> {
     let end = |tokenizer: &dyn Tokenizer, id| if tokenizer.is_end(id) { "an end token" } else { "not an end token" };
     match ids(model).find(|id| model.is_end(*id) != other.is_end(*id)) {

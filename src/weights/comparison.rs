@@ -125,7 +125,7 @@ pub trait Observer: Sync {
     /// More has been measured. The results so far can be saved.
     ///
     /// # Errors
-    /// An error ends the comparison.
+    /// If they cannot be saved. That ends the comparison.
     fn measured(&self, _results: &Results) -> io::Result<()> {
         Ok(())
     }

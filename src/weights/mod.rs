@@ -94,7 +94,7 @@ impl<'a> WeightComparison<'a> {
     /// Like [`Self::prepare`], but for sources of the given architectures.
     ///
     /// # Errors
-    /// Those of [`Self::prepare`].
+    /// If the source cannot be opened, or the importance does not fit it.
     pub fn prepare_with(
         architectures: Architectures,
         source_path: &Path,
@@ -122,7 +122,7 @@ impl<'a> WeightComparison<'a> {
     /// Returns the result for each candidate in the order given, or why it could not be compared.
     ///
     /// # Errors
-    /// The source cannot be read, or `cancel` was set.
+    /// If the source cannot be read, or `cancel` was set.
     pub fn execute(
         self,
         progress: &(dyn Fn(u64, u64) + Sync),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::error::{Problem, shown};
 use super::file::{Counts, Place};
-use super::sums::{Sums, Text};
+use super::sums::{CalibrationText, Sums};
 
 /// Assumed number of tokens in a window of a `.dat` file, which does not record it: llama-imatrix's default. It matters
 /// only if such a file is added to others.
@@ -47,7 +47,13 @@ pub(super) fn parse(bytes: &[u8]) -> Result<(BTreeMap<String, Place>, Sums), Pro
     let length = dat.count("the length of the text's name", 0)?;
     let name = String::from_utf8_lossy(dat.take(length, || "the text's name".to_string())?).into_owned();
     if !name.is_empty() {
-        about.texts.push(Text { name, blake3: String::new(), weight: 1.0, tokens: 0, windows: about.windows });
+        about.texts.push(CalibrationText {
+            name,
+            blake3: String::new(),
+            weight: 1.0,
+            tokens: 0,
+            windows: about.windows,
+        });
     }
     match dat.is_at_end() {
         true => Ok((matrices, about)),

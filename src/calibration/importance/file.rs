@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::error::{Error, Problem, shown};
-use super::sums::{Matrix, Sums, Text};
+use super::sums::{CalibrationText, Matrix, Sums};
 use super::{
     BLAKE3, CHUNK_COUNT, CHUNK_SIZE, COUNTS_SUFFIX, DATASETS, IMATRIX, Importance, SUMS_SUFFIX, TOKENS, TYPE, WEIGHTS,
     WINDOWS, dat,
@@ -275,13 +275,13 @@ fn about(metadata: &Metadata) -> Sums {
     }
 }
 
-fn texts(metadata: &Metadata) -> Vec<Text> {
+fn texts(metadata: &Metadata) -> Vec<CalibrationText> {
     let array = |key: &str| metadata.get(key).and_then(Value::as_array);
     let names = array(DATASETS).and_then(Array::as_strings).unwrap_or_default();
     let hashes = array(BLAKE3).and_then(Array::as_strings).unwrap_or_default();
     let number = |key: &str, index: usize| array(key).and_then(|array| array.get(index));
     let count = |key: &str, index: usize| number(key, index).and_then(|value| value.as_u64()).unwrap_or(0);
-    let text = |(index, name): (usize, &String)| Text {
+    let text = |(index, name): (usize, &String)| CalibrationText {
         name: name.clone(),
         blake3: hashes.get(index).cloned().unwrap_or_default(),
         weight: number(WEIGHTS, index).and_then(|value| value.as_f64()).unwrap_or(1.0),

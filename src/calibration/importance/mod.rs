@@ -34,7 +34,7 @@ use std::sync::{Arc, OnceLock};
 pub use dat::DAT_WINDOW;
 pub use error::{Error, Problem};
 pub use file::{File, sums_of};
-pub use sums::{Matrix, Sums, Text};
+pub use sums::{CalibrationText, Matrix, Sums};
 
 use crate::gguf::TensorType;
 use crate::quant::{self, ImportanceUse};
@@ -167,7 +167,7 @@ impl Required {
     /// quantized, with their types.
     ///
     /// # Errors
-    /// Names the first tensor without importance.
+    /// If a tensor lacks importance. The error names the first.
     pub fn check<'a>(
         tensors: impl IntoIterator<Item = (&'a str, TensorType)>,
         importance: Option<&Importance>,

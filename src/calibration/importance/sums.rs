@@ -44,7 +44,7 @@ impl Matrix {
 
 /// A text that was read.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Text {
+pub struct CalibrationText {
     /// Its file's name, without folders if nibble wrote it.
     pub name: String,
     /// BLAKE3 of the text, hexadecimal; empty if it is not known.
@@ -63,7 +63,7 @@ pub struct Sums {
     /// By the matrix's GGUF name.
     pub matrices: BTreeMap<String, Matrix>,
     /// The texts, in the order they were read.
-    pub texts: Vec<Text>,
+    pub texts: Vec<CalibrationText>,
     /// Windows of all texts.
     pub windows: u64,
     /// Tokens in a window; 0 if it is not known.
@@ -92,7 +92,8 @@ impl Sums {
             let empty = || Matrix { sums: vec![0.0; matrix.sums.len()], counts: vec![0.0; matrix.counts.len()] };
             self.matrices.entry(name.clone()).or_insert_with(empty).add(matrix, weight);
         }
-        self.texts.extend(other.texts.iter().map(|text| Text { weight: text.weight * weight, ..text.clone() }));
+        self.texts
+            .extend(other.texts.iter().map(|text| CalibrationText { weight: text.weight * weight, ..text.clone() }));
         self.windows = self.windows.saturating_add(other.windows);
         if self.window == 0 {
             self.window = other.window;

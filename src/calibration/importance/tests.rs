@@ -79,8 +79,12 @@ fn some() -> Sums {
             ("blk.0.ffn_up.weight".to_string(), matrix(&[2.0; 40], 256.5)),
         ]
         .into(),
-        texts: vec![Text {
-            name: "红楼梦.txt".into(), blake3: "ab".repeat(32), weight: 0.5, tokens: 1030, windows: 2
+        texts: vec![CalibrationText {
+            name: "红楼梦.txt".into(),
+            blake3: "ab".repeat(32),
+            weight: 0.5,
+            tokens: 1030,
+            windows: 2,
         }],
         windows: 2,
         window: 512,

@@ -90,13 +90,13 @@ fn percent(text: &str, values: &Value) -> Result<String, Error> {
     format(FormatStyle::Printf, text, &arguments)
 }
 
-/// The options of a filter, by position or by name.
-pub(super) struct Options {
+/// The arguments of a filter, by position or by name.
+pub(super) struct FilterArguments {
     positional: Vec<Value>,
     named: Option<Kwargs>,
 }
 
-impl Options {
+impl FilterArguments {
     pub(super) fn new(given: Rest<ValueOrKwargs>) -> Self {
         let mut positional: Vec<Value> = given.0.into_iter().map(ValueOrKwargs::into_value).collect();
         let is_named = |value: &Value| value.kind() == ValueKind::Map && Kwargs::try_from(value.clone()).is_ok();
@@ -120,7 +120,7 @@ impl Options {
 
 fn default(value: &Value, options: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let positional = options.0.first().map(|first| Value::from(first.clone()));
-    let options = Options::new(options);
+    let options = FilterArguments::new(options);
     // The value itself may be none.
     let other = if options.positional.is_empty() { options.get(0, "default_value") } else { positional };
     let boolean = options.get(1, "boolean").is_some_and(|value| value.is_true());
@@ -131,7 +131,7 @@ fn default(value: &Value, options: Rest<ValueOrKwargs>) -> Result<Value, Error> 
 
 /// Indents all lines but the first, and not the empty ones.
 fn indent(text: String, options: Rest<ValueOrKwargs>) -> Result<String, Error> {
-    let options = Options::new(options);
+    let options = FilterArguments::new(options);
     let indent = match options.get(0, "width") {
         None => " ".repeat(4),
         Some(width) if width.as_str().is_some() => width.to_string(),
@@ -158,7 +158,7 @@ fn center(state: &mut State, text: &Value, width: Option<i64>) -> Result<Value, 
 }
 
 fn truncate(text: String, options: Rest<ValueOrKwargs>) -> Result<String, Error> {
-    let options = Options::new(options);
+    let options = FilterArguments::new(options);
     let option = |at: usize, name: &str| options.get(at, name);
     let number = |value: Option<Value>, default: usize| value.map_or(Ok(default), usize::try_from);
     let length = number(option(0, "length"), 255)?;

@@ -14,7 +14,7 @@ use std::fmt::Write;
 use minijinja::value::{Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Error, ErrorKind, State, Value};
 
-use super::builtins::Options;
+use super::builtins::FilterArguments;
 use super::python::LONGEST;
 
 /// How deep lists and objects may be nested.
@@ -35,7 +35,7 @@ struct Writer {
 }
 
 pub(super) fn tojson(state: &State, value: &Value, options: Rest<ValueOrKwargs>) -> Result<String, Error> {
-    let options = Options::new(options);
+    let options = FilterArguments::new(options);
     let (ensure_ascii, indent) = (options.get(0, "ensure_ascii"), options.get(1, "indent"));
     let (separators, sort_keys) = (options.get(2, "separators"), options.get(3, "sort_keys"));
     options.check()?;

@@ -130,18 +130,18 @@ impl<'de> Deserialize<'de> for Message {
         #[serde(untagged)]
         enum Content {
             Text(String),
-            Parts(Vec<Part>),
+            Parts(Vec<ContentPart>),
         }
         #[derive(Deserialize)]
         #[serde(tag = "type", rename_all = "snake_case")]
-        enum Part {
+        enum ContentPart {
             Text { text: String },
         }
         let Raw { role, content, name, fields } = Raw::deserialize(deserializer)?;
         let no_content = content.is_none();
         let content = match content {
             Some(Content::Text(text)) => text,
-            Some(Content::Parts(parts)) => parts.into_iter().map(|Part::Text { text }| text).collect(),
+            Some(Content::Parts(parts)) => parts.into_iter().map(|ContentPart::Text { text }| text).collect(),
             None => String::new(),
         };
         Ok(Self { role, content, name, fields, no_content })

@@ -125,7 +125,7 @@ fn of_adapter(error: &lora::Error) -> Option<String> {
         Error::Recipe { .. } => "pass -q F32, F16 or BF16",
         Error::ModelOnly(ModelOnly::Overrides) => "leave out --type",
         Error::ModelOnly(ModelOnly::Split) => "leave out --split-max-size",
-        Error::ModelOnly(ModelOnly::RecipeFile) => "leave out --recipe",
+        Error::ModelOnly(ModelOnly::RecipeFile) => "pass -q F32, F16 or BF16 instead",
         Error::ModelOnly(ModelOnly::Importance) => "leave out --importance",
         _ => return None,
     };

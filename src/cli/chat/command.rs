@@ -89,11 +89,40 @@ pub fn is_open(text: &str) -> bool {
     text.trim_start().strip_prefix(FENCE).is_some_and(|rest| !rest.trim_end().ends_with(FENCE))
 }
 
+/// Why a line that begins with a slash is not a command.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// There is no command of this name.
+    #[error("there is no command /{}", excerpt(name))]
+    Unknown {
+        /// The name that was typed, without the slash.
+        name: String,
+        /// The nearest names.
+        near: Vec<&'static str>,
+    },
+    /// The command takes no arguments, and has some.
+    #[error("/{0} takes no arguments")]
+    NoArguments(String),
+    /// The command needs a file.
+    #[error("/{0} needs the name of a file")]
+    NoFile(&'static str),
+    /// The setting has a name and no value.
+    #[error("/set {} needs a value", excerpt(.0))]
+    NoValue(String),
+}
+
+/// Pasted text may be long.
+fn excerpt(name: &str) -> String {
+    const LONGEST: usize = 30;
+    let short: String = name.chars().take(LONGEST).collect();
+    if short.len() < name.len() { format!("{short}...") } else { short }
+}
+
 /// Parses a line.
 ///
 /// # Errors
-/// A sentence for the user, if it begins with a slash and is not a command.
-pub fn parse(text: &str) -> Result<Typed, String> {
+/// If it begins with a slash and is not a command.
+pub fn parse(text: &str) -> Result<Typed, Error> {
     let trimmed = text.trim();
     if trimmed.is_empty() {
         return Ok(Typed::Nothing);
@@ -113,7 +142,7 @@ pub fn parse(text: &str) -> Result<Typed, String> {
     command(rest).map(Typed::Command)
 }
 
-fn command(rest: &str) -> Result<Command, String> {
+fn command(rest: &str) -> Result<Command, Error> {
     let (typed, after) = match rest.split_once(char::is_whitespace) {
         Some((name, after)) => (name, after.trim()),
         None => (rest, ""),
@@ -126,7 +155,7 @@ fn command(rest: &str) -> Result<Command, String> {
     let some = (!after.is_empty()).then(|| after.to_string());
     let alone = |command| match after {
         "" => Ok(command),
-        _ => Err(format!("/{typed} takes no arguments")),
+        _ => Err(Error::NoArguments(typed.to_string())),
     };
     match name {
         "system" => Ok(Command::System(some)),
@@ -135,11 +164,11 @@ fn command(rest: &str) -> Result<Command, String> {
         "edit" => alone(Command::Edit),
         "continue" => alone(Command::Continue),
         "save" => Ok(Command::Save { file: some, replace }),
-        "load" => some.map(Command::Load).ok_or_else(|| "name a file: /load FILE".to_string()),
+        "load" => some.map(Command::Load).ok_or(Error::NoFile("load")),
         "set" => match after.split_once(|c: char| c.is_whitespace() || c == '=') {
             _ if after.is_empty() => Ok(Command::Set(None)),
             Some((name, value)) => Ok(Command::Set(Some((name.to_string(), value.trim().to_string())))),
-            None => Err(format!("/set {after} needs a value: /set {after} VALUE; /set alone lists the settings")),
+            None => Err(Error::NoValue(after.to_string())),
         },
         "stats" => alone(Command::Stats),
         "clear" => alone(Command::Clear),
@@ -149,14 +178,9 @@ fn command(rest: &str) -> Result<Command, String> {
     }
 }
 
-fn unknown(typed: &str) -> String {
-    // Pasted text may be long.
-    let short: String = typed.chars().take(30).collect();
-    let dots = if short.len() < typed.len() { "..." } else { "" };
+fn unknown(typed: &str) -> Error {
     let names = KNOWN.iter().map(|k| k.name).chain(ALIASES.iter().map(|(alias, _)| *alias));
-    let near: Vec<String> = suggest::suggest(typed, names).into_iter().map(|name| format!("/{name}")).collect();
-    let question = suggest::question(&near).unwrap_or_else(|| "/help lists the commands.".to_string());
-    format!("there is no command /{short}{dots}; {question} To begin a message with a slash, type two.")
+    Error::Unknown { name: typed.to_string(), near: suggest::suggest(typed, names) }
 }
 
 /// How to type messages: the end of what `/help` prints.
@@ -221,21 +245,24 @@ mod tests {
 
     #[test]
     fn a_wrong_command_is_told_with_the_nearest() {
-        for (line, wanted) in [
-            ("/hlep", "there is no command /hlep; did you mean /help?"),
-            ("/unod", "did you mean /undo?"),
-            ("/usr/bin/env is missing", "begin a message with a slash"),
-            ("/", "there is no command /;"),
-            ("/undo 3", "/undo takes no arguments"),
-            ("/quit now", "/quit takes no arguments"),
-            ("/load", "name a file"),
-            ("/set temperature", "needs a value: /set temperature VALUE"),
-            ("/undo!", "there is no command /undo!; did you mean /undo?"),
+        let unknown = |name: &str, near: &[&'static str]| Error::Unknown { name: name.into(), near: near.to_vec() };
+        for (line, wanted, said) in [
+            ("/hlep", unknown("hlep", &["help"]), "there is no command /hlep"),
+            ("/unod", unknown("unod", &["undo"]), "there is no command /unod"),
+            ("/usr/bin/env is missing", unknown("usr/bin/env", &[]), "there is no command /usr/bin/env"),
+            ("/undo!", unknown("undo!", &["undo"]), "there is no command /undo!"),
+            ("/undo 3", Error::NoArguments("undo".into()), "/undo takes no arguments"),
+            ("/quit now", Error::NoArguments("quit".into()), "/quit takes no arguments"),
+            ("/load", Error::NoFile("load"), "/load needs the name of a file"),
+            ("/set temperature", Error::NoValue("temperature".into()), "/set temperature needs a value"),
         ] {
             let error = parse(line).unwrap_err();
-            assert!(error.contains(wanted), "{line}: {error}");
+            assert_eq!((&error, error.to_string().as_str()), (&wanted, said), "{line}");
         }
-        assert!(parse(&format!("/{}", "x".repeat(1_000_000))).unwrap_err().len() < 300);
+        assert!(matches!(parse("/").unwrap_err(), Error::Unknown { name, .. } if name.is_empty()));
+        for line in [format!("/{}", "x".repeat(1_000_000)), format!("/set {}", "x".repeat(1_000_000))] {
+            assert!(parse(&line).unwrap_err().to_string().len() < 100);
+        }
     }
 
     #[test]

@@ -3,15 +3,57 @@
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
-
 use crate::base::atomic_file::AtomicFile;
 use crate::base::display::is_unprintable;
 use crate::base::text::without_mark;
-use crate::chat::Conversation;
+use crate::chat::{Conversation, SavedError};
 
 /// Larger files are refused: they are not conversations.
 const MAX_BYTES: u64 = 64 << 20;
+
+/// Why a conversation cannot be saved or loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A directory has the name of the file to write.
+    #[error("{} is a directory", .0.display())]
+    Directory(PathBuf),
+    /// The file to write exists, and may not be replaced.
+    #[error("{} exists", .0.display())]
+    Exists(PathBuf),
+    /// The file cannot be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// What has the name of the file to read is a directory, a pipe or a device.
+    #[error("{} is not a file", .0.display())]
+    NotAFile(PathBuf),
+    /// The file is too large to be a conversation.
+    #[error("{} is larger than {} MB, too large for a conversation", .0.display(), MAX_BYTES >> 20)]
+    TooLarge(PathBuf),
+    /// The file is not text.
+    #[error("{} is not UTF-8 text", .0.display())]
+    NotText(PathBuf),
+    /// The file's text is not a conversation.
+    #[error("cannot read {}", path.display())]
+    NotAConversation {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: SavedError,
+    },
+}
 
 /// The path that `name` stands for: a leading `~/` is the home directory, as in a shell.
 pub fn path(name: &str) -> PathBuf {
@@ -25,39 +67,38 @@ pub fn path(name: &str) -> PathBuf {
 ///
 /// # Errors
 /// If the file exists and `replace` is false, or it cannot be written. An existing file is then unchanged.
-pub fn save(path: &Path, text: &str, replace: bool) -> anyhow::Result<()> {
+pub fn save(path: &Path, text: &str, replace: bool) -> Result<(), Error> {
     if path.is_dir() {
-        bail!("{} is a directory", path.display());
+        return Err(Error::Directory(path.to_path_buf()));
     }
-    let cannot = || format!("cannot write {}", path.display());
-    let mut file = AtomicFile::create(path).with_context(cannot)?;
-    file.write_all(text.as_bytes()).with_context(cannot)?;
-    match file.finish(replace) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            bail!("{0} exists; /save! {0} overwrites it", path.display())
-        }
-        result => result.with_context(cannot),
-    }
+    let cannot = |source| Error::Write { path: path.to_path_buf(), source };
+    let mut file = AtomicFile::create(path).map_err(cannot)?;
+    file.write_all(text.as_bytes()).map_err(cannot)?;
+    file.finish(replace).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => Error::Exists(path.to_path_buf()),
+        _ => cannot(error),
+    })
 }
 
 /// Reads a conversation.
 ///
 /// # Errors
 /// If the file cannot be read, or is not a conversation.
-pub fn load(path: &Path) -> anyhow::Result<Conversation> {
-    let cannot = || format!("cannot read {}", path.display());
+pub fn load(path: &Path) -> Result<Conversation, Error> {
+    let cannot = |source| Error::Read { path: path.to_path_buf(), source };
     // A pipe or a device might block, or never end.
-    if !path.metadata().with_context(cannot)?.is_file() {
-        bail!("{} is not a file", path.display());
+    if !path.metadata().map_err(cannot)?.is_file() {
+        return Err(Error::NotAFile(path.to_path_buf()));
     }
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).with_context(cannot)?;
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).with_context(cannot)?;
+    let file = std::fs::File::open(path).map_err(cannot)?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(cannot)?;
     if bytes.len() as u64 > MAX_BYTES {
-        bail!("{} is larger than {} MB, too large for a conversation", path.display(), MAX_BYTES >> 20);
+        return Err(Error::TooLarge(path.to_path_buf()));
     }
-    let Ok(text) = String::from_utf8(bytes) else { bail!("{} is not UTF-8 text", path.display()) };
-    Conversation::from_json(&without_mark(text)).with_context(cannot)
+    let text = String::from_utf8(bytes).map_err(|_| Error::NotText(path.to_path_buf()))?;
+    Conversation::from_json(&without_mark(text))
+        .map_err(|source| Error::NotAConversation { path: path.to_path_buf(), source })
 }
 
 /// Returns the names in `folder` that begin with `begun`, sorted, directories with a slash at the end. Hidden files are
@@ -88,8 +129,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a.json");
         save(&file, "one", false).unwrap();
-        let error = save(&file, "two", false).unwrap_err().to_string();
-        assert!(error.contains("a.json exists; /save! "), "{error}");
+        let error = save(&file, "two", false).unwrap_err();
+        assert!(matches!(&error, Error::Exists(path) if *path == file), "{error}");
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "one");
         save(&file, "two", true).unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "two");
@@ -100,7 +141,7 @@ mod tests {
     #[test]
     fn what_is_no_file_is_not_read() {
         let dir = tempfile::tempdir().unwrap();
-        let said = |path: &Path| format!("{:#}", load(path).unwrap_err());
+        let said = |path: &Path| load(path).unwrap_err().to_string();
         assert!(said(dir.path()).contains("is not a file"));
         assert!(said(&dir.path().join("gone")).contains("cannot read"));
         #[cfg(unix)]

@@ -24,6 +24,32 @@ impl Default for Settings {
     }
 }
 
+/// Why a setting cannot be changed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// There is no setting of this name.
+    #[error("there is no setting '{name}'")]
+    Unknown {
+        /// The name that was typed.
+        name: String,
+        /// The nearest names.
+        near: Vec<&'static str>,
+    },
+    /// The setting does not take this value.
+    #[error("{name} cannot be '{value}'; it has to be {wanted}")]
+    Value {
+        /// The setting.
+        name: &'static str,
+        /// The value that was typed.
+        value: String,
+        /// The values that it takes.
+        wanted: &'static str,
+    },
+    /// A parameter of the sampler does not take this value.
+    #[error(transparent)]
+    Parameter(#[from] sample::Error),
+}
+
 /// A setting's name and help.
 pub struct Known {
     /// Its name.
@@ -70,21 +96,21 @@ impl Settings {
     /// Changes a setting. Changes nothing if the value is refused.
     ///
     /// # Errors
-    /// A sentence for the user, if there is no such setting or the value is outside its range.
-    pub fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+    /// If there is no such setting, or the value is outside its range.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<(), Error> {
         // The command line's spelling is understood as well.
         let name = name.trim_start_matches('-').replace('-', "_");
         match name.as_str() {
             "max_tokens" if value == "none" => self.max_tokens = None,
             "max_tokens" => match value.parse() {
                 Ok(n) if n > 0 => self.max_tokens = Some(n),
-                _ => return Err(format!("max_tokens cannot be '{value}'; it has to be 1 or more, or 'none'")),
+                _ => return Err(refused("max_tokens", value, "1 or more, or 'none'")),
             },
-            "stats" => self.stats = switch(&name, value)?,
-            "wrap" => self.wrap = switch(&name, value)?,
+            "stats" => self.stats = switch("stats", value)?,
+            "wrap" => self.wrap = switch("wrap", value)?,
             _ => match self.params.set(&name, value) {
                 Err(sample::Error::Unknown { what: "parameter", .. }) => return Err(unknown(&name)),
-                done => done.map_err(|error| error.to_string())?,
+                done => done?,
             },
         }
         Ok(())
@@ -114,21 +140,20 @@ impl Settings {
     }
 }
 
-fn switch(name: &str, value: &str) -> Result<bool, String> {
+fn refused(name: &'static str, value: &str, wanted: &'static str) -> Error {
+    Error::Value { name, value: value.to_string(), wanted }
+}
+
+fn switch(name: &'static str, value: &str) -> Result<bool, Error> {
     match value {
         "on" => Ok(true),
         "off" => Ok(false),
-        _ => Err(format!("{name} cannot be '{value}'; it has to be 'on' or 'off'")),
+        _ => Err(refused(name, value, "'on' or 'off'")),
     }
 }
 
-/// Returns a message that there is no such setting, with a suggestion.
-fn unknown(name: &str) -> String {
-    let near: Vec<String> = suggest::suggest(name, names()).into_iter().map(str::to_string).collect();
-    match suggest::question(&near) {
-        Some(question) => format!("there is no setting '{name}'; {question}"),
-        None => format!("there is no setting '{name}'; /set lists them"),
-    }
+fn unknown(name: &str) -> Error {
+    Error::Unknown { name: name.to_string(), near: suggest::suggest(name, names()) }
 }
 
 #[cfg(test)]
@@ -180,12 +205,18 @@ mod tests {
             ("samplers", "top_k;top_q", "no sampler 'top_q'"),
             ("max_tokens", "0", "max_tokens cannot be '0'"),
             ("stats", "maybe", "it has to be 'on' or 'off'"),
-            ("temprature", "1", "there is no setting 'temprature'; did you mean temperature?"),
-            ("colour", "1", "there is no setting 'colour'; /set lists them"),
+            ("temprature", "1", "there is no setting 'temprature'"),
+            ("colour", "1", "there is no setting 'colour'"),
         ] {
-            let error = settings.set(name, value).unwrap_err();
+            let error = settings.set(name, value).unwrap_err().to_string();
             assert!(error.contains(wanted), "{error}");
         }
+        let near = |name: &str| match settings.clone().set(name, "1").unwrap_err() {
+            Error::Unknown { near, .. } => near,
+            error => panic!("{error}"),
+        };
+        assert_eq!(near("temprature"), ["temperature"]);
+        assert!(near("colour").is_empty());
         assert_eq!(settings.params, Params::default());
     }
 }

@@ -12,6 +12,9 @@ use crate::weights::FileOptions;
 
 /// Options for comparing by texts and tasks.
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("window", |arg| {
+    arg.help("Tokens in a window, of which the second half is scored [default: 512; with a trace, its own]")
+}))]
 pub struct MeasureArgs {
     /// A text to compare on, with a name for the results, as in --text en=wiki.txt --text zh=novel.txt; can be given
     /// several times
@@ -38,7 +41,7 @@ pub struct MeasureArgs {
 /// How texts are cut.
 #[derive(Clone, Debug, clap::Args)]
 pub struct WindowArgs {
-    /// Tokens in a window, of which the second half is scored [default: 512; with a trace, its own]
+    /// Tokens in a window, of which the second half is scored [default: 512]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(i64::from(Cut::SMALLEST)..=1 << 20),
           help_heading = "Measures")]
     window: Option<u32>,
@@ -126,7 +129,7 @@ impl MeasureArgs {
     /// Prepares the comparison, and prints notes on the tasks.
     ///
     /// # Errors
-    /// Those of [`Comparison::prepare`].
+    /// If [`Comparison::prepare`] fails.
     pub fn prepare(&self, files: FileOptions) -> anyhow::Result<Comparison> {
         llama::set_verbose(self.verbose);
         let tasks = &self.tasks;

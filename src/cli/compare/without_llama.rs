@@ -12,7 +12,7 @@ impl MeasureArgs {
     /// Prepares the comparison.
     ///
     /// # Errors
-    /// Those of [`FileComparison::prepare`]; and when weights are not compared.
+    /// If [`FileComparison::prepare`] fails, or weights are not compared.
     pub fn prepare(&self, files: FileOptions) -> anyhow::Result<FileComparison> {
         if !files.weights {
             bail!("there is nothing to compare by; pass --weights (this nibble was built without llama.cpp)");

@@ -43,7 +43,7 @@ impl Base {
     /// Opens the base at `path`: a Hugging Face folder (`config.json` is enough), that file, or a GGUF.
     ///
     /// # Errors
-    /// There is no model, or its architecture is not one that nibble knows.
+    /// If there is no model, or its architecture is not one that nibble knows.
     pub fn open(path: &Path) -> Result<Self, convert::Error> {
         if path.is_file() && gguf::is_gguf(path) {
             return of_gguf(path, &Gguf::open(path).map_err(pass::Error::from)?);

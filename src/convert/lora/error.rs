@@ -9,7 +9,7 @@ use crate::checkpoint;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum Error {
-    #[error("{dir}: converting the adapter takes its base model{id}, which was not found")]
+    #[error("{dir}: converting the adapter needs its base model{id}, which was not found")]
     NoBase { dir: PathBuf, id: String },
 
     #[error("{path}: the base model's architecture is '{found}'; nibble converts adapters of {known}")]

@@ -73,7 +73,8 @@ impl AdapterJob {
     /// weights, and writes nothing.
     ///
     /// # Errors
-    /// Anything wrong with the adapter or the base model, or anything in the adapter that a LoRA file cannot hold.
+    /// If anything is wrong with the adapter or the base model, or the adapter has anything that a LoRA file cannot
+    /// hold.
     pub fn prepare(path: &Path, base: Option<&Path>, options: &convert::Options) -> Result<Self, convert::Error> {
         let ty = type_of(options)?;
         let adapter = Checkpoint::open_adapter(path).map_err(pass::Error::from)?;
@@ -155,7 +156,7 @@ impl AdapterJob {
     /// Checks that the output may be written and that the disk has room for it.
     ///
     /// # Errors
-    /// When a file of that name exists (unless it may be replaced), is part of the source, or does not fit.
+    /// If a file of that name exists (unless it may be replaced), is part of the source, or does not fit.
     pub fn check_output(&self) -> Result<(), convert::Error> {
         let outputs = [(self.output.clone(), self.layout.total_bytes())];
         let real = self.output.canonicalize().ok();
@@ -172,8 +173,8 @@ impl AdapterJob {
     /// Writes the file. It has a temporary name until it is complete, and is removed if that fails.
     ///
     /// # Errors
-    /// When it cannot be written, when a number is not finite or not within the type's range (unless that is allowed), or
-    /// when `cancel` is set.
+    /// If it cannot be written, if a number is not finite or not within the type's range (unless that is allowed), or
+    /// if `cancel` is set.
     pub fn execute(&self, cancel: &AtomicBool) -> Result<(), convert::Error> {
         self.check_output()?;
         let failed = |source: std::io::Error| match source.kind() {

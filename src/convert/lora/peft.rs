@@ -42,7 +42,7 @@ impl Settings {
     /// Reads `adapter_config.json`.
     ///
     /// # Errors
-    /// The adapter is not LoRA, or is more than what llama.cpp's LoRA can do.
+    /// If the adapter is not LoRA, or is more than what llama.cpp's LoRA can do.
     pub fn read(config: &Config) -> Result<Self, Error> {
         let path = || config.path().to_path_buf();
         let kind = config.opt_str("peft_type")?.unwrap_or("none");

@@ -61,7 +61,7 @@ impl DraftOptions {
     /// Refuses numbers out of range.
     ///
     /// # Errors
-    /// [`Error::DraftSetting`].
+    /// [`Error::DraftSetting`] if a number is out of range.
     pub fn check(&self) -> Result<(), Error> {
         let refused = |setting, value: f64, wanted| Err(Error::DraftSetting { setting, value, wanted });
         if !(1..=Self::MOST).contains(&self.max) {

@@ -8,7 +8,7 @@
 //!
 //! All files are in one folder, each with a note of what it was made from ([`MadeOf`]). A file whose note still matches
 //! is reused, and all others are made again, so an interrupted comparison can continue. Each candidate is measured
-//! alone, so only one model is in memory. With [`RecipeOptions::one_at_a_time`], only one is on the disk.
+//! alone, so only one model is in memory. With [`RecipeComparisonOptions::one_at_a_time`], only one is on the disk.
 //!
 //! Candidates are measured against a trace of the reference, not side by side with it, so that measurements of
 //! different days can be compared. The trace is detailed: it has [`K`] tokens per position, and [`DRAWN`] of the
@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 
 use self::kept::{Kept, Missing};
-use super::calibrate::{self, Weighted};
+use super::calibrate::{self, CalibrationJob, CalibrationOptions, Weighted};
 use super::comparison::{describe_settings, diagnosed, loading, reference_of_trace, steps_of};
 use super::measure::{self, Against, Columns, ReadOptions};
 use super::models::ModelSettings;
@@ -63,7 +63,7 @@ pub enum ImportanceFrom {
 
 /// What to make and compare, and how.
 #[derive(Clone, Debug)]
-pub struct RecipeOptions {
+pub struct RecipeComparisonOptions {
     /// A Hugging Face folder, or a 16-bit GGUF file.
     pub source: PathBuf,
     /// The folder for all files.
@@ -141,7 +141,7 @@ struct Variant {
 
 /// A comparison of recipes that has been checked and is ready to execute.
 pub struct RecipeComparison {
-    options: RecipeOptions,
+    options: RecipeComparisonOptions,
     /// The source's name.
     name: String,
     /// The recipe for a copy in the source's own type, and its size; `None` if the source is a model file.
@@ -157,7 +157,7 @@ impl RecipeComparison {
     ///
     /// # Errors
     /// If the source cannot be converted, or a text or the importance file cannot be read.
-    pub fn prepare(options: RecipeOptions) -> Result<Self, Error> {
+    pub fn prepare(options: RecipeComparisonOptions) -> Result<Self, Error> {
         let source = &options.source;
         let real = source.canonicalize().unwrap_or_else(|_| source.clone());
         let name = match source.is_dir() {
@@ -400,7 +400,7 @@ impl Run<'_> {
     /// complete; its note is written before that.
     ///
     /// # Errors
-    /// Those of `make`, and an error if there is a file of that name without a note, since it would be overwritten.
+    /// If `make` fails, or there is a file of that name without a note: it would be overwritten.
     fn make(&self, path: &Path, made_of: &MadeOf, make: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
         let note_path = note_path(path);
         let found: Option<MadeOf> = fs::read(&note_path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -474,8 +474,8 @@ impl Run<'_> {
         let model = self.reference()?;
         let settings = &self.comparison.options.models;
         let options =
-            calibrate::Options { session: settings.session.clone(), ..calibrate::Options::new(path.to_path_buf()) };
-        let job = calibrate::Job::prepare(&model, texts, options)?;
+            CalibrationOptions { session: settings.session.clone(), ..CalibrationOptions::new(path.to_path_buf()) };
+        let job = CalibrationJob::prepare(&model, texts, options)?;
         self.observer.begin(&Stage::Loading { name: &file::name(&model) });
         let model = settings.load(&model, &job.session(), 0).map_err(loading)?;
         let mut before = None;

@@ -174,19 +174,19 @@ fn encode(
     prefix: &str,
     choices: &[Choice],
     format: &Format,
-    codec: &dyn Tokenizer,
+    tokenizer: &dyn Tokenizer,
     texts: &mut Vec<Branch>,
 ) -> Result<(), engine::Error> {
     let first = texts.len();
     let mut known: Option<(&str, usize)> = None;
     for choice in choices {
         let context = format!("{prefix}{}", choice.context);
-        let tokens = encode_text(&format!("{context} {}", choice.text), codec)?;
+        let tokens = encode_text(&format!("{context} {}", choice.text), tokenizer)?;
         let from = match (format.scored, known) {
             // Set below.
             (Scored::Difference, _) => 0,
             (Scored::Choice, Some((same, from))) if same == choice.context => from,
-            (Scored::Choice, _) => encode_text(context.trim_end(), codec)?.len(),
+            (Scored::Choice, _) => encode_text(context.trim_end(), tokenizer)?.len(),
         };
         known = Some((&choice.context, from));
         texts.push(Branch { tokens, from });
@@ -205,10 +205,10 @@ fn encode(
 }
 
 /// Tokenizes text. No token is a control token, except for the one that begins every text if the model needs one.
-fn encode_text(text: &str, codec: &dyn Tokenizer) -> Result<Vec<u32>, engine::Error> {
+fn encode_text(text: &str, tokenizer: &dyn Tokenizer) -> Result<Vec<u32>, engine::Error> {
     let mut prompt = Prompt::default();
     prompt.push(text, Origin::Message);
-    Ok(chat::encode(&prompt, codec)?)
+    Ok(chat::encode(&prompt, tokenizer)?)
 }
 
 /// Returns the number of tokens that all texts have in common at their beginning.
@@ -223,13 +223,13 @@ fn in_common(texts: &[Branch]) -> usize {
 ///
 /// # Errors
 /// If the part to score does not fit: its number of tokens.
-fn shorten(branch: &mut Branch, n_ctx: usize, codec: &dyn Tokenizer) -> Result<bool, usize> {
+fn shorten(branch: &mut Branch, n_ctx: usize, tokenizer: &dyn Tokenizer) -> Result<bool, usize> {
     // The last token is not read.
     let most = n_ctx + 1;
     if branch.tokens.len() <= most {
         return Ok(false);
     }
-    let begin = usize::from(codec.begins_with().is_some_and(|bos| branch.tokens.first() == Some(&bos)));
+    let begin = usize::from(tokenizer.begins_with().is_some_and(|bos| branch.tokens.first() == Some(&bos)));
     let surplus = branch.tokens.len() - most;
     // One token before the scored part has to stay.
     if begin + surplus >= branch.from {
