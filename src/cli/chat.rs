@@ -35,7 +35,7 @@ use super::interrupt::Interrupted;
 use super::machine::{MachineArgs, NO_LIMIT, interruptible, parse_max_tokens};
 use super::message;
 use super::progress::Patient;
-use super::sampling::SamplingArgs;
+use super::sampling::{SamplingArgs, check_biases};
 use super::speculation::{self, SpeculationArgs};
 use super::structure::StructureArgs;
 use super::template::{FOLDED, Source, TemplateArgs};
@@ -512,6 +512,7 @@ impl Chat {
     fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
         let mut settings = self.settings.clone();
         settings.set(name, value)?;
+        check_biases(&settings.params, self.assistant.model().tokenizer()).map_err(|error| error.to_string())?;
         let options = turn_options(&settings, &self.assistant.options().stop);
         self.assistant.set_options(options).map_err(|error| error.to_string())?;
         self.settings = settings;
