@@ -379,19 +379,99 @@ fn a_candidate_that_cannot_be_compared_does_not_take_the_others_along() {
     assert_eq!(scored, 1);
 }
 
+/// A copy of a file whose `blk.1.ffn_up.weight` begins with a scale that is NaN.
+fn with_nan(file: &Path, dir: &Path) -> PathBuf {
+    let gguf = nibble::gguf::Gguf::open(file).unwrap();
+    let tensor = gguf.tensors().iter().position(|tensor| tensor.name == "blk.1.ffn_up.weight").unwrap();
+    let at = gguf.location(tensor).1.start;
+    let mut bytes = std::fs::read(file).unwrap();
+    bytes[at..at + 2].copy_from_slice(&[0x00, 0x7E]);
+    let nan = dir.join("nan.gguf");
+    std::fs::write(&nan, bytes).unwrap();
+    nan
+}
+
+/// Candidates were checked, and the reference was not.
+#[test]
+fn a_scale_that_is_no_number_in_the_reference_is_refused_before_anything_is_measured() {
+    let dir = support::folder();
+    let [en, _] = named_texts(dir.path());
+    let nan = with_nan(&yi_nano("Q4_K_M"), dir.path());
+    let q2 = yi_nano("Q2_K");
+    let task = dir.path().join("kings.jsonl");
+    let question = r#"{"ctx_a": "a", "ctx_b": "", "ctx": "One day he", "activity_label": "Kings", "endings": ["ate.", "sat."], "label": 0}"#;
+    std::fs::write(&task, question).unwrap();
+    let place = "tensor 'blk.1.ffn_up.weight' has a NaN or an infinity in its block at row 0, column 0";
+    for more in [&[en.as_str()][..], &[&en, "--no-hash"], &["--task", path(&task)]] {
+        let said = support::error(&compare(&[&[path(&nan), path(&q2)], more].concat()));
+        support::has(&said, &["nothing can be compared with", "nan.gguf: its ", place]);
+    }
+    let trace = dir.path().join("x.trace");
+    for more in [&[][..], &["--no-hash"]] {
+        let command = ["trace", path(&nan), &en, "-o", path(&trace), "--windows", "1", "-t", "1"];
+        let said = support::error(&support::nibble(command.iter().chain(more)));
+        support::has(&said, &["nan.gguf: ", place]);
+        assert!(!trace.exists());
+    }
+}
+
+/// Counts the bytes of the stages in which files are read without a model.
+#[derive(Default)]
+struct BytesRead {
+    in_files: std::sync::atomic::AtomicBool,
+    bytes: std::sync::atomic::AtomicU64,
+}
+
+impl Observer for BytesRead {
+    fn begin(&self, stage: &nibble::weights::Stage<'_>) {
+        use nibble::weights::Stage::{Checking, Hashing};
+        self.in_files.store(matches!(stage, Checking { .. } | Hashing { .. }), Ordering::Relaxed);
+    }
+
+    fn advance(&self, steps: u64) {
+        if self.in_files.load(Ordering::Relaxed) {
+            self.bytes.fetch_add(steps, Ordering::Relaxed);
+        }
+    }
+}
+
+/// They were read once for the check of their blocks, and once more for their hash.
+#[test]
+fn files_are_read_once_before_they_are_run() {
+    let (reference, q2) = (yi_nano("BF16"), yi_nano("Q2_K"));
+    let english = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/english.md");
+    let mut comparison = Comparison::prepare(ComparisonOptions {
+        files: FileOptions {
+            reference: reference.clone(),
+            candidates: vec![q2.clone()],
+            hash: true,
+            confidence: 0.95,
+            ..FileOptions::default()
+        },
+        texts: vec![TextFile { name: "en".to_string(), path: english }],
+        window: Some(64),
+        most_windows: Some(1),
+        resamples: 10,
+        models: ModelSettings { session: support::exact(), ..ModelSettings::default() },
+        ..ComparisonOptions::default()
+    })
+    .unwrap();
+    let read = BytesRead::default();
+    comparison.execute(&read, &Arc::default()).unwrap();
+    let bytes = [&reference, &q2].map(|path| std::fs::read(path).unwrap());
+    assert_eq!(read.bytes.into_inner(), bytes.iter().map(|bytes| bytes.len() as u64).sum::<u64>());
+    let results = comparison.results();
+    let found = [&results.reference.file.blake3, &results.candidates[0].file.blake3];
+    assert_eq!(found.map(|hash| hash.clone().unwrap()), bytes.map(|bytes| blake3::hash(&bytes).to_hex().to_string()));
+}
+
 /// A NaN in a scale that llama.cpp reads past gave an ordinary KLD.
 #[test]
 fn a_scale_that_is_no_number_fails_the_candidate_before_anything_is_measured() {
     let dir = support::folder();
     let [en, _] = named_texts(dir.path());
     let (reference, q4) = (yi_nano("BF16"), yi_nano("Q4_K_M"));
-    let gguf = nibble::gguf::Gguf::open(&q4).unwrap();
-    let tensor = gguf.tensors().iter().position(|tensor| tensor.name == "blk.1.ffn_up.weight").unwrap();
-    let at = gguf.location(tensor).1.start;
-    let mut bytes = std::fs::read(&q4).unwrap();
-    bytes[at..at + 2].copy_from_slice(&[0x00, 0x7E]);
-    let nan = dir.path().join("nan.gguf");
-    std::fs::write(&nan, bytes).unwrap();
+    let nan = with_nan(&q4, dir.path());
     let json = dir.path().join("r.json");
     let line =
         ["compare", path(&reference), path(&q4), path(&nan), &en, "--windows", "1", "--json", path(&json), "-t", "1"];

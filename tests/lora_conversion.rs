@@ -382,6 +382,23 @@ fn the_result_does_not_depend_on_the_way() {
         check(what, &dir.path().join("wrapped"), &["--base", nano]);
     }
 
+    // Without layers, the names alone say what stands before them.
+    let part = |adapter: &Adapter, module: &str, name: &str| {
+        let mut adapter = adapter.clone();
+        adapter.tensors.retain(|tensor| tensor.name.contains(module));
+        adapter.tensors.iter_mut().for_each(|tensor| tensor.name = tensor.name.replace("base_model.model.", name));
+        assert_eq!(adapter.tensors.len(), 2);
+        let folder = dir.path().join("part");
+        adapter.write(&folder);
+        contents(&converted(&folder, &["--base", nano]))
+    };
+    for module in ["lm_head", "embed_tokens"] {
+        let wanted = part(&adapter, module, "base_model.model.");
+        for name in ["base_model.model._orig_mod.", "base_model.model.language_model.", "module."] {
+            assert!(part(&adapter, module, name) == wanted, "{module} behind {name}");
+        }
+    }
+
     let first_release = Variation::of_yi_nano().into_first_release();
     first_release.write_files(&dir.path().join("first"));
     check("a base of the first release", &lora, &["--base", dir.path().join("first").to_str().unwrap()]);

@@ -27,6 +27,10 @@ impl Architecture for Llama {
         &["LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"]
     }
 
+    fn model_type(&self) -> Option<&'static str> {
+        Some("llama")
+    }
+
     fn gguf_name(&self) -> &'static str {
         NAME
     }

@@ -29,6 +29,10 @@ impl Architecture for Mistral {
         &["MistralForCausalLM", "MistralModel"]
     }
 
+    fn model_type(&self) -> Option<&'static str> {
+        Some("mistral")
+    }
+
     fn gguf_name(&self) -> &'static str {
         llama::NAME
     }

@@ -52,6 +52,11 @@ pub trait Architecture: Sync {
     /// Returns the names that `config.json` has for it under `architectures`, the usual one first.
     fn names(&self) -> &'static [&'static str];
 
+    /// Returns the value of `model_type` in `config.json` that stands for it, where `architectures` is absent.
+    fn model_type(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Returns its name in GGUF: the value of `general.architecture`, with which its keys begin.
     fn gguf_name(&self) -> &'static str;
 
@@ -274,19 +279,26 @@ impl Architectures {
         self.0.iter().copied()
     }
 
-    /// Returns the architecture that `config.json` names first under `architectures`.
+    /// Returns the architecture that `config.json` names first under `architectures`; without that key, the one whose
+    /// models that write text are of its `model_type`, as `AutoModelForCausalLM` of transformers chooses it.
     ///
     /// # Errors
-    /// If the key is missing, is not a list of names, or names an architecture that is not in the list.
+    /// If both keys are missing, are not a list of names and a name, or are of an architecture that is not in the list.
     pub fn lookup(self, config: &Map<String, Value>) -> Result<&'static dyn Architecture, Error> {
         let key = "architectures";
         let wanted = "a list with the name of the architecture";
         let config = Config::new(config);
-        let listed = config.required(key, config.get(key), wanted)?;
-        let name = listed.get(0).and_then(Value::as_str).ok_or_else(|| config.bad(key, wanted))?;
-        self.by_name(name).ok_or_else(|| {
+        let (name, found) = match (config.get(key), config.str("model_type")?) {
+            (None, Some(kind)) => (kind, self.by_model_type(kind)),
+            (listed, _) => {
+                let listed = config.required(key, listed, wanted)?;
+                let name = listed.get(0).and_then(Value::as_str).ok_or_else(|| config.bad(key, wanted))?;
+                (name, self.by_name(name))
+            }
+        };
+        found.ok_or_else(|| {
             let (found, known) = (name.to_string(), self.known());
-            if ["Moe", "MoE", "Mixtral"].iter().any(|word| name.contains(word)) {
+            if ["moe", "mixtral"].iter().any(|word| name.to_ascii_lowercase().contains(word)) {
                 Error::MixtureOfExperts { found, known }
             } else if ["Classification", "QuestionAnswering"].iter().any(|end| name.ends_with(end)) {
                 Error::WritesNothing { found, known }
@@ -299,6 +311,11 @@ impl Architectures {
     /// Returns the architecture that `config.json` files call by this name.
     pub fn by_name(self, name: &str) -> Option<&'static dyn Architecture> {
         self.iter().find(|architecture| architecture.names().contains(&name))
+    }
+
+    /// Returns the architecture that has this value of `model_type`.
+    fn by_model_type(self, name: &str) -> Option<&'static dyn Architecture> {
+        self.iter().find(|architecture| architecture.model_type() == Some(name))
     }
 
     /// Returns the first architecture with this name in GGUF.
@@ -347,6 +364,12 @@ impl Architectures {
         let architecture = self.lookup(config)?;
         self.refuse_experts(config, architecture)?;
         let mut blueprint = architecture.blueprint(config)?;
+        if let (true, Some(kind)) = (Config::new(config).get("architectures").is_none(), architecture.model_type()) {
+            let name = architecture.names().first().copied().unwrap_or_default();
+            blueprint.warnings.push(format!(
+                "config.json has no 'architectures'; the model is read as {name}, because its 'model_type' is '{kind}'"
+            ));
+        }
         let mut checkpoint = Listing::new(tensors, &mut blueprint)?;
         let method = quantization(config);
         checkpoint.refuse_what_is_no_weight(&blueprint, method.as_ref())?;

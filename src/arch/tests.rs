@@ -513,10 +513,38 @@ fn names_the_architecture_it_found_and_those_it_knows() {
         refusal("num_local_experts", json!(8)).contains("a model with 'num_local_experts' is a mixture of experts")
     );
     let wanted = "a list with the name of the architecture";
-    assert_eq!(refusal("architectures", Value::Null), format!("config.json has no 'architectures'; wanted {wanted}"));
+    let (config, shapes) = checkpoint(&small(), "LlamaForCausalLM");
+    let config = with(config, "architectures", Value::Null);
+    let untold = |config| describe_shapes(&config, &shapes).unwrap_err().to_string();
+    let missing = format!("config.json has no 'architectures'; wanted {wanted}");
+    assert_eq!(untold(without(config.clone(), "model_type")), missing);
+    assert_eq!(
+        untold(with(config.clone(), "model_type", json!("bloom"))),
+        format!("config.json: architecture 'bloom' is not one that nibble knows; it converts {known}")
+    );
+    assert!(untold(with(config, "model_type", json!("mixtral"))).contains("mixtral is a mixture of experts"));
     for found in [json!([]), json!("LlamaForCausalLM"), json!([1])] {
         let expected = format!("config.json: 'architectures' is {found}; wanted {wanted}");
         assert_eq!(refusal("architectures", found), expected);
+    }
+}
+
+/// As `AutoModelForCausalLM` of transformers chooses a class by `model_type` where `architectures` is absent.
+#[test]
+fn a_configuration_without_architectures_is_told_by_its_model_type() {
+    for (name, kind) in [("YiForCausalLM", "Yi"), ("LlamaForCausalLM", "llama"), ("MistralForCausalLM", "mistral")] {
+        let (config, shapes) = checkpoint(&small(), name);
+        let wanted = describe_shapes(&config, &shapes).unwrap();
+        assert_eq!(config["model_type"], kind);
+        for config in [without(config.clone(), "architectures"), with(config, "architectures", Value::Null)] {
+            let found = describe_shapes(&config, &shapes).unwrap();
+            assert_eq!((&found.metadata, &found.tensors), (&wanted.metadata, &wanted.tensors));
+            let said = format!(
+                "config.json has no 'architectures'; the model is read as {name}, because its 'model_type' is '{kind}'"
+            );
+            assert!(found.warnings.contains(&said), "{:?}", found.warnings);
+            assert!(!wanted.warnings.contains(&said));
+        }
     }
 }
 

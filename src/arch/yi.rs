@@ -31,6 +31,10 @@ impl Architecture for Yi {
         &["YiForCausalLM", "YiModel"]
     }
 
+    fn model_type(&self) -> Option<&'static str> {
+        Some("Yi")
+    }
+
     fn gguf_name(&self) -> &'static str {
         llama::NAME
     }

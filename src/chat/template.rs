@@ -29,10 +29,13 @@
 //! together in many ways, so with them the characters are replaced from the start.
 
 mod builtins;
+mod bytes;
 mod clock;
 mod json;
 mod message;
+mod percent;
 mod python;
+mod repr;
 mod source;
 mod tools;
 

@@ -35,7 +35,7 @@ use super::interrupt::Interrupted;
 use super::machine::{MachineArgs, NO_LIMIT, interruptible, parse_max_tokens};
 use super::message;
 use super::progress::Patient;
-use super::sampling::SamplingArgs;
+use super::sampling::{SamplingArgs, check_biases};
 use super::speculation::{self, SpeculationArgs};
 use super::structure::StructureArgs;
 use super::template::{FOLDED, Source, TemplateArgs};
@@ -523,6 +523,7 @@ impl Chat {
     fn set(&mut self, name: &str, value: &str) -> anyhow::Result<()> {
         let mut settings = self.settings.clone();
         settings.set(name, value)?;
+        check_biases(&settings.params, self.assistant.model().tokenizer()).map_err(|error| error.to_string())?;
         let options = turn_options(&settings, &self.assistant.options().stop);
         self.assistant.set_options(options)?;
         self.settings = settings;

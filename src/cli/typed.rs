@@ -104,27 +104,76 @@ pub fn spelled(line: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     out
 }
 
-/// Spells `IN OUT TYPE` and `IN TYPE`, with or without a number of threads, as llama-quantize has them.
+/// Spells `IN OUT TYPE` and `IN TYPE`, with or without a number of threads, as llama-quantize has them: among flags, too.
 fn quantize(words: Vec<OsString>) -> Vec<OsString> {
-    let texts: Vec<&str> = words[2..].iter().map(|word| word.to_str().unwrap_or("-")).collect();
-    if texts.iter().any(|text| text.starts_with('-')) {
-        return words;
-    }
-    let (recipe, threads) = match texts.as_slice() {
-        [_, recipe] | [_, _, recipe] => (*recipe, None),
-        [_, _, recipe, threads] if threads.parse::<u16>().is_ok() => (*recipe, Some(*threads)),
+    let Some(places) = arguments(&words, "convert") else { return words };
+    let is_typed = |flags: &[&str]| {
+        let is = |flag: &&str, text: &str| {
+            text == *flag || text.starts_with(&format!("{flag}=")) || (flag.len() == 2 && text.starts_with(*flag))
+        };
+        words[2..].iter().filter_map(|word| word.to_str()).any(|text| flags.iter().any(|flag| is(flag, text)))
+    };
+    let texts: Vec<&str> = places.iter().map(|&place| words[place].to_str().unwrap_or_default()).collect();
+    let (output, recipe, threads) = match texts.as_slice() {
+        [_, recipe] => (None, *recipe, None),
+        [_, output, recipe] => (Some(*output), *recipe, None),
+        [_, output, recipe, threads] if threads.parse::<u16>().is_ok() => (Some(*output), *recipe, Some(*threads)),
         _ => return words,
     };
-    if Recipe::find(recipe).is_err() {
+    // Where a flag says the same, only the user knows which of the two is meant.
+    let is_said = is_typed(&["-q", "--quantize", "--outtype", "--recipe"])
+        || (output.is_some() && is_typed(&["-o", "--output", "--outfile"]))
+        || (threads.is_some() && is_typed(&["-t", "--threads"]));
+    if is_said || Recipe::find(recipe).is_err() {
         return words;
     }
-    let mut out = words[..3].to_vec();
-    out.extend(["-q", recipe].map(OsString::from));
-    if texts.len() > 2 {
-        out.extend(["-o", texts[1]].map(OsString::from));
+    let given = [("-q", Some(recipe)), ("-o", output), ("-t", threads)];
+    let flags = given.into_iter().filter_map(|(flag, value)| Some([flag, value?])).flatten().map(OsString::from);
+    let mut flags: Vec<OsString> = flags.collect();
+    let mut out = Vec::with_capacity(words.len() + 3);
+    for (place, word) in words.iter().enumerate() {
+        if !places[1..].contains(&place) {
+            out.push(word.clone());
+        }
+        if place == places[0] {
+            out.append(&mut flags);
+        }
     }
-    out.extend(threads.into_iter().flat_map(|n| ["-t", n]).map(OsString::from));
     out
+}
+
+/// Returns the places of the words of a line that are neither flags nor their values; `None` if that is not clear.
+fn arguments(words: &[OsString], command: &str) -> Option<Vec<usize>> {
+    let cli = Cli::command();
+    let command = cli.find_subcommand(command)?;
+    let takes_value =
+        |is: &dyn Fn(&clap::Arg) -> bool| command.get_arguments().filter(|arg| arg.get_action().takes_values()).any(is);
+    let mut places = Vec::new();
+    let mut at = 2;
+    while let Some(word) = words.get(at) {
+        let text = word.to_str()?;
+        match (text.strip_prefix("--"), text.strip_prefix('-')) {
+            // What follows is no flag, whatever it looks like.
+            (Some(""), _) => return None,
+            (Some(long), _) => {
+                let long = long.replace('_', "-");
+                let respelled = SPELLINGS.iter().find(|(.., theirs, _)| theirs.strip_prefix("--") == Some(&*long));
+                let long = respelled.and_then(|(.., ours)| ours.strip_prefix("--")).unwrap_or(&long);
+                let is = |arg: &clap::Arg| {
+                    arg.get_long() == Some(long) || arg.get_all_aliases().is_some_and(|all| all.contains(&long))
+                };
+                at += usize::from(takes_value(&is));
+            }
+            // One letter, which has its value beside it or in the next word.
+            (None, Some(short)) if short.chars().nth(1).is_none() => {
+                at += usize::from(takes_value(&|arg| arg.get_short() == short.chars().next()));
+            }
+            (None, Some(_)) => {}
+            (None, None) => places.push(at),
+        }
+        at += 1;
+    }
+    Some(places)
 }
 
 /// A flag that makes sense only beside another one.
@@ -218,6 +267,21 @@ mod tests {
             ("bench a -r 3 -t 4", "nibble bench a -r 3 -t 4"),
             ("convert in.gguf out.gguf q4_0 8", "nibble convert in.gguf -q q4_0 -o out.gguf -t 8"),
             ("convert in.gguf Q4_K_M", "nibble convert in.gguf -q Q4_K_M"),
+            ("convert in Q4_K_S --dry-run", "nibble convert in -q Q4_K_S --dry-run"),
+            ("convert --dry-run in Q4_K_S", "nibble convert --dry-run in -q Q4_K_S"),
+            ("convert --allow_requantize in out q8_0 2", "nibble convert --allow-requantize in -q q8_0 -o out -t 2"),
+            ("convert --type output=Q8_0 in -t 3 Q4_0 -o x", "nibble convert --type output=Q8_0 in -q Q4_0 -t 3 -o x"),
+            ("convert in --importance Q4_0", "nibble convert in --importance Q4_0"),
+            ("convert in --split_max_size=4G Q4_0", "nibble convert in -q Q4_0 --split-max-size=4G"),
+            // Not clear, or not a recipe: clap says what is wrong.
+            ("convert in Q4_0 -q Q8_0", "nibble convert in Q4_0 -q Q8_0"),
+            ("convert in Q4_0 -qQ8_0", "nibble convert in Q4_0 -qQ8_0"),
+            ("convert in out Q4_0 -o other", "nibble convert in out Q4_0 -o other"),
+            ("convert in Q4_0 --outtype q8_0", "nibble convert in Q4_0 --quantize q8_0"),
+            ("convert in out Q4_0 2 -t 3", "nibble convert in out Q4_0 2 -t 3"),
+            ("convert in x --dry-run", "nibble convert in x --dry-run"),
+            ("convert -- in Q4_0", "nibble convert -- in Q4_0"),
+            ("convert", "nibble convert"),
             ("convert in.gguf out.gguf", "nibble convert in.gguf out.gguf"),
             ("convert dir --outtype q8_0 --outfile=o.gguf", "nibble convert dir --quantize q8_0 --output=o.gguf"),
             ("compare a b -f wiki.txt", "nibble compare a b --text wiki.txt"),

@@ -41,8 +41,12 @@ impl Grammar {
     pub fn json_schema(text: &str) -> Result<Self, Error> {
         let text = text.to_string();
         limited::run(SCHEMA, move || {
-            let schema = schema::read(&text).map_err(|why| Error::Refused { what: SCHEMA, why })?;
-            Self { what: SCHEMA, source: Source::Json(schema) }.checked()
+            let prepared = schema::read(&text).map_err(|why| Error::Refused { what: SCHEMA, why })?;
+            let grammar = Self { what: SCHEMA, source: Source::Json(prepared.schema.clone()) };
+            grammar.checked().map_err(|error| match error {
+                Error::Refused { what, why } => Error::Refused { what, why: prepared.placed(why) },
+                other => other,
+            })
         })
     }
 
@@ -280,6 +284,32 @@ pub(super) mod tests {
         check(regex("a/b\\/\n.\0"), &["a/b/\nx\0"], &["a/b/\n\n\0"]);
         check(regex("(?i)yes|\\p{Han}{2}"), &["YeS", "梁山"], &["y", "梁"]);
         check(regex("(?s:.)*"), &["", "\n零"], &[]);
+    }
+
+    /// The places are those of the schema that was given, as JSON pointers.
+    #[test]
+    fn what_the_engine_refuses_is_told_with_its_place() {
+        let refused = |schema: &str| Grammar::json_schema(schema).unwrap_err().to_string();
+        let one_of = "'oneOf' is not supported if a text can satisfy two of the options";
+        let both = r#"{"oneOf": [{"type": "integer"}, {"type": "number"}]}"#;
+        let apart = r#"{"oneOf": [{"type": "integer"}, {"type": "string"}]}"#;
+        let object = |a: &str, b: &str| {
+            format!(r#"{{"type": "object", "properties": {{"a/b": {a}, "c": {{"type": "array", "items": {b}}}}}}}"#)
+        };
+        for (schema, place) in [
+            (both.to_string(), "#: "),
+            (object(both, apart), "#/properties/a~1b: "),
+            (object(apart, both), "#/properties/c/items: "),
+            (object(both, both), "#/properties/a~1b or #/properties/c/items: "),
+            (format!(r##"{{"$ref": "#/$defs/x", "$defs": {{"x": {both}}}}}"##), "#/$defs/x: "),
+        ] {
+            let said = refused(&schema);
+            assert!(said.starts_with(&format!("the JSON schema: {place}{one_of}")), "{schema}: {said}");
+        }
+        let patterns = r#"{"type": "object", "patternProperties": {"^a": {"type": "null"}, "b$": {"type": "string"}}}"#;
+        let said = refused(&object(r#"{"type": "null"}"#, patterns));
+        assert!(said.starts_with("the JSON schema: #/properties/c/items"), "{said}");
+        assert!(Grammar::json_schema(&object(apart, apart)).is_ok());
     }
 
     #[test]

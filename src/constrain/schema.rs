@@ -71,7 +71,7 @@ const FORMATS: [&str; 7] = ["duration", "email", "hostname", "ipv4", "ipv6", "uu
 ///
 /// # Errors
 /// If it is not JSON. The error is in words that follow `the JSON schema: `.
-pub(super) fn read(text: &str) -> Result<Value, String> {
+pub(super) fn read(text: &str) -> Result<Prepared, String> {
     if text.len() > LONGEST {
         return Err(format!("it has {} bytes; at most {LONGEST} are allowed", text.len()));
     }
@@ -112,8 +112,37 @@ fn unwrapped(mut value: Value) -> Result<Value, String> {
     Ok(value)
 }
 
+/// A schema that is ready to be compiled.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub schema: Value,
+    /// Keywords that compilation may refuse, with the JSON pointers of the schemas that have them.
+    held: Vec<(&'static str, String)>,
+}
+
+/// Keywords that the engine supports in some schemas, which is not known before they are compiled.
+const HELD: [&str; 4] = ["oneOf", "minProperties", "maxProperties", "patternProperties"];
+
+impl Prepared {
+    /// Puts in front of a refusal of the engine, in our words, where its keyword stands.
+    pub fn placed(&self, why: String) -> String {
+        let mut places: Vec<&str> = Vec::new();
+        for (key, place) in &self.held {
+            if why.contains(&format!("'{key}'")) && !places.contains(&place.as_str()) {
+                places.push(place);
+            }
+        }
+        match places.as_slice() {
+            [] => why,
+            [place] => format!("{place}: {why}"),
+            [first, second] => format!("{first} or {second}: {why}"),
+            [first, second, rest @ ..] => format!("{first}, {second} or one of {} more places: {why}", rest.len()),
+        }
+    }
+}
+
 /// Prepares a parsed schema for compilation, as in [`read`].
-pub(super) fn prepare(mut schema: Value) -> Result<Value, String> {
+fn prepare(mut schema: Value) -> Result<Prepared, String> {
     match &schema {
         Value::Object(_) => {}
         Value::Bool(true) => schema = json!({}),
@@ -123,7 +152,7 @@ pub(super) fn prepare(mut schema: Value) -> Result<Value, String> {
         }
     }
     let root = schema.clone();
-    let mut walk = Walk { root: &root, visited: BTreeSet::new(), references: Vec::new() };
+    let mut walk = Walk { root: &root, visited: BTreeSet::new(), references: Vec::new(), held: Vec::new() };
     walk.visit(&mut schema, "")?;
     // What is referred to counts wherever it stands, as OpenAPI's schemas do under #/components/schemas.
     while let Some((target, from)) = walk.references.pop() {
@@ -135,6 +164,7 @@ pub(super) fn prepare(mut schema: Value) -> Result<Value, String> {
             None => return Err(format!("{}/$ref refers to '{}', which is not there", shown(&from), shown(&target))),
         }
     }
+    let held = walk.held;
     check_ends(&schema)?;
     // With \u escapes, a name could be spelled in two ways and so occur twice. Without them, most control characters
     // cannot be written, which only matters if the schema has some.
@@ -143,7 +173,7 @@ pub(super) fn prepare(mut schema: Value) -> Result<Value, String> {
         let options = json!({ "whitespace_pattern": SPACE, "json_allowed_escapes": escapes });
         object.insert("x-guidance".to_string(), options);
     }
-    Ok(schema)
+    Ok(Prepared { schema, held })
 }
 
 /// Returns whether a string in the schema has a control character that JSON writes as a \u escape.
@@ -179,6 +209,8 @@ struct Walk<'a> {
     visited: BTreeSet<String>,
     /// Where references point, and where they stand.
     references: Vec<(String, String)>,
+    /// See [`Prepared::held`].
+    held: Vec<(&'static str, String)>,
 }
 
 impl Walk<'_> {
@@ -235,7 +267,9 @@ impl Walk<'_> {
                 self.visit(value, &below)?;
             }
         }
-        rewrite::rewrite(object, self.root).map_err(|(key, why)| format!("{path} has '{key}', which {why}"))
+        rewrite::rewrite(object, self.root).map_err(|(key, why)| format!("{path} has '{key}', which {why}"))?;
+        self.held.extend(HELD.into_iter().filter(|key| object.contains_key(*key)).map(|key| (key, path.clone())));
+        Ok(())
     }
 
     /// Notes where a reference points. Names of anchors, and the schema's own address, become pointers.
@@ -616,7 +650,7 @@ mod tests {
     fn what_is_not_a_schema_is_left_alone() {
         let schema = r#"{"const": {"not": 1, "$ref": 2}, "default": {"enum": []}, "properties": {"not": {"type": "null"}},
                          "examples": [{"uniqueItems": true}], "format": "int32", "uniqueItems": false, "$schema": "x:y"}"#;
-        let read = read(schema).unwrap();
+        let read = read(schema).unwrap().schema;
         assert_eq!(read["properties"]["not"]["type"], "null");
         assert!(read.get("format").is_none() && read.get("uniqueItems").is_none());
     }
@@ -643,7 +677,7 @@ mod tests {
 
     #[test]
     fn dates_have_the_days_that_they_have() {
-        let schema = read(r#"{"format": "date"}"#).unwrap();
+        let schema = read(r#"{"format": "date"}"#).unwrap().schema;
         let mut regex = llguidance::derivre::Regex::new(schema["pattern"].as_str().unwrap()).unwrap();
         for (date, wanted) in [
             ("2024-02-29", true),
@@ -657,7 +691,7 @@ mod tests {
         ] {
             assert_eq!(regex.is_match(date), wanted, "{date}");
         }
-        let both = read(r#"{"format": "time", "pattern": "^1"}"#).unwrap();
+        let both = read(r#"{"format": "time", "pattern": "^1"}"#).unwrap().schema;
         assert_eq!(both["pattern"], "^1");
         assert!(both["allOf"][0]["pattern"].as_str().unwrap().contains("[0-5][0-9]"));
     }

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! TraceJob::prepare   open the model ─► tokenize the texts                  no weights read
-//! TraceJob::execute   hash ─► the model reads every window ─► the file      complete, or not there at all
+//! TraceJob::execute   hash, sound blocks? ─► the model reads every window ─► the file      complete, or not there at all
 //! ```
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use super::Error;
 use super::comparison::{check_window, describe_failure, loading, steps_of};
@@ -21,6 +21,7 @@ use crate::llama::Model;
 use crate::placement::Shape;
 use crate::report::results::File;
 use crate::vocab::vocabulary_hash;
+use crate::weights::intact::{self, Found, Wanted};
 use crate::weights::{Observer, Stage, file};
 
 /// What to trace, and how.
@@ -91,7 +92,7 @@ impl TraceJob {
     pub fn execute(self, observer: &dyn Observer, cancel: &Arc<AtomicBool>) -> Result<TraceSummary, Error> {
         let Self { mut options, model: gguf, file, texts } = self;
         options.models.session.cancel = cancel.clone();
-        let blake3 = if options.hash { Some(hash(&gguf, &options, observer, cancel)?) } else { None };
+        let blake3 = read(&gguf, &options, observer, cancel)?;
         let session = options.models.session.clone();
         let n_vocab = u32::try_from(Shape::of(&gguf).n_vocab).unwrap_or(u32::MAX);
         drop(gguf);
@@ -134,14 +135,22 @@ impl TraceJob {
     }
 }
 
-fn hash(gguf: &Gguf, options: &TraceOptions, observer: &dyn Observer, cancel: &AtomicBool) -> Result<String, Error> {
-    observer.begin(&Stage::Hashing { bytes: gguf.file_bytes() });
-    let hash = file::blake3(gguf, |bytes| {
-        observer.advance(bytes);
-        !cancel.load(Ordering::Relaxed)
-    });
-    match hash {
+/// Reads the model once: returns its hash, if that was asked for, and checks that all its numbers are finite.
+fn read(
+    gguf: &Gguf,
+    options: &TraceOptions,
+    observer: &dyn Observer,
+    cancel: &AtomicBool,
+) -> Result<Option<String>, Error> {
+    observer.begin(&Stage::Checking { bytes: gguf.file_bytes() });
+    let wanted = Wanted { hash: options.hash, blocks: true };
+    let found = intact::read(gguf, wanted, &|bytes| observer.advance(bytes), cancel);
+    observer.end();
+    let path = || options.model.clone();
+    match found {
         Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Err(Error::Stopped),
-        hash => hash.map_err(|source| Error::Read { path: options.model.clone(), source }),
+        Err(source) => Err(Error::Read { path: path(), source }),
+        Ok(Found { not_finite: Some(failure), .. }) => Err(Error::Traced { path: path(), failure }),
+        Ok(Found { blake3, .. }) => Ok(blake3),
     }
 }

@@ -88,6 +88,14 @@ impl TensorInfo {
         self.n_rows()?.checked_mul(self.row_len())
     }
 
+    /// Returns row and column (from 0) of the first weight of block number `block`, counted over all rows.
+    pub fn position_of(&self, block: u64) -> (u64, u64) {
+        // Of a block that was read from the tensor's bytes, this is exact.
+        let weight = block.saturating_mul(self.ty.block_len() as u64);
+        let row_len = self.row_len().max(1);
+        (weight / row_len, weight % row_len)
+    }
+
     /// Checks the tensor by ggml's rules. Returns the size of its data in bytes, without padding.
     ///
     /// # Errors

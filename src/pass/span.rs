@@ -20,7 +20,7 @@ pub const SPAN_BYTES: u64 = 4 << 20;
 pub const SPANS_AHEAD: usize = 4;
 
 /// Number of bytes that are read at once: few enough that they are still in the core's own cache when they are hashed.
-const READ_BYTES: usize = 256 << 10;
+pub(crate) const READ_BYTES: usize = 256 << 10;
 
 /// A unit of work: an aligned stretch of one file, and all rows that begin in it.
 #[derive(Debug, PartialEq, Eq)]

@@ -35,19 +35,6 @@ pub struct Report {
     pub elapsed: Duration,
 }
 
-impl Report {
-    /// Returns a sentence about the first block with a scale or a weight that is NaN or infinite; `None` if all are finite.
-    pub fn not_finite(&self) -> Option<String> {
-        let (tensor, blocks) = self.tensors.iter().find_map(|t| Some((t, t.not_finite.as_ref()?)))?;
-        let (row, column) = tensor.position(blocks.first);
-        let name = crate::base::display::printable(&tensor.info.name);
-        Some(format!(
-            "tensor '{name}' has a NaN or an infinity in its block at row {row}, column {column} (rows and columns count \
-             from 0): the file is damaged, and its numbers would mean nothing"
-        ))
-    }
-}
-
 /// The result for one tensor.
 #[derive(Clone, Debug)]
 pub struct TensorReport {
@@ -100,10 +87,7 @@ impl TensorReport {
 
     /// Returns row and column (from 0) of the first weight of a block.
     pub fn position(&self, block: u64) -> (u64, u64) {
-        // The block was read from the tensor's bytes, so no product overflows.
-        let weight = block * self.info.ty.block_len() as u64;
-        let row_len = self.info.row_len().max(1);
-        (weight / row_len, weight % row_len)
+        self.info.position_of(block)
     }
 }
 

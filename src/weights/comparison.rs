@@ -11,8 +11,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
+use super::intact::{self, Found, Wanted};
 use super::{Error, WeightComparison, file};
 use crate::calibration::Importance;
 use crate::gguf::{self, Gguf};
@@ -26,9 +27,9 @@ pub enum Stage<'a> {
         /// Bytes of all files.
         bytes: u64,
     },
-    /// The blocks of the files are being checked: these bytes.
+    /// The blocks of the files are checked and, if that was asked for, the files are hashed.
     Checking {
-        /// Bytes of the files' tensors.
+        /// Bytes of all files.
         bytes: u64,
     },
     /// A source is being converted.
@@ -155,6 +156,14 @@ pub enum FilesError {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// The reference has a scale or a weight that is NaN or infinite.
+    #[error("nothing can be compared with {}: its {failure}", path.display())]
+    BadReference {
+        /// The reference.
+        path: PathBuf,
+        /// Which, and where.
+        failure: String,
     },
     /// The weights could not be compared.
     #[error("{0}")]
@@ -302,7 +311,7 @@ impl FileComparison {
     /// If a file cannot be read, the source's weights cannot be compared, or `cancel` was set.
     pub fn execute(&mut self, observer: &dyn Observer, cancel: &AtomicBool) -> Result<(), FilesError> {
         if self.options.hash {
-            self.hash(observer, cancel)?;
+            self.read(false, observer, cancel)?;
         }
         if self.options.weights {
             self.compare_weights(observer, cancel)?;
@@ -310,34 +319,39 @@ impl FileComparison {
         Ok(())
     }
 
-    /// Hashes all model files, which identifies what was measured.
+    /// Reads the model files, each once: hashes all of them if the options say so, which identifies what was measured, and
+    /// if `blocks`, checks the blocks of the reference and of the candidates that have not failed. A candidate with a scale
+    /// or a weight that is NaN or infinite fails: what comes of it may look like any other number.
     ///
     /// # Errors
-    /// If a file cannot be read, or `cancel` was set.
-    pub fn hash(&mut self, observer: &dyn Observer, cancel: &AtomicBool) -> Result<(), FilesError> {
-        let candidates: u64 = self.results.candidates.iter().map(|candidate| candidate.file.bytes).sum();
-        let reference = if self.reference_is_model { self.results.reference.file.bytes } else { 0 };
-        observer.begin(&Stage::Hashing { bytes: candidates + reference });
-        let hash = |path: &Path| -> Result<Option<String>, FilesError> {
-            let Ok(gguf) = Gguf::open(path) else { return Ok(None) };
-            let result = file::blake3(&gguf, |bytes| {
-                observer.advance(bytes);
-                !cancel.load(Ordering::Relaxed)
-            });
-            match result {
-                Ok(hash) => Ok(Some(hash)),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(FilesError::Stopped),
-                Err(source) => Err(FilesError::Read { path: path.to_path_buf(), source }),
-            }
-        };
-        if self.reference_is_model {
-            self.results.reference.file.blake3 = hash(&self.options.reference)?;
+    /// If a file cannot be read, the reference has such a number, no candidate is left, or `cancel` was set.
+    pub fn read(&mut self, blocks: bool, observer: &dyn Observer, cancel: &AtomicBool) -> Result<(), FilesError> {
+        let hash = self.options.hash;
+        let wanted = |failed: bool| Wanted { hash, blocks: blocks && !failed };
+        let of_candidate = |candidate: &Candidate| wanted(candidate.failure.is_some());
+        let candidates = self.results.candidates.iter().filter(|candidate| of_candidate(candidate).any());
+        let mut bytes: u64 = candidates.map(|candidate| candidate.file.bytes).sum();
+        if self.reference_is_model && wanted(false).any() {
+            bytes += self.results.reference.file.bytes;
         }
-        for (candidate, path) in self.results.candidates.iter_mut().zip(&self.candidates) {
-            candidate.file.blake3 = hash(path)?;
+        observer.begin(&if blocks { Stage::Checking { bytes } } else { Stage::Hashing { bytes } });
+        if self.reference_is_model {
+            let path = &self.options.reference;
+            let found = read_file(path, wanted(false), observer, cancel)?;
+            self.results.reference.file.blake3 = found.blake3;
+            if let Some(failure) = found.not_finite {
+                return Err(FilesError::BadReference { path: path.clone(), failure });
+            }
+        }
+        for i in 0..self.candidates.len() {
+            let found = read_file(&self.candidates[i], of_candidate(&self.results.candidates[i]), observer, cancel)?;
+            self.results.candidates[i].file.blake3 = found.blake3;
+            if let Some(failure) = found.not_finite {
+                self.fail(i, failure, observer);
+            }
         }
         observer.end();
-        Ok(())
+        if blocks { self.check_any_is_left() } else { Ok(()) }
     }
 
     /// Compares the weights of all candidates that have not failed.
@@ -377,6 +391,15 @@ pub fn reference_file(path: &Path) -> Result<File, FilesError> {
     let real = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let name = real.file_name().unwrap_or(real.as_os_str()).to_string_lossy().into_owned();
     Ok(File { name, path: path.display().to_string(), ..File::default() })
+}
+
+/// Reads a file; one that cannot be opened fails where it is run.
+fn read_file(path: &Path, wanted: Wanted, observer: &dyn Observer, cancel: &AtomicBool) -> Result<Found, FilesError> {
+    let Ok(gguf) = Gguf::open(path) else { return Ok(Found::default()) };
+    intact::read(&gguf, wanted, &|bytes| observer.advance(bytes), cancel).map_err(|source| match source.kind() {
+        io::ErrorKind::Interrupted => FilesError::Stopped,
+        _ => FilesError::Read { path: path.to_path_buf(), source },
+    })
 }
 
 /// Compares the weights of files with those of `source`. Returns the errors of each, or why it cannot be compared.

@@ -1,6 +1,5 @@
 //! Describes a model file for the results.
 
-use std::io;
 use std::path::Path;
 
 use crate::base::ending;
@@ -8,7 +7,7 @@ use crate::convert::provenance;
 use crate::gguf::{self, Gguf};
 use crate::report::results::File;
 
-/// Returns the description of a model file without its hash, because [`blake3()`] has to read the whole file.
+/// Returns the description of a model file without its hash, because [`super::intact::read`] has to read the whole file.
 pub fn describe(path: &Path, gguf: &Gguf) -> File {
     let metadata = gguf.metadata();
     let weights = gguf.n_parameters();
@@ -31,27 +30,6 @@ pub fn describe(path: &Path, gguf: &Gguf) -> File {
 pub fn name(path: &Path) -> String {
     let name = ending::without(path, &["gguf", "safetensors", "bin", "dat", "imatrix"]);
     if name.is_empty() { path.display().to_string() } else { name }
-}
-
-/// Computes the BLAKE3 hash of a model file on all cores, in hexadecimal. The parts of a split model are hashed as one
-/// file.
-///
-/// `advance` is called after each piece of some megabytes with its number of bytes, and returns whether to continue.
-///
-/// # Errors
-/// [`io::ErrorKind::Interrupted`] if `advance` returns `false`.
-pub fn blake3(gguf: &Gguf, mut advance: impl FnMut(u64) -> bool) -> io::Result<String> {
-    const PIECE: usize = 64 << 20;
-    let mut hasher = blake3::Hasher::new();
-    for mapping in gguf.mappings() {
-        for piece in mapping.bytes().chunks(PIECE) {
-            if !advance(piece.len() as u64) {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
-            hasher.update_rayon(piece);
-        }
-    }
-    Ok(hasher.finalize().to_hex().to_string())
 }
 
 /// Names files by their paths if two of them have the same name.

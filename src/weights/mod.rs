@@ -22,6 +22,7 @@
 
 pub mod comparison;
 pub mod file;
+pub mod intact;
 mod sums;
 mod work;
 

@@ -4,13 +4,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::{Kwargs, Object, ObjectRepr, Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 use super::python::LONGEST;
 use super::source::PERCENT;
-use super::{json, python};
+use super::{json, percent, python, repr};
 
 /// Adds all of them.
 pub(super) fn add(environment: &mut Environment) {
@@ -26,7 +25,8 @@ pub(super) fn add(environment: &mut Environment) {
     environment.add_filter("default", default);
     environment.add_filter("d", default);
     environment.add_filter("indent", indent);
-    environment.add_filter(PERCENT, percent);
+    environment.add_filter(PERCENT, percent::percent);
+    environment.add_filter("format", percent::filter);
     environment.add_function("cycler", |items: Rest<Value>| match items.is_empty() {
         true => Err(Error::new(ErrorKind::MissingArgument, "cycler() needs at least one item")),
         false => Ok(Value::from_object(Cycler { items: items.to_vec(), at: Mutex::new(0) })),
@@ -38,7 +38,7 @@ pub(super) fn add(environment: &mut Environment) {
     });
     // Jinja2 has no such function, and templates ask whether something of this name is defined.
     environment.remove_global("debug");
-    environment.set_formatter(|out, state, value| match float(value) {
+    environment.set_formatter(|out, state, value| match of_python(value) {
         Some(text) => minijinja::escape_formatter(out, state, &Value::from(text)),
         None => minijinja::escape_formatter(out, state, value),
     });
@@ -51,8 +51,13 @@ fn float(value: &Value) -> Option<String> {
     Some(if number.is_finite() { json::float(number) } else { value.to_string().to_lowercase() })
 }
 
+/// What Python prints of a float or of bytes; `None` for other values.
+fn of_python(value: &Value) -> Option<String> {
+    value.as_bytes().filter(|_| value.kind() == ValueKind::Bytes).map(repr::of_bytes).or_else(|| float(value))
+}
+
 fn string(value: &Value) -> Value {
-    match float(value) {
+    match of_python(value) {
         Some(text) => text.into(),
         None if value.kind() == ValueKind::String => value.clone(),
         None => value.to_string().into(),
@@ -77,19 +82,6 @@ fn is_callable(value: &Value) -> bool {
     value.is_undefined() || is_function() || is_macro()
 }
 
-/// Python's `%` after a string: what follows fills in the places. A tuple fills several, a dictionary named ones.
-fn percent(text: &str, values: &Value) -> Result<String, Error> {
-    let arguments: Vec<Value> = if values.is_tuple() {
-        values.try_iter()?.collect()
-    } else if values.kind() == ValueKind::Map && text.contains("%(") {
-        let pairs = values.try_iter()?.filter_map(|key| Some((key.as_str()?.to_string(), values.get_item(&key).ok()?)));
-        vec![Kwargs::from_iter(pairs).into()]
-    } else {
-        vec![values.clone()]
-    };
-    format(FormatStyle::Printf, text, &arguments)
-}
-
 /// The arguments of a filter, by position or by name.
 pub(super) struct FilterArguments {
     positional: Vec<Value>,
@@ -102,6 +94,11 @@ impl FilterArguments {
         let is_named = |value: &Value| value.kind() == ValueKind::Map && Kwargs::try_from(value.clone()).is_ok();
         let named = positional.pop_if(|last| is_named(last)).and_then(|named| Kwargs::try_from(named).ok());
         Self { positional, named }
+    }
+
+    /// Returns those by position, and those by name.
+    pub(super) fn into_parts(self) -> (Vec<Value>, Option<Kwargs>) {
+        (self.positional, self.named)
     }
 
     /// The option at position `at`, or of this name; `None` also if it is Python's `None`.

@@ -8,6 +8,8 @@ use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::{Kwargs, Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
+use super::bytes;
+
 /// The longest text that a method returns, in bytes.
 pub(super) const LONGEST: usize = 64 << 20;
 
@@ -18,6 +20,7 @@ pub(super) fn method(_state: &mut State, value: &Value, method: &str, args: &[Va
         ValueKind::String => of_string(value.as_str().unwrap_or_default(), method, &call),
         ValueKind::Seq | ValueKind::Iterable => of_list(value, method, &call),
         ValueKind::Map => of_dict(value, method, &call),
+        ValueKind::Bytes => bytes::method(value.as_bytes().unwrap_or_default(), method, &call),
         ValueKind::Number if method == "is_integer" => {
             call.takes(0, &[])?;
             Ok(f64::try_from(value.clone()).is_ok_and(|number| number.fract() == 0.0).into())
@@ -27,7 +30,7 @@ pub(super) fn method(_state: &mut State, value: &Value, method: &str, args: &[Va
 }
 
 /// The arguments of a call, by position or by name.
-struct Call<'a> {
+pub(super) struct Call<'a> {
     method: &'a str,
     positional: &'a [Value],
     named: Option<Kwargs>,
@@ -46,7 +49,7 @@ impl<'a> Call<'a> {
     }
 
     /// Checks that there are at most `most` positional arguments, and no named ones but `names`.
-    fn takes(&self, most: usize, names: &[&str]) -> Result<(), Error> {
+    pub(super) fn takes(&self, most: usize, names: &[&str]) -> Result<(), Error> {
         if self.positional.len() > most {
             let why = format!("{}() takes at most {most} arguments, not {}", self.method, self.positional.len());
             return Err(Error::new(ErrorKind::TooManyArguments, why));
@@ -78,7 +81,7 @@ impl<'a> Call<'a> {
     }
 
     /// A text; `None` if it is not given, or is Python's `None`.
-    fn optional_text(&self, at: usize, name: &str) -> Result<Option<String>, Error> {
+    pub(super) fn optional_text(&self, at: usize, name: &str) -> Result<Option<String>, Error> {
         self.get(at, name).filter(|value| !value.is_none()).map(|value| self.text_of(&value)).transpose()
     }
 
@@ -87,7 +90,7 @@ impl<'a> Call<'a> {
     }
 }
 
-fn wrong(why: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+pub(super) fn wrong(why: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, why)
 }
 
@@ -177,6 +180,7 @@ fn of_string(text: &str, method: &str, call: &Call) -> Result<Value, Error> {
             }
             Ok(text.replacen(&old, &new, times).into())
         }
+        "encode" => bytes::encode(text, call),
         "split" | "rsplit" => split(text, method == "rsplit", call),
         "splitlines" => {
             call.takes(1, &["keepends"])?;
@@ -488,7 +492,7 @@ fn is_digit(c: char) -> bool {
         || matches!(c, '²' | '³' | '¹' | '⁰' | '⁴'..='⁹' | '₀'..='₉' | '①'..='⑨' | '⑴'..='⑼' | '⒈'..='⒐' | '⓪' | '⓵'..='⓽' | '❶'..='❾')
 }
 
-fn is_printable(c: char) -> bool {
+pub(super) fn is_printable(c: char) -> bool {
     c == ' ' || !(c.is_control() || c.is_whitespace() || crate::base::display::is_unprintable(c))
 }
 

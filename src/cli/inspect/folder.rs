@@ -64,7 +64,7 @@ fn summary_rows(checkpoint: &Checkpoint) -> Vec<(&'static str, String)> {
 
     let mut rows = vec![("Name", shorten(&checkpoint.name(), LONGEST_VALUE))];
     let mut push = |name, value: Option<String>| rows.extend(value.map(|value| (name, value)));
-    push("Architecture", first("architectures"));
+    push("Architecture", first("architectures").or_else(|| first("model_type")));
     push("Adapter", adapter(checkpoint));
     push("For", config.opt_str("base_model_name_or_path").ok().flatten().map(|base| shorten(base, LONGEST_VALUE)));
     push("Context", number("max_position_embeddings").map(|n| format!("{n} tokens")));

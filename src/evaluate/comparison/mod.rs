@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Comparison::prepare   open the files ─► tokenize the texts ─► same vocabulary? ─► open the tasks     no weights read
-//! Comparison::execute   hashes ─► texts ─► tasks ─► weights                  Observer::measured after each candidate
+//! Comparison::execute   hashes, sound blocks? ─► texts ─► tasks ─► weights                  Observer::measured after each candidate
 //! ```
 
 mod tasks;
@@ -18,8 +18,7 @@ use super::texts::{Cut, TextFile, TokenizedText};
 use super::trace::Trace;
 use super::{Error, assemble};
 use crate::report::results::{File, Reference, Results};
-use crate::verify::{self, Verification, VerifyOptions};
-use crate::weights::{FileComparison, FileOptions, FilesError, Observer, Stage};
+use crate::weights::{FileComparison, FileOptions, Observer};
 
 pub use self::texts::{check_window, describe_failure};
 pub(super) use self::texts::{diagnosed, loading, steps_of};
@@ -116,12 +115,8 @@ impl Comparison {
     pub fn execute(&mut self, observer: &dyn Observer, cancel: &Arc<AtomicBool>) -> Result<(), Error> {
         self.options.models.session.cancel = cancel.clone();
         // What comes of a model with a NaN in it may look like any other number.
-        if !self.texts.is_empty() || !self.tasks.is_empty() {
-            self.check_blocks(observer, cancel)?;
-        }
-        if self.files.options().hash {
-            self.files.hash(observer, cancel)?;
-        }
+        let runs_models = !self.texts.is_empty() || !self.tasks.is_empty();
+        self.files.read(runs_models, observer, cancel)?;
         if !self.texts.is_empty() {
             self.read_texts(observer)?;
             self.save(observer)?;
@@ -131,35 +126,6 @@ impl Comparison {
         }
         if self.files.options().weights && !self.results().interrupted {
             self.files.compare_weights(observer, cancel)?;
-        }
-        Ok(())
-    }
-
-    /// Fails the candidates that have a scale or a weight that is NaN or infinite.
-    fn check_blocks(&mut self, observer: &dyn Observer, cancel: &AtomicBool) -> Result<(), Error> {
-        let left = self.left();
-        let paths: Vec<PathBuf> = left.iter().map(|i| self.files.candidates()[*i].clone()).collect();
-        let opened: Vec<_> =
-            paths.iter().map(|path| Verification::prepare(path, None, VerifyOptions::default())).collect();
-        let bytes = opened.iter().flatten().map(Verification::file_bytes).sum();
-        observer.begin(&Stage::Checking { bytes });
-        for (i, opened) in left.into_iter().zip(opened) {
-            // A file that cannot be opened fails where it is run.
-            let Ok(verification) = opened else { continue };
-            match verification.execute(&|n, _| observer.advance(n), cancel) {
-                Ok(report) => {
-                    if let Some(found) = report.not_finite() {
-                        self.files.fail(i, found, observer);
-                    }
-                }
-                Err(verify::Error::Cancelled) => return Err(FilesError::Stopped.into()),
-                Err(error) => self.files.fail(i, error.to_string(), observer),
-            }
-        }
-        observer.end();
-        if self.left().is_empty() {
-            let failures = self.failures().map(|(name, failure)| (name.to_string(), failure.to_string())).collect();
-            return Err(FilesError::NoneLeft { failures }.into());
         }
         Ok(())
     }

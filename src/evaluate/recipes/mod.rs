@@ -42,6 +42,7 @@ use crate::gguf::Gguf;
 use crate::quant;
 use crate::recipe::{Plan, Recipe};
 use crate::report::results::{Candidate, File, Reference, Results, Settings};
+use crate::weights::intact::{self, Found, Wanted};
 use crate::weights::{self, Observer, Stage, file};
 
 /// How many of the most likely tokens the trace keeps at every position.
@@ -592,20 +593,19 @@ impl Run<'_> {
     fn measure(&self, path: &Path, trace: Option<&Trace>) -> Result<(Kept, Option<String>), Error> {
         let gguf = Gguf::open(path)?;
         let mut file = file::describe(path, &gguf);
-        self.observer.begin(&Stage::Hashing { bytes: file.bytes });
-        let hash = file::blake3(&gguf, |bytes| {
-            self.observer.advance(bytes);
-            !self.cancel.load(Ordering::Relaxed)
-        });
+        self.observer.begin(&Stage::Checking { bytes: file.bytes });
+        let wanted = Wanted { hash: true, blocks: trace.is_some() };
+        let found = intact::read(&gguf, wanted, &|bytes| self.observer.advance(bytes), self.cancel);
         self.observer.end();
-        file.blake3 = Some(match hash {
+        let Found { blake3, not_finite } = match found {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(Error::Stopped),
-            hash => hash.map_err(|source| Error::Read { path: path.to_path_buf(), source })?,
-        });
+            found => found.map_err(|source| Error::Read { path: path.to_path_buf(), source })?,
+        };
+        file.blake3 = blake3;
         drop(gguf);
         let mut kept = Kept { file, changed: Vec::new(), weights: None, columns: Columns::default() };
-        let mut failure = None;
-        if let Some(trace) = trace {
+        let mut failure = not_finite;
+        if let Some(trace) = trace.filter(|_| failure.is_none()) {
             failure = self.read_texts(path, trace, &mut kept)?;
         }
         let found = weights::comparison::weight_errors(

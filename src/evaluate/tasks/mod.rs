@@ -48,7 +48,7 @@ use std::path::{Path, PathBuf};
 pub use self::kept::{Identity, Kept, KeptError};
 pub use self::marks::{Outcome, QuestionResult, score};
 pub use self::run::{Ran, RunError, RunOptions, run};
-use self::source::Source;
+use self::source::{DELIMITERS, Source};
 use crate::base::{ending, suggest};
 use crate::report::results;
 
@@ -328,8 +328,8 @@ impl Task {
         let named = options.format.as_deref().map(format).transpose()?;
         let bytes = read(path)?;
         let source = Source::new(path, &bytes)?;
-        let format = match named {
-            Some(format) => format,
+        let (format, source) = match named {
+            Some(format) => (format, as_written(format, &source)),
             None => recognise(&source)?,
         };
         let mut parsed = parse(format, &source)?;
@@ -341,7 +341,7 @@ impl Task {
         if shots > 0 {
             let file = options.shots_from.clone().or_else(|| beside(path));
             let mut examples = match &file {
-                Some(file) => parse(format, &Source::new(file, &read(file)?)?)?.questions,
+                Some(file) => parse(format, &as_written(format, &Source::new(file, &read(file)?)?))?.questions,
                 None => parsed.questions.clone(),
             };
             let at = file.as_deref().unwrap_or(path);
@@ -363,7 +363,9 @@ impl Task {
         if let Some(limit) = options.limit {
             parsed.questions.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
         }
-        let mut notes = Vec::new();
+        let notation = source.notation().or(source.is_array().then_some("one JSON array"));
+        let mut notes: Vec<String> =
+            notation.map(|notation| format!("{}: read as {notation}", path.display())).into_iter().collect();
         if parsed.left_out > 0 {
             notes.push(format!(
                 "{}: {} of its questions left out: {}",
@@ -408,10 +410,22 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     std::fs::read(path).map_err(failed)
 }
 
-/// Recognizes the format of a file.
-fn recognise(source: &Source<'_>) -> Result<&'static Format, Error> {
-    let found = FORMATS.iter().copied().find(|format| (format.looks_right)(source));
-    found.ok_or_else(|| Error::Unrecognized(source.path().to_path_buf()))
+/// Recognizes the format of a file, and what stands between the fields of its CSV. Commas come first: with other
+/// delimiters, a question may look like several fields.
+fn recognise<'a>(source: &Source<'a>) -> Result<(&'static Format, Source<'a>), Error> {
+    for delimiter in DELIMITERS {
+        let source = source.with_delimiter(delimiter);
+        if let Some(format) = FORMATS.iter().copied().find(|format| (format.looks_right)(&source)) {
+            return Ok((format, source));
+        }
+    }
+    Err(Error::Unrecognized(source.path().to_path_buf()))
+}
+
+/// Returns the text with the delimiter with which it looks like a file of this format, or else with commas.
+fn as_written<'a>(format: &Format, source: &Source<'a>) -> Source<'a> {
+    let mut written = DELIMITERS.into_iter().map(|delimiter| source.with_delimiter(delimiter));
+    written.find(|source| (format.looks_right)(source)).unwrap_or_else(|| source.with_delimiter(DELIMITERS[0]))
 }
 
 fn parse(format: &Format, source: &Source<'_>) -> Result<Parsed, Error> {

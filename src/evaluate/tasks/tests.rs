@@ -156,6 +156,76 @@ fn headings_in_english_are_of_no_chinese_task() {
     assert_eq!(open("x_val.csv", chinese, &zero_shot()).unwrap().format.name, "ceval");
 }
 
+/// The lines of a file as one JSON array: on a line, on several, and with spaces around.
+fn arrays(lines: &str) -> [String; 3] {
+    let objects: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let joined = lines.lines().collect::<Vec<_>>().join(",");
+    [format!("[{joined}]"), serde_json::to_string_pretty(&objects).unwrap(), format!(" [ {joined}\n]\n\n")]
+}
+
+#[test]
+fn a_json_array_is_read_as_its_objects_on_lines_are() {
+    let of_lines = FILES.iter().filter(|(.., text, _)| text.starts_with('{'));
+    for (format, name, text, n) in of_lines {
+        let wanted = open(name, text, &zero_shot()).unwrap();
+        for array in arrays(text) {
+            let task = open("x.json", &array, &zero_shot()).unwrap();
+            assert_eq!((task.format.name, task.questions.len()), (*format, *n), "{array}");
+            for (i, (found, wanted)) in task.questions.iter().zip(&wanted.questions).enumerate() {
+                assert_eq!((&found.ask, &found.example), (&wanted.ask, &wanted.example), "{i} of {array}");
+            }
+            assert!(task.notes.iter().any(|note| note.ends_with("x.json: read as one JSON array")), "{:?}", task.notes);
+        }
+    }
+    // The lines are those of the file.
+    let pretty = &arrays(file("agieval").2)[1];
+    let begins = |what: &str| 1 + pretty.lines().position(|line| line.contains(what)).unwrap() as u64;
+    let task = open("x.json", pretty, &zero_shot()).unwrap();
+    assert_eq!([task.questions[0].line, task.questions[1].line], [2, begins("They met.") - 1]);
+    let gap = r#"{"sentence": "a _ b", "option1": "x", "option2": "y", "answer": "1"}"#;
+    for (text, wanted) in [
+        (format!("[{gap},\n{}]", gap.replace('_', "-")), "a.json, line 2: there is no gap"),
+        (format!("[{gap},\n[1]]"), "a.json, line 2: it is not a JSON object"),
+        (format!("[{gap},\n\nnonsense]"), "a.json, line 3: it is not a JSON object"),
+        (format!("[{gap},\n{{\n\"a\": nonsense}}]"), "a.json, line 3: it is not JSON: expected ident"),
+        (format!("[{gap}\n{gap}]"), "a.json, line 2: a comma, or the end of the JSON array, has to follow here"),
+        (format!("[{gap}"), "a.json, line 1: a comma, or the end of the JSON array, has to follow here"),
+        (format!("[{gap},\n"), "a.json, line 2: the JSON array does not end"),
+        (format!("[{gap}]\n{gap}"), "a.json, line 2: something follows the JSON array"),
+        ("[]".to_string(), "a.json: it is in none of the task formats"),
+    ] {
+        let error = open("a.json", &text, &zero_shot()).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}\nwanted {wanted}\nof {text}");
+    }
+}
+
+#[test]
+fn csv_with_semicolons_or_tabs_is_read_as_csv_with_commas_is() {
+    for (format, name, text, n) in FILES.iter().filter(|(_, name, ..)| name.ends_with(".csv")) {
+        let wanted = open(name, text, &zero_shot()).unwrap();
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(text.as_bytes());
+        let rows: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
+        for (delimiter, notation) in
+            [(b';', "CSV with semicolons between its fields"), (b'\t', "CSV with tabs between its fields")]
+        {
+            let mut writer = csv::WriterBuilder::new().delimiter(delimiter).from_writer(Vec::new());
+            rows.iter().for_each(|row| writer.write_record(row).unwrap());
+            let written = String::from_utf8(writer.into_inner().unwrap()).unwrap();
+            for options in [zero_shot(), TaskOptions { format: Some(format.to_string()), ..zero_shot() }] {
+                let task = open(name, &written, &options).unwrap();
+                assert_eq!((task.format.name, task.questions.len()), (*format, *n), "{written}");
+                assert_eq!(task.questions, wanted.questions, "{written}");
+                assert!(task.notes[0].ends_with(&format!("{name}: read as {notation}")), "{:?}", task.notes);
+            }
+        }
+    }
+    // A question with semicolons, or with tabs, is no row of other fields.
+    let text = "What; is; this; A; b?,1,2,3,4,C\nWhat\tis it?,1,2,3,4,A\n";
+    let task = open("x_test.csv", text, &zero_shot()).unwrap();
+    assert!(shown(&task, 0)[2].starts_with("*What; is; this; A; b?\nA. 1"), "{:?}", shown(&task, 0));
+    assert!(task.notes.is_empty());
+}
+
 #[test]
 fn a_format_can_be_named_and_a_wrong_name_has_neighbours() {
     let (_, name, text, _) = *file("hellaswag-text");
@@ -338,16 +408,8 @@ fn what_is_wrong_with_a_file_is_said_with_its_line() {
             file("truthfulqa").2.replace("The sea; A hat.", ""),
             "line 2: there is no question, or no incorrect answer",
         ),
-        (
-            "a.json",
-            "[{\"question\": \"\", \"mc1_targets\": {}".to_string(),
-            "line 1: it is not a JSON list of questions",
-        ),
-        (
-            "a.json",
-            "[{\"question\": \"\", \"mc1_targets\": {}}]".to_string(),
-            "question 1: under 'mc2_targets' there are",
-        ),
+        ("a.json", "[{\"question\": \"\", \"mc1_targets\": {}".to_string(), "line 1: it is not JSON: EOF"),
+        ("a.json", "[{\"question\": \"\", \"mc1_targets\": {}}]".to_string(), "line 1: under 'mc2_targets' there are"),
         (
             "a.jsonl",
             file("agieval").2.replace("\"AC\"", "\"AD\""),

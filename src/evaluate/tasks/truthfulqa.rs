@@ -64,13 +64,7 @@ A: The 1992 Olympics were held in Barcelona, Spain.
 
 fn parse(source: &Source<'_>) -> Result<Parsed, Error> {
     let start = source.text().trim_start();
-    let questions = if start.starts_with('[') {
-        of_array(source)?
-    } else if start.starts_with('{') {
-        of_lines(source)?
-    } else {
-        of_rows(source)?
-    };
+    let questions = if start.starts_with(['[', '{']) { of_objects(source)? } else { of_rows(source)? };
     Ok(Parsed { heading: HEADING.to_string(), questions, ..Parsed::default() })
 }
 
@@ -105,23 +99,10 @@ fn answers(field: &str) -> Vec<String> {
     parts.map(|part| if part.ends_with('.') { part.to_string() } else { format!("{part}.") }).collect()
 }
 
-fn of_lines(source: &Source<'_>) -> Result<Vec<Question>, Error> {
+fn of_objects(source: &Source<'_>) -> Result<Vec<Question>, Error> {
     let mut questions = Vec::new();
     for object in source.objects()? {
         questions.push(of_targets(&object.fields, object.line).map_err(|what| object.fails(what))?);
-    }
-    Ok(questions)
-}
-
-fn of_array(source: &Source<'_>) -> Result<Vec<Question>, Error> {
-    let list: Vec<Map<String, Value>> = serde_json::from_str(source.text()).map_err(|error| {
-        source.fails_at(error.line() as u64, format!("it is not a JSON list of questions: {error}"))
-    })?;
-    let mut questions = Vec::new();
-    for (number, fields) in (1..).zip(&list) {
-        // The line of a question in the file is not known any more.
-        let question = of_targets(fields, number);
-        questions.push(question.map_err(|what| source.fails(format!("question {number}: {what}")))?);
     }
     Ok(questions)
 }
