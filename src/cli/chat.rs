@@ -523,7 +523,7 @@ impl Chat {
     fn set(&mut self, name: &str, value: &str) -> anyhow::Result<()> {
         let mut settings = self.settings.clone();
         settings.set(name, value)?;
-        check_biases(&settings.params, self.assistant.model().tokenizer()).map_err(|error| error.to_string())?;
+        check_biases(&settings.params, self.assistant.model().tokenizer())?;
         let options = turn_options(&settings, &self.assistant.options().stop);
         self.assistant.set_options(options)?;
         self.settings = settings;
