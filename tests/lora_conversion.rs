@@ -392,10 +392,13 @@ fn the_result_does_not_depend_on_the_way() {
         adapter.write(&folder);
         contents(&converted(&folder, &["--base", nano]))
     };
+    let mut ends = Adapter::new(4, 8.0);
+    ends.add("lm_head", VOCAB, HIDDEN, 4);
+    ends.add_embedding(4);
     for module in ["lm_head", "embed_tokens"] {
-        let wanted = part(&adapter, module, "base_model.model.");
+        let wanted = part(&ends, module, "base_model.model.");
         for name in ["base_model.model._orig_mod.", "base_model.model.language_model.", "module."] {
-            assert!(part(&adapter, module, name) == wanted, "{module} behind {name}");
+            assert!(part(&ends, module, name) == wanted, "{module} behind {name}");
         }
     }
 
@@ -715,7 +718,7 @@ fn recipes_and_flags_for_models_are_refused() {
     refuses(&small(), &["-q", "nonsense"], &["nonsense"]);
     refuses(&small(), &["--type", "output=F16"], &["--type", "for models"]);
     refuses(&small(), &["--split-max-size", "1G"], &["--split-max-size", "for models"]);
-    refuses(&small(), &["--recipe", "x.toml"], &["--recipe", "for models"]);
+    refuses(&small(), &["--recipe", "x.toml"], &["a recipe's file", "for models", "-q F32, F16 or BF16"]);
 }
 
 #[test]

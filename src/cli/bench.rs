@@ -132,7 +132,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     drop(gguf);
     // A file that cannot be written is reported before gigabytes are loaded.
     let file = args.output.as_ref().map(|path| begin_file(path, args.force)).transpose()?;
-    let model = interruptible(args.machine.load(&args.model, &plan.session))?;
+    let model = interruptible(args.machine.load(&args.model, &plan.session, false))?;
     if let Some(trained) = model.n_ctx_train().filter(|trained| conditions.n_ctx > *trained) {
         eprintln!("warning: the model was trained on {trained} tokens at a time; the tests need {}", conditions.n_ctx);
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{ArgAction, ValueEnum};
 
 use super::interrupt::Interrupted;
+use crate::base::display::printable;
 use crate::engine::{self, Error, OpenOptions, SessionOptions};
 use crate::evaluate::ModelSettings;
 use crate::llama::{self, FlashAttention, KvType, Lora, Model, ModelOptions};
@@ -111,7 +112,7 @@ impl EngineArgs {
         }
     }
 
-    fn options(&self, session: &SessionOptions, watch: impl Fn(f32) + 'static) -> OpenOptions {
+    fn options(&self, path: &Path, session: &SessionOptions, watch: impl Fn(f32) + 'static) -> OpenOptions {
         let cancel = session.cancel.clone();
         let load = ModelOptions {
             gpu_layers: self.gpu_layers,
@@ -122,9 +123,10 @@ impl EngineArgs {
             ..ModelOptions::default()
         };
         let repack = self.repack();
+        let name = printable(&path.file_name().unwrap_or_default().to_string_lossy()).to_string();
         let tell = move |layout: &LayoutChoice| {
             if let Some(line) = no_room_for_layout(repack, layout) {
-                eprintln!("{line}");
+                eprintln!("nibble: {name}: {line}");
             }
         };
         let (session, allow_swap) = (session.clone(), self.allow_swap);
@@ -143,19 +145,22 @@ impl MachineArgs {
         Ok(self.engine.gpu_layers != Some(0) && llama::has_gpu()?)
     }
 
-    /// Loads the model at `path` for such a session, with the adapters that were asked for.
-    pub fn load(&self, path: &Path, session: &SessionOptions) -> Result<Model, Error> {
-        self.load_watched(path, session, |_| {})
+    /// Loads the model at `path` for such a session, with the adapters that were asked for. `quiet`: says nothing about how.
+    pub fn load(&self, path: &Path, session: &SessionOptions, quiet: bool) -> Result<Model, Error> {
+        let mut options = self.engine.options(path, session, |_| {});
+        options.on_layout = options.on_layout.filter(|_| !quiet);
+        options.load.lora = self.lora.clone();
+        engine::open(path, options)
     }
 
-    /// As [`Self::load`]; `watch` is told the progress, from 0 to 1.
+    /// Loads the model at `path` for such a session, with the adapters that were asked for. `watch` is told the progress, from 0 to 1.
     pub fn load_watched(
         &self,
         path: &Path,
         session: &SessionOptions,
         watch: impl Fn(f32) + 'static,
     ) -> Result<Model, Error> {
-        let mut options = self.engine.options(session, watch);
+        let mut options = self.engine.options(path, session, watch);
         options.load.lora = self.lora.clone();
         engine::open(path, options)
     }
@@ -169,7 +174,7 @@ impl MachineArgs {
         beside: u64,
         gpu_layers: Option<u32>,
     ) -> Result<Model, Error> {
-        let mut options = self.engine.options(session, |_| {});
+        let mut options = self.engine.options(path, session, |_| {});
         options.load.gpu_layers = gpu_layers.or(options.load.gpu_layers);
         engine::open(path, OpenOptions { beside, ..options })
     }
@@ -181,7 +186,7 @@ fn no_room_for_layout(wish: Repack, layout: &LayoutChoice) -> Option<String> {
     let available = available.filter(|_| wish == Repack::Auto && !used && repacked > 0)?;
     let gb = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
     Some(format!(
-        "note: the weights are used from the file, because copies in a faster layout leave no room for other programs \
+        "the weights are used from the file, because copies in a faster layout leave no room for other programs \
          (the model needs {}, {} is free). Prompts are read more slowly; '--repack on' copies all the same",
         gb(needs),
         gb(available)
@@ -217,4 +222,20 @@ pub(super) fn interruptible<T>(loaded: Result<T, Error>) -> anyhow::Result<T> {
         Error::LoadCancelled => Interrupted(error.to_string()).into(),
         error => error.into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lack_of_room_is_told_where_it_decides() {
+        const GB: u64 = 1_000_000_000;
+        let layout = LayoutChoice { repacked: 16 * GB, used: false, needs: 22 * GB, available: Some(20 * GB) };
+        let line = no_room_for_layout(Repack::Auto, &layout).unwrap();
+        assert!(line.contains("(the model needs 22.0 GB, 20.0 GB is free)") && line.contains("--repack on"), "{line}");
+        assert_eq!(no_room_for_layout(Repack::Auto, &LayoutChoice { used: true, ..layout }), None);
+        assert_eq!(no_room_for_layout(Repack::Auto, &LayoutChoice { repacked: 0, ..layout }), None);
+        assert_eq!(no_room_for_layout(Repack::Off, &layout), None);
+    }
 }

@@ -148,7 +148,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     llama::set_verbose(args.verbose);
     let session = args.speculation.session(args.machine.session(interrupt::listen()?))?;
-    let model = interruptible(args.machine.load(&args.model, &session))?;
+    let model = interruptible(args.machine.load(&args.model, &session, args.quiet))?;
     let mut draft = interruptible(args.speculation.draft(&args.machine, &model, &session))?;
     let tokens = chat::encode(&prompt(&args, text, extras, &model)?, model.tokenizer())?;
     if tokens.is_empty() {

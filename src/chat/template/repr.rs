@@ -14,9 +14,10 @@ const MAX_DEPTH: usize = 64;
 /// Returns what `str(value)` returns.
 pub(super) fn text_of(value: &Value) -> Result<String, Error> {
     match value.as_str() {
-        Some(text) => Ok(text.to_string()),
-        None if value.is_undefined() => Ok(String::new()),
-        None => repr(value),
+        // minijinja takes bytes that are UTF-8 for text; Python does not.
+        Some(text) if value.kind() == ValueKind::String => Ok(text.to_string()),
+        _ if value.is_undefined() => Ok(String::new()),
+        _ => repr(value),
     }
 }
 
