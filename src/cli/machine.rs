@@ -47,10 +47,11 @@ pub(super) struct EngineArgs {
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Auto, help_heading = "Machine")]
     flash_attn: When,
 
-    /// Copy weights into a second layout, which the CPU multiplies faster [default: where there is room for it]
+    /// Copy weights into llama.cpp's second layout for CPUs [default: where there is room for it]
     ///
-    /// The copies cannot be given back to the system while the model is loaded, unlike the pages of the file. The layouts
-    /// add numbers in different orders, so that the same seed can give another text.
+    /// Which layout is faster depends on the CPU and on the types of the weights: 'nibble bench --repack on' and 'off'
+    /// tell. The copies cannot be given back to the system while the model is loaded, unlike the pages of the file. The
+    /// layouts add numbers in different orders, so that the same seed can give another text.
     #[arg(long, value_name = "WHEN", value_enum, hide_default_value = true, default_value_t = When::Auto, help_heading = "Machine")]
     repack: When,
 
@@ -186,8 +187,8 @@ fn no_room_for_layout(wish: Repack, layout: &LayoutChoice) -> Option<String> {
     let available = available.filter(|_| wish == Repack::Auto && !used && repacked > 0)?;
     let gb = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
     Some(format!(
-        "the weights are used from the file, because copies in a faster layout leave no room for other programs \
-         (the model needs {}, {} is free). Prompts are read more slowly; '--repack on' copies all the same",
+        "the weights are used from the file, because copies in llama.cpp's second layout leave no room for other programs \
+         (the model needs {}, {} is free). '--repack on' copies them all the same; 'nibble bench' tells which is faster",
         gb(needs),
         gb(available)
     ))

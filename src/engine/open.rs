@@ -12,7 +12,7 @@ use crate::placement::{LayoutChoice, Machine, Repack, Shape};
 pub struct OpenOptions {
     /// How to load it. Its `repack` and `uncache_copied` are chosen by [`open`].
     pub load: ModelOptions,
-    /// Whether weights are copied into a layout that the CPU multiplies faster.
+    /// Whether weights are copied into llama.cpp's second layout for CPUs.
     pub repack: Repack,
     /// Is told, before the model is loaded, what was chosen.
     pub on_layout: Option<Box<dyn FnOnce(&LayoutChoice)>>,

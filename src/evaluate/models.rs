@@ -14,8 +14,8 @@ pub struct ModelSettings {
     pub session: SessionOptions,
     /// Layers to put on the GPU; `None` for all if there is one.
     pub gpu_layers: Option<u32>,
-    /// Whether weights are copied into a layout that the CPU multiplies faster. It adds numbers in another order, which
-    /// changes results by less than any interval.
+    /// Whether weights are copied into llama.cpp's second layout for CPUs. It adds numbers in another order, which changes
+    /// results by less than any interval.
     pub repack: Repack,
     /// Whether to run models that do not fit in memory.
     pub allow_swap: bool,

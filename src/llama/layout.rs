@@ -1,4 +1,4 @@
-//! The second layout: copies of weights that the CPU multiplies faster than their layout in the file.
+//! The second layout: copies of weights in an order that suits the vector instructions of this CPU.
 //!
 //! llama.cpp makes them while it loads a model, of each matrix whose type it has such a layout for on this CPU, which it
 //! calls repacking. They take as many bytes as the original and cannot be given back to the system while the model is

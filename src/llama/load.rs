@@ -21,7 +21,8 @@ pub struct ModelOptions {
     pub gpu_layers: Option<u32>,
     /// Whether to memory-map the weights instead of reading them into the process's memory.
     pub mmap: bool,
-    /// Whether to repack weights into layouts that the CPU multiplies faster. They are then copied, not mapped.
+    /// Whether to repack weights into llama.cpp's layouts for this CPU. They are then copied, not mapped. Which is faster
+    /// depends on the CPU and on the types of the weights.
     pub repack: bool,
     /// Whether the system has no room for the file beside such copies. What was copied is then taken out of its cache of
     /// the file, too. Ignored where the system does not support it.

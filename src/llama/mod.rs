@@ -13,7 +13,7 @@
 //! | `devices` | the devices of this machine and their memory |
 //! | `preflight` | what llama.cpp would end the process over, refused before it sees a file |
 //! | `load`, `model` | loading parameters, and the loaded model |
-//! | `layout`, `pages` | the second layout that the CPU multiplies faster, and the memory behind what was copied into it |
+//! | `layout`, `pages` | the second layout that llama.cpp has for CPUs, and the memory behind what was copied into it |
 //! | `openmp` | the threads that compute, and how they wait for one another |
 //! | `lora` | adapters |
 //! | `tokenizer` | the tokenizer of a loaded model |

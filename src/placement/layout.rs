@@ -2,7 +2,7 @@
 
 use super::Machine;
 
-/// Whether to use the second layout, which the CPU multiplies faster, but whose memory the system cannot take back.
+/// Whether to use llama.cpp's second layout for CPUs, whose memory the system cannot take back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Repack {
     /// Where there is room for it.
