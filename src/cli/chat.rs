@@ -231,11 +231,11 @@ struct Chat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 enum Nothing {
     #[error("there is no message to answer")]
-    ToAnswer,
+    Answered,
     #[error("there is no message to edit")]
-    ToEdit,
+    Edited,
     #[error("there is nothing to undo")]
-    ToUndo,
+    Undone,
 }
 
 /// What to do after a line.
@@ -430,14 +430,14 @@ impl Chat {
                     }
                     return self.answer(before, "");
                 }
-                Err(Nothing::ToAnswer.into())
+                Err(Nothing::Answered.into())
             }
             Command::Continue => return self.continue_answer(),
             Command::Edit => {
                 if self.conversation.last_question().is_some() {
                     return Ok(Next::Edit);
                 }
-                Err(Nothing::ToEdit.into())
+                Err(Nothing::Edited.into())
             }
             Command::Undo => self.undo(),
             Command::System(text) => self.system(text),
@@ -476,7 +476,7 @@ impl Chat {
 
     fn undo(&mut self) -> anyhow::Result<()> {
         if !self.conversation.undo() {
-            return Err(Nothing::ToUndo.into());
+            return Err(Nothing::Undone.into());
         }
         match self.conversation.n_turns() {
             0 => self.screen.note("undone; the conversation is empty"),

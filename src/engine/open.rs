@@ -7,6 +7,9 @@ use super::{Error, SessionOptions};
 use crate::llama::{Model, ModelFile, ModelOptions};
 use crate::placement::{LayoutChoice, Machine, Repack, Shape};
 
+/// Is told how the weights of a model will be laid out.
+pub type OnLayout = Box<dyn FnOnce(&LayoutChoice)>;
+
 /// How to open a model.
 #[derive(Default)]
 pub struct OpenOptions {
@@ -15,7 +18,7 @@ pub struct OpenOptions {
     /// Whether weights are copied into llama.cpp's second layout for CPUs.
     pub repack: Repack,
     /// Is told, before the model is loaded, what was chosen.
-    pub on_layout: Option<Box<dyn FnOnce(&LayoutChoice)>>,
+    pub on_layout: Option<OnLayout>,
     /// How its session will be made. The check before loading includes the session's memory.
     pub session: SessionOptions,
     /// Whether to load a model that does not fit in memory. Its weights are then read from disk again and again.

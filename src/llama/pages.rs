@@ -75,11 +75,7 @@ mod system {
         let wanted: Vec<(u64, u64)> =
             files.iter().filter_map(|file| file.metadata().ok()).map(|data| (data.dev(), data.ino())).collect();
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-        maps.lines()
-            .filter_map(|line| parse(line))
-            .filter(|(_, file)| wanted.contains(file))
-            .map(|(map, _)| map)
-            .collect()
+        maps.lines().filter_map(parse).filter(|(_, file)| wanted.contains(file)).map(|(map, _)| map).collect()
     }
 
     /// Parses a line such as `7f00-7f20 r--s 00000000 fe:00 1234  /a/model.gguf`. Returns the mapping, if it is a shared one
