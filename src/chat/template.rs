@@ -680,6 +680,21 @@ mod tests {
         assert!(cases.len() > 90 && wrong.is_empty(), "{}", wrong.join("\n"));
     }
 
+    #[test]
+    fn keys_of_formats_in_any_script_are_found_or_refused() {
+        let toy = Toy::new();
+        let render = |source: &str| {
+            let template = Template::new(source, "", "").unwrap();
+            template.render(&say(&[("user", "Hi")]), true, toy.markers()).map(|prompt| prompt.text())
+        };
+        assert_eq!(render("{{ '%(键)s' % {'键': 'x'} }}").unwrap(), "x");
+        assert_eq!(render("{{ '{a[b]} [好]'.format(a={'b': 'x'}) }}").unwrap(), "x [好]");
+        for source in ["{{ '{0[键]}'.format({'键': 'x'}) }}", "{{ '{a.b[c][{键'.format(a=1) }}", "{{ '%好' % 1 }}"]
+        {
+            assert!(render(source).is_err(), "{source}");
+        }
+    }
+
     const TAKES_NO_SYSTEM: &str = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}\
         {% for m in messages %}[INST]{{ m.content | trim }}[/INST]{% endfor %}";
 

@@ -99,6 +99,23 @@ fn limited(text: String) -> Result<Value, Error> {
     if text.len() > LONGEST { Err(wrong("a text grows too long")) } else { Ok(text.into()) }
 }
 
+/// Refuses keys that are not ASCII in brackets, as in `{0[name]}`, on which minijinja panics.
+fn check_keys(text: &str) -> Result<(), Error> {
+    for (brace, _) in text.match_indices('{') {
+        let mut path = &text[brace + 1..];
+        loop {
+            path = path.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.'));
+            let Some(key) = path.strip_prefix('[') else { break };
+            let (key, rest) = key.split_once(']').unwrap_or((key, ""));
+            if !key.is_ascii() {
+                return Err(wrong(format!("a key of a format has to be ASCII: '{key}' is not")));
+            }
+            path = rest;
+        }
+    }
+    Ok(())
+}
+
 fn of_string(text: &str, method: &str, call: &Call) -> Result<Value, Error> {
     // Methods without arguments.
     let simple: Option<Value> = match method {
@@ -220,12 +237,16 @@ fn of_string(text: &str, method: &str, call: &Call) -> Result<Value, Error> {
             let width = call.optional_number(0, "tabsize")?.unwrap_or(8);
             expand_tabs(text, usize::try_from(width).unwrap_or(0))
         }
-        "format" => limited(format(FormatStyle::StrFormat, text, &arguments(call))?),
+        "format" => {
+            check_keys(text)?;
+            limited(format(FormatStyle::StrFormat, text, &arguments(call))?)
+        }
         "format_map" => {
             call.takes(1, &[])?;
             let named = call.required(0, "")?;
             let pairs =
                 named.try_iter()?.filter_map(|key| Some((key.as_str()?.to_string(), named.get_item(&key).ok()?)));
+            check_keys(text)?;
             limited(format(FormatStyle::StrFormat, text, &[Kwargs::from_iter(pairs).into()])?)
         }
         "maketrans" => {
