@@ -14,7 +14,6 @@
 
 mod bandwidth;
 mod cost;
-mod cpu;
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +24,6 @@ use crate::vocab::Place;
 
 pub use bandwidth::{Bandwidth, buffer_bytes, measure};
 pub use cost::Cost;
-pub use cpu::{Caches, n_cores, name as cpu_name};
 
 /// A test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,11 +19,11 @@ use super::out::Out;
 use super::table::{self, Align};
 use super::{out, progress};
 use crate::base::atomic_file::AtomicFile;
-use crate::bench::{self, Bandwidth, Caches, Cost, Event, Outcome, Plan, Report, Test};
+use crate::bench::{self, Bandwidth, Cost, Event, Outcome, Plan, Report, Test};
 use crate::gguf::{self, Gguf};
 use crate::llama;
 use crate::llama::KvType;
-use crate::placement::{Machine, Shape};
+use crate::placement::{self, Caches, Machine, Shape};
 
 /// Measure how fast a model runs here, and how fast it could run
 ///
@@ -128,11 +128,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let gguf = Gguf::open(&args.model)?;
     let shape = Shape::of(&gguf);
     let plan = plan(&args, &shape, interrupt::listen()?)?;
-    let conditions = Conditions::new(&args, &gguf, &shape, &plan)?;
+    let mut conditions = Conditions::new(&args, &gguf, &shape, &plan)?;
     drop(gguf);
     // A file that cannot be written is reported before gigabytes are loaded.
     let file = args.output.as_ref().map(|path| begin_file(path, args.force)).transpose()?;
     let model = interruptible(args.machine.load(&args.model, &plan.session, false))?;
+    conditions.second_layout = model.uses_second_layout();
     if let Some(trained) = model.n_ctx_train().filter(|trained| conditions.n_ctx > *trained) {
         eprintln!("warning: the model was trained on {trained} tokens at a time; the tests need {}", conditions.n_ctx);
     }
@@ -247,6 +248,7 @@ struct Conditions {
     fits_memory: bool,
     n_ctx: u32,
     kv_type: KvType,
+    second_layout: bool,
     verbose: bool,
 }
 
@@ -265,7 +267,7 @@ impl Conditions {
             model_bytes: summary.tensor_bytes,
             bits_per_weight: summary.bits_per_weight,
             cost: Cost::of(gguf.metadata(), gguf.tensors(), shape, kv_type),
-            cpu: bench::cpu_name(),
+            cpu: placement::cpu_name(),
             caches: Caches::this(),
             machine,
             uses_gpu: args.machine.uses_gpu()?,
@@ -273,6 +275,8 @@ impl Conditions {
                 .is_none_or(|machine| machine.check(shape, &plan.session.size(shape.n_ctx_train), 0, 0).is_ok()),
             n_ctx: plan.session.n_ctx_for(shape.n_ctx_train),
             kv_type,
+            // Known when the model has been loaded.
+            second_layout: false,
             verbose: args.verbose,
         })
     }
@@ -306,7 +310,7 @@ impl Conditions {
         model.push(units::bytes(self.model_bytes));
         model.extend(self.bits_per_weight.map(|bits| format!("{bits:.2} bits per weight")));
         let mut cpu = vec![self.cpu.as_deref().map_or("unknown".into(), |name| printable(name).into_owned())];
-        cpu.push(format!("{} cores", bench::n_cores()));
+        cpu.push(format!("{} cores", placement::n_cores()));
         cpu.extend(self.caches.map(|caches| format!("{} of cache", units::bytes(caches.bytes_for(u32::MAX)))));
         cpu.extend(self.machine.map(|machine| format!("{} of memory", units::bytes(machine.total))));
         let threads: Vec<_> = plan.threads.iter().map(u32::to_string).collect();
@@ -317,10 +321,11 @@ impl Conditions {
             (
                 "Settings",
                 format!(
-                    "threads {}, context {}, KV cache {}{device}",
+                    "threads {}, context {}, KV cache {}, weights {}{device}",
                     threads.join(", "),
                     self.n_ctx,
-                    kv(self.kv_type)
+                    kv(self.kv_type),
+                    if self.second_layout { "copied into the second layout" } else { "used from the file" },
                 ),
             ),
             ("Figures", format!("the median of {}, the lowest and the highest", n_runs(plan.repeat))),
@@ -388,7 +393,7 @@ impl Conditions {
             },
             "machine": {
                 "cpu": self.cpu,
-                "cores": bench::n_cores(),
+                "cores": placement::n_cores(),
                 "cache_bytes": self.caches.map(|caches| caches.bytes),
                 "caches": self.caches.map(|caches| caches.count),
                 "memory_bytes": self.machine.map(|machine| machine.total),
@@ -402,6 +407,7 @@ impl Conditions {
                 "batch": plan.session.n_batch,
                 "kv_type": kv(self.kv_type),
                 "flash_attention": format!("{:?}", plan.session.flash_attention).to_lowercase(),
+                "second_layout": self.second_layout,
             },
             "memory": report.memory.iter().map(memory).collect::<Vec<_>>(),
             "results": report.outcomes.iter().map(result).collect::<Vec<_>>(),
@@ -668,6 +674,7 @@ mod tests {
             fits_memory: true,
             n_ctx: 600,
             kv_type: KvType::F16,
+            second_layout: false,
             verbose: false,
         }
     }

@@ -47,11 +47,12 @@ pub(super) struct EngineArgs {
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Auto, help_heading = "Machine")]
     flash_attn: When,
 
-    /// Copy weights into llama.cpp's second layout for CPUs [default: where there is room for it]
+    /// Copy weights into llama.cpp's second layout for CPUs [default: where it is faster, and there is room for it]
     ///
-    /// Which layout is faster depends on the CPU and on the types of the weights: 'nibble bench --repack on' and 'off'
-    /// tell. The copies cannot be given back to the system while the model is loaded, unlike the pages of the file. The
-    /// layouts add numbers in different orders, so that the same seed can give another text.
+    /// Which layout is faster depends on the CPU and on the types of the weights. It is measured when a type is used for
+    /// the first time, and remembered in nibble's cache folder (NIBBLE_CACHE names another one). The copies cannot be given
+    /// back to the system while the model is loaded, unlike the pages of the file. The layouts add numbers in different
+    /// orders, so that the same seed can give another text.
     #[arg(long, value_name = "WHEN", value_enum, hide_default_value = true, default_value_t = When::Auto, help_heading = "Machine")]
     repack: When,
 
@@ -181,15 +182,21 @@ impl MachineArgs {
     }
 }
 
-/// Returns what to tell the user if the second layout was wanted where there is room, and there is none.
+/// Returns what to tell the user if the second layout was wanted where it pays, and there is no room for it.
 fn no_room_for_layout(wish: Repack, layout: &LayoutChoice) -> Option<String> {
-    let LayoutChoice { repacked, used, needs, available } = *layout;
-    let available = available.filter(|_| wish == Repack::Auto && !used && repacked > 0)?;
+    let available = layout.available.filter(|_| wish == Repack::Auto && layout.lacks_room())?;
     let gb = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
+    let cost = match layout.gain {
+        Some(gain) => format!(
+            "They would read prompts {:.1} times as fast, and write {:.1} times as fast. '--repack on' copies all the same",
+            gain.reading, gain.writing
+        ),
+        None => "'--repack on' copies them all the same; 'nibble bench' tells which is faster".to_string(),
+    };
     Some(format!(
         "the weights are used from the file, because copies in llama.cpp's second layout leave no room for other programs \
-         (the model needs {}, {} is free). '--repack on' copies them all the same; 'nibble bench' tells which is faster",
-        gb(needs),
+         (the model needs {}, {} is free). {cost}",
+        gb(layout.needs),
         gb(available)
     ))
 }
@@ -228,13 +235,20 @@ pub(super) fn interruptible<T>(loaded: Result<T, Error>) -> anyhow::Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::placement::LayoutGain;
 
     #[test]
     fn a_lack_of_room_is_told_where_it_decides() {
         const GB: u64 = 1_000_000_000;
-        let layout = LayoutChoice { repacked: 16 * GB, used: false, needs: 22 * GB, available: Some(20 * GB) };
+        let layout =
+            LayoutChoice { repacked: 16 * GB, gain: None, used: false, needs: 22 * GB, available: Some(20 * GB) };
         let line = no_room_for_layout(Repack::Auto, &layout).unwrap();
         assert!(line.contains("(the model needs 22.0 GB, 20.0 GB is free)") && line.contains("--repack on"), "{line}");
+        let gain = Some(LayoutGain { reading: 1.44, writing: 1.26 });
+        let line = no_room_for_layout(Repack::Auto, &LayoutChoice { gain, ..layout }).unwrap();
+        assert!(line.contains("prompts 1.4 times as fast, and write 1.3 times as fast"), "{line}");
+        let gain = Some(LayoutGain { reading: 0.9, writing: 1.2 });
+        assert_eq!(no_room_for_layout(Repack::Auto, &LayoutChoice { gain, ..layout }), None);
         assert_eq!(no_room_for_layout(Repack::Auto, &LayoutChoice { used: true, ..layout }), None);
         assert_eq!(no_room_for_layout(Repack::Auto, &LayoutChoice { repacked: 0, ..layout }), None);
         assert_eq!(no_room_for_layout(Repack::Off, &layout), None);

@@ -4,8 +4,10 @@ use std::fmt;
 use std::path::Path;
 
 use super::{Error, SessionOptions};
-use crate::llama::{Model, ModelFile, ModelOptions};
-use crate::placement::{LayoutChoice, Machine, Repack, Shape};
+use crate::base::remembered::Remembered;
+use crate::gguf::TensorType;
+use crate::llama::{self, Model, ModelFile, ModelOptions};
+use crate::placement::{self, LayoutChoice, LayoutGain, Machine, Repack, Shape};
 
 /// Is told how the weights of a model will be laid out.
 pub type OnLayout = Box<dyn FnOnce(&LayoutChoice)>;
@@ -55,8 +57,16 @@ pub fn open(path: &Path, options: OpenOptions) -> Result<Model, Error> {
         machine.check(&shape, &size, gpu_layers, beside).map_err(Box::new)?;
     }
     let needs = shape.estimate(&size).on_host(gpu_layers, shape.n_layers).total();
-    let repacked = shape.share_on_host(file.repacked_bytes()?, gpu_layers);
-    let layout = LayoutChoice::new(repack, repacked, needs, machine.as_ref(), beside);
+    let repacked = file.repacked()?;
+    let bytes = repacked.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+    let bytes = shape.share_on_host(bytes, gpu_layers);
+    let gain = match repack {
+        Repack::Auto if bytes >= WORTH_MEASURING => {
+            layout_gain(&repacked, session.n_threads(), &Remembered::of_user())?
+        }
+        _ => None,
+    };
+    let layout = LayoutChoice::new(repack, bytes, gain, needs, machine.as_ref(), beside);
     file.options_mut().repack = layout.used;
     file.options_mut().uncache_copied = layout.crowds_out_the_file();
     if let Some(on_layout) = on_layout {
@@ -65,8 +75,66 @@ pub fn open(path: &Path, options: OpenOptions) -> Result<Model, Error> {
     Ok(file.load()?)
 }
 
+/// Bytes that are copied in less time than measuring would take.
+const WORTH_MEASURING: u64 = 32 << 20;
+
+/// Returns how much faster the second layout of weights of these types is here, as measured earlier, or now; `None` if it
+/// cannot be measured.
+fn layout_gain(
+    types: &[(TensorType, u64)],
+    threads: u32,
+    remembered: &Remembered,
+) -> Result<Option<LayoutGain>, Error> {
+    // What the numbers depend on. The number of threads is the same for both layouts.
+    let machine = placement::cpu_name().unwrap_or_default();
+    let build = blake3::hash(llama::system_info()?.as_bytes()).to_hex();
+    let mut times = Vec::with_capacity(types.len());
+    for (ty, bytes) in types {
+        let name = format!("layout of {ty}, {machine}, nibble {}, {}", env!("CARGO_PKG_VERSION"), &build[..16]);
+        let known = remembered.get(&name);
+        let Some(measured) = known.map_or_else(|| llama::layout_times(*ty, threads), |known| Ok(Some(known)))? else {
+            return Ok(None);
+        };
+        if known.is_none() {
+            remembered.put(&name, &measured);
+        }
+        times.push((*bytes, measured));
+    }
+    Ok(LayoutGain::of(&times))
+}
+
 /// Estimates the bytes of main memory that a loaded model takes with a session made by `session`.
 pub fn memory(model: &Model, session: &SessionOptions) -> u64 {
     let shape = Shape::of_model(model);
     shape.estimate(&session.size(shape.n_ctx_train)).on_host(model.gpu_layers(), shape.n_layers).total()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::llama::{LayoutTimes, WeightTime};
+
+    #[test]
+    fn a_layout_is_measured_once_and_remembered() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("measured.json");
+        let types = [(TensorType::Q4_0, 1u64 << 30)];
+        let Some(first) = layout_gain(&types, 2, &Remembered::at(&path)).unwrap() else {
+            assert!(cfg!(not(any(target_arch = "x86_64", target_arch = "aarch64"))));
+            return;
+        };
+        assert_eq!(layout_gain(&types, 1, &Remembered::at(&path)).unwrap(), Some(first));
+        // It is read, not measured: other numbers give another answer.
+        let text = std::fs::read_to_string(&path).unwrap();
+        let all: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
+        let name = all.keys().next().unwrap();
+        assert!(name.starts_with("layout of Q4_0, "), "{name}");
+        let time = |reading, writing| WeightTime { reading, writing };
+        let other = LayoutTimes { from_file: time(4.0, 3.0), copied: time(2.0, 1.0) };
+        Remembered::at(&path).put(name, &other);
+        let gain = LayoutGain { reading: 2.0, writing: 3.0 };
+        assert_eq!(layout_gain(&types, 2, &Remembered::at(&path)).unwrap(), Some(gain));
+        // Of a type without a second layout, nothing can be said.
+        assert_eq!(layout_gain(&[(TensorType::F16, 1)], 2, &Remembered::at(&path)).unwrap(), None);
+    }
 }

@@ -10,17 +10,17 @@ use std::ptr::{self, NonNull};
 use llama_cpp_sys_2 as sys;
 
 use super::{Error, backend};
-use crate::gguf::{Gguf, TensorInfo};
+use crate::gguf::{Gguf, TensorInfo, TensorType};
 
-/// Returns the bytes of the tensors of `gguf` that llama.cpp copies if all layers are on the CPU.
+/// Returns the types of the tensors of `gguf` that llama.cpp copies if all layers are on the CPU, with the bytes of each.
 ///
 /// ggml itself says which types and shapes it copies here. Whether a tensor is multiplied at all is known from its name:
 /// all matrices are, but for embeddings that have an output matrix beside them.
 ///
 /// # Errors
 /// [`Error::Backend`] if llama.cpp cannot be started.
-pub(super) fn copied_bytes(gguf: &Gguf) -> Result<u64, Error> {
-    let Some(cpu) = Cpu::find()? else { return Ok(0) };
+pub(super) fn copied(gguf: &Gguf) -> Result<Vec<(TensorType, u64)>, Error> {
+    let Some(cpu) = Cpu::find()? else { return Ok(Vec::new()) };
     let has_output = gguf.tensors().iter().any(|tensor| tensor.name == "output.weight");
     let is_multiplied = |name: &str| match name {
         "token_embd.weight" => !has_output,
@@ -28,33 +28,37 @@ pub(super) fn copied_bytes(gguf: &Gguf) -> Result<u64, Error> {
     };
     // Most tensors of a model have one of few shapes.
     let mut known: Vec<(&TensorInfo, bool)> = Vec::new();
-    let mut bytes = 0u64;
+    let mut copied: Vec<(TensorType, u64)> = Vec::new();
     for tensor in gguf.tensors().iter().filter(|tensor| tensor.dims.len() > 1 && is_multiplied(&tensor.name)) {
         let same = known.iter().find(|(other, _)| other.ty == tensor.ty && other.dims == tensor.dims);
-        let copied = match same {
-            Some((_, copied)) => *copied,
+        let is_copied = match same {
+            Some((_, is_copied)) => *is_copied,
             None => {
-                let copied = cpu.copies(tensor);
-                known.push((tensor, copied));
-                copied
+                let is_copied = cpu.layout_of(tensor.ty, &tensor.dims).is_some();
+                known.push((tensor, is_copied));
+                is_copied
             }
         };
-        if copied {
-            bytes = bytes.saturating_add(tensor.n_bytes().unwrap_or(0));
+        if is_copied {
+            let bytes = tensor.n_bytes().unwrap_or(0);
+            match copied.iter_mut().find(|(ty, _)| *ty == tensor.ty) {
+                Some((_, sum)) => *sum = sum.saturating_add(bytes),
+                None => copied.push((tensor.ty, bytes)),
+            }
         }
     }
-    Ok(bytes)
+    Ok(copied)
 }
 
 /// The processor as ggml's device, and the buffers of its other layouts.
-struct Cpu {
-    device: sys::ggml_backend_dev_t,
+pub(super) struct Cpu {
+    pub device: sys::ggml_backend_dev_t,
     buffers: Vec<sys::ggml_backend_buffer_type_t>,
 }
 
 impl Cpu {
     /// Returns the processor; `None` if this build has no other layouts.
-    fn find() -> Result<Option<Self>, Error> {
+    pub fn find() -> Result<Option<Self>, Error> {
         type Extra = unsafe extern "C" fn(sys::ggml_backend_dev_t) -> *mut sys::ggml_backend_buffer_type_t;
         backend::get()?;
         // SAFETY: takes a constant, and returns a device that lives as long as the process, or null.
@@ -82,26 +86,26 @@ impl Cpu {
         Ok((!buffers.is_empty()).then_some(Self { device, buffers }))
     }
 
-    /// Returns whether a matrix of this type and shape is copied: whether ggml can multiply it in one of the buffers.
-    fn copies(&self, tensor: &TensorInfo) -> bool {
+    /// Returns the buffers into which a matrix of this type and shape is copied: the first in which ggml can multiply it.
+    /// Whole blocks have to fit in its rows.
+    pub fn layout_of(&self, ty: TensorType, dims: &[u64]) -> Option<sys::ggml_backend_buffer_type_t> {
         let mut ne = [1i64; 4];
-        for (n, dim) in ne.iter_mut().zip(&tensor.dims) {
-            let Ok(dim) = i64::try_from(*dim) else { return false };
-            *n = dim.max(1);
+        for (n, dim) in ne.iter_mut().zip(dims) {
+            *n = i64::try_from(*dim).ok()?.max(1);
         }
         // SAFETY: takes nothing, and returns a number.
         let mem_size = 16 * unsafe { sys::ggml_tensor_overhead() };
         let params = sys::ggml_init_params { mem_size, mem_buffer: ptr::null_mut(), no_alloc: true };
         // SAFETY: the context holds at most four tensors without data, and is freed below. ggml asserts that types exist
-        // and that rows are whole blocks: nibble's reader has checked both. `n_ids` matters to no layout.
+        // and that rows are whole blocks: callers have checked both. `n_ids` matters to no layout.
         unsafe {
             let context = sys::ggml_init(params);
             if context.is_null() {
-                return false;
+                return None;
             }
-            let ty = tensor.ty.id() as sys::ggml_type;
+            let ty = ty.id() as sys::ggml_type;
             let (n_tokens, n_ids) = (512, 1);
-            let operation = if tensor.dims.len() == 3 {
+            let operation = if dims.len() == 3 {
                 let weights = sys::ggml_new_tensor_3d(context, ty, ne[0], ne[1], ne[2]);
                 let inputs = sys::ggml_new_tensor_3d(context, sys::GGML_TYPE_F32, ne[0], n_ids, n_tokens);
                 let ids = sys::ggml_new_tensor_2d(context, sys::GGML_TYPE_I32, n_ids, n_tokens);
@@ -115,7 +119,7 @@ impl Cpu {
                 )
             };
             let weights = (*operation).src[0];
-            let copied = self.buffers.iter().any(|buffers| {
+            let layout = self.buffers.iter().copied().find(|buffers| {
                 // An empty buffer, by which ggml knows the layout.
                 let buffer = sys::ggml_backend_buft_alloc_buffer(*buffers, 0);
                 (*weights).buffer = buffer;
@@ -125,7 +129,7 @@ impl Cpu {
                 supported
             });
             sys::ggml_free(context);
-            copied
+            layout
         }
     }
 }

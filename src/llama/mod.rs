@@ -13,7 +13,7 @@
 //! | `devices` | the devices of this machine and their memory |
 //! | `preflight` | what llama.cpp would end the process over, refused before it sees a file |
 //! | `load`, `model` | loading parameters, and the loaded model |
-//! | `layout`, `pages` | the second layout that llama.cpp has for CPUs, and the memory behind what was copied into it |
+//! | `layout`, `layout_speed`, `pages` | the second layout that llama.cpp has for CPUs, how fast it is, and the memory behind what was copied into it |
 //! | `openmp` | the threads that compute, and how they wait for one another |
 //! | `lora` | adapters |
 //! | `tokenizer` | the tokenizer of a loaded model |
@@ -30,6 +30,7 @@ mod context;
 mod devices;
 mod error;
 mod layout;
+mod layout_speed;
 mod load;
 mod lora;
 mod model;
@@ -46,6 +47,7 @@ pub use batch::Batch;
 pub use context::{Context, ContextOptions, FlashAttention, KvType};
 pub use devices::{Device, DeviceKind, devices, has_gpu};
 pub use error::{Error, Setting};
+pub use layout_speed::{LayoutTimes, WeightTime, layout_times};
 pub use load::{ModelOptions, Progress, TensorOverride};
 pub use lora::Lora;
 pub(crate) use model::n_ctx_train;

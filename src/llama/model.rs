@@ -10,7 +10,7 @@ use super::load::{self, Handle, ModelOptions};
 use super::lora::{self, Adapter};
 use super::tokenizer::ModelTokenizer;
 use super::{Error, backend, layout, preflight};
-use crate::gguf::{Gguf, Metadata, Value};
+use crate::gguf::{Gguf, Metadata, TensorType, Value};
 use crate::vocab::Pieces;
 use crate::vocab::Tokenizer;
 
@@ -68,13 +68,13 @@ impl ModelFile {
         })
     }
 
-    /// Returns the bytes of the weights that would be copied into a second layout if all layers were on the CPU: see
-    /// [`ModelOptions::repack`].
+    /// Returns the types of the weights that would be copied into a second layout if all layers were on the CPU, with the
+    /// bytes of each: see [`ModelOptions::repack`].
     ///
     /// # Errors
     /// [`Error::Backend`] if llama.cpp cannot be started.
-    pub fn repacked_bytes(&self) -> Result<u64, Error> {
-        layout::copied_bytes(&self.gguf)
+    pub fn repacked(&self) -> Result<Vec<(TensorType, u64)>, Error> {
+        layout::copied(&self.gguf)
     }
 
     /// Changes how the model will be loaded.
@@ -101,7 +101,8 @@ impl ModelFile {
         // Before any context is created, because a context also reserves the memory that adapters need.
         let adapters = self.lora.iter().map(|lora| lora::load(&handle, lora)).collect::<Result<_, _>>()?;
         let lora = lora::identity(&self.lora);
-        let weights = Weights { gpu_layers, bytes, are_loaded: !self.options.no_alloc, adapters, lora };
+        let are_copied = self.options.repack && !self.repacked()?.is_empty();
+        let weights = Weights { gpu_layers, bytes, are_loaded: !self.options.no_alloc, are_copied, adapters, lora };
         Model::new(&self.path, &self.gguf, self.pieces, handle, Some(weights))
     }
 }
@@ -129,6 +130,8 @@ struct Weights {
     bytes: u64,
     // False if their memory is only simulated.
     are_loaded: bool,
+    // Whether some are in the second layout.
+    are_copied: bool,
     // Freed with the model.
     adapters: Vec<Adapter>,
     // Identifies the adapters and their scales.
@@ -222,6 +225,11 @@ impl Model {
     /// Returns how many layers are on a GPU: `u64::MAX` for all.
     pub fn gpu_layers(&self) -> u64 {
         self.inner.weights.as_ref().map_or(0, |weights| weights.gpu_layers)
+    }
+
+    /// Returns whether some of its weights were copied into a second layout: see [`ModelOptions::repack`].
+    pub fn uses_second_layout(&self) -> bool {
+        self.inner.weights.as_ref().is_some_and(|weights| weights.are_copied)
     }
 
     /// Returns why no context can be created for it; `None` if one can be.

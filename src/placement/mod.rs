@@ -8,12 +8,14 @@
 //!
 //! It uses only plain numbers: it loads no files, and creates no contexts.
 
+mod cpu;
 mod estimate;
 mod layout;
 mod machine;
 mod shape;
 
+pub use cpu::{Caches, cpu_name, n_cores};
 pub use estimate::{ContextSize, Estimate};
-pub use layout::{LayoutChoice, Repack};
+pub use layout::{LayoutChoice, LayoutGain, Repack};
 pub use machine::{Machine, NoRoom};
 pub use shape::Shape;

@@ -67,6 +67,9 @@ pub struct File {
     pub bits_per_weight: Option<f64>,
     /// Name of the importance that it was made with; `None` if there was none, or the file does not say.
     pub importance: Option<String>,
+    /// Whether weights were copied into the second layout for CPUs, which adds numbers in another order; `None` if the model
+    /// was not run.
+    pub second_layout: Option<bool>,
 }
 
 /// What candidates are compared with.

@@ -23,6 +23,7 @@ pub fn describe(path: &Path, gguf: &Gguf) -> File {
         quantization: quantization.map(str::to_string),
         bits_per_weight: (weights > 0).then(|| gguf.tensor_bytes() as f64 * 8.0 / weights as f64),
         importance: importance.map(|path| name(Path::new(path))),
+        second_layout: None,
     }
 }
 

@@ -23,6 +23,7 @@ use super::command::{self, is_open};
 use super::files;
 use super::settings;
 use crate::base::display::is_unprintable;
+use crate::base::folders;
 use crate::base::text::without_mark;
 
 /// A line, or what happened instead.
@@ -184,14 +185,7 @@ pub fn history_file() -> Option<PathBuf> {
     if let Some(given) = std::env::var_os("NIBBLE_HISTORY") {
         return (!given.is_empty()).then(|| given.into());
     }
-    // The XDG specification says to ignore paths that are not absolute.
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let state = if cfg!(windows) {
-        absolute("LOCALAPPDATA")
-    } else {
-        absolute("XDG_STATE_HOME").or_else(|| Some(std::env::home_dir()?.join(".local/state")))
-    };
-    Some(state?.join("nibble").join("chat-history"))
+    Some(folders::state()?.join("chat-history"))
 }
 
 /// Marks a backslash and line break that were typed to continue a line. Both are removed when the message is sent,

@@ -17,6 +17,7 @@ use super::tasks::{Task, TaskOptions};
 use super::texts::{Cut, TextFile, TokenizedText};
 use super::trace::Trace;
 use super::{Error, assemble};
+use crate::llama::Model;
 use crate::report::results::{File, Reference, Results};
 use crate::weights::{FileComparison, FileOptions, Observer};
 
@@ -128,6 +129,18 @@ impl Comparison {
             self.files.compare_weights(observer, cancel)?;
         }
         Ok(())
+    }
+
+    /// Records how the weights of the model at `path` were laid out in memory.
+    fn note_layout(&mut self, path: &Path, model: &Model) {
+        let used = Some(model.uses_second_layout());
+        if path == self.options.files.reference {
+            self.files.results_mut().reference.file.second_layout = used;
+        }
+        let places: Vec<usize> = self.left().into_iter().filter(|i| self.files.candidates()[*i] == path).collect();
+        for i in places {
+            self.files.results_mut().candidates[i].file.second_layout = used;
+        }
     }
 
     fn save(&self, observer: &dyn Observer) -> Result<(), Error> {

@@ -93,6 +93,7 @@ impl Comparison {
         let session = SessionOptions { n_ctx: self.options.task_context, ..settings.session.clone() };
         observer.begin(&Stage::Loading { name });
         let model = settings.load(path, &Loglikelihoods::options(&session), 0).map_err(loading)?;
+        self.note_layout(path, &model);
         let options = RunOptions { session, together: None };
         let mut answers = Vec::new();
         for task in tasks {

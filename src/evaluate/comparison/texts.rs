@@ -104,11 +104,14 @@ impl Comparison {
         observer.begin(&Stage::Loading { name: "the models" });
         let settings = self.options.models.clone();
         let reference = settings.load(&self.options.files.reference, &of_models, 0).map_err(loading)?;
+        self.note_layout(&self.options.files.reference.clone(), &reference);
         let mut beside = engine::memory(&reference, &of_models);
         let (mut models, mut places) = (Vec::new(), Vec::new());
         for i in self.left() {
-            match settings.load(&self.files.candidates()[i], &of_models, beside) {
+            let path = self.files.candidates()[i].clone();
+            match settings.load(&path, &of_models, beside) {
                 Ok(model) => {
+                    self.note_layout(&path, &model);
                     beside = beside.saturating_add(engine::memory(&model, &of_models));
                     models.push(model);
                     places.push(i);
@@ -164,7 +167,8 @@ impl Comparison {
         for i in self.left() {
             let name = self.results().candidates[i].file.name.clone();
             observer.begin(&Stage::Loading { name: &name });
-            let model = match self.options.models.load(&self.files.candidates()[i], &of_models, 0) {
+            let path = self.files.candidates()[i].clone();
+            let model = match self.options.models.load(&path, &of_models, 0) {
                 Ok(model) => model,
                 Err(engine::Error::LoadCancelled) => {
                     self.files.results_mut().interrupted = true;
@@ -175,6 +179,7 @@ impl Comparison {
                     continue;
                 }
             };
+            self.note_layout(&path, &model);
             observer.begin(&Stage::Reading { name: &name, windows: self.n_windows() });
             let mut measurement =
                 measure::measure(Against::Trace(trace), &[&model], &self.texts, &read, steps_of(observer));

@@ -1,7 +1,7 @@
-//! The CPU and its caches, on which a measurement depends.
+//! The CPU and its caches, on which speeds depend.
 
 /// Returns the name that the CPU reports.
-pub fn name() -> Option<String> {
+pub fn cpu_name() -> Option<String> {
     let mut system = sysinfo::System::new().ok()?;
     system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
     let name = system.cpus().first()?.brand().split_whitespace().collect::<Vec<_>>().join(" ");
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn this_machine_has_a_cpu() {
         assert!(n_cores() >= 1);
-        if let Some(name) = name() {
+        if let Some(name) = cpu_name() {
             assert_eq!(name.trim(), name);
         }
         if let Some(caches) = Caches::this() {
