@@ -19,6 +19,8 @@ mod generation;
 #[cfg(feature = "llama")]
 mod importance;
 #[cfg(feature = "llama")]
+mod layers;
+#[cfg(feature = "llama")]
 mod lora;
 #[cfg(feature = "llama")]
 mod lora_conversion;

@@ -78,7 +78,7 @@ impl SessionOptions {
     }
 
     /// Returns the options of its context, for this many sequences.
-    pub(super) fn context(&self, n_ctx_train: Option<u32>, n_sequences: u32) -> ContextOptions {
+    pub fn context(&self, n_ctx_train: Option<u32>, n_sequences: u32) -> ContextOptions {
         ContextOptions {
             n_ctx: self.n_ctx_for(n_ctx_train),
             n_batch: self.n_batch,
