@@ -58,8 +58,8 @@ pub fn disagreement(files: &TokenizerFiles<'_>, embedding_rows: u64, chosen: &Me
     let other = TokenizerFiles { choice: Some(TokenizerFile::Json), ..files.clone() };
     // What is wrong with it does not matter: it is not used.
     let (other, _) = metadata(&other, embedding_rows).ok()?;
-    let model = SentencepieceBpe::from_metadata(chosen).ok()?;
-    let json = SentencepieceBpe::from_metadata(&other).ok()?;
+    let model = SentencepieceBpe::for_texts(chosen, &TEXTS).ok()?;
+    let json = SentencepieceBpe::for_texts(&other, &TEXTS).ok()?;
     TEXTS.into_iter().find_map(|text| {
         let (model, json) = (model.encode(text), json.encode(text));
         (model != json).then_some(Disagreement { text, model, json })

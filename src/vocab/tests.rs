@@ -258,6 +258,24 @@ fn a_text_about_which_the_two_files_disagree_is_shown() {
 }
 
 #[test]
+fn a_tokenizer_for_some_texts_makes_of_them_what_the_whole_one_makes() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/saved-by-transformers-5");
+    let config = object(&dir.join("tokenizer_config.json"));
+    let of_json = |choice| saved_by_transformers_5(&config, Some(choice)).0;
+    let texts = ["Hello", " it's  two\t3.14%", "Ünïcödé 😀", "<think>x</think>\n<|im_end|>", "你好，世界"];
+    for metadata in [convert(&nano_dir(), "", 6400).0, of_json(TokenizerFile::Model), of_json(TokenizerFile::Json)] {
+        let whole = SentencepieceBpe::from_metadata(&metadata).unwrap();
+        for n in 1..=texts.len() {
+            let part = SentencepieceBpe::for_texts(&metadata, &texts[..n]).unwrap();
+            for text in &texts[..n] {
+                assert_eq!(part.encode(text), whole.encode(text), "{text:?}");
+                assert_eq!(part.encode_special(text), whole.encode_special(text), "{text:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_tokenizer_json_that_does_not_fit_is_left_aside_with_a_warning() {
     let dir = tempfile::tempdir().unwrap();
     let json = dir.path().join("tokenizer.json");
