@@ -53,6 +53,7 @@ pub use float::Half;
 pub use formats::FORMATS;
 pub use lanes::Level;
 pub(crate) use lanes::{Body, Lanes};
+use rounding::Rescale;
 pub use rows::Rows;
 
 /// The blocks of some kind among others.
@@ -88,6 +89,7 @@ pub struct Format {
     limits: [f32; 2],
     quantize_rows: fn(Level, Rows, &mut [u8]),
     round_to_nearest: Option<fn(Rows, &mut [u8])>,
+    grid: Option<rounding::Grid>,
     dequantize_row: fn(&[u8], &mut [f32]),
     not_finite: fn(&[u8]) -> Option<SomeBlocks>,
     #[cfg(test)]
@@ -112,6 +114,7 @@ impl Format {
                 }
             },
             round_to_nearest: None,
+            grid: None,
             dequantize_row: |src, dst| B::dequantize_row(bytemuck::cast_slice(src), dst),
             not_finite: |src| SomeBlocks::among(bytemuck::cast_slice::<u8, B>(src).iter(), |block| !block.is_finite()),
             #[cfg(test)]
@@ -120,13 +123,14 @@ impl Format {
     }
 
     /// A format of scales and codes.
-    const fn scaled<B: Scaled>() -> Self {
+    const fn scaled<B: Rescale>() -> Self {
         assert!(B::LEN.is_multiple_of(B::SUB_BLOCK));
         let round_to_nearest = |rows: Rows, dst: &mut [u8]| {
             rounding::nearest::quantize_rows::<B>(rows, bytemuck::cast_slice_mut(dst));
         };
         Self {
             round_to_nearest: Some(round_to_nearest),
+            grid: Some(rounding::Grid::of::<B>()),
             #[cfg(test)]
             check_values: Some(tests::check_values::<B>),
             ..Self::of::<B>()

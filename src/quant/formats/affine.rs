@@ -9,7 +9,7 @@ use super::{Twin, limited};
 use crate::gguf::TensorType;
 use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks, row_mean_square};
 use crate::quant::lanes::Lanes;
-use crate::quant::rounding::{Levels, Step};
+use crate::quant::rounding::{Levels, Rescale, Scales, Step};
 use crate::quant::rows::{MeanSquares, Rows};
 use crate::quant::search::affine::{self as search, Affine, AffineBatch, AffineSearch};
 use crate::quant::search::batch::SmallBatch;
@@ -115,6 +115,28 @@ where
 
     fn set_codes(&mut self, codes: &[u8]) {
         self.qs = Q::pack(array_of(codes));
+    }
+}
+
+impl<Q: Codes<32>> Rescale for Affine32<Q>
+where
+    Self: Twin,
+{
+    const FACTORS: [i16; 2] = [1, 1];
+    // m is added, and a min is taken away.
+    const MIN_FACTORS: [i16; 2] = [-1, -1];
+
+    fn scales(&self) -> Scales {
+        Scales { dmin: self.m, min_factors: [-1; 16], ..Scales::of_one(self.d) }
+    }
+
+    fn set_scales(&mut self, scales: &Scales) {
+        (self.d, self.m) = (scales.d, scales.dmin);
+    }
+
+    fn codes(&self, codes: &mut [u8]) {
+        let qs = self.qs;
+        codes.copy_from_slice(&qs.unpack());
     }
 }
 

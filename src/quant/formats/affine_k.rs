@@ -9,7 +9,7 @@ use super::pack::{Codes, six_bit_pairs, unpack_six_bit_pairs};
 use crate::gguf::TensorType;
 use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks};
 use crate::quant::lanes::{Floats, Lanes, MAX_LANES};
-use crate::quant::rounding::{Levels, Step, Whole};
+use crate::quant::rounding::{Levels, Rescale, Scales as Stored, Step, Whole};
 use crate::quant::rows::Rows;
 use crate::quant::search::affine::{self, Affine, AffineBatch, AffineSearch};
 use crate::quant::search::batch::{self, Batch, Fitted};
@@ -124,6 +124,37 @@ where
 
     fn set_codes(&mut self, codes: &[u8]) {
         self.qs = Q::pack(array_of(codes));
+    }
+}
+
+impl<Q: Codes<256>> Rescale for AffineK<Q>
+where
+    Self: Twin + Searched,
+{
+    const FACTORS: [i16; 2] = [0, 63];
+    const MIN_FACTORS: [i16; 2] = [0, 63];
+
+    fn scales(&self) -> Stored {
+        let (scales, mins) = unpack_six_bit_pairs(&self.scales);
+        let mut stored = Stored { d: self.d, dmin: self.dmin, factors: [0; 16], min_factors: [0; 16] };
+        for j in 0..8 {
+            stored.factors[j] = scales[j].into();
+            stored.min_factors[j] = mins[j].into();
+        }
+        stored
+    }
+
+    fn set_scales(&mut self, scales: &Stored) {
+        (self.d, self.dmin) = (scales.d, scales.dmin);
+        self.scales = six_bit_pairs(
+            &array::from_fn(|j| scales.factors[j] as u8),
+            &array::from_fn(|j| scales.min_factors[j] as u8),
+        );
+    }
+
+    fn codes(&self, codes: &mut [u8]) {
+        let qs = self.qs;
+        codes.copy_from_slice(&qs.unpack());
     }
 }
 

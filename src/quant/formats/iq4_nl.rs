@@ -14,7 +14,7 @@ use super::{BEYOND_F16, pack};
 use crate::gguf::TensorType;
 use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks};
 use crate::quant::lanes::Lanes;
-use crate::quant::rounding::{Levels, Step, table};
+use crate::quant::rounding::{Levels, Rescale, Scales, Step, table};
 use crate::quant::rows::Rows;
 use crate::quant::search::batch::SmallBatch;
 use crate::quant::search::codebook;
@@ -98,6 +98,23 @@ impl Scaled for BlockIq4Nl {
 
     fn set_codes(&mut self, codes: &[u8]) {
         self.qs = pack::nibbles(array_of(codes));
+    }
+}
+
+impl Rescale for BlockIq4Nl {
+    const FACTORS: [i16; 2] = [1, 1];
+    const MIN_FACTORS: [i16; 2] = [0, 0];
+
+    fn scales(&self) -> Scales {
+        Scales::of_one(self.d)
+    }
+
+    fn set_scales(&mut self, scales: &Scales) {
+        self.d = scales.d;
+    }
+
+    fn codes(&self, codes: &mut [u8]) {
+        codes.copy_from_slice(&pack::unpack_nibbles(&self.qs));
     }
 }
 

@@ -18,7 +18,7 @@ use super::{BEYOND_F16, pack};
 use crate::gguf::TensorType;
 use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks};
 use crate::quant::lanes::{Lanes, MAX_LANES};
-use crate::quant::rounding::{Levels, Step, table};
+use crate::quant::rounding::{Levels, Rescale, Scales, Step, table};
 use crate::quant::rows::Rows;
 use crate::quant::search::batch::{self, Batch};
 use crate::quant::search::codebook;
@@ -119,6 +119,27 @@ impl Scaled for BlockIq4Xs {
         let codes: &[u8; 256] = array_of(codes);
         for (packed, codes) in self.qs.as_chunks_mut::<16>().0.iter_mut().zip(codes.as_chunks::<32>().0) {
             *packed = pack::nibbles(codes);
+        }
+    }
+}
+
+impl Rescale for BlockIq4Xs {
+    const FACTORS: [i16; 2] = [-32, 31];
+    const MIN_FACTORS: [i16; 2] = [0, 0];
+
+    fn scales(&self) -> Scales {
+        let scales = unpack_scales(self.scales_h, self.scales_l);
+        Scales::symmetric(self.d, |j| scales.get(j).map_or(0, |s| i16::from(*s) - 32))
+    }
+
+    fn set_scales(&mut self, scales: &Scales) {
+        self.d = scales.d;
+        (self.scales_h, self.scales_l) = pack_scales(&array::from_fn(|j| (scales.factors[j] + 32) as u8));
+    }
+
+    fn codes(&self, codes: &mut [u8]) {
+        for (codes, packed) in codes.as_chunks_mut::<32>().0.iter_mut().zip(self.qs.as_chunks::<16>().0) {
+            *codes = pack::unpack_nibbles(packed);
         }
     }
 }

@@ -18,7 +18,7 @@ use super::{BEYOND_F16, pack};
 use crate::gguf::TensorType;
 use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks};
 use crate::quant::lanes::{Lanes, MAX_LANES};
-use crate::quant::rounding::{Levels, Step, Whole};
+use crate::quant::rounding::{Levels, Rescale, Scales, Step, Whole};
 use crate::quant::rows::Rows;
 use crate::quant::search::affine::{self, Affine, AffineBatch, AffineSearch};
 use crate::quant::search::batch::{self, Batch, Fitted};
@@ -152,6 +152,29 @@ impl Scaled for BlockQ2K {
 
     fn set_codes(&mut self, codes: &[u8]) {
         self.qs = pack::two_bits(array_of(codes));
+    }
+}
+
+impl Rescale for BlockQ2K {
+    const FACTORS: [i16; 2] = [0, 15];
+    const MIN_FACTORS: [i16; 2] = [0, 15];
+
+    fn scales(&self) -> Scales {
+        Scales {
+            d: self.d,
+            dmin: self.dmin,
+            factors: self.scales.map(|byte| (byte & 15).into()),
+            min_factors: self.scales.map(|byte| (byte >> 4).into()),
+        }
+    }
+
+    fn set_scales(&mut self, scales: &Scales) {
+        (self.d, self.dmin) = (scales.d, scales.dmin);
+        self.scales = array::from_fn(|j| scales.factors[j] as u8 | (scales.min_factors[j] as u8) << 4);
+    }
+
+    fn codes(&self, codes: &mut [u8]) {
+        codes.copy_from_slice(&pack::unpack_two_bits(&self.qs));
     }
 }
 

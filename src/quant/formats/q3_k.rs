@@ -22,7 +22,7 @@ use super::{BEYOND_F16, pack};
 use crate::gguf::TensorType;
 use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks};
 use crate::quant::lanes::{Lanes, MAX_LANES};
-use crate::quant::rounding::{Levels, Step, Whole};
+use crate::quant::rounding::{Levels, Rescale, Scales, Step, Whole};
 use crate::quant::rows::Rows;
 use crate::quant::search::batch::{self, Batch, Fitted};
 use crate::quant::search::moves::{self, MOVES_BLOCKS, Moves, MovesBatch};
@@ -70,8 +70,7 @@ impl Block for BlockQ3K {
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<256, Self>(src, dst, |block| {
             let sub_blocks = block.sub_blocks();
-            let mut codes = pack::unpack_two_bits(&block.qs);
-            pack::unpack_one_bit(&block.hmask, 2, &mut codes);
+            let codes = block.unpack();
             array::from_fn(|i| sub_blocks[i / 16] * (f32::from(codes[i]) - 4.0))
         });
     }
@@ -87,6 +86,13 @@ impl BlockQ3K {
     fn sub_blocks(&self) -> [f32; 16] {
         let d = self.d.value();
         unpack_scales(&self.scales).map(|s| d * (f32::from(s) - 32.0))
+    }
+
+    #[inline(always)]
+    fn unpack(&self) -> [u8; 256] {
+        let mut codes = pack::unpack_two_bits(&self.qs);
+        pack::unpack_one_bit(&self.hmask, 2, &mut codes);
+        codes
     }
 
     #[inline(always)]
@@ -178,6 +184,25 @@ impl Scaled for BlockQ3K {
 
     fn set_codes(&mut self, codes: &[u8]) {
         self.pack(*array_of(codes));
+    }
+}
+
+impl Rescale for BlockQ3K {
+    const FACTORS: [i16; 2] = [-32, 31];
+    const MIN_FACTORS: [i16; 2] = [0, 0];
+
+    fn scales(&self) -> Scales {
+        let scales = unpack_scales(&self.scales);
+        Scales::symmetric(self.d, |j| i16::from(scales[j]) - 32)
+    }
+
+    fn set_scales(&mut self, scales: &Scales) {
+        self.d = scales.d;
+        self.scales = pack_scales(&scales.factors.map(|s| (s + 32) as u8));
+    }
+
+    fn codes(&self, codes: &mut [u8]) {
+        codes.copy_from_slice(&self.unpack());
     }
 }
 

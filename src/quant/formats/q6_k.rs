@@ -18,7 +18,7 @@ use super::{BEYOND_F16, pack};
 use crate::gguf::TensorType;
 use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks};
 use crate::quant::lanes::Lanes;
-use crate::quant::rounding::{Levels, Step, Whole};
+use crate::quant::rounding::{Levels, Rescale, Scales, Step, Whole};
 use crate::quant::rows::Rows;
 use crate::quant::search::batch::Batch;
 use crate::quant::search::numbers::{NEGLIGIBLE, extreme, nearest, squares_lanes};
@@ -79,7 +79,7 @@ impl Block for BlockQ6K {
     fn dequantize_row(src: &[Self], dst: &mut [f32]) {
         dequantize_blocks::<256, Self>(src, dst, |block| {
             let sub_blocks = block.sub_blocks();
-            let codes = block.codes();
+            let codes = block.unpack();
             array::from_fn(|i| sub_blocks[i / 16] * (f32::from(codes[i]) - 32.0))
         });
     }
@@ -102,7 +102,7 @@ impl BlockQ6K {
     }
 
     #[inline(always)]
-    fn codes(&self) -> [u8; 256] {
+    fn unpack(&self) -> [u8; 256] {
         let mut codes = pack::unpack_two_bits(&self.qh).map(|high| high << 4);
         for (bytes, codes) in self.ql.chunks_exact(64).zip(codes.chunks_exact_mut(128)) {
             for l in 0..64 {
@@ -146,6 +146,24 @@ impl Scaled for BlockQ6K {
 
     fn set_codes(&mut self, codes: &[u8]) {
         self.pack(array_of(codes));
+    }
+}
+
+impl Rescale for BlockQ6K {
+    const FACTORS: [i16; 2] = [-128, 127];
+    const MIN_FACTORS: [i16; 2] = [0, 0];
+
+    fn scales(&self) -> Scales {
+        Scales::symmetric(self.d, |j| i16::from(self.scales[j] as i8))
+    }
+
+    fn set_scales(&mut self, scales: &Scales) {
+        self.d = scales.d;
+        self.scales = scales.factors.map(|s| s as u8);
+    }
+
+    fn codes(&self, codes: &mut [u8]) {
+        codes.copy_from_slice(&self.unpack());
     }
 }
 
@@ -203,6 +221,6 @@ mod tests {
 
         let codes: [u8; 256] = array::from_fn(|i| (i * 7 % 64) as u8);
         block.pack(&codes);
-        assert_eq!(block.codes(), codes);
+        assert_eq!(block.unpack(), codes);
     }
 }

@@ -13,7 +13,7 @@ use super::BEYOND_F16;
 use crate::gguf::TensorType;
 use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks};
 use crate::quant::lanes::{Floats, Lanes};
-use crate::quant::rounding::{Levels, Step};
+use crate::quant::rounding::{Levels, Rescale, Scales, Step};
 use crate::quant::rows::Rows;
 use crate::quant::search::batch::SmallBatch;
 use crate::quant::search::numbers::{
@@ -106,6 +106,23 @@ impl Scaled for BlockQ8_0 {
 
     fn set_codes(&mut self, codes: &[u8]) {
         self.qs = array_of(codes).map(|code: u8| code.wrapping_sub(127));
+    }
+}
+
+impl Rescale for BlockQ8_0 {
+    const FACTORS: [i16; 2] = [1, 1];
+    const MIN_FACTORS: [i16; 2] = [0, 0];
+
+    fn scales(&self) -> Scales {
+        Scales::of_one(self.d)
+    }
+
+    fn set_scales(&mut self, scales: &Scales) {
+        self.d = scales.d;
+    }
+
+    fn codes(&self, codes: &mut [u8]) {
+        codes.copy_from_slice(&self.qs.map(|q| q.wrapping_add(127)));
     }
 }
 

@@ -12,7 +12,7 @@ use super::{Twin, limited};
 use crate::gguf::TensorType;
 use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks, row_mean_square};
 use crate::quant::lanes::Lanes;
-use crate::quant::rounding::{Levels, Step};
+use crate::quant::rounding::{Levels, Rescale, Scales, Step};
 use crate::quant::rows::{MeanSquares, Rows};
 use crate::quant::search::batch::SmallBatch;
 use crate::quant::search::numbers::{
@@ -116,6 +116,27 @@ where
 
     fn set_codes(&mut self, codes: &[u8]) {
         self.qs = Q::pack(array_of(codes));
+    }
+}
+
+impl<Q: Codes<32>> Rescale for Symmetric<Q>
+where
+    Self: Twin,
+{
+    const FACTORS: [i16; 2] = [1, 1];
+    const MIN_FACTORS: [i16; 2] = [0, 0];
+
+    fn scales(&self) -> Scales {
+        Scales::of_one(self.d)
+    }
+
+    fn set_scales(&mut self, scales: &Scales) {
+        self.d = scales.d;
+    }
+
+    fn codes(&self, codes: &mut [u8]) {
+        let qs = self.qs;
+        codes.copy_from_slice(&qs.unpack());
     }
 }
 

@@ -14,13 +14,42 @@
 //! ggml's own bytes are this composition for most formats, and a little different for others: [`nearest`] says where.
 //! [`Block::quantize_rows`](super::Block::quantize_rows) makes ggml's bytes, by lanes and in one go.
 //!
+//! Where the second moments of the inputs are known, [`joint`] rounds for what the row makes of them: `compensated` carries
+//! the error of each weight on to those that follow, and `refit` improves codes and scales together. The scales of a block are
+//! numbers then, which [`Rescale`] reads and replaces.
+//!
+//! | file          | what                                                                                        |
+//! |---------------|---------------------------------------------------------------------------------------------|
+//! | `nearest`     | each weight by itself                                                                       |
+//! | `joint`       | the entry to all below: settings, objectives, times                                         |
+//! | `factor`      | second moments, and their triangular factor                                                 |
+//! | `compensated` | rounding from left to right with the factor                                                 |
+//! | `refit`       | improving what is rounded                                                                   |
+//! | `piece`       | a sub-block of 32 rows: search of its scales, and rounding, with the errors within it         |
+//! | `group`       | 32 rows, transposed                                                                         |
+//! | `product`     | their products with a matrix                                                                |
+//! | `rescale`     | scales and codes of a block as numbers                                                      |
+//!
 //! [`Scaled::fit`]: super::Scaled::fit
 //! [`Scaled::LEVELS`]: super::Scaled::LEVELS
 
+mod compensated;
+mod factor;
+mod group;
+pub mod joint;
 pub mod nearest;
+mod piece;
+mod product;
+mod refit;
+mod rescale;
 pub(in crate::quant) mod table;
+#[cfg(test)]
+mod tests;
 mod whole;
 
+pub use factor::{DAMPING, MomentsError, SecondMoments};
+pub(in crate::quant) use rescale::Grid;
+pub use rescale::{Rescale, Scales};
 use table::VALUES;
 pub use whole::Whole;
 
