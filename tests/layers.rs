@@ -106,14 +106,14 @@ fn one_layer_after_the_other_computes_what_all_together_compute() {
     for threads in [1, 2] {
         let seen = run_whole(&file, threads);
         let gguf = Gguf::open(&file).unwrap();
-        let n_layers = layers::n_layers(&gguf, &file).unwrap();
+        let n_layers = layers::n_layers(&gguf).unwrap();
         assert_eq!(n_layers, seen.outputs.len());
         let n_vocab = gguf.tensor("token_embd.weight").unwrap().n_rows().unwrap() as u32;
-        let mut hidden = layers::embed(&gguf, &file, &tokens(n_vocab)).unwrap();
+        let mut hidden = layers::embed(&gguf, &tokens(n_vocab)).unwrap();
         let mut inputs = Vec::new();
         for layer in 0..n_layers {
             let path = dir.path().join("layer.gguf");
-            layers::write_layer(&gguf, &file, layer, &path, &|_| None).unwrap();
+            layers::write_layer(&gguf, layer, &path, &|_| None).unwrap();
             let mut run = Layer::open(&path, WINDOW, &session(threads), Kept::default()).unwrap();
             run.run(&mut hidden).unwrap();
             assert!(hidden == seen.outputs[layer], "layer {layer}");
@@ -143,7 +143,7 @@ fn a_layer_can_be_run_with_other_weights() {
     let (gguf, other) = (Gguf::open(&file).unwrap(), Gguf::open(&quantized).unwrap());
     let format = quant::format(TensorType::Q8_0).unwrap();
     let n_vocab = gguf.tensor("token_embd.weight").unwrap().n_rows().unwrap() as u32;
-    let mut hidden = layers::embed(&other, &quantized, &tokens(n_vocab)).unwrap();
+    let mut hidden = layers::embed(&other, &tokens(n_vocab)).unwrap();
     // The matrices of layer 0, quantized here: the bytes that conversion makes.
     let data = |name: &str| {
         let index = gguf.index_of(name).unwrap();
@@ -158,7 +158,7 @@ fn a_layer_can_be_run_with_other_weights() {
         })
     };
     let path = dir.path().join("layer.gguf");
-    layers::write_layer(&gguf, &file, 0, &path, &data).unwrap();
+    layers::write_layer(&gguf, 0, &path, &data).unwrap();
     let mut run = Layer::open(&path, WINDOW, &session(2), ()).unwrap();
     run.run(&mut hidden).unwrap();
     assert!(hidden == seen.outputs[0]);
@@ -169,13 +169,13 @@ fn what_cannot_be_run_is_refused() {
     let file = whole();
     let dir = TempDir::new().unwrap();
     let gguf = Gguf::open(&file).unwrap();
-    let n_layers = layers::n_layers(&gguf, &file).unwrap();
+    let n_layers = layers::n_layers(&gguf).unwrap();
     let path = dir.path().join("layer.gguf");
-    let error = layers::write_layer(&gguf, &file, n_layers, &path, &|_| None).unwrap_err();
+    let error = layers::write_layer(&gguf, n_layers, &path, &|_| None).unwrap_err();
     assert!(matches!(error, Error::NoLayer { layer, .. } if layer == n_layers), "{error}");
-    let error = layers::embed(&gguf, &file, &[0, u32::MAX]).unwrap_err();
+    let error = layers::embed(&gguf, &[0, u32::MAX]).unwrap_err();
     assert!(matches!(error, Error::Embedding { .. }), "{error}");
-    layers::write_layer(&gguf, &file, 0, &path, &|_| None).unwrap();
+    layers::write_layer(&gguf, 0, &path, &|_| None).unwrap();
     let mut run = Layer::open(&path, WINDOW, &session(1), ()).unwrap();
     let n_embd = gguf.tensor("token_embd.weight").unwrap().row_len() as usize;
     for n in [1, n_embd * (WINDOW as usize - 1), n_embd * WINDOW as usize + 1] {

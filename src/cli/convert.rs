@@ -28,6 +28,7 @@ use crate::vocab::TokenizerFile;
   nibble convert Yi-34B-Chat --dry-run           print the plan and write nothing
   nibble convert Yi-34B-Chat --type output=Q8_0 --type 'blk.0.*=Q6_K'
   nibble convert Yi-34B-Chat -q IQ4_XS --importance yi-imatrix.gguf
+  nibble convert Yi-6B --rounding compensated --calibration english.txt --calibration chinese.txt
   nibble convert my-adapter --base Yi-34B-Chat   a LoRA adapter, to my-adapter-F32-LoRA.gguf")]
 pub struct Args {
     /// A Hugging Face model folder, a GGUF file, or the folder of a LoRA adapter as PEFT saves it
@@ -53,6 +54,10 @@ pub struct Args {
     /// The file may be GGUF or .dat. The fewer bits a recipe uses, the more this helps: Q2_K and Q3_K benefit most.
     #[arg(long, value_name = "FILE")]
     importance: Option<PathBuf>,
+
+    #[cfg(feature = "llama")]
+    #[command(flatten)]
+    rounding: super::rounding::RoundingArgs,
 
     /// For an adapter: the model it was trained on, a folder with its config.json or a GGUF file
     /// [default: the folder that the adapter names, if it exists]
@@ -113,13 +118,29 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if Checkpoint::is_adapter(&args.source) {
         return convert_adapter(&args);
     }
+    let cancel = interrupt::listen()?;
     if args.base.is_some() && args.source.exists() {
         bail!(
             "{}: this is not an adapter (it has no adapter_config.json), and --base is for adapters",
             args.source.display()
         );
     }
-    let job = Job::prepare(&args.source, options(&args, "Q4_K_M")?)?;
+    #[cfg_attr(not(feature = "llama"), allow(unused_mut))]
+    let mut options = options(&args, "Q4_K_M")?;
+    #[cfg(feature = "llama")]
+    let rounding = {
+        let (source, allow_requantize, tokenizer) = (args.source.as_path(), args.allow_requantize, args.tokenizer);
+        let file = args.output.as_deref();
+        let what = super::rounding::Rounded { source, allow_requantize, tokenizer, file, threads: args.threads };
+        let rounding = args.rounding.prepare(&what, &cancel)?;
+        options.prologue = rounding.clone().map(|rounding| rounding as std::sync::Arc<dyn crate::pass::Prologue>);
+        rounding
+    };
+    #[cfg(feature = "llama")]
+    let error_left = || rounding.as_ref().and_then(|rounding| rounding.error_left());
+    #[cfg(not(feature = "llama"))]
+    let error_left = || None;
+    let job = Job::prepare(&args.source, options)?;
     if !args.quiet {
         for warning in warnings(&job) {
             eprintln!("nibble: warning: {}", printable(&warning));
@@ -129,14 +150,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return out::to_stdout(|out| if args.json { print_plan_json(out, &job) } else { print_plan(out, &job) });
     }
 
-    let cancel = interrupt::listen()?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0).into()).build()?;
     let bar = progress::Conversion::new(job.source_bytes(), args.quiet || args.json, args.quiet);
     let result = pool.install(|| job.execute(&bar, &cancel));
     bar.clear();
     match result {
-        Ok(summary) if args.json => out::to_stdout(|out| print_summary_json(out, &job, &summary)),
-        Ok(summary) if !args.quiet => out::to_stdout(|out| print_summary(out, &job, &summary)),
+        Ok(summary) if args.json => out::to_stdout(|out| print_summary_json(out, &job, &summary, error_left())),
+        Ok(summary) if !args.quiet => out::to_stdout(|out| print_summary(out, &job, &summary, error_left())),
         Ok(_) => Ok(()),
         Err(error) if error.is_cancelled() => Err(interrupted(&error)),
         Err(error) => Err(error.into()),
@@ -164,6 +184,10 @@ fn convert_adapter(args: &Args) -> anyhow::Result<()> {
     }
     if args.importance.is_some() {
         return Err(Error::from(lora::Error::ModelOnly(lora::ModelOnly::Importance)).into());
+    }
+    #[cfg(feature = "llama")]
+    if !args.rounding.is_nearest() {
+        bail!("an adapter is rounded to nearest; leave out --rounding");
     }
     if args.tokenizer.is_some() {
         bail!("an adapter has no tokenizer of its own; leave out --tokenizer");
@@ -346,7 +370,8 @@ fn print_plan_json(out: &mut Out, job: &Job) -> anyhow::Result<()> {
     Ok(writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?)
 }
 
-fn print_summary(out: &mut Out, job: &Job, summary: &Summary) -> anyhow::Result<()> {
+/// `error_left` is the part of the error of rounding to nearest that is left, if rounding was another.
+fn print_summary(out: &mut Out, job: &Job, summary: &Summary, error_left: Option<f64>) -> anyhow::Result<()> {
     for (path, bytes) in job.outputs() {
         writeln!(out, "{}  {}", path.display(), units::bytes(*bytes))?;
     }
@@ -359,16 +384,20 @@ fn print_summary(out: &mut Out, job: &Job, summary: &Summary) -> anyhow::Result<
         job.plan().bits_per_weight(),
         units::bytes((summary.read_now_bytes as f64 / seconds.max(1e-9)) as u64),
     )?;
+    if let Some(left) = error_left {
+        writeln!(out, "the matrices' outputs have {left:.2} of the error that rounding to nearest makes")?;
+    }
     Ok(())
 }
 
-fn print_summary_json(out: &mut Out, job: &Job, summary: &Summary) -> anyhow::Result<()> {
+fn print_summary_json(out: &mut Out, job: &Job, summary: &Summary, error_left: Option<f64>) -> anyhow::Result<()> {
     let json = serde_json::json!({
         "outputs": files_json(job),
         "read_bytes": summary.read_bytes,
         "written_bytes": summary.written_bytes,
         "resumed_bytes": summary.read_bytes - summary.read_now_bytes,
         "bits_per_weight": job.plan().bits_per_weight(),
+        "error_left": error_left,
         "seconds": summary.elapsed.as_secs_f64(),
         "warnings": warnings(job),
     });

@@ -32,6 +32,8 @@ mod compare_recipes;
 #[cfg(feature = "llama")]
 mod machine;
 #[cfg(feature = "llama")]
+mod rounding;
+#[cfg(feature = "llama")]
 mod run;
 #[cfg(feature = "llama")]
 mod sampling;

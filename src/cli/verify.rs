@@ -16,7 +16,7 @@ use crate::base::random::new_seed;
 use crate::gguf::{Array, Value};
 use crate::quant::SomeBlocks;
 use crate::verify::{
-    Error, Hashes, KeyDifference, Padding, RecipeState, Report, Sample, SourceFile, TensorReport, TensorVerdict,
+    self, Error, Hashes, KeyDifference, Padding, RecipeState, Report, Sample, SourceFile, TensorReport, TensorVerdict,
     Verification, VerifyOptions, percent,
 };
 
@@ -42,6 +42,10 @@ pub struct Args {
     /// The importance file it was made with, if any
     #[arg(long, value_name = "FILE", requires = "source")]
     importance: Option<PathBuf>,
+
+    #[cfg(feature = "llama")]
+    #[command(flatten)]
+    rounding: super::rounding::RoundingArgs,
 
     /// Check only a random part, such as 5% or 0.05
     #[arg(long, value_name = "SHARE", value_parser = parse_share)]
@@ -73,18 +77,26 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let file = find(&args.file)?;
     let sample = args.sample.map(|share| Sample { share, seed: args.seed.unwrap_or_else(new_seed) });
     let importance = args.importance.as_deref().map(importance::read).transpose()?;
-    let job = Verification::prepare(
-        &file,
-        args.source.as_deref(),
-        VerifyOptions { sample, importance, ..VerifyOptions::default() },
-    )?;
+    let cancel = interrupt::listen()?;
+    #[cfg_attr(not(feature = "llama"), allow(unused_mut))]
+    let mut options = VerifyOptions { sample, importance, ..VerifyOptions::default() };
+    #[cfg(feature = "llama")]
+    if let Some(source) = &args.source {
+        let tokenizer = verify::tokenizer_of(&file, source)?;
+        let (source, file) = (source.as_path(), Some(file.as_path()));
+        let what = super::rounding::Rounded { source, allow_requantize: true, tokenizer, file, threads: args.threads };
+        let rounding = args.rounding.prepare(&what, &cancel)?;
+        options.prologue = rounding.map(|rounding| rounding as std::sync::Arc<dyn crate::pass::Prologue>);
+    } else if !args.rounding.is_nearest() {
+        bail!("--rounding needs --source: without it, nothing is rounded");
+    }
+    let job = Verification::prepare(&file, args.source.as_deref(), options)?;
     if !args.quiet {
         for warning in job.warnings() {
             eprintln!("nibble: warning: {}", printable(warning));
         }
     }
 
-    let cancel = interrupt::listen()?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0).into()).build()?;
     let bar = progress::Reading::new(args.quiet || args.json, "checked");
     let result = pool.install(|| job.execute(&|bytes, of| bar.advance(bytes, of), &cancel));

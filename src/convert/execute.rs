@@ -11,7 +11,7 @@ use super::resume::{self, Site};
 use super::{Error, Job, provenance};
 use crate::base::threads::{on_all_threads, room};
 use crate::gguf::{DEFAULT_ALIGNMENT, Layout};
-use crate::pass::{Encoder, Pass, Piece, SPANS_AHEAD, Span, file_hashes};
+use crate::pass::{self, Encoder, Pass, Piece, SPANS_AHEAD, Span, file_hashes};
 
 /// How often written data is flushed to the disk. A power failure loses at most the work of this time.
 const SYNC_EVERY: Duration = Duration::from_secs(2);
@@ -226,7 +226,11 @@ impl Work<'_> {
 
     fn work(&self, failed: &AtomicBool) -> Result<(), Error> {
         let (pass, spans) = (self.pass, self.pass.spans());
-        let open: Vec<_> = (0..spans.len()).filter(|&i| self.done[i].get().is_none()).collect();
+        let mut open: Vec<_> = (0..spans.len()).filter(|&i| self.done[i].get().is_none()).collect();
+        if let Some(prologue) = &self.job.options.prologue {
+            let places: Vec<_> = self.job.infos.iter().map(|info| prologue.place(info)).collect();
+            open.sort_by_key(|&i| spans[i].pieces.iter().map(|piece| places[piece.tensor]).min());
+        }
         let ahead = SPANS_AHEAD + rayon::current_num_threads();
         open.iter().take(ahead).for_each(|&i| pass.will_read(&spans[i]));
         on_all_threads::<Buffers, Error>(open.len(), |at, buffers| {
@@ -258,7 +262,12 @@ impl Work<'_> {
             let (part, offset, encoded_bytes) = self.place(piece);
             let encoded = room(&mut buffers.encoded, encoded_bytes);
             let (rows, first_row) = (piece.rows.clone(), piece.rows.start);
-            encoder.encode(piece.input, rows, source, first_row, &mut buffers.weights, encoded)?;
+            let result = encoder.encode(piece.input, rows, source, first_row, &mut buffers.weights, encoded);
+            result.map_err(|error| match error {
+                // It was interrupted, and says so in its own words.
+                pass::Error::Prologue { .. } if self.cancel.load(Ordering::Relaxed) => Error::Cancelled,
+                error => error.into(),
+            })?;
             self.outputs.write_at(part, encoded, offset)?;
             output.update(encoded);
             read_bytes += source.len() as u64;

@@ -165,7 +165,7 @@ impl Error {
             self,
             Self::Cancelled
                 | Self::Write { .. }
-                | Self::Source(pass::Error::Read { .. })
+                | Self::Source(pass::Error::Read { .. } | pass::Error::Prologue { .. })
                 | Self::DiskFull { .. }
                 | Self::OutputExists { .. }
         )

@@ -11,6 +11,7 @@
 //! | `nibble.source.blake3`     | array: the BLAKE3 of each of them, as `b3sum` prints it                            |
 //! | `nibble.importance.name`   | the name of the importance; only if it was given                                   |
 //! | `nibble.importance.blake3` | the BLAKE3 of the importance; only if it was given                                 |
+//! | `nibble.rounding`          | how weights were rounded and by which texts; only if not simply to nearest         |
 //!
 //! Hashes are 64 hexadecimal digits. Nothing here differs between two machines: no time, no host, no folder.
 
@@ -35,9 +36,11 @@ pub const SOURCE_BLAKE3: &str = "nibble.source.blake3";
 pub const IMPORTANCE_NAME: &str = "nibble.importance.name";
 /// BLAKE3 of the importance.
 pub const IMPORTANCE_BLAKE3: &str = "nibble.importance.blake3";
+/// How weights were rounded: [`Prologue::identity`](crate::pass::Prologue::identity).
+pub const ROUNDING: &str = "nibble.rounding";
 
 /// All keys above.
-pub const KEYS: [&str; 9] = [
+pub const KEYS: [&str; 10] = [
     VERSION,
     RECIPE_NAME,
     RECIPE_BLAKE3,
@@ -47,6 +50,7 @@ pub const KEYS: [&str; 9] = [
     SOURCE_BLAKE3,
     IMPORTANCE_NAME,
     IMPORTANCE_BLAKE3,
+    ROUNDING,
 ];
 
 /// Placeholder for a hash that is not known before the source has been read. It is as long as a hash, so that the header
@@ -70,6 +74,9 @@ pub fn record(metadata: &mut Metadata, options: &Options, source_name: &str, fil
     if let Some(importance) = &options.importance {
         metadata.set(IMPORTANCE_NAME, importance.name.as_str());
         metadata.set(IMPORTANCE_BLAKE3, hex(importance.blake3));
+    }
+    if let Some(prologue) = &options.prologue {
+        metadata.set(ROUNDING, prologue.identity());
     }
 }
 

@@ -9,14 +9,16 @@
 //! [`Layer`] runs it over vectors instead of tokens. What leaves one layer enters the next, and is what llama.cpp
 //! computes with all of them in memory, to the bit.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::engine::SessionOptions;
 use crate::gguf::{self, Gguf, Layout, LayoutError, Metadata, TensorInfo, TensorType, Value};
 use crate::llama::{self, Batch, Context, Model, ModelOptions, Node, Observer, Room};
+use crate::pass;
 use crate::quant;
 
 /// Architectures whose layers are computed alike, wherever they stand, and begin with the embedding as it is.
@@ -51,6 +53,14 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A tensor cannot be read.
+    #[error("{}: {reason}", path.display())]
+    Tensor {
+        /// The model.
+        path: PathBuf,
+        /// Which, and why.
+        reason: String,
+    },
     /// The file of a layer breaks a rule of the format.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -83,37 +93,122 @@ pub enum Error {
     },
 }
 
-/// Returns the number of layers of `gguf`, if they can be run one by one.
+/// A model whose layers can be taken out of it.
+pub trait Whole {
+    /// Returns where it is, for messages.
+    fn path(&self) -> &Path;
+
+    /// Returns its metadata.
+    fn metadata(&self) -> &Metadata;
+
+    /// Returns its tensors.
+    fn tensors(&self) -> &[TensorInfo];
+
+    /// Returns the type and the bytes of tensor `index` of [`Self::tensors`], in which a layer gets it.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn data(&self, index: usize) -> Result<(TensorType, Cow<'_, [u8]>), Error>;
+
+    /// Fills `weights` with rows `rows` of tensor `index`.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    fn rows(&self, index: usize, rows: Range<usize>, weights: &mut Vec<f32>) -> Result<(), Error>;
+}
+
+/// Layers get the tensors of a file as they are.
+impl Whole for Gguf {
+    fn path(&self) -> &Path {
+        self.paths().next().unwrap_or(Path::new(""))
+    }
+
+    fn metadata(&self) -> &Metadata {
+        self.metadata()
+    }
+
+    fn tensors(&self) -> &[TensorInfo] {
+        self.tensors()
+    }
+
+    fn data(&self, index: usize) -> Result<(TensorType, Cow<'_, [u8]>), Error> {
+        Ok((self.tensors()[index].ty, self.data(index).into()))
+    }
+
+    fn rows(&self, index: usize, rows: Range<usize>, weights: &mut Vec<f32>) -> Result<(), Error> {
+        let TensorInfo { name, ty, .. } = &self.tensors()[index];
+        let decode = quant::decoder(*ty).ok_or_else(|| Error::Tensor {
+            path: Whole::path(self).to_path_buf(),
+            reason: format!("'{name}' is of type {ty}"),
+        })?;
+        let row_len = usize::try_from(self.tensors()[index].row_len()).unwrap_or(0);
+        let row_bytes = row_len / ty.block_len() * ty.block_bytes();
+        weights.resize(rows.len() * row_len, 0.0);
+        decode(&self.data(index)[rows.start * row_bytes..rows.end * row_bytes], weights);
+        Ok(())
+    }
+}
+
+/// A source of conversions. Layers get its tensors in single precision, with which every CPU computes fast.
+impl Whole for pass::Source {
+    fn path(&self) -> &Path {
+        Path::new(&self.name)
+    }
+
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    fn data(&self, index: usize) -> Result<(TensorType, Cow<'_, [u8]>), Error> {
+        let mut weights = Vec::new();
+        self.rows(index, 0..self.assembly(index).n_rows, &mut weights)?;
+        Ok((TensorType::F32, Cow::Owned(weights.iter().flat_map(|weight| weight.to_le_bytes()).collect())))
+    }
+
+    fn rows(&self, index: usize, rows: Range<usize>, weights: &mut Vec<f32>) -> Result<(), Error> {
+        let assembly = self.assembly(index);
+        let n_weights = rows.len() * assembly.row_len;
+        assembly
+            .read(rows, weights)
+            .map_err(|error| Error::Tensor { path: Whole::path(self).to_path_buf(), reason: error.to_string() })?;
+        weights.truncate(n_weights);
+        Ok(())
+    }
+}
+
+/// Returns the number of layers of a model, if they can be run one by one.
 ///
 /// # Errors
 /// [`Error::Architecture`].
-pub fn n_layers(gguf: &Gguf, path: &Path) -> Result<usize, Error> {
-    let arch = gguf.metadata().str("general.architecture").unwrap_or_default();
+pub fn n_layers(model: &impl Whole) -> Result<usize, Error> {
+    let arch = model.metadata().str("general.architecture").unwrap_or_default();
     if !ALIKE.contains(&arch) {
-        return Err(Error::Architecture { path: path.to_path_buf(), arch: arch.to_string() });
+        return Err(Error::Architecture { path: model.path().to_path_buf(), arch: arch.to_string() });
     }
-    Ok(gguf.metadata().u64(&format!("{arch}.block_count")).and_then(|n| usize::try_from(n).ok()).unwrap_or(0))
+    Ok(model.metadata().u64(&format!("{arch}.block_count")).and_then(|n| usize::try_from(n).ok()).unwrap_or(0))
 }
 
-/// Returns what enters the first layer: the rows of `tokens` in the embedding of `gguf`, one after the other.
+/// Returns what enters the first layer: the rows of `tokens` in the embedding of a model, one after the other.
 ///
 /// # Errors
-/// [`Error::Embedding`].
-pub fn embed(gguf: &Gguf, path: &Path, tokens: &[u32]) -> Result<Vec<f32>, Error> {
-    let wrong = |what: String| Error::Embedding { path: path.to_path_buf(), what };
-    let index = gguf.index_of(EMBEDDING).ok_or_else(|| wrong("is missing".to_string()))?;
-    let tensor = &gguf.tensors()[index];
-    let decode = quant::decoder(tensor.ty).ok_or_else(|| wrong(format!("is of type {}", tensor.ty)))?;
-    let (row_len, n_rows) = (tensor.row_len(), tensor.n_rows().unwrap_or(0));
-    let data = gguf.data(index);
-    let row_len = usize::try_from(row_len).map_err(|_| wrong(format!("has rows of {row_len} numbers")))?;
-    let row_bytes = row_len / tensor.ty.block_len() * tensor.ty.block_bytes();
-    let mut hidden = vec![0.0; tokens.len().saturating_mul(row_len)];
-    for (token, hidden) in tokens.iter().zip(hidden.chunks_exact_mut(row_len)) {
+/// If there is no embedding, or no such row in it, or it cannot be read.
+pub fn embed(model: &impl Whole, tokens: &[u32]) -> Result<Vec<f32>, Error> {
+    let wrong = |what: String| Error::Embedding { path: model.path().to_path_buf(), what };
+    let index = model.tensors().iter().position(|tensor| tensor.name == EMBEDDING);
+    let index = index.ok_or_else(|| wrong("is missing".to_string()))?;
+    let n_rows = model.tensors()[index].n_rows().unwrap_or(0);
+    let (mut hidden, mut row) = (Vec::new(), Vec::new());
+    for token in tokens {
         if u64::from(*token) >= n_rows {
             return Err(wrong(format!("has {n_rows} rows, and none for token {token}")));
         }
-        decode(&data[*token as usize * row_bytes..][..row_bytes], hidden);
+        let at = *token as usize;
+        model.rows(index, at..at + 1, &mut row)?;
+        hidden.extend_from_slice(&row);
     }
     Ok(hidden)
 }
@@ -123,27 +218,27 @@ const EMBEDDING: &str = "token_embd.weight";
 /// The pieces of a layer's own vocabulary: as few as llama.cpp accepts.
 const PIECES: [&str; 3] = ["<unk>", "a", "<0x0A>"];
 
-/// Writes layer number `layer` of `gguf` as a model of one layer to `path`, replacing what is there. `data`, if it returns
-/// anything for a tensor, by its name in `gguf`, replaces type and bytes of that tensor.
+/// Writes layer number `layer` of a model as a model of one layer to `path`, replacing what is there. `replaced`, if it
+/// returns anything for a tensor, by its name in the model, replaces type and bytes of that tensor.
 ///
 /// # Errors
-/// If there is no such layer, the architecture is not one whose layers are alike, or the file cannot be written.
+/// If there is no such layer, the architecture is not one whose layers are alike, a tensor cannot be read, or the file
+/// cannot be written.
 pub fn write_layer(
-    gguf: &Gguf,
-    source: &Path,
+    model: &impl Whole,
     layer: usize,
     path: &Path,
-    data: &dyn Fn(&str) -> Option<(TensorType, Vec<u8>)>,
+    replaced: &dyn Fn(&str) -> Option<(TensorType, Vec<u8>)>,
 ) -> Result<(), Error> {
-    let n_layers = n_layers(gguf, source)?;
+    let n_layers = n_layers(model)?;
     let prefix = format!("blk.{layer}.");
     let of_layer = |tensor: &TensorInfo| tensor.name.starts_with(&prefix);
-    if layer >= n_layers || !gguf.tensors().iter().any(of_layer) {
-        return Err(Error::NoLayer { path: source.to_path_buf(), layer, n_layers });
+    if layer >= n_layers || !model.tensors().iter().any(of_layer) {
+        return Err(Error::NoLayer { path: model.path().to_path_buf(), layer, n_layers });
     }
-    let embedding = gguf
-        .tensor(EMBEDDING)
-        .ok_or_else(|| Error::Embedding { path: source.to_path_buf(), what: "is missing".to_string() })?;
+    let embedding = model.tensors().iter().find(|tensor| tensor.name == EMBEDDING);
+    let embedding = embedding
+        .ok_or_else(|| Error::Embedding { path: model.path().to_path_buf(), what: "is missing".to_string() })?;
     let n_embd = embedding.row_len();
 
     let tensor = |name: &str, dims: Vec<u64>, ty| TensorInfo { name: name.to_string(), dims, ty, ..embedding.clone() };
@@ -152,22 +247,22 @@ pub fn write_layer(
         tensor("output_norm.weight", vec![n_embd], TensorType::F32),
     ];
     let zeros = |tensor: &TensorInfo| vec![0u8; usize::try_from(tensor.n_bytes().unwrap_or(0)).unwrap_or(0)];
-    let mut bytes: Vec<std::borrow::Cow<[u8]>> = tensors.iter().map(|tensor| zeros(tensor).into()).collect();
-    for (index, tensor) in gguf.tensors().iter().enumerate() {
+    let mut bytes: Vec<Cow<[u8]>> = tensors.iter().map(|tensor| zeros(tensor).into()).collect();
+    for (index, tensor) in model.tensors().iter().enumerate() {
         let name = match tensor.name.strip_prefix(&prefix) {
             Some(rest) => format!("blk.0.{rest}"),
             None if tensor.name.starts_with("rope_") => tensor.name.clone(),
             None => continue,
         };
-        let (ty, data) = match data(&tensor.name) {
+        let (ty, data) = match replaced(&tensor.name) {
             Some((ty, data)) => (ty, data.into()),
-            None => (tensor.ty, gguf.data(index).into()),
+            None => model.data(index)?,
         };
         tensors.push(TensorInfo { name, ty, ..tensor.clone() });
         bytes.push(data);
     }
 
-    let layout = Layout::new(&metadata_of(gguf.metadata(), layer, n_layers), tensors, gguf::DEFAULT_ALIGNMENT, None)?;
+    let layout = Layout::new(&metadata_of(model.metadata(), layer, n_layers), tensors, gguf::DEFAULT_ALIGNMENT, None)?;
     let write = || {
         let mut file = io::BufWriter::new(std::fs::File::create(path)?);
         layout.write_part(0, &mut file, |index| &bytes[index])?;

@@ -3,8 +3,10 @@
 
 use std::ops::Range;
 
+use super::Error;
 use crate::arch::RowOrder;
 use crate::base::mmap::Mapping;
+use crate::base::threads::room;
 use crate::checkpoint::{PackedRows, Packing};
 use crate::gguf::TensorType;
 use crate::quant;
@@ -58,6 +60,32 @@ impl Assembly<'_> {
     /// Returns the number of bytes that are read from the source for it.
     pub fn n_bytes(&self) -> usize {
         self.inputs.iter().map(|input| input.n_rows * input.row_bytes()).sum()
+    }
+
+    /// Reads rows `rows` of the tensor into `weights`, in the order of the output.
+    ///
+    /// # Errors
+    /// If the source cannot be read.
+    pub fn read(&self, rows: Range<usize>, weights: &mut Vec<f32>) -> Result<(), Error> {
+        let mut buffer = Vec::new();
+        let mut dst = room(weights, rows.len() * self.row_len);
+        for (i, rows) in self.parts(rows) {
+            let input = &self.inputs[i];
+            let (now, rest) = dst.split_at_mut(rows.len() * self.row_len);
+            dst = rest;
+            match &input.bytes {
+                Bytes::Made(bytes) => input.decode(rows, bytes, 0, now),
+                Bytes::Mapped(map, range) => {
+                    let source_rows = input.source_rows(&rows);
+                    let bytes = room(&mut buffer, source_rows.len() * input.row_bytes());
+                    let offset = range.start + source_rows.start * input.row_bytes();
+                    map.read_at(bytes, offset as u64)
+                        .map_err(|source| Error::Read { path: map.path().to_path_buf(), source })?;
+                    input.decode(rows, bytes, source_rows.start, now);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Returns the indices of the inputs that rows `rows` of the output come from, each with the rows counted from the

@@ -103,7 +103,11 @@ impl<'a> Encoder<'a> {
             None => None,
         };
         let row_len = input.row_len;
-        let step = (STEP_WEIGHTS / row_len.max(1)).max(1);
+        let step = match &rounding {
+            None => (STEP_WEIGHTS / row_len.max(1)).max(1),
+            // It reads what was prepared once for all rows that it gets.
+            Some(_) => rows.len().max(1),
+        };
         for (at, dst) in rows.clone().step_by(step).zip(dst.chunks_mut(step * self.row_bytes)) {
             let rows = at..rows.end.min(at + step);
             let n_weights = rows.len() * row_len;

@@ -9,8 +9,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::Error;
-use super::assembly::{Assembly, Bytes};
-use crate::base::threads::room;
+use super::assembly::Assembly;
 use crate::gguf::TensorInfo;
 use crate::quant::Format;
 
@@ -20,11 +19,17 @@ pub trait Prologue: fmt::Debug + Send + Sync {
     /// resumed.
     fn identity(&self) -> String;
 
+    /// Returns the place of a tensor in the order in which tensors are best prepared. Tensors of one place are prepared in
+    /// any order; few of a later place are prepared before the last of an earlier one.
+    fn place(&self, _tensor: &TensorInfo) -> usize {
+        0
+    }
+
     /// Prepares a tensor. Returns an object that encodes its rows; `None` if they are rounded to nearest, as without a
     /// prologue.
     ///
     /// # Errors
-    /// If [`WholeTensor::read`] fails.
+    /// If [`WholeTensor::read`] fails, or with [`Error::Prologue`] if the work itself does.
     fn prepare(&self, tensor: &WholeTensor<'_>) -> Result<Option<Box<dyn EncodeRows>>, Error>;
 }
 
@@ -73,24 +78,6 @@ impl<'a> WholeTensor<'a> {
     /// # Errors
     /// If the source cannot be read.
     pub fn read(&self, rows: Range<usize>, weights: &mut Vec<f32>) -> Result<(), Error> {
-        let mut buffer = Vec::new();
-        let mut dst = room(weights, rows.len() * self.row_len());
-        for (i, rows) in self.assembly.parts(rows) {
-            let input = &self.assembly.inputs[i];
-            let (now, rest) = dst.split_at_mut(rows.len() * self.row_len());
-            dst = rest;
-            match &input.bytes {
-                Bytes::Made(bytes) => input.decode(rows, bytes, 0, now),
-                Bytes::Mapped(map, range) => {
-                    let source_rows = input.source_rows(&rows);
-                    let bytes = room(&mut buffer, source_rows.len() * input.row_bytes());
-                    let offset = range.start + source_rows.start * input.row_bytes();
-                    map.read_at(bytes, offset as u64)
-                        .map_err(|source| Error::Read { path: map.path().to_path_buf(), source })?;
-                    input.decode(rows, bytes, source_rows.start, now);
-                }
-            }
-        }
-        Ok(())
+        self.assembly.read(rows, weights)
     }
 }

@@ -86,6 +86,8 @@ pub enum Error {
     OtherImportance { file: PathBuf, name: Option<String>, recorded: String, given: String, found: String },
     #[error("{} was made without importance, and {given} was given", file.display())]
     NoImportance { file: PathBuf, given: String },
+    #[error("{} was rounded in another way: {recorded}, not {given}", file.display())]
+    OtherRounding { file: PathBuf, recorded: String, given: String },
     #[error("stopped before everything was checked")]
     Cancelled,
 }
@@ -122,6 +124,9 @@ impl Verification {
         let provenance = Provenance::of(gguf.metadata());
         if let Some(importance) = &options.importance {
             check_importance(file, &provenance, importance)?;
+        }
+        if source.is_some() {
+            check_rounding(file, &provenance, options.prologue.as_deref())?;
         }
         let against = source.map(|path| Against::open(path, &gguf, &provenance, &options)).transpose()?;
         Ok(Self { file: file.to_path_buf(), gguf, provenance, against, options })
@@ -188,6 +193,34 @@ impl Verification {
     }
 }
 
+/// Checks that weights are rounded as the file records, if nibble made it.
+fn check_rounding(file: &Path, provenance: &Provenance, prologue: Option<&dyn Prologue>) -> Result<(), Error> {
+    let given = prologue.map(Prologue::identity);
+    if provenance.version.is_none() || provenance.rounding == given {
+        return Ok(());
+    }
+    let in_words = |rounding: Option<String>| rounding.unwrap_or_else(|| "to nearest".to_string());
+    Err(Error::OtherRounding {
+        file: file.to_path_buf(),
+        recorded: in_words(provenance.rounding.clone()),
+        given: in_words(given),
+    })
+}
+
+/// Returns the tokenizer's file that was chosen when `file` was made from `source`, if both were there.
+///
+/// # Errors
+/// If the file is not a sound GGUF.
+pub fn tokenizer_of(file: &Path, source: &Path) -> Result<Option<TokenizerFile>, Error> {
+    Ok(chosen_tokenizer(&Gguf::open(file)?, source))
+}
+
+fn chosen_tokenizer(gguf: &Gguf, source: &Path) -> Option<TokenizerFile> {
+    let chosen = gguf.metadata().str(vocab::CHOICE_KEY) == Some(TokenizerFile::Json.name());
+    // A GGUF is a source that has chosen already.
+    (chosen && !gguf::is_gguf(source)).then_some(TokenizerFile::Json)
+}
+
 /// Checks that `importance` is what the file records, as far as it records any.
 fn check_importance(file: &Path, provenance: &Provenance, importance: &Importance) -> Result<(), Error> {
     let (file, given, found) = (file.to_path_buf(), importance.name.clone(), importance.blake3.to_hex().to_string());
@@ -210,10 +243,8 @@ impl Against {
                 return Err(Error::SameFile { file: path.to_path_buf() });
             }
         }
+        let chosen = chosen_tokenizer(gguf, path);
         // If the file was made from a quantized source, that was allowed when it was converted.
-        let chosen = gguf.metadata().str(vocab::CHOICE_KEY) == Some(TokenizerFile::Json.name());
-        // A GGUF is a source that has chosen already.
-        let chosen = (chosen && !gguf::is_gguf(path)).then_some(TokenizerFile::Json);
         let mut source = pass::Source::open(path, options.architectures, true, chosen)?;
         if let Some(importance) = &options.importance {
             convert::check_importance(importance, &source.tensors, &mut source.warnings)?;

@@ -24,6 +24,8 @@ pub struct Provenance {
     pub importance: Option<String>,
     /// The BLAKE3 of its file, in hexadecimal digits.
     pub importance_blake3: Option<String>,
+    /// How weights were rounded, if not simply to nearest.
+    pub rounding: Option<String>,
     /// Whether importance was used, by nibble or another program.
     pub used_importance: bool,
 }
@@ -51,6 +53,7 @@ impl Provenance {
             source_blake3: list(key::SOURCE_BLAKE3),
             importance: text(key::IMPORTANCE_NAME).or_else(|| text("quantize.imatrix.file")),
             importance_blake3: text(key::IMPORTANCE_BLAKE3),
+            rounding: text(key::ROUNDING),
             used_importance: metadata.iter().any(|(key, _)| is_importance(key)),
         }
     }

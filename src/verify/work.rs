@@ -15,7 +15,7 @@ use super::{Error, Sample, Verification};
 use crate::base::random::Random;
 use crate::base::threads::{on_all_threads, room};
 use crate::gguf::{Gap, Gguf, TensorInfo};
-use crate::pass::{Bytes, Encoder, Pass, SPANS_AHEAD, Span, file_hashes};
+use crate::pass::{Bytes, Encoder, Pass, Piece, SPANS_AHEAD, Span, file_hashes};
 use crate::quant::{self, Format, SomeBlocks};
 
 /// Weights in a chunk, as in a conversion: half a MiB as floats.
@@ -82,6 +82,8 @@ struct Work<'a> {
     task_of: Vec<usize>,
     /// The pass over the source, if all of it is read.
     pass: Option<Pass<'a>>,
+    /// The order in which its spans are read.
+    order: Vec<usize>,
     /// The chunks to check: all, or those that were drawn.
     chunks: Chunks,
     progress: &'a (dyn Fn(u64, u64) + Sync),
@@ -197,7 +199,12 @@ impl<'a> Work<'a> {
                 (Some(pass), Chunks::All(n_chunks))
             }
         };
-        let mut work = Self { gguf: &job.gguf, tasks, encoders, task_of, pass, chunks, progress, all_bytes: 0 };
+        let mut order: Vec<usize> = (0..pass.as_ref().map_or(0, |pass| pass.spans().len())).collect();
+        if let (Some(pass), Some(prologue)) = (&pass, &job.options.prologue) {
+            let place = |piece: &Piece| prologue.place(&job.gguf.tensors()[tasks[task_of[piece.tensor]].tensor]);
+            order.sort_by_key(|&i| pass.spans()[i].pieces.iter().map(place).min());
+        }
+        let mut work = Self { gguf: &job.gguf, tasks, encoders, task_of, pass, order, chunks, progress, all_bytes: 0 };
         work.count();
         work
     }
@@ -249,8 +256,8 @@ impl<'a> Work<'a> {
             if i + ahead < n_units {
                 self.will_read(i + ahead);
             }
-            match self.pass.as_ref().and_then(|pass| Some((pass, pass.spans().get(unit)?))) {
-                Some((pass, span)) => self.span(pass, span, buffers).map(|value| lock(&values)[unit] = value),
+            match self.unit(unit) {
+                Some((pass, at)) => self.span(pass, &pass.spans()[at], buffers).map(|value| lock(&values)[at] = value),
                 None => {
                     let (task, blocks) = self.chunk(i - n_spans as u64);
                     self.drawn_or_left(task, blocks, buffers)
@@ -263,16 +270,22 @@ impl<'a> Work<'a> {
         Ok(values.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Returns the pass and the span that is read as the `unit`-th; `None` for the units after all spans.
+    fn unit(&self, unit: usize) -> Option<(&Pass<'_>, usize)> {
+        Some((self.pass.as_ref()?, *self.order.get(unit)?))
+    }
+
     /// Asks the system to read ahead what unit `i` needs.
     fn will_read(&self, i: u64) {
         let will_read = |task: &Task, blocks: Range<u64>| {
             let (map, whole) = self.gguf.location(task.tensor);
             map.will_read(task.bytes(whole.start, &blocks));
         };
-        let Some((pass, span)) = self.pass.as_ref().and_then(|pass| Some((pass, pass.spans().get(i as usize)?))) else {
+        let Some((pass, at)) = self.unit(i as usize) else {
             let (task, blocks) = self.chunk(i - self.spans().len() as u64);
             return will_read(task, blocks);
         };
+        let span = &pass.spans()[at];
         pass.will_read(span);
         for piece in &span.pieces {
             let task = &self.tasks[self.task_of[piece.tensor]];

@@ -48,6 +48,8 @@ mod tests;
 mod whole;
 
 pub use factor::{DAMPING, MomentsError, SecondMoments};
+pub use joint::Settings;
+pub(crate) use product::{Column, ROWS, add_products};
 pub(in crate::quant) use rescale::Grid;
 pub use rescale::{Rescale, Scales};
 use table::VALUES;

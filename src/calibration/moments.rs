@@ -1,0 +1,143 @@
+//! The second moments of a matrix's inputs: Σ x xᵀ over the tokens of some texts, from which rounding computes what an error
+//! costs.
+//!
+//! ```text
+//!            columns of x
+//!        ┌────┐                 a group of 32 columns, and all columns up to it:
+//!        │ ▒▒ │                 the lower triangle, which is all there is to know
+//!        │ ▒▒▒▒ │
+//!        │ ▒▒▒▒▒▒ │
+//!        └────────┘
+//! ```
+//!
+//! Sums have single precision: first over 128 tokens each, then over those sums. They do not depend on the CPU or on the number
+//! of threads, but on how the tokens are passed.
+
+use rayon::prelude::*;
+
+use crate::quant::Level;
+use crate::quant::rounding::{Column, ROWS as LANES, add_products};
+
+/// Second moments that are being summed up.
+///
+/// Memory: 2 bytes for each pair of columns.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    columns: usize,
+    // For each group of columns, for each column up to its last: a sum for each column of the group.
+    groups: Vec<Vec<Column>>,
+    tokens: u64,
+}
+
+impl Moments {
+    /// Returns sums over no tokens, of inputs with this many columns.
+    pub fn new(columns: usize) -> Self {
+        let group = |first: usize| vec![[0.0; LANES]; columns.min(first + LANES)];
+        Self { columns, groups: (0..columns).step_by(LANES).map(group).collect(), tokens: 0 }
+    }
+
+    /// Returns the number of columns.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Returns the number of tokens that were added.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// Adds the inputs of some tokens, one after the other: as many numbers for each as there are columns. Works on the
+    /// threads of the current rayon pool.
+    ///
+    /// # Panics
+    /// If the inputs are not whole tokens.
+    pub fn add(&mut self, inputs: &[f32]) {
+        let columns = self.columns;
+        if columns == 0 || inputs.is_empty() {
+            return;
+        }
+        assert!(inputs.len().is_multiple_of(columns), "{} numbers for {columns} columns", inputs.len());
+        let n_tokens = inputs.len() / columns;
+        // Column by column, all tokens of one together.
+        let mut turned = vec![0.0; inputs.len()];
+        turned.par_chunks_mut(n_tokens).enumerate().for_each(|(column, turned)| {
+            for (x, input) in turned.iter_mut().zip(inputs.chunks_exact(columns)) {
+                *x = input[column];
+            }
+        });
+        let level = Level::best();
+        self.groups.par_iter_mut().enumerate().for_each(|(group, sums)| {
+            let first = group * LANES;
+            let left: Vec<Column> = inputs
+                .chunks_exact(columns)
+                .map(|input| std::array::from_fn(|lane| input.get(first + lane).copied().unwrap_or(0.0)))
+                .collect();
+            add_products(level, &left, &turned, n_tokens, sums);
+        });
+        self.tokens += n_tokens as u64;
+    }
+
+    /// Returns the means over all tokens, as a matrix of `columns` rows, row by row. Only its lower triangle means anything.
+    pub fn means(&self) -> Vec<f32> {
+        let columns = self.columns;
+        let tokens = self.tokens.max(1) as f32;
+        let mut means = vec![0.0; columns * columns];
+        means.par_chunks_mut(columns.max(1)).enumerate().for_each(|(row, means)| {
+            let sums = &self.groups[row / LANES];
+            for (mean, sums) in means[..=row].iter_mut().zip(sums) {
+                *mean = sums[row % LANES] / tokens;
+            }
+        });
+        means
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(n: usize, seed: u64) -> Vec<f32> {
+        let mut random = crate::base::random::Random::new(seed);
+        (0..n).map(|_| random.unit() as f32 * 4.0 - 2.0).collect()
+    }
+
+    #[test]
+    fn moments_are_the_means_of_products() {
+        for columns in [1, 31, 32, 33, 100] {
+            let parts = [numbers(7 * columns, 1), numbers(columns, 2), numbers(300 * columns, 3)];
+            let mut moments = Moments::new(columns);
+            parts.iter().for_each(|part| moments.add(part));
+            moments.add(&[]);
+            assert_eq!((moments.columns(), moments.tokens()), (columns, 308));
+            let means = moments.means();
+            let all = parts.concat();
+            for row in 0..columns {
+                for column in 0..=row {
+                    let products = all.chunks(columns).map(|x| f64::from(x[row]) * f64::from(x[column]));
+                    let wanted = products.sum::<f64>() / 308.0;
+                    let found = f64::from(means[row * columns + column]);
+                    assert!((found - wanted).abs() < 1e-5, "{columns} {row} {column}: {found} {wanted}");
+                }
+            }
+        }
+        assert!(Moments::new(3).means().iter().all(|mean| *mean == 0.0));
+    }
+
+    #[test]
+    fn threads_do_not_matter() {
+        let inputs = numbers(70 * 96, 5);
+        let with = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut moments = Moments::new(96);
+            pool.install(|| moments.add(&inputs));
+            moments.means()
+        };
+        assert!(with(1) == with(2) && with(1) == with(3));
+    }
+
+    #[test]
+    #[should_panic(expected = "5 numbers for 2 columns")]
+    fn half_a_token_is_refused() {
+        Moments::new(2).add(&[0.0; 5]);
+    }
+}

@@ -1,0 +1,94 @@
+//! Flags that choose how weights are rounded.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::bail;
+use clap::{ArgAction, ValueEnum};
+
+use crate::arch::ARCHITECTURES;
+use crate::engine::SessionOptions;
+use crate::evaluate::compensated::{Compensation, CompensationOptions, DEFAULT_TOKENS};
+use crate::pass::Source;
+use crate::vocab::TokenizerFile;
+
+/// How weights are rounded.
+#[derive(Debug, clap::Args)]
+pub(super) struct RoundingArgs {
+    /// How weights are rounded
+    ///
+    /// 'compensated' computes from texts what enters each matrix, one layer at a time, and lets each weight take over the
+    /// errors of those before it. The file has the same size and runs at the same speed, but is nearer to the original.
+    /// It takes much longer. The result depends on the kind of CPU.
+    #[arg(long, value_name = "HOW", value_enum, hide_possible_values = false, default_value_t = How::Nearest,
+          help_heading = "Rounding")]
+    rounding: How,
+
+    /// A text to compute what enters each matrix from; may be given several times, for each language that counts
+    #[arg(long, value_name = "TEXT", action = ArgAction::Append, help_heading = "Rounding")]
+    calibration: Vec<PathBuf>,
+
+    /// The most tokens to read of all these texts together
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_TOKENS, value_parser = clap::value_parser!(u64).range(1..=1 << 24),
+          help_heading = "Rounding")]
+    calibration_tokens: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum How {
+    /// Each weight to what is nearest to it
+    Nearest,
+    /// For the inputs of its matrix, with the errors of other weights in mind
+    Compensated,
+}
+
+/// What is rounded.
+pub(super) struct Rounded<'a> {
+    /// The source of the conversion.
+    pub source: &'a Path,
+    /// Whether it may be quantized already.
+    pub allow_requantize: bool,
+    /// The file to take the vocabulary from.
+    pub tokenizer: Option<TokenizerFile>,
+    /// The file that is written or verified; a layer is kept beside it for a while.
+    pub file: Option<&'a Path>,
+    /// Number of threads.
+    pub threads: Option<u16>,
+}
+
+impl RoundingArgs {
+    /// Returns whether weights are simply rounded to nearest.
+    pub fn is_nearest(&self) -> bool {
+        self.rounding == How::Nearest
+    }
+
+    /// Returns what prepares matrices for rounding; `None` for rounding to nearest.
+    pub fn prepare(&self, what: &Rounded<'_>, cancel: &Arc<AtomicBool>) -> anyhow::Result<Option<Arc<Compensation>>> {
+        if self.is_nearest() {
+            if !self.calibration.is_empty() {
+                bail!("--calibration is for --rounding compensated; importance of 'nibble calibrate' is --importance");
+            }
+            return Ok(None);
+        }
+        if self.calibration.is_empty() {
+            bail!(
+                "--rounding compensated needs texts: give one for each language that counts, as in --calibration en.txt \
+                 --calibration zh.txt"
+            );
+        }
+        let source = Source::open(what.source, ARCHITECTURES, what.allow_requantize, what.tokenizer)?;
+        let folder = what.file.map_or(Path::new("."), crate::base::atomic_file::folder);
+        let session = SessionOptions {
+            threads: what.threads.map(u32::from),
+            cancel: cancel.clone(),
+            ..SessionOptions::default()
+        };
+        let options = CompensationOptions {
+            most_tokens: self.calibration_tokens,
+            session,
+            ..CompensationOptions::new(self.calibration.clone())
+        };
+        Ok(Some(Arc::new(Compensation::prepare(source, folder, options)?)))
+    }
+}
