@@ -20,13 +20,16 @@
 
 use super::factor::{SecondMoments, SmallFactor};
 use super::group::{Group, WINDOW};
-use super::piece::{MAX, Piece, Rounded};
+use super::piece::{Piece, Rounded};
 use super::product::{Column, ROWS, add_products};
 use crate::quant::Level;
 use crate::quant::search::numbers::sum_of_squares;
 
 /// Scales that are tried for each sub-block, in units of the fitted one.
-const SPREADS: [f32; 4] = [0.92, 1.08, 1.16, 0.84];
+const SPREADS: [f32; 27] = [
+    0.76, 0.78, 0.80, 0.82, 0.84, 0.86, 0.88, 0.90, 0.92, 0.94, 0.96, 0.98, 1.02, 1.04, 1.06, 1.08, 1.10, 1.12, 1.14,
+    1.16, 1.18, 1.20, 1.22, 1.24, 1.26, 1.28, 1.30,
+];
 
 /// Rounds groups of rows.
 pub(super) fn round(level: Level, moments: &SecondMoments, groups: &mut [Group]) {
@@ -78,7 +81,6 @@ pub(super) fn round(level: Level, moments: &SecondMoments, groups: &mut [Group])
             }
         }
     }
-    const { assert!(MAX == 32) };
 }
 
 /// The mean square of each row's weights.

@@ -79,6 +79,10 @@ impl SecondMoments {
     /// Prepares second moments: `columns` rows of `columns` values. Reads the lower triangle, and takes the upper one to be the
     /// same.
     ///
+    /// A column that never had an input gets the mean square of the least important one, as in importance files. Otherwise any
+    /// error of its weights would cost nothing, and a text that never uses some channels would remove them from the model. With
+    /// fewer samples than columns the same holds for combinations of columns; then add something to the diagonal before.
+    ///
     /// The diagonal is damped before it is factored, by [`DAMPING`] times its mean at first; where that is not enough for
     /// a positive definite matrix, by four times as much until it is.
     ///
@@ -103,6 +107,10 @@ impl SecondMoments {
         let mean = diagonal.iter().map(|value| f64::from(*value)).sum::<f64>() / columns as f64;
         // Without any input, all columns are alike.
         let mean = if mean > 0.0 { mean } else { 1.0 };
+        let importance = floored(diagonal);
+        for (j, importance) in importance.iter().enumerate() {
+            values[j * columns + j] = *importance;
+        }
         let factor = loop {
             match Factor::new(&values, columns, mean, damping) {
                 Some(factor) => break factor,
@@ -111,7 +119,7 @@ impl SecondMoments {
         };
         Ok(Self {
             columns,
-            importance: floored(diagonal),
+            importance,
             factor,
             damping: damping * mean,
             seconds: start.elapsed().as_secs_f64(),
@@ -134,8 +142,7 @@ impl SecondMoments {
         self.seconds
     }
 
-    /// The diagonal of H as importance of the columns. Columns with 0 have that of the least important one, as columns of an
-    /// importance file have that no text used.
+    /// The diagonal of H as importance of the columns, all above 0.
     pub fn importance(&self) -> &[f32] {
         &self.importance
     }

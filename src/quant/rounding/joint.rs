@@ -7,10 +7,10 @@
 //!
 //! | part             | R · K² times                                     | memory                   |
 //! |------------------|--------------------------------------------------|--------------------------|
-//! | second moments   | 1/6 K³ of each, once for matrices with the same inputs | 6 K² bytes         |
+//! | second moments   | K³/6 in all, once for matrices with the same inputs | 6 K² bytes            |
 //! | an objective     | 1/2                                              |                          |
-//! | compensated      | 1/2, and about 400 R · K for the searches         | a thread: 1.7 KiB · K    |
-//! | refit            | 1 a round, and two objectives                    | the same                 |
+//! | compensated      | 1/2, an objective, and about 2000 R · K for searches | a thread: 1.7 KiB · K |
+//! | refit            | 1 a round, and an objective                      | the same                 |
 
 use super::compensated;
 use super::factor::SecondMoments;
@@ -33,14 +33,14 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { nearest: true, rounds: 4 }
+        Self { nearest: true, rounds: 3 }
     }
 }
 
 /// What a rounding achieved.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Part {
-    /// tr((W − Ŵ) H (W − Ŵ)ᵀ), without damping.
+    /// tr((W − Ŵ) H (W − Ŵ)ᵀ), without damping, but with columns without input as [`SecondMoments::new`] has them.
     pub objective: f64,
     /// Seconds that threads worked on it, added up.
     pub seconds: f64,
@@ -81,7 +81,7 @@ impl Format {
             let mut rows = Rows { format: self, grid, moments, src, dst };
             let nearest = settings.nearest.then(|| rows.nearest());
             let compensated = rows.compensated(nearest.as_ref());
-            let refit = refit.as_ref().map(|refit| rows.refit(refit, settings.rounds));
+            let refit = refit.as_ref().map(|refit| rows.refit(refit, &compensated, settings.rounds));
             [nearest, Some(compensated), refit]
         };
         let [nearest, compensated, refit] = self.sum_over_rows(src, columns, dst, task);
@@ -107,7 +107,8 @@ impl Format {
         let task = |src: &[f32], dst: &mut [u8]| {
             let mut rows = Rows { format: self, grid, moments, src, dst };
             let before = rows.objectives();
-            [Some(before), Some(rows.refit(&refit, rounds))]
+            let after = rows.refit(&refit, &before, rounds);
+            [Some(before), Some(after)]
         };
         Some(self.sum_over_rows(src, columns, bytes, task).map(Option::unwrap_or_default))
     }
@@ -219,19 +220,23 @@ impl<'a> Rows<'a> {
         OfRows { objectives: found, seconds }
     }
 
-    fn refit(&mut self, refit: &Refit, rounds: usize) -> OfRows {
+    /// Refits what is there, whose objectives are `there`.
+    fn refit(&mut self, refit: &Refit, there: &OfRows, rounds: usize) -> OfRows {
         let start = Instant::now();
         let mut groups = self.groups();
         let row_bytes = self.row_bytes();
         for (group, bytes) in groups.iter_mut().zip(self.dst.chunks(ROWS * row_bytes)) {
             group.read(bytes);
         }
-        let (mut before, mut after) = (Vec::new(), Vec::new());
-        for ([group_before, group_after], group) in refit.run(&mut groups, rounds).iter().zip(&groups) {
-            before.extend_from_slice(&group_before[..group.n_rows]);
-            after.extend_from_slice(&group_after[..group.n_rows]);
-        }
-        self.write(&groups, &mut after, Some(&before));
+        let before = there.objectives.chunks(ROWS).map(|objectives| {
+            let mut of_group = [0.0; ROWS];
+            of_group[..objectives.len()].copy_from_slice(objectives);
+            of_group
+        });
+        let after = refit.run(&mut groups, &before.collect::<Vec<_>>(), rounds);
+        let mut after: Vec<f64> =
+            after.iter().zip(&groups).flat_map(|(after, group)| after[..group.n_rows].iter().copied()).collect();
+        self.write(&groups, &mut after, Some(&there.objectives));
         OfRows { objectives: after, seconds: start.elapsed().as_secs_f64() }
     }
 

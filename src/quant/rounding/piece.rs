@@ -14,9 +14,10 @@
 //!  r = b − scale · u + min · v       b[j] = target[j] + Σ_{k<j} n[j][k] w[k]     u[j] = Σ_{k≤j} n[j][k] level[k]     v[j] = Σ_{k≤j} n[j][k]
 //! ```
 //!
-//! The search rounds with some scales, takes for each the best ones for the levels that come out, and rounds again. It
+//! The search rounds with many scales, takes for each the best ones for the levels that come out, and rounds again. It
 //! compares what really comes out: also what weights lose that lie outside the range after they took over the errors of
-//! others, which a fit of scales before the rounding cannot know.
+//! others, which a fit of scales before the rounding cannot know. Scales that differ by a few hundredths round other weights up,
+//! and among many there is one that suits a piece: 27 scales instead of 4 leave 5 to 10 % less error.
 
 use super::factor::SmallFactor;
 use super::product::{Column, ROWS};
@@ -29,6 +30,10 @@ use crate::quant::{Half, Level};
 
 /// The most weights in a piece.
 pub const MAX: usize = 32;
+
+/// Mins that are tried with each scale, in units of the scale. They move weights by less than a level, and so change which
+/// way they are rounded. The last one is that from which least squares go on.
+const SHIFTS: [f32; 3] = [-0.33, 0.33, 0.0];
 
 /// A piece of each row.
 pub struct Piece<'a> {
@@ -83,6 +88,16 @@ impl PieceScales {
     }
 }
 
+/// What least squares need of the weights: the letters of the module's equation.
+struct Sums {
+    b: [Column; MAX],
+    v: [f32; MAX],
+    /// Σ p v v
+    vv: f32,
+    /// Σ p b v
+    bv: Column,
+}
+
 impl Piece<'_> {
     /// Searches scales from `scales` on, and rounds. `spreads` are scales to try, in units of the given ones; the middle of the
     /// range stays where it is. What comes out has at most the cost of `scales`.
@@ -130,7 +145,7 @@ impl Piece<'_> {
         }
     }
 
-    /// b of the module's equation.
+    /// Σ_{k≤j} n\[j\]\[k\] x\[k\] for each j.
     #[inline(always)]
     fn weighted_sums(&self, x: &[Column], sums: &mut [Column; MAX]) {
         for j in 0..self.len() {
@@ -147,87 +162,94 @@ impl Piece<'_> {
 
     #[inline(always)]
     fn search_from(&self, spreads: &[f32], best: &mut PieceScales, rounded: &mut Rounded) {
-        let n = self.len();
-        // With the weights themselves in the sum, b + w − w.
-        let mut b = [[0.0; ROWS]; MAX];
-        self.weighted_sums(self.weights, &mut b);
-        for j in 0..n {
-            for l in 0..ROWS {
-                b[j][l] += self.target[j][l] - self.weights[j][l];
-            }
-        }
-        let (mut v, mut vv) = ([0.0f32; MAX], 0.0f32);
-        for j in 0..n {
-            v[j] = self.factor.n[j][..=j].iter().fold(0.0, |sum, n| sum + n);
-            vv += self.factor.pivots[j] * v[j] * v[j];
-        }
-        let mut bv = [0.0; ROWS];
-        for j in 0..n {
-            let factor = self.factor.pivots[j] * v[j];
-            for l in 0..ROWS {
-                bv[l] += factor * b[j][l];
-            }
-        }
-
+        let sums = self.sums();
         let start = *best;
         let (scale, min) = start.steps();
         self.round_with((&scale, &min), rounded);
         let mut least = rounded.cost;
+        self.keep_better(&self.least_squares(&sums, &start, rounded), &mut least, best, rounded);
         let middle = middle(self.grid.levels);
-        let mut u = [[0.0; ROWS]; MAX];
-        for (trial, spread) in std::iter::once(&1.0).chain(spreads).enumerate() {
-            if trial > 0 {
-                let (mut wanted_scale, mut wanted_min) = (scale, min);
-                for l in 0..ROWS {
-                    wanted_scale[l] *= spread;
-                    if self.grid.has_min() {
-                        wanted_min[l] += (wanted_scale[l] - scale[l]) * middle;
+        for spread in spreads {
+            let wanted_scale = scale.map(|scale| scale * spread);
+            let mut tried = start;
+            self.store_scale(&wanted_scale, &mut tried);
+            if self.grid.has_min() {
+                for shift in SHIFTS {
+                    let mut wanted_min = min;
+                    for l in 0..ROWS {
+                        wanted_min[l] += (wanted_scale[l] - scale[l]) * middle + shift * scale[l];
                     }
+                    self.store_min(&wanted_min, &mut tried);
+                    self.keep_better(&tried, &mut least, best, rounded);
                 }
-                let mut tried = start;
-                self.store_scale(&wanted_scale, &mut tried);
-                self.store_min(&wanted_min, &mut tried);
+            } else {
                 self.keep_better(&tried, &mut least, best, rounded);
             }
-            // Least squares for the levels that came out.
-            self.weighted_sums(&rounded.levels[..n], &mut u);
-            let (mut uu, mut uv, mut bu) = ([0.0; ROWS], [0.0; ROWS], [0.0; ROWS]);
-            for j in 0..n {
-                let pivot = self.factor.pivots[j];
-                for l in 0..ROWS {
-                    let pu = pivot * u[j][l];
-                    uu[l] += pu * u[j][l];
-                    uv[l] += pu * v[j];
-                    bu[l] += pu * b[j][l];
-                }
-            }
-            let mut tried = start;
-            if self.grid.has_min() {
-                let mut wanted = [0.0; ROWS];
-                for l in 0..ROWS {
-                    let determinant = uu[l] * vv - uv[l] * uv[l];
-                    let found = (bu[l] * vv - uv[l] * bv[l]) / determinant;
-                    // Where all levels are the same, scale and min cannot be told apart.
-                    wanted[l] = if determinant > 1e-5 * uu[l] * vv { found } else { scale[l] };
-                }
-                self.store_scale(&wanted, &mut tried);
-                // The best min for the scale as it can be stored.
-                let (stored, _) = tried.steps();
-                for l in 0..ROWS {
-                    wanted[l] = (stored[l] * uv[l] - bv[l]) / vv;
-                }
-                self.store_min(&wanted, &mut tried);
-            } else {
-                let mut wanted = [0.0; ROWS];
-                for l in 0..ROWS {
-                    wanted[l] = if uu[l] > 0.0 { bu[l] / uu[l] } else { scale[l] };
-                }
-                self.store_scale(&wanted, &mut tried);
-            }
-            self.keep_better(&tried, &mut least, best, rounded);
+            // Of the last one that was tried, which is the one without a shift.
+            self.keep_better(&self.least_squares(&sums, &start, rounded), &mut least, best, rounded);
         }
         let (scale, min) = best.steps();
         self.round_with((&scale, &min), rounded);
+    }
+
+    /// What least squares need of the weights.
+    #[inline(always)]
+    fn sums(&self) -> Sums {
+        let n = self.len();
+        let mut sums = Sums { b: [[0.0; ROWS]; MAX], v: [0.0; MAX], vv: 0.0, bv: [0.0; ROWS] };
+        self.weighted_sums(self.weights, &mut sums.b);
+        for j in 0..n {
+            let pivot = self.factor.pivots[j];
+            sums.v[j] = self.factor.n[j][..=j].iter().fold(0.0, |sum, n| sum + n);
+            sums.vv += pivot * sums.v[j] * sums.v[j];
+            for l in 0..ROWS {
+                sums.b[j][l] += self.target[j][l] - self.weights[j][l];
+                sums.bv[l] += pivot * sums.v[j] * sums.b[j][l];
+            }
+        }
+        sums
+    }
+
+    /// The best scales for the levels of `rounded`, as far as they can be stored.
+    #[inline(always)]
+    fn least_squares(&self, sums: &Sums, start: &PieceScales, rounded: &Rounded) -> PieceScales {
+        let n = self.len();
+        let Sums { b, v, vv, bv } = sums;
+        let mut u = [[0.0; ROWS]; MAX];
+        self.weighted_sums(&rounded.levels[..n], &mut u);
+        let (mut uu, mut uv, mut bu) = ([0.0; ROWS], [0.0; ROWS], [0.0; ROWS]);
+        for j in 0..n {
+            let pivot = self.factor.pivots[j];
+            for l in 0..ROWS {
+                let pu = pivot * u[j][l];
+                uu[l] += pu * u[j][l];
+                uv[l] += pu * v[j];
+                bu[l] += pu * b[j][l];
+            }
+        }
+        let (mut wanted, _) = start.steps();
+        let mut found = *start;
+        if self.grid.has_min() {
+            for l in 0..ROWS {
+                let determinant = uu[l] * vv - uv[l] * uv[l];
+                let best = (bu[l] * vv - uv[l] * bv[l]) / determinant;
+                // Where all levels are the same, scale and min cannot be told apart.
+                wanted[l] = if determinant > 1e-5 * uu[l] * vv { best } else { wanted[l] };
+            }
+            self.store_scale(&wanted, &mut found);
+            // The best min for the scale as it can be stored.
+            let (stored, _) = found.steps();
+            for l in 0..ROWS {
+                wanted[l] = (stored[l] * uv[l] - bv[l]) / vv;
+            }
+            self.store_min(&wanted, &mut found);
+        } else {
+            for l in 0..ROWS {
+                wanted[l] = if uu[l] > 0.0 { bu[l] / uu[l] } else { wanted[l] };
+            }
+            self.store_scale(&wanted, &mut found);
+        }
+        found
     }
 
     /// Rounds with `tried`, and takes over those scales that cost less.

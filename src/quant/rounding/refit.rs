@@ -9,6 +9,9 @@
 //! 2. **single codes**: each weight becomes the level nearest to where g would vanish, ŵ + g / H;
 //! 3. **d and dmin** of a block: least squares with codes and factors held, rounded to halves.
 //!
+//! After compensated rounding the first round gains about 12 % of the objective, the second 3 %, the third and fourth together 1 %;
+//! after nearest, which leaves more to do, it takes some more.
+//!
 //! A change is made where its effect, computed for the numbers as they are stored, is a gain. In the end the objective of
 //! each row is computed anew, and rows that did not improve get their bytes back.
 
@@ -21,7 +24,8 @@ use crate::quant::lanes::{Body, Lanes};
 use crate::quant::{Half, Level};
 
 /// Scales that are tried for each sub-block, in units of what it has.
-const SPREADS: [f32; 2] = [0.96, 1.04];
+const SPREADS: [f32; 16] =
+    [0.82, 0.85, 0.88, 0.90, 0.92, 0.94, 0.96, 0.98, 1.02, 1.04, 1.06, 1.08, 1.10, 1.12, 1.15, 1.18];
 
 /// A row is done when a round gains less than this part of its objective.
 const ENOUGH: f64 = 1e-3;
@@ -53,32 +57,40 @@ impl<'a> Refit<'a> {
         Self { level, moments, pieces: (0..n).into_par_iter().map(of).collect() }
     }
 
-    /// Refits groups of rows, at most `rounds` times. Returns the objective of each row before and after.
-    pub fn run(&self, groups: &mut [Group], rounds: usize) -> Vec<[[f64; ROWS]; 2]> {
+    /// Refits groups of rows, at most `rounds` times. `before` are the objectives of their rows. Returns those after it.
+    pub fn run(&self, groups: &mut [Group], before: &[[f64; ROWS]], rounds: usize) -> Vec<[f64; ROWS]> {
         let (level, moments, columns) = (self.level, self.moments, self.moments.columns());
-        let before: Vec<_> = groups.iter().map(|group| objectives(level, moments, &group.errors)).collect();
-        let mut now = before.clone();
+        let mut now = before.to_vec();
         let mut active = vec![[1.0f32; ROWS]; groups.len()];
         let mut gradients = vec![vec![[0.0; ROWS]; WINDOW]; groups.len()];
         let mut buffers = Buffers::new();
+        let done = |active: &Column| *active == [0.0; ROWS];
         for _ in 0..rounds {
+            if active.iter().all(done) {
+                break;
+            }
             let mut gains = vec![[0.0f64; ROWS]; groups.len()];
             for start in (0..columns).step_by(WINDOW) {
                 let window = Window::of(moments, start);
                 gradients.iter_mut().for_each(|gradient| gradient.fill([0.0; ROWS]));
                 for from in (0..columns).step_by(WINDOW) {
                     let to = columns.min(from + WINDOW);
-                    for (group, gradient) in groups.iter().zip(&mut gradients) {
-                        let part = moments.from(start, from);
-                        add_products(level, &group.errors[from..to], part, columns, &mut gradient[..window.width]);
+                    let part = moments.from(start, from);
+                    for (index, gradient) in
+                        gradients.iter_mut().enumerate().filter(|(index, _)| !done(&active[*index]))
+                    {
+                        let errors = &groups[index].errors[from..to];
+                        add_products(level, errors, part, columns, &mut gradient[..window.width]);
                     }
                 }
                 for (index, group) in groups.iter_mut().enumerate() {
-                    if active[index] == [0.0; ROWS] {
+                    if done(&active[index]) {
                         continue;
                     }
                     let gradient = &mut gradients[index][..window.width];
-                    let gain = self.refit_window(&window, group, gradient, &active[index], &mut buffers);
+                    let active = &active[index];
+                    let gain = Visit { refit: self, window: &window, group, gradient, active, gains: [0.0; ROWS] }
+                        .run(&mut buffers);
                     for l in 0..ROWS {
                         gains[index][l] += gain[l];
                     }
@@ -93,60 +105,59 @@ impl<'a> Refit<'a> {
                 }
             }
         }
-        let after = groups.iter().map(|group| objectives(level, moments, &group.errors));
-        before.iter().zip(after).map(|(before, after)| [*before, after]).collect()
+        groups.iter().map(|group| objectives(level, moments, &group.errors)).collect()
     }
+}
 
+/// A group of rows in a window.
+struct Visit<'a, 'g> {
+    refit: &'a Refit<'a>,
+    window: &'a Window,
+    group: &'a mut Group<'g>,
+    /// e H in the window, for the errors as they are.
+    gradient: &'a mut [Column],
+    /// 0 for rows that are done.
+    active: &'a Column,
+    /// What each row gained.
+    gains: [f64; ROWS],
+}
+
+impl Visit<'_, '_> {
     /// Returns what each row gained.
-    fn refit_window(
-        &self,
-        window: &Window,
-        group: &mut Group,
-        gradient: &mut [Column],
-        active: &Column,
-        buffers: &mut Buffers,
-    ) -> [f64; ROWS] {
-        let mut gains = [0.0; ROWS];
-        let sub_block = group.grid.sub_block;
-        for at in (0..window.width).step_by(sub_block) {
-            self.refit_piece(window, at, group, gradient, active, buffers, &mut gains);
+    fn run(mut self, buffers: &mut Buffers) -> [f64; ROWS] {
+        let Grid { len, sub_block, .. } = *self.group.grid;
+        for at in (0..self.window.width).step_by(sub_block) {
+            self.round_piece(at, buffers);
         }
-        self.level.run(RefitCodes { window, group, gradient, active, gains: &mut gains });
-        if group.grid.has_factors() {
-            for at in (0..window.width).step_by(group.grid.len) {
-                self.refit_scales(window, at, group, gradient, active, buffers, &mut gains);
+        let level = self.refit.level;
+        level.run(RefitCodes(&mut self));
+        if self.group.grid.has_factors() {
+            for at in (0..self.window.width).step_by(len) {
+                self.fit_block(at, buffers);
             }
         }
-        gains
+        self.gains
     }
 
     /// Rounds the piece at column `at` of the window again.
-    #[allow(clippy::too_many_arguments)]
-    fn refit_piece(
-        &self,
-        window: &Window,
-        at: usize,
-        group: &mut Group,
-        gradient: &mut [Column],
-        active: &Column,
-        buffers: &mut Buffers,
-        gains: &mut [f64; ROWS],
-    ) {
+    fn round_piece(&mut self, at: usize, buffers: &mut Buffers) {
+        let Refit { level, pieces, .. } = self.refit;
+        let (window, group) = (self.window, &*self.group);
         let grid = group.grid;
         let n = grid.sub_block;
         let first = window.start + at;
         let index = first / n;
-        let small = &self.pieces[index];
+        let small = &pieces[index];
         let range = first..first + n;
 
         // c: the gradient that the other weights make.
         let own = &mut buffers.changes[..n];
         own.fill([0.0; ROWS]);
-        add_products(self.level, &group.errors[range.clone()], window.from(at, at), window.width, own);
+        add_products(*level, &group.errors[range.clone()], window.from(at, at), window.width, own);
         let targets = &mut buffers.targets[..n];
         for j in 0..n {
             for l in 0..ROWS {
-                targets[j][l] = gradient[at + j][l] - own[j][l];
+                targets[j][l] = self.gradient[at + j][l] - own[j][l];
             }
         }
         // Solve y n = c from the right, and divide by p.
@@ -165,7 +176,7 @@ impl<'a> Refit<'a> {
         }
         let mut scales = group.scales[index];
         let piece = Piece { grid, factor: small, weights: &group.weights[range.clone()], target: targets };
-        piece.search(self.level, &SPREADS, &mut scales, &mut buffers.rounded);
+        piece.search(*level, &SPREADS, &mut scales, &mut buffers.rounded);
 
         let rounded = &buffers.rounded;
         let changes = &mut buffers.changes[..n];
@@ -174,7 +185,8 @@ impl<'a> Refit<'a> {
                 changes[j][l] = rounded.errors[j][l] - group.errors[first + j][l];
             }
         }
-        let accepted = self.accept(window, at, gradient, active, changes, &mut buffers.products, gains);
+        let accepted = self.accept(at, changes, &mut buffers.products);
+        let group = &mut *self.group;
         for j in 0..n {
             for l in 0..ROWS {
                 if accepted[l] {
@@ -188,34 +200,25 @@ impl<'a> Refit<'a> {
 
     /// Decides for each row whether changes of the errors from column `at` on are a gain. Makes those that are none 0, and
     /// brings the gradient up to date.
-    #[allow(clippy::too_many_arguments)]
-    fn accept(
-        &self,
-        window: &Window,
-        at: usize,
-        gradient: &mut [Column],
-        active: &Column,
-        changes: &mut [Column],
-        products: &mut [Column],
-        gains: &mut [f64; ROWS],
-    ) -> [bool; ROWS] {
+    fn accept(&mut self, at: usize, changes: &mut [Column], products: &mut [Column]) -> [bool; ROWS] {
+        let (level, window) = (self.refit.level, self.window);
         let n = changes.len();
         let products = &mut products[..n];
         products.fill([0.0; ROWS]);
-        add_products(self.level, changes, window.from(at, at), window.width, products);
+        add_products(level, changes, window.from(at, at), window.width, products);
         let (mut change, mut moved) = ([0.0; ROWS], [0.0; ROWS]);
         for j in 0..n {
             for l in 0..ROWS {
                 let own = changes[j][l] * products[j][l];
-                change[l] += 2.0 * changes[j][l] * gradient[at + j][l] + own;
+                change[l] += 2.0 * changes[j][l] * self.gradient[at + j][l] + own;
                 moved[l] += own;
             }
         }
         let mut accepted = [false; ROWS];
         for l in 0..ROWS {
-            accepted[l] = active[l] != 0.0 && change[l] < -LEAST_GAIN * moved[l].abs();
+            accepted[l] = self.active[l] != 0.0 && change[l] < -LEAST_GAIN * moved[l].abs();
             if accepted[l] {
-                gains[l] -= f64::from(change[l]);
+                self.gains[l] -= f64::from(change[l]);
             }
         }
         if accepted == [false; ROWS] {
@@ -226,22 +229,13 @@ impl<'a> Refit<'a> {
                 column[l] = if accepted[l] { column[l] } else { 0.0 };
             }
         }
-        add_products(self.level, changes, window.from(0, at), window.width, gradient);
+        add_products(level, changes, window.from(0, at), window.width, self.gradient);
         accepted
     }
 
     /// Fits d and dmin of the block at column `at` of the window.
-    #[allow(clippy::too_many_arguments)]
-    fn refit_scales(
-        &self,
-        window: &Window,
-        at: usize,
-        group: &mut Group,
-        gradient: &mut [Column],
-        active: &Column,
-        buffers: &mut Buffers,
-        gains: &mut [f64; ROWS],
-    ) {
+    fn fit_block(&mut self, at: usize, buffers: &mut Buffers) {
+        let (level, window, group) = (self.refit.level, self.window, &*self.group);
         let Grid { len, sub_block, .. } = *group.grid;
         let first = window.start + at;
         let has_min = group.grid.has_min();
@@ -257,22 +251,22 @@ impl<'a> Refit<'a> {
         }
         let mut sums = [[0.0f64; ROWS]; 5];
         changes.fill([0.0; ROWS]);
-        add_products(self.level, u, window.from(at, at), window.width, changes);
+        add_products(level, u, window.from(at, at), window.width, changes);
         for j in 0..len {
             for l in 0..ROWS {
                 let product = f64::from(changes[j][l]);
                 sums[0][l] += f64::from(u[j][l]) * product;
                 sums[1][l] += f64::from(v[j][l]) * product;
-                sums[2][l] += f64::from(u[j][l]) * f64::from(gradient[at + j][l]);
+                sums[2][l] += f64::from(u[j][l]) * f64::from(self.gradient[at + j][l]);
             }
         }
         if has_min {
             changes.fill([0.0; ROWS]);
-            add_products(self.level, v, window.from(at, at), window.width, changes);
+            add_products(level, v, window.from(at, at), window.width, changes);
             for j in 0..len {
                 for l in 0..ROWS {
                     sums[3][l] += f64::from(v[j][l]) * f64::from(changes[j][l]);
-                    sums[4][l] += f64::from(v[j][l]) * f64::from(gradient[at + j][l]);
+                    sums[4][l] += f64::from(v[j][l]) * f64::from(self.gradient[at + j][l]);
                 }
             }
         }
@@ -304,7 +298,8 @@ impl<'a> Refit<'a> {
                 changes[j][l] = group.weights[first + j][l] - value - group.errors[first + j][l];
             }
         }
-        let accepted = self.accept(window, at, gradient, active, changes, products, gains);
+        let accepted = self.accept(at, changes, products);
+        let group = &mut *self.group;
         for piece in &mut group.scales[first / sub_block..(first + len) / sub_block] {
             let new = PieceScales { d: scales.d, dmin: scales.dmin, ..*piece };
             piece.take(&new, &accepted);
@@ -370,18 +365,12 @@ impl Buffers {
 }
 
 /// Goes once through the codes of a window.
-struct RefitCodes<'a, 'g> {
-    window: &'a Window,
-    group: &'a mut Group<'g>,
-    gradient: &'a mut [Column],
-    active: &'a Column,
-    gains: &'a mut [f64; ROWS],
-}
+struct RefitCodes<'a, 'b, 'g>(&'a mut Visit<'b, 'g>);
 
-impl Body for RefitCodes<'_, '_> {
+impl Body for RefitCodes<'_, '_, '_> {
     #[inline(always)]
     fn run<L: Lanes>(self, _: L) {
-        let Self { window, group, gradient, active, gains } = self;
+        let Visit { window, group, gradient, active, gains, .. } = self.0;
         let Grid { sub_block, levels, .. } = *group.grid;
         for at in (0..window.width).step_by(sub_block) {
             let first = window.start + at;

@@ -3,6 +3,7 @@
 use super::factor::{DAMPING, MomentsError, SecondMoments};
 use super::joint::Settings;
 use super::piece::level_of;
+use crate::gguf::TensorType;
 use crate::quant::samples::{Random, laplace, random_blocks};
 use crate::quant::{FORMATS, Format};
 
@@ -155,7 +156,7 @@ fn each_step_is_better_than_the_one_before_it_on_correlated_inputs() {
     let columns = 768;
     let weights = weights(40, columns, 2);
     for (name, values, at_most) in
-        [("autoregressive", autoregressive(columns, 0.9, 4), 0.6), ("low rank", low_rank(columns, 96, 0.1, 5), 0.6)]
+        [("autoregressive", autoregressive(columns, 0.9, 4), 0.4), ("low rank", low_rank(columns, 96, 0.1, 5), 0.4)]
     {
         let moments = moments(&values, columns);
         for format in scaled() {
@@ -166,7 +167,7 @@ fn each_step_is_better_than_the_one_before_it_on_correlated_inputs() {
             let [before, after] = format.refit_for(&weights, &moments, 8, &mut bytes).unwrap();
             assert_close(before.objective, nearest, 1e-4, &what);
             assert_close(after.objective, objective(&bytes), 1e-4, &what);
-            assert!(after.objective < 0.8 * nearest, "{what}: refit {}, nearest {nearest}", after.objective);
+            assert!(after.objective < 0.5 * nearest, "{what}: refit {}, nearest {nearest}", after.objective);
 
             let settings = Settings { nearest: true, rounds: 8 };
             let outcome = format.round_for(&weights, &moments, settings, &mut bytes).unwrap();
@@ -175,7 +176,7 @@ fn each_step_is_better_than_the_one_before_it_on_correlated_inputs() {
             assert_close(refit, objective(&bytes), 1e-4, &what);
             let compensated = outcome.compensated.objective;
             assert!(compensated < at_most * nearest, "{what}: compensated {compensated}, nearest {nearest}");
-            assert!(refit < 0.99 * compensated, "{what}: refit {refit}, compensated {compensated}");
+            assert!(refit < 0.95 * compensated, "{what}: refit {refit}, compensated {compensated}");
         }
     }
 }
@@ -240,11 +241,12 @@ fn a_refit_never_makes_a_row_worse_and_ends_where_no_single_code_helps() {
 
 #[test]
 fn few_weights_get_nearly_the_best_of_all_codes() {
-    // Four columns have inputs: all their codes can be tried.
+    // Four columns matter: all their codes can be tried.
     let columns = 256;
     let live = [3, 17, 40, 250];
     let part = autoregressive(4, 0.8, 9);
     let mut values = vec![0.0; columns * columns];
+    values.iter_mut().step_by(columns + 1).for_each(|value| *value = 1e-7);
     for (i, row) in live.iter().enumerate() {
         for (j, column) in live.iter().enumerate() {
             values[row * columns + column] = part[4 * i + j];
@@ -302,12 +304,14 @@ fn moments_without_full_rank_or_without_inputs_still_round() {
         ("rank 1", low_rank(columns, 1, 0.0, 13)),
         ("rank 3", low_rank(columns, 3, 0.0, 14)),
         ("zero", vec![0.0; columns * columns]),
-        ("dead columns", dead),
+        ("dead columns", dead.clone()),
         ("tiny", autoregressive(columns, 0.9, 15).iter().map(|x| x * 1e-30).collect()),
         ("huge", autoregressive(columns, 0.9, 15).iter().map(|x| x * 1e25).collect()),
     ];
     for (name, values) in &all {
         let moments = moments(values, columns);
+        // Columns without input count as the least important one.
+        let values = &(0..columns).flat_map(|j| moments.row(j).to_vec()).collect::<Vec<f32>>();
         for format in scaled() {
             let what = format!("{}, {name}", format.ty);
             let nearest = nearest(format, &weights, &moments);
@@ -319,10 +323,14 @@ fn moments_without_full_rank_or_without_inputs_still_round() {
                 [&nearest, &bytes].map(|bytes| plain_objective(format, &weights, values, columns, bytes));
             assert!(refit <= at_nearest, "{what}: {refit}, nearest {at_nearest}");
             assert!(outcome.compensated.objective.is_finite(), "{what}");
-            // No weight goes far away, also where nothing sees it.
-            let back = dequantized(format, &bytes);
-            let largest = weights.iter().fold(0f32, |largest, weight| largest.max(weight.abs()));
-            assert!(back.iter().all(|x| x.abs() <= 3.0 * largest), "{what}");
+            // Weights that nothing sees stay close.
+            let unseen = |bytes: &[u8]| -> f64 {
+                let errors = weights.iter().zip(dequantized(format, bytes)).enumerate();
+                let unseen = errors.filter(|(i, _)| dead[i % columns * (columns + 1)] == 0.0);
+                unseen.map(|(_, (weight, back))| f64::from(weight - back).powi(2)).sum()
+            };
+            let (unseen, nearest) = (unseen(&bytes), unseen(&nearest));
+            assert!(*name != "dead columns" || unseen <= 2.0 * nearest, "{what}: {unseen}, nearest {nearest}");
         }
     }
 }
@@ -349,12 +357,14 @@ fn rows_of_any_number_of_blocks_and_any_number_of_rows() {
 
 #[test]
 fn bytes_do_not_depend_on_threads_or_on_how_rows_are_passed() {
+    // Two windows, and enough rows for each of two threads to get several groups.
     let columns = 512;
-    let rows = 150;
+    let rows = 140;
     let weights = weights(rows, columns, 18);
     let values = low_rank(columns, 64, 0.2, 19);
-    let settings = Settings { nearest: true, rounds: 2 };
-    for format in scaled() {
+    let settings = Settings { nearest: true, rounds: 1 };
+    let some = [TensorType::Q4_0, TensorType::Q5_1, TensorType::Q4_K, TensorType::Q2_K, TensorType::IQ4_XS];
+    for format in scaled().filter(|format| some.contains(&format.ty)) {
         let round = |n_threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
             pool.install(|| {
@@ -367,49 +377,39 @@ fn bytes_do_not_depend_on_threads_or_on_how_rows_are_passed() {
         let one = round(1);
         assert!(one == round(2) && one == round(3), "{}", format.ty);
         let moments = moments(&values, columns);
-        for some in [1, 47] {
-            let mut bytes = Vec::new();
-            for weights in weights.chunks(some * columns) {
-                let mut part = bytes_of(format, weights);
-                format.round_for(weights, &moments, settings, &mut part).unwrap();
-                bytes.extend(part);
-            }
-            assert!(bytes == one.0, "{}, {some} rows at a time", format.ty);
+        // One row, then 40 at a time.
+        let (first, others) = weights.split_at(columns);
+        let mut bytes = Vec::new();
+        for weights in std::iter::once(first).chain(others.chunks(40 * columns)) {
+            let mut part = bytes_of(format, weights);
+            format.round_for(weights, &moments, settings, &mut part).unwrap();
+            bytes.extend(part);
         }
+        assert!(bytes == one.0, "{}: rows in parts", format.ty);
     }
 }
 
-/// GPTQ as published: U with UᵀU = (H + damping)⁻¹ by Gauss-Jordan and Cholesky, one column at a time, double precision.
-/// `step` gives scale and min of a weight. Returns for each weight (w' + min) / scale.
+/// GPTQ as published: one column at a time, in double precision, with `upper` of [`upper_of_inverse`]. `step` gives scale and
+/// min of a weight, and `round` the level for (w + min) / scale.
 fn textbook_gptq(
     row: &[f32],
-    values: &[f32],
-    columns: usize,
-    damping: f64,
+    upper: &[f64],
     step: impl Fn(usize) -> (f64, f64),
     mut round: impl FnMut(usize, f64) -> f64,
 ) {
-    thread_local! {
-        static UPPER: std::cell::RefCell<Option<(usize, Vec<f64>)>> = const { std::cell::RefCell::new(None) };
+    let columns = row.len();
+    let mut w: Vec<f64> = row.iter().map(|w| f64::from(*w)).collect();
+    for j in 0..columns {
+        let (scale, min) = step(j);
+        let level = round(j, if scale != 0.0 { (w[j] + min) / scale } else { 0.0 });
+        let error = (w[j] - (scale * level - min)) / upper[j * columns + j];
+        for i in j..columns {
+            w[i] -= error * upper[j * columns + i];
+        }
     }
-    UPPER.with_borrow_mut(|cached| {
-        let key = values.as_ptr() as usize;
-        if cached.as_ref().is_none_or(|(of, _)| *of != key) {
-            *cached = Some((key, upper_of_inverse(values, columns, damping)));
-        }
-        let (_, upper) = cached.as_ref().unwrap();
-        let mut w: Vec<f64> = row.iter().map(|w| f64::from(*w)).collect();
-        for j in 0..columns {
-            let (scale, min) = step(j);
-            let level = round(j, if scale != 0.0 { (w[j] + min) / scale } else { 0.0 });
-            let error = (w[j] - (scale * level - min)) / upper[j * columns + j];
-            for i in j..columns {
-                w[i] -= error * upper[j * columns + i];
-            }
-        }
-    });
 }
 
+/// U with UᵀU = (H + damping)⁻¹, by Gauss-Jordan and Cholesky.
 fn upper_of_inverse(values: &[f32], n: usize, damping: f64) -> Vec<f64> {
     // Gauss-Jordan, without pivoting: the matrix is positive definite.
     let mut a: Vec<f64> = values.iter().map(|value| f64::from(*value)).collect();
@@ -449,6 +449,7 @@ fn compensated_rounding_is_gptq_with_the_scales_that_it_found() {
     let weights = weights(12, columns, 20);
     let values = autoregressive(columns, 0.9, 21);
     let moments = moments(&values, columns);
+    let upper = upper_of_inverse(&values, columns, moments.damping());
     for format in scaled() {
         let grid = format.grid.as_ref().unwrap();
         let bytes = compensated(format, &weights, &moments);
@@ -469,9 +470,7 @@ fn compensated_rounding_is_gptq_with_the_scales_that_it_found() {
             let n = if let super::Levels::Whole(whole) = grid.levels { whole.largest - whole.smallest + 1 } else { 16 };
             textbook_gptq(
                 row,
-                &values,
-                columns,
-                moments.damping(),
+                &upper,
                 |j| steps[j],
                 |j, quotient| {
                     let distance = |level: &f64| (level - quotient).abs();
