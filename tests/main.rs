@@ -11,6 +11,8 @@ mod command_line;
 mod compare;
 #[cfg(feature = "llama")]
 mod compare_recipes;
+#[cfg(feature = "llama")]
+mod compensated;
 mod conversion;
 #[cfg(feature = "llama")]
 mod forward;
