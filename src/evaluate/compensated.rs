@@ -104,6 +104,9 @@ pub enum Error {
     /// The vocabulary cannot be used.
     #[error(transparent)]
     Vocabulary(#[from] crate::llama::Error),
+    /// The system gives no threads.
+    #[error("no threads can be started: {0}")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
     /// No temporary file can be made.
     #[error("no temporary file can be made in {}: {source}", folder.display())]
     Temporary {
@@ -174,7 +177,9 @@ impl Compensation {
         );
         let tokens: Vec<u32> = texts.into_iter().flat_map(|text| text.tokens).collect();
         let session = options.session;
-        let walk = Walk { source, tokens, window, session, folder, hidden: Vec::new(), next: 0, known: Vec::new() };
+        let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(session.n_threads() as usize).build()?);
+        let (hidden, next, known) = (Vec::new(), 0, Vec::new());
+        let walk = Walk { source, tokens, window, session, pool, folder, hidden, next, known };
         Ok(Self { walk: Mutex::new(walk), identity, settings: options.settings, achieved: Arc::default() })
     }
 
@@ -241,6 +246,8 @@ struct Walk {
     tokens: Vec<u32>,
     window: u32,
     session: SessionOptions,
+    /// Threads of its own: those of the conversion wait for it.
+    pool: Arc<rayon::ThreadPool>,
     folder: tempfile::TempDir,
     /// What enters layer `next`; empty before the first.
     hidden: Vec<f32>,
@@ -267,7 +274,8 @@ impl Walk {
         let Some((_, inputs)) = self.known.iter_mut().find(|(known, _)| *known == layer) else { return Ok(None) };
         let Some(known) = inputs.get_mut(input) else { return Ok(None) };
         if let Known::Summed(moments) = known {
-            let prepared = SecondMoments::new(moments.means(), moments.columns()).map_err(|error| error.to_string())?;
+            let prepared = self.pool.install(|| SecondMoments::new(moments.means(), moments.columns()));
+            let prepared = prepared.map_err(|error| error.to_string())?;
             *known = Known::Prepared(Arc::new(prepared));
         }
         match known {
@@ -285,7 +293,7 @@ impl Walk {
         while self.next <= layer {
             let path = self.folder.path().join("layer.gguf");
             layers::write_layer(&self.source, self.next, &path, &|_| None)?;
-            let sums = Sums { wanted: self.next == layer, inputs: HashMap::new() };
+            let sums = Sums { wanted: self.next == layer, pool: self.pool.clone(), inputs: HashMap::new() };
             let run = Layer::open(&path, self.window, &self.session, sums).and_then(|mut layer| {
                 layer.run(&mut self.hidden)?;
                 Ok(layer.finish())
@@ -328,6 +336,7 @@ fn place(name: &str) -> Option<(usize, &'static str)> {
 /// Sums up the second moments of the inputs of a layer.
 struct Sums {
     wanted: bool,
+    pool: Arc<rayon::ThreadPool>,
     inputs: HashMap<&'static str, Moments>,
 }
 
@@ -338,7 +347,8 @@ impl Inputs for Sums {
 
     fn take(&mut self, matrix: &str, columns: usize, inputs: &[f32]) {
         if let Some((_, input)) = MATRICES.iter().find(|(_, input)| *input == matrix) {
-            self.inputs.entry(input).or_insert_with(|| Moments::new(columns)).add(inputs);
+            let moments = self.inputs.entry(input).or_insert_with(|| Moments::new(columns));
+            self.pool.install(|| moments.add(inputs));
         }
     }
 }

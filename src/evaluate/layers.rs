@@ -104,11 +104,14 @@ pub trait Whole {
     /// Returns its tensors.
     fn tensors(&self) -> &[TensorInfo];
 
-    /// Returns the type and the bytes of tensor `index` of [`Self::tensors`], in which a layer gets it.
+    /// Returns the type in which a layer gets tensor `index` of [`Self::tensors`].
+    fn ty(&self, index: usize) -> TensorType;
+
+    /// Returns the bytes of tensor `index`, in that type.
     ///
     /// # Errors
     /// If it cannot be read.
-    fn data(&self, index: usize) -> Result<(TensorType, Cow<'_, [u8]>), Error>;
+    fn data(&self, index: usize) -> Result<Cow<'_, [u8]>, Error>;
 
     /// Fills `weights` with rows `rows` of tensor `index`.
     ///
@@ -131,8 +134,12 @@ impl Whole for Gguf {
         self.tensors()
     }
 
-    fn data(&self, index: usize) -> Result<(TensorType, Cow<'_, [u8]>), Error> {
-        Ok((self.tensors()[index].ty, self.data(index).into()))
+    fn ty(&self, index: usize) -> TensorType {
+        self.tensors()[index].ty
+    }
+
+    fn data(&self, index: usize) -> Result<Cow<'_, [u8]>, Error> {
+        Ok(self.data(index).into())
     }
 
     fn rows(&self, index: usize, rows: Range<usize>, weights: &mut Vec<f32>) -> Result<(), Error> {
@@ -163,10 +170,14 @@ impl Whole for pass::Source {
         &self.tensors
     }
 
-    fn data(&self, index: usize) -> Result<(TensorType, Cow<'_, [u8]>), Error> {
+    fn ty(&self, _index: usize) -> TensorType {
+        TensorType::F32
+    }
+
+    fn data(&self, index: usize) -> Result<Cow<'_, [u8]>, Error> {
         let mut weights = Vec::new();
         self.rows(index, 0..self.assembly(index).n_rows, &mut weights)?;
-        Ok((TensorType::F32, Cow::Owned(weights.iter().flat_map(|weight| weight.to_le_bytes()).collect())))
+        Ok(Cow::Owned(weights.iter().flat_map(|weight| weight.to_le_bytes()).collect()))
     }
 
     fn rows(&self, index: usize, rows: Range<usize>, weights: &mut Vec<f32>) -> Result<(), Error> {
@@ -247,28 +258,47 @@ pub fn write_layer(
         tensor("output_norm.weight", vec![n_embd], TensorType::F32),
     ];
     let zeros = |tensor: &TensorInfo| vec![0u8; usize::try_from(tensor.n_bytes().unwrap_or(0)).unwrap_or(0)];
-    let mut bytes: Vec<Cow<[u8]>> = tensors.iter().map(|tensor| zeros(tensor).into()).collect();
+    let mut data: Vec<Data> = tensors.iter().map(|tensor| Data::Given(zeros(tensor))).collect();
     for (index, tensor) in model.tensors().iter().enumerate() {
         let name = match tensor.name.strip_prefix(&prefix) {
             Some(rest) => format!("blk.0.{rest}"),
             None if tensor.name.starts_with("rope_") => tensor.name.clone(),
             None => continue,
         };
-        let (ty, data) = match replaced(&tensor.name) {
-            Some((ty, data)) => (ty, data.into()),
-            None => model.data(index)?,
+        let (ty, bytes) = match replaced(&tensor.name) {
+            Some((ty, bytes)) => (ty, Data::Given(bytes)),
+            None => (model.ty(index), Data::Of(index)),
         };
         tensors.push(TensorInfo { name, ty, ..tensor.clone() });
-        bytes.push(data);
+        data.push(bytes);
     }
 
     let layout = Layout::new(&metadata_of(model.metadata(), layer, n_layers), tensors, gguf::DEFAULT_ALIGNMENT, None)?;
-    let write = || {
-        let mut file = io::BufWriter::new(std::fs::File::create(path)?);
-        layout.write_part(0, &mut file, |index| &bytes[index])?;
-        file.flush()
+    // One tensor at a time is in memory.
+    let mut unread = None;
+    let read = |index: usize| match &data[index] {
+        Data::Given(bytes) => Cow::Borrowed(bytes.as_slice()),
+        Data::Of(index) => model.data(*index).unwrap_or_else(|error| {
+            unread.get_or_insert(error);
+            Cow::Borrowed(&[][..])
+        }),
     };
-    write().map_err(|source| Error::Write { path: path.to_path_buf(), source })
+    let written = std::fs::File::create(path).and_then(|file| {
+        let mut file = io::BufWriter::new(file);
+        layout.write_part(0, &mut file, read)?;
+        file.flush()
+    });
+    match unread {
+        Some(error) => Err(error),
+        None => written.map_err(|source| Error::Write { path: path.to_path_buf(), source }),
+    }
+}
+
+/// The bytes of a tensor of a layer.
+enum Data {
+    Given(Vec<u8>),
+    /// Those of the model's tensor of this number.
+    Of(usize),
 }
 
 /// Returns the metadata of a model with one layer.
