@@ -19,7 +19,7 @@
 //! | room         | what is in it                                                                                |
 //! |--------------|----------------------------------------------------------------------------------------------|
 //! | [`formats`]  | one file a format: the block's struct, how it is fitted, packed and read back                |
-//! | [`rounding`] | from weights to codes, given the scales; what a format needs for a rounding of another kind  |
+//! | [`rounding`] | from weights to codes: each weight by itself, or all of a row together for known inputs       |
 //! | `search`     | the searches for scales that the formats share: one file an algorithm, scalar and by lanes   |
 //! | `lanes`      | several blocks at once: one file a level of vector instructions                              |
 //! | [`float`]    | 16-bit floats, for the readers of checkpoints too                                            |

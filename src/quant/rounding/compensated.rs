@@ -59,10 +59,16 @@ pub(super) fn round(level: Level, moments: &SecondMoments, groups: &mut [Group])
                 add_products(level, &group.errors[start..at], factor, stride, targets);
                 let importance = &moments.importance()[at..at + grid.len];
                 for l in 0..group.n_rows {
-                    for (x, target) in row.iter_mut().zip(&*targets) {
-                        *x = target[l];
+                    let mut fit = |columns: &[Column]| {
+                        row.iter_mut().zip(columns).for_each(|(x, column)| *x = column[l]);
+                        (grid.fit)(&row, importance, mean_squares[l])
+                    };
+                    let mut scales = fit(targets);
+                    if !scales.is_finite() {
+                        // Weights just below the limit of the format, which took over more than they can bear.
+                        scales = fit(&group.weights[at..at + grid.len]);
                     }
-                    group.set_scales(l, at / grid.len, &(grid.fit)(&row, importance, mean_squares[l]));
+                    group.set_scales(l, at / grid.len, &scales);
                 }
             }
             for first in (at..at + grid.len).step_by(grid.sub_block) {

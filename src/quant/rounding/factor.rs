@@ -5,9 +5,9 @@
 //! ```
 //!
 //! The error of a row is a sum of squares, one for each column, of which each depends on the errors of the columns up to
-//! it. So each weight in turn is rounded to what is nearest to w[j] + Σ_{k<j} e[k] · n[j][k], where e[k] = w[k] − ŵ[k] are
+//! it. So each weight in turn is rounded to what is nearest to `w[j] + Σ_{k<j} e[k] · n[j][k]`, where `e[k] = w[k] − ŵ[k]` are
 //! the errors made before. These are the numbers of GPTQ, which takes them from the inverse of H: if U is the upper factor
-//! of the inverse, UᵀU = H⁻¹, then n = U⁻ᵀ diag U, and the square of U's diagonal is 1 / p. Without the inverse, it is one
+//! of the inverse, UᵀU = H⁻¹, then n = diag(U) U⁻ᵀ, and the square of U's diagonal is 1 / p. Without the inverse, it is one
 //! factorization: half of the time, and no loss of precision where H is close to singular. Chee et al., *QuIP: 2-Bit
 //! Quantization of Large Language Models With Guarantees*, show that the two are the same.
 //!
@@ -15,8 +15,8 @@
 //! and on the number of threads. The bytes of a file must not.
 //!
 //! **Precision.** Sums over columns have single precision, as in [`product`](super::product); a panel of 256 columns is
-//! factored in double precision. What is factored exactly is H + damping + Δ with |Δ\[i\]\[j\]| of about 1e-6 ·
-//! √(H\[i\]\[i\] H\[j\]\[j\]): some ten times what H loses in single precision, and next to nothing beside the damping.
+//! factored in double precision. What is factored exactly is H + damping + Δ with `|Δ[i][j]|` of about `1e-6 ·
+//! √(H[i][i] H[j][j])`: some ten times what H loses in single precision, and next to nothing beside the damping.
 
 use super::product::{Column, ROWS, add_products};
 use crate::quant::Level;

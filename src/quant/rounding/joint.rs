@@ -245,7 +245,7 @@ impl<'a> Rows<'a> {
         let row_bytes = self.row_bytes();
         for (row, (bytes, found)) in self.dst.chunks_exact_mut(row_bytes).zip(found).enumerate() {
             match there.map(|there| there[row]) {
-                Some(there) if !(*found < there) => *found = there,
+                Some(there) if there <= *found || found.is_nan() => *found = there,
                 _ => groups[row / ROWS].write_row(row % ROWS, bytes),
             }
         }

@@ -1,13 +1,10 @@
 //! From weights to codes, given the scales of their block.
 //!
 //! A format says how to fit the scales of a block ([`Scaled::fit`]) and, apart from that, which levels its codes stand for
-//! ([`Scaled::LEVELS`]). A rounding composes the two. [`nearest`] takes for each weight the level nearest to it. One that
-//! compensates errors would fit the scales of a block, round one column of weights, change the weights that remain, and go
-//! on; it needs nothing but what is here:
+//! ([`Scaled::LEVELS`]). A rounding composes the two. [`nearest`] takes for each weight the level nearest to it:
 //!
 //! ```text
-//! Scaled::fit(weights, ...) ─► block with scales, no codes ─► steps() ─► for each weight:  code  = LEVELS.round(step, x)
-//!                                                                                          error = x − LEVELS.value(step, code)
+//! Scaled::fit(weights, ...) ─► block with scales, no codes ─► steps() ─► for each weight:  code = LEVELS.round(step, x)
 //!                              set_codes(codes) ◄──────────────────────────────────────────────┘
 //! ```
 //!

@@ -145,7 +145,7 @@ impl Piece<'_> {
         }
     }
 
-    /// Σ_{k≤j} n\[j\]\[k\] x\[k\] for each j.
+    /// `Σ_{k≤j} n[j][k] x[k]` for each j.
     #[inline(always)]
     fn weighted_sums(&self, x: &[Column], sums: &mut [Column; MAX]) {
         for j in 0..self.len() {

@@ -16,7 +16,7 @@ pub type Column = [f32; ROWS];
 /// Terms that are summed before they are added to what there is. A tile of columns stays in the first cache.
 const TILE: usize = 128;
 
-/// Adds to column j of `out` Σ left[k] · right[j · stride + k], over all columns k of `left`.
+/// Adds to column j of `out` `Σ left[k] · right[j · stride + k]`, over all columns k of `left`.
 ///
 /// Sums have single precision: first over 128 terms each, then over those sums.
 ///

@@ -37,6 +37,11 @@ impl Scales {
         Self { d, dmin: Half::new(0.0), factors: array::from_fn(factor), min_factors: [0; 16] }
     }
 
+    /// Returns whether d and dmin are finite.
+    pub(super) fn is_finite(&self) -> bool {
+        self.d.is_finite() && self.dmin.is_finite()
+    }
+
     /// The scales of a block that stores one scale.
     #[inline]
     pub(in crate::quant) fn of_one(d: Half) -> Self {

@@ -51,7 +51,7 @@ fn identity(columns: usize) -> Vec<f32> {
 fn weights(rows: usize, columns: usize, seed: u64) -> Vec<f32> {
     let mut random = Random::new(seed);
     (0..rows * columns)
-        .map(|_| if random.bits() % 4 == 0 { laplace(&mut random) } else { random.normal() } * 0.02)
+        .map(|_| if random.bits().is_multiple_of(4) { laplace(&mut random) } else { random.normal() } * 0.02)
         .collect()
 }
 
@@ -332,6 +332,26 @@ fn moments_without_full_rank_or_without_inputs_still_round() {
             let (unseen, nearest) = (unseen(&bytes), unseen(&nearest));
             assert!(*name != "dead columns" || unseen <= 2.0 * nearest, "{what}: {unseen}, nearest {nearest}");
         }
+    }
+}
+
+#[test]
+fn weights_below_the_limit_of_a_format_stay_finite() {
+    let columns = 512;
+    let values = autoregressive(columns, 0.98, 26);
+    let moments = moments(&values, columns);
+    let mut random = Random::new(27);
+    for format in scaled() {
+        let limit = format.limit(true).next_down();
+        // Weights that all push the same way hand the most on.
+        let sign = |i: usize, period: usize| if (i / period).is_multiple_of(2) { 1.0 } else { -1.0 };
+        let rows =
+            [1, 3, 40, 256, 1024].map(|period| (0..columns).map(|i| limit * sign(i, period)).collect::<Vec<f32>>());
+        let mut weights = rows.concat();
+        weights.extend((0..20 * columns).map(|_| limit * (2.0 * random.unit() - 1.0)));
+        let mut bytes = bytes_of(format, &weights);
+        format.round_for(&weights, &moments, Settings { nearest: false, rounds: 2 }, &mut bytes).unwrap();
+        assert!(format.not_finite(&bytes).is_none(), "{}", format.ty);
     }
 }
 
