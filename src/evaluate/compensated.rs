@@ -274,7 +274,7 @@ impl Walk {
         let Some((_, inputs)) = self.known.iter_mut().find(|(known, _)| *known == layer) else { return Ok(None) };
         let Some(known) = inputs.get_mut(input) else { return Ok(None) };
         if let Known::Summed(moments) = known {
-            let prepared = self.pool.install(|| SecondMoments::new(moments.means(), moments.columns()));
+            let prepared = self.pool.install(|| SecondMoments::new(moments.estimate(), moments.columns()));
             let prepared = prepared.map_err(|error| error.to_string())?;
             *known = Known::Prepared(Arc::new(prepared));
         }
