@@ -20,7 +20,7 @@ use crate::support::{self, convert, error, nibble, stdout, yi_nano};
 /// The first half of the repository's English text, to round for, and the second, to judge by; of each so many bytes.
 fn halves(dir: &Path) -> (PathBuf, PathBuf) {
     let text = fs::read_to_string(support::data("english.md")).unwrap();
-    let middle = text.floor_char_boundary(text.len() / 2);
+    let middle = (text.len() / 2..).find(|&at| text.is_char_boundary(at)).unwrap();
     let write = |name: &str, text: &str| {
         let path = dir.join(name);
         fs::write(&path, text).unwrap();

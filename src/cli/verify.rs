@@ -16,7 +16,7 @@ use crate::base::random::new_seed;
 use crate::gguf::{Array, Value};
 use crate::quant::SomeBlocks;
 use crate::verify::{
-    self, Error, Hashes, KeyDifference, Padding, RecipeState, Report, Sample, SourceFile, TensorReport, TensorVerdict,
+    Error, Hashes, KeyDifference, Padding, RecipeState, Report, Sample, SourceFile, TensorReport, TensorVerdict,
     Verification, VerifyOptions, percent,
 };
 
@@ -82,7 +82,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut options = VerifyOptions { sample, importance, ..VerifyOptions::default() };
     #[cfg(feature = "llama")]
     if let Some(source) = &args.source {
-        let tokenizer = verify::tokenizer_of(&file, source)?;
+        let tokenizer = crate::verify::tokenizer_of(&file, source)?;
         let (source, file) = (source.as_path(), Some(file.as_path()));
         let what = super::rounding::Rounded { source, allow_requantize: true, tokenizer, file, threads: args.threads };
         let rounding = args.rounding.prepare(&what, &cancel)?;

@@ -119,10 +119,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("measured.json");
         let types = [(TensorType::Q4_0, 1u64 << 30)];
-        let Some(first) = layout_gain(&types, 2, &Remembered::at(&path)).unwrap() else {
-            assert!(cfg!(not(any(target_arch = "x86_64", target_arch = "aarch64"))));
-            return;
-        };
+        let first = layout_gain(&types, 2, &Remembered::at(&path)).unwrap();
+        let is_known = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
+        assert!(first.is_some() || !is_known);
+        let Some(first) = first else { return };
         assert_eq!(layout_gain(&types, 1, &Remembered::at(&path)).unwrap(), Some(first));
         // It is read, not measured: other numbers give another answer.
         let text = std::fs::read_to_string(&path).unwrap();

@@ -229,18 +229,16 @@ const EMBEDDING: &str = "token_embd.weight";
 /// The pieces of a layer's own vocabulary: as few as llama.cpp accepts.
 const PIECES: [&str; 3] = ["<unk>", "a", "<0x0A>"];
 
+/// Returns another type and other bytes of a tensor, by its name; `None` for its own.
+pub type Replaced<'a> = &'a dyn Fn(&str) -> Option<(TensorType, Vec<u8>)>;
+
 /// Writes layer number `layer` of a model as a model of one layer to `path`, replacing what is there. `replaced`, if it
 /// returns anything for a tensor, by its name in the model, replaces type and bytes of that tensor.
 ///
 /// # Errors
 /// If there is no such layer, the architecture is not one whose layers are alike, a tensor cannot be read, or the file
 /// cannot be written.
-pub fn write_layer(
-    model: &impl Whole,
-    layer: usize,
-    path: &Path,
-    replaced: &dyn Fn(&str) -> Option<(TensorType, Vec<u8>)>,
-) -> Result<(), Error> {
+pub fn write_layer(model: &impl Whole, layer: usize, path: &Path, replaced: Replaced<'_>) -> Result<(), Error> {
     let n_layers = n_layers(model)?;
     let prefix = format!("blk.{layer}.");
     let of_layer = |tensor: &TensorInfo| tensor.name.starts_with(&prefix);
@@ -252,7 +250,7 @@ pub fn write_layer(
         .ok_or_else(|| Error::Embedding { path: model.path().to_path_buf(), what: "is missing".to_string() })?;
     let n_embd = embedding.row_len();
 
-    let tensor = |name: &str, dims: Vec<u64>, ty| TensorInfo { name: name.to_string(), dims, ty, ..embedding.clone() };
+    let tensor = |name: &str, dims: Vec<u64>, ty| TensorInfo { name: name.to_string(), dims, ty };
     let mut tensors = vec![
         tensor(EMBEDDING, vec![n_embd, PIECES.len() as u64], TensorType::F32),
         tensor("output_norm.weight", vec![n_embd], TensorType::F32),

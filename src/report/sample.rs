@@ -85,7 +85,7 @@ pub fn candidate(name: &str, bits: f64, kld: f64, n: usize) -> Candidate {
             quantization: Some(name.rsplit('-').next().unwrap_or(name).into()),
             bits_per_weight: Some(bits),
             importance: name.ends_with("im").then(|| "texts-mixed".into()),
-            second_layout: Some(n % 2 == 0),
+            second_layout: Some(n.is_multiple_of(2)),
         },
         failure: None,
         overall: Some(scores(kld, 40_960)),
