@@ -473,7 +473,10 @@ fn a_prologue_sees_a_whole_tensor_once_before_its_rows_are_encoded() {
 
     let with: Arc<dyn Prologue> = Arc::new(WithoutMean::default());
     is_right(&model.verify(&file, VerifyOptions { prologue: Some(with), ..VerifyOptions::default() }));
-    assert!(!model.verify(&file, VerifyOptions::default()).is_right());
+    // The file records it, so nothing else is compared with it.
+    let without = VerifyOptions { architectures: MADE_UP, ..VerifyOptions::default() };
+    let refused = Verification::prepare(&file, Some(&model.folder), without).err().unwrap();
+    assert!(matches!(refused, nibble::verify::Error::OtherRounding { recorded, .. } if recorded == "without mean"));
 }
 
 #[test]
