@@ -14,7 +14,8 @@
 
 use llama_cpp_sys_2 as ggml;
 use nibble::gguf::TensorType;
-use nibble::quant::{FORMATS, Format, ImportanceUse, Level};
+use nibble::lanes::Level;
+use nibble::quant::{FORMATS, Format, ImportanceUse};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 

@@ -94,6 +94,8 @@ pub mod engine;
 #[cfg(feature = "llama")]
 pub mod evaluate;
 pub mod gguf;
+pub mod lanes;
+pub mod linear;
 #[cfg(feature = "llama")]
 pub mod llama;
 pub mod pass;

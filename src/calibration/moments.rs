@@ -15,8 +15,8 @@
 
 use rayon::prelude::*;
 
-use crate::quant::Level;
-use crate::quant::rounding::{Column, ROWS as LANES, add_products};
+use crate::lanes::Level;
+use crate::linear::{Column, ROWS as LANES, add_products};
 
 /// Second moments that are being summed up.
 ///

@@ -11,8 +11,8 @@
 //! or an IEEE addition, without branches, so the results are the same on every machine and the slice functions
 //! vectorise. They take `[u8; 2]`, little-endian, because the bytes of a file may begin anywhere.
 
-use super::Level;
-use super::lanes::{Body, Lanes};
+use crate::lanes::Level;
+use crate::lanes::{Body, Lanes};
 
 /// Infinity in single precision.
 const F32_INFINITY: u32 = 0xff << 23;

@@ -6,7 +6,8 @@
 //! length too).
 
 use super::samples::{self, Matrix, Random};
-use super::{FORMATS, Format, ImportanceUse, Level};
+use super::{FORMATS, Format, ImportanceUse};
+use crate::lanes::Level;
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

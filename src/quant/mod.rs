@@ -21,11 +21,10 @@
 //! | [`formats`]  | one file a format: the block's struct, how it is fitted, packed and read back                |
 //! | [`rounding`] | from weights to codes: each weight by itself, or all of a row together for known inputs       |
 //! | `search`     | the searches for scales that the formats share: one file an algorithm, scalar and by lanes   |
-//! | `lanes`      | several blocks at once: one file a level of vector instructions                              |
 //! | [`float`]    | 16-bit floats, for the readers of checkpoints too                                            |
 //!
 //! In addition to its scalar code, each format has code by lanes, which processes several blocks at once
-//! ([`Block::quantize_rows`]) and has to write the same bytes. [`Level`] lists the supported vector instructions.
+//! ([`Block::quantize_rows`]) and has to write the same bytes. [`Level`](crate::lanes::Level) lists the supported vector instructions.
 
 // Loops index several arrays together. Also, closures of iterators may not be inlined, and then lack the instructions
 // of their level.
@@ -34,7 +33,6 @@
 mod block;
 pub mod float;
 pub mod formats;
-mod lanes;
 #[cfg(test)]
 mod levels;
 #[cfg(all(test, feature = "llama", target_arch = "x86_64"))]
@@ -48,11 +46,10 @@ mod search;
 mod tests;
 
 use crate::gguf::TensorType;
+use crate::lanes::{Body, Lanes, Level};
 pub use block::{Block, ImportanceUse, Scaled};
 pub use float::Half;
 pub use formats::FORMATS;
-pub use lanes::Level;
-pub(crate) use lanes::{Body, Lanes};
 use rounding::Rescale;
 pub use rows::Rows;
 

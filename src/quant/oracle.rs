@@ -7,8 +7,9 @@ use super::samples::{
     Matrix, RANDOM_ROW_LEN, Random, adversarial_rows, importances, laplace, portable_rows, random_blocks,
     random_matrices, scale, sparse_importance, yi_nano,
 };
-use super::{FORMATS, Format, Level, float};
+use super::{FORMATS, Format, float};
 use crate::gguf::TensorType;
+use crate::lanes::Level;
 use llama_cpp_sys_2 as ggml;
 use rayon::prelude::*;
 use std::ffi::CStr;

@@ -1,7 +1,7 @@
 //! Rows of one matrix: the unit that a format quantizes at a time.
 
-use super::lanes::{Lanes, MAX_LANES};
 use super::search::numbers::{stored, sum_of_squares};
+use crate::lanes::{Lanes, MAX_LANES};
 use std::array;
 
 /// Rows of one matrix.

@@ -3,7 +3,7 @@
 //! Every weight is converted to double precision first. The products of a row are added into [`LANES`] sums, whatever
 //! vectors the CPU has, and these are added in order: the same numbers on every machine, with any number of threads.
 
-use crate::quant::{Body, Lanes, Level};
+use crate::lanes::{Body, Lanes, Level};
 use crate::report::results::WeightError;
 
 /// Number of sums that the products of a row are added into.

@@ -7,8 +7,8 @@
 use super::pack::Codes;
 use super::{Twin, limited};
 use crate::gguf::TensorType;
+use crate::lanes::Lanes;
 use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks, row_mean_square};
-use crate::quant::lanes::Lanes;
 use crate::quant::rounding::{Levels, Rescale, Scales, Step};
 use crate::quant::rows::{MeanSquares, Rows};
 use crate::quant::search::affine::{self as search, Affine, AffineBatch, AffineSearch};

@@ -7,8 +7,8 @@
 use super::Twin;
 use super::pack::{Codes, six_bit_pairs, unpack_six_bit_pairs};
 use crate::gguf::TensorType;
+use crate::lanes::{Floats, Lanes, MAX_LANES};
 use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks};
-use crate::quant::lanes::{Floats, Lanes, MAX_LANES};
 use crate::quant::rounding::{Levels, Rescale, Scales as Stored, Step, Whole};
 use crate::quant::rows::Rows;
 use crate::quant::search::affine::{self, Affine, AffineBatch, AffineSearch};

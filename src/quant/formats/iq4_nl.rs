@@ -12,8 +12,8 @@
 
 use super::{BEYOND_F16, pack};
 use crate::gguf::TensorType;
+use crate::lanes::Lanes;
 use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks};
-use crate::quant::lanes::Lanes;
 use crate::quant::rounding::{Levels, Rescale, Scales, Step, table};
 use crate::quant::rows::Rows;
 use crate::quant::search::batch::SmallBatch;

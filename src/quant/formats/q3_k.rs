@@ -20,8 +20,8 @@
 
 use super::{BEYOND_F16, pack};
 use crate::gguf::TensorType;
+use crate::lanes::{Lanes, MAX_LANES};
 use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks};
-use crate::quant::lanes::{Lanes, MAX_LANES};
 use crate::quant::rounding::{Levels, Rescale, Scales, Step, Whole};
 use crate::quant::rows::Rows;
 use crate::quant::search::batch::{self, Batch, Fitted};

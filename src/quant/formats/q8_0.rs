@@ -11,8 +11,8 @@
 
 use super::BEYOND_F16;
 use crate::gguf::TensorType;
+use crate::lanes::{Floats, Lanes};
 use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks};
-use crate::quant::lanes::{Floats, Lanes};
 use crate::quant::rounding::{Levels, Rescale, Scales, Step};
 use crate::quant::rows::Rows;
 use crate::quant::search::batch::SmallBatch;

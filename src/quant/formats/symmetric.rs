@@ -10,8 +10,8 @@
 use super::pack::Codes;
 use super::{Twin, limited};
 use crate::gguf::TensorType;
+use crate::lanes::Lanes;
 use crate::quant::block::{array_of, dequantize_blocks, quantize_blocks, row_mean_square};
-use crate::quant::lanes::Lanes;
 use crate::quant::rounding::{Levels, Rescale, Scales, Step};
 use crate::quant::rows::{MeanSquares, Rows};
 use crate::quant::search::batch::SmallBatch;

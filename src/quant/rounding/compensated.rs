@@ -21,8 +21,8 @@
 use super::factor::{SecondMoments, SmallFactor};
 use super::group::{Group, WINDOW};
 use super::piece::{Piece, Rounded};
-use super::product::{Column, ROWS, add_products};
-use crate::quant::Level;
+use crate::lanes::Level;
+use crate::linear::{Column, ROWS, add_products};
 use crate::quant::search::numbers::sum_of_squares;
 
 /// Scales that are tried for each sub-block, in units of the fitted one.

@@ -14,12 +14,12 @@
 //! The factor is computed here and not by a library of linear algebra, because those sum in an order that depends on the CPU
 //! and on the number of threads. The bytes of a file must not.
 //!
-//! **Precision.** Sums over columns have single precision, as in [`product`](super::product); a panel of 256 columns is
+//! **Precision.** Sums over columns have single precision, as in [`linear`](crate::linear); a panel of 256 columns is
 //! factored in double precision. What is factored exactly is H + damping + Δ with `|Δ[i][j]|` of about `1e-6 ·
 //! √(H[i][i] H[j][j])`: some ten times what H loses in single precision, and next to nothing beside the damping.
 
-use super::product::{Column, ROWS, add_products};
-use crate::quant::Level;
+use crate::lanes::Level;
+use crate::linear::{Column, ROWS, add_products};
 use rayon::prelude::*;
 
 /// Columns in a panel of the factor.

@@ -2,9 +2,10 @@
 
 use super::factor::SecondMoments;
 use super::piece::{PieceScales, code_of, level_of};
-use super::product::{Column, ROWS, add_products};
 use super::rescale::{Grid, Scales};
-use crate::quant::{Half, Level};
+use crate::lanes::Level;
+use crate::linear::{Column, ROWS, add_products};
+use crate::quant::Half;
 
 /// Columns whose products with all others are computed at a time.
 pub const WINDOW: usize = 256;

@@ -15,10 +15,11 @@
 use super::compensated;
 use super::factor::SecondMoments;
 use super::group::{Group, objectives, transposed};
-use super::product::ROWS;
 use super::refit::Refit;
 use super::rescale::Grid;
-use crate::quant::{Format, Level};
+use crate::lanes::Level;
+use crate::linear::ROWS;
+use crate::quant::Format;
 use rayon::prelude::*;
 use std::time::Instant;
 

@@ -24,7 +24,6 @@
 //! | `refit`       | improving what is rounded                                                                   |
 //! | `piece`       | a sub-block of 32 rows: search of its scales, and rounding, with the errors within it         |
 //! | `group`       | 32 rows, transposed                                                                         |
-//! | `product`     | their products with a matrix                                                                |
 //! | `rescale`     | scales and codes of a block as numbers                                                      |
 //!
 //! [`Scaled::fit`]: super::Scaled::fit
@@ -36,7 +35,7 @@ mod group;
 pub mod joint;
 pub mod nearest;
 mod piece;
-mod product;
+
 mod refit;
 mod rescale;
 pub(in crate::quant) mod table;
@@ -46,7 +45,7 @@ mod whole;
 
 pub use factor::{DAMPING, MomentsError, SecondMoments};
 pub use joint::Settings;
-pub(crate) use product::{Column, ROWS, add_products};
+
 pub(in crate::quant) use rescale::Grid;
 pub use rescale::{Rescale, Scales};
 use table::VALUES;

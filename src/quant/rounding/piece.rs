@@ -20,13 +20,14 @@
 //! and among many there is one that suits a piece: 27 scales instead of 4 leave 5 to 10 % less error.
 
 use super::factor::SmallFactor;
-use super::product::{Column, ROWS};
 use super::rescale::Grid;
 use super::table::VALUES;
 use super::{Levels, Whole};
-use crate::quant::lanes::{Body, Lanes};
+use crate::lanes::Level;
+use crate::lanes::{Body, Lanes};
+use crate::linear::{Column, ROWS};
+use crate::quant::Half;
 use crate::quant::search::numbers::nearest;
-use crate::quant::{Half, Level};
 
 /// The most weights in a piece.
 pub const MAX: usize = 32;

@@ -18,10 +18,11 @@
 use super::factor::{SecondMoments, SmallFactor};
 use super::group::{Group, WINDOW, objectives};
 use super::piece::{MAX, Piece, PieceScales, Rounded, round_to_levels};
-use super::product::{Column, ROWS, add_products};
 use super::rescale::Grid;
-use crate::quant::lanes::{Body, Lanes};
-use crate::quant::{Half, Level};
+use crate::lanes::Level;
+use crate::lanes::{Body, Lanes};
+use crate::linear::{Column, ROWS, add_products};
+use crate::quant::Half;
 
 /// Scales that are tried for each sub-block, in units of what it has.
 const SPREADS: [f32; 16] =

@@ -1,6 +1,6 @@
 //! The uneven levels of IQ4_NL and IQ4_XS: 16 values, read from `quant-tables/iq4nl.txt`.
 
-use crate::quant::lanes::{Floats, Lanes, Stairs};
+use crate::lanes::{Floats, Lanes, Stairs};
 use crate::quant::search::numbers::truncate_lanes;
 use std::array;
 
@@ -121,8 +121,8 @@ pub fn values(codes: [u8; 32]) -> [f32; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::Level;
-    use crate::quant::lanes::Body;
+    use crate::lanes::Body;
+    use crate::lanes::Level;
     use crate::quant::samples::Random;
 
     #[test]

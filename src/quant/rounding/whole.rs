@@ -1,7 +1,7 @@
 //! Even levels: whole numbers, one apart.
 
 use super::Step;
-use crate::quant::lanes::{Floats, Lanes, Mask};
+use crate::lanes::{Floats, Lanes, Mask};
 use crate::quant::search::numbers::{BEYOND_NEAREST, nearest};
 
 /// The whole numbers from `smallest` to `largest`. The code of a level is that level less `smallest`.

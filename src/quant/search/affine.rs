@@ -2,7 +2,7 @@
 
 use super::batch::{Table, mark, put};
 use super::numbers::{BEYOND_NEAREST, nearest, smallest_and_largest};
-use crate::quant::lanes::{Floats, Lanes, MAX_LANES};
+use crate::lanes::{Floats, Lanes, MAX_LANES};
 use std::array;
 
 /// Parameters of [`fit`]: how many scales it tries, and how error and rounding are defined.

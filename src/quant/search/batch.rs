@@ -9,7 +9,7 @@
 //! ```
 
 use super::{positive, symmetric};
-use crate::quant::lanes::{Floats, Lanes, MAX_LANES, Mask};
+use crate::lanes::{Floats, Lanes, MAX_LANES, Mask};
 use crate::quant::rows::Rows;
 
 /// A number for each sub-block of a batch, `PER` to a block.

@@ -1,7 +1,7 @@
 //! x ≈ d·value with the 16 unevenly spaced values of a codebook. The search of ggml's `quantize_row_iq4_nl_impl`.
 
 use super::numbers::{NEGLIGIBLE, extreme, extreme_lanes};
-use crate::quant::lanes::{Floats, Lanes};
+use crate::lanes::{Floats, Lanes};
 use crate::quant::rounding::table::{NEAREST_VALUE, VALUES, nearest_codes};
 
 /// x ≈ d·value. Returns the d that leaves the least Σ w (x − d·value)² among 16 that are tried.

@@ -2,7 +2,7 @@
 
 use super::batch::{Batch, lanes_from, mark, put};
 use super::numbers::{BEYOND_NEAREST, NEGLIGIBLE, extreme, extreme_lanes, nearest};
-use crate::quant::lanes::{Floats, Lanes, MAX_LANES, Mask};
+use crate::lanes::{Floats, Lanes, MAX_LANES, Mask};
 use std::array;
 
 /// x ≈ d·q, with whole q from `-half` to `half - 1` and weights x². Returns d, and writes `q + half` to `codes`.

@@ -1,7 +1,7 @@
 //! Functions that all searches use: rounding, extremes, sums and quotients, each next to its version by lanes.
 
+use crate::lanes::{Floats, Lanes, MAX_LANES, Mask};
 use crate::quant::Half;
-use crate::quant::lanes::{Floats, Lanes, MAX_LANES, Mask};
 use std::array;
 
 /// Sub-blocks (or their scales) whose largest magnitude is below this count as zero.

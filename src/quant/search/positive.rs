@@ -1,7 +1,7 @@
 //! x ≈ d·q with whole q from 0 to max, for the scales of sub-blocks. ggml's `make_qp_quants`.
 
 use super::numbers::{BEYOND_NEAREST, NEGLIGIBLE, nearest};
-use crate::quant::lanes::{Floats, Lanes, Mask};
+use crate::lanes::{Floats, Lanes, Mask};
 
 /// x ≈ d·q, with whole q from 0 to `max`, for x that are themselves the scales of sub-blocks. Returns d, and writes q to `codes`.
 ///

@@ -2,7 +2,7 @@
 
 use super::batch::{Table, put};
 use super::numbers::{NEGLIGIBLE, divide_or_zero, divide_or_zero_lanes, extreme, extreme_lanes, nearest};
-use crate::quant::lanes::{Floats, Lanes, MAX_LANES};
+use crate::lanes::{Floats, Lanes, MAX_LANES};
 use std::array;
 use std::ops::RangeInclusive;
 

@@ -4,8 +4,8 @@
 //! has its own sums, in the order of the columns. So the sums do not depend on the instructions of the CPU, on the number of
 //! threads, or on what the other rows of the group are.
 
-use crate::quant::Level;
-use crate::quant::lanes::{Body, Lanes};
+use crate::lanes::Level;
+use crate::lanes::{Body, Lanes};
 
 /// Rows in a group.
 pub const ROWS: usize = 32;
@@ -78,15 +78,19 @@ fn add_some<L: Lanes, const N: usize>(l: L, left: &[Column], rows: [&[f32]; N], 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::samples::Random;
+    use crate::base::random::Random;
+
+    fn number(random: &mut Random) -> f32 {
+        random.unit() as f32 * 4.0 - 2.0
+    }
 
     #[test]
     fn products_are_those_of_a_loop_at_every_level() {
         let mut random = Random::new(1);
         for (n, m) in [(1, 1), (3, 5), (128, 4), (300, 7)] {
-            let left: Vec<Column> = (0..n).map(|_| std::array::from_fn(|_| random.normal())).collect();
+            let left: Vec<Column> = (0..n).map(|_| std::array::from_fn(|_| number(&mut random))).collect();
             let stride = n + 3;
-            let right: Vec<f32> = (0..m * stride).map(|_| random.normal()).collect();
+            let right: Vec<f32> = (0..m * stride).map(|_| number(&mut random)).collect();
             let mut of_levels: Vec<Vec<Column>> = Vec::new();
             for level in Level::available().filter(|&level| level != Level::Scalar) {
                 let mut out = vec![[1.0; ROWS]; m];
