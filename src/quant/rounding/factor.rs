@@ -162,7 +162,7 @@ impl SecondMoments {
     }
 }
 
-fn check(values: &[f32], columns: usize) -> Result<(), MomentsError> {
+pub(super) fn check(values: &[f32], columns: usize) -> Result<(), MomentsError> {
     for (row, of_row) in values.chunks_exact(columns).enumerate() {
         let lower = &of_row[..=row];
         if let Some(column) = lower.iter().position(|value| !value.is_finite()) {
@@ -176,7 +176,7 @@ fn check(values: &[f32], columns: usize) -> Result<(), MomentsError> {
 }
 
 /// Copies the lower triangle to the upper one.
-fn mirror(values: &mut [f32], columns: usize) {
+pub(super) fn mirror(values: &mut [f32], columns: usize) {
     // By tiles, so that the column that is read stays in a cache.
     for top in (0..columns).step_by(64) {
         for left in (0..=top).step_by(64) {
@@ -190,7 +190,7 @@ fn mirror(values: &mut [f32], columns: usize) {
 }
 
 /// Gives columns without importance that of the least important one.
-fn floored(mut diagonal: Vec<f32>) -> Vec<f32> {
+pub(super) fn floored(mut diagonal: Vec<f32>) -> Vec<f32> {
     let positive = || diagonal.iter().copied().filter(|value| *value > 0.0);
     let n = positive().count();
     if n == 0 {

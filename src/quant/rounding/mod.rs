@@ -22,6 +22,7 @@
 //! | `factor`      | second moments, and their triangular factor                                                 |
 //! | `compensated` | rounding from left to right with the factor                                                 |
 //! | `refit`       | improving what is rounded                                                                   |
+//! | `two_sided`   | improving it for what becomes of the outputs, too                                            |
 //! | `piece`       | a sub-block of 32 rows: search of its scales, and rounding, with the errors within it         |
 //! | `group`       | 32 rows, transposed                                                                         |
 //! | `rescale`     | scales and codes of a block as numbers                                                      |
@@ -41,6 +42,7 @@ mod rescale;
 pub(in crate::quant) mod table;
 #[cfg(test)]
 mod tests;
+mod two_sided;
 mod whole;
 
 pub use factor::{DAMPING, MomentsError, SecondMoments};
@@ -49,6 +51,7 @@ pub use joint::Settings;
 pub(in crate::quant) use rescale::Grid;
 pub use rescale::{Rescale, Scales};
 use table::VALUES;
+pub use two_sided::{OutputMoments, TwoSidedOutcome};
 pub use whole::Whole;
 
 /// The scale and the min of a sub-block as stored: a weight is scale · level − min.

@@ -2,6 +2,7 @@
 
 use super::factor::{DAMPING, MomentsError, SecondMoments};
 use super::joint::Settings;
+use super::{OutputMoments, TwoSidedOutcome};
 use super::piece::level_of;
 use crate::gguf::TensorType;
 use crate::quant::samples::{Random, laplace, random_blocks};
@@ -605,4 +606,106 @@ fn table_of_objectives() {
             );
         }
     }
+}
+
+/// tr(G E H Eᵀ) in double precision, from what is read back.
+fn plain_two_sided(format: &Format, weights: &[f32], [h, g]: [&[f32]; 2], columns: usize, bytes: &[u8]) -> f64 {
+    let back = dequantized(format, bytes);
+    let errors: Vec<f64> = weights.iter().zip(&back).map(|(w, b)| f64::from(*w) - f64::from(*b)).collect();
+    let rows = weights.len() / columns;
+    let mut sum = 0.0;
+    for i in 0..rows {
+        let mixed: Vec<f64> = (0..columns)
+            .map(|k| (0..rows).map(|j| f64::from(g[i * rows + j]) * errors[j * columns + k]).sum())
+            .collect();
+        for k in 0..columns {
+            let product: f64 = h[k * columns..][..columns].iter().zip(&mixed).map(|(h, m)| f64::from(*h) * m).sum();
+            sum += errors[i * columns + k] * product;
+        }
+    }
+    sum
+}
+
+fn two_sided(
+    format: &Format,
+    weights: &[f32],
+    inputs: &SecondMoments,
+    outputs: &[f32],
+    sweeps: usize,
+) -> (Vec<u8>, TwoSidedOutcome) {
+    let outputs = OutputMoments::new(outputs.to_vec(), weights.len() / inputs.columns()).unwrap();
+    let settings = Settings { nearest: false, rounds: 2 };
+    let mut bytes = bytes_of(format, weights);
+    format.round_for(weights, inputs, settings, &mut bytes).unwrap();
+    let outcome = format.refit_two_sided(weights, inputs, &outputs, sweeps, settings, &mut bytes).unwrap();
+    (bytes, outcome)
+}
+
+#[test]
+fn a_two_sided_refit_lowers_what_it_says() {
+    // 75 rows: groups of 25 rows, none of them full.
+    for (format, rows) in scaled().zip([75, 32, 7, 96].into_iter().cycle()) {
+        let columns = 512;
+        let weights = weights(rows, columns, 5);
+        let (h, g) = (autoregressive(columns, 0.8, 1), autoregressive(rows, 0.9, 2));
+        let inputs = moments(&h, columns);
+        let (bytes, outcome) = two_sided(format, &weights, &inputs, &g, 2);
+        let after = plain_two_sided(format, &weights, [&h, &g], columns, &bytes);
+        assert_close(outcome.after, after, 1e-4, &format.ty.to_string());
+        let (start, untouched) = two_sided(format, &weights, &inputs, &g, 0);
+        assert_eq!(untouched.before, untouched.after);
+        let before = plain_two_sided(format, &weights, [&h, &g], columns, &start);
+        assert_close(outcome.before, before, 1e-4, &format.ty.to_string());
+        assert!(after < 0.8 * before, "{}: {before} {after}", format.ty);
+        let outputs = OutputMoments::new(g, rows).unwrap();
+        assert_eq!(format.objective_two_sided(&weights, &inputs, &outputs, &bytes), Some(outcome.after));
+    }
+}
+
+/// Rows that are refitted at the same time and depend on each other as much as rows can.
+#[test]
+fn rows_of_a_batch_do_not_undo_what_others_gain() {
+    let format = crate::quant::format(TensorType::Q4_0).unwrap();
+    let (rows, columns) = (64, 256);
+    let (weights, h) = (weights(rows, columns, 6), low_rank(columns, 80, 0.1, 3));
+    let inputs = moments(&h, columns);
+    // All rows have nearly the same gradient, up to its sign.
+    let sign = |i: usize| if i % 3 == 0 { -1.0 } else { 1.0 };
+    let g: Vec<f32> = (0..rows * rows)
+        .map(|at| (at / rows, at % rows))
+        .map(|(i, j)| if i == j { 1.0 } else { 0.999 * sign(i) * sign(j) })
+        .collect();
+    let mut last = f64::INFINITY;
+    for sweeps in 0..4 {
+        let (bytes, _) = two_sided(format, &weights, &inputs, &g, sweeps);
+        let now = plain_two_sided(format, &weights, [&h, &g], columns, &bytes);
+        assert!(now <= last, "{sweeps}: {last} {now}");
+        last = now;
+    }
+    let (bytes, _) = two_sided(format, &weights, &inputs, &g, 0);
+    assert!(last < 0.5 * plain_two_sided(format, &weights, [&h, &g], columns, &bytes));
+}
+
+#[test]
+fn two_sided_bytes_do_not_depend_on_threads() {
+    let format = crate::quant::format(TensorType::Q4_K).unwrap();
+    let (rows, columns) = (600, 256);
+    let weights = weights(rows, columns, 7);
+    let inputs = moments(&autoregressive(columns, 0.7, 1), columns);
+    let g = low_rank(rows, 100, 0.2, 2);
+    let with = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| two_sided(format, &weights, &inputs, &g, 1))
+    };
+    assert!(with(1) == with(2) && with(1) == with(3));
+}
+
+#[test]
+fn moments_of_outputs_that_are_none_are_refused() {
+    let of = |values: &[f32]| OutputMoments::new(values.to_vec(), 2).map(|_| ());
+    assert_eq!(of(&[1.0; 3]), Err(MomentsError::Length { columns: 2, values: 3 }));
+    assert_eq!(of(&[1.0, 0.0, 0.0, -1.0]), Err(MomentsError::Negative { column: 1, value: -1.0 }));
+    assert!(of(&[1.0, 0.0, f32::NAN, 1.0]).is_err());
+    // What lies above the diagonal is not read; a row without gradients is not free.
+    assert!(of(&[1.0, f32::NAN, 0.0, 0.0]).is_ok());
 }

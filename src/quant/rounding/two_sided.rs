@@ -1,0 +1,342 @@
+//! Two-sided refit: improves a rounded matrix for its inputs and for what becomes of its outputs.
+//!
+//! An error in one row of a matrix can be made up for by another row, where what follows depends on the two alike. With the
+//! second moments H of the inputs and G of the gradients of the outputs, both over the tokens of some texts, the loss grows by
+//! about
+//!
+//! ```text
+//!  tr(G E H Eᵀ) = Σ G[i][j] e[i] H e[j]ᵀ          E = W − Ŵ, e[i] its rows
+//!               = G[i][i] (e[i] + s[i]) H (e[i] + s[i])ᵀ + what does not depend on e[i],      s[i] = Σ_{j≠i} G[i][j] / G[i][i] e[j]
+//! ```
+//!
+//! Source: Tseng et al., *Model-Preserving Adaptive Rounding*, for the form of the objective. So a row is refitted as for
+//! its inputs alone ([`refit`](super::refit)), but with s added to its weights.
+//!
+//! Rows are refitted some at a time, for the threads: each with the others as they were. What they then gain together is
+//! computed, and a row that would undo what those before it gained gets its bytes back: the objective never grows. The rows of a
+//! batch come from all over the matrix, because neighbours, such as the rows of an attention head, depend on each other most.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::factor::{MomentsError, SecondMoments, check, floored, mirror};
+use super::group::{Group, objectives};
+use super::joint::Settings;
+use super::refit::Refit;
+use super::rescale::Grid;
+use crate::lanes::Level;
+use crate::linear::{Column, ROWS, add_products};
+use crate::quant::Format;
+
+/// The second moments of the gradients of a matrix's outputs, E\[g gᵀ\].
+///
+/// Memory: 4 bytes for each pair of rows.
+pub struct OutputMoments {
+    rows: usize,
+    values: Vec<f32>,
+}
+
+impl OutputMoments {
+    /// Prepares second moments: `rows` rows of `rows` values. Reads the lower triangle, and takes the upper one to be the same.
+    /// A row whose output never had a gradient gets the mean square of the least important one.
+    ///
+    /// # Errors
+    /// If the number of values is another, one of them is not finite, or one of the diagonal is negative.
+    pub fn new(mut values: Vec<f32>, rows: usize) -> Result<Self, MomentsError> {
+        if rows == 0 || rows.checked_mul(rows) != Some(values.len()) {
+            return Err(MomentsError::Length { columns: rows, values: values.len() });
+        }
+        check(&values, rows)?;
+        mirror(&mut values, rows);
+        let diagonal = floored((0..rows).map(|i| values[i * rows + i]).collect());
+        for (i, value) in diagonal.into_iter().enumerate() {
+            values[i * rows + i] = value;
+        }
+        Ok(Self { rows, values })
+    }
+
+    /// Returns the number of rows of the matrix.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn at(&self, i: usize, j: usize) -> f32 {
+        self.values[i * self.rows + j]
+    }
+}
+
+/// What a two-sided refit achieved: tr(G E H Eᵀ).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TwoSidedOutcome {
+    /// Before it.
+    pub before: f64,
+    /// After it.
+    pub after: f64,
+}
+
+impl Format {
+    /// Refits a whole matrix that is rounded already, for its inputs and outputs: `bytes` holds the blocks of all rows, and
+    /// gets better ones. Goes `sweeps` times through all rows, with [`Settings::rounds`] rounds for each. Returns `None`,
+    /// and changes nothing, if the format has no scales and codes.
+    ///
+    /// Works on the threads of the current rayon pool. The bytes do not depend on them or on the CPU.
+    ///
+    /// # Panics
+    /// Those of [`Self::round_for`], and if there are not as many rows as `outputs` has.
+    pub fn refit_two_sided(
+        &self,
+        src: &[f32],
+        inputs: &SecondMoments,
+        outputs: &OutputMoments,
+        sweeps: usize,
+        settings: Settings,
+        bytes: &mut [u8],
+    ) -> Option<TwoSidedOutcome> {
+        let mut matrix = Matrix::new(self, src, inputs, outputs, bytes)?;
+        let refit = Refit::new(Level::best(), inputs, matrix.grid);
+        let before = matrix.objective();
+        let groups = matrix.groups;
+        let at_once = (groups / LEAST_BATCHES).clamp(1, MOST_ROWS / ROWS);
+        for _ in 0..sweeps {
+            for first in (0..groups).step_by(at_once) {
+                matrix.visit(first..groups.min(first + at_once), &refit, settings.rounds);
+            }
+        }
+        Some(TwoSidedOutcome { before, after: matrix.objective() })
+    }
+
+    /// Returns tr(G E H Eᵀ) of a matrix and its blocks.
+    ///
+    /// # Panics
+    /// Those of [`Self::refit_two_sided`].
+    pub fn objective_two_sided(
+        &self,
+        src: &[f32],
+        inputs: &SecondMoments,
+        outputs: &OutputMoments,
+        bytes: &[u8],
+    ) -> Option<f64> {
+        Some(Matrix::new(self, src, inputs, outputs, &mut bytes.to_vec())?.objective())
+    }
+}
+
+/// A matrix that is refitted.
+///
+/// Its rows have places: lane l of group g is row `g + l · groups`, if there is one.
+struct Matrix<'a> {
+    format: &'a Format,
+    grid: &'a Grid,
+    src: &'a [f32],
+    inputs: &'a SecondMoments,
+    outputs: &'a OutputMoments,
+    bytes: &'a mut [u8],
+    groups: usize,
+    /// The errors w − ŵ: for each column those at all places, 0 where there is no row.
+    errors: Vec<f32>,
+}
+
+/// Rows that are refitted at a time, unless there are fewer than [`LEAST_BATCHES`] times as many.
+const MOST_ROWS: usize = 256;
+
+const LEAST_BATCHES: usize = 8;
+
+/// What became of a group.
+struct Visited<'a> {
+    group: Group<'a>,
+    /// How the errors changed.
+    changes: Vec<Column>,
+    /// Their products with H.
+    products: Vec<Column>,
+    /// What each row gains where the others stay as they are.
+    gains: [f64; ROWS],
+}
+
+impl<'a> Matrix<'a> {
+    fn new(
+        format: &'a Format,
+        src: &'a [f32],
+        inputs: &'a SecondMoments,
+        outputs: &'a OutputMoments,
+        bytes: &'a mut [u8],
+    ) -> Option<Self> {
+        let grid = format.grid.as_ref()?;
+        let columns = inputs.columns();
+        format.rows(src, columns, None, bytes);
+        assert_eq!(src.len(), columns * outputs.rows, "weights of a matrix");
+        let groups = outputs.rows.div_ceil(ROWS);
+        let errors = vec![0.0; columns * groups * ROWS];
+        let mut matrix = Self { format, grid, src, inputs, outputs, bytes, groups, errors };
+        for index in 0..groups {
+            let mut group = matrix.group(index);
+            group.read(&matrix.bytes_of(index));
+            matrix.put(index, &group.errors);
+        }
+        Some(matrix)
+    }
+
+    /// The rows of a group, in the order of its lanes.
+    fn rows(&self, group: usize) -> impl Iterator<Item = usize> + use<> {
+        (group..self.outputs.rows).step_by(self.groups)
+    }
+
+    /// A group with its weights.
+    fn group(&self, index: usize) -> Group<'a> {
+        let columns = self.inputs.columns();
+        let rows: Vec<f32> = self.rows(index).flat_map(|row| &self.src[row * columns..][..columns]).copied().collect();
+        Group::new(self.grid, &rows, columns)
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.format.row_bytes(self.inputs.columns())
+    }
+
+    fn bytes_of(&self, group: usize) -> Vec<u8> {
+        let n = self.row_bytes();
+        self.rows(group).flat_map(|row| &self.bytes[row * n..][..n]).copied().collect()
+    }
+
+    fn put(&mut self, group: usize, errors: &[Column]) {
+        let places = self.groups * ROWS;
+        for (of_column, errors) in self.errors.chunks_exact_mut(places).zip(errors) {
+            of_column[group * ROWS..][..ROWS].copy_from_slice(errors);
+        }
+    }
+
+    /// Σ G\[i\]\[j\] e\[j\] for the rows i of a group, with or without the row itself.
+    fn mixed(&self, group: usize, with_itself: bool) -> Vec<Column> {
+        let places = self.groups * ROWS;
+        let mut factors = vec![[0.0; ROWS]; places];
+        for (lane, i) in self.rows(group).enumerate() {
+            for other in 0..self.groups {
+                for (place, j) in (other * ROWS..).zip(self.rows(other)) {
+                    if i != j || with_itself {
+                        factors[place][lane] = self.outputs.at(i, j);
+                    }
+                }
+            }
+        }
+        let mut mixed = vec![[0.0; ROWS]; self.inputs.columns()];
+        add_products(Level::best(), &factors, &self.errors, places, &mut mixed);
+        mixed
+    }
+
+    fn objective(&self) -> f64 {
+        let of_group = |index: usize| {
+            let mixed = self.mixed(index, true);
+            let products = times(self.inputs, &mixed);
+            let places = self.groups * ROWS;
+            let mut sum = 0.0;
+            for (of_column, products) in self.errors.chunks_exact(places).zip(&products) {
+                for (error, product) in of_column[index * ROWS..].iter().zip(products) {
+                    sum += f64::from(*error) * f64::from(*product);
+                }
+            }
+            sum
+        };
+        let of_groups: Vec<f64> = (0..self.groups).into_par_iter().map(of_group).collect();
+        of_groups.iter().sum()
+    }
+
+    /// Refits the groups of a batch for what all rows are now.
+    fn visit(&mut self, batch: Range<usize>, refit: &Refit, rounds: usize) {
+        // Several groups at a time read H from memory once; but every thread should have something to do.
+        let at_once = (batch.len() / rayon::current_num_threads()).clamp(1, 4);
+        let groups: Vec<usize> = batch.clone().collect();
+        let tasks: Vec<Vec<Visited>> =
+            groups.par_chunks(at_once).map(|groups| self.refitted(groups, refit, rounds)).collect();
+        let visited: Vec<Visited> = tasks.into_iter().flatten().collect();
+        let accepted = self.accepted(batch.start, &visited);
+        let n = self.row_bytes();
+        for ((index, visited), accepted) in batch.zip(&visited).zip(accepted) {
+            for (lane, row) in self.rows(index).enumerate().filter(|(lane, _)| accepted[*lane]) {
+                visited.group.write_row(lane, &mut self.bytes[row * n..][..n]);
+            }
+            let mut group = self.group(index);
+            group.read(&self.bytes_of(index));
+            self.put(index, &group.errors);
+        }
+    }
+
+    /// Refits groups, each for the others as they are.
+    fn refitted(&self, indices: &[usize], refit: &Refit, rounds: usize) -> Vec<Visited<'a>> {
+        let shifted = |index: &usize| {
+            let mut group = self.group(*index);
+            group.read(&self.bytes_of(*index));
+            let mut shifts = self.mixed(*index, false);
+            for (lane, row) in self.rows(*index).enumerate() {
+                let own = self.outputs.at(row, row);
+                shifts.iter_mut().for_each(|shift| shift[lane] /= own);
+            }
+            for ((weights, errors), shift) in group.weights.iter_mut().zip(&mut group.errors).zip(&shifts) {
+                for lane in 0..ROWS {
+                    weights[lane] += shift[lane];
+                    errors[lane] += shift[lane];
+                }
+            }
+            group
+        };
+        let mut groups: Vec<Group> = indices.iter().map(shifted).collect();
+        let before: Vec<_> = groups.iter().map(|group| objectives(Level::best(), self.inputs, &group.errors)).collect();
+        let errors_before: Vec<_> = groups.iter().map(|group| group.errors.clone()).collect();
+        let after = refit.run(&mut groups, &before, rounds);
+        let mut visited = Vec::new();
+        for (index, group) in groups.into_iter().enumerate() {
+            let mut changes = errors_before[index].clone();
+            for (change, after) in changes.iter_mut().zip(&group.errors) {
+                for lane in 0..ROWS {
+                    change[lane] = after[lane] - change[lane];
+                }
+            }
+            let mut gains = [0.0; ROWS];
+            for (lane, row) in self.rows(indices[index]).enumerate() {
+                gains[lane] = f64::from(self.outputs.at(row, row)) * (before[index][lane] - after[index][lane]);
+            }
+            let products = times(self.inputs, &changes);
+            visited.push(Visited { group, changes, products, gains });
+        }
+        visited
+    }
+
+    /// Decides which rows of a batch, which begins with group `first`, take what the refit found. One row after the other,
+    /// each with the changes of those before it.
+    fn accepted(&self, first: usize, visited: &[Visited]) -> Vec<[bool; ROWS]> {
+        // δ[i] H δ[j]ᵀ, for the rows i of each group and all rows j of the batch.
+        let columns = self.inputs.columns();
+        let mut turned = vec![0.0; visited.len() * ROWS * columns];
+        turned.par_chunks_mut(columns).enumerate().for_each(|(place, turned)| {
+            for (x, product) in turned.iter_mut().zip(&visited[place / ROWS].products) {
+                *x = product[place % ROWS];
+            }
+        });
+        let cross = |visited: &Visited| {
+            let mut cross = vec![[0.0; ROWS]; turned.len() / columns];
+            add_products(Level::best(), &visited.changes, &turned, columns, &mut cross);
+            cross
+        };
+        let cross: Vec<Vec<Column>> = visited.par_iter().map(cross).collect();
+        let mut accepted = vec![[false; ROWS]; visited.len()];
+        let mut taken: Vec<(usize, usize)> = Vec::new();
+        for (group, visited) in visited.iter().enumerate() {
+            for (lane, row) in self.rows(first + group).enumerate() {
+                let mut gain = visited.gains[lane];
+                for (place, other) in &taken {
+                    let together = f64::from(cross[group][*place][lane]);
+                    gain -= 2.0 * f64::from(self.outputs.at(row, *other)) * together;
+                }
+                if gain > 0.0 {
+                    accepted[group][lane] = true;
+                    taken.push((group * ROWS + lane, row));
+                }
+            }
+        }
+        accepted
+    }
+}
+
+/// Multiplies a group with H.
+fn times(inputs: &SecondMoments, group: &[Column]) -> Vec<Column> {
+    let mut products = vec![[0.0; ROWS]; group.len()];
+    add_products(Level::best(), group, inputs.from(0, 0), inputs.columns(), &mut products);
+    products
+}
