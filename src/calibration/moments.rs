@@ -26,14 +26,17 @@ pub struct Moments {
     columns: usize,
     // For each group of columns, for each column up to its last: a sum for each column of the group.
     groups: Vec<Vec<Column>>,
-    tokens: u64,
+    /// Σ w over the tokens' weights.
+    weight: f64,
+    /// Σ w².
+    squares: f64,
 }
 
 impl Moments {
     /// Returns sums over no tokens, of inputs with this many columns.
     pub fn new(columns: usize) -> Self {
         let group = |first: usize| vec![[0.0; LANES]; columns.min(first + LANES)];
-        Self { columns, groups: (0..columns).step_by(LANES).map(group).collect(), tokens: 0 }
+        Self { columns, groups: (0..columns).step_by(LANES).map(group).collect(), weight: 0.0, squares: 0.0 }
     }
 
     /// Returns the number of columns.
@@ -41,9 +44,9 @@ impl Moments {
         self.columns
     }
 
-    /// Returns the number of tokens that were added.
-    pub fn tokens(&self) -> u64 {
-        self.tokens
+    /// Returns how many tokens of equal weight tell as much as those that were added: (Σ w)² / Σ w².
+    pub fn tokens(&self) -> f64 {
+        if self.squares > 0.0 { self.weight * self.weight / self.squares } else { 0.0 }
     }
 
     /// Adds the inputs of some tokens, one after the other: as many numbers for each as there are columns. Works on the
@@ -52,10 +55,37 @@ impl Moments {
     /// # Panics
     /// If the inputs are not whole tokens.
     pub fn add(&mut self, inputs: &[f32]) {
-        let columns = self.columns;
-        if columns == 0 || inputs.is_empty() {
+        if self.columns > 0 && !inputs.is_empty() {
+            let n_tokens = self.add_vectors(inputs) as f64;
+            self.weight += n_tokens;
+            self.squares += n_tokens;
+        }
+    }
+
+    /// Adds the inputs of some tokens, each with a weight of at least 0: Σ w x xᵀ.
+    ///
+    /// # Panics
+    /// If there is not a weight for each token.
+    pub fn add_weighted(&mut self, inputs: &[f32], weights: &[f64]) {
+        if self.columns == 0 || inputs.is_empty() {
             return;
         }
+        assert_eq!(inputs.len(), weights.len() * self.columns, "numbers of {} tokens", weights.len());
+        let mut scaled = inputs.to_vec();
+        scaled.par_chunks_mut(self.columns).zip(weights).for_each(|(x, weight)| {
+            let root = weight.sqrt() as f32;
+            x.iter_mut().for_each(|x| *x *= root);
+        });
+        self.add_vectors(&scaled);
+        for weight in weights {
+            self.weight += weight;
+            self.squares += weight * weight;
+        }
+    }
+
+    /// Adds x xᵀ of some vectors. Returns their number.
+    fn add_vectors(&mut self, inputs: &[f32]) -> usize {
+        let columns = self.columns;
         assert!(inputs.len().is_multiple_of(columns), "{} numbers for {columns} columns", inputs.len());
         let n_tokens = inputs.len() / columns;
         // Column by column, all tokens of one together.
@@ -74,7 +104,7 @@ impl Moments {
                 .collect();
             add_products(level, &left, &turned, n_tokens, sums);
         });
-        self.tokens += n_tokens as u64;
+        n_tokens
     }
 
     /// Returns the means over all tokens, as a matrix of `columns` rows, row by row. Only its lower triangle means anything.
@@ -83,25 +113,25 @@ impl Moments {
     }
 
     /// Returns [`Self::means`] as an estimate for other texts: K columns have more correlations over T tokens than they would
-    /// have over others, so all means of two different columns are taken down by K / (K + T).
+    /// have over others, so all means of two different columns are taken down by K / (K + T), where T is [`Self::tokens`].
     ///
     /// Without that, rounding fits the tokens: with 1024 of them, KLD on other texts was 1.3 times as large (`yi-nano`, 256 to
     /// 704 columns), and still 1.02 times with 16,384.
     pub fn estimate(&self) -> Vec<f32> {
-        let (columns, tokens) = (self.columns as f64, self.tokens as f64);
+        let (columns, tokens) = (self.columns as f64, self.tokens());
         self.shrunk_by((columns / (columns + tokens).max(1.0)) as f32)
     }
 
     fn shrunk_by(&self, part: f32) -> Vec<f32> {
         let columns = self.columns;
-        let tokens = self.tokens.max(1) as f32;
+        let weight = if self.weight > 0.0 { self.weight } else { 1.0 };
         let mut means = vec![0.0; columns * columns];
         means.par_chunks_mut(columns.max(1)).enumerate().for_each(|(row, means)| {
             let sums = &self.groups[row / LANES];
             for (mean, sums) in means[..=row].iter_mut().zip(sums) {
-                *mean = sums[row % LANES] / tokens * (1.0 - part);
+                *mean = (f64::from(sums[row % LANES]) / weight) as f32 * (1.0 - part);
             }
-            means[row] = sums[row][row % LANES] / tokens;
+            means[row] = (f64::from(sums[row][row % LANES]) / weight) as f32;
         });
         means
     }
@@ -123,7 +153,7 @@ mod tests {
             let mut moments = Moments::new(columns);
             parts.iter().for_each(|part| moments.add(part));
             moments.add(&[]);
-            assert_eq!((moments.columns(), moments.tokens()), (columns, 308));
+            assert_eq!((moments.columns(), moments.tokens()), (columns, 308.0));
             let means = moments.means();
             let all = parts.concat();
             for row in 0..columns {
@@ -148,6 +178,23 @@ mod tests {
         moments.add(&[1.0, 2.0, 3.0].repeat(8));
         assert_eq!(moments.estimate(), [1.0, 0.0, 0.0, 1.5, 4.0, 0.0, 2.25, 4.5, 9.0]);
         assert_eq!(Moments::new(2).estimate(), [0.0; 4]);
+    }
+
+    #[test]
+    fn weights_count_tokens_several_times_or_not_at_all() {
+        let inputs = numbers(40 * 33, 4);
+        let (mut weighted, mut repeated) = (Moments::new(33), Moments::new(33));
+        weighted.add_weighted(&inputs, &(0..40).map(|i| f64::from(i % 3)).collect::<Vec<_>>());
+        for (i, input) in inputs.chunks(33).enumerate() {
+            repeated.add(&input.repeat(i % 3));
+        }
+        for (a, b) in weighted.means().iter().zip(repeated.means()) {
+            assert!((a - b).abs() < 1e-5, "{a} {b}");
+        }
+        // 13 tokens of weight 1 and 13 of weight 2.
+        assert_eq!((weighted.tokens(), repeated.tokens()), (39.0 * 39.0 / 65.0, 39.0));
+        weighted.add_weighted(&[], &[]);
+        assert_eq!(Moments::new(2).tokens(), 0.0);
     }
 
     #[test]
