@@ -11,8 +11,6 @@ mod command_line;
 mod compare;
 #[cfg(feature = "llama")]
 mod compare_recipes;
-#[cfg(feature = "llama")]
-mod compensated;
 mod conversion;
 #[cfg(feature = "llama")]
 mod forward;
@@ -20,8 +18,6 @@ mod forward;
 mod generation;
 #[cfg(feature = "llama")]
 mod importance;
-#[cfg(feature = "llama")]
-mod layers;
 #[cfg(feature = "llama")]
 mod lora;
 #[cfg(feature = "llama")]
@@ -33,6 +29,8 @@ mod prompt_cache;
 #[cfg(unix)]
 mod resume;
 mod rooms;
+#[cfg(feature = "llama")]
+mod rounding;
 #[cfg(all(feature = "llama", target_arch = "x86_64"))]
 mod same_bytes_as_llama_cpp;
 #[cfg(feature = "llama")]

@@ -44,6 +44,11 @@ impl Moments {
         self.columns
     }
 
+    /// Returns how many bytes of memory it takes.
+    pub fn bytes(&self) -> usize {
+        self.groups.iter().map(|group| size_of_val(group.as_slice())).sum()
+    }
+
     /// Returns how many tokens of equal weight tell as much as those that were added: (Σ w)² / Σ w².
     pub fn tokens(&self) -> f64 {
         if self.squares > 0.0 { self.weight * self.weight / self.squares } else { 0.0 }

@@ -9,7 +9,7 @@ use clap::{ArgAction, ValueEnum};
 
 use crate::arch::ARCHITECTURES;
 use crate::engine::SessionOptions;
-use crate::evaluate::compensated::{Compensation, CompensationOptions, DEFAULT_TOKENS};
+use crate::evaluate::rounding::{DEFAULT_TOKENS, Method, Rounding, RoundingOptions};
 use crate::pass::Source;
 use crate::vocab::TokenizerFile;
 
@@ -19,8 +19,8 @@ pub(super) struct RoundingArgs {
     /// How weights are rounded
     ///
     /// 'compensated' computes from texts what enters each matrix, one layer at a time, and lets each weight take over the
-    /// errors of those before it. The file has the same size and runs at the same speed, but is nearer to the original.
-    /// It takes much longer. The result depends on the kind of CPU.
+    /// errors of others. 'full' computes backward, too, what the predictions depend on. The file has the same size and
+    /// runs at the same speed, but is nearer to the original. Both take much longer.
     #[arg(long, value_name = "HOW", value_enum, hide_possible_values = false, default_value_t = How::Nearest,
           help_heading = "Rounding")]
     rounding: How,
@@ -41,6 +41,8 @@ enum How {
     Nearest,
     /// For the inputs of its matrix, with the errors of other weights in mind
     Compensated,
+    /// And for what the model's predictions depend on
+    Full,
 }
 
 /// What is rounded.
@@ -64,17 +66,18 @@ impl RoundingArgs {
     }
 
     /// Returns what prepares matrices for rounding; `None` for rounding to nearest.
-    pub fn prepare(&self, what: &Rounded<'_>, cancel: &Arc<AtomicBool>) -> anyhow::Result<Option<Arc<Compensation>>> {
+    pub fn prepare(&self, what: &Rounded<'_>, cancel: &Arc<AtomicBool>) -> anyhow::Result<Option<Arc<Rounding>>> {
         if self.is_nearest() {
             if !self.calibration.is_empty() {
-                bail!("--calibration is for --rounding compensated; importance of 'nibble calibrate' is --importance");
+                bail!("--calibration is for --rounding compensated and full; importance of 'nibble calibrate' is --importance");
             }
             return Ok(None);
         }
         if self.calibration.is_empty() {
             bail!(
-                "--rounding compensated needs texts: give one for each language that counts, as in --calibration en.txt \
-                 --calibration zh.txt"
+                "--rounding {} needs texts: give one for each language that counts, as in --calibration en.txt \
+                 --calibration zh.txt",
+                if self.rounding == How::Full { "full" } else { "compensated" }
             );
         }
         let source = Source::open(what.source, ARCHITECTURES, what.allow_requantize, what.tokenizer)?;
@@ -84,11 +87,15 @@ impl RoundingArgs {
             cancel: cancel.clone(),
             ..SessionOptions::default()
         };
-        let options = CompensationOptions {
+        let method = match self.rounding {
+            How::Full => Method::Full,
+            How::Nearest | How::Compensated => Method::Compensated,
+        };
+        let options = RoundingOptions {
             most_tokens: self.calibration_tokens,
             session,
-            ..CompensationOptions::new(self.calibration.clone())
+            ..RoundingOptions::new(method, self.calibration.clone())
         };
-        Ok(Some(Arc::new(Compensation::prepare(source, folder, options)?)))
+        Ok(Some(Arc::new(Rounding::prepare(source, folder, options)?)))
     }
 }

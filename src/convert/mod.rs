@@ -153,7 +153,7 @@ impl Error {
     /// Returns whether the work was cancelled.
     pub fn is_cancelled(&self) -> bool {
         match self {
-            Self::Cancelled => true,
+            Self::Cancelled | Self::Source(pass::Error::Cancelled) => true,
             Self::Unfinished { error, .. } => error.is_cancelled(),
             _ => false,
         }
@@ -165,7 +165,7 @@ impl Error {
             self,
             Self::Cancelled
                 | Self::Write { .. }
-                | Self::Source(pass::Error::Read { .. } | pass::Error::Prologue { .. })
+                | Self::Source(pass::Error::Read { .. } | pass::Error::Prologue { .. } | pass::Error::Cancelled)
                 | Self::DiskFull { .. }
                 | Self::OutputExists { .. }
         )

@@ -9,8 +9,7 @@
 //! runs models over them, [`measure`] turns logits into numbers with [`metrics`], [`assemble`] turns these into
 //! results. In [`tasks`], models answer questions. A [`trace`] replaces a reference that is not available. [`recipes`]
 //! converts a model with every recipe and compares the files. [`calibrate`] measures importance, with which conversion
-//! loses less. [`layers`] runs a model one layer at a time, which
-//! [`compensated`] rounding does to find out what enters the matrices.
+//! loses less. [`rounding`] for texts finds out what enters the matrices, one layer at a time.
 //!
 //! The outcome is a [`Results`](crate::report::results::Results), the only input of everything that prints or draws.
 //! Comparing weights runs no model: see [`weights`](crate::weights).
@@ -18,14 +17,13 @@
 pub mod assemble;
 pub mod calibrate;
 pub mod comparison;
-pub mod compensated;
 pub mod diagnose;
 mod error;
-pub mod layers;
 pub mod measure;
 mod models;
 pub mod read;
 pub mod recipes;
+pub mod rounding;
 pub mod tasks;
 pub mod tracing;
 

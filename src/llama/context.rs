@@ -273,29 +273,6 @@ impl Context {
     /// one that does not exist, or does not directly follow the tokens of its sequence. If it asks for too many rows,
     /// or the memory is full. If it was cancelled or stopped by the observer, or llama.cpp fails.
     pub fn decode(&mut self, batch: &Batch) -> Result<(), Error> {
-        self.evaluate(batch, None)
-    }
-
-    /// Like [`Self::decode`], from the vectors that enter the first layer: `hidden` has [`Model::n_embd`] numbers for each
-    /// token of the batch, one after the other. Which tokens they are does not matter.
-    ///
-    /// # Errors
-    /// Those of [`Self::decode`], and if there are more or fewer numbers, or the model's positions have several parts.
-    pub fn decode_hidden(&mut self, batch: &Batch, hidden: &[f32]) -> Result<(), Error> {
-        let wanted = batch.len().saturating_mul(self.model.n_embd());
-        if hidden.len() != wanted {
-            return Err(Error::Hidden { found: hidden.len(), wanted });
-        }
-        // llama.cpp then reads more positions than there are tokens.
-        if self.model.has_positions_of_parts() {
-            let what = "a model whose positions have several parts";
-            return Err(Error::Unsupported { path: self.model.path().to_path_buf(), what });
-        }
-        self.evaluate(batch, Some(hidden))
-    }
-
-    /// Evaluates a batch, from its tokens or from vectors of the right length.
-    fn evaluate(&mut self, batch: &Batch, hidden: Option<&[f32]>) -> Result<(), Error> {
         self.rows.clear();
         self.check(batch)?;
         if self.is_cancelled() {
@@ -310,16 +287,16 @@ impl Context {
         }
         let raw = sys::llama_batch {
             n_tokens: i32::try_from(batch.len()).unwrap_or(0),
-            token: if hidden.is_some() { std::ptr::null_mut() } else { batch.tokens.as_ptr().cast_mut() },
-            embd: hidden.map_or(std::ptr::null_mut(), |hidden| hidden.as_ptr().cast_mut()),
+            token: batch.tokens.as_ptr().cast_mut(),
+            embd: std::ptr::null_mut(),
             pos: batch.positions.as_ptr().cast_mut(),
             n_seq_id: batch.n_sequences.as_ptr().cast_mut(),
             seq_id: self.lists.as_mut_ptr(),
             logits: batch.wants_logits.as_ptr().cast_mut(),
         };
         let (status, heard) = backend::listen(|| {
-            // SAFETY: the context is alive. Every array has `n_tokens` entries, or vectors, and every list of sequences as
-            // many as `n_seq_id` says; llama.cpp copies them and writes to none. It returns a status where the memory is full, the
+            // SAFETY: the context is alive. Every array has `n_tokens` entries and every list of sequences as many as
+            // `n_seq_id` says; llama.cpp copies them and writes to none. It returns a status where the memory is full, the
             // flag is set, sequences that share tokens have diverged, or computing fails. It asserts that the batch is not
             // empty and not too large, and that there are not too many rows: checked. Memory that runs out may be thrown,
             // which ends the process.

@@ -145,14 +145,6 @@ pub enum Error {
         /// Tokens that fit.
         n_batch: u32,
     },
-    /// The vectors of a batch have another length than the model's.
-    #[error("{found} numbers were given for the tokens of a batch, wanted {wanted}")]
-    Hidden {
-        /// Numbers given.
-        found: usize,
-        /// Numbers of the model for as many tokens.
-        wanted: usize,
-    },
     /// There are more tokens than the context holds.
     #[error("the prompt has {wanted} tokens, but the context holds {n_ctx}")]
     ContextFull {

@@ -199,19 +199,6 @@ impl Model {
         n_ctx_train(self.metadata())
     }
 
-    /// Returns how many numbers enter its first layer for each token.
-    pub fn n_embd(&self) -> usize {
-        // SAFETY: the model is alive; the call returns a number of it.
-        usize::try_from(unsafe { sys::llama_model_n_embd_inp(self.inner.handle.as_ptr()) }).unwrap_or(0)
-    }
-
-    /// Returns whether a position is several numbers, as in models that see images.
-    pub(super) fn has_positions_of_parts(&self) -> bool {
-        // SAFETY: the model is alive; the call returns a constant of its architecture.
-        let kind = unsafe { sys::llama_model_rope_type(self.inner.handle.as_ptr()) };
-        !matches!(kind, sys::LLAMA_ROPE_TYPE_NONE | sys::LLAMA_ROPE_TYPE_NORM | sys::LLAMA_ROPE_TYPE_NEOX)
-    }
-
     /// Returns its tokenizer.
     pub fn tokenizer(&self) -> &dyn Tokenizer {
         &*self.inner.tokenizer

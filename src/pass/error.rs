@@ -48,6 +48,8 @@ pub enum Error {
     BeyondF16 { tensor: String, row: usize, column: usize, value: f32, ty: TensorType },
     #[error("'{tensor}' could not be prepared: {reason}")]
     Prologue { tensor: String, reason: String },
+    #[error("stopped")]
+    Cancelled,
     #[error("{path} could not be read: {source}")]
     Read { path: PathBuf, source: std::io::Error },
 }

@@ -51,7 +51,7 @@ pub use joint::Settings;
 pub(in crate::quant) use rescale::Grid;
 pub use rescale::{Rescale, Scales};
 use table::VALUES;
-pub use two_sided::{OutputMoments, TwoSidedOutcome};
+pub use two_sided::{OutputMoments, Sweeps, TwoSidedOutcome};
 pub use whole::Whole;
 
 /// The scale and the min of a sub-block as stored: a weight is scale · level − min.

@@ -17,12 +17,12 @@
 //! batch come from all over the matrix, because neighbours, such as the rows of an attention head, depend on each other most.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
 use super::factor::{MomentsError, SecondMoments, check, floored, mirror};
 use super::group::{Group, objectives};
-use super::joint::Settings;
 use super::refit::Refit;
 use super::rescale::Grid;
 use crate::lanes::Level;
@@ -66,6 +66,17 @@ impl OutputMoments {
     }
 }
 
+/// How [`Format::refit_two_sided`] goes through the rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Sweeps<'a> {
+    /// How often.
+    pub sweeps: usize,
+    /// The most rounds of the refit of a row.
+    pub rounds: usize,
+    /// Setting it, from any thread, stops it.
+    pub stop: &'a AtomicBool,
+}
+
 /// What a two-sided refit achieved: tr(G E H Eᵀ).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TwoSidedOutcome {
@@ -77,8 +88,7 @@ pub struct TwoSidedOutcome {
 
 impl Format {
     /// Refits a whole matrix that is rounded already, for its inputs and outputs: `bytes` holds the blocks of all rows, and
-    /// gets better ones. Goes `sweeps` times through all rows, with [`Settings::rounds`] rounds for each. Returns `None`,
-    /// and changes nothing, if the format has no scales and codes.
+    /// gets better ones. Returns `None` if it was stopped, and if the format has no scales and codes.
     ///
     /// Works on the threads of the current rayon pool. The bytes do not depend on them or on the CPU.
     ///
@@ -89,8 +99,7 @@ impl Format {
         src: &[f32],
         inputs: &SecondMoments,
         outputs: &OutputMoments,
-        sweeps: usize,
-        settings: Settings,
+        sweeps: Sweeps<'_>,
         bytes: &mut [u8],
     ) -> Option<TwoSidedOutcome> {
         let mut matrix = Matrix::new(self, src, inputs, outputs, bytes)?;
@@ -98,9 +107,12 @@ impl Format {
         let before = matrix.objective();
         let groups = matrix.groups;
         let at_once = (groups / LEAST_BATCHES).clamp(1, MOST_ROWS / ROWS);
-        for _ in 0..sweeps {
+        for _ in 0..sweeps.sweeps {
             for first in (0..groups).step_by(at_once) {
-                matrix.visit(first..groups.min(first + at_once), &refit, settings.rounds);
+                if sweeps.stop.load(Ordering::Relaxed) {
+                    return None;
+                }
+                matrix.visit(first..groups.min(first + at_once), &refit, sweeps.rounds);
             }
         }
         Some(TwoSidedOutcome { before, after: matrix.objective() })

@@ -1,0 +1,344 @@
+//! Rounding for texts, in a conversion: what enters each matrix, and what the output makes of what leaves it, is computed one
+//! layer at a time, and weights take over the errors of others.
+//!
+//! ```text
+//!  texts ─► tokens ─► walk ─► Σ x xᵀ of what enters, and Σ g gᵀ of the gradients of what leaves each matrix
+//!                                     │
+//!                                     ▼
+//!  conversion ──► matrix as a whole ──► round_for, refit_two_sided ──► rows
+//! ```
+//!
+//! [`Rounding`] is the prologue of a conversion: it is asked for each matrix when the first of its rows is reached, and
+//! walks through the model up to there. So the model never has to fit in memory.
+//!
+//! The bytes are the same on every CPU and for any number of threads.
+
+mod known;
+mod texts;
+mod walk;
+mod weights;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::engine::SessionOptions;
+use crate::gguf::{LayoutError, TensorInfo};
+use crate::pass::{self, EncodeRows, Prologue, Source, WholeTensor};
+use crate::quant::rounding::{DAMPING, MomentsError, Settings, Sweeps};
+use crate::quant::{self, Format};
+use crate::transformer::{self, Model};
+use known::Prepared;
+use walk::{Route, Walk};
+use weights::SourceWeights;
+
+/// The default number of tokens that are read, of all texts together.
+pub const DEFAULT_TOKENS: u64 = 16_384;
+
+/// The default number of tokens in a window.
+const DEFAULT_WINDOW: u32 = 512;
+
+/// What is known when a matrix is rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// What enters it.
+    Compensated,
+    /// What enters it, how much the output depends on it, and on what leaves it.
+    Full,
+}
+
+/// How to round.
+#[derive(Clone, Debug)]
+pub struct RoundingOptions {
+    /// What to find out.
+    pub method: Method,
+    /// The texts, in UTF-8.
+    pub texts: Vec<PathBuf>,
+    /// The most tokens to read of all texts together. Each text gives as many, from all over it.
+    pub most_tokens: u64,
+    /// Threads, and the flag that interrupts the work.
+    pub session: SessionOptions,
+    /// What is done for each row.
+    pub settings: Settings,
+    /// How often all rows are refitted for the output, with [`Method::Full`].
+    pub sweeps: usize,
+}
+
+impl RoundingOptions {
+    /// Returns the default options with these texts.
+    pub fn new(method: Method, texts: Vec<PathBuf>) -> Self {
+        let (session, settings) = (SessionOptions::default(), Settings::default());
+        Self { method, texts, most_tokens: DEFAULT_TOKENS, session, settings, sweeps: 2 }
+    }
+}
+
+/// Why a model cannot be rounded for texts.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no text.
+    #[error("there is no text to compute the inputs of matrices from")]
+    NoText,
+    /// A text cannot be read.
+    #[error("{}: cannot be read: {source}", path.display())]
+    Read {
+        /// The text.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A text is not UTF-8.
+    #[error("{}: is not UTF-8 at byte {at}: save it as UTF-8 text", path.display())]
+    NotUtf8 {
+        /// The text.
+        path: PathBuf,
+        /// The offset of the first wrong byte.
+        at: usize,
+    },
+    /// A text is too short.
+    #[error("{}: has {tokens} tokens, fewer than a window of {window}", path.display())]
+    Short {
+        /// The text.
+        path: PathBuf,
+        /// Its tokens.
+        tokens: usize,
+        /// Tokens of a window.
+        window: u32,
+    },
+    /// A text cannot be made into tokens.
+    #[error("{}: {reason}", path.display())]
+    Tokens {
+        /// The text.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// The layers cannot be computed.
+    #[error("{model}: {source}")]
+    Model {
+        /// The model.
+        model: String,
+        /// Why not.
+        source: transformer::Error,
+    },
+    /// The layers could not be computed.
+    #[error(transparent)]
+    Compute(#[from] transformer::Error),
+    /// What enters a matrix, or leaves it, is not finite.
+    #[error(transparent)]
+    Moments(#[from] MomentsError),
+    /// The vocabulary breaks a rule of the format.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// It was cancelled.
+    #[error("stopped")]
+    Cancelled,
+    /// The source cannot be opened.
+    #[error(transparent)]
+    Source(#[from] pass::Error),
+    /// The vocabulary cannot be used.
+    #[error(transparent)]
+    Vocabulary(#[from] crate::llama::Error),
+    /// The system gives no threads.
+    #[error("no threads can be started: {0}")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
+    /// A temporary file cannot be made, written or read.
+    #[error("{}: a temporary file cannot be kept there: {source}", path.display())]
+    Temporary {
+        /// The file, or its folder.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+}
+
+/// Rounds the matrices of a model for texts.
+pub struct Rounding {
+    work: Mutex<Work>,
+    route: Route,
+    identity: String,
+    options: RoundingOptions,
+    achieved: Mutex<Achieved>,
+}
+
+/// What one matrix at a time needs.
+struct Work {
+    source: Source,
+    walk: Walk,
+    /// Threads of its own: those of the conversion wait for it.
+    pool: rayon::ThreadPool,
+    /// Where the temporary files are.
+    _folder: tempfile::TempDir,
+}
+
+impl fmt::Debug for Rounding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rounding").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+/// What rounding achieved so far, as sums over weights.
+#[derive(Clone, Copy, Debug, Default)]
+struct Achieved {
+    weights: f64,
+    // Of each weight, the error of its rows as a part of what rounding to nearest leaves.
+    parts: f64,
+}
+
+impl Rounding {
+    /// Reads the texts for the model in `source`, which is what the conversion reads too. Temporary files are in `folder`.
+    ///
+    /// # Errors
+    /// If a text cannot be used, the architecture is not one whose layers can be computed, or `folder` cannot be
+    /// written to.
+    pub fn prepare(source: Source, folder: &Path, options: RoundingOptions) -> Result<Self, Error> {
+        if options.texts.is_empty() {
+            return Err(Error::NoText);
+        }
+        let temporary = |error| Error::Temporary { path: folder.to_path_buf(), source: error };
+        let folder = tempfile::Builder::new().prefix(".nibble-").tempdir_in(folder).map_err(temporary)?;
+        let weights = SourceWeights::new(&source);
+        let model = Model::new(&source.metadata, &weights)
+            .map_err(|error| Error::Model { model: source.file_name(), source: error })?;
+        let (n_layers, tied) = (model.n_layers(), model.is_tied());
+        drop(weights);
+        let route = Route { method: options.method, n_layers, tied };
+        let arch = source.metadata.str("general.architecture").unwrap_or_default();
+        let trained = source.metadata.u64(&format!("{arch}.context_length")).and_then(|n| u32::try_from(n).ok());
+        let window = trained.unwrap_or(u32::MAX).clamp(1, DEFAULT_WINDOW);
+        let texts = texts::read(&source.metadata, folder.path(), window, &options.texts, options.most_tokens)?;
+        // By what is in them: their names may change.
+        let named: Vec<_> =
+            texts.iter().map(|text| format!("{} tokens of {}", text.tokens.len(), text.blake3.to_hex())).collect();
+        let Settings { nearest, rounds } = options.settings;
+        let method = match options.method {
+            Method::Compensated => "compensated".to_string(),
+            Method::Full => format!("full, {} sweeps", options.sweeps),
+        };
+        let identity = format!(
+            "{method}, damping {DAMPING}, {}refit in {rounds} rounds, windows of {window}, {}",
+            if nearest { "no row worse than nearest, " } else { "" },
+            named.join(", ")
+        );
+        let tokens: Vec<u32> = texts.into_iter().flat_map(|text| text.tokens).collect();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.session.n_threads() as usize).build()?;
+        let cancel = options.session.cancel.clone();
+        let walk = Walk::new(route, tokens, window as usize, folder.path().to_path_buf(), cancel);
+        let work = Mutex::new(Work { source, walk, pool, _folder: folder });
+        Ok(Self { work, route, identity, options, achieved: Mutex::default() })
+    }
+
+    /// Returns how much of the error that rounding to nearest makes in the output of the matrices is left; `None` if nothing
+    /// was rounded, or it was not compared.
+    pub fn error_left(&self) -> Option<f64> {
+        let Achieved { weights, parts } = *lock(&self.achieved);
+        (weights > 0.0).then(|| parts / weights)
+    }
+
+    fn rounded(&self, tensor: &WholeTensor<'_>) -> Result<Option<Vec<u8>>, Error> {
+        let info = tensor.info;
+        let Some(place) = self.route.place(&info.name).filter(|_| info.ty.block_len() > 1) else { return Ok(None) };
+        let Some(format) = quant::format(info.ty) else { return Ok(None) };
+        let mut work = lock(&self.work);
+        let Work { source, walk, pool, .. } = &mut *work;
+        pool.install(|| {
+            let weights = SourceWeights::new(source);
+            let model = Model::new(&source.metadata, &weights)?;
+            let known = walk.prepared(&model, &place)?;
+            let Some(known) = known.filter(|known| known.inputs.columns() == tensor.row_len()) else { return Ok(None) };
+            let mut weights = Vec::new();
+            tensor.read(0..tensor.n_rows(), &mut weights)?;
+            weights.truncate(tensor.n_rows() * tensor.row_len());
+            // The conversion says what is wrong with weights that are too large or no numbers, or takes them if it may.
+            if !weights.iter().all(|weight| weight.abs() < format.limit(true)) {
+                return Ok(None);
+            }
+            self.round(format, &weights, &known)
+        })
+    }
+
+    /// Rounds a whole matrix.
+    fn round(&self, format: &Format, weights: &[f32], known: &Prepared) -> Result<Option<Vec<u8>>, Error> {
+        let stop = &self.options.session.cancel;
+        let columns = known.inputs.columns();
+        let mut bytes = vec![0; weights.len() / columns * format.row_bytes(columns)];
+        // Some at a time, so that it can be stopped.
+        let rows = ROWS_AT_ONCE * rayon::current_num_threads();
+        let parts = weights.chunks(rows * columns).zip(bytes.chunks_mut(rows * format.row_bytes(columns)));
+        let (mut left, mut nearest) = (0.0, 0.0);
+        for (weights, bytes) in parts {
+            if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
+            let outcome = format.round_for(weights, &known.inputs, self.options.settings, bytes);
+            let Some(outcome) = outcome else { return Ok(None) };
+            left += outcome.refit.unwrap_or(outcome.compensated).objective;
+            nearest += outcome.nearest.map_or(0.0, |nearest| nearest.objective);
+        }
+        if let Some(outputs) = &known.outputs {
+            let Settings { rounds, .. } = self.options.settings;
+            let refitted = format.refit_two_sided(
+                weights,
+                &known.inputs,
+                outputs,
+                Sweeps { sweeps: self.options.sweeps, rounds, stop },
+                &mut bytes,
+            );
+            if refitted.is_none() {
+                return Err(Error::Cancelled);
+            }
+        }
+        if nearest > 0.0 {
+            let mut achieved = lock(&self.achieved);
+            achieved.weights += weights.len() as f64;
+            achieved.parts += weights.len() as f64 * left / nearest;
+        }
+        Ok(Some(bytes))
+    }
+}
+
+/// Rows that each thread rounds before it is looked whether to stop.
+const ROWS_AT_ONCE: usize = 128;
+
+/// Locks `mutex`. What a panicking thread leaves in it is not used: the panic ends the conversion.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl Prologue for Rounding {
+    fn identity(&self) -> String {
+        self.identity.clone()
+    }
+
+    fn place(&self, tensor: &TensorInfo) -> usize {
+        self.route.place(&tensor.name).map_or(0, |place| place.step)
+    }
+
+    fn prepare(&self, tensor: &WholeTensor<'_>) -> Result<Option<Box<dyn EncodeRows>>, pass::Error> {
+        match self.rounded(tensor) {
+            Ok(Some(bytes)) => Ok(Some(Box::new(Rounded { bytes }))),
+            Ok(None) => Ok(None),
+            Err(Error::Cancelled) => Err(pass::Error::Cancelled),
+            Err(Error::Source(error)) => Err(error),
+            Err(error) => Err(pass::Error::Prologue { tensor: tensor.info.name.clone(), reason: error.to_string() }),
+        }
+    }
+}
+
+/// A matrix that is rounded.
+struct Rounded {
+    bytes: Vec<u8>,
+}
+
+impl EncodeRows for Rounded {
+    fn encode(
+        &self,
+        format: &Format,
+        first_row: usize,
+        _weights: &mut [f32],
+        row_len: usize,
+        _importance: Option<&[f32]>,
+        dst: &mut [u8],
+    ) {
+        dst.copy_from_slice(&self.bytes[first_row * format.row_bytes(row_len)..][..dst.len()]);
+    }
+}

@@ -1,0 +1,383 @@
+//! A walk through a model: what enters each matrix while it reads texts, and what the output makes of what leaves it.
+//!
+//! ```text
+//!  Compensated    place 0            1                 n
+//!                 layer 0 ─► layer 1 ─► ...  ─► output
+//!
+//!  Full           place n + 1        n                 1            0
+//!                 embedding ◄─ layer 0 ◄─ ... ◄─ layer n − 1 ◄─ output          after all layers forward
+//! ```
+//!
+//! Forward, a walk keeps one vector for each token. Backward, it keeps what enters each layer in a temporary file, in 16 bits.
+//!
+//! The loss is −ln p of a token that is drawn from the model's own prediction, so that the second moments of its gradients
+//! are those of Fisher's information: a change of the predictions costs Σ (gᵀ Δ)² / 2, the KL divergence, to second order.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::known::{Known, Prepared, Sums};
+use super::{Error, Method};
+use crate::base::math::exp_f32;
+use crate::base::random::Random;
+use crate::calibration::Moments;
+use crate::quant::float::{bf16s_to_f32s, f32s_to_bf16s};
+use crate::transformer::{Model, Seen};
+
+/// Numbers of hidden vectors that are computed with at a time, unless a window has more. It is part of the result: sums are
+/// summed in such parts.
+const NUMBERS_AT_ONCE: usize = 1 << 22;
+
+/// From which the drawn tokens follow.
+const SEED: u64 = 0x6e69_6262_6c65;
+
+/// The matrices of a layer, each with the first one of those that have the same input.
+const MATRICES: [(&str, &str); 7] = [
+    ("attn_q.weight", "attn_q.weight"),
+    ("attn_k.weight", "attn_q.weight"),
+    ("attn_v.weight", "attn_q.weight"),
+    ("attn_output.weight", "attn_output.weight"),
+    ("ffn_gate.weight", "ffn_gate.weight"),
+    ("ffn_up.weight", "ffn_gate.weight"),
+    ("ffn_down.weight", "ffn_down.weight"),
+];
+
+const EMBEDDING: &str = "token_embd.weight";
+const OUTPUT: &str = "output.weight";
+
+/// Where a walk learns about a tensor.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Number of its step.
+    pub step: usize,
+    /// The name by which it is known.
+    pub name: String,
+    /// Matrices that are known by this name.
+    pub uses: usize,
+}
+
+/// What is walked through.
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    /// Which way.
+    pub method: Method,
+    /// The model's layers.
+    pub n_layers: usize,
+    /// Whether the embedding is the output matrix, too.
+    pub tied: bool,
+}
+
+impl Route {
+    /// Returns where a walk learns about a tensor; `None` if it does not.
+    pub fn place(&self, tensor: &str) -> Option<Place> {
+        let Self { method, n_layers, tied } = *self;
+        let own = |step: usize, name: &str| Some(Place { step, name: name.to_string(), uses: 1 });
+        match (tensor, method) {
+            (OUTPUT, Method::Compensated) => return own(n_layers, OUTPUT),
+            (EMBEDDING, Method::Compensated) => return own(n_layers, EMBEDDING).filter(|_| tied),
+            (OUTPUT, Method::Full) => return own(0, OUTPUT),
+            (EMBEDDING, Method::Full) => return own(n_layers + 1, EMBEDDING),
+            _ => {}
+        }
+        let (layer, matrix) = tensor.strip_prefix("blk.")?.split_once('.')?;
+        let layer = layer.parse().ok().filter(|layer| *layer < n_layers)?;
+        let (_, input) = MATRICES.iter().find(|(known, _)| *known == matrix)?;
+        match method {
+            Method::Compensated => {
+                let uses = MATRICES.iter().filter(|(_, other)| other == input).count();
+                Some(Place { step: layer, name: name_of(layer, input), uses })
+            }
+            Method::Full => own(n_layers - layer, tensor),
+        }
+    }
+
+    /// The number of places.
+    fn n_steps(&self) -> usize {
+        match self.method {
+            Method::Compensated => self.n_layers + 1,
+            Method::Full => self.n_layers + 2,
+        }
+    }
+}
+
+fn name_of(layer: usize, matrix: &str) -> String {
+    format!("blk.{layer}.{matrix}")
+}
+
+/// A walk, as far as it went.
+pub struct Walk {
+    route: Route,
+    tokens: Vec<u32>,
+    window: usize,
+    folder: PathBuf,
+    cancel: Arc<AtomicBool>,
+    known: Known,
+    /// The next step.
+    next: usize,
+    /// For each token: forward what enters the next layer, backward the gradient of what left it.
+    vectors: Vec<f32>,
+    /// What enters each layer, in 16 bits.
+    entered: Option<File>,
+    /// What is known of the output matrix when it is the embedding, too.
+    of_output: Option<Moments>,
+}
+
+impl Walk {
+    /// Returns a walk over whole windows of `window` tokens. Its temporary file is in `folder`.
+    pub fn new(route: Route, tokens: Vec<u32>, window: usize, folder: PathBuf, cancel: Arc<AtomicBool>) -> Self {
+        let (known, vectors, entered, of_output) = (Known::default(), Vec::new(), None, None);
+        Self { route, tokens, window, folder, cancel, known, next: 0, vectors, entered, of_output }
+    }
+
+    /// Returns what is known of the tensor at `place`, after walking there; `None` if nothing is.
+    ///
+    /// # Errors
+    /// If the model cannot be computed, the temporary file cannot be written, or it was cancelled.
+    pub fn prepared(&mut self, model: &Model<'_>, place: &Place) -> Result<Option<Prepared>, Error> {
+        if !self.known.has(place.step) {
+            self.walk_to(model, place.step)?;
+        }
+        Ok(self.known.take(place.step, &place.name, place.uses)?)
+    }
+
+    fn walk_to(&mut self, model: &Model<'_>, step: usize) -> Result<(), Error> {
+        if self.next > step {
+            self.next = 0;
+        }
+        while self.next <= step.min(self.route.n_steps() - 1) {
+            let this = self.next;
+            // After an error, what left some windows is mixed with what enters others.
+            self.next = usize::MAX;
+            let mut sums = HashMap::new();
+            match self.route.method {
+                Method::Compensated => self.forward(model, this, &mut sums)?,
+                Method::Full => self.backward(model, this, &mut sums)?,
+            }
+            self.known.add(this, sums);
+            self.next = this + 1;
+        }
+        Ok(())
+    }
+
+    /// Whole windows that are computed with at a time, as numbers of their vectors.
+    fn parts(&self, n_embd: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let of_window = n_embd * self.window;
+        let at_once = (NUMBERS_AT_ONCE / of_window).max(1) * of_window;
+        let end = self.tokens.len() * n_embd;
+        (0..end).step_by(at_once).map(move |start| start..end.min(start + at_once))
+    }
+
+    fn check_cancelled(&self) -> Result<(), Error> {
+        if self.cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
+    fn forward(&mut self, model: &Model<'_>, step: usize, sums: &mut HashMap<String, Sums>) -> Result<(), Error> {
+        if step == 0 {
+            self.vectors = model.embed(&self.tokens)?;
+        }
+        for part in self.parts(model.n_embd()) {
+            self.check_cancelled()?;
+            let hidden = &mut self.vectors[part];
+            if step == self.route.n_layers {
+                let name = if self.route.tied { EMBEDDING } else { OUTPUT };
+                inputs_of(sums, name.to_string(), model.n_embd()).add(&model.normed(hidden)?);
+                continue;
+            }
+            model.forward(step, self.window, hidden, &mut |seen| {
+                // One of those with the same input.
+                if MATRICES.iter().any(|(_, input)| *input == seen.tensor) {
+                    let columns = seen.inputs.len() / seen.n_tokens;
+                    inputs_of(sums, name_of(step, seen.tensor), columns).add(seen.inputs);
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    fn backward(&mut self, model: &Model<'_>, step: usize, sums: &mut HashMap<String, Sums>) -> Result<(), Error> {
+        let Route { n_layers, tied, .. } = self.route;
+        match step {
+            0 => {
+                self.go_to_the_end(model)?;
+                let mut of_output = Moments::new(model.n_embd());
+                for part in self.parts(model.n_embd()) {
+                    self.check_cancelled()?;
+                    let first = part.start / model.n_embd();
+                    let vectors = &mut self.vectors[part];
+                    let gradient = model.head(vectors, &|token, logits| draw(first + token, logits), &mut |seen| {
+                        if !seen.is_norm {
+                            of_output.add_weighted(seen.inputs, &squares(&seen));
+                        }
+                    })?;
+                    vectors.copy_from_slice(&gradient);
+                }
+                if tied {
+                    self.of_output = Some(of_output);
+                } else {
+                    sums.insert(OUTPUT.to_string(), Sums { inputs: of_output, outputs: None });
+                }
+            }
+            // A row of the embedding is what enters, where its token stands: an error in it costs what the gradients say.
+            step if step == n_layers + 1 => {
+                let mut moments = self.of_output.take().unwrap_or_else(|| Moments::new(model.n_embd()));
+                for part in self.parts(model.n_embd()) {
+                    self.check_cancelled()?;
+                    moments.add(&self.vectors[part]);
+                }
+                sums.insert(EMBEDDING.to_string(), Sums { inputs: moments, outputs: None });
+            }
+            step => {
+                let layer = n_layers - step;
+                let mut hidden = Vec::new();
+                for part in self.parts(model.n_embd()) {
+                    self.check_cancelled()?;
+                    self.entered(layer, &part, &mut hidden)?;
+                    model.backward(layer, self.window, &hidden, &mut self.vectors[part], &mut |seen| {
+                        if !seen.is_norm {
+                            add(sums, name_of(layer, seen.tensor), &seen);
+                        }
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs all layers forward. Keeps what enters each in a file.
+    fn go_to_the_end(&mut self, model: &Model<'_>) -> Result<(), Error> {
+        let temporary = |source| Error::Temporary { path: self.folder.clone(), source };
+        let mut file = tempfile::tempfile_in(&self.folder).map_err(temporary)?;
+        self.vectors = model.embed(&self.tokens)?;
+        let mut halves = Vec::new();
+        for layer in 0..self.route.n_layers {
+            for part in self.parts(model.n_embd()) {
+                self.check_cancelled()?;
+                let hidden = &mut self.vectors[part];
+                halves.resize(hidden.len(), [0; 2]);
+                f32s_to_bf16s(hidden, &mut halves);
+                file.write_all(halves.as_flattened())
+                    .map_err(|source| Error::Temporary { path: self.folder.clone(), source })?;
+                model.forward(layer, self.window, hidden, &mut |_| ())?;
+            }
+        }
+        self.entered = Some(file);
+        Ok(())
+    }
+
+    /// Reads what entered a layer.
+    fn entered(&self, layer: usize, part: &Range<usize>, hidden: &mut Vec<f32>) -> Result<(), Error> {
+        let mut read = || -> io::Result<()> {
+            let mut file = self.entered.as_ref().ok_or(io::ErrorKind::NotFound)?;
+            file.seek(SeekFrom::Start(2 * (layer * self.vectors.len() + part.start) as u64))?;
+            let mut halves = vec![[0; 2]; part.len()];
+            file.read_exact(halves.as_flattened_mut())?;
+            hidden.resize(part.len(), 0.0);
+            bf16s_to_f32s(&halves, hidden);
+            Ok(())
+        };
+        read().map_err(|source| Error::Temporary { path: self.folder.clone(), source })
+    }
+}
+
+fn inputs_of(sums: &mut HashMap<String, Sums>, name: String, columns: usize) -> &mut Moments {
+    let none = || Sums { inputs: Moments::new(columns), outputs: None };
+    &mut sums.entry(name).or_insert_with(none).inputs
+}
+
+/// Adds what enters a matrix, weighted by its gradients, and the gradients.
+fn add(sums: &mut HashMap<String, Sums>, name: String, seen: &Seen<'_>) {
+    let squares = squares(seen);
+    let (columns, rows) = (seen.inputs.len() / squares.len(), seen.gradients.len() / squares.len());
+    let none = || Sums { inputs: Moments::new(columns), outputs: Some(Moments::new(rows)) };
+    let sums = sums.entry(name).or_insert_with(none);
+    sums.inputs.add_weighted(seen.inputs, &squares);
+    if let Some(outputs) = &mut sums.outputs {
+        // As vectors of length 1 with weights: a few tokens with large gradients tell as little as a few tokens.
+        let mut directions = seen.gradients.to_vec();
+        for (direction, square) in directions.chunks_exact_mut(rows).zip(&squares) {
+            let inverse = if *square > 0.0 { 1.0 / square.sqrt() } else { 0.0 };
+            direction.iter_mut().for_each(|x| *x = (f64::from(*x) * inverse) as f32);
+        }
+        outputs.add_weighted(&directions, &squares);
+    }
+}
+
+/// The squared length of each token's gradient.
+fn squares(seen: &Seen<'_>) -> Vec<f64> {
+    let rows = seen.gradients.len() / seen.n_tokens;
+    let square = |gradient: &[f32]| gradient.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
+    seen.gradients.chunks_exact(rows.max(1)).map(square).collect()
+}
+
+/// Draws a token from a prediction. Replaces its logits by the gradient of −ln p of that token.
+fn draw(token: usize, logits: &mut [f32]) {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for logit in logits.iter_mut() {
+        *logit = exp_f32(*logit - most);
+        sum += f64::from(*logit);
+    }
+    let mut left = Random::new(SEED ^ token as u64).unit() * sum;
+    let drawn = logits.iter().position(|p| {
+        left -= f64::from(*p);
+        left < 0.0
+    });
+    logits.iter_mut().for_each(|p| *p = (f64::from(*p) / sum) as f32);
+    if let Some(drawn) = drawn {
+        logits[drawn] -= 1.0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_have_places_in_the_order_of_the_walk() {
+        let route = |method, tied| Route { method, n_layers: 13, tied };
+        let place = |route: Route, tensor: &str| route.place(tensor).map(|place| (place.step, place.name, place.uses));
+        let known = |step, name: &str, uses| Some((step, name.to_string(), uses));
+        let forward = route(Method::Compensated, false);
+        assert_eq!(place(forward, "blk.12.attn_v.weight"), known(12, "blk.12.attn_q.weight", 3));
+        assert_eq!(place(forward, "blk.0.ffn_up.weight"), known(0, "blk.0.ffn_gate.weight", 2));
+        assert_eq!(place(forward, "blk.3.ffn_down.weight"), known(3, "blk.3.ffn_down.weight", 1));
+        assert_eq!(place(forward, "output.weight"), known(13, "output.weight", 1));
+        assert_eq!(place(forward, "token_embd.weight"), None);
+        assert_eq!(place(route(Method::Compensated, true), "token_embd.weight"), known(13, "token_embd.weight", 1));
+        let backward = route(Method::Full, false);
+        assert_eq!(place(backward, "output.weight"), known(0, "output.weight", 1));
+        assert_eq!(place(backward, "blk.12.attn_v.weight"), known(1, "blk.12.attn_v.weight", 1));
+        assert_eq!(place(backward, "blk.0.ffn_up.weight"), known(13, "blk.0.ffn_up.weight", 1));
+        assert_eq!(place(backward, "token_embd.weight"), known(14, "token_embd.weight", 1));
+        for other in ["blk.3.attn_norm.weight", "blk.x.attn_q.weight", "blk.13.attn_q.weight", "blk.3", "rope_freqs.weight"] {
+            assert_eq!((place(forward, other), place(backward, other)), (None, None), "{other}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_drawn_as_they_are_predicted() {
+        let logits = [0.0f32, 1.0, -1.0, 2.5];
+        let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
+        let mut drawn = [0.0; 4];
+        const N: usize = 20_000;
+        for token in 0..N {
+            let mut gradient = logits;
+            draw(token, &mut gradient);
+            assert!(gradient.iter().sum::<f32>().abs() < 1e-6);
+            let one = gradient.iter().position(|x| *x < 0.0).unwrap();
+            drawn[one] += 1.0 / N as f64;
+            for (i, x) in gradient.iter().enumerate() {
+                let p = f64::from(logits[i]).exp() / sum;
+                assert!((f64::from(*x) - p + f64::from(u8::from(i == one))).abs() < 1e-6);
+            }
+        }
+        for (i, drawn) in drawn.iter().enumerate() {
+            assert!((drawn - f64::from(logits[i]).exp() / sum).abs() < 0.012, "{i}: {drawn}");
+        }
+    }
+}
