@@ -107,6 +107,7 @@ pub mod report;
 pub mod sample;
 pub mod statistics;
 pub mod trace;
+pub mod transformer;
 pub mod verify;
 pub mod vocab;
 pub mod weights;
