@@ -16,7 +16,19 @@
 use rayon::prelude::*;
 
 use crate::lanes::Level;
-use crate::linear::{Column, ROWS as LANES, add_products};
+use crate::linear::{Column, ROWS as LANES, add_products, transpose};
+
+/// Columns that a thread transposes at a time.
+const TURNED: usize = 64;
+
+/// Groups of columns that a thread has at a time, because they share what they read.
+const AT_ONCE: usize = 8;
+
+/// Tokens over which is summed at a time, as in [`add_products`].
+const TOKENS: usize = 128;
+
+/// Columns whose products with all groups of a thread are computed while they are in a cache.
+const COLUMNS: usize = 96;
 
 /// Second moments that are being summed up.
 ///
@@ -93,21 +105,33 @@ impl Moments {
         let columns = self.columns;
         assert!(inputs.len().is_multiple_of(columns), "{} numbers for {columns} columns", inputs.len());
         let n_tokens = inputs.len() / columns;
+        let level = Level::best();
         // Column by column, all tokens of one together.
         let mut turned = vec![0.0; inputs.len()];
-        turned.par_chunks_mut(n_tokens).enumerate().for_each(|(column, turned)| {
-            for (x, input) in turned.iter_mut().zip(inputs.chunks_exact(columns)) {
-                *x = input[column];
-            }
+        turned.par_chunks_mut(TURNED * n_tokens).enumerate().for_each(|(part, turned)| {
+            let from = &inputs[part * TURNED..];
+            transpose(level, (from, columns), (n_tokens, turned.len() / n_tokens), (turned, n_tokens));
         });
-        let level = Level::best();
-        self.groups.par_iter_mut().enumerate().for_each(|(group, sums)| {
-            let first = group * LANES;
-            let left: Vec<Column> = inputs
-                .chunks_exact(columns)
-                .map(|input| std::array::from_fn(|lane| input.get(first + lane).copied().unwrap_or(0.0)))
-                .collect();
-            add_products(level, &left, &turned, n_tokens, sums);
+        // The last groups have most columns, and go first.
+        let several: Vec<_> = self.groups.chunks_mut(AT_ONCE).enumerate().rev().collect();
+        several.into_par_iter().with_max_len(1).for_each(|(index, groups)| {
+            let own = index * AT_ONCE * LANES..groups.last().map_or(0, Vec::len);
+            let mut lefts = vec![[[0.0; LANES]; TOKENS]; groups.len()];
+            for from in (0..n_tokens).step_by(TOKENS) {
+                let n = TOKENS.min(n_tokens - from);
+                for (token, input) in inputs[from * columns..].chunks_exact(columns).take(n).enumerate() {
+                    for (left, x) in lefts.iter_mut().zip(input[own.clone()].chunks(LANES)) {
+                        left[token][..x.len()].copy_from_slice(x);
+                    }
+                }
+                for start in (0..own.end).step_by(COLUMNS) {
+                    for (sums, left) in groups.iter_mut().zip(&lefts) {
+                        let end = sums.len().min(start + COLUMNS);
+                        let Some(sums) = sums.get_mut(start..end) else { continue };
+                        add_products(level, &left[..n], &turned[start * n_tokens + from..], n_tokens, sums);
+                    }
+                }
+            }
         });
         n_tokens
     }
@@ -171,6 +195,27 @@ mod tests {
             }
         }
         assert!(Moments::new(3).means().iter().all(|mean| *mean == 0.0));
+    }
+
+    #[test]
+    fn sums_have_the_order_that_is_written_down() {
+        // On both sides of what threads and caches have at a time.
+        for (columns, tokens) in [(AT_ONCE * LANES + 45, TOKENS + 7), (COLUMNS + 1, 2 * TOKENS), (5, 3)] {
+            let inputs = numbers(columns * tokens, 4);
+            let mut moments = Moments::new(columns);
+            moments.add(&inputs);
+            moments.add(&inputs[..columns]);
+            let term = |row: usize, column: usize| move |x: &[f32], sum: f32| x[column].mul_add(x[row], sum);
+            for row in 0..columns {
+                for column in 0..=row {
+                    let term = term(row, column);
+                    let of = |inputs: &[f32]| inputs.chunks(columns).fold(0.0, |sum, x| term(x, sum));
+                    let of_tiles = inputs.chunks(TOKENS * columns).fold(0.0, |sum, inputs| sum + of(inputs));
+                    let wanted = of_tiles + of(&inputs[..columns]);
+                    assert_eq!(moments.groups[row / LANES][column][row % LANES], wanted, "{columns}: {row} {column}");
+                }
+            }
+        }
     }
 
     #[test]

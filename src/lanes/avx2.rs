@@ -1,16 +1,16 @@
-//! 8 lanes: AVX2.
+//! 8 lanes: AVX2 and FMA.
 
 use super::{Floats, Lanes, Mask, Stairs};
 use std::arch::x86_64::*;
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Not, Sub};
 
-/// Lives only where the CPU has AVX2.
+/// Lives only where the CPU has AVX2 and FMA.
 #[derive(Clone, Copy)]
 pub struct Avx2(());
 
 impl Avx2 {
     /// # Safety
-    /// The CPU has AVX2.
+    /// The CPU has AVX2 and FMA.
     pub unsafe fn new() -> Self {
         Self(())
     }
@@ -55,6 +55,11 @@ impl Floats for F32x8 {
     fn sqrt(self) -> Self {
         // SAFETY: see above.
         Self(unsafe { _mm256_sqrt_ps(self.0) })
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, term: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, term.0) })
     }
     #[inline(always)]
     fn min(self, other: Self) -> Self {
@@ -128,6 +133,7 @@ impl Avx2 {
 
 impl Lanes for Avx2 {
     const LEN: usize = 8;
+    const REGISTERS: usize = 16;
     type Floats = F32x8;
     type Mask = Mask8;
 

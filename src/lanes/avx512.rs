@@ -56,6 +56,11 @@ impl Floats for F32x16 {
         Self(unsafe { _mm512_sqrt_ps(self.0) })
     }
     #[inline(always)]
+    fn mul_add(self, factor: Self, term: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_fmadd_ps(self.0, factor.0, term.0) })
+    }
+    #[inline(always)]
     fn min(self, other: Self) -> Self {
         // SAFETY: see above.
         Self(unsafe { _mm512_min_ps(self.0, other.0) })
@@ -142,6 +147,7 @@ impl Avx512 {
 
 impl Lanes for Avx512 {
     const LEN: usize = 16;
+    const REGISTERS: usize = 32;
     type Floats = F32x16;
     type Mask = Mask16;
 

@@ -9,7 +9,7 @@
 //!
 //! Each lane runs the scalar algorithm: the same operations in the same order, with masks instead of branches. So the
 //! bytes are the same by construction for every width. The operations are those of IEEE 754, which have the same result
-//! on every CPU; none of them fuses a product with a sum.
+//! on every CPU. Only [`Floats::mul_add`] fuses a product with a sum, and no quantizer uses it.
 //!
 //! One generic body serves every level of vector instructions. It is written over [`Lanes`], marked
 //! `#[inline(always)]`, and compiled inside a function for each [`Level`] that has its instructions enabled
@@ -18,7 +18,7 @@
 //! | level      | vector               | compiled for                    | chosen when                |
 //! |------------|----------------------|---------------------------------|----------------------------|
 //! | `avx512`   | 2 × 16 lanes         | x86-64 with AVX-512 F, BW, DQ, VL | the CPU says so at run time |
-//! | `avx2`     | 2 × 8 lanes          | x86-64 with AVX2                | the CPU says so at run time |
+//! | `avx2`     | 2 × 8 lanes          | x86-64 with AVX2 and FMA        | the CPU says so at run time |
 //! | `neon`     | 2 × 4 lanes          | 64-bit ARM                      | always there               |
 //! | `plain`    | 8 lanes in an array  | any CPU; the compiler's choice  | nothing else is there      |
 //! | `scalar`   | none                 | any CPU                         | never: it is the definition |
@@ -50,6 +50,10 @@ pub trait Floats: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = 
     fn abs(self) -> Self;
     /// Square roots.
     fn sqrt(self) -> Self;
+    /// `self · factor + term`, rounded once: IEEE 754's fusedMultiplyAdd, the same bits at every level (but for those of a
+    /// NaN). For products of matrices; the bytes of the formats are defined by products that are rounded before they are
+    /// added.
+    fn mul_add(self, factor: Self, term: Self) -> Self;
     /// `self` where it is smaller than `other`, else `other`: so also where either is NaN, and of two zeros.
     fn min(self, other: Self) -> Self;
     /// `self` where it is larger than `other`, else `other`: so also where either is NaN, and of two zeros.
@@ -91,6 +95,8 @@ pub trait Mask: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + Not<Output
 pub trait Lanes: Copy {
     /// Number of lanes; at most [`MAX_LANES`].
     const LEN: usize;
+    /// Vectors of [`Self::LEN`] lanes that the CPU's registers hold.
+    const REGISTERS: usize;
     /// A float per lane.
     type Floats: Floats<Mask = Self::Mask>;
     /// A bit per lane.
@@ -170,7 +176,7 @@ pub enum Level {
     Plain,
     /// 64-bit ARM.
     Neon,
-    /// x86-64 with AVX2.
+    /// x86-64 with AVX2 and FMA.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
@@ -202,7 +208,7 @@ impl Level {
             Self::Scalar | Self::Plain => true,
             Self::Neon => cfg!(target_arch = "aarch64"),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2"),
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
                 // Those of the compiled function, so that a CPU without one of them never gets there.
@@ -238,7 +244,7 @@ impl Level {
             Self::Plain => body.run(plain::Plain),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => body.run(pair::Pair(neon::Neon)),
-            // SAFETY: the CPU has AVX2.
+            // SAFETY: the CPU has AVX2 and FMA.
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => unsafe { run_avx2(body) },
             // SAFETY: the CPU has these parts of AVX-512.
@@ -251,9 +257,9 @@ impl Level {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma")]
 unsafe fn run_avx2(body: impl Body) {
-    // SAFETY: the caller has made sure of AVX2.
+    // SAFETY: the caller has made sure of AVX2 and FMA.
     body.run(pair::Pair(unsafe { avx2::Avx2::new() }));
 }
 
@@ -262,4 +268,122 @@ unsafe fn run_avx2(body: impl Body) {
 unsafe fn run_avx512(body: impl Body) {
     // SAFETY: the caller has made sure of AVX-512.
     body.run(pair::Pair(unsafe { avx512::Avx512::new() }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::random::Random;
+
+    struct MulAdd<'a> {
+        of: &'a [[f32; 3]],
+        results: &'a mut Vec<f32>,
+    }
+
+    impl Body for MulAdd<'_> {
+        #[inline(always)]
+        fn run<L: Lanes>(self, l: L) {
+            for of in self.of.chunks(L::LEN) {
+                let mut numbers = [[0.0; MAX_LANES]; 3];
+                for (lane, of) in of.iter().enumerate() {
+                    (0..3).for_each(|i| numbers[i][lane] = of[i]);
+                }
+                let [a, b, c] = numbers.map(|numbers| l.load(&numbers));
+                l.store(a.mul_add(b, c), &mut numbers[0]);
+                self.results.extend(&numbers[0][..of.len()]);
+            }
+        }
+    }
+
+    fn power(exponent: i32) -> f32 {
+        2f64.powi(exponent) as f32
+    }
+
+    /// Where the sum lies between two floats, at a half, just beside a half, below the smallest, beyond the largest.
+    fn difficult() -> Vec<[f32; 3]> {
+        let tiny = f32::from_bits(1);
+        let special = [
+            0.0,
+            tiny,
+            f32::from_bits(0x007f_ffff),
+            f32::MIN_POSITIVE,
+            f32::EPSILON,
+            0.5,
+            1.0,
+            1.0 + f32::EPSILON,
+            1.0 - f32::EPSILON / 2.0,
+            3.0,
+            16_777_215.0,
+            f32::MAX,
+            f32::MAX / 2.0,
+            f32::INFINITY,
+            f32::NAN,
+        ];
+        let special: Vec<f32> = special.into_iter().flat_map(|x| [x, -x]).collect();
+        let mut all = Vec::new();
+        for a in &special {
+            for b in &special {
+                all.extend(special.iter().map(|c| [*a, *b, *c]));
+            }
+        }
+        // 2^46 + 1 = 8392705 · 8384513. With the power of two below it, this is just above half of a float's last bit, by less
+        // than double precision has: of normal floats, and of those below the smallest normal one.
+        let just_above = [8_392_705.0 / 8_388_608.0, 8_384_513.0 / 8_388_608.0];
+        for exponent in [-149, -140, -126, -100, -24, 0, 60, 100] {
+            for shift in 0..80 {
+                let (scale, sum) = (power(exponent / 2 - shift / 2), power(exponent - exponent / 2));
+                let other = sum * power(shift / 2 - shift);
+                for sign in [1.0, -1.0] {
+                    for term in [1.0, 1.0 + f32::EPSILON, 1.0 - f32::EPSILON / 2.0, 1.5] {
+                        let term = sign * term * power(exponent);
+                        all.push([just_above[0] * scale, just_above[1] * other, term]);
+                        all.push([just_above[0] * scale, other, term]);
+                        all.push([scale, other, term]);
+                    }
+                }
+            }
+        }
+        let mut random = Random::new(7);
+        let bits = |random: &mut Random| (random.unit() * 4_294_967_296.0) as u32;
+        for _ in 0..100_000 {
+            let [a, b, c] = std::array::from_fn(|_| f32::from_bits(bits(&mut random)));
+            // Any, and those where product and term are close.
+            all.push([a, b, c]);
+            let near = f32::from_bits((a * b).to_bits() ^ (bits(&mut random) >> 8 >> (bits(&mut random) % 24)));
+            all.push([a, b, near]);
+            all.push([a, b, -near]);
+        }
+        all
+    }
+
+    #[test]
+    fn products_with_a_sum_are_rounded_once_at_every_level() {
+        let all = difficult();
+        let same = |found: f32, wanted: f32| found.to_bits() == wanted.to_bits() || found.is_nan() && wanted.is_nan();
+        for level in Level::available().filter(|&level| level != Level::Scalar) {
+            let mut results = Vec::new();
+            level.run(MulAdd { of: &all, results: &mut results });
+            assert_eq!(results.len(), all.len());
+            for ([a, b, c], found) in all.iter().zip(results) {
+                let wanted = a.mul_add(*b, *c);
+                assert!(same(found, wanted), "{level:?}: {a:e} · {b:e} + {c:e} is {wanted:e}, not {found:e}");
+            }
+        }
+        for [a, b, c] in all {
+            let (found, wanted) = (plain::mul_add(a, b, c), a.mul_add(b, c));
+            assert!(same(found, wanted), "{a:e} · {b:e} + {c:e} is {wanted:e}, not {found:e}");
+        }
+    }
+
+    #[test]
+    fn a_sum_is_rounded_once_where_double_precision_would_round_it_to_a_tie() {
+        // 2^-130 + 2^-150 (1 + 2^-46): above half of the last bit, which is worth 2^-149.
+        let (a, b) = (8_392_705.0f32 * power(-98), 8_384_513.0f32 * power(-98));
+        let found = plain::mul_add(a, b, power(-130));
+        assert_eq!(found, power(-130) + f32::from_bits(1));
+        // 1 + 2^-24 (1 + 2^-46), where the last bit is worth 2^-23.
+        let (a, b) = (8_392_705.0f32 * power(-35), 8_384_513.0f32 * power(-35));
+        assert_eq!(plain::mul_add(a, b, 1.0), 1.0 + f32::EPSILON);
+        assert_eq!(plain::mul_add(-a, b, -1.0), -1.0 - f32::EPSILON);
+    }
 }

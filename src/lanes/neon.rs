@@ -48,6 +48,11 @@ impl Floats for F32x4 {
         Self(unsafe { vsqrtq_f32(self.0) })
     }
     #[inline(always)]
+    fn mul_add(self, factor: Self, term: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { vfmaq_f32(term.0, self.0, factor.0) })
+    }
+    #[inline(always)]
     fn min(self, other: Self) -> Self {
         // Not vminq, which gives NaN where either is.
         self.or_else(self.lt(other), other)
@@ -113,6 +118,7 @@ impl Not for Mask4 {
 
 impl Lanes for Neon {
     const LEN: usize = 4;
+    const REGISTERS: usize = 32;
     type Floats = F32x4;
     type Mask = Mask4;
 

@@ -13,6 +13,7 @@ pub struct Both<T>(T, T);
 
 impl<L: Lanes> Lanes for Pair<L> {
     const LEN: usize = 2 * L::LEN;
+    const REGISTERS: usize = L::REGISTERS / 2;
     type Floats = Both<L::Floats>;
     type Mask = Both<L::Mask>;
 
@@ -102,6 +103,10 @@ impl<F: Floats> Floats for Both<F> {
     #[inline(always)]
     fn sqrt(self) -> Self {
         Self(self.0.sqrt(), self.1.sqrt())
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, term: Self) -> Self {
+        Self(self.0.mul_add(factor.0, term.0), self.1.mul_add(factor.1, term.1))
     }
     #[inline(always)]
     fn min(self, other: Self) -> Self {

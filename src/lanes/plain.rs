@@ -18,6 +18,29 @@ pub struct Array([f32; 8]);
 #[repr(align(32))]
 pub struct Bits([u32; 8]);
 
+/// Whether the target has an instruction for `f32::mul_add`, which otherwise is a slow function, one number at a time.
+const FUSES: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
+
+/// `f32::mul_add`, in operations that compilers put into vectors.
+///
+/// In double precision the product is exact, and the sum is rounded. Rounding it to single precision would round twice. So
+/// it is first rounded *to odd*: where it is not exact, to that of its two neighbours whose last bit is set. With at least
+/// two more bits than the result, this bit only keeps the sum apart from what is halfway between two results. See Boldo and
+/// Melquiond, *Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd*.
+#[inline(always)]
+pub(super) fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+    let (product, term) = (f64::from(a) * f64::from(b), f64::from(c));
+    let sum = product + term;
+    // Knuth's two-sum: what rounding took away, exactly.
+    let of_term = sum - product;
+    let error = (product - (sum - of_term)) + (term - of_term);
+    // Away from zero if the error has the sum's sign. (The error of an infinity is NaN, which is left alone.)
+    let step = (((error.to_bits() ^ sum.to_bits()) as i64 >> 63) | 1) as u64;
+    let is_inexact = if error.abs() > 0.0 { u64::MAX } else { 0 };
+    let is_even = (sum.to_bits() & 1).wrapping_sub(1);
+    f64::from_bits(sum.to_bits().wrapping_add(step & is_inexact & is_even)) as f32
+}
+
 macro_rules! lanewise {
     ($type:ident: $($trait:ident $method:ident $operator:tt)*) => {$(
         impl $trait for $type {
@@ -43,6 +66,20 @@ impl Floats for Array {
     #[inline(always)]
     fn sqrt(self) -> Self {
         Self(self.0.map(f32::sqrt))
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, term: Self) -> Self {
+        if FUSES {
+            Self(from_fn(
+                #[inline(always)]
+                |l| self.0[l].mul_add(factor.0[l], term.0[l]),
+            ))
+        } else {
+            Self(from_fn(
+                #[inline(always)]
+                |l| mul_add(self.0[l], factor.0[l], term.0[l]),
+            ))
+        }
     }
     #[inline(always)]
     fn min(self, other: Self) -> Self {
@@ -103,6 +140,8 @@ impl Not for Bits {
 
 impl Lanes for Plain {
     const LEN: usize = 8;
+    // Of the least that there is, 16 of 128 bits.
+    const REGISTERS: usize = 8;
     type Floats = Array;
     type Mask = Bits;
 

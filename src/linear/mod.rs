@@ -4,13 +4,16 @@
 //! computed from such sums differs from one machine to the next, and a file that is made from it cannot be made again
 //! elsewhere. Here the order is fixed: [`add_products`] sums over 128 terms, and then over those sums.
 //!
-//! | file      | what                                                       |
-//! |-----------|------------------------------------------------------------|
-//! | `product` | the kernel: 32 rows, transposed, times a matrix            |
-//! | `view`    | matrices of any shape and orientation: [`add_product`]     |
+//! | file        | what                                                       |
+//! |-------------|------------------------------------------------------------|
+//! | `product`   | the kernel: 32 rows, transposed, times a matrix            |
+//! | `transpose` | transposing, several numbers at a time                     |
+//! | `view`      | matrices of any shape and orientation: [`add_product`]     |
 
 mod product;
+mod transpose;
 mod view;
 
 pub use product::{Column, ROWS, add_products};
+pub use transpose::transpose;
 pub use view::{View, add_product};

@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::product::{Column, ROWS, add_products};
+use super::product::{ROWS, TILE, add_products, add_products_to};
+use super::transpose::transpose;
 use crate::lanes::Level;
 
 /// A matrix in memory.
@@ -55,36 +56,39 @@ impl<'a> View<'a> {
         self.columns
     }
 
-    fn at(&self, row: usize, column: usize) -> f32 {
-        self.data[row * self.row_stride + column * self.column_stride]
-    }
-
-    /// Up to [`ROWS`] columns from `first` on, a [`Column`] for each row; with zeros where there are fewer.
-    fn slab(&self, first: usize) -> Vec<Column> {
-        let n = ROWS.min(self.columns - first);
-        let mut slab = vec![[0.0; ROWS]; self.rows];
+    /// Copies `rows` × `columns` numbers, from a row and a column on, to rows that begin `stride` numbers apart.
+    fn copy(
+        &self,
+        level: Level,
+        (row, column): (usize, usize),
+        (rows, columns): (usize, usize),
+        to: &mut [f32],
+        stride: usize,
+    ) {
+        let from = &self.data[row * self.row_stride + column * self.column_stride..];
         if self.column_stride == 1 {
-            for (row, to) in slab.iter_mut().enumerate() {
-                to[..n].copy_from_slice(&self.data[row * self.row_stride + first..][..n]);
+            for i in 0..rows {
+                to[i * stride..][..columns].copy_from_slice(&from[i * self.row_stride..][..columns]);
             }
         } else {
-            // By tiles, so that what is read stays in a cache.
-            for start in (0..self.rows).step_by(64) {
-                for l in 0..n {
-                    for row in start..self.rows.min(start + 64) {
-                        slab[row][l] = self.at(row, first + l);
-                    }
-                }
-            }
+            transpose(level, (from, self.column_stride), (columns, rows), (to, stride));
         }
-        slab
     }
 }
 
 /// Products with at least this many multiplications are computed by all threads.
-const WORTH_THREADS: usize = 1 << 18;
+const WORTH_THREADS: usize = 1 << 20;
+
+/// Rows of a block of the product, at most. A tile of as many rows of the left matrix stays in the second cache.
+const BLOCK_ROWS: usize = 264;
+
+/// Columns of a block of the product, at most.
+const BLOCK_COLUMNS: usize = 8 * ROWS;
 
 /// Adds a · b to `c`, whose rows lie one after the other. Works on the threads of the current rayon pool.
+///
+/// Sums have single precision, and are added to `c` after 128 terms each, as in [`add_products`]. The orientation of the
+/// matrices and the number of threads do not change them.
 ///
 /// # Panics
 /// If the sizes do not fit together.
@@ -94,39 +98,99 @@ pub fn add_product(a: View<'_>, b: View<'_>, c: &mut [f32]) {
     if c.is_empty() || a.columns == 0 {
         return;
     }
-    // The kernel reads the rows of a.
-    let turned: Vec<f32>;
-    let a = if a.column_stride == 1 {
-        a
-    } else {
-        turned = (0..a.rows).flat_map(|row| (0..a.columns).map(move |column| a.at(row, column))).collect();
-        View::new(&turned, a.columns)
-    };
     let level = Level::best();
-    let product = |first: usize| {
-        let mut out = vec![[0.0; ROWS]; a.rows];
-        add_products(level, &b.slab(first), a.data, a.row_stride, &mut out);
-        out
-    };
-    let firsts: Vec<usize> = (0..b.columns).step_by(ROWS).collect();
     if a.rows * a.columns * b.columns < WORTH_THREADS {
-        for first in firsts {
-            add_slab(&product(first), first, b.columns, c);
-        }
+        let (height, width) = block_size(a.rows, b.columns, 1);
+        blocks(c, b.columns, height, width).into_iter().for_each(|block| block.add(level, a, b));
         return;
     }
-    // A few at a time: they take as much memory as the product.
-    for firsts in firsts.chunks(64) {
-        let slabs: Vec<_> = firsts.par_iter().map(|first| product(*first)).collect();
-        for (first, slab) in firsts.iter().zip(&slabs) {
-            add_slab(slab, *first, b.columns, c);
+    // Several for each thread, so that none waits long for the last.
+    let (height, width) = block_size(a.rows, b.columns, 3 * rayon::current_num_threads());
+    blocks(c, b.columns, height, width).into_par_iter().with_max_len(1).for_each(|block| block.add(level, a, b));
+}
+
+/// Returns rows and columns of the blocks into which a product is divided: at least so many, if it is large enough.
+fn block_size(rows: usize, columns: usize, wanted: usize) -> (usize, usize) {
+    // Equal parts, of which all but the last have a number of rows that the kernel likes.
+    let part = |of: usize, most: usize, multiple: usize| of.div_ceil(of.div_ceil(most)).next_multiple_of(multiple);
+    let (mut most_rows, mut most_columns) = (BLOCK_ROWS, BLOCK_COLUMNS);
+    loop {
+        let (height, width) = (part(rows, most_rows, 24), part(columns, most_columns, ROWS));
+        if rows.div_ceil(height) * columns.div_ceil(width) >= wanted || most_columns <= 2 * ROWS {
+            return (height, width);
+        }
+        // The smaller they are, the more often the same numbers are copied.
+        if height > width {
+            most_rows /= 2;
+        } else {
+            most_columns /= 2;
         }
     }
 }
 
-fn add_slab(slab: &[Column], first: usize, columns: usize, c: &mut [f32]) {
-    for (row, sums) in c.chunks_exact_mut(columns).zip(slab) {
-        row[first..].iter_mut().zip(sums).for_each(|(c, sum)| *c += sum);
+/// A part of a product.
+struct Block<'c> {
+    row: usize,
+    column: usize,
+    /// The part of each row.
+    rows: Vec<&'c mut [f32]>,
+}
+
+/// Divides a matrix of some columns into blocks of at most `height` × `width`.
+fn blocks(c: &mut [f32], columns: usize, height: usize, width: usize) -> Vec<Block<'_>> {
+    let mut blocks = Vec::new();
+    for (i, rows) in c.chunks_mut(height * columns).enumerate() {
+        let first = blocks.len();
+        let n_rows = rows.len() / columns;
+        let starts = (0..columns).step_by(width);
+        blocks.extend(starts.map(|column| Block { row: i * height, column, rows: Vec::with_capacity(n_rows) }));
+        for row in rows.chunks_mut(columns) {
+            for (block, part) in blocks[first..].iter_mut().zip(row.chunks_mut(width)) {
+                block.rows.push(part);
+            }
+        }
+    }
+    blocks
+}
+
+impl Block<'_> {
+    /// Adds its part of a · b.
+    fn add(mut self, level: Level, a: View<'_>, b: View<'_>) {
+        let (height, width) = (self.rows.len(), self.rows[0].len());
+        let terms = a.columns.min(TILE);
+        // Copies: where rows lie far apart, they drive one another out of the caches.
+        let mut of_a = vec![0.0; height * terms];
+        let mut of_b = vec![[0.0; ROWS]; terms];
+        for start in (0..a.columns).step_by(TILE) {
+            let n = terms.min(a.columns - start);
+            a.copy(level, (self.row, start), (height, n), &mut of_a, n);
+            let of_b = &mut of_b[..n];
+            for first in (0..width).step_by(ROWS) {
+                let columns = ROWS.min(width - first);
+                b.copy(level, (start, self.column + first), (n, columns), of_b.as_flattened_mut(), ROWS);
+                if columns == ROWS {
+                    add_products_to(
+                        level,
+                        of_b,
+                        &of_a,
+                        n,
+                        &mut self.rows,
+                        #[inline(always)]
+                        |row| row[first..].first_chunk_mut().expect("a whole group of columns"),
+                    );
+                } else {
+                    // What is in the other lanes does not matter.
+                    let mut sums = vec![[0.0; ROWS]; height];
+                    for (sums, row) in sums.iter_mut().zip(&self.rows) {
+                        sums[..columns].copy_from_slice(&row[first..]);
+                    }
+                    add_products(level, of_b, &of_a, n, &mut sums);
+                    for (sums, row) in sums.iter().zip(&mut self.rows) {
+                        row[first..].copy_from_slice(&sums[..columns]);
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -139,9 +203,17 @@ mod tests {
         (0..n).map(|_| random.unit() as f32 * 2.0 - 1.0).collect()
     }
 
-    /// Sizes on both sides of a slab, of a tile, and of what is worth threads.
-    const SIZES: [(usize, usize, usize); 6] =
-        [(1, 1, 1), (3, 5, 33), (32, 128, 32), (70, 129, 65), (100, 100, 100), (5, 0, 4)];
+    /// Sizes on both sides of a group of columns, of a tile, of what is worth threads, and of a block.
+    const SIZES: [(usize, usize, usize); 8] = [
+        (1, 1, 1),
+        (3, 5, 33),
+        (32, 128, 32),
+        (70, 129, 65),
+        (90, 130, 90),
+        (100, 300, 100),
+        (BLOCK_ROWS + 27, 140, BLOCK_COLUMNS + 37),
+        (5, 0, 4),
+    ];
 
     #[test]
     fn products_are_those_of_a_loop_in_every_orientation() {
@@ -161,8 +233,15 @@ mod tests {
             }
             for i in 0..m {
                 for j in 0..n {
-                    let wanted = 0.5 + (0..k).map(|l| f64::from(a[i * k + l]) * f64::from(b[l * n + j])).sum::<f64>();
-                    assert!((f64::from(all[0][i * n + j]) - wanted).abs() < 1e-4, "{m} {k} {n}");
+                    let term = |l: usize| (a[i * k + l], b[l * n + j]);
+                    let exact = 0.5 + (0..k).map(term).map(|(a, b)| f64::from(a) * f64::from(b)).sum::<f64>();
+                    assert!((f64::from(all[0][i * n + j]) - exact).abs() < 1e-4, "{m} {k} {n}");
+                    // The same bits as the definition.
+                    let wanted = (0..k).step_by(TILE).fold(0.5, |sum, from| {
+                        let terms = (from..k.min(from + TILE)).map(term);
+                        sum + terms.fold(0.0f32, |sum, (a, b)| a.mul_add(b, sum))
+                    });
+                    assert_eq!(all[0][i * n + j], wanted, "{m} {k} {n}: {i} {j}");
                 }
             }
             assert!(all.iter().all(|c| *c == all[0]), "the orientation changes bits: {m} {k} {n}");
@@ -171,14 +250,48 @@ mod tests {
 
     #[test]
     fn threads_do_not_matter() {
-        let (a, b) = (numbers(200 * 150, 3), numbers(150 * 100, 4));
+        let (m, k, n) = (400, 150, 300);
+        let (a, b) = (numbers(m * k, 3), numbers(k * n, 4));
         let with = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let mut c = vec![0.0; 200 * 100];
-            pool.install(|| add_product(View::new(&a, 150), View::new(&b, 100), &mut c));
+            let mut c = vec![0.0; m * n];
+            pool.install(|| add_product(View::new(&a, k), View::new(&b, n), &mut c));
             c
         };
+        assert!(block_size(m, n, 3) != block_size(m, n, 9), "the threads have other blocks");
         assert!(with(1) == with(2) && with(1) == with(3));
+    }
+
+    #[test]
+    fn parts_of_matrices_are_multiplied() {
+        let (m, k, n, stride) = (9, 20, 40, 50);
+        let (a, b) = (numbers(m * stride, 5), numbers(k * stride, 6));
+        let part =
+            |x: &[f32], columns: usize| x.chunks(stride).flat_map(|row| row[..columns].to_vec()).collect::<Vec<_>>();
+        let (mut of_parts, mut of_copies) = (vec![0.0; m * n], vec![0.0; m * n]);
+        let (short, short_b) = (&a[..(m - 1) * stride + k], &b[..(k - 1) * stride + n]);
+        add_product(View::strided(short, m, k, stride), View::strided(short_b, k, n, stride), &mut of_parts);
+        add_product(View::new(&part(&a, k), k), View::new(&part(&b, n), n), &mut of_copies);
+        assert_eq!(of_parts, of_copies);
+    }
+
+    #[test]
+    fn every_part_of_a_product_is_in_one_block() {
+        for (m, n) in [(1, 1), (24, 32), (25, 33), (512, 1024), (265, 257)] {
+            for wanted in [1, 6, 48] {
+                let (height, width) = block_size(m, n, wanted);
+                assert!(height <= BLOCK_ROWS && width <= BLOCK_COLUMNS);
+                let mut c = vec![0.0; m * n];
+                for block in blocks(&mut c, n, height, width) {
+                    for (i, row) in block.rows.into_iter().enumerate() {
+                        for (j, c) in row.iter_mut().enumerate() {
+                            *c += ((block.row + i) * n + block.column + j) as f32;
+                        }
+                    }
+                }
+                assert!(c.iter().enumerate().all(|(at, c)| at as f32 == *c), "{m} {n} {wanted}");
+            }
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@
 //! √(H[i][i] H[j][j])`: some ten times what H loses in single precision, and next to nothing beside the damping.
 
 use crate::lanes::Level;
-use crate::linear::{Column, ROWS, add_products};
+use crate::linear::{Column, ROWS, add_products, transpose};
 use rayon::prelude::*;
 
 /// Columns in a panel of the factor.
@@ -238,8 +238,7 @@ impl Factor {
             let end = columns.min(start + PANEL);
             let (before, after) = rows.split_at_mut(panel_start(panel) + (end - start) * end);
             let later = Later { rows: after, first: end, columns };
-            // Column j of the panel in all later rows, one after the other.
-            let of_panel = later.transposed(start..end);
+            let of_panel = later.transposed(level, start..end);
             // What is left of the panel's rows, 32 columns at a time.
             let remaining = |at: usize| {
                 let n = (end - at).min(ROWS);
@@ -250,7 +249,7 @@ impl Factor {
                     let to = columns.min(from + PANEL);
                     let tile = &mut tile[..to - from];
                     later.columns(from..to, at, n, tile);
-                    add_products(level, tile, &of_panel[from - end..], columns - end, &mut sums);
+                    add_products(level, tile, &of_panel[(from - end) * (end - start)..], to - from, &mut sums);
                     from = to;
                 }
                 let mut left = vec![[0.0f64; ROWS]; end - start];
@@ -288,17 +287,21 @@ impl Factor {
                     target[j * end + start + i] = own[j * width + i] as f32;
                 }
             }
+            // Column j of the panel's own part, one number after the other.
+            let own_turned: Vec<f64> = (0..width * width).map(|at| own[at % width * width + at / width]).collect();
             let solved = |at: usize| {
                 let mut tile = remaining(at);
                 for j in (0..width).rev() {
-                    let (earlier, row) = tile.split_at_mut(j);
-                    row[0].iter_mut().for_each(|x| *x /= own[j * width + j]);
-                    for (i, earlier) in earlier.iter_mut().enumerate() {
-                        let factor = own[j * width + i];
+                    let (earlier, solved) = tile.split_at_mut(j + 1);
+                    let of_later = &own_turned[j * width + j + 1..][..solved.len()];
+                    // A copy stays in registers.
+                    let mut row = earlier[j];
+                    for (factor, solved) in of_later.iter().zip(solved.iter()).rev() {
                         for lane in 0..ROWS {
-                            earlier[lane] -= factor * row[0][lane];
+                            row[lane] -= factor * solved[lane];
                         }
                     }
+                    earlier[j] = row.map(|x| x / own[j * width + j]);
                 }
                 tile
             };
@@ -345,20 +348,15 @@ impl Later<'_> {
         &self.rows[panel_start(panel) - panel_start(self.first / PANEL) + k % PANEL * stride..][..stride]
     }
 
-    /// The columns `range` of all rows, column by column.
-    fn transposed(&self, range: std::ops::Range<usize>) -> Vec<f32> {
-        let n = self.columns - self.first;
-        let mut columns = vec![0.0; range.len() * n];
-        if n == 0 {
-            return columns;
-        }
-        columns.par_chunks_mut(32 * n).enumerate().for_each(|(part, columns)| {
-            for k in 0..n {
-                let row = &self.row(self.first + k)[range.start + 32 * part..];
-                for (j, column) in columns.chunks_exact_mut(n).enumerate() {
-                    column[k] = row[j];
-                }
-            }
+    /// The columns `range` of all rows: [`PANEL`] rows at a time, and of those column by column.
+    fn transposed(&self, level: Level, range: std::ops::Range<usize>) -> Vec<f32> {
+        let mut columns = vec![0.0; range.len() * (self.columns - self.first)];
+        columns.par_chunks_mut(range.len() * PANEL).enumerate().for_each(|(panel, columns)| {
+            let top = self.first + panel * PANEL;
+            let n_rows = columns.len() / range.len();
+            let stride = self.columns.min(top + PANEL);
+            let rows = &self.rows[panel_start(top / PANEL) - panel_start(self.first / PANEL) + range.start..];
+            transpose(level, (rows, stride), (n_rows, range.len()), (columns, n_rows));
         });
         columns
     }
