@@ -10,7 +10,9 @@ use std::f64::consts::PI;
 use std::path::Path;
 
 use nibble::engine::{Logits, Session, SessionOptions};
+use nibble::gguf::Gguf;
 use nibble::llama::{FlashAttention, KvType, Model, ModelOptions};
+use nibble::transformer;
 use serde_json::{Map, Value, json};
 
 use crate::support::{Tensor, Variation, convert, folder};
@@ -189,14 +191,17 @@ fn check(what: &str, checkpoint: &Variation, n_tokens: u32) -> Vec<Vec<f64>> {
     let file = convert(dir.path(), &dir.path().join("x.gguf"), &["-q", "F32"]);
     let tokens: Vec<u32> = (0..n_tokens).map(|i| 9 + i * 977 % 6000).collect();
     let reference = Reference::new(checkpoint).logits(&tokens);
-    let mut worst = 0f64;
-    for (found, wanted) in run(&file, &tokens).iter().zip(&reference) {
-        for (found, wanted) in found.iter().zip(wanted) {
-            worst = worst.max((f64::from(*found) - wanted).abs());
+    for (by, logits) in [("llama.cpp", run(&file, &tokens)), ("nibble", compute(&file, &tokens))] {
+        assert_eq!(logits.len(), reference.len());
+        let mut worst = 0f64;
+        for (found, wanted) in logits.iter().zip(&reference) {
+            for (found, wanted) in found.iter().zip(wanted) {
+                worst = worst.max((f64::from(*found) - wanted).abs());
+            }
         }
+        eprintln!("{what}: largest difference of a logit by {by} {worst:.6}");
+        assert!(worst < 0.002, "{what}, {by}: {worst}");
     }
-    eprintln!("{what}: largest difference of a logit {worst:.6}");
-    assert!(worst < 0.002, "{what}: {worst}");
     reference
 }
 
@@ -211,6 +216,17 @@ fn run(file: &Path, tokens: &[u32]) -> Vec<Vec<f32>> {
     let mut session = Session::new(&model, &options).unwrap();
     session.eval(tokens, Logits::All).unwrap();
     (0..tokens.len()).map(|row| session.logits(row).unwrap().to_vec()).collect()
+}
+
+/// One layer after the other, as for rounding.
+fn compute(file: &Path, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let gguf = Gguf::open(file).unwrap();
+    let model = transformer::Model::new(gguf.metadata(), &gguf).unwrap();
+    let mut hidden = model.embed(tokens).unwrap();
+    for layer in 0..model.n_layers() {
+        model.forward(layer, tokens.len(), &mut hidden, &mut |_| ()).unwrap();
+    }
+    model.logits(&hidden).unwrap().chunks(model.n_vocab()).map(<[f32]>::to_vec).collect()
 }
 
 /// How far the logits after the last token are from those of the unchanged model: whether a feature does anything.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nibble::arch::ARCHITECTURES;
 use nibble::convert::{Job, Observer, Options};
-use nibble::evaluate::compensated::{Compensation, CompensationOptions};
+use nibble::evaluate::rounding::{Method, Rounding, RoundingOptions};
 use nibble::gguf::Gguf;
 use nibble::pass::Source;
 use nibble::recipe::Recipe;
@@ -142,12 +142,12 @@ fn what_was_interrupted_goes_on_to_the_same_bytes() {
     let (text, _) = halves(dir.path());
     let run = |name: &str, cancel: Arc<AtomicBool>, stop_at: u64| {
         let source = Source::open(&yi_nano(), ARCHITECTURES, false, None).unwrap();
-        let mut options = CompensationOptions { most_tokens: 2048, ..CompensationOptions::new(vec![text.clone()]) };
+        let mut options = RoundingOptions { most_tokens: 2048, ..RoundingOptions::new(method, vec![text.clone()]) };
         options.session.cancel = cancel.clone();
-        let compensation = Arc::new(Compensation::prepare(source, dir.path(), options).unwrap());
+        let rounding = Arc::new(Rounding::prepare(source, dir.path(), options).unwrap());
         let job = Options {
             output: Some(dir.path().join(name)),
-            prologue: Some(compensation),
+            prologue: Some(rounding),
             ..Options::new(Recipe::find("Q4_0").unwrap().clone())
         };
         let job = Job::prepare(&yi_nano(), job).unwrap();

@@ -69,7 +69,9 @@ impl RoundingArgs {
     pub fn prepare(&self, what: &Rounded<'_>, cancel: &Arc<AtomicBool>) -> anyhow::Result<Option<Arc<Rounding>>> {
         if self.is_nearest() {
             if !self.calibration.is_empty() {
-                bail!("--calibration is for --rounding compensated and full; importance of 'nibble calibrate' is --importance");
+                bail!(
+                    "--calibration is for --rounding compensated and full; importance of 'nibble calibrate' is --importance"
+                );
             }
             return Ok(None);
         }

@@ -208,7 +208,7 @@ impl Format {
         (self.not_finite)(src)
     }
 
-    fn row_bytes(&self, row_len: usize) -> usize {
+    pub fn row_bytes(&self, row_len: usize) -> usize {
         assert!(row_len > 0 && row_len.is_multiple_of(self.ty.block_len()));
         row_len / self.ty.block_len() * self.ty.block_bytes()
     }

@@ -61,6 +61,8 @@ pub struct Seen<'s> {
     pub tensor: &'s str,
     /// Whether it is the vector of weights of a norm. Forward passes show matrices alone.
     pub is_norm: bool,
+    /// Number of tokens.
+    pub n_tokens: usize,
     /// For each token what enters: a number for each column.
     pub inputs: &'s [f32],
     /// For each token the gradient of the loss with respect to what leaves: a number for each row of a matrix, or for each
@@ -102,6 +104,11 @@ impl<'a> Model<'a> {
         self.shape.n_vocab
     }
 
+    /// Returns whether the embedding is the output matrix, too.
+    pub fn is_tied(&self) -> bool {
+        self.shape.tied
+    }
+
     /// Returns what enters the first layer: [`Self::n_embd`] numbers for each token.
     ///
     /// # Errors
@@ -131,7 +138,9 @@ impl<'a> Model<'a> {
         if hidden.is_empty() {
             return Ok(());
         }
-        let mut show = |tensor: &str, inputs: &[f32]| see(Seen { tensor, is_norm: false, inputs, gradients: &[] });
+        let n_tokens = hidden.len() / self.shape.n_embd;
+        let mut show =
+            |tensor: &str, inputs: &[f32]| see(Seen { tensor, is_norm: false, n_tokens, inputs, gradients: &[] });
 
         let first = layer.attend(hidden)?;
         for tensor in ["attn_q.weight", "attn_k.weight", "attn_v.weight"] {
@@ -176,8 +185,9 @@ impl<'a> Model<'a> {
         if hidden.is_empty() {
             return Ok(());
         }
+        let n_tokens = hidden.len() / self.shape.n_embd;
         let mut show = |tensor: &str, is_norm: bool, inputs: &[f32], gradients: &[f32]| {
-            see(Seen { tensor, is_norm, inputs, gradients });
+            see(Seen { tensor, is_norm, n_tokens, inputs, gradients });
         };
 
         let first = layer.attend(hidden)?;
@@ -240,21 +250,31 @@ impl<'a> Model<'a> {
         let Shape { n_embd, n_vocab, .. } = self.shape;
         let (norm, output) = (self.norm(OUTPUT_NORM)?, self.output()?);
         let mut gradient = vec![0.0; hidden.len()];
-        let n_tokens = (LOGITS_AT_ONCE / n_vocab).max(1);
-        let parts = hidden.chunks(n_tokens * n_embd).zip(gradient.chunks_mut(n_tokens * n_embd));
+        let at_once = (LOGITS_AT_ONCE / n_vocab).max(1);
+        let parts = hidden.chunks(at_once * n_embd).zip(gradient.chunks_mut(at_once * n_embd));
         for (part, (hidden, gradient)) in parts.enumerate() {
             let normed = norm.forward(hidden);
             let mut logits = output.forward(&normed)?;
             let tokens = logits.par_chunks_exact_mut(n_vocab).enumerate();
-            tokens.for_each(|(token, logits)| loss(part * n_tokens + token, logits));
-            see(Seen { tensor: OUTPUT, is_norm: false, inputs: &normed, gradients: &logits });
+            tokens.for_each(|(token, logits)| loss(part * at_once + token, logits));
+            let n_tokens = hidden.len() / n_embd;
+            see(Seen { tensor: OUTPUT, is_norm: false, n_tokens, inputs: &normed, gradients: &logits });
             let mut of_norm = vec![0.0; hidden.len()];
             output.add_backward(&logits, &mut of_norm)?;
             let inputs = norm.unweighted(hidden);
-            see(Seen { tensor: OUTPUT_NORM, is_norm: true, inputs: &inputs, gradients: &of_norm });
+            see(Seen { tensor: OUTPUT_NORM, is_norm: true, n_tokens, inputs: &inputs, gradients: &of_norm });
             norm.add_backward(hidden, &of_norm, gradient);
         }
         Ok(gradient)
+    }
+
+    /// Returns what enters the output matrix, where `hidden` is what leaves the last layer.
+    ///
+    /// # Errors
+    /// If `hidden` is not whole tokens, or weights cannot be read.
+    pub fn normed(&self, hidden: &[f32]) -> Result<Vec<f32>, Error> {
+        self.check_windows(1, hidden)?;
+        Ok(self.norm(OUTPUT_NORM)?.forward(hidden))
     }
 
     /// Returns [`Self::n_vocab`] logits for each token, where `hidden` is what leaves the last layer.

@@ -20,7 +20,7 @@ mod weights;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::engine::SessionOptions;
 use crate::gguf::{LayoutError, TensorInfo};

@@ -60,6 +60,7 @@ pub fn read(
 fn vocabulary(metadata: &Metadata, folder: &Path) -> Result<Model, Error> {
     let path = folder.join("vocabulary.gguf");
     let layout = Layout::new(metadata, Vec::new(), DEFAULT_ALIGNMENT, None)?;
-    std::fs::write(&path, &layout.parts()[0].header).map_err(|source| Error::Temporary { path: path.clone(), source })?;
+    std::fs::write(&path, &layout.parts()[0].header)
+        .map_err(|source| Error::Temporary { path: path.clone(), source })?;
     Ok(Model::load_vocabulary(&path)?)
 }

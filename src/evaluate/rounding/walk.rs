@@ -354,7 +354,9 @@ mod tests {
         assert_eq!(place(backward, "blk.12.attn_v.weight"), known(1, "blk.12.attn_v.weight", 1));
         assert_eq!(place(backward, "blk.0.ffn_up.weight"), known(13, "blk.0.ffn_up.weight", 1));
         assert_eq!(place(backward, "token_embd.weight"), known(14, "token_embd.weight", 1));
-        for other in ["blk.3.attn_norm.weight", "blk.x.attn_q.weight", "blk.13.attn_q.weight", "blk.3", "rope_freqs.weight"] {
+        for other in
+            ["blk.3.attn_norm.weight", "blk.x.attn_q.weight", "blk.13.attn_q.weight", "blk.3", "rope_freqs.weight"]
+        {
             assert_eq!((place(forward, other), place(backward, other)), (None, None), "{other}");
         }
     }

@@ -4,8 +4,8 @@ use std::sync::atomic::AtomicBool;
 
 use super::factor::{DAMPING, MomentsError, SecondMoments};
 use super::joint::Settings;
-use super::{OutputMoments, Sweeps, TwoSidedOutcome};
 use super::piece::level_of;
+use super::{OutputMoments, Sweeps, TwoSidedOutcome};
 use crate::gguf::TensorType;
 use crate::quant::samples::{Random, laplace, random_blocks};
 use crate::quant::{FORMATS, Format};
@@ -639,7 +639,13 @@ fn two_sided(
     let settings = Settings { nearest: false, rounds: 2 };
     let mut bytes = bytes_of(format, weights);
     format.round_for(weights, inputs, settings, &mut bytes).unwrap();
-    let outcome = format.refit_two_sided(weights, inputs, &outputs, Sweeps { sweeps, rounds: 2, stop: &AtomicBool::new(false) }, &mut bytes);
+    let outcome = format.refit_two_sided(
+        weights,
+        inputs,
+        &outputs,
+        Sweeps { sweeps, rounds: 2, stop: &AtomicBool::new(false) },
+        &mut bytes,
+    );
     let outcome = outcome.unwrap();
     (bytes, outcome)
 }
