@@ -248,7 +248,7 @@ impl Plain {
                     low > 0.0 && low + 1.0 < high && high < n as f64 / 2.0,
                     "all three kinds of pairs: {low} {high}"
                 );
-                let gamma = 1.0 - ((i as f64 - low) / (high - low)).max(0.0).min(1.0);
+                let gamma = 1.0 - ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
                 frequency = (1.0 - gamma) * frequency / factor + gamma * frequency;
             } else {
                 frequency /= factor;
