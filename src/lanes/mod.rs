@@ -26,6 +26,9 @@
 //! Two vectors are processed at a time, because each addition to a sum has to wait for the previous one. The second
 //! vector uses that time.
 
+// An index often runs over several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

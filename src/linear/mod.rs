@@ -10,6 +10,9 @@
 //! | `transpose` | transposing, several numbers at a time                     |
 //! | `view`      | matrices of any shape and orientation: [`add_product`]     |
 
+// An index often runs over several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
 mod product;
 mod transpose;
 mod view;
