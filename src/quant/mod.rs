@@ -208,6 +208,10 @@ impl Format {
         (self.not_finite)(src)
     }
 
+    /// Returns the bytes of a row.
+    ///
+    /// # Panics
+    /// If it is not whole blocks.
     pub fn row_bytes(&self, row_len: usize) -> usize {
         assert!(row_len > 0 && row_len.is_multiple_of(self.ty.block_len()));
         row_len / self.ty.block_len() * self.ty.block_bytes()
