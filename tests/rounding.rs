@@ -29,8 +29,10 @@ fn halves(dir: &Path) -> (PathBuf, PathBuf) {
     (write("for.txt", &text[..middle]), write("by.txt", &text[middle..]))
 }
 
-fn rounded<'a>(text: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
-    let mut args = vec!["--rounding", "compensated", "--calibration", text.to_str().unwrap()];
+const METHODS: [&str; 2] = ["compensated", "full"];
+
+fn rounded<'a>(method: &'a str, text: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["--rounding", method, "--calibration", text.to_str().unwrap()];
     args.extend(["--calibration-tokens", "4096"]);
     args.extend(more);
     args
@@ -43,30 +45,34 @@ fn it_is_nearer_to_the_original_at_the_same_size() {
     let (text, other) = halves(dir.path());
     let original = convert(&yi_nano(), &at("original.gguf"), &["-q", "BF16"]);
     let mut files = vec![original.to_str().unwrap().to_string()];
+    let hash = blake3::hash(&fs::read(&text).unwrap()).to_hex();
     for recipe in ["Q4_0", "Q4_K_S", "IQ4_XS"] {
         // What is not in a layer would hide what happens in them.
         let only_layers = ["-q", recipe, "--type", "token_embd.weight=BF16", "--type", "output.weight=BF16"];
         let plain = convert(&yi_nano(), &at(&format!("{recipe}-nearest.gguf")), &only_layers);
-        let better = at(&format!("{recipe}-compensated.gguf"));
-        let output = nibble(
-            ["convert", yi_nano().to_str().unwrap(), "-o", better.to_str().unwrap(), "--json"]
-                .into_iter()
-                .chain(rounded(&text, &only_layers)),
-        );
-        let summary: Value = serde_json::from_str(&stdout(&output)).unwrap();
-        let left = summary["error_left"].as_f64().unwrap();
-        assert!(left > 0.05 && left < 0.6, "{recipe}: {left}");
-        let (plain_gguf, better_gguf) = (Gguf::open(&plain).unwrap(), Gguf::open(&better).unwrap());
         let size = |gguf: &Gguf| gguf.tensors().iter().map(|tensor| tensor.n_bytes().unwrap()).sum::<u64>();
-        assert_eq!(size(&plain_gguf), size(&better_gguf));
-        let recorded = better_gguf.metadata().str("nibble.rounding").unwrap();
-        let hash = blake3::hash(&fs::read(&text).unwrap()).to_hex();
-        assert!(
-            recorded.starts_with("compensated, ") && recorded.ends_with(&format!(" tokens of {hash}")),
-            "{recorded}"
-        );
+        let plain_gguf = Gguf::open(&plain).unwrap();
         assert_eq!(plain_gguf.metadata().str("nibble.rounding"), None);
-        files.extend([plain, better].map(|path| path.to_str().unwrap().to_string()));
+        files.push(plain.to_str().unwrap().to_string());
+        for method in METHODS {
+            let better = at(&format!("{recipe}-{method}.gguf"));
+            let output = nibble(
+                ["convert", yi_nano().to_str().unwrap(), "-o", better.to_str().unwrap(), "--json"]
+                    .into_iter()
+                    .chain(rounded(method, &text, &only_layers)),
+            );
+            let summary: Value = serde_json::from_str(&stdout(&output)).unwrap();
+            let left = summary["error_left"].as_f64().unwrap();
+            assert!(left > 0.05 && left < 0.6, "{recipe} {method}: {left}");
+            let better_gguf = Gguf::open(&better).unwrap();
+            assert_eq!(size(&plain_gguf), size(&better_gguf));
+            let recorded = better_gguf.metadata().str("nibble.rounding").unwrap();
+            assert!(
+                recorded.starts_with(&format!("{method}, ")) && recorded.ends_with(&format!(" tokens of {hash}")),
+                "{recorded}"
+            );
+            files.push(better.to_str().unwrap().to_string());
+        }
     }
     let text = format!("by={}", other.display());
     let results = at("results.json");
@@ -80,8 +86,43 @@ fn it_is_nearer_to_the_original_at_the_same_size() {
         found["overall"]["kld"]["value"].as_f64().unwrap()
     };
     for recipe in ["Q4_0", "Q4_K_S", "IQ4_XS"] {
-        let (plain, better) = (kld(&format!("{recipe}-nearest")), kld(&format!("{recipe}-compensated")));
-        assert!(better < 0.75 * plain, "{recipe}: {better} instead of {plain}");
+        let [plain, compensated, full] = ["nearest", "compensated", "full"].map(|how| kld(&format!("{recipe}-{how}")));
+        assert!(compensated < 0.75 * plain, "{recipe}: {compensated} instead of {plain}");
+        assert!(full < 0.95 * compensated, "{recipe}: {full} instead of {compensated}");
+    }
+}
+
+/// Where embedding and output are rounded, too, and where they are one matrix.
+#[test]
+fn the_embedding_and_the_output_are_rounded_for_what_they_do() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (text, other) = halves(dir.path());
+    let mut tied = support::Variation::of_yi_nano();
+    tied.config.insert("tie_word_embeddings".to_string(), true.into());
+    tied.tensors.retain(|tensor| tensor.name != "lm_head.weight");
+    let folder = at("tied");
+    fs::create_dir(&folder).unwrap();
+    tied.write_single(&folder);
+    for (source, types) in
+        [(yi_nano(), ["token_embd.weight=Q4_0", "output.weight=Q4_0"]), (folder, ["token_embd.weight=Q4_0"; 2])]
+    {
+        let types: Vec<&str> = types.iter().flat_map(|ty| ["--type", ty]).collect();
+        // Nothing else is.
+        let types = [&["-q", "BF16"], types.as_slice()].concat();
+        let made = |name: &str, more: &[&str]| convert(&source, &at(name), &[&types, more, &["--force"]].concat());
+        let original = convert(&source, &at("original.gguf"), &["-q", "BF16", "--force"]);
+        let plain = made("plain.gguf", &[]);
+        let better = made("better.gguf", &rounded("full", &text, &[]));
+        let results = at("results.json");
+        let text = format!("by={}", other.display());
+        let options = ["--window", "128", "--windows", "20", "--text", &text, "--json", results.to_str().unwrap()];
+        let files = [&original, &plain, &better].map(|path| path.to_str().unwrap());
+        stdout(&nibble(["compare"].iter().chain(&options).chain(&files)));
+        let results: Value = serde_json::from_slice(&fs::read(&results).unwrap()).unwrap();
+        let kld = |index: usize| results["candidates"][index]["overall"]["kld"]["value"].as_f64().unwrap();
+        let [plain, better] = [kld(0), kld(1)];
+        assert!(better < 0.6 * plain, "{better} instead of {plain}");
     }
 }
 
@@ -90,38 +131,40 @@ fn its_bytes_depend_on_what_is_rounded_and_not_on_how() {
     let dir = TempDir::new().unwrap();
     let at = |name: &str| dir.path().join(name);
     let (text, other) = halves(dir.path());
-    let made = |name: &str, text: &Path, more: &[&str]| {
-        let more: Vec<&str> = ["-q", "Q4_0"].iter().chain(more).copied().collect();
-        convert(&yi_nano(), &at(name), &rounded(text, &more))
-    };
-    let one = fs::read(made("one.gguf", &text, &["-t", "1"])).unwrap();
-    assert!(one == fs::read(made("three.gguf", &text, &["-t", "3"])).unwrap());
-    // Another name of the text, and a text of another name.
-    let renamed = at("renamed.txt");
-    fs::copy(&text, &renamed).unwrap();
-    assert!(one == fs::read(made("renamed.gguf", &renamed, &[])).unwrap());
-    assert!(one != fs::read(made("other.gguf", &other, &[])).unwrap());
-    // The folder is left as it was.
-    let names = ["by.txt", "for.txt", "one.gguf", "other.gguf", "renamed.gguf", "renamed.txt", "three.gguf"];
-    assert_eq!(support::files(dir.path()), names);
+    for method in METHODS {
+        let made = |name: &str, text: &Path, more: &[&str]| {
+            let more: Vec<&str> = ["-q", "Q4_0", "--force"].iter().chain(more).copied().collect();
+            convert(&yi_nano(), &at(name), &rounded(method, text, &more))
+        };
+        let one = fs::read(made("one.gguf", &text, &["-t", "1"])).unwrap();
+        assert!(one == fs::read(made("three.gguf", &text, &["-t", "3"])).unwrap());
+        // Another name of the text, and a text of another name.
+        let renamed = at("renamed.txt");
+        fs::copy(&text, &renamed).unwrap();
+        assert!(one == fs::read(made("renamed.gguf", &renamed, &[])).unwrap());
+        assert!(one != fs::read(made("other.gguf", &other, &[])).unwrap());
+        // The folder is left as it was.
+        let names = ["by.txt", "for.txt", "one.gguf", "other.gguf", "renamed.gguf", "renamed.txt", "three.gguf"];
+        assert_eq!(support::files(dir.path()), names);
 
-    // As it was made, it verifies; otherwise, it says how it was made.
-    let verify = |more: &[&str]| {
-        let (file, source) = (at("one.gguf"), yi_nano());
-        let args = ["verify", file.to_str().unwrap(), "--source", source.to_str().unwrap()];
-        nibble(args.iter().chain(more))
-    };
-    stdout(&verify(&rounded(&text, &[])));
-    stdout(&verify(&rounded(&text, &["--sample", "20%", "--seed", "1"])));
-    for more in [vec![], rounded(&other, &[])] {
-        let said = error(&verify(&more));
-        assert!(said.contains("one.gguf was rounded in another way: compensated, "), "{said}");
-        assert!(said.contains("give --rounding and --calibration as they were given"), "{said}");
+        // As it was made, it verifies; otherwise, it says how it was made.
+        let verify = |more: &[&str]| {
+            let (file, source) = (at("one.gguf"), yi_nano());
+            let args = ["verify", file.to_str().unwrap(), "--source", source.to_str().unwrap()];
+            nibble(args.iter().chain(more))
+        };
+        stdout(&verify(&rounded(method, &text, &[])));
+        stdout(&verify(&rounded(method, &text, &["--sample", "20%", "--seed", "1"])));
+        for more in [vec![], rounded(method, &other, &[])] {
+            let said = error(&verify(&more));
+            assert!(said.contains(&format!("one.gguf was rounded in another way: {method}, ")), "{said}");
+            assert!(said.contains("give --rounding and --calibration as they were given"), "{said}");
+        }
     }
     let nearest = convert(&yi_nano(), &at("nearest.gguf"), &["-q", "Q4_0"]);
     let source = yi_nano();
     let args = ["verify", nearest.to_str().unwrap(), "--source", source.to_str().unwrap()];
-    let said = error(&nibble(args.into_iter().chain(rounded(&text, &[]))));
+    let said = error(&nibble(args.into_iter().chain(rounded("compensated", &text, &[]))));
     assert!(said.contains("was rounded in another way: to nearest, not compensated"), "{said}");
 }
 
@@ -140,7 +183,7 @@ impl Observer for Stop<'_> {
 fn what_was_interrupted_goes_on_to_the_same_bytes() {
     let dir = TempDir::new().unwrap();
     let (text, _) = halves(dir.path());
-    let run = |name: &str, cancel: Arc<AtomicBool>, stop_at: u64| {
+    let run = |method: Method, name: &str, cancel: Arc<AtomicBool>, stop_at: u64| {
         let source = Source::open(&yi_nano(), ARCHITECTURES, false, None).unwrap();
         let mut options = RoundingOptions { most_tokens: 2048, ..RoundingOptions::new(method, vec![text.clone()]) };
         options.session.cancel = cancel.clone();
@@ -155,18 +198,53 @@ fn what_was_interrupted_goes_on_to_the_same_bytes() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         pool.install(|| job.execute(&Stop(&cancel, AtomicU64::new(0), stop_at), &cancel))
     };
-    run("whole.gguf", Arc::default(), u64::MAX).unwrap();
-    let whole = fs::read(dir.path().join("whole.gguf")).unwrap();
-    for stop_at in [1, 1 << 20, 2 << 20] {
-        let name = format!("{stop_at}.gguf");
-        let stopped = run(&name, Arc::default(), stop_at);
-        assert!(stopped.is_err_and(|error| error.is_cancelled()), "{stop_at}");
-        run(&name, Arc::default(), u64::MAX).unwrap();
-        assert!(fs::read(dir.path().join(name)).unwrap() == whole, "{stop_at}");
+    for method in [Method::Compensated, Method::Full] {
+        let file = |name: &str| format!("{method:?}-{name}.gguf");
+        run(method, &file("whole"), Arc::default(), u64::MAX).unwrap();
+        let whole = fs::read(dir.path().join(file("whole"))).unwrap();
+        for stop_at in [1, 1 << 20, 2 << 20] {
+            let name = file(&stop_at.to_string());
+            let stopped = run(method, &name, Arc::default(), stop_at);
+            assert!(stopped.is_err_and(|error| error.is_cancelled()), "{name}");
+            run(method, &name, Arc::default(), u64::MAX).unwrap();
+            assert!(fs::read(dir.path().join(&name)).unwrap() == whole, "{name}");
+        }
+        // Cancelled before anything was computed.
+        let stopped = run(method, &file("never"), Arc::new(AtomicBool::new(true)), u64::MAX);
+        assert!(stopped.is_err_and(|error| error.is_cancelled()));
     }
-    // Cancelled before anything was computed.
-    let stopped = run("never.gguf", Arc::new(AtomicBool::new(true)), u64::MAX);
-    assert!(stopped.is_err_and(|error| error.is_cancelled()));
+}
+
+/// Sets a flag when the work says that it rounds a tensor.
+#[test]
+fn it_stops_while_it_computes() {
+    let dir = TempDir::new().unwrap();
+    let (text, _) = halves(dir.path());
+    for at in ["forward, layer 2 of ", "backward, output", "backward, layer 1 of ", "rounding blk.1.ffn_down.weight"] {
+        let source = Source::open(&yi_nano(), ARCHITECTURES, false, None).unwrap();
+        let cancel = Arc::new(AtomicBool::new(false));
+        let mut options =
+            RoundingOptions { most_tokens: 4096, ..RoundingOptions::new(Method::Full, vec![text.clone()]) };
+        options.session.cancel = cancel.clone();
+        let rounding = Arc::new(Rounding::prepare(source, dir.path(), options).unwrap());
+        let (flag, reached) = (cancel.clone(), Arc::new(AtomicU64::new(0)));
+        let counter = reached.clone();
+        rounding.observe(move |doing| {
+            if doing.to_string().starts_with(at) {
+                flag.store(true, Ordering::Relaxed);
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let output = dir.path().join("out.gguf");
+        let job = Options {
+            output: Some(output.clone()),
+            prologue: Some(rounding),
+            ..Options::new(Recipe::find("Q4_0").unwrap().clone())
+        };
+        let stopped = Job::prepare(&yi_nano(), job).unwrap().execute(&(), &cancel);
+        assert!(stopped.is_err_and(|error| error.is_cancelled()), "{at}");
+        assert!(reached.load(Ordering::Relaxed) > 0 && !output.exists(), "{at}");
+    }
 }
 
 #[test]
@@ -189,7 +267,8 @@ fn what_cannot_be_rounded_for_is_refused_in_one_line() {
     let compensated = ["--rounding", "compensated"];
     for (more, wanted) in [
         (&compensated[..], "needs texts: give one for each language that counts"),
-        (&["--calibration", text], "--calibration is for --rounding compensated"),
+        (&["--rounding", "full"], "--rounding full needs texts"),
+        (&["--calibration", text], "--calibration is for --rounding compensated and full"),
         (&[&compensated[..], &["--calibration", &short]].concat(), "short.txt: has "),
         (&[&compensated[..], &["--calibration", &broken]].concat(), "broken.txt: is not UTF-8 at byte 5"),
         (&[&compensated[..], &["--calibration", "none.txt"]].concat(), "none.txt: cannot be read"),

@@ -152,6 +152,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0).into()).build()?;
     let bar = progress::Conversion::new(job.source_bytes(), args.quiet || args.json, args.quiet);
+    #[cfg(feature = "llama")]
+    if let Some(rounding) = &rounding {
+        let show = bar.showing();
+        rounding.observe(move |doing| show(&doing));
+    }
     let result = pool.install(|| job.execute(&bar, &cancel));
     bar.clear();
     match result {
@@ -385,7 +390,7 @@ fn print_summary(out: &mut Out, job: &Job, summary: &Summary, error_left: Option
         units::bytes((summary.read_now_bytes as f64 / seconds.max(1e-9)) as u64),
     )?;
     if let Some(left) = error_left {
-        writeln!(out, "the matrices' outputs have {left:.2} of the error that rounding to nearest makes")?;
+        writeln!(out, "{left:.2} of the error that rounding to nearest makes in the matrices' outputs is left")?;
     }
     Ok(())
 }

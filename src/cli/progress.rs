@@ -40,6 +40,17 @@ impl Conversion {
         self.bar.finish_and_clear();
     }
 
+    /// Returns a function that shows what is done while no bytes are.
+    #[cfg(feature = "llama")]
+    pub fn showing(&self) -> impl Fn(&dyn std::fmt::Display) + Send + Sync + 'static {
+        let bar = self.bar.clone();
+        move |doing| {
+            if !bar.is_hidden() {
+                bar.set_message(printable(&doing.to_string()).into_owned());
+            }
+        }
+    }
+
     /// Prints a line above the bar.
     fn say(&self, line: &str) {
         if !self.quiet {

@@ -78,11 +78,66 @@ impl Known {
     }
 }
 
+#[cfg(test)]
+impl Known {
+    /// What was summed up and not asked for.
+    pub fn sums(&self, place: usize, name: &str) -> Option<&Sums> {
+        let (_, entries) = self.places.iter().find(|(known, _)| *known == place)?;
+        match entries.get(name)? {
+            Entry::Summed(sums) => Some(sums),
+            Entry::Shared(..) => None,
+        }
+    }
+
+    /// Places of which anything is known.
+    pub fn places(&self) -> Vec<usize> {
+        self.places.iter().map(|(place, _)| *place).collect()
+    }
+}
+
 impl Entry {
     fn bytes(&self) -> usize {
         match self {
             Self::Summed(sums) => sums.inputs.bytes() + sums.outputs.as_ref().map_or(0, Moments::bytes),
             Self::Shared(moments, _) => 6 * moments.columns() * moments.columns(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sums(columns: usize) -> Sums {
+        let mut inputs = Moments::new(columns);
+        inputs.add(&vec![1.0; columns]);
+        Sums { inputs, outputs: None }
+    }
+
+    #[test]
+    fn the_last_one_that_asks_takes_it() {
+        let mut known = Known::default();
+        known.add(3, [("a", 40), ("b", 8)].map(|(name, n)| (name.to_string(), sums(n))).into());
+        let first = known.take(3, "a", 2).unwrap().unwrap();
+        let second = known.take(3, "a", 2).unwrap().unwrap();
+        assert!(Arc::ptr_eq(&first.inputs, &second.inputs) && first.inputs.columns() == 40);
+        assert!(known.take(3, "a", 2).unwrap().is_none() && known.take(3, "c", 1).unwrap().is_none());
+        assert!(known.take(4, "a", 1).unwrap().is_none());
+        assert!(known.has(3) && !known.has(4));
+        assert_eq!(known.take(3, "b", 1).unwrap().unwrap().inputs.columns(), 8);
+    }
+
+    #[test]
+    fn the_oldest_are_dropped_where_memory_is_short() {
+        let mut known = Known::default();
+        // 0.8 GB each, of which nothing is touched.
+        for place in 0..4 {
+            known.add(place, [("a".to_string(), Sums { inputs: Moments::new(20_000), outputs: None })].into());
+        }
+        assert_eq!(known.places(), [2, 3]);
+        for place in 4..9 {
+            known.add(place, [("a".to_string(), sums(8))].into());
+        }
+        assert_eq!(known.places(), [3, 4, 5, 6, 7, 8]);
     }
 }

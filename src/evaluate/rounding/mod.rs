@@ -20,7 +20,8 @@ mod weights;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use crate::engine::SessionOptions;
 use crate::gguf::{LayoutError, TensorInfo};
@@ -153,19 +154,58 @@ pub enum Error {
 
 /// Rounds the matrices of a model for texts.
 pub struct Rounding {
+    source: Source,
     work: Mutex<Work>,
+    /// Threads of its own: those of the conversion wait for it.
+    pool: rayon::ThreadPool,
+    /// Held while a large matrix is rounded: they take much memory.
+    large: Mutex<()>,
     route: Route,
     identity: String,
     options: RoundingOptions,
     achieved: Mutex<Achieved>,
+    observer: OnceLock<Box<dyn Fn(Doing<'_>) + Send + Sync>>,
 }
 
-/// What one matrix at a time needs.
+/// What rounding does.
+#[derive(Clone, Copy, Debug)]
+pub enum Doing<'a> {
+    /// Computes a layer forward, over all texts.
+    Forward {
+        /// Layers before it.
+        step: usize,
+        /// All layers.
+        of: usize,
+    },
+    /// Computes a layer backward.
+    Backward {
+        /// Layers that were computed backward; 0 is the output.
+        step: usize,
+        /// All layers.
+        of: usize,
+    },
+    /// Rounds a tensor.
+    Rounding {
+        /// Its name.
+        tensor: &'a str,
+    },
+}
+
+impl fmt::Display for Doing<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Forward { step, of } if step == of => f.write_str("forward, output"),
+            Self::Forward { step, of } => write!(f, "forward, layer {} of {of}", step + 1),
+            Self::Backward { step: 0, .. } => f.write_str("backward, output"),
+            Self::Backward { step, of } => write!(f, "backward, layer {step} of {of}"),
+            Self::Rounding { tensor } => write!(f, "rounding {tensor}"),
+        }
+    }
+}
+
+/// What is learned about the matrices, one at a time.
 struct Work {
-    source: Source,
     walk: Walk,
-    /// Threads of its own: those of the conversion wait for it.
-    pool: rayon::ThreadPool,
     /// Where the temporary files are.
     _folder: tempfile::TempDir,
 }
@@ -223,8 +263,20 @@ impl Rounding {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(options.session.n_threads() as usize).build()?;
         let cancel = options.session.cancel.clone();
         let walk = Walk::new(route, tokens, window as usize, folder.path().to_path_buf(), cancel);
-        let work = Mutex::new(Work { source, walk, pool, _folder: folder });
-        Ok(Self { work, route, identity, options, achieved: Mutex::default() })
+        let work = Mutex::new(Work { walk, _folder: folder });
+        let (large, achieved, observer) = (Mutex::default(), Mutex::default(), OnceLock::new());
+        Ok(Self { source, work, pool, large, route, identity, options, achieved, observer })
+    }
+
+    /// Sets what is told about the work, from several threads. Only the first one that is set counts.
+    pub fn observe(&self, observer: impl Fn(Doing<'_>) + Send + Sync + 'static) {
+        let _ = self.observer.set(Box::new(observer));
+    }
+
+    fn tell(&self, doing: Doing<'_>) {
+        if let Some(observer) = self.observer.get() {
+            observer(doing);
+        }
     }
 
     /// Returns how much of the error that rounding to nearest makes in the output of the matrices is left; `None` if nothing
@@ -238,20 +290,26 @@ impl Rounding {
         let info = tensor.info;
         let Some(place) = self.route.place(&info.name).filter(|_| info.ty.block_len() > 1) else { return Ok(None) };
         let Some(format) = quant::format(info.ty) else { return Ok(None) };
-        let mut work = lock(&self.work);
-        let Work { source, walk, pool, .. } = &mut *work;
-        pool.install(|| {
-            let weights = SourceWeights::new(source);
-            let model = Model::new(&source.metadata, &weights)?;
-            let known = walk.prepared(&model, &place)?;
+        let n_weights = tensor.n_rows() * tensor.row_len();
+        let _large = (n_weights > LARGE).then(|| lock(&self.large));
+        // Locked by a thread that is not of the pool: those take up other work while they wait.
+        let known = {
+            let mut work = lock(&self.work);
+            let weights = SourceWeights::new(&self.source);
+            let model = Model::new(&self.source.metadata, &weights)?;
+            let walk = &mut work.walk;
+            self.pool.install(|| walk.prepared(&model, &place, &|doing| self.tell(doing)))?
+        };
+        self.pool.install(|| {
             let Some(known) = known.filter(|known| known.inputs.columns() == tensor.row_len()) else { return Ok(None) };
             let mut weights = Vec::new();
             tensor.read(0..tensor.n_rows(), &mut weights)?;
-            weights.truncate(tensor.n_rows() * tensor.row_len());
+            weights.truncate(n_weights);
             // The conversion says what is wrong with weights that are too large or no numbers, or takes them if it may.
             if !weights.iter().all(|weight| weight.abs() < format.limit(true)) {
                 return Ok(None);
             }
+            self.tell(Doing::Rounding { tensor: &info.name });
             self.round(format, &weights, &known)
         })
     }
@@ -266,7 +324,7 @@ impl Rounding {
         let parts = weights.chunks(rows * columns).zip(bytes.chunks_mut(rows * format.row_bytes(columns)));
         let (mut left, mut nearest) = (0.0, 0.0);
         for (weights, bytes) in parts {
-            if stop.load(std::sync::atomic::Ordering::Relaxed) {
+            if stop.load(Ordering::Relaxed) {
                 return Err(Error::Cancelled);
             }
             let outcome = format.round_for(weights, &known.inputs, self.options.settings, bytes);
@@ -275,16 +333,16 @@ impl Rounding {
             nearest += outcome.nearest.map_or(0.0, |nearest| nearest.objective);
         }
         if let Some(outputs) = &known.outputs {
-            let Settings { rounds, .. } = self.options.settings;
-            let refitted = format.refit_two_sided(
-                weights,
-                &known.inputs,
-                outputs,
-                Sweeps { sweeps: self.options.sweeps, rounds, stop },
-                &mut bytes,
-            );
-            if refitted.is_none() {
-                return Err(Error::Cancelled);
+            let Settings { rounds, nearest: compare } = self.options.settings;
+            let sweeps = Sweeps { sweeps: self.options.sweeps, rounds, stop };
+            let refitted = format.refit_two_sided(weights, &known.inputs, outputs, sweeps, &mut bytes);
+            left = refitted.ok_or(Error::Cancelled)?.after;
+            nearest = 0.0;
+            if compare {
+                let mut bytes = vec![0; bytes.len()];
+                format.quantize_rows(weights, columns, Some(known.inputs.importance()), &mut bytes);
+                let objective = format.objective_two_sided(weights, &known.inputs, outputs, &mut bytes);
+                nearest = objective.unwrap_or(0.0);
             }
         }
         if nearest > 0.0 {
@@ -295,6 +353,9 @@ impl Rounding {
         Ok(Some(bytes))
     }
 }
+
+/// Matrices with more weights than this are rounded one at a time.
+const LARGE: usize = 1 << 23;
 
 /// Rows that each thread rounds before it is looked whether to stop.
 const ROWS_AT_ONCE: usize = 128;

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::known::{Known, Prepared, Sums};
-use super::{Error, Method};
+use super::{Doing, Error, Method};
 use crate::base::math::exp_f32;
 use crate::base::random::Random;
 use crate::calibration::Moments;
@@ -109,6 +109,9 @@ fn name_of(layer: usize, matrix: &str) -> String {
     format!("blk.{layer}.{matrix}")
 }
 
+/// Told what is done.
+pub type Tell<'a> = &'a dyn Fn(Doing<'_>);
+
 /// A walk, as far as it went.
 pub struct Walk {
     route: Route,
@@ -125,27 +128,41 @@ pub struct Walk {
     entered: Option<File>,
     /// What is known of the output matrix when it is the embedding, too.
     of_output: Option<Moments>,
+    /// [`NUMBERS_AT_ONCE`]
+    at_once: usize,
 }
 
 impl Walk {
     /// Returns a walk over whole windows of `window` tokens. Its temporary file is in `folder`.
     pub fn new(route: Route, tokens: Vec<u32>, window: usize, folder: PathBuf, cancel: Arc<AtomicBool>) -> Self {
         let (known, vectors, entered, of_output) = (Known::default(), Vec::new(), None, None);
-        Self { route, tokens, window, folder, cancel, known, next: 0, vectors, entered, of_output }
+        Self {
+            route,
+            tokens,
+            window,
+            folder,
+            cancel,
+            known,
+            next: 0,
+            vectors,
+            entered,
+            of_output,
+            at_once: NUMBERS_AT_ONCE,
+        }
     }
 
     /// Returns what is known of the tensor at `place`, after walking there; `None` if nothing is.
     ///
     /// # Errors
     /// If the model cannot be computed, the temporary file cannot be written, or it was cancelled.
-    pub fn prepared(&mut self, model: &Model<'_>, place: &Place) -> Result<Option<Prepared>, Error> {
+    pub fn prepared(&mut self, model: &Model<'_>, place: &Place, tell: Tell<'_>) -> Result<Option<Prepared>, Error> {
         if !self.known.has(place.step) {
-            self.walk_to(model, place.step)?;
+            self.walk_to(model, place.step, tell)?;
         }
         Ok(self.known.take(place.step, &place.name, place.uses)?)
     }
 
-    fn walk_to(&mut self, model: &Model<'_>, step: usize) -> Result<(), Error> {
+    fn walk_to(&mut self, model: &Model<'_>, step: usize, tell: Tell<'_>) -> Result<(), Error> {
         if self.next > step {
             self.next = 0;
         }
@@ -155,8 +172,8 @@ impl Walk {
             self.next = usize::MAX;
             let mut sums = HashMap::new();
             match self.route.method {
-                Method::Compensated => self.forward(model, this, &mut sums)?,
-                Method::Full => self.backward(model, this, &mut sums)?,
+                Method::Compensated => self.forward(model, this, &mut sums, tell)?,
+                Method::Full => self.backward(model, this, &mut sums, tell)?,
             }
             self.known.add(this, sums);
             self.next = this + 1;
@@ -167,7 +184,7 @@ impl Walk {
     /// Whole windows that are computed with at a time, as numbers of their vectors.
     fn parts(&self, n_embd: usize) -> impl Iterator<Item = Range<usize>> + use<> {
         let of_window = n_embd * self.window;
-        let at_once = (NUMBERS_AT_ONCE / of_window).max(1) * of_window;
+        let at_once = (self.at_once / of_window).max(1) * of_window;
         let end = self.tokens.len() * n_embd;
         (0..end).step_by(at_once).map(move |start| start..end.min(start + at_once))
     }
@@ -176,7 +193,14 @@ impl Walk {
         if self.cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
     }
 
-    fn forward(&mut self, model: &Model<'_>, step: usize, sums: &mut HashMap<String, Sums>) -> Result<(), Error> {
+    fn forward(
+        &mut self,
+        model: &Model<'_>,
+        step: usize,
+        sums: &mut HashMap<String, Sums>,
+        tell: Tell<'_>,
+    ) -> Result<(), Error> {
+        tell(Doing::Forward { step, of: self.route.n_layers });
         if step == 0 {
             self.vectors = model.embed(&self.tokens)?;
         }
@@ -199,11 +223,18 @@ impl Walk {
         Ok(())
     }
 
-    fn backward(&mut self, model: &Model<'_>, step: usize, sums: &mut HashMap<String, Sums>) -> Result<(), Error> {
+    fn backward(
+        &mut self,
+        model: &Model<'_>,
+        step: usize,
+        sums: &mut HashMap<String, Sums>,
+        tell: Tell<'_>,
+    ) -> Result<(), Error> {
         let Route { n_layers, tied, .. } = self.route;
         match step {
             0 => {
-                self.go_to_the_end(model)?;
+                self.go_to_the_end(model, tell)?;
+                tell(Doing::Backward { step, of: n_layers });
                 let mut of_output = Moments::new(model.n_embd());
                 for part in self.parts(model.n_embd()) {
                     self.check_cancelled()?;
@@ -233,6 +264,7 @@ impl Walk {
             }
             step => {
                 let layer = n_layers - step;
+                tell(Doing::Backward { step, of: n_layers });
                 let mut hidden = Vec::new();
                 for part in self.parts(model.n_embd()) {
                     self.check_cancelled()?;
@@ -249,12 +281,13 @@ impl Walk {
     }
 
     /// Runs all layers forward. Keeps what enters each in a file.
-    fn go_to_the_end(&mut self, model: &Model<'_>) -> Result<(), Error> {
+    fn go_to_the_end(&mut self, model: &Model<'_>, tell: Tell<'_>) -> Result<(), Error> {
         let temporary = |source| Error::Temporary { path: self.folder.clone(), source };
         let mut file = tempfile::tempfile_in(&self.folder).map_err(temporary)?;
         self.vectors = model.embed(&self.tokens)?;
         let mut halves = Vec::new();
         for layer in 0..self.route.n_layers {
+            tell(Doing::Forward { step: layer, of: self.route.n_layers });
             for part in self.parts(model.n_embd()) {
                 self.check_cancelled()?;
                 let hidden = &mut self.vectors[part];
@@ -335,7 +368,12 @@ fn draw(token: usize, logits: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use super::super::weights::SourceWeights;
     use super::*;
+    use crate::arch::ARCHITECTURES;
+    use crate::pass::Source;
 
     #[test]
     fn tensors_have_places_in_the_order_of_the_walk() {
@@ -359,6 +397,129 @@ mod tests {
         {
             assert_eq!((place(forward, other), place(backward, other)), (None, None), "{other}");
         }
+    }
+
+    /// Of yi-nano, over three windows.
+    fn walk(method: Method, source: &Source, at_once: usize) -> Walk {
+        let route = Route { method, n_layers: N_LAYERS, tied: false };
+        let tokens = (0..3 * WINDOW as u32).map(|i| 9 + i * 977 % 6000).collect();
+        let folder = std::env::temp_dir();
+        assert!(!source.tensors.is_empty());
+        Walk { at_once, ..Walk::new(route, tokens, WINDOW, folder, Arc::default()) }
+    }
+
+    const N_LAYERS: usize = 4;
+    const WINDOW: usize = 40;
+
+    fn close(a: &[f32], b: &[f32]) -> bool {
+        let most = a.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        most > 0.0 && a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4 * most)
+    }
+
+    #[test]
+    fn a_walk_sums_up_what_the_model_shows() {
+        let source = Source::open(Path::new("tests/data/yi-nano"), ARCHITECTURES, false, None).unwrap();
+        let weights = SourceWeights::new(&source);
+        let model = Model::new(&source.metadata, &weights).unwrap();
+        assert_eq!(model.n_layers(), N_LAYERS);
+        // All windows at once, and one at a time.
+        for at_once in [NUMBERS_AT_ONCE, 1] {
+            let mut walk = walk(Method::Full, &source, at_once);
+            walk.walk_to(&model, N_LAYERS + 1, &|_| ()).unwrap();
+            let mut hidden = vec![model.embed(&walk.tokens).unwrap()];
+            for layer in 0..N_LAYERS {
+                // The file holds 16 bits of each number.
+                let mut next = hidden[layer].clone();
+                model.forward(layer, WINDOW, &mut next, &mut |_| ()).unwrap();
+                hidden.push(next);
+            }
+            let mut shown = Vec::new();
+            let mut gradient = model.head(&hidden[N_LAYERS], &draw, &mut |seen| {
+                if !seen.is_norm {
+                    shown.push((0, seen.tensor.to_string(), seen.inputs.to_vec(), seen.gradients.to_vec()));
+                }
+            });
+            for layer in (0..N_LAYERS).rev() {
+                let gradient = gradient.as_mut().unwrap();
+                model
+                    .backward(layer, WINDOW, &hidden[layer], gradient, &mut |seen| {
+                        if !seen.is_norm {
+                            let name = name_of(layer, seen.tensor);
+                            shown.push((N_LAYERS - layer, name, seen.inputs.to_vec(), seen.gradients.to_vec()));
+                        }
+                    })
+                    .unwrap();
+            }
+            assert_eq!(shown.len(), 1 + 7 * N_LAYERS);
+            for (step, name, inputs, gradients) in shown {
+                let found = walk.known.sums(step, &name).unwrap();
+                let n = walk.tokens.len();
+                let (columns, rows) = (inputs.len() / n, gradients.len() / n);
+                let (mut of_inputs, mut of_outputs) = (vec![0.0; columns * columns], vec![0.0; rows * rows]);
+                let mut total = 0.0;
+                for (x, g) in inputs.chunks(columns).zip(gradients.chunks(rows)) {
+                    let square: f32 = g.iter().map(|g| g * g).sum();
+                    total += square;
+                    for i in 0..columns {
+                        for j in 0..=i {
+                            of_inputs[i * columns + j] += square * x[i] * x[j];
+                        }
+                    }
+                    if step > 0 {
+                        for i in 0..rows {
+                            for j in 0..=i {
+                                of_outputs[i * rows + j] += g[i] * g[j];
+                            }
+                        }
+                    }
+                }
+                of_inputs.iter_mut().chain(&mut of_outputs).for_each(|x| *x /= total);
+                let roughly = |a: &[f32], b: &[f32]| {
+                    let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+                    norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) < 0.02 * norm(&mut a.iter().copied())
+                };
+                assert!(roughly(&of_inputs, &found.inputs.means()), "what enters {name}");
+                assert_eq!(found.outputs.is_some(), step > 0);
+                if let Some(outputs) = &found.outputs {
+                    assert!(roughly(&of_outputs, &outputs.means()), "the gradients of {name}");
+                }
+            }
+            let embedding = walk.known.sums(N_LAYERS + 1, EMBEDDING).unwrap();
+            let mut wanted = Moments::new(model.n_embd());
+            wanted.add(&walk.vectors);
+            assert!(close(&wanted.means(), &embedding.inputs.means()));
+        }
+    }
+
+    #[test]
+    fn a_walk_forward_sums_up_what_enters() {
+        let source = Source::open(Path::new("tests/data/yi-nano"), ARCHITECTURES, false, None).unwrap();
+        let weights = SourceWeights::new(&source);
+        let model = Model::new(&source.metadata, &weights).unwrap();
+        let mut walk = walk(Method::Compensated, &source, 1);
+        // What comes before is asked for later: everything is computed again.
+        walk.walk_to(&model, N_LAYERS, &|_| ()).unwrap();
+        let mut hidden = model.embed(&walk.tokens).unwrap();
+        for layer in 0..N_LAYERS {
+            model
+                .forward(layer, WINDOW, &mut hidden, &mut |seen| {
+                    let mut wanted = Moments::new(seen.inputs.len() / seen.n_tokens);
+                    wanted.add(seen.inputs);
+                    if let Some(found) = walk.known.sums(layer, &name_of(layer, seen.tensor)) {
+                        assert!(close(&wanted.means(), &found.inputs.means()), "{}", seen.tensor);
+                        assert!(found.outputs.is_none());
+                    } else {
+                        assert!(["attn_k.weight", "attn_v.weight", "ffn_up.weight"].contains(&seen.tensor));
+                    }
+                })
+                .unwrap();
+        }
+        let mut wanted = Moments::new(model.n_embd());
+        wanted.add(&model.normed(&hidden).unwrap());
+        assert!(close(&wanted.means(), &walk.known.sums(N_LAYERS, OUTPUT).unwrap().inputs.means()));
+        let all = walk.known.sums(0, "blk.0.attn_q.weight").unwrap().inputs.means();
+        walk.walk_to(&model, 0, &|_| ()).unwrap();
+        assert!(all == walk.known.sums(0, "blk.0.attn_q.weight").unwrap().inputs.means());
     }
 
     #[test]
