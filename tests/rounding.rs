@@ -116,7 +116,8 @@ fn the_embedding_and_the_output_are_rounded_for_what_they_do() {
         let better = made("better.gguf", &rounded("full", &text, &[]));
         let results = at("results.json");
         let text = format!("by={}", other.display());
-        let options = ["--window", "128", "--windows", "20", "--text", &text, "--json", results.to_str().unwrap()];
+        let options =
+            ["--window", "128", "--windows", "20", "--text", &text, "--json", results.to_str().unwrap(), "--force"];
         let files = [&original, &plain, &better].map(|path| path.to_str().unwrap());
         stdout(&nibble(["compare"].iter().chain(&options).chain(&files)));
         let results: Value = serde_json::from_slice(&fs::read(&results).unwrap()).unwrap();
