@@ -28,7 +28,7 @@ use crate::vocab::TokenizerFile;
   nibble convert Yi-34B-Chat --dry-run           print the plan and write nothing
   nibble convert Yi-34B-Chat --type output=Q8_0 --type 'blk.0.*=Q6_K'
   nibble convert Yi-34B-Chat -q IQ4_XS --importance yi-imatrix.gguf
-  nibble convert Yi-6B --rounding compensated --calibration english.txt --calibration chinese.txt
+  nibble convert Yi-6B --rounding full --calibration english.txt --calibration chinese.txt
   nibble convert my-adapter --base Yi-34B-Chat   a LoRA adapter, to my-adapter-F32-LoRA.gguf")]
 pub struct Args {
     /// A Hugging Face model folder, a GGUF file, or the folder of a LoRA adapter as PEFT saves it

@@ -26,6 +26,20 @@ pub struct Prepared {
     pub outputs: Option<OutputMoments>,
 }
 
+/// What is added to the mean squares of gradients, as a part of their mean over all rows.
+///
+/// A row without any gradient would otherwise be free to make up for all others, and get errors that are larger than its
+/// weights, of which no gradient can tell what they do. In SmolLM2 that ruins attention: of all roundings of its queries, KLD is
+/// 0.0037 for the inputs alone, 2.7 two-sided, and 0.0015 two-sided with this (Q4_0, 1,024 tokens).
+pub const OUTPUT_DAMPING: f64 = 0.1;
+
+fn damped(sums: &Moments) -> Vec<f32> {
+    let (mut values, n) = (sums.estimate(), sums.columns());
+    let mean = (0..n).map(|i| f64::from(values[i * n + i])).sum::<f64>() / n.max(1) as f64;
+    values.iter_mut().step_by(n + 1).for_each(|value| *value += (OUTPUT_DAMPING * mean) as f32);
+    values
+}
+
 enum Entry {
     Summed(Sums),
     /// Shared by matrices with the same input, so many of which have not asked yet.
@@ -65,7 +79,7 @@ impl Known {
         let Some(entry) = entries.remove(name) else { return Ok(None) };
         let (inputs, outputs, left) = match entry {
             Entry::Summed(Sums { inputs, outputs }) => {
-                let outputs = outputs.map(|sums| OutputMoments::new(sums.estimate(), sums.columns())).transpose()?;
+                let outputs = outputs.map(|sums| OutputMoments::new(damped(&sums), sums.columns())).transpose()?;
                 let inputs = SecondMoments::new(inputs.estimate(), inputs.columns())?;
                 (Arc::new(inputs), outputs, uses.saturating_sub(1))
             }
@@ -125,6 +139,14 @@ mod tests {
         assert!(known.take(4, "a", 1).unwrap().is_none());
         assert!(known.has(3) && !known.has(4));
         assert_eq!(known.take(3, "b", 1).unwrap().unwrap().inputs.columns(), 8);
+    }
+
+    #[test]
+    fn no_row_is_free_to_make_up_for_the_others() {
+        let mut gradients = Moments::new(3);
+        gradients.add(&[3.0, 0.0, 0.0]);
+        let values = damped(&gradients);
+        assert!([9.3, 0.3, 0.3].iter().zip([0, 4, 8]).all(|(wanted, at)| (values[at] - wanted).abs() < 1e-6_f32));
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::pass::{self, EncodeRows, Prologue, Source, WholeTensor};
 use crate::quant::rounding::{DAMPING, MomentsError, Settings, Sweeps};
 use crate::quant::{self, Format};
 use crate::transformer::{self, Model};
-use known::Prepared;
+use known::{OUTPUT_DAMPING, Prepared};
 use walk::{Route, Walk};
 use weights::SourceWeights;
 
@@ -164,8 +164,11 @@ pub struct Rounding {
     identity: String,
     options: RoundingOptions,
     achieved: Mutex<Achieved>,
-    observer: OnceLock<Box<dyn Fn(Doing<'_>) + Send + Sync>>,
+    observer: OnceLock<Box<Observer>>,
 }
+
+/// Is told what is done.
+type Observer = dyn Fn(Doing<'_>) + Send + Sync;
 
 /// What rounding does.
 #[derive(Clone, Copy, Debug)]
@@ -252,7 +255,7 @@ impl Rounding {
         let Settings { nearest, rounds } = options.settings;
         let method = match options.method {
             Method::Compensated => "compensated".to_string(),
-            Method::Full => format!("full, {} sweeps", options.sweeps),
+            Method::Full => format!("full, {} sweeps, damping of outputs {OUTPUT_DAMPING}", options.sweeps),
         };
         let identity = format!(
             "{method}, damping {DAMPING}, {}refit in {rounds} rounds, windows of {window}, {}",
@@ -341,7 +344,7 @@ impl Rounding {
             if compare {
                 let mut bytes = vec![0; bytes.len()];
                 format.quantize_rows(weights, columns, Some(known.inputs.importance()), &mut bytes);
-                let objective = format.objective_two_sided(weights, &known.inputs, outputs, &mut bytes);
+                let objective = format.objective_two_sided(weights, &known.inputs, outputs, &bytes);
                 nearest = objective.unwrap_or(0.0);
             }
         }

@@ -346,9 +346,8 @@ const MOST_WEIGHT: f64 = 10.0;
 
 /// Weights of tokens whose gradients have these squared lengths.
 ///
-/// All tokens of a window look at its first one, so the gradients of its key and value are a thousand times as large as those
-/// of others. Without a limit, hardly anything else would count: in SmolLM2, KLD is then ten times that of rounding to
-/// nearest.
+/// All tokens of a window look at its first one, so the gradients of its key and value are many times as large as those of
+/// others. Without a limit, hardly anything else would count.
 fn capped(squares: &[f64]) -> Vec<f64> {
     let mean = squares.iter().map(|square| square.sqrt()).sum::<f64>() / squares.len().max(1) as f64;
     squares.iter().map(|square| square.min(MOST_WEIGHT * mean * mean)).collect()

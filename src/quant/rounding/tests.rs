@@ -679,7 +679,7 @@ fn rows_of_a_batch_do_not_undo_what_others_gain() {
     let (weights, h) = (weights(rows, columns, 6), low_rank(columns, 80, 0.1, 3));
     let inputs = moments(&h, columns);
     // All rows have nearly the same gradient, up to its sign.
-    let sign = |i: usize| if i % 3 == 0 { -1.0 } else { 1.0 };
+    let sign = |i: usize| if i.is_multiple_of(3) { -1.0 } else { 1.0 };
     let g: Vec<f32> = (0..rows * rows)
         .map(|at| (at / rows, at % rows))
         .map(|(i, j)| if i == j { 1.0 } else { 0.999 * sign(i) * sign(j) })
