@@ -470,11 +470,16 @@ mod tests {
                 let (columns, rows) = (inputs.len() / n, gradients.len() / n);
                 let (mut of_inputs, mut of_outputs) = (vec![0.0; columns * columns], vec![0.0; rows * rows]);
                 let mut total = 0.0;
-                let lengths = gradients.chunks(rows).map(|g| g.iter().map(|g| g * g).sum::<f32>().sqrt());
-                let mean = lengths.sum::<f32>() / n as f32;
-                for (x, g) in inputs.chunks(columns).zip(gradients.chunks(rows)) {
-                    let length: f32 = g.iter().map(|g| g * g).sum();
-                    let square = length.min(10.0 * mean * mean);
+                // The limit of weights is that of the tokens that were computed with at a time.
+                let part = if at_once == 1 { WINDOW } else { n };
+                let squares: Vec<f32> = gradients.chunks(rows).map(|g| g.iter().map(|g| g * g).sum()).collect();
+                let means: Vec<f32> = squares
+                    .chunks(part)
+                    .map(|squares| squares.iter().map(|square| square.sqrt()).sum::<f32>() / part as f32)
+                    .collect();
+                for (token, (x, g)) in inputs.chunks(columns).zip(gradients.chunks(rows)).enumerate() {
+                    let mean = means[token / part];
+                    let square = squares[token].min(10.0 * mean * mean);
                     total += square;
                     for i in 0..columns {
                         for j in 0..=i {
@@ -484,7 +489,8 @@ mod tests {
                     if step > 0 {
                         for i in 0..rows {
                             for j in 0..=i {
-                                of_outputs[i * rows + j] += square / length.max(f32::MIN_POSITIVE) * g[i] * g[j];
+                                of_outputs[i * rows + j] +=
+                                    square / squares[token].max(f32::MIN_POSITIVE) * g[i] * g[j];
                             }
                         }
                     }
