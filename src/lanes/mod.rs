@@ -13,7 +13,7 @@
 //!
 //! One generic body serves every level of vector instructions. It is written over [`Lanes`], marked
 //! `#[inline(always)]`, and compiled inside a function for each [`Level`] that has its instructions enabled
-//! ([`Level::run`]).
+//! (`Level::run`).
 //!
 //! | level      | vector               | compiled for                    | chosen when                |
 //! |------------|----------------------|---------------------------------|----------------------------|

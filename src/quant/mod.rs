@@ -24,7 +24,7 @@
 //! | [`float`]    | 16-bit floats, for the readers of checkpoints too                                            |
 //!
 //! In addition to its scalar code, each format has code by lanes, which processes several blocks at once
-//! ([`Block::quantize_rows`]) and has to write the same bytes. [`Level`](crate::lanes::Level) lists the supported vector instructions.
+//! ([`Block::quantize_rows`]) and has to write the same bytes. [`Level`] lists the supported vector instructions.
 
 // Loops index several arrays together. Also, closures of iterators may not be inlined, and then lack the instructions
 // of their level.
