@@ -34,6 +34,8 @@ use crate::base::atomic_file::AtomicFile;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::convert;
 use crate::gguf::{DEFAULT_ALIGNMENT, Layout, Metadata, TensorInfo, TensorType};
+use crate::lanes::Level;
+use crate::linear;
 use crate::pass::{self, general_metadata, set_base_models};
 use crate::quant;
 use crate::recipe::QUANTIZATION_VERSION;
@@ -454,5 +456,8 @@ fn decode(adapter: &Checkpoint, tensor: &Tensor) -> Result<Vec<f32>, Error> {
 
 /// Transposes a matrix of rows of `row_len`.
 fn transposed(weights: &[f32], row_len: usize) -> Vec<f32> {
-    (0..row_len).flat_map(|column| weights.iter().skip(column).step_by(row_len).copied()).collect()
+    let mut transposed = vec![0.0; weights.len()];
+    let rows = weights.len() / row_len.max(1);
+    linear::transpose(Level::best(), (weights, row_len), (rows, row_len), (&mut transposed, rows));
+    transposed
 }

@@ -282,8 +282,9 @@ impl Walk {
 
     /// Runs all layers forward. Keeps what enters each in a file.
     fn go_to_the_end(&mut self, model: &Model<'_>, tell: Tell<'_>) -> Result<(), Error> {
-        let temporary = |source| Error::Temporary { path: self.folder.clone(), source };
-        let mut file = tempfile::tempfile_in(&self.folder).map_err(temporary)?;
+        let folder = self.folder.clone();
+        let temporary = |source| Error::Temporary { path: folder.clone(), source };
+        let mut file = tempfile::tempfile_in(&folder).map_err(temporary)?;
         self.vectors = model.embed(&self.tokens)?;
         let mut halves = Vec::new();
         for layer in 0..self.route.n_layers {
@@ -293,8 +294,7 @@ impl Walk {
                 let hidden = &mut self.vectors[part];
                 halves.resize(hidden.len(), [0; 2]);
                 f32s_to_bf16s(hidden, &mut halves);
-                file.write_all(halves.as_flattened())
-                    .map_err(|source| Error::Temporary { path: self.folder.clone(), source })?;
+                file.write_all(halves.as_flattened()).map_err(temporary)?;
                 model.forward(layer, self.window, hidden, &mut |_| ())?;
             }
         }

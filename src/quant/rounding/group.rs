@@ -4,7 +4,7 @@ use super::factor::SecondMoments;
 use super::piece::{PieceScales, code_of, level_of};
 use super::rescale::{Grid, Scales};
 use crate::lanes::Level;
-use crate::linear::{Column, ROWS, add_products};
+use crate::linear::{Column, ROWS, add_products, transpose};
 use crate::quant::Half;
 
 /// Columns whose products with all others are computed at a time.
@@ -106,14 +106,8 @@ impl<'a> Group<'a> {
 /// Transposes rows; [`ROWS`] at most.
 pub fn transposed(rows: &[f32], columns: usize) -> Vec<Column> {
     let mut transposed = vec![[0.0; ROWS]; columns];
-    // By tiles, so that what is written stays in a cache.
-    for start in (0..columns).step_by(64) {
-        for (l, row) in rows.chunks_exact(columns).enumerate() {
-            for j in start..columns.min(start + 64) {
-                transposed[j][l] = row[j];
-            }
-        }
-    }
+    let size = (rows.len() / columns, columns);
+    transpose(Level::best(), (rows, columns), size, (transposed.as_flattened_mut(), ROWS));
     transposed
 }
 

@@ -261,6 +261,9 @@ impl<'a> Matrix<'a> {
         let accepted = self.accepted(batch.start, &visited);
         let n = self.row_bytes();
         for ((index, visited), accepted) in batch.zip(&visited).zip(accepted) {
+            if accepted == [false; ROWS] {
+                continue;
+            }
             for (lane, row) in self.rows(index).enumerate().filter(|(lane, _)| accepted[*lane]) {
                 visited.group.write_row(lane, &mut self.bytes[row * n..][..n]);
             }
