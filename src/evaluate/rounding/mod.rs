@@ -61,15 +61,20 @@ pub struct RoundingOptions {
     pub session: SessionOptions,
     /// What is done for each row.
     pub settings: Settings,
-    /// How often all rows are refitted for the output, with [`Method::Full`].
+    /// How often all rows are refitted for the output, with [`Method::Full`]: one round each, in which the others stay as they
+    /// are. Four of them leave less than two of three rounds.
     pub sweeps: usize,
 }
 
 impl RoundingOptions {
     /// Returns the default options with these texts.
     pub fn new(method: Method, texts: Vec<PathBuf>) -> Self {
-        let (session, settings) = (SessionOptions::default(), Settings::default());
-        Self { method, texts, most_tokens: DEFAULT_TOKENS, session, settings, sweeps: 2 }
+        let settings = match method {
+            Method::Compensated => Settings::default(),
+            // The sweeps refit all rows anyway.
+            Method::Full => Settings { rounds: 1, ..Settings::default() },
+        };
+        Self { method, texts, most_tokens: DEFAULT_TOKENS, session: SessionOptions::default(), settings, sweeps: 4 }
     }
 }
 
@@ -336,12 +341,11 @@ impl Rounding {
             nearest += outcome.nearest.map_or(0.0, |nearest| nearest.objective);
         }
         if let Some(outputs) = &known.outputs {
-            let Settings { rounds, nearest: compare } = self.options.settings;
-            let sweeps = Sweeps { sweeps: self.options.sweeps, rounds, stop };
+            let sweeps = Sweeps { sweeps: self.options.sweeps, rounds: 1, stop };
             let refitted = format.refit_two_sided(weights, &known.inputs, outputs, sweeps, &mut bytes);
             left = refitted.ok_or(Error::Cancelled)?.after;
             nearest = 0.0;
-            if compare {
+            if self.options.settings.nearest {
                 let mut bytes = vec![0; bytes.len()];
                 format.quantize_rows(weights, columns, Some(known.inputs.importance()), &mut bytes);
                 let objective = format.objective_two_sided(weights, &known.inputs, outputs, &bytes);
