@@ -213,12 +213,16 @@ impl<'a> Rows<'a> {
         let mut groups = self.groups();
         compensated::round(Level::best(), self.moments, &mut groups);
         let seconds = start.elapsed().as_secs_f64();
-        let found = groups
-            .iter()
-            .flat_map(|group| objectives(Level::best(), self.moments, &group.errors).into_iter().take(group.n_rows));
-        let mut found: Vec<f64> = found.collect();
+        let mut found = self.objectives_of(&groups);
         self.write(&groups, &mut found, there.map(|there| there.objectives.as_slice()));
         OfRows { objectives: found, seconds }
+    }
+
+    /// The objectives of all rows of some groups.
+    fn objectives_of(&self, groups: &[Group]) -> Vec<f64> {
+        let of_group =
+            |group: &Group| objectives(Level::best(), self.moments, &group.errors).into_iter().take(group.n_rows);
+        groups.iter().flat_map(of_group).collect()
     }
 
     /// Refits what is there, whose objectives are `there`.
@@ -234,9 +238,8 @@ impl<'a> Rows<'a> {
             of_group[..objectives.len()].copy_from_slice(objectives);
             of_group
         });
-        let after = refit.run(&mut groups, &before.collect::<Vec<_>>(), rounds);
-        let mut after: Vec<f64> =
-            after.iter().zip(&groups).flat_map(|(after, group)| after[..group.n_rows].iter().copied()).collect();
+        refit.run(&mut groups, Some(&before.collect::<Vec<_>>()), rounds);
+        let mut after = self.objectives_of(&groups);
         self.write(&groups, &mut after, Some(&there.objectives));
         OfRows { objectives: after, seconds: start.elapsed().as_secs_f64() }
     }

@@ -16,7 +16,7 @@
 //! each row is computed anew, and rows that did not improve get their bytes back.
 
 use super::factor::{SecondMoments, SmallFactor};
-use super::group::{Group, WINDOW, objectives};
+use super::group::{Group, WINDOW};
 use super::piece::{MAX, Piece, PieceScales, Rounded, round_to_levels};
 use super::rescale::Grid;
 use crate::lanes::Level;
@@ -58,10 +58,11 @@ impl<'a> Refit<'a> {
         Self { level, moments, pieces: (0..n).into_par_iter().map(of).collect() }
     }
 
-    /// Refits groups of rows, at most `rounds` times. `before` are the objectives of their rows. Returns those after it.
-    pub fn run(&self, groups: &mut [Group], before: &[[f64; ROWS]], rounds: usize) -> Vec<[f64; ROWS]> {
+    /// Refits groups of rows, at most `rounds` times. `before` are the objectives of their rows, if they are known: then rows that
+    /// hardly gain any more are done.
+    pub fn run(&self, groups: &mut [Group], before: Option<&[[f64; ROWS]]>, rounds: usize) {
         let (level, moments, columns) = (self.level, self.moments, self.moments.columns());
-        let mut now = before.to_vec();
+        let mut now = before.map_or_else(|| vec![[0.0; ROWS]; groups.len()], <[_]>::to_vec);
         let mut active = vec![[1.0f32; ROWS]; groups.len()];
         let mut gradients = vec![vec![[0.0; ROWS]; WINDOW]; groups.len()];
         let mut buffers = Buffers::new();
@@ -100,13 +101,12 @@ impl<'a> Refit<'a> {
             for index in 0..groups.len() {
                 for l in 0..ROWS {
                     now[index][l] -= gains[index][l];
-                    if gains[index][l] <= ENOUGH * now[index][l].abs() {
+                    if gains[index][l] <= if before.is_some() { ENOUGH * now[index][l].abs() } else { 0.0 } {
                         active[index][l] = 0.0;
                     }
                 }
             }
         }
-        groups.iter().map(|group| objectives(level, moments, &group.errors)).collect()
     }
 }
 

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 
 use super::factor::{MomentsError, SecondMoments, check, floored, mirror};
-use super::group::{Group, objectives};
+use super::group::Group;
 use super::refit::Refit;
 use super::rescale::Grid;
 use crate::lanes::Level;
@@ -301,22 +301,27 @@ impl<'a> Matrix<'a> {
             group
         };
         let mut groups: Vec<Group> = indices.iter().map(shifted).collect();
-        let before: Vec<_> = groups.iter().map(|group| objectives(Level::best(), self.inputs, &group.errors)).collect();
         let errors_before: Vec<_> = groups.iter().map(|group| group.errors.clone()).collect();
-        let after = refit.run(&mut groups, &before, rounds);
+        refit.run(&mut groups, None, rounds);
         let mut visited = Vec::new();
-        for (index, group) in groups.into_iter().enumerate() {
-            let mut changes = errors_before[index].clone();
+        for ((index, group), errors_before) in indices.iter().zip(groups).zip(errors_before) {
+            let mut changes = errors_before.clone();
             for (change, after) in changes.iter_mut().zip(&group.errors) {
                 for lane in 0..ROWS {
                     change[lane] = after[lane] - change[lane];
                 }
             }
-            let mut gains = [0.0; ROWS];
-            for (lane, row) in self.rows(indices[index]).enumerate() {
-                gains[lane] = f64::from(self.outputs.at(row, row)) * (before[index][lane] - after[index][lane]);
-            }
             let products = times(self.inputs, &changes);
+            // e H eᵀ − (e + δ) H (e + δ)ᵀ = −(2 e + δ) H δᵀ
+            let mut gains = [0.0; ROWS];
+            for ((before, after), product) in errors_before.iter().zip(&group.errors).zip(&products) {
+                for lane in 0..ROWS {
+                    gains[lane] -= f64::from(before[lane] + after[lane]) * f64::from(product[lane]);
+                }
+            }
+            for (gain, row) in gains.iter_mut().zip(self.rows(*index)) {
+                *gain *= f64::from(self.outputs.at(row, row));
+            }
             visited.push(Visited { group, changes, products, gains });
         }
         visited
