@@ -16,7 +16,7 @@
 //! The errors of weights that are rounded to nearest are all but uncorrelated, so what remains of the trace is its diagonal,
 //! Σ G[i][i] H[k][k] e[i][k]². All of it takes a pass over the weights for each type. The whole trace takes R K (R + K)
 //! operations for each type, a thousand times as much for the matrices of Yi-34B, and a sample of the gradients has a variance
-//! that the diagonal does not have. In `yi-nano`, TODO.
+//! that the diagonal does not have.
 //!
 //! Rounding that compensates lets the weights that follow take over what an error does to them. What is left of H are the pivots p
 //! of its triangular factor ([`SecondMoments::pivots`]): the part of each input that no other one tells. So the cost of a matrix
