@@ -1,5 +1,7 @@
 //! The one integration test binary: the program as people use it, and whole conversions.
 
+#[cfg(feature = "llama")]
+mod allocation;
 mod architectures;
 mod bad_input;
 #[cfg(feature = "llama")]

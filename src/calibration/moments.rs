@@ -66,6 +66,18 @@ impl Moments {
         if self.squares > 0.0 { self.weight * self.weight / self.squares } else { 0.0 }
     }
 
+    /// Returns the sum of the tokens' weights: their number, if none was given.
+    pub fn weight(&self) -> f64 {
+        self.weight
+    }
+
+    /// Returns the mean square of each column.
+    pub fn diagonal(&self) -> Vec<f32> {
+        let weight = if self.weight > 0.0 { self.weight } else { 1.0 };
+        let mean = |column: usize| (f64::from(self.groups[column / LANES][column][column % LANES]) / weight) as f32;
+        (0..self.columns).map(mean).collect()
+    }
+
     /// Adds the inputs of some tokens, one after the other: as many numbers for each as there are columns. Works on the
     /// threads of the current rayon pool.
     ///
@@ -184,6 +196,8 @@ mod tests {
             moments.add(&[]);
             assert_eq!((moments.columns(), moments.tokens()), (columns, 308.0));
             let means = moments.means();
+            assert_eq!(moments.weight(), 308.0);
+            assert!(moments.diagonal().iter().enumerate().all(|(at, mean)| *mean == means[at * columns + at]));
             let all = parts.concat();
             for row in 0..columns {
                 for column in 0..=row {

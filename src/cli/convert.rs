@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
+#[cfg(feature = "llama")]
+use super::allocation::Chosen;
 use super::groups::groups;
 use super::out::{self, Out};
 use super::table::{self, Align};
@@ -29,6 +31,7 @@ use crate::vocab::TokenizerFile;
   nibble convert Yi-34B-Chat --type output=Q8_0 --type 'blk.0.*=Q6_K'
   nibble convert Yi-34B-Chat -q IQ4_XS --importance yi-imatrix.gguf
   nibble convert Yi-6B --rounding full --calibration english.txt --calibration chinese.txt
+  nibble convert Yi-34B-Chat --fit 24GB --rounding full --calibration english.txt --calibration chinese.txt
   nibble convert my-adapter --base Yi-34B-Chat   a LoRA adapter, to my-adapter-F32-LoRA.gguf")]
 pub struct Args {
     /// A Hugging Face model folder, a GGUF file, or the folder of a LoRA adapter as PEFT saves it
@@ -54,6 +57,10 @@ pub struct Args {
     /// The file may be GGUF or .dat. The fewer bits a recipe uses, the more this helps: Q2_K and Q3_K benefit most.
     #[arg(long, value_name = "FILE")]
     importance: Option<PathBuf>,
+
+    #[cfg(feature = "llama")]
+    #[command(flatten)]
+    allocation: super::allocation::AllocationArgs,
 
     #[cfg(feature = "llama")]
     #[command(flatten)]
@@ -86,7 +93,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 
-    /// Split the output into files of at most this size, such as 4G or 500M (powers of 1000)
+    /// Split the output into files of at most this size, such as 4G or 500M (powers of 1000), or 4GiB (of 1024)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     split_max_size: Option<u64>,
 
@@ -114,6 +121,25 @@ pub struct Args {
     quiet: bool,
 }
 
+/// Without llama.cpp, types are not chosen for a size.
+#[cfg(not(feature = "llama"))]
+enum Chosen {}
+
+#[cfg(not(feature = "llama"))]
+impl Chosen {
+    fn print(&self, _: &mut Out) -> anyhow::Result<()> {
+        match *self {}
+    }
+
+    fn save(&self, _: &Job, _: bool) -> anyhow::Result<PathBuf> {
+        match *self {}
+    }
+
+    fn json(&self) -> serde_json::Value {
+        match *self {}
+    }
+}
+
 pub fn run(args: Args) -> anyhow::Result<()> {
     if Checkpoint::is_adapter(&args.source) {
         return convert_adapter(&args);
@@ -132,7 +158,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let (source, allow_requantize, tokenizer) = (args.source.as_path(), args.allow_requantize, args.tokenizer);
         let file = args.output.as_deref();
         let what = super::rounding::Rounded { source, allow_requantize, tokenizer, file, threads: args.threads };
-        let rounding = args.rounding.prepare(&what, &cancel)?;
+        // Texts may be for choosing types alone.
+        let is_nearest = args.allocation.is_given() && args.rounding.is_nearest();
+        let rounding = if is_nearest { None } else { args.rounding.prepare(&what, &cancel)? };
         options.prologue = rounding.clone().map(|rounding| rounding as std::sync::Arc<dyn crate::pass::Prologue>);
         rounding
     };
@@ -140,14 +168,42 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let error_left = || rounding.as_ref().and_then(|rounding| rounding.error_left());
     #[cfg(not(feature = "llama"))]
     let error_left = || None;
-    let job = Job::prepare(&args.source, options)?;
+    #[cfg(feature = "llama")]
+    let chosen = {
+        let (source, allow_requantize, tokenizer) = (args.source.as_path(), args.allow_requantize, args.tokenizer);
+        let (threads, quiet, dry_run) = (args.threads, args.quiet || args.json, args.dry_run);
+        let options = &options;
+        let what =
+            super::allocation::Allocating { source, allow_requantize, tokenizer, threads, quiet, dry_run, options };
+        args.allocation.choose(&what, &args.rounding, &cancel)?
+    };
+    #[cfg(not(feature = "llama"))]
+    let chosen: Option<(Chosen, Job)> = None;
+    let (chosen, job) = match chosen {
+        Some((chosen, job)) => (Some(chosen), job),
+        None => (None, Job::prepare(&args.source, options)?),
+    };
     if !args.quiet {
         for warning in warnings(&job) {
             eprintln!("nibble: warning: {}", printable(&warning));
         }
     }
+    let chosen = chosen.as_ref();
     if args.dry_run {
-        return out::to_stdout(|out| if args.json { print_plan_json(out, &job) } else { print_plan(out, &job) });
+        return out::to_stdout(|out| match args.json {
+            true => print_plan_json(out, &job, chosen),
+            false => print_plan(out, &job, chosen),
+        });
+    }
+    if let Some(chosen) = chosen {
+        if !args.quiet && !args.json {
+            out::to_stdout(|out| chosen.print(out))?;
+        }
+        job.check_output()?;
+        let path = chosen.save(&job, args.force)?;
+        if !args.quiet {
+            eprintln!("nibble: the types are saved in {}: convert with -q {0} to choose them again", path.display());
+        }
     }
 
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0).into()).build()?;
@@ -160,7 +216,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let result = pool.install(|| job.execute(&bar, &cancel));
     bar.clear();
     match result {
-        Ok(summary) if args.json => out::to_stdout(|out| print_summary_json(out, &job, &summary, error_left())),
+        Ok(summary) if args.json => out::to_stdout(|out| print_summary_json(out, &job, &summary, error_left(), chosen)),
         Ok(summary) if !args.quiet => out::to_stdout(|out| print_summary(out, &job, &summary, error_left())),
         Ok(_) => Ok(()),
         Err(error) if error.is_cancelled() => Err(interrupted(&error)),
@@ -193,6 +249,10 @@ fn convert_adapter(args: &Args) -> anyhow::Result<()> {
     #[cfg(feature = "llama")]
     if !args.rounding.is_nearest() {
         bail!("an adapter is rounded to nearest; leave out --rounding");
+    }
+    #[cfg(feature = "llama")]
+    if args.allocation.is_given() {
+        bail!("all matrices of an adapter have one type; leave out --target-size, --target-bpw and --fit");
     }
     if args.tokenizer.is_some() {
         bail!("an adapter has no tokenizer of its own; leave out --tokenizer");
@@ -301,25 +361,52 @@ fn parse_tokenizer(text: &str) -> Result<TokenizerFile, String> {
     }
 }
 
-/// Parses a size such as `4G`, `500M` or `4.5GB` and returns it in bytes. Units are powers of 1000.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let wrong = || format!("'{text}' is not a size: write a number and K, M, G or T, such as 4G");
+/// Parses a size such as `4G`, `500M`, `4.5GB` or `18GiB` and returns it in bytes. Units are powers of 1000, and with an i of
+/// 1024.
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong =
+        || format!("'{text}' is not a size: write a number and K, M, G or T, such as 4G, or KiB, MiB, GiB or TiB");
     let upper = text.trim().to_ascii_uppercase();
     let number = upper.strip_suffix('B').unwrap_or(&upper);
-    let (number, factor) = match number.chars().last() {
-        Some('K') => (&number[..number.len() - 1], 1e3),
-        Some('M') => (&number[..number.len() - 1], 1e6),
-        Some('G') => (&number[..number.len() - 1], 1e9),
-        Some('T') => (&number[..number.len() - 1], 1e12),
-        _ => (number, 1.0),
+    let (number, base) = match number.strip_suffix('I') {
+        Some(number) if upper.ends_with('B') => (number, 1024f64),
+        Some(_) => return Err(wrong()),
+        None => (number, 1000.0),
     };
+    let power = "KMGT".find(|unit| number.ends_with(unit)).map_or(0, |at| at as i32 + 1);
+    if power == 0 && base != 1000.0 {
+        return Err(wrong());
+    }
+    let number = if power > 0 { &number[..number.len() - 1] } else { number };
     let value: f64 = number.trim().parse().map_err(|_| wrong())?;
-    let bytes = value * factor;
+    let bytes = value * base.powi(power);
     if (1.0..9e18).contains(&bytes) { Ok(bytes as u64) } else { Err(wrong()) }
 }
 
-/// Prints the plan, with tensors that differ only in their layer as one row.
-fn print_plan(out: &mut Out, job: &Job) -> anyhow::Result<()> {
+/// Prints the plan, with tensors that differ only in their layer as one row; or what was chosen for a size.
+fn print_plan(out: &mut Out, job: &Job, chosen: Option<&Chosen>) -> anyhow::Result<()> {
+    match chosen {
+        Some(chosen) => chosen.print(out)?,
+        None => print_types(out, job)?,
+    }
+    writeln!(
+        out,
+        "\n{} -> {}, {:.2} bits per weight",
+        units::bytes(job.source_bytes()),
+        units::bytes(job.output_bytes()),
+        job.plan().bits_per_weight()
+    )?;
+    for (path, bytes) in job.outputs() {
+        writeln!(out, "would write {} ({})", path.display(), units::bytes(*bytes))?;
+    }
+    if let Err(error) = job.check_output() {
+        let advice = advice::convert::of_conversion(&error).map(|advice| format!("; {advice}")).unwrap_or_default();
+        eprintln!("nibble: warning: {error}{advice}");
+    }
+    Ok(())
+}
+
+fn print_types(out: &mut Out, job: &Job) -> anyhow::Result<()> {
     let tensors = job.plan().tensors.iter();
     let groups =
         groups(tensors.map(|t| (t.name.as_str(), (t.dims.as_slice(), t.source, t.ty, t.why.as_str()), t.bytes)));
@@ -342,34 +429,20 @@ fn print_plan(out: &mut Out, job: &Job) -> anyhow::Result<()> {
             printable(why).into_owned(),
         ]);
     }
-    out.table(rows)?;
-    writeln!(
-        out,
-        "\n{} -> {}, {:.2} bits per weight",
-        units::bytes(job.source_bytes()),
-        units::bytes(job.output_bytes()),
-        job.plan().bits_per_weight()
-    )?;
-    for (path, bytes) in job.outputs() {
-        writeln!(out, "would write {} ({})", path.display(), units::bytes(*bytes))?;
-    }
-    if let Err(error) = job.check_output() {
-        let advice = advice::convert::of_conversion(&error).map(|advice| format!("; {advice}")).unwrap_or_default();
-        eprintln!("nibble: warning: {error}{advice}");
-    }
-    Ok(())
+    Ok(out.table(rows)?)
 }
 
 fn files_json(job: &Job) -> serde_json::Value {
     job.outputs().iter().map(|(path, bytes)| serde_json::json!({"path": path, "bytes": bytes})).collect()
 }
 
-fn print_plan_json(out: &mut Out, job: &Job) -> anyhow::Result<()> {
+fn print_plan_json(out: &mut Out, job: &Job, chosen: Option<&Chosen>) -> anyhow::Result<()> {
     let json = serde_json::json!({
         "plan": job.plan(),
         "source_bytes": job.source_bytes(),
         "bits_per_weight": job.plan().bits_per_weight(),
         "outputs": files_json(job),
+        "allocation": chosen.map(Chosen::json),
         "warnings": warnings(job),
     });
     Ok(writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?)
@@ -395,7 +468,13 @@ fn print_summary(out: &mut Out, job: &Job, summary: &Summary, error_left: Option
     Ok(())
 }
 
-fn print_summary_json(out: &mut Out, job: &Job, summary: &Summary, error_left: Option<f64>) -> anyhow::Result<()> {
+fn print_summary_json(
+    out: &mut Out,
+    job: &Job,
+    summary: &Summary,
+    error_left: Option<f64>,
+    chosen: Option<&Chosen>,
+) -> anyhow::Result<()> {
     let json = serde_json::json!({
         "outputs": files_json(job),
         "read_bytes": summary.read_bytes,
@@ -403,6 +482,7 @@ fn print_summary_json(out: &mut Out, job: &Job, summary: &Summary, error_left: O
         "resumed_bytes": summary.read_bytes - summary.read_now_bytes,
         "bits_per_weight": job.plan().bits_per_weight(),
         "error_left": error_left,
+        "allocation": chosen.map(Chosen::json),
         "seconds": summary.elapsed.as_secs_f64(),
         "warnings": warnings(job),
     });
@@ -419,7 +499,10 @@ mod tests {
         assert_eq!(parse_size("4.5gb"), Ok(4_500_000_000));
         assert_eq!(parse_size("500m"), Ok(500_000_000));
         assert_eq!(parse_size("123"), Ok(123));
-        for wrong in ["", "G", "-1G", "0", "nan", "1e30G", "4 X"] {
+        assert_eq!(parse_size("18GiB"), Ok(18 << 30));
+        assert_eq!(parse_size(" 1.5 mib"), Ok(3 << 19));
+        assert_eq!(parse_size("2KiB"), Ok(2048));
+        for wrong in ["1i", "1iB", "1Gi", "1IGB", "GiB", "G", "-1G", "0", "nan", "1e30G", "4 X"] {
             assert!(parse_size(wrong).is_err(), "{wrong}");
         }
     }

@@ -1,6 +1,8 @@
 //! The subcommands. Each has a file with its flags and its implementation.
 
 mod advice;
+#[cfg(feature = "llama")]
+mod allocation;
 mod compare;
 mod convert;
 #[cfg(feature = "llama")]

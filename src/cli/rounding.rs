@@ -65,16 +65,36 @@ impl RoundingArgs {
         self.rounding == How::Nearest
     }
 
+    /// Returns the texts that were given.
+    pub fn calibration(&self) -> &[PathBuf] {
+        &self.calibration
+    }
+
+    /// Returns the most tokens to read of them together.
+    pub fn calibration_tokens(&self) -> u64 {
+        self.calibration_tokens
+    }
+
+    /// Returns what is found out before rounding; `None` for rounding to nearest.
+    pub fn method(&self) -> Option<Method> {
+        match self.rounding {
+            How::Nearest => None,
+            How::Compensated => Some(Method::Compensated),
+            How::Full => Some(Method::Full),
+        }
+    }
+
     /// Returns what prepares matrices for rounding; `None` for rounding to nearest.
     pub fn prepare(&self, what: &Rounded<'_>, cancel: &Arc<AtomicBool>) -> anyhow::Result<Option<Arc<Rounding>>> {
-        if self.is_nearest() {
+        let Some(method) = self.method() else {
             if !self.calibration.is_empty() {
                 bail!(
-                    "--calibration is for --rounding compensated and full; importance of 'nibble calibrate' is --importance"
+                    "--calibration is for --rounding compensated and full, and for converting to a size; importance of 'nibble \
+                     calibrate' is --importance"
                 );
             }
             return Ok(None);
-        }
+        };
         if self.calibration.is_empty() {
             bail!(
                 "--rounding {} needs texts: give one for each language that counts, as in --calibration en.txt \
@@ -88,10 +108,6 @@ impl RoundingArgs {
             threads: what.threads.map(u32::from),
             cancel: cancel.clone(),
             ..SessionOptions::default()
-        };
-        let method = match self.rounding {
-            How::Full => Method::Full,
-            How::Nearest | How::Compensated => Method::Compensated,
         };
         let options = RoundingOptions {
             most_tokens: self.calibration_tokens,

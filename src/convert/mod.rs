@@ -44,7 +44,7 @@ pub use output::free_bytes;
 pub use resume::Left;
 
 /// What to make from a source, and how.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Which tensor gets which type.
     pub recipe: Recipe,

@@ -14,6 +14,7 @@
 //! The outcome is a [`Results`](crate::report::results::Results), the only input of everything that prints or draws.
 //! Comparing weights runs no model: see [`weights`](crate::weights).
 
+pub mod allocation;
 pub mod assemble;
 pub mod calibrate;
 pub mod comparison;

@@ -28,6 +28,7 @@
 //! architecture (`llama_tensor_get_type_impl` in its `src/llama-quant.cpp`). Unlike there, nothing depends on the order
 //! in which tensors are visited.
 
+pub mod allocate;
 mod fallback;
 mod file;
 mod overrides;
@@ -43,7 +44,8 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 pub use overrides::Override;
-pub use plan::{Plan, PlannedTensor, plan};
+pub(crate) use plan::type_name;
+pub use plan::{Plan, PlannedTensor, is_free, plan};
 pub use rule::{Layers, Rule};
 
 use crate::base::suggest;

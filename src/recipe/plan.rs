@@ -145,6 +145,12 @@ fn plan_tensor(
     Ok(PlannedTensor { name, role, layer, dims, source, ty, why, fallback_from, bytes })
 }
 
+/// Returns whether the type of a tensor is for the recipe to choose: whether no override does, and it need not stay F32.
+pub fn is_free(tensor: &TensorInfo, overrides: &[Override]) -> bool {
+    let (role, _) = Role::of(&tensor.name);
+    keep(tensor, role).is_none() && !overrides.iter().any(|over| over.matches(&tensor.name, role))
+}
+
 /// A tensor's type and why it was chosen.
 struct Choice {
     ty: TensorType,
@@ -231,7 +237,7 @@ fn check_reached(over: &Override, overrides: &[Override], tensors: &[PlannedTens
 }
 
 /// For serde: a type by its name.
-pub(super) fn type_name<S: Serializer>(ty: &TensorType, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn type_name<S: Serializer>(ty: &TensorType, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(ty.name())
 }
 

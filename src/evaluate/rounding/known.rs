@@ -33,7 +33,9 @@ pub struct Prepared {
 /// 0.0037 for the inputs alone, 2.7 two-sided, and 0.0015 two-sided with this (Q4_0, 1,024 tokens).
 pub const OUTPUT_DAMPING: f64 = 0.1;
 
-fn damped(sums: &Moments) -> Vec<f32> {
+/// Returns the second moments of gradients as they are rounded for: an estimate, damped by [`OUTPUT_DAMPING`]. Row by row;
+/// only the lower triangle means anything.
+pub fn damped(sums: &Moments) -> Vec<f32> {
     let (mut values, n) = (sums.estimate(), sums.columns());
     let mean = (0..n).map(|i| f64::from(values[i * n + i])).sum::<f64>() / n.max(1) as f64;
     values.iter_mut().step_by(n + 1).for_each(|value| *value += (OUTPUT_DAMPING * mean) as f32);
@@ -68,6 +70,17 @@ impl Known {
         while self.places.len() > 2 && self.places.iter().map(bytes).sum::<usize>() > MOST_BYTES {
             self.places.remove(0);
         }
+    }
+
+    /// Takes what was summed up of a place and not asked for.
+    pub fn take_place(&mut self, place: usize) -> HashMap<String, Sums> {
+        let Some(at) = self.places.iter().position(|(known, _)| *known == place) else { return HashMap::new() };
+        let (_, entries) = self.places.remove(at);
+        let summed = |(name, entry)| match entry {
+            Entry::Summed(sums) => Some((name, sums)),
+            Entry::Shared(..) => None,
+        };
+        entries.into_iter().filter_map(summed).collect()
     }
 
     /// Prepares what is known by `name`, which `uses` matrices ask for: the last one takes it. `None` if nothing is known.

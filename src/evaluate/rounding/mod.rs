@@ -14,6 +14,7 @@
 //! The bytes are the same on every CPU and for any number of threads.
 
 mod known;
+pub mod sensitivity;
 mod texts;
 mod walk;
 mod weights;
@@ -197,6 +198,11 @@ pub enum Doing<'a> {
         /// Its name.
         tensor: &'a str,
     },
+    /// Measures what a tensor costs in each type.
+    Measuring {
+        /// Its name.
+        tensor: &'a str,
+    },
 }
 
 impl fmt::Display for Doing<'_> {
@@ -207,6 +213,7 @@ impl fmt::Display for Doing<'_> {
             Self::Backward { step: 0, .. } => f.write_str("backward, output"),
             Self::Backward { step, of } => write!(f, "backward, layer {step} of {of}"),
             Self::Rounding { tensor } => write!(f, "rounding {tensor}"),
+            Self::Measuring { tensor } => write!(f, "measuring {tensor}"),
         }
     }
 }
@@ -239,21 +246,8 @@ impl Rounding {
     /// If a text cannot be used, the architecture is not one whose layers can be computed, or `folder` cannot be
     /// written to.
     pub fn prepare(source: Source, folder: &Path, options: RoundingOptions) -> Result<Self, Error> {
-        if options.texts.is_empty() {
-            return Err(Error::NoText);
-        }
-        let temporary = |error| Error::Temporary { path: folder.to_path_buf(), source: error };
-        let folder = tempfile::Builder::new().prefix(".nibble-").tempdir_in(folder).map_err(temporary)?;
-        let weights = SourceWeights::new(&source);
-        let model = Model::new(&source.metadata, &weights)
-            .map_err(|error| Error::Model { model: source.file_name(), source: error })?;
-        let (n_layers, tied) = (model.n_layers(), model.is_tied());
-        drop(weights);
-        let route = Route { method: options.method, n_layers, tied };
-        let arch = source.metadata.str("general.architecture").unwrap_or_default();
-        let trained = source.metadata.u64(&format!("{arch}.context_length")).and_then(|n| u32::try_from(n).ok());
-        let window = trained.unwrap_or(u32::MAX).clamp(1, DEFAULT_WINDOW);
-        let texts = texts::read(&source.metadata, folder.path(), window, &options.texts, options.most_tokens)?;
+        let RoundingOptions { method, most_tokens, .. } = options;
+        let Begun { folder, route, window, texts } = begin(&source, folder, method, &options.texts, most_tokens)?;
         // By what is in them: their names may change.
         let named: Vec<_> =
             texts.iter().map(|text| format!("{} tokens of {}", text.tokens.len(), text.blake3.to_hex())).collect();
@@ -359,6 +353,34 @@ impl Rounding {
         }
         Ok(Some(bytes))
     }
+}
+
+/// What a walk begins with.
+struct Begun {
+    /// For temporary files.
+    folder: tempfile::TempDir,
+    route: Route,
+    /// Tokens of a window.
+    window: u32,
+    texts: Vec<texts::CalibrationText>,
+}
+
+/// Reads texts for the model in `source`. Temporary files are in a new folder in `folder`.
+fn begin(source: &Source, folder: &Path, method: Method, texts: &[PathBuf], most_tokens: u64) -> Result<Begun, Error> {
+    if texts.is_empty() {
+        return Err(Error::NoText);
+    }
+    let temporary = |error| Error::Temporary { path: folder.to_path_buf(), source: error };
+    let folder = tempfile::Builder::new().prefix(".nibble-").tempdir_in(folder).map_err(temporary)?;
+    let weights = SourceWeights::new(source);
+    let model = Model::new(&source.metadata, &weights)
+        .map_err(|error| Error::Model { model: source.file_name(), source: error })?;
+    let route = Route { method, n_layers: model.n_layers(), tied: model.is_tied() };
+    let arch = source.metadata.str("general.architecture").unwrap_or_default();
+    let trained = source.metadata.u64(&format!("{arch}.context_length")).and_then(|n| u32::try_from(n).ok());
+    let window = trained.unwrap_or(u32::MAX).clamp(1, DEFAULT_WINDOW);
+    let texts = texts::read(&source.metadata, folder.path(), window, texts, most_tokens)?;
+    Ok(Begun { folder, route, window, texts })
 }
 
 /// Matrices with more weights than this are rounded one at a time.

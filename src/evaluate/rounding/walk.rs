@@ -21,6 +21,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rayon::prelude::*;
+
 use super::known::{Known, Prepared, Sums};
 use super::{Doing, Error, Method};
 use crate::base::math::exp_f32;
@@ -47,8 +49,10 @@ const MATRICES: [(&str, &str); 7] = [
     ("ffn_down.weight", "ffn_down.weight"),
 ];
 
-const EMBEDDING: &str = "token_embd.weight";
-const OUTPUT: &str = "output.weight";
+/// The name of the embedding.
+pub const EMBEDDING: &str = "token_embd.weight";
+/// The name of the output matrix.
+pub const OUTPUT: &str = "output.weight";
 
 /// Where a walk learns about a tensor.
 #[derive(Debug, PartialEq, Eq)]
@@ -97,7 +101,7 @@ impl Route {
     }
 
     /// The number of places.
-    fn n_steps(&self) -> usize {
+    pub fn n_steps(&self) -> usize {
         match self.method {
             Method::Compensated => self.n_layers + 1,
             Method::Full => self.n_layers + 2,
@@ -107,6 +111,18 @@ impl Route {
 
 fn name_of(layer: usize, matrix: &str) -> String {
     format!("blk.{layer}.{matrix}")
+}
+
+/// What is known of the embedding and the output matrix, each by itself.
+#[derive(Clone, Debug, Default)]
+pub struct Ends {
+    /// For each row of the output matrix the sum of the squares of its gradients, where those of a token weigh no more than
+    /// in second moments.
+    pub output_rows: Vec<f64>,
+    /// What enters the output matrix.
+    pub output: Option<Moments>,
+    /// The gradients of what leaves the embedding.
+    pub embedding: Option<Moments>,
 }
 
 /// Told what is done.
@@ -128,6 +144,10 @@ pub struct Walk {
     entered: Option<File>,
     /// What is known of the output matrix when it is the embedding, too.
     of_output: Option<Moments>,
+    /// What the whole matrices of second moments do not tell of the embedding and the output matrix.
+    ends: Ends,
+    /// Whether the predictions in the first half of each window do not count.
+    second_halves: bool,
     /// [`NUMBERS_AT_ONCE`]
     at_once: usize,
 }
@@ -136,6 +156,7 @@ impl Walk {
     /// Returns a walk over whole windows of `window` tokens. Its temporary file is in `folder`.
     pub fn new(route: Route, tokens: Vec<u32>, window: usize, folder: PathBuf, cancel: Arc<AtomicBool>) -> Self {
         let (known, vectors, entered, of_output) = (Known::default(), Vec::new(), None, None);
+        let ends = Ends::default();
         Self {
             route,
             tokens,
@@ -147,8 +168,26 @@ impl Walk {
             vectors,
             entered,
             of_output,
+            ends,
+            second_halves: false,
             at_once: NUMBERS_AT_ONCE,
         }
+    }
+
+    /// Makes only the predictions in the second half of each window count: those that comparisons judge by.
+    #[must_use]
+    pub fn for_second_halves(self) -> Self {
+        Self { second_halves: true, ..self }
+    }
+
+    /// Returns the number of tokens whose predictions count.
+    pub fn n_counting(&self) -> usize {
+        (0..self.tokens.len()).filter(|token| self.counts(*token)).count()
+    }
+
+    /// Whether the prediction after token number `token` counts.
+    fn counts(&self, token: usize) -> bool {
+        !self.second_halves || token % self.window >= self.window / 2
     }
 
     /// Returns what is known of the tensor at `place`, after walking there; `None` if nothing is.
@@ -160,6 +199,26 @@ impl Walk {
             self.walk_to(model, place.step, tell)?;
         }
         Ok(self.known.take(place.step, &place.name, place.uses)?)
+    }
+
+    /// Returns the sums of all tensors at step `step`, after walking there. They are not known afterwards.
+    ///
+    /// # Errors
+    /// Those of [`Self::prepared`].
+    pub fn sums(&mut self, model: &Model<'_>, step: usize, tell: Tell<'_>) -> Result<HashMap<String, Sums>, Error> {
+        self.walk_to(model, step, tell)?;
+        Ok(self.known.take_place(step))
+    }
+
+    /// Returns what is known of the embedding and the output matrix: of the latter after the first step backward, of the
+    /// former after the last.
+    pub fn ends(&self) -> &Ends {
+        &self.ends
+    }
+
+    /// Returns the tokens that are read.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
     }
 
     fn walk_to(&mut self, model: &Model<'_>, step: usize, tell: Tell<'_>) -> Result<(), Error> {
@@ -236,17 +295,30 @@ impl Walk {
                 self.go_to_the_end(model, tell)?;
                 tell(Doing::Backward { step, of: n_layers });
                 let mut of_output = Moments::new(model.n_embd());
+                let mut output_rows = vec![0.0; model.n_vocab()];
                 for part in self.parts(model.n_embd()) {
                     self.check_cancelled()?;
                     let first = part.start / model.n_embd();
-                    let vectors = &mut self.vectors[part];
-                    let gradient = model.head(vectors, &|token, logits| draw(first + token, logits), &mut |seen| {
+                    let vectors = &self.vectors[part.clone()];
+                    let loss = |token: usize, logits: &mut [f32]| match self.counts(first + token) {
+                        true => draw(first + token, logits),
+                        false => logits.fill(0.0),
+                    };
+                    let gradient = model.head(vectors, &loss, &mut |seen| {
                         if !seen.is_norm {
-                            of_output.add_weighted(seen.inputs, &capped(&squares(&seen)));
+                            let squares = squares(&seen);
+                            let weights = capped(&squares, self.second_halves);
+                            of_output.add_weighted(seen.inputs, &weights);
+                            let factors = weights.iter().zip(&squares).map(|(weight, square)| match *square > 0.0 {
+                                true => weight / square,
+                                false => 0.0,
+                            });
+                            add_squares(seen.gradients, &factors.collect::<Vec<_>>(), &mut output_rows);
                         }
                     })?;
-                    vectors.copy_from_slice(&gradient);
+                    self.vectors[part].copy_from_slice(&gradient);
                 }
+                self.ends = Ends { output_rows, output: Some(of_output.clone()), embedding: None };
                 if tied {
                     self.of_output = Some(of_output);
                 } else {
@@ -256,14 +328,20 @@ impl Walk {
             // A row of the embedding is what enters, where its token stands: an error in it costs what the gradients say.
             step if step == n_layers + 1 => {
                 let mut moments = self.of_output.take().unwrap_or_else(|| Moments::new(model.n_embd()));
+                // The order of the sums is part of the result, so they are not made of one another.
+                let mut alone = Moments::new(model.n_embd());
                 for part in self.parts(model.n_embd()) {
                     self.check_cancelled()?;
-                    moments.add(&self.vectors[part]);
+                    moments.add(&self.vectors[part.clone()]);
+                    if tied {
+                        alone.add(&self.vectors[part]);
+                    }
                 }
+                self.ends.embedding = Some(if tied { alone } else { moments.clone() });
                 sums.insert(EMBEDDING.to_string(), Sums { inputs: moments, outputs: None });
             }
             step => {
-                let layer = n_layers - step;
+                let (layer, second_halves) = (n_layers - step, self.second_halves);
                 tell(Doing::Backward { step, of: n_layers });
                 let mut hidden = Vec::new();
                 for part in self.parts(model.n_embd()) {
@@ -271,7 +349,7 @@ impl Walk {
                     self.entered(layer, &part, &mut hidden)?;
                     model.backward(layer, self.window, &hidden, &mut self.vectors[part], &mut |seen| {
                         if !seen.is_norm {
-                            add(sums, name_of(layer, seen.tensor), &seen);
+                            add(sums, name_of(layer, seen.tensor), &seen, second_halves);
                         }
                     })?;
                 }
@@ -322,10 +400,10 @@ fn inputs_of(sums: &mut HashMap<String, Sums>, name: String, columns: usize) -> 
     &mut sums.entry(name).or_insert_with(none).inputs
 }
 
-/// Adds what enters a matrix, weighted by its gradients, and the gradients.
-fn add(sums: &mut HashMap<String, Sums>, name: String, seen: &Seen<'_>) {
+/// Adds what enters a matrix, weighted by its gradients, and the gradients, which only `some` tokens may have.
+fn add(sums: &mut HashMap<String, Sums>, name: String, seen: &Seen<'_>, some: bool) {
     let squares = squares(seen);
-    let weights = capped(&squares);
+    let weights = capped(&squares, some);
     let (columns, rows) = (seen.inputs.len() / squares.len(), seen.gradients.len() / squares.len());
     let none = || Sums { inputs: Moments::new(columns), outputs: Some(Moments::new(rows)) };
     let sums = sums.entry(name).or_insert_with(none);
@@ -341,15 +419,29 @@ fn add(sums: &mut HashMap<String, Sums>, name: String, seen: &Seen<'_>) {
     }
 }
 
+/// Adds to `sums`, for each row, the squares of its gradients times the tokens' factors.
+fn add_squares(gradients: &[f32], factors: &[f64], sums: &mut [f64]) {
+    const ROWS: usize = 256;
+    let rows = sums.len();
+    sums.par_chunks_mut(ROWS).enumerate().for_each(|(part, sums)| {
+        for (gradient, factor) in gradients.chunks_exact(rows).zip(factors) {
+            for (sum, x) in sums.iter_mut().zip(&gradient[part * ROWS..]) {
+                *sum += factor * f64::from(*x) * f64::from(*x);
+            }
+        }
+    });
+}
+
 /// What a token may weigh at most, in units of the squared mean length of gradients.
 const MOST_WEIGHT: f64 = 10.0;
 
 /// Weights of tokens whose gradients have these squared lengths.
 ///
 /// All tokens of a window look at its first one, so the gradients of its key and value are many times as large as those of
-/// others. Without a limit, hardly anything else would count.
-fn capped(squares: &[f64]) -> Vec<f64> {
-    let mean = squares.iter().map(|square| square.sqrt()).sum::<f64>() / squares.len().max(1) as f64;
+/// others. Without a limit, hardly anything else would count. Where only `some` tokens have gradients, the mean is theirs.
+fn capped(squares: &[f64], some: bool) -> Vec<f64> {
+    let n = if some { squares.iter().filter(|square| **square > 0.0).count() } else { squares.len() };
+    let mean = squares.iter().map(|square| square.sqrt()).sum::<f64>() / n.max(1) as f64;
     squares.iter().map(|square| square.min(MOST_WEIGHT * mean * mean)).collect()
 }
 
@@ -361,7 +453,7 @@ fn squares(seen: &Seen<'_>) -> Vec<f64> {
 }
 
 /// Draws a token from a prediction. Replaces its logits by the gradient of −ln p of that token.
-fn draw(token: usize, logits: &mut [f32]) {
+pub fn draw(token: usize, logits: &mut [f32]) {
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sum = 0.0;
     for logit in logits.iter_mut() {

@@ -147,6 +147,11 @@ impl SecondMoments {
         &self.importance
     }
 
+    /// p of the module's equation, damping included: what an error of each column costs that no other column makes up for.
+    pub fn pivots(&self) -> &[f32] {
+        &self.factor.pivots
+    }
+
     /// Row `j` of H.
     pub(super) fn row(&self, j: usize) -> &[f32] {
         &self.values[j * self.columns..][..self.columns]
