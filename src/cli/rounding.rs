@@ -8,6 +8,7 @@ use anyhow::bail;
 use clap::{ArgAction, ValueEnum};
 
 use crate::arch::ARCHITECTURES;
+use crate::calibration::Text;
 use crate::engine::SessionOptions;
 use crate::evaluate::rounding::{DEFAULT_TOKENS, Method, Rounding, RoundingOptions};
 use crate::pass::Source;
@@ -16,16 +17,16 @@ use crate::vocab::TokenizerFile;
 /// How weights are rounded.
 #[derive(Debug, clap::Args)]
 pub(super) struct RoundingArgs {
-    /// How weights are rounded
+    /// How weights are rounded [default: nearest]
     ///
     /// 'compensated' computes from texts what enters each matrix, one layer at a time, and lets each weight take over the
     /// errors of others. 'full' computes backward, too, what the predictions depend on. The file has the same size and
     /// runs at the same speed, but is nearer to the original. Both take much longer.
-    #[arg(long, value_name = "HOW", value_enum, hide_possible_values = false, default_value_t = How::Nearest,
-          help_heading = "Rounding")]
-    rounding: How,
+    #[arg(long, value_name = "HOW", value_enum, hide_possible_values = false, help_heading = "Rounding")]
+    rounding: Option<How>,
 
     /// A text to compute what enters each matrix from; may be given several times, for each language that counts
+    /// [default: built-in texts in English, Chinese and code]
     #[arg(long, value_name = "TEXT", action = ArgAction::Append, help_heading = "Rounding")]
     calibration: Vec<PathBuf>,
 
@@ -62,7 +63,21 @@ pub(super) struct Rounded<'a> {
 impl RoundingArgs {
     /// Returns whether weights are simply rounded to nearest.
     pub fn is_nearest(&self) -> bool {
-        self.rounding == How::Nearest
+        self.how() == How::Nearest
+    }
+
+    fn how(&self) -> How {
+        self.rounding.unwrap_or(How::Nearest)
+    }
+
+    /// Returns how weights are rounded, if the flag says it.
+    pub fn named(&self) -> Option<String> {
+        Some(self.rounding?.to_possible_value()?.get_name().to_string())
+    }
+
+    /// Rounds for what the predictions depend on.
+    pub fn set_full(&mut self) {
+        self.rounding = Some(How::Full);
     }
 
     /// Returns what prepares matrices for rounding; `None` for rounding to nearest.
@@ -75,13 +90,6 @@ impl RoundingArgs {
             }
             return Ok(None);
         }
-        if self.calibration.is_empty() {
-            bail!(
-                "--rounding {} needs texts: give one for each language that counts, as in --calibration en.txt \
-                 --calibration zh.txt",
-                if self.rounding == How::Full { "full" } else { "compensated" }
-            );
-        }
         let source = Source::open(what.source, ARCHITECTURES, what.allow_requantize, what.tokenizer)?;
         let folder = what.file.map_or(Path::new("."), crate::base::atomic_file::folder);
         let session = SessionOptions {
@@ -89,15 +97,14 @@ impl RoundingArgs {
             cancel: cancel.clone(),
             ..SessionOptions::default()
         };
-        let method = match self.rounding {
+        let method = match self.how() {
             How::Full => Method::Full,
             How::Nearest | How::Compensated => Method::Compensated,
         };
-        let options = RoundingOptions {
-            most_tokens: self.calibration_tokens,
-            session,
-            ..RoundingOptions::new(method, self.calibration.clone())
-        };
+        let files = self.calibration.iter().cloned().map(Text::File).collect();
+        let texts = if self.calibration.is_empty() { Text::built_in() } else { files };
+        let options =
+            RoundingOptions { most_tokens: self.calibration_tokens, session, ..RoundingOptions::new(method, texts) };
         Ok(Some(Arc::new(Rounding::prepare(source, folder, options)?)))
     }
 }
