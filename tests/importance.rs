@@ -438,11 +438,9 @@ fn calibrate_says_in_one_line_what_is_wrong() {
         has(&error(&nibble(["calibrate"].iter().chain(&arguments).chain(&output))), words);
         assert_eq!(files(dir.path()), before, "{arguments:?}");
     }
-    for (arguments, words) in [
-        (vec![model], &["<TEXT[=WEIGHT]>"][..]),
-        (vec![model, "text.txt=0"], &["the weight is 0"]),
-        (vec![model, &good, "--windows", "0"], &["--windows"]),
-    ] {
+    for (arguments, words) in
+        [(vec![model, "text.txt=0"], &["the weight is 0"][..]), (vec![model, &good, "--windows", "0"], &["--windows"])]
+    {
         let output = nibble(["calibrate"].iter().chain(&arguments));
         assert_eq!(output.status.code(), Some(2));
         has(&String::from_utf8_lossy(&output.stderr), words);
@@ -701,4 +699,30 @@ fn sums_are_those_of_llama_imatrix() {
     }
     eprintln!("largest relative difference: {worst:.2e}; with 32-bit sums {worst_single:.2e}");
     assert!(worst < 5e-4 && worst_single < 1e-4);
+}
+
+#[test]
+fn built_in_texts_are_read_as_files_of_them_are() {
+    let dir = folder();
+    let model = f32_model(dir.path());
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("quant-tables/calibration");
+    let names = ["english", "chinese", "code", "chat"];
+    let of_files: Vec<Weighted> = names.iter().map(|name| weighted(&folder.join(format!("{name}.txt")), 1.0)).collect();
+    let with = |name: &str, special, built_in| {
+        let options = options(&dir.path().join(name));
+        CalibrationOptions { special, built_in, most_windows: Some(2), ..options }
+    };
+    let built_in = collect(&model, &[], with("a.gguf", false, true), |_| {}).unwrap();
+    let files = collect(&model, &of_files, with("b.gguf", true, false), |_| {}).unwrap();
+    assert!(built_in.sums.matrices.iter().all(|(name, matrix)| files.sums.matrices[name].sums == matrix.sums));
+    let texts = |report: &Report| report.sums.texts.iter().map(|text| text.blake3.clone()).collect::<Vec<_>>();
+    assert_eq!(texts(&built_in), texts(&files));
+    let labels: Vec<_> = built_in.sums.texts.iter().map(|text| text.name.as_str()).collect();
+    assert_eq!(labels, names.map(|name| format!("built-in {name}")));
+
+    // The command reads them where no text is named.
+    let out = dir.path().join("c.gguf");
+    let args = ["calibrate", model.to_str().unwrap(), "--windows", "1", "--json", "-o", out.to_str().unwrap()];
+    let json: serde_json::Value = serde_json::from_str(&stdout(&nibble(args))).unwrap();
+    assert_eq!(json["datasets"][3]["name"], "built-in chat");
 }

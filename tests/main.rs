@@ -7,6 +7,8 @@ mod bad_input;
 #[cfg(feature = "llama")]
 mod bench;
 #[cfg(feature = "llama")]
+mod best;
+#[cfg(feature = "llama")]
 mod chat;
 mod command_line;
 #[cfg(feature = "llama")]

@@ -34,8 +34,8 @@ use crate::vocab::TokenizerFile;
 pub(super) struct AllocationArgs {
     /// Choose a type for each tensor so that the file has at most this size and is nearest to the original
     ///
-    /// Measures with the texts of --calibration what each tensor costs in each type, and chooses the cheapest types
-    /// together. GB are powers of 1000, GiB of 1024.
+    /// Measures with the texts of --calibration, or with nibble's own, what each tensor costs in each type, and chooses the
+    /// cheapest types together. GB are powers of 1000, GiB of 1024.
     #[arg(long, value_name = "SIZE", group = "target", conflicts_with_all = ["quantize", "recipe"],
           help_heading = "Size")]
     target_size: Option<Sized>,
@@ -141,12 +141,6 @@ impl AllocationArgs {
         cancel: &Arc<AtomicBool>,
     ) -> anyhow::Result<Option<(Chosen, Job)>> {
         let Some((target, name)) = self.target() else { return Ok(None) };
-        if rounding.calibration().is_empty() {
-            bail!(
-                "choosing types for a size needs texts to measure with: give one for each language that counts, as in \
-                 --calibration en.txt --calibration zh.txt"
-            );
-        }
         let description = format!("chosen for {name}, by what each tensor costs in each type");
         // Headers of all recipes of this name have the same size.
         let provisional = format!("name = {0:?}\ndescription = {0:?}\ntype = \"f16\"\n", name);
@@ -173,7 +167,7 @@ impl AllocationArgs {
         let sensitivity = SensitivityOptions {
             most_tokens: rounding.calibration_tokens(),
             session,
-            ..SensitivityOptions::new(rounding.method(), rounding.calibration().to_vec())
+            ..SensitivityOptions::new(rounding.method(), rounding.texts())
         };
         let folder = job.outputs().first().map_or(Path::new("."), |(path, _)| crate::base::atomic_file::folder(path));
         let bar = progress::Conversion::new(0, what.quiet, what.quiet);

@@ -20,14 +20,15 @@ use crate::llama;
 ///
 /// Measures how large the inputs of every matrix are, channel by channel, while the model reads. 'nibble convert' then
 /// rounds weights with large inputs more carefully. Choose texts like those that you will use the model for: its
-/// languages, code, conversations. A few hundred kilobytes are enough. The result is a GGUF file that llama.cpp can
-/// read too.
+/// languages, code, conversations. A few hundred kilobytes are enough. Without any, nibble reads its built-in texts in
+/// English, Chinese and code. The result is a GGUF file that llama.cpp can read too.
 ///
 /// Progress is saved as it goes. After Ctrl-C or a power failure, run the same command again to continue.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:
-  nibble calibrate yi-F16.gguf english.txt chinese.txt code.txt   to yi-F16-imatrix.gguf here
+  nibble calibrate yi-F16.gguf                                    built-in texts, to yi-F16-imatrix.gguf here
+  nibble calibrate yi-F16.gguf english.txt chinese.txt code.txt
   nibble calibrate yi-F16.gguf english.txt chinese.txt=2          each Chinese token counts twice
   nibble calibrate yi-F16.gguf chats.txt --special                texts that contain <|im_start|>
   nibble calibrate yi-F16.gguf more.txt --merge yi-F16-imatrix.gguf -o all.gguf
@@ -44,7 +45,8 @@ pub struct Args {
     model: PathBuf,
 
     /// Texts in UTF-8. A number after '=' says how often each token of a text counts, such as 2 or 0.5
-    #[arg(value_name = "TEXT[=WEIGHT]", required_unless_present = "merge")]
+    /// [default: built-in texts in English, Chinese and code, without --merge]
+    #[arg(value_name = "TEXT[=WEIGHT]")]
     texts: Vec<Weighted>,
 
     /// The file to write [default: the model's name with -imatrix.gguf, in the current folder]
@@ -111,6 +113,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             most_windows: args.windows,
             output_matrix: args.output_matrix,
             special: args.special,
+            built_in: args.texts.is_empty() && args.merge.is_empty(),
             merge: args.merge.clone(),
             force: args.force,
             restart: args.restart,

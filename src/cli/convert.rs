@@ -30,6 +30,7 @@ use crate::vocab::TokenizerFile;
   nibble convert Yi-34B-Chat --dry-run           print the plan and write nothing
   nibble convert Yi-34B-Chat --type output=Q8_0 --type 'blk.0.*=Q6_K'
   nibble convert Yi-34B-Chat -q IQ4_XS --importance yi-imatrix.gguf
+  nibble convert Yi-34B-Chat --best              the same size, but nearer to the original; takes much longer
   nibble convert Yi-6B --rounding full --calibration english.txt --calibration chinese.txt
   nibble convert Yi-34B-Chat --fit 24GB --rounding full --calibration english.txt --calibration chinese.txt
   nibble convert my-adapter --base Yi-34B-Chat   a LoRA adapter, to my-adapter-F32-LoRA.gguf")]
@@ -61,6 +62,10 @@ pub struct Args {
     #[cfg(feature = "llama")]
     #[command(flatten)]
     allocation: super::allocation::AllocationArgs,
+
+    #[cfg(feature = "llama")]
+    #[command(flatten)]
+    best: super::best::BestArgs,
 
     #[cfg(feature = "llama")]
     #[command(flatten)]
@@ -140,8 +145,12 @@ impl Chosen {
     }
 }
 
-pub fn run(args: Args) -> anyhow::Result<()> {
-    if Checkpoint::is_adapter(&args.source) {
+#[cfg_attr(not(feature = "llama"), allow(unused_mut))]
+pub fn run(mut args: Args) -> anyhow::Result<()> {
+    let is_adapter = Checkpoint::is_adapter(&args.source);
+    #[cfg(feature = "llama")]
+    args.best.apply(&mut args.rounding, is_adapter)?;
+    if is_adapter {
         return convert_adapter(&args);
     }
     let cancel = interrupt::listen()?;
@@ -183,6 +192,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Some((chosen, job)) => (Some(chosen), job),
         None => (None, Job::prepare(&args.source, options)?),
     };
+    #[cfg(feature = "llama")]
+    args.best.check(&job)?;
     if !args.quiet {
         for warning in warnings(&job) {
             eprintln!("nibble: warning: {}", printable(&warning));
@@ -206,18 +217,47 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     }
 
+    #[cfg(feature = "llama")]
+    let running = super::best::Running { threads: args.threads, quiet: args.quiet, json: args.json, cancel: &cancel };
+    #[cfg(feature = "llama")]
+    if !args.force && !args.restart && args.best.again(&job, rounding.as_deref(), &running)? {
+        return Ok(());
+    }
+    #[cfg(feature = "llama")]
+    if let Some(rounding) = &rounding {
+        job.check_names()?;
+        rounding.check_room(job.bytes_to_write())?;
+    }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0).into()).build()?;
     let bar = progress::Conversion::new(job.source_bytes(), args.quiet || args.json, args.quiet);
     #[cfg(feature = "llama")]
     if let Some(rounding) = &rounding {
         let show = bar.showing();
-        rounding.observe(move |doing| show(&doing));
+        let whole = progress::Whole::new(job.plan(), rounding.n_tokens(), rounding.goes_backward());
+        rounding.observe(move |doing| show(&whole.note(&doing)));
     }
     let result = pool.install(|| job.execute(&bar, &cancel));
     bar.clear();
+    #[cfg(feature = "llama")]
+    let gain = match &result {
+        Ok(_) => args.best.compare(&job, rounding.as_deref(), &running)?,
+        Err(_) => None,
+    };
+    #[cfg(not(feature = "llama"))]
+    let gain: Option<serde_json::Value> = None;
     match result {
-        Ok(summary) if args.json => out::to_stdout(|out| print_summary_json(out, &job, &summary, error_left(), chosen)),
-        Ok(summary) if !args.quiet => out::to_stdout(|out| print_summary(out, &job, &summary, error_left())),
+        Ok(summary) if args.json => {
+            let json = summary_json(&job, &summary, error_left(), chosen, &gain);
+            out::to_stdout(|out| Ok(writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?))
+        }
+        Ok(summary) if !args.quiet => out::to_stdout(|out| {
+            print_summary(out, &job, &summary, error_left())?;
+            #[cfg(feature = "llama")]
+            if let Some(gain) = &gain {
+                super::best::print(out, &job, gain)?;
+            }
+            Ok(())
+        }),
         Ok(_) => Ok(()),
         Err(error) if error.is_cancelled() => Err(interrupted(&error)),
         Err(error) => Err(error.into()),
@@ -432,7 +472,7 @@ fn print_types(out: &mut Out, job: &Job) -> anyhow::Result<()> {
     Ok(out.table(rows)?)
 }
 
-fn files_json(job: &Job) -> serde_json::Value {
+pub(super) fn files_json(job: &Job) -> serde_json::Value {
     job.outputs().iter().map(|(path, bytes)| serde_json::json!({"path": path, "bytes": bytes})).collect()
 }
 
@@ -468,14 +508,15 @@ fn print_summary(out: &mut Out, job: &Job, summary: &Summary, error_left: Option
     Ok(())
 }
 
-fn print_summary_json(
-    out: &mut Out,
+/// `gain` is the comparison with plain rounding, if there was one.
+fn summary_json<G: serde::Serialize>(
     job: &Job,
     summary: &Summary,
     error_left: Option<f64>,
     chosen: Option<&Chosen>,
-) -> anyhow::Result<()> {
-    let json = serde_json::json!({
+    gain: &Option<G>,
+) -> serde_json::Value {
+    let mut json = serde_json::json!({
         "outputs": files_json(job),
         "read_bytes": summary.read_bytes,
         "written_bytes": summary.written_bytes,
@@ -486,7 +527,10 @@ fn print_summary_json(
         "seconds": summary.elapsed.as_secs_f64(),
         "warnings": warnings(job),
     });
-    Ok(writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?)
+    if let (Some(gain), Some(json)) = (gain, json.as_object_mut()) {
+        json.insert("comparison".to_string(), serde_json::json!(gain));
+    }
+    json
 }
 
 #[cfg(test)]

@@ -26,6 +26,8 @@ mod verify;
 #[cfg(feature = "llama")]
 mod bench;
 #[cfg(feature = "llama")]
+mod best;
+#[cfg(feature = "llama")]
 mod calibrate;
 #[cfg(feature = "llama")]
 mod chat;

@@ -4,6 +4,8 @@
 mod models;
 #[cfg(feature = "llama")]
 mod patient;
+#[cfg(feature = "llama")]
+mod whole;
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +21,7 @@ use crate::convert::{Changed, Event, Observer};
 pub use self::{
     models::{Bench, Calibration},
     patient::Patient,
+    whole::Whole,
 };
 
 /// The progress of a conversion: share done, rate, time left, bytes read and written.
@@ -40,10 +43,13 @@ impl Conversion {
         self.bar.finish_and_clear();
     }
 
-    /// Returns a function that shows what is done while no bytes are.
+    /// Returns a function that shows what is done while no bytes are. Rates and times of bytes then say nothing, and are left
+    /// out.
     #[cfg(feature = "llama")]
     pub fn showing(&self) -> impl Fn(&dyn std::fmt::Display) + Send + Sync + 'static {
         let bar = self.bar.clone();
+        let style = ProgressStyle::with_template("{elapsed} {wide_bar} {msg}");
+        bar.set_style(style.expect("the template is a constant that parses"));
         move |doing| {
             if !bar.is_hidden() {
                 bar.set_message(printable(&doing.to_string()).into_owned());
@@ -150,6 +156,13 @@ impl Steps {
     /// Shows the current step.
     pub fn say(&self, message: &str) {
         self.bar.set_message(printable(message).into_owned());
+    }
+
+    /// Sets how many steps are done, out of `of`.
+    #[cfg(feature = "llama")]
+    pub fn at(&self, done: u64, of: u64) {
+        self.bar.set_length(of);
+        self.bar.set_position(done);
     }
 
     /// Adds steps that are done.

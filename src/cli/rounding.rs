@@ -8,6 +8,7 @@ use anyhow::bail;
 use clap::{ArgAction, ValueEnum};
 
 use crate::arch::ARCHITECTURES;
+use crate::calibration::Text;
 use crate::engine::SessionOptions;
 use crate::evaluate::rounding::{DEFAULT_TOKENS, Method, Rounding, RoundingOptions};
 use crate::pass::Source;
@@ -16,16 +17,16 @@ use crate::vocab::TokenizerFile;
 /// How weights are rounded.
 #[derive(Debug, clap::Args)]
 pub(super) struct RoundingArgs {
-    /// How weights are rounded
+    /// How weights are rounded [default: nearest]
     ///
     /// 'compensated' computes from texts what enters each matrix, one layer at a time, and lets each weight take over the
     /// errors of others. 'full' computes backward, too, what the predictions depend on. The file has the same size and
     /// runs at the same speed, but is nearer to the original. Both take much longer.
-    #[arg(long, value_name = "HOW", value_enum, hide_possible_values = false, default_value_t = How::Nearest,
-          help_heading = "Rounding")]
-    rounding: How,
+    #[arg(long, value_name = "HOW", value_enum, hide_possible_values = false, help_heading = "Rounding")]
+    rounding: Option<How>,
 
     /// A text to compute what enters each matrix from; may be given several times, for each language that counts
+    /// [default: built-in texts in English, Chinese and code]
     #[arg(long, value_name = "TEXT", action = ArgAction::Append, help_heading = "Rounding")]
     calibration: Vec<PathBuf>,
 
@@ -62,12 +63,29 @@ pub(super) struct Rounded<'a> {
 impl RoundingArgs {
     /// Returns whether weights are simply rounded to nearest.
     pub fn is_nearest(&self) -> bool {
-        self.rounding == How::Nearest
+        self.how() == How::Nearest
     }
 
-    /// Returns the texts that were given.
-    pub fn calibration(&self) -> &[PathBuf] {
-        &self.calibration
+    fn how(&self) -> How {
+        self.rounding.unwrap_or(How::Nearest)
+    }
+
+    /// Returns how weights are rounded, if the flag says it.
+    pub fn named(&self) -> Option<String> {
+        Some(self.rounding?.to_possible_value()?.get_name().to_string())
+    }
+
+    /// Rounds for what the predictions depend on.
+    pub fn set_full(&mut self) {
+        self.rounding = Some(How::Full);
+    }
+
+    /// Returns the texts to read: the built-in ones if none was given.
+    pub fn texts(&self) -> Vec<Text> {
+        match self.calibration.as_slice() {
+            [] => Text::built_in(),
+            files => files.iter().cloned().map(Text::File).collect(),
+        }
     }
 
     /// Returns the most tokens to read of them together.
@@ -77,7 +95,7 @@ impl RoundingArgs {
 
     /// Returns what is found out before rounding; `None` for rounding to nearest.
     pub fn method(&self) -> Option<Method> {
-        match self.rounding {
+        match self.how() {
             How::Nearest => None,
             How::Compensated => Some(Method::Compensated),
             How::Full => Some(Method::Full),
@@ -95,13 +113,6 @@ impl RoundingArgs {
             }
             return Ok(None);
         };
-        if self.calibration.is_empty() {
-            bail!(
-                "--rounding {} needs texts: give one for each language that counts, as in --calibration en.txt \
-                 --calibration zh.txt",
-                if self.rounding == How::Full { "full" } else { "compensated" }
-            );
-        }
         let source = Source::open(what.source, ARCHITECTURES, what.allow_requantize, what.tokenizer)?;
         let folder = what.file.map_or(Path::new("."), crate::base::atomic_file::folder);
         let session = SessionOptions {
@@ -112,7 +123,7 @@ impl RoundingArgs {
         let options = RoundingOptions {
             most_tokens: self.calibration_tokens,
             session,
-            ..RoundingOptions::new(method, self.calibration.clone())
+            ..RoundingOptions::new(method, self.texts())
         };
         Ok(Some(Arc::new(Rounding::prepare(source, folder, options)?)))
     }

@@ -86,6 +86,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let (source, file) = (source.as_path(), Some(file.as_path()));
         let what = super::rounding::Rounded { source, allow_requantize: true, tokenizer, file, threads: args.threads };
         let rounding = args.rounding.prepare(&what, &cancel)?;
+        if let Some(rounding) = &rounding {
+            rounding.check_room(0)?;
+        }
         options.prologue = rounding.map(|rounding| rounding as std::sync::Arc<dyn crate::pass::Prologue>);
     } else if !args.rounding.is_nearest() {
         bail!("--rounding needs --source: without it, nothing is rounded");

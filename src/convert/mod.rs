@@ -29,7 +29,7 @@ use crate::arch::{ARCHITECTURES, Architectures};
 use crate::base::mmap::Mapping;
 use crate::base::units;
 use crate::calibration;
-use crate::gguf::{self, DEFAULT_ALIGNMENT, Layout, Metadata, TensorInfo};
+use crate::gguf::{self, DEFAULT_ALIGNMENT, Gguf, Layout, Metadata, TensorInfo};
 use crate::pass::{self, Encoder, Prologue, Source};
 use crate::quant;
 use crate::recipe::{self, Override, Plan, PlannedTensor, Recipe};
@@ -231,6 +231,45 @@ impl Job {
         &self.plan
     }
 
+    /// Returns what is converted.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Returns how many more bytes of the disk the outputs will take, beside what an earlier run has reserved for them.
+    pub fn bytes_to_write(&self) -> u64 {
+        output::bytes_to_write(&self.outputs)
+    }
+
+    /// Checks that no output exists, unless it may be replaced.
+    ///
+    /// # Errors
+    /// If one does.
+    pub fn check_names(&self) -> Result<(), Error> {
+        if self.options.force { Ok(()) } else { output::check_names(&self.outputs) }
+    }
+
+    /// Returns whether a job like this one has made the outputs already: all are there and complete, no file of the source is
+    /// newer, and they have the same tensors and metadata. The weights are not compared.
+    pub fn is_made(&self) -> bool {
+        let modified = |path: &Path| path.metadata().and_then(|metadata| metadata.modified()).ok();
+        let newest = self.source.mappings().into_iter().map(|file| modified(file.path())).max().flatten();
+        let is_whole = |(path, bytes): &(PathBuf, u64)| {
+            path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == *bytes)
+                && modified(path) >= newest
+        };
+        let unfinished = output::journal_path(&self.target).symlink_metadata().is_ok();
+        let (true, false, Some((first, _))) = (self.outputs.iter().all(is_whole), unfinished, self.outputs.first())
+        else {
+            return false;
+        };
+        let Ok(found) = Gguf::open(first) else { return false };
+        let same = |(key, value): (&str, &gguf::Value)| {
+            key == provenance::SOURCE_BLAKE3 || found.metadata().get(key) == Some(value)
+        };
+        found.tensors() == self.infos && self.metadata.iter().all(same)
+    }
+
     /// Returns the files that will be written, with their sizes in bytes.
     pub fn outputs(&self) -> &[(PathBuf, u64)] {
         &self.outputs
@@ -262,9 +301,7 @@ impl Job {
     /// If a file of that name exists (unless it may be replaced) or is part of the source, or the disk is too small.
     pub fn check_output(&self) -> Result<(), Error> {
         self.check_places()?;
-        if !self.options.force {
-            output::check_names(&self.outputs)?;
-        }
+        self.check_names()?;
         output::check_room(&self.outputs)
     }
 

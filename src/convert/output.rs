@@ -211,8 +211,12 @@ pub fn check_room(paths: &[(PathBuf, u64)]) -> Result<(), Error> {
 /// Returns how many bytes the disk lacks for these files; `None` if the system does not say.
 pub fn missing_bytes(paths: &[(PathBuf, u64)]) -> Option<u64> {
     let free = free_bytes(folder(&paths.first()?.0))?;
-    let still = paths.iter().map(|(path, bytes)| bytes.saturating_sub(allocated_bytes(&partial_path(path))));
-    Some(still.sum::<u64>().saturating_sub(free))
+    Some(bytes_to_write(paths).saturating_sub(free))
+}
+
+/// Returns how many bytes of the disk these files still take, beside what partial files occupy.
+pub fn bytes_to_write(paths: &[(PathBuf, u64)]) -> u64 {
+    paths.iter().map(|(path, bytes)| bytes.saturating_sub(allocated_bytes(&partial_path(path)))).sum()
 }
 
 /// Returns how many bytes of the disk the file occupies: fewer than its length if it has holes.

@@ -10,7 +10,8 @@
 //! This follows llama-imatrix, so that the two agree. Texts are cut into whole windows, and the rest is not read. If
 //! the tokenizer begins texts with a token, that token replaces the first of each window. Control tokens in a text are
 //! read as text, unless [`CalibrationOptions::special`] is set. The output matrix is left out, unless
-//! [`CalibrationOptions::output_matrix`] is set. Logits are requested for every token, because the last layer computes
+//! [`CalibrationOptions::output_matrix`] is set. The built-in texts have markers of conversations, which are read as control
+//! tokens in any case. Logits are requested for every token, because the last layer computes
 //! nothing for the others. Unlike in llama-imatrix, sums are 64-bit floats, a text of one window is enough, and small
 //! batches of inputs count too. Chat texts are best read with [`CalibrationOptions::special`]. Without it, llama.cpp
 //! reads the markers of Yi's conversations as control tokens, while nibble reads them as the user-defined pieces that
@@ -32,6 +33,7 @@ use std::time::{Duration, Instant};
 use crate::base::atomic_file::AtomicFile;
 use crate::base::text::without_mark;
 use crate::calibration::importance::{self, File, Matrix, Sums};
+use crate::calibration::text::{BUILT_IN, BuiltInText};
 use crate::chat::{self, Prompt};
 use crate::engine::{self, Logits, Session, SessionOptions};
 use crate::gguf::{self, Gguf, Metadata, TensorType};
@@ -86,6 +88,8 @@ pub struct CalibrationOptions {
     pub output_matrix: bool,
     /// Read control tokens in the texts as control tokens.
     pub special: bool,
+    /// Read the built-in texts too, after the others, with their control tokens.
+    pub built_in: bool,
     /// Importance files to add.
     pub merge: Vec<Weighted>,
     /// Where the result goes.
@@ -108,6 +112,7 @@ impl CalibrationOptions {
             most_windows: None,
             output_matrix: false,
             special: false,
+            built_in: false,
             merge: Vec::new(),
             output,
             force: false,
@@ -174,6 +179,8 @@ struct LoadedText {
     weight: f64,
     text: String,
     blake3: blake3::Hash,
+    /// Whether its control tokens are read as such.
+    special: bool,
 }
 
 /// A calibration that has been checked and is ready to execute.
@@ -238,7 +245,7 @@ impl CalibrationJob {
     /// # Errors
     /// If anything is wrong with them.
     pub fn prepare(model: &Path, texts: &[Weighted], options: CalibrationOptions) -> Result<Self, Error> {
-        if texts.is_empty() && options.merge.is_empty() {
+        if texts.is_empty() && !options.built_in && options.merge.is_empty() {
             return Err(Error::Nothing);
         }
         let gguf = Gguf::open(model)?;
@@ -252,7 +259,9 @@ impl CalibrationJob {
         }
         let window = window(&gguf, options.window)?;
         check_output(&options, gguf.paths().chain(texts.iter().map(|text| text.path.as_path())))?;
-        let texts = texts.iter().map(LoadedText::read).collect::<Result<Vec<_>, _>>()?;
+        let mut texts =
+            texts.iter().map(|text| LoadedText::read(text, options.special)).collect::<Result<Vec<_>, _>>()?;
+        texts.extend(BUILT_IN.iter().filter(|_| options.built_in).map(LoadedText::built_in));
         let merged = options
             .merge
             .iter()
@@ -320,7 +329,7 @@ impl CalibrationJob {
 
     /// Returns the tokens of a text's whole windows, and the number of all its tokens.
     fn tokens(&self, text: &LoadedText, model: &Model) -> Result<(Vec<u32>, usize), Error> {
-        let prompt = match self.options.special {
+        let prompt = match text.special {
             true => Prompt::with_control_tokens(text.text.as_str()),
             false => Prompt::plain(text.text.as_str()),
         };
@@ -423,6 +432,7 @@ impl CalibrationJob {
         for text in &self.texts {
             hasher.update(text.blake3.as_bytes());
             hasher.update(&text.weight.to_le_bytes());
+            hasher.update(&[u8::from(text.special)]);
         }
         hasher.finalize().to_hex().to_string()
     }
@@ -482,7 +492,12 @@ const IDENTITY: &str = "nibble.calibration.identity";
 const DONE: &str = "nibble.calibration.done";
 
 impl LoadedText {
-    fn read(weighted: &Weighted) -> Result<Self, Error> {
+    fn built_in(text: &BuiltInText) -> Self {
+        let (path, blake3) = (text.label(), blake3::hash(text.text.as_bytes()));
+        Self { path, weight: 1.0, text: text.text.to_string(), blake3, special: true }
+    }
+
+    fn read(weighted: &Weighted, special: bool) -> Result<Self, Error> {
         let path = weighted.path.clone();
         let bytes = std::fs::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
         if bytes.starts_with(b"GGUF") {
@@ -493,7 +508,7 @@ impl LoadedText {
         }
         let blake3 = blake3::hash(&bytes);
         match String::from_utf8(bytes) {
-            Ok(text) => Ok(Self { path, weight: weighted.weight, text: without_mark(text), blake3 }),
+            Ok(text) => Ok(Self { path, weight: weighted.weight, text: without_mark(text), blake3, special }),
             Err(error) => Err(Error::NotUtf8 { path, at: error.utf8_error().valid_up_to() }),
         }
     }

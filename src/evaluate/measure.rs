@@ -47,7 +47,7 @@ pub struct Columns {
 }
 
 impl Columns {
-    fn push(&mut self, distance: &Distance, n_top: usize) {
+    pub(super) fn push(&mut self, distance: &Distance, n_top: usize) {
         self.kld.push(distance.kld);
         self.nll.push(distance.nll);
         self.dp.push(distance.dp);

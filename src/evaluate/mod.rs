@@ -9,7 +9,8 @@
 //! runs models over them, [`measure`] turns logits into numbers with [`metrics`], [`assemble`] turns these into
 //! results. In [`tasks`], models answer questions. A [`trace`] replaces a reference that is not available. [`recipes`]
 //! converts a model with every recipe and compares the files. [`calibrate`] measures importance, with which conversion
-//! loses less. [`rounding`] for texts finds out what enters the matrices, one layer at a time.
+//! loses less. [`rounding`] for texts finds out what enters the matrices, one layer at a time. [`layerwise`] compares a file
+//! with its source, one layer at a time.
 //!
 //! The outcome is a [`Results`](crate::report::results::Results), the only input of everything that prints or draws.
 //! Comparing weights runs no model: see [`weights`](crate::weights).
@@ -20,6 +21,7 @@ pub mod calibrate;
 pub mod comparison;
 pub mod diagnose;
 mod error;
+pub mod layerwise;
 pub mod measure;
 mod models;
 pub mod read;

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use crate::evaluate::tasks::{self, KeptError};
-use crate::evaluate::{self, texts, trace};
+use crate::evaluate::{self, layerwise, rounding, texts, trace};
 
 /// Returns the flags or commands that help with `cause`, as words that follow "; ".
 pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
@@ -16,6 +16,12 @@ pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
             texts::Error::SameName(name) => Some(format!("give them names, as in --text {name}-2=FILE")),
             _ => None,
         };
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return of_rounding(error);
+    }
+    if let Some(layerwise::Error::Texts(error)) = cause.downcast_ref() {
+        return of_rounding(error);
     }
     if let Some(trace::Error::Foreign(_)) = cause.downcast_ref::<trace::Error>() {
         return Some("nibble trace makes traces".into());
@@ -35,6 +41,18 @@ pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
         KeptError::InUse(_) => Some("wait for it, or give another folder with --task-results".into()),
         KeptError::File { .. } => None,
     }
+}
+
+fn of_rounding(error: &rounding::Error) -> Option<String> {
+    let words = match error {
+        rounding::Error::NoRoom { .. } => {
+            "make room, write to another disk with -o, or read fewer tokens with --calibration-tokens"
+        }
+        rounding::Error::Short { .. } => "give a longer text",
+        rounding::Error::Temporary { .. } => "write elsewhere with -o",
+        _ => return None,
+    };
+    Some(words.to_string())
 }
 
 fn of_comparison(error: &evaluate::Error) -> Option<String> {
@@ -72,6 +90,10 @@ mod tests {
         assert!(advised(tasks::Error::Questions { path: path(), found: 3, wanted: 5 }.into()).contains("--task-shots"));
         let kept = KeptError::Foreign { path: path(), what: "results of another model".into() };
         assert!(advised(kept.into()).contains("--task-results"));
+        let no_room = rounding::Error::NoRoom { folder: path(), needed: 3, temporary: 2, missing: 1 };
+        let of_rounding =
+            |error: rounding::Error| super::super::advice(&anyhow::Error::from(error)).unwrap_or_default();
+        assert!(of_rounding(no_room).contains("--calibration-tokens"));
         assert_eq!(advised(evaluate::Error::Exists(path())), "pass --force to replace it");
     }
 }

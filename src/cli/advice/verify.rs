@@ -14,9 +14,10 @@ pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
             Some("give --source the folder or the file that it was made from".to_string())
         }
         verify::Error::OtherImportance { .. } => Some("give --importance the file that it was made with".to_string()),
-        verify::Error::OtherRounding { .. } => {
-            Some("give --rounding and --calibration as they were given to 'nibble convert'".to_string())
-        }
+        verify::Error::OtherRounding { .. } => Some(
+            "give --rounding and --calibration as they were given to 'nibble convert' (--best is --rounding full)"
+                .to_string(),
+        ),
         verify::Error::NoImportance { .. } => Some("leave out --importance".to_string()),
         _ => None,
     }

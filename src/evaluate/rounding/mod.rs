@@ -15,17 +15,20 @@
 
 mod known;
 pub mod sensitivity;
-mod texts;
+pub(super) mod texts;
 mod walk;
-mod weights;
+pub(super) mod weights;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
+use crate::base::units;
+use crate::calibration::Text;
+use crate::convert::free_bytes;
 use crate::engine::SessionOptions;
-use crate::gguf::{LayoutError, TensorInfo};
+use crate::gguf::{LayoutError, Metadata, TensorInfo};
 use crate::pass::{self, EncodeRows, Prologue, Source, WholeTensor};
 use crate::quant::rounding::{DAMPING, MomentsError, Settings, Sweeps};
 use crate::quant::{self, Format};
@@ -38,7 +41,7 @@ use weights::SourceWeights;
 pub const DEFAULT_TOKENS: u64 = 16_384;
 
 /// The default number of tokens in a window.
-const DEFAULT_WINDOW: u32 = 512;
+pub(super) const DEFAULT_WINDOW: u32 = 512;
 
 /// What is known when a matrix is rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,8 +57,8 @@ pub enum Method {
 pub struct RoundingOptions {
     /// What to find out.
     pub method: Method,
-    /// The texts, in UTF-8.
-    pub texts: Vec<PathBuf>,
+    /// The texts.
+    pub texts: Vec<Text>,
     /// The most tokens to read of all texts together. Each text gives as many, from all over it.
     pub most_tokens: u64,
     /// Threads, and the flag that interrupts the work.
@@ -69,12 +72,13 @@ pub struct RoundingOptions {
 
 impl RoundingOptions {
     /// Returns the default options with these texts.
-    pub fn new(method: Method, texts: Vec<PathBuf>) -> Self {
+    pub fn new(method: Method, texts: Vec<impl Into<Text>>) -> Self {
         let settings = match method {
             Method::Compensated => Settings::default(),
             // The sweeps refit all rows anyway.
             Method::Full => Settings { rounds: 1, ..Settings::default() },
         };
+        let texts = texts.into_iter().map(Into::into).collect();
         Self { method, texts, most_tokens: DEFAULT_TOKENS, session: SessionOptions::default(), settings, sweeps: 4 }
     }
 }
@@ -148,6 +152,21 @@ pub enum Error {
     /// The system gives no threads.
     #[error("no threads can be started: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
+    /// There is not enough room for the temporary file.
+    #[error(
+        "not enough room in {}: {} are needed there, of them {} for what enters each layer while the texts are read, and {} are \
+         missing", folder.display(), units::bytes(*needed), units::bytes(*temporary), units::bytes(*missing)
+    )]
+    NoRoom {
+        /// The folder.
+        folder: PathBuf,
+        /// Bytes that are needed there.
+        needed: u64,
+        /// Bytes of the temporary file.
+        temporary: u64,
+        /// Bytes that are missing.
+        missing: u64,
+    },
     /// A temporary file cannot be made, written or read.
     #[error("{}: a temporary file cannot be kept there: {source}", path.display())]
     Temporary {
@@ -162,6 +181,9 @@ pub enum Error {
 pub struct Rounding {
     source: Source,
     work: Mutex<Work>,
+    folder: PathBuf,
+    temporary_bytes: u64,
+    n_tokens: usize,
     /// Threads of its own: those of the conversion wait for it.
     pool: rayon::ThreadPool,
     /// Held while a large matrix is rounded: they take much memory.
@@ -247,7 +269,9 @@ impl Rounding {
     /// written to.
     pub fn prepare(source: Source, folder: &Path, options: RoundingOptions) -> Result<Self, Error> {
         let RoundingOptions { method, most_tokens, .. } = options;
-        let Begun { folder, route, window, texts } = begin(&source, folder, method, &options.texts, most_tokens)?;
+        let beside = folder.to_path_buf();
+        let Begun { folder, route, n_embd, window, texts } =
+            begin(&source, folder, method, &options.texts, most_tokens)?;
         // By what is in them: their names may change.
         let named: Vec<_> =
             texts.iter().map(|text| format!("{} tokens of {}", text.tokens.len(), text.blake3.to_hex())).collect();
@@ -262,12 +286,53 @@ impl Rounding {
             named.join(", ")
         );
         let tokens: Vec<u32> = texts.into_iter().flat_map(|text| text.tokens).collect();
+        let n_tokens = tokens.len();
+        let temporary_bytes = route.temporary_bytes(n_tokens, n_embd);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(options.session.n_threads() as usize).build()?;
         let cancel = options.session.cancel.clone();
         let walk = Walk::new(route, tokens, window as usize, folder.path().to_path_buf(), cancel);
         let work = Mutex::new(Work { walk, _folder: folder });
         let (large, achieved, observer) = (Mutex::default(), Mutex::default(), OnceLock::new());
-        Ok(Self { source, work, pool, large, route, identity, options, achieved, observer })
+        let folder = beside;
+        Ok(Self {
+            source,
+            work,
+            folder,
+            temporary_bytes,
+            n_tokens,
+            pool,
+            large,
+            route,
+            identity,
+            options,
+            achieved,
+            observer,
+        })
+    }
+
+    /// Checks that the disk has room for the temporary file and for `more` bytes beside it. Worth calling before hours of work
+    /// begin.
+    ///
+    /// # Errors
+    /// If it has not. A system that does not say how much room there is has enough.
+    pub fn check_room(&self, more: u64) -> Result<(), Error> {
+        let (folder, temporary) = (self.folder.clone(), self.temporary_bytes);
+        check_room(folder, temporary, more, free_bytes(&self.folder))
+    }
+
+    /// Returns the number of tokens that the layers are computed for.
+    pub fn n_tokens(&self) -> usize {
+        self.n_tokens
+    }
+
+    /// Returns whether the layers are computed backward, too.
+    pub fn goes_backward(&self) -> bool {
+        self.options.method == Method::Full
+    }
+
+    /// Returns the texts and the most tokens that are read of them.
+    pub fn texts(&self) -> (&[Text], u64) {
+        (&self.options.texts, self.options.most_tokens)
     }
 
     /// Sets what is told about the work, from several threads. Only the first one that is set counts.
@@ -360,13 +425,15 @@ struct Begun {
     /// For temporary files.
     folder: tempfile::TempDir,
     route: Route,
+    /// Numbers of a hidden vector.
+    n_embd: usize,
     /// Tokens of a window.
     window: u32,
     texts: Vec<texts::CalibrationText>,
 }
 
 /// Reads texts for the model in `source`. Temporary files are in a new folder in `folder`.
-fn begin(source: &Source, folder: &Path, method: Method, texts: &[PathBuf], most_tokens: u64) -> Result<Begun, Error> {
+fn begin(source: &Source, folder: &Path, method: Method, texts: &[Text], most_tokens: u64) -> Result<Begun, Error> {
     if texts.is_empty() {
         return Err(Error::NoText);
     }
@@ -375,12 +442,27 @@ fn begin(source: &Source, folder: &Path, method: Method, texts: &[PathBuf], most
     let weights = SourceWeights::new(source);
     let model = Model::new(&source.metadata, &weights)
         .map_err(|error| Error::Model { model: source.file_name(), source: error })?;
-    let route = Route { method, n_layers: model.n_layers(), tied: model.is_tied() };
-    let arch = source.metadata.str("general.architecture").unwrap_or_default();
-    let trained = source.metadata.u64(&format!("{arch}.context_length")).and_then(|n| u32::try_from(n).ok());
-    let window = trained.unwrap_or(u32::MAX).clamp(1, DEFAULT_WINDOW);
+    let (n_layers, n_embd, tied) = (model.n_layers(), model.n_embd(), model.is_tied());
+    let window = window_of(&source.metadata, DEFAULT_WINDOW);
     let texts = texts::read(&source.metadata, folder.path(), window, texts, most_tokens)?;
-    Ok(Begun { folder, route, window, texts })
+    Ok(Begun { folder, route: Route { method, n_layers, tied }, n_embd, window, texts })
+}
+
+/// Returns how many tokens a window has: `most`, or what the model was trained on if that is less.
+pub(super) fn window_of(metadata: &Metadata, most: u32) -> u32 {
+    let arch = metadata.str("general.architecture").unwrap_or_default();
+    let trained = metadata.u64(&format!("{arch}.context_length")).and_then(|n| u32::try_from(n).ok());
+    trained.unwrap_or(u32::MAX).clamp(1, most)
+}
+
+fn check_room(folder: PathBuf, temporary: u64, more: u64, free: Option<u64>) -> Result<(), Error> {
+    let needed = temporary.saturating_add(more);
+    match free.map(|free| needed.saturating_sub(free)) {
+        None | Some(0) => Ok(()),
+        // Without the temporary file, whoever writes the rest says so.
+        Some(_) if temporary == 0 => Ok(()),
+        Some(missing) => Err(Error::NoRoom { folder, needed, temporary, missing }),
+    }
 }
 
 /// Matrices with more weights than this are rounded one at a time.
@@ -430,5 +512,28 @@ impl EncodeRows for Rounded {
         dst: &mut [u8],
     ) {
         dst.copy_from_slice(&self.bytes[first_row * format.row_bytes(row_len)..][..dst.len()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_for_the_temporary_file_is_asked_for_first() {
+        let check = |temporary, more, free| check_room("there".into(), temporary, more, free);
+        for (temporary, more, free) in [(100, 50, Some(150)), (100, 50, None), (0, 200, Some(150))] {
+            assert!(check(temporary, more, free).is_ok());
+        }
+        let refused = check(14_092_861_440, 20_700_000_000, Some(30_000_000_000)).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "not enough room in there: 34.79 GB are needed there, of them 14.09 GB for what enters each layer while the texts \
+             are read, and 4.79 GB are missing"
+        );
+        // 16,384 tokens of Yi-34B.
+        let route = |method| Route { method, n_layers: 60, tied: false };
+        assert_eq!(route(Method::Full).temporary_bytes(16_384, 7168), 14_092_861_440);
+        assert_eq!(route(Method::Compensated).temporary_bytes(16_384, 7168), 0);
     }
 }

@@ -24,7 +24,7 @@
 //!
 //! Memory: that of a walk, a layer at a time.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -34,7 +34,7 @@ use super::known::{Sums, damped};
 use super::walk::{EMBEDDING, OUTPUT, Walk};
 use super::weights::SourceWeights;
 use super::{Begun, DEFAULT_TOKENS, Doing, Error, Method, begin};
-use crate::calibration::{Importance, Moments};
+use crate::calibration::{Importance, Moments, Text};
 use crate::engine::SessionOptions;
 use crate::gguf::{TensorInfo, TensorType};
 use crate::pass::{Assembly, Source};
@@ -48,7 +48,7 @@ pub struct SensitivityOptions {
     /// How the tensors will be rounded; `None` for rounding to nearest.
     pub method: Option<Method>,
     /// The texts, in UTF-8.
-    pub texts: Vec<PathBuf>,
+    pub texts: Vec<Text>,
     /// The most tokens to read of all texts together. Each text gives as many, from all over it.
     pub most_tokens: u64,
     /// Threads, and the flag that interrupts the work.
@@ -57,7 +57,8 @@ pub struct SensitivityOptions {
 
 impl SensitivityOptions {
     /// Returns the default options with these texts.
-    pub fn new(method: Option<Method>, texts: Vec<PathBuf>) -> Self {
+    pub fn new(method: Option<Method>, texts: Vec<impl Into<Text>>) -> Self {
+        let texts = texts.into_iter().map(Into::into).collect();
         Self { method, texts, most_tokens: DEFAULT_TOKENS, session: SessionOptions::default() }
     }
 }
@@ -88,7 +89,7 @@ pub fn measure(
     candidates: &(dyn Fn(&TensorInfo) -> Vec<TensorType> + Sync),
     tell: &(dyn Fn(Doing<'_>) + Sync),
 ) -> Result<Vec<Costs>, Error> {
-    let Begun { folder, route, window, texts } =
+    let Begun { folder, route, window, texts, .. } =
         begin(source, folder, Method::Full, &options.texts, options.most_tokens)?;
     let tokens: Vec<u32> = texts.into_iter().flat_map(|text| text.tokens).collect();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.session.n_threads() as usize).build()?;
@@ -263,7 +264,7 @@ mod tests {
 
     fn options(method: Option<Method>, threads: u32) -> SensitivityOptions {
         let session = SessionOptions { threads: Some(threads), ..SessionOptions::default() };
-        let texts = vec![PathBuf::from("tests/data/english.md")];
+        let texts = vec![std::path::PathBuf::from("tests/data/english.md")];
         SensitivityOptions { most_tokens: 2048, session, ..SensitivityOptions::new(method, texts) }
     }
 

@@ -100,6 +100,16 @@ impl Route {
         }
     }
 
+    /// Returns the bytes of the temporary file for so many tokens: 2 for each number that enters a layer.
+    pub fn temporary_bytes(&self, n_tokens: usize, n_embd: usize) -> u64 {
+        match self.method {
+            Method::Compensated => 0,
+            Method::Full => {
+                [n_embd, self.n_layers].iter().fold(2 * n_tokens as u64, |n, k| n.saturating_mul(*k as u64))
+            }
+        }
+    }
+
     /// The number of places.
     pub fn n_steps(&self) -> usize {
         match self.method {
