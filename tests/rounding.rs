@@ -267,11 +267,8 @@ fn what_cannot_be_rounded_for_is_refused_in_one_line() {
     };
     let compensated = ["--rounding", "compensated"];
     for (more, wanted) in [
-        (&["--calibration", text], "--calibration is for --rounding compensated and full"),
-        (
-            &[&compensated[..], &["--calibration", &short]].concat()[..],
-            "fewer than a window of 512; give a longer text",
-        ),
+        (&["--calibration", text][..], "--calibration is for --rounding compensated and full"),
+        (&[&compensated[..], &["--calibration", &short]].concat(), "fewer than a window of 512; give a longer text"),
         (&[&compensated[..], &["--calibration", &broken]].concat(), "broken.txt: is not UTF-8 at byte 5"),
         (&[&compensated[..], &["--calibration", "none.txt"]].concat(), "none.txt: cannot be read"),
     ] {

@@ -65,7 +65,7 @@ pub struct Recipe {
     /// `general.file_type`: llama.cpp's number for files made this way, `enum llama_ftype` in its `llama.h`.
     pub file_type: u32,
     /// The type of a matrix that no rule matches.
-    #[serde(rename = "type", serialize_with = "plan::type_name")]
+    #[serde(rename = "type", serialize_with = "type_name")]
     pub ty: TensorType,
     /// The rules. The first that matches a tensor decides.
     pub rules: Vec<Rule>,

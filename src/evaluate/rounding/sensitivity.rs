@@ -6,21 +6,21 @@
 //! ```
 //!
 //! A change Δ of what leaves a matrix costs (gᵀ Δ)² / 2 nats, to second order, where g is the gradient of −ln p of a token that
-//! is drawn from the model's own prediction ([`super::walk`]). With Δ = E x, and gradients taken to be independent of inputs, the
-//! mean over tokens is
+//! is drawn from the model's own prediction. With Δ = E x, and gradients taken to be independent of inputs, the mean over tokens
+//! is
 //!
 //! ```text
 //!  cost = mean ‖g‖² / 2 · tr(G E H Eᵀ)          G = E[g gᵀ] / E[‖g‖²],  H = E[‖g‖² x xᵀ] / E[‖g‖²]
 //! ```
 //!
 //! The errors of weights that are rounded to nearest are all but uncorrelated, so what remains of the trace is its diagonal,
-//! Σ G[i][i] H[k][k] e[i][k]². All of it takes a pass over the weights for each type. The whole trace takes R K (R + K)
+//! `Σ G[i][i] H[k][k] e[i][k]²`. All of it takes a pass over the weights for each type. The whole trace takes R K (R + K)
 //! operations for each type, a thousand times as much for the matrices of Yi-34B, and a sample of the gradients has a variance
 //! that the diagonal does not have.
 //!
 //! Rounding that compensates lets the weights that follow take over what an error does to them. What is left of H are the pivots p
 //! of its triangular factor ([`SecondMoments::pivots`]): the part of each input that no other one tells. So the cost of a matrix
-//! that is compensated is Σ G[i][i] p[k] e[i][k]², and where rows take over errors of one another, G has pivots, too.
+//! that is compensated is `Σ G[i][i] p[k] e[i][k]²`, and where rows take over errors of one another, G has pivots, too.
 //!
 //! Memory: that of a walk, a layer at a time.
 
