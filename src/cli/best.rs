@@ -18,6 +18,7 @@ use crate::convert::Job;
 use crate::engine::SessionOptions;
 use crate::evaluate::layerwise::{Error, LayerComparison, Options, Outcome};
 use crate::evaluate::rounding::Rounding;
+use crate::recipe::Recipe;
 use crate::report::wording;
 
 /// The best that nibble can do.
@@ -159,7 +160,8 @@ pub(super) fn print(out: &mut Out, job: &Job, outcome: &Outcome) -> anyhow::Resu
 
 fn sentences(recipe: &str, outcome: &Outcome) -> String {
     let (made, nearest) = (wording::estimate(&outcome.made.kld).value, wording::estimate(&outcome.nearest.kld).value);
-    let recipe = printable(recipe);
+    // The types of a recipe of the user's own, or of those chosen for a size, are the same in both.
+    let plain = Recipe::builtin(recipe).map_or("plain rounding".to_string(), |recipe| format!("plain {}", recipe.name));
     let of = match outcome.ratio.value.is_finite() {
         true => format!(", {} of it", wording::estimate(&outcome.ratio).line()),
         false => String::new(),
@@ -172,7 +174,7 @@ fn sentences(recipe: &str, outcome: &Outcome) -> String {
     let [made_top, nearest_top] =
         [&outcome.made, &outcome.nearest].map(|scores| wording::percent(&scores.same_top).value);
     format!(
-        "{made} nats from the original instead of {nearest} with plain {recipe}{of}, at the same size{noise}. The most likely \
+        "{made} nats from the original instead of {nearest} with {plain}{of}, at the same size{noise}. The most likely \
          token is the same for {made_top}% of tokens instead of {nearest_top}%. Mean KLD over {} tokens that the file was not \
          rounded for.",
         wording::thousands(outcome.scored as u64)
@@ -217,5 +219,6 @@ mod tests {
         }
         let without = Outcome { ratio: Estimate::bare(f64::NAN), ..outcome([0.0; 3]) };
         assert!(sentences("Q8_0", &without).contains("with plain Q8_0, at the same size, which may be noise"));
+        assert!(sentences("18GiB", &without).contains("with plain rounding, at"));
     }
 }
