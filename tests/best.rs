@@ -14,7 +14,7 @@ use nibble::recipe::{self, Recipe};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{convert, error, files, has, nibble, stdout, yi_nano};
+use crate::support::{candidate as candidate_of, convert, error, files, has, nibble, stdout, yi_nano};
 
 fn convert_args<'a>(output: &'a Path, more: &[&'a str]) -> Vec<String> {
     let args = ["convert", yi_nano().to_str().unwrap(), "-o", output.to_str().unwrap()].map(str::to_string);
@@ -98,10 +98,10 @@ fn it_agrees_with_running_the_models() {
     stdout(&nibble(args));
     let results: Value = serde_json::from_slice(&fs::read(&results).unwrap()).unwrap();
     for (i, text) in outcome.texts[..3].iter().enumerate() {
-        for (candidate, found) in [(0, text.made.value), (1, text.nearest.value)] {
-            let wanted = results["candidates"][candidate]["slices"][i]["kld"]["value"].as_f64().unwrap();
+        for (candidate, found) in [("file", text.made.value), ("other", text.nearest.value)] {
+            let wanted = candidate_of(&results, candidate)["slices"][i]["kld"]["value"].as_f64().unwrap();
             println!("{}, {candidate}: {found} layer by layer, {wanted} by llama.cpp", text.name);
-            assert!((found / wanted - 1.0).abs() < 0.05, "{}: {found} instead of {wanted}", text.name);
+            assert!((found / wanted - 1.0).abs() < 0.1, "{}: {found} instead of {wanted}", text.name);
         }
     }
 }

@@ -80,11 +80,7 @@ fn it_is_nearer_to_the_original_at_the_same_size() {
         ["compare", "--window", "128", "--windows", "40", "--text", &text, "--json", results.to_str().unwrap()];
     stdout(&nibble(compare.into_iter().chain(files.iter().map(String::as_str))));
     let results: Value = serde_json::from_slice(&fs::read(&results).unwrap()).unwrap();
-    let kld = |name: &str| {
-        let candidates = results["candidates"].as_array().unwrap();
-        let found = candidates.iter().find(|candidate| candidate["file"]["name"] == name).unwrap();
-        found["overall"]["kld"]["value"].as_f64().unwrap()
-    };
+    let kld = |name: &str| support::candidate(&results, name)["overall"]["kld"]["value"].as_f64().unwrap();
     for recipe in ["Q4_0", "Q4_K_S", "IQ4_XS"] {
         let [plain, compensated, full] = ["nearest", "compensated", "full"].map(|how| kld(&format!("{recipe}-{how}")));
         assert!(compensated < 0.75 * plain, "{recipe}: {compensated} instead of {plain}");

@@ -250,3 +250,10 @@ pub fn name_in_checkpoint(name: &str) -> String {
     };
     format!("model.layers.{layer}.{what}.{ending}")
 }
+
+/// What the results of a comparison say of the candidate of this name.
+#[cfg(feature = "llama")]
+pub fn candidate<'a>(results: &'a Value, name: &str) -> &'a Value {
+    let candidates = results["candidates"].as_array().unwrap();
+    candidates.iter().find(|candidate| candidate["file"]["name"] == name).unwrap()
+}
