@@ -2,25 +2,13 @@
 //! again from the recipe that was saved.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nibble::gguf::Gguf;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{self, convert, error, has, nibble, stdout, yi_nano};
-
-/// The first half of the repository's English text, to measure with, and the second, to judge by.
-fn halves(dir: &Path) -> (PathBuf, PathBuf) {
-    let text = fs::read_to_string(support::data("english.md")).unwrap();
-    let middle = (text.len() / 2..).find(|&at| text.is_char_boundary(at)).unwrap();
-    let write = |name: &str, text: &str| {
-        let path = dir.join(name);
-        fs::write(&path, text).unwrap();
-        path
-    };
-    (write("for.txt", &text[..middle]), write("by.txt", &text[middle..]))
-}
+use crate::support::{self, convert, error, halves, has, nibble, stdout, yi_nano};
 
 fn with<'a>(text: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
     let mut args = vec!["--calibration", text.to_str().unwrap(), "--calibration-tokens", "4096"];

@@ -2,7 +2,7 @@
 //! verified as it was made.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -15,19 +15,7 @@ use nibble::recipe::Recipe;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{self, convert, error, nibble, stdout, yi_nano};
-
-/// The first half of the repository's English text, to round for, and the second, to judge by; of each so many bytes.
-fn halves(dir: &Path) -> (PathBuf, PathBuf) {
-    let text = fs::read_to_string(support::data("english.md")).unwrap();
-    let middle = (text.len() / 2..).find(|&at| text.is_char_boundary(at)).unwrap();
-    let write = |name: &str, text: &str| {
-        let path = dir.join(name);
-        fs::write(&path, text).unwrap();
-        path
-    };
-    (write("for.txt", &text[..middle]), write("by.txt", &text[middle..]))
-}
+use crate::support::{self, convert, error, halves, nibble, stdout, yi_nano};
 
 const METHODS: [&str; 2] = ["compensated", "full"];
 

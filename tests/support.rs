@@ -257,3 +257,16 @@ pub fn candidate<'a>(results: &'a Value, name: &str) -> &'a Value {
     let candidates = results["candidates"].as_array().unwrap();
     candidates.iter().find(|candidate| candidate["file"]["name"] == name).unwrap()
 }
+
+/// The first half of the repository's English text, to calibrate with, and the second, to judge by, as files in `dir`.
+#[cfg(feature = "llama")]
+pub fn halves(dir: &Path) -> (PathBuf, PathBuf) {
+    let text = std::fs::read_to_string(data("english.md")).unwrap();
+    let middle = (text.len() / 2..).find(|&at| text.is_char_boundary(at)).unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    (write("for.txt", &text[..middle]), write("by.txt", &text[middle..]))
+}

@@ -13,7 +13,7 @@ use super::convert::parse_size;
 use super::groups::groups;
 use super::out::Out;
 use super::progress;
-use super::rounding::RoundingArgs;
+use super::rounding::{RoundingArgs, session};
 use super::table::{self, Align};
 use crate::arch::ARCHITECTURES;
 use crate::base::atomic_file::AtomicFile;
@@ -159,11 +159,7 @@ impl AllocationArgs {
         let others = job.output_bytes().saturating_sub(job.plan().total_bytes());
         let most_bytes = target.file_bytes(others, job.plan().n_weights(), &source.metadata, &context);
 
-        let session = SessionOptions {
-            threads: what.threads.map(u32::from),
-            cancel: cancel.clone(),
-            ..SessionOptions::default()
-        };
+        let session = session(what.threads, cancel);
         let sensitivity = SensitivityOptions {
             most_tokens: rounding.calibration_tokens(),
             session,

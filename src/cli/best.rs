@@ -12,10 +12,9 @@ use anyhow::{Context, bail};
 use super::interrupt::Interrupted;
 use super::out::{self, Out};
 use super::progress;
-use super::rounding::RoundingArgs;
+use super::rounding::{RoundingArgs, session};
 use crate::base::display::printable;
 use crate::convert::Job;
-use crate::engine::SessionOptions;
 use crate::evaluate::layerwise::{Error, LayerComparison, Options, Outcome};
 use crate::evaluate::rounding::Rounding;
 use crate::recipe::Recipe;
@@ -116,11 +115,7 @@ impl BestArgs {
         let file = file_of(job);
         let shown = || printable(&file.display().to_string()).into_owned();
         let (texts, most_tokens) = rounding.texts();
-        let session = SessionOptions {
-            threads: running.threads.map(u32::from),
-            cancel: running.cancel.clone(),
-            ..SessionOptions::default()
-        };
+        let session = session(running.threads, running.cancel);
         let options = Options { session, ..Options::new(texts.to_vec(), most_tokens) };
         let bar = progress::Steps::new(1, running.quiet || running.json);
         let compare = || {

@@ -60,6 +60,11 @@ pub(super) struct Rounded<'a> {
     pub threads: Option<u16>,
 }
 
+/// Returns options with so many threads, and the flag that Ctrl-C sets.
+pub(super) fn session(threads: Option<u16>, cancel: &Arc<AtomicBool>) -> SessionOptions {
+    SessionOptions { threads: threads.map(u32::from), cancel: cancel.clone(), ..SessionOptions::default() }
+}
+
 impl RoundingArgs {
     /// Returns whether weights are simply rounded to nearest.
     pub fn is_nearest(&self) -> bool {
@@ -115,14 +120,9 @@ impl RoundingArgs {
         };
         let source = Source::open(what.source, ARCHITECTURES, what.allow_requantize, what.tokenizer)?;
         let folder = what.file.map_or(Path::new("."), crate::base::atomic_file::folder);
-        let session = SessionOptions {
-            threads: what.threads.map(u32::from),
-            cancel: cancel.clone(),
-            ..SessionOptions::default()
-        };
         let options = RoundingOptions {
             most_tokens: self.calibration_tokens,
-            session,
+            session: session(what.threads, cancel),
             ..RoundingOptions::new(method, self.texts())
         };
         Ok(Some(Arc::new(Rounding::prepare(source, folder, options)?)))

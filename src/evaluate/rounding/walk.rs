@@ -184,7 +184,8 @@ impl Walk {
         }
     }
 
-    /// Makes only the predictions in the second half of each window count: those that comparisons judge by.
+    /// Makes only the predictions in the second half of each window count: those that comparisons judge by. Learns what
+    /// [`Self::ends`] returns.
     #[must_use]
     pub fn for_second_halves(self) -> Self {
         Self { second_halves: true, ..self }
@@ -221,7 +222,7 @@ impl Walk {
     }
 
     /// Returns what is known of the embedding and the output matrix: of the latter after the first step backward, of the
-    /// former after the last.
+    /// former after the last. Nothing, unless [`Self::for_second_halves`] was called.
     pub fn ends(&self) -> &Ends {
         &self.ends
     }
@@ -305,7 +306,11 @@ impl Walk {
                 self.go_to_the_end(model, tell)?;
                 tell(Doing::Backward { step, of: n_layers });
                 let mut of_output = Moments::new(model.n_embd());
-                let mut output_rows = vec![0.0; model.n_vocab()];
+                // Rounding needs no more than second moments.
+                let mut ends = self.second_halves.then(Ends::default);
+                if let Some(ends) = &mut ends {
+                    ends.output_rows.resize(model.n_vocab(), 0.0);
+                }
                 for part in self.parts(model.n_embd()) {
                     self.check_cancelled()?;
                     let first = part.start / model.n_embd();
@@ -319,16 +324,21 @@ impl Walk {
                             let squares = squares(&seen);
                             let weights = capped(&squares, self.second_halves);
                             of_output.add_weighted(seen.inputs, &weights);
-                            let factors = weights.iter().zip(&squares).map(|(weight, square)| match *square > 0.0 {
-                                true => weight / square,
-                                false => 0.0,
-                            });
-                            add_squares(seen.gradients, &factors.collect::<Vec<_>>(), &mut output_rows);
+                            if let Some(Ends { output_rows, .. }) = &mut ends {
+                                let factors =
+                                    weights.iter().zip(&squares).map(|(weight, square)| match *square > 0.0 {
+                                        true => weight / square,
+                                        false => 0.0,
+                                    });
+                                add_squares(seen.gradients, &factors.collect::<Vec<_>>(), output_rows);
+                            }
                         }
                     })?;
                     self.vectors[part].copy_from_slice(&gradient);
                 }
-                self.ends = Ends { output_rows, output: Some(of_output.clone()), embedding: None };
+                if let Some(ends) = ends {
+                    self.ends = Ends { output: Some(of_output.clone()), ..ends };
+                }
                 if tied {
                     self.of_output = Some(of_output);
                 } else {
@@ -339,15 +349,17 @@ impl Walk {
             step if step == n_layers + 1 => {
                 let mut moments = self.of_output.take().unwrap_or_else(|| Moments::new(model.n_embd()));
                 // The order of the sums is part of the result, so they are not made of one another.
-                let mut alone = Moments::new(model.n_embd());
+                let mut alone = (tied && self.second_halves).then(|| Moments::new(model.n_embd()));
                 for part in self.parts(model.n_embd()) {
                     self.check_cancelled()?;
                     moments.add(&self.vectors[part.clone()]);
-                    if tied {
+                    if let Some(alone) = &mut alone {
                         alone.add(&self.vectors[part]);
                     }
                 }
-                self.ends.embedding = Some(if tied { alone } else { moments.clone() });
+                if self.second_halves {
+                    self.ends.embedding = Some(alone.unwrap_or_else(|| moments.clone()));
+                }
                 sums.insert(EMBEDDING.to_string(), Sums { inputs: moments, outputs: None });
             }
             step => {
