@@ -1,6 +1,7 @@
 //! What is known of matrices that were not rounded yet.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::calibration::Moments;
@@ -14,16 +15,28 @@ const MOST_BYTES: usize = 2 << 30;
 pub struct Sums {
     /// Of what enters.
     pub inputs: Moments,
-    /// Of the gradients, if there are any.
-    pub outputs: Option<Moments>,
+    /// Of the gradients, if there are any: those of [`blocks`] of rows, each by itself.
+    pub outputs: Vec<Moments>,
+}
+
+/// Rows of a matrix whose gradients are taken to depend on one another, at most.
+///
+/// All 20,480 rows of a matrix of Yi-34B together would take five times as long to round for, and 1.7 GB. In `yi-nano`,
+/// eighths of 768 rows lose 1 % of what two-sided rounding leaves, and thirds 0.6 %.
+pub const MOST_ROWS: usize = 8192;
+
+/// Divides rows into equal blocks of at most so many.
+pub fn blocks(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let each = rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(32);
+    (0..rows).step_by(each.max(1)).map(move |first| first..rows.min(first + each))
 }
 
 /// The same, prepared for rounding.
 pub struct Prepared {
     /// Of what enters.
     pub inputs: Arc<SecondMoments>,
-    /// Of the gradients.
-    pub outputs: Option<OutputMoments>,
+    /// Of the gradients, as in [`Sums`].
+    pub outputs: Vec<OutputMoments>,
 }
 
 /// What is added to the mean squares of gradients, as a part of their mean over all rows.
@@ -92,11 +105,12 @@ impl Known {
         let Some(entry) = entries.remove(name) else { return Ok(None) };
         let (inputs, outputs, left) = match entry {
             Entry::Summed(Sums { inputs, outputs }) => {
-                let outputs = outputs.map(|sums| OutputMoments::new(damped(&sums), sums.columns())).transpose()?;
+                let of_block = |sums: Moments| OutputMoments::new(damped(&sums), sums.columns());
+                let outputs = outputs.into_iter().map(of_block).collect::<Result<_, _>>()?;
                 let inputs = SecondMoments::new(inputs.estimate(), inputs.columns())?;
                 (Arc::new(inputs), outputs, uses.saturating_sub(1))
             }
-            Entry::Shared(inputs, left) => (inputs, None, left - 1),
+            Entry::Shared(inputs, left) => (inputs, Vec::new(), left - 1),
         };
         if left > 0 {
             entries.insert(name.to_string(), Entry::Shared(inputs.clone(), left));
@@ -125,7 +139,7 @@ impl Known {
 impl Entry {
     fn bytes(&self) -> usize {
         match self {
-            Self::Summed(sums) => sums.inputs.bytes() + sums.outputs.as_ref().map_or(0, Moments::bytes),
+            Self::Summed(sums) => sums.inputs.bytes() + sums.outputs.iter().map(Moments::bytes).sum::<usize>(),
             Self::Shared(moments, _) => 6 * moments.columns() * moments.columns(),
         }
     }
@@ -138,7 +152,7 @@ mod tests {
     fn sums(columns: usize) -> Sums {
         let mut inputs = Moments::new(columns);
         inputs.add(&vec![1.0; columns]);
-        Sums { inputs, outputs: None }
+        Sums { inputs, outputs: Vec::new() }
     }
 
     #[test]
@@ -155,6 +169,15 @@ mod tests {
     }
 
     #[test]
+    fn rows_are_divided_into_equal_blocks() {
+        let of = |rows, most| blocks(rows, most).collect::<Vec<_>>();
+        assert_eq!(of(768, 8192), [0..768]);
+        assert_eq!(of(20_480, 8192), [0..6848, 6848..13_696, 13_696..20_480]);
+        assert_eq!(of(70, 40), [0..64, 64..70]);
+        assert!(of(0, 40).is_empty());
+    }
+
+    #[test]
     fn no_row_is_free_to_make_up_for_the_others() {
         let mut gradients = Moments::new(3);
         gradients.add(&[3.0, 0.0, 0.0]);
@@ -167,7 +190,7 @@ mod tests {
         let mut known = Known::default();
         // 0.8 GB each, of which nothing is touched.
         for place in 0..4 {
-            known.add(place, [("a".to_string(), Sums { inputs: Moments::new(20_000), outputs: None })].into());
+            known.add(place, [("a".to_string(), Sums { inputs: Moments::new(20_000), outputs: Vec::new() })].into());
         }
         assert_eq!(known.places(), [2, 3]);
         for place in 4..9 {

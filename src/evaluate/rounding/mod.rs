@@ -33,7 +33,7 @@ use crate::pass::{self, EncodeRows, Prologue, Source, WholeTensor};
 use crate::quant::rounding::{DAMPING, MomentsError, Settings, Sweeps};
 use crate::quant::{self, Format};
 use crate::transformer::{self, Model};
-use known::{OUTPUT_DAMPING, Prepared};
+use known::{MOST_ROWS, OUTPUT_DAMPING, Prepared};
 use walk::{Route, Walk};
 use weights::SourceWeights;
 
@@ -63,23 +63,18 @@ pub struct RoundingOptions {
     pub most_tokens: u64,
     /// Threads, and the flag that interrupts the work.
     pub session: SessionOptions,
-    /// What is done for each row.
+    /// What is done for each row that is rounded for what enters it.
     pub settings: Settings,
-    /// How often all rows are refitted for the output, with [`Method::Full`]: one round each, in which the others stay as they
-    /// are. Four of them leave less than two of three rounds.
+    /// How often all rows are refitted for the output, with [`Method::Full`].
     pub sweeps: usize,
 }
 
 impl RoundingOptions {
     /// Returns the default options with these texts.
     pub fn new(method: Method, texts: Vec<impl Into<Text>>) -> Self {
-        let settings = match method {
-            Method::Compensated => Settings::default(),
-            // The sweeps refit all rows anyway.
-            Method::Full => Settings { rounds: 1, ..Settings::default() },
-        };
         let texts = texts.into_iter().map(Into::into).collect();
-        Self { method, texts, most_tokens: DEFAULT_TOKENS, session: SessionOptions::default(), settings, sweeps: 4 }
+        let (session, settings) = (SessionOptions::default(), Settings::default());
+        Self { method, texts, most_tokens: DEFAULT_TOKENS, session, settings, sweeps: 5 }
     }
 }
 
@@ -278,7 +273,7 @@ impl Rounding {
         let Settings { nearest, rounds } = options.settings;
         let method = match options.method {
             Method::Compensated => "compensated".to_string(),
-            Method::Full => format!("full, {} sweeps, damping of outputs {OUTPUT_DAMPING}", options.sweeps),
+            Method::Full => format!("full, {} sweeps of at most {MOST_ROWS} rows, damping of outputs {OUTPUT_DAMPING}", options.sweeps),
         };
         let identity = format!(
             "{method}, damping {DAMPING}, {}refit in {rounds} rounds, windows of {window}, {}",
@@ -386,6 +381,8 @@ impl Rounding {
         let stop = &self.options.session.cancel;
         let columns = known.inputs.columns();
         let mut bytes = vec![0; weights.len() / columns * format.row_bytes(columns)];
+        // What the sweeps begin with need not be good.
+        let settings = if known.outputs.is_empty() { self.options.settings } else { FOR_SWEEPS };
         // Some at a time, so that it can be stopped.
         let rows = ROWS_AT_ONCE * rayon::current_num_threads();
         let parts = weights.chunks(rows * columns).zip(bytes.chunks_mut(rows * format.row_bytes(columns)));
@@ -394,22 +391,25 @@ impl Rounding {
             if stop.load(Ordering::Relaxed) {
                 return Err(Error::Cancelled);
             }
-            let outcome = format.round_for(weights, &known.inputs, self.options.settings, bytes);
-            let Some(outcome) = outcome else { return Ok(None) };
-            left += outcome.refit.unwrap_or(outcome.compensated).objective;
-            nearest += outcome.nearest.map_or(0.0, |nearest| nearest.objective);
-        }
-        if let Some(outputs) = &known.outputs {
-            let sweeps = Sweeps { sweeps: self.options.sweeps, rounds: 1, stop };
-            let refitted = format.refit_two_sided(weights, &known.inputs, outputs, sweeps, &mut bytes);
-            left = refitted.ok_or(Error::Cancelled)?.after;
-            nearest = 0.0;
-            if self.options.settings.nearest {
-                let mut bytes = vec![0; bytes.len()];
-                format.quantize_rows(weights, columns, Some(known.inputs.importance()), &mut bytes);
-                let objective = format.objective_two_sided(weights, &known.inputs, outputs, &bytes);
-                nearest = objective.unwrap_or(0.0);
+            let Some(outcome) = format.round_for(weights, &known.inputs, settings, bytes) else { return Ok(None) };
+            if known.outputs.is_empty() {
+                left += outcome.refit.unwrap_or(outcome.compensated).objective;
+                nearest += outcome.nearest.map_or(0.0, |nearest| nearest.objective);
             }
+        }
+        let row_bytes = format.row_bytes(columns);
+        let mut first = 0;
+        for outputs in &known.outputs {
+            let rows = first..first + outputs.rows();
+            first = rows.end;
+            let weights = &weights[rows.start * columns..rows.end * columns];
+            let bytes = &mut bytes[rows.start * row_bytes..rows.end * row_bytes];
+            let sweeps = Sweeps { sweeps: self.options.sweeps, stop };
+            let refitted = format.refit_two_sided(weights, &known.inputs, outputs, sweeps, bytes);
+            left += refitted.ok_or(Error::Cancelled)?.after;
+            let mut bytes = vec![0; bytes.len()];
+            format.quantize_rows(weights, columns, Some(known.inputs.importance()), &mut bytes);
+            nearest += format.objective_two_sided(weights, &known.inputs, outputs, &bytes);
         }
         if nearest > 0.0 {
             let mut achieved = lock(&self.achieved);
@@ -464,6 +464,10 @@ fn check_room(folder: PathBuf, temporary: u64, more: u64, free: Option<u64>) -> 
         Some(missing) => Err(Error::NoRoom { folder, needed, temporary, missing }),
     }
 }
+
+/// How a matrix is rounded before it is refitted for its outputs: for its inputs, in one go. Rounding to nearest first, or a refit
+/// for the inputs, takes longer than another sweep and gains less.
+const FOR_SWEEPS: Settings = Settings { nearest: false, rounds: 0 };
 
 /// Matrices with more weights than this are rounded one at a time.
 const LARGE: usize = 1 << 23;

@@ -173,16 +173,18 @@ fn parts(
         let factor = moments.weight() / n_counting / 2.0;
         parts.push(Use { factor, rows, columns, importance });
     }
-    if let Some(Sums { inputs, outputs: Some(outputs) }) = sums {
+    if let Some(Sums { inputs, outputs }) = sums.filter(|sums| !sums.outputs.is_empty()) {
         let (columns, importance) = columns(&inputs, method.is_some())?;
-        let rows = match method {
-            Some(Method::Full) => {
-                let prepared = SecondMoments::new(damped(&outputs), outputs.columns())?;
-                prepared.pivots().to_vec()
+        let mut rows = Vec::new();
+        for outputs in outputs {
+            match method {
+                Some(Method::Full) => {
+                    let prepared = SecondMoments::new(damped(&outputs), outputs.columns())?;
+                    rows.extend(prepared.pivots().iter().copied().map(f64::from));
+                }
+                _ => rows.extend(outputs.diagonal().into_iter().map(f64::from)),
             }
-            _ => outputs.diagonal(),
-        };
-        let rows = rows.into_iter().map(f64::from).collect();
+        }
         parts.push(Use { factor: inputs.weight() / n_counting / 2.0, rows, columns, importance });
     }
     Ok(parts)
@@ -333,14 +335,14 @@ mod tests {
             ("blk.0.attn_output.weight", TensorType::Q4_0),
         ] {
             let (sums, weights, n_counting) = sums(&source, name);
-            let (inputs, outputs) = (sums.inputs.clone(), sums.outputs.clone().unwrap());
+            let (inputs, outputs) = (sums.inputs.clone(), sums.outputs[0].clone());
             let (columns, rows) = (inputs.columns(), outputs.columns());
             let format = quant::format(ty).unwrap();
             let prepared = SecondMoments::new(inputs.means(), columns).unwrap();
             let mut bytes = vec![0; rows * format.row_bytes(columns)];
             format.quantize_rows(&weights, columns, Some(prepared.importance()), &mut bytes);
             let moments = OutputMoments::new(outputs.means(), rows).unwrap();
-            let trace = format.objective_two_sided(&weights, &prepared, &moments, &bytes).unwrap();
+            let trace = format.objective_two_sided(&weights, &prepared, &moments, &bytes);
             let wanted = trace * inputs.weight() / n_counting / 2.0;
 
             let index = source.tensors.iter().position(|tensor| tensor.name == name).unwrap();

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
-use super::known::{Known, Prepared, Sums};
+use super::known::{Known, MOST_ROWS, Prepared, Sums, blocks};
 use super::{Doing, Error, Method};
 use crate::base::math::exp_f32;
 use crate::base::random::Random;
@@ -160,6 +160,8 @@ pub struct Walk {
     second_halves: bool,
     /// [`NUMBERS_AT_ONCE`]
     at_once: usize,
+    /// [`MOST_ROWS`]
+    together: usize,
 }
 
 impl Walk {
@@ -181,6 +183,7 @@ impl Walk {
             ends,
             second_halves: false,
             at_once: NUMBERS_AT_ONCE,
+            together: MOST_ROWS,
         }
     }
 
@@ -342,7 +345,7 @@ impl Walk {
                 if tied {
                     self.of_output = Some(of_output);
                 } else {
-                    sums.insert(OUTPUT.to_string(), Sums { inputs: of_output, outputs: None });
+                    sums.insert(OUTPUT.to_string(), Sums { inputs: of_output, outputs: Vec::new() });
                 }
             }
             // A row of the embedding is what enters, where its token stands: an error in it costs what the gradients say.
@@ -360,10 +363,10 @@ impl Walk {
                 if self.second_halves {
                     self.ends.embedding = Some(alone.unwrap_or_else(|| moments.clone()));
                 }
-                sums.insert(EMBEDDING.to_string(), Sums { inputs: moments, outputs: None });
+                sums.insert(EMBEDDING.to_string(), Sums { inputs: moments, outputs: Vec::new() });
             }
             step => {
-                let (layer, second_halves) = (n_layers - step, self.second_halves);
+                let (layer, second_halves, together) = (n_layers - step, self.second_halves, self.together);
                 tell(Doing::Backward { step, of: n_layers });
                 let mut hidden = Vec::new();
                 for part in self.parts(model.n_embd()) {
@@ -371,7 +374,7 @@ impl Walk {
                     self.entered(layer, &part, &mut hidden)?;
                     model.backward(layer, self.window, &hidden, &mut self.vectors[part], &mut |seen| {
                         if !seen.is_norm {
-                            add(sums, name_of(layer, seen.tensor), &seen, second_halves);
+                            add(sums, name_of(layer, seen.tensor), &seen, second_halves, together);
                         }
                     })?;
                 }
@@ -418,24 +421,26 @@ impl Walk {
 }
 
 fn inputs_of(sums: &mut HashMap<String, Sums>, name: String, columns: usize) -> &mut Moments {
-    let none = || Sums { inputs: Moments::new(columns), outputs: None };
+    let none = || Sums { inputs: Moments::new(columns), outputs: Vec::new() };
     &mut sums.entry(name).or_insert_with(none).inputs
 }
 
-/// Adds what enters a matrix, weighted by its gradients, and the gradients, which only `some` tokens may have.
-fn add(sums: &mut HashMap<String, Sums>, name: String, seen: &Seen<'_>, some: bool) {
+/// Adds what enters a matrix, weighted by its gradients, and the gradients, which only `some` tokens may have: those of at most
+/// so many rows `together`.
+fn add(sums: &mut HashMap<String, Sums>, name: String, seen: &Seen<'_>, some: bool, together: usize) {
     let squares = squares(seen);
     let weights = capped(&squares, some);
     let (columns, rows) = (seen.inputs.len() / squares.len(), seen.gradients.len() / squares.len());
-    let none = || Sums { inputs: Moments::new(columns), outputs: Some(Moments::new(rows)) };
+    let outputs = || blocks(rows, together).map(|block| Moments::new(block.len())).collect();
+    let none = || Sums { inputs: Moments::new(columns), outputs: outputs() };
     let sums = sums.entry(name).or_insert_with(none);
     sums.inputs.add_weighted(seen.inputs, &weights);
-    if let Some(outputs) = &mut sums.outputs {
+    for (block, outputs) in blocks(rows, together).zip(&mut sums.outputs) {
         // As vectors of length 1 with weights: a few tokens with large gradients tell as little as a few tokens.
-        let mut directions = seen.gradients.to_vec();
-        for (direction, square) in directions.chunks_exact_mut(rows).zip(&squares) {
+        let mut directions = Vec::with_capacity(squares.len() * block.len());
+        for (gradient, square) in seen.gradients.chunks_exact(rows).zip(&squares) {
             let inverse = if *square > 0.0 { 1.0 / square.sqrt() } else { 0.0 };
-            direction.iter_mut().for_each(|x| *x = (f64::from(*x) * inverse) as f32);
+            directions.extend(gradient[block.clone()].iter().map(|x| (f64::from(*x) * inverse) as f32));
         }
         outputs.add_weighted(&directions, &weights);
     }
@@ -549,9 +554,9 @@ mod tests {
         let weights = SourceWeights::new(&source);
         let model = Model::new(&source.metadata, &weights).unwrap();
         assert_eq!(model.n_layers(), N_LAYERS);
-        // All windows at once, and one at a time.
-        for at_once in [NUMBERS_AT_ONCE, 1] {
-            let mut walk = walk(Method::Full, &source, at_once);
+        // All windows at once, and one at a time; all rows together, and those of the feed-forward matrices in blocks.
+        for (at_once, together) in [(NUMBERS_AT_ONCE, MOST_ROWS), (1, 300)] {
+            let mut walk = Walk { together, ..walk(Method::Full, &source, at_once) };
             walk.walk_to(&model, N_LAYERS + 1, &|_| ()).unwrap();
             let mut hidden = vec![model.embed(&walk.tokens).unwrap()];
             for layer in 0..N_LAYERS {
@@ -615,9 +620,12 @@ mod tests {
                     norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) < 0.05 * norm(&mut a.iter().copied())
                 };
                 assert!(roughly(&of_inputs, &found.inputs.means()), "what enters {name}");
-                assert_eq!(found.outputs.is_some(), step > 0);
-                if let Some(outputs) = &found.outputs {
-                    assert!(roughly(&of_outputs, &outputs.means()), "the gradients of {name}");
+                let of_blocks: Vec<_> = if step > 0 { blocks(rows, together).collect() } else { Vec::new() };
+                assert_eq!(found.outputs.len(), of_blocks.len());
+                for (block, outputs) in of_blocks.into_iter().zip(&found.outputs) {
+                    let part = |i: usize| &of_outputs[i * rows..][block.clone()];
+                    let wanted: Vec<f32> = block.clone().flat_map(part).copied().collect();
+                    assert!(roughly(&wanted, &outputs.means()), "the gradients of {name}");
                 }
             }
             let embedding = walk.known.sums(N_LAYERS + 1, EMBEDDING).unwrap();
@@ -643,7 +651,7 @@ mod tests {
                     wanted.add(seen.inputs);
                     if let Some(found) = walk.known.sums(layer, &name_of(layer, seen.tensor)) {
                         assert!(close(&wanted.means(), &found.inputs.means()), "{}", seen.tensor);
-                        assert!(found.outputs.is_none());
+                        assert!(found.outputs.is_empty());
                     } else {
                         assert!(["attn_k.weight", "attn_v.weight", "ffn_up.weight"].contains(&seen.tensor));
                     }

@@ -19,7 +19,7 @@
 //! √(H[i][i] H[j][j])`: some ten times what H loses in single precision, and next to nothing beside the damping.
 
 use crate::lanes::Level;
-use crate::linear::{Column, ROWS, add_products, transpose};
+use crate::linear::{Column, ROWS, View, add_products, transpose};
 use rayon::prelude::*;
 
 /// Columns in a panel of the factor.
@@ -135,6 +135,11 @@ impl SecondMoments {
     /// What was added to the diagonal of H before it was factored.
     pub fn damping(&self) -> f64 {
         self.damping
+    }
+
+    /// H.
+    pub(super) fn view(&self) -> View<'_> {
+        View::new(&self.values, self.columns)
     }
 
     /// The seconds that preparing took.

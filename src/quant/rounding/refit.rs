@@ -15,6 +15,8 @@
 //! A change is made where its effect, computed for the numbers as they are stored, is a gain. In the end the objective of
 //! each row is computed anew, and rows that did not improve get their bytes back.
 
+use std::ops::Range;
+
 use super::factor::{SecondMoments, SmallFactor};
 use super::group::{Group, WINDOW};
 use super::piece::{MAX, Piece, PieceScales, Rounded, round_to_levels};
@@ -56,6 +58,52 @@ impl<'a> Refit<'a> {
         let n = moments.columns() / grid.sub_block;
         let of = |piece| SmallFactor::of(moments, piece * grid.sub_block, grid.sub_block);
         Self { level, moments, pieces: (0..n).into_par_iter().map(of).collect() }
+    }
+
+    /// Refits groups of rows once. `gradients` are e H of each, where the errors e may be others than those of the group:
+    /// then it is refitted as if its weights were others by as much.
+    pub fn once(&self, groups: &mut [Group], gradients: &[Vec<Column>]) -> Vec<Moves> {
+        let columns = self.moments.columns();
+        let moves = |group: &Group| Moves { changes: group.errors.clone(), products: vec![[0.0; ROWS]; columns] };
+        let mut moves: Vec<Moves> = groups.iter().map(moves).collect();
+        let mut buffers = Buffers::new();
+        let mut gradient = vec![[0.0; ROWS]; WINDOW];
+        for start in (0..columns).step_by(WINDOW) {
+            let window = Window::of(self.moments, start);
+            let end = start + window.width;
+            self.add_changes(&mut moves, 0..start, start..end);
+            for ((group, moves), before) in groups.iter_mut().zip(&mut moves).zip(gradients) {
+                let gradient = &mut gradient[..window.width];
+                for ((sum, before), change) in gradient.iter_mut().zip(&before[start..]).zip(&moves.products[start..]) {
+                    for l in 0..ROWS {
+                        sum[l] = before[l] + change[l];
+                    }
+                }
+                let active = &[1.0; ROWS];
+                Visit { refit: self, window: &window, group, gradient, active, gains: [0.0; ROWS] }.run(&mut buffers);
+                for (change, after) in moves.changes[start..end].iter_mut().zip(&group.errors[start..]) {
+                    for l in 0..ROWS {
+                        change[l] = after[l] - change[l];
+                    }
+                }
+            }
+        }
+        for start in (0..columns).step_by(WINDOW) {
+            self.add_changes(&mut moves, start..columns, start..columns.min(start + WINDOW));
+        }
+        moves
+    }
+
+    /// Adds to the products of each group in the columns `to` what it changed in the columns `from`.
+    fn add_changes(&self, moves: &mut [Moves], from: Range<usize>, to: Range<usize>) {
+        let columns = self.moments.columns();
+        for start in from.clone().step_by(WINDOW) {
+            let end = from.end.min(start + WINDOW);
+            let part = self.moments.from(to.start, start);
+            for Moves { changes, products } in &mut *moves {
+                add_products(self.level, &changes[start..end], part, columns, &mut products[to.clone()]);
+            }
+        }
     }
 
     /// Refits groups of rows, at most `rounds` times. `before` are the objectives of their rows, if they are known: then rows that
@@ -108,6 +156,14 @@ impl<'a> Refit<'a> {
             }
         }
     }
+}
+
+/// How the errors of a group changed.
+pub(super) struct Moves {
+    /// δ.
+    pub changes: Vec<Column>,
+    /// δ H.
+    pub products: Vec<Column>,
 }
 
 /// A group of rows in a window.

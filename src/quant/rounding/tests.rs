@@ -643,7 +643,7 @@ fn two_sided(
         weights,
         inputs,
         &outputs,
-        Sweeps { sweeps, rounds: 2, stop: &AtomicBool::new(false) },
+        Sweeps { sweeps, stop: &AtomicBool::new(false) },
         &mut bytes,
     );
     let outcome = outcome.unwrap();
@@ -667,7 +667,8 @@ fn a_two_sided_refit_lowers_what_it_says() {
         assert_close(outcome.after + outcome.gain, before, 1e-4, &format.ty.to_string());
         assert!(after < 0.8 * before, "{}: {before} {after}", format.ty);
         let outputs = OutputMoments::new(g, rows).unwrap();
-        assert_eq!(format.objective_two_sided(&weights, &inputs, &outputs, &bytes), Some(outcome.after));
+        let objective = format.objective_two_sided(&weights, &inputs, &outputs, &bytes);
+        assert_close(objective, outcome.after, 1e-4, &format.ty.to_string());
     }
 }
 

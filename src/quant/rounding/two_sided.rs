@@ -12,8 +12,11 @@
 //! Source: Tseng et al., *Model-Preserving Adaptive Rounding*, for the form of the objective. So a row is refitted as for
 //! its inputs alone ([`refit`](super::refit)), but with s added to its weights.
 //!
+//! Of all rows, E H is kept. A row is refitted by its gradient (e + s) H, which is a mean of rows of E H by G, and what it changes
+//! is added to E H: a sweep over R rows of K columns costs R² K + R K² multiplications, and nothing is computed twice.
+//!
 //! Rows are refitted some at a time, for the threads: each with the others as they were. What they then gain together is
-//! computed, and a row that would undo what those before it gained gets its bytes back: the objective never grows. The rows of a
+//! computed, and a row that would undo what those before it gained keeps its bytes: the objective never grows. The rows of a
 //! batch come from all over the matrix, because neighbours, such as the rows of an attention head, depend on each other most.
 
 use std::ops::Range;
@@ -22,11 +25,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 
 use super::factor::{MomentsError, SecondMoments, check, floored, mirror};
-use super::group::Group;
-use super::refit::Refit;
+use super::group::{Group, transposed};
+use super::refit::{Moves, Refit};
 use super::rescale::Grid;
 use crate::lanes::Level;
-use crate::linear::{Column, ROWS, add_products};
+use crate::linear::{Column, ROWS, View, add_product, add_products, transpose};
 use crate::quant::Format;
 
 /// The second moments of the gradients of a matrix's outputs, E\[g gᵀ\].
@@ -61,6 +64,14 @@ impl OutputMoments {
         self.rows
     }
 
+    /// Σ G\[i\]\[j\] v\[j\] for some rows i, where v\[j\] are all rows of a matrix.
+    fn mixed(&self, rows: &[usize], matrix: &[f32], columns: usize) -> Vec<f32> {
+        let factors: Vec<f32> = rows.iter().flat_map(|i| &self.values[i * self.rows..][..self.rows]).copied().collect();
+        let mut mixed = vec![0.0; rows.len() * columns];
+        add_product(View::new(&factors, self.rows), View::new(matrix, columns), &mut mixed);
+        mixed
+    }
+
     fn at(&self, i: usize, j: usize) -> f32 {
         self.values[i * self.rows + j]
     }
@@ -71,8 +82,6 @@ impl OutputMoments {
 pub struct Sweeps<'a> {
     /// How often.
     pub sweeps: usize,
-    /// The most rounds of the refit of a row.
-    pub rounds: usize,
     /// Setting it, from any thread, stops it.
     pub stop: &'a AtomicBool,
 }
@@ -112,14 +121,18 @@ impl Format {
                 if sweeps.stop.load(Ordering::Relaxed) {
                     return None;
                 }
-                gain += matrix.visit(first..groups.min(first + at_once), &refit, sweeps.rounds);
+                gain += matrix.visit(first..groups.min(first + at_once), &refit);
             }
         }
-        Some(TwoSidedOutcome { gain, after: matrix.objective() })
+        let after = judged(outputs.rows, |rows| {
+            let mixed = outputs.mixed(rows, &matrix.products, inputs.columns());
+            dot(&mixed, &errors(self, src, inputs.columns(), rows, matrix.bytes))
+        });
+        Some(TwoSidedOutcome { gain, after })
     }
 
     /// Returns tr(G E H Eᵀ) of a matrix and its blocks. For more than 2,048 rows it is an estimate from as many of them, always
-    /// the same ones: all would take as long as a third of the refit.
+    /// the same ones.
     ///
     /// # Panics
     /// Those of [`Self::refit_two_sided`].
@@ -129,14 +142,51 @@ impl Format {
         inputs: &SecondMoments,
         outputs: &OutputMoments,
         bytes: &[u8],
-    ) -> Option<f64> {
-        Some(Matrix::new(self, src, inputs, outputs, &mut bytes.to_vec())?.objective())
+    ) -> f64 {
+        let columns = inputs.columns();
+        check_sizes(self, src, inputs, outputs, bytes);
+        let all: Vec<usize> = (0..outputs.rows).collect();
+        let all = errors(self, src, columns, &all, bytes);
+        judged(outputs.rows, |rows| {
+            let mixed = outputs.mixed(rows, &all, columns);
+            let mut products = vec![0.0; mixed.len()];
+            add_product(View::new(&mixed, columns), inputs.view(), &mut products);
+            rows.iter().zip(products.chunks(columns)).map(|(row, products)| dot(products, &all[row * columns..])).sum()
+        })
     }
+}
+
+fn check_sizes(format: &Format, src: &[f32], inputs: &SecondMoments, outputs: &OutputMoments, bytes: &[u8]) {
+    format.rows(src, inputs.columns(), None, bytes);
+    assert_eq!(src.len(), inputs.columns() * outputs.rows, "weights of a matrix");
+}
+
+/// w − ŵ of some rows.
+fn errors(format: &Format, src: &[f32], columns: usize, rows: &[usize], bytes: &[u8]) -> Vec<f32> {
+    let row_bytes = format.row_bytes(columns);
+    let mut errors = vec![0.0; rows.len() * columns];
+    errors.par_chunks_mut(columns).zip(rows).for_each(|(errors, row)| {
+        format.dequantize(&bytes[row * row_bytes..][..row_bytes], errors);
+        errors.iter_mut().zip(&src[row * columns..]).for_each(|(error, weight)| *error = weight - *error);
+    });
+    errors
+}
+
+/// The sum over all rows of what `of_rows` returns for some of them: an estimate, if there are many.
+fn judged(rows: usize, of_rows: impl Fn(&[usize]) -> f64) -> f64 {
+    let step = rows.div_ceil(MOST_JUDGED).max(1);
+    let judged: Vec<usize> = (0..rows).step_by(step).collect();
+    let sum: f64 = judged.chunks(MOST_ROWS).map(of_rows).sum();
+    sum * rows as f64 / judged.len() as f64
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
 /// A matrix that is refitted.
 ///
-/// Its rows have places: lane l of group g is row `g + l · groups`, if there is one.
+/// Lane l of its group g is row `g + l · groups`, if there is one.
 struct Matrix<'a> {
     format: &'a Format,
     grid: &'a Grid,
@@ -145,17 +195,17 @@ struct Matrix<'a> {
     outputs: &'a OutputMoments,
     bytes: &'a mut [u8],
     groups: usize,
-    /// The errors w − ŵ: for each column those at all places, 0 where there is no row.
-    errors: Vec<f32>,
+    /// E H, row by row.
+    products: Vec<f32>,
 }
 
 /// Rows that are refitted at a time, unless there are fewer than [`LEAST_BATCHES`] times as many.
-const MOST_ROWS: usize = 256;
+const MOST_ROWS: usize = 512;
 
 const LEAST_BATCHES: usize = 8;
 
-/// Groups from which an objective is estimated.
-const MOST_JUDGED: usize = 64;
+/// Rows from which an objective is estimated.
+const MOST_JUDGED: usize = 2048;
 
 /// What became of a group.
 struct Visited<'a> {
@@ -177,18 +227,16 @@ impl<'a> Matrix<'a> {
         bytes: &'a mut [u8],
     ) -> Option<Self> {
         let grid = format.grid.as_ref()?;
+        check_sizes(format, src, inputs, outputs, bytes);
         let columns = inputs.columns();
-        format.rows(src, columns, None, bytes);
-        assert_eq!(src.len(), columns * outputs.rows, "weights of a matrix");
         let groups = outputs.rows.div_ceil(ROWS);
-        let errors = vec![0.0; columns * groups * ROWS];
-        let mut matrix = Self { format, grid, src, inputs, outputs, bytes, groups, errors };
-        for index in 0..groups {
-            let mut group = matrix.group(index);
-            group.read(&matrix.bytes_of(index));
-            matrix.put(index, &group.errors);
+        let mut products = vec![0.0; src.len()];
+        let rows: Vec<usize> = (0..outputs.rows).collect();
+        for (rows, products) in rows.chunks(MOST_ROWS).zip(products.chunks_mut(MOST_ROWS * columns)) {
+            let errors = errors(format, src, columns, rows, bytes);
+            add_product(View::new(&errors, columns), inputs.view(), products);
         }
-        Some(matrix)
+        Some(Self { format, grid, src, inputs, outputs, bytes, groups, products })
     }
 
     /// The rows of a group, in the order of its lanes.
@@ -196,127 +244,69 @@ impl<'a> Matrix<'a> {
         (group..self.outputs.rows).step_by(self.groups)
     }
 
-    /// A group with its weights.
+    /// A group as it is.
     fn group(&self, index: usize) -> Group<'a> {
-        let columns = self.inputs.columns();
+        let (columns, row_bytes) = (self.inputs.columns(), self.row_bytes());
         let rows: Vec<f32> = self.rows(index).flat_map(|row| &self.src[row * columns..][..columns]).copied().collect();
-        Group::new(self.grid, &rows, columns)
+        let bytes: Vec<u8> =
+            self.rows(index).flat_map(|row| &self.bytes[row * row_bytes..][..row_bytes]).copied().collect();
+        let mut group = Group::new(self.grid, &rows, columns);
+        group.read(&bytes);
+        group
     }
 
     fn row_bytes(&self) -> usize {
         self.format.row_bytes(self.inputs.columns())
     }
 
-    fn bytes_of(&self, group: usize) -> Vec<u8> {
-        let n = self.row_bytes();
-        self.rows(group).flat_map(|row| &self.bytes[row * n..][..n]).copied().collect()
-    }
-
-    fn put(&mut self, group: usize, errors: &[Column]) {
-        let places = self.groups * ROWS;
-        for (of_column, errors) in self.errors.chunks_exact_mut(places).zip(errors) {
-            of_column[group * ROWS..][..ROWS].copy_from_slice(errors);
-        }
-    }
-
-    /// Σ G\[i\]\[j\] e\[j\] for the rows i of a group, with or without the row itself.
-    fn mixed(&self, group: usize, with_itself: bool) -> Vec<Column> {
-        let places = self.groups * ROWS;
-        let mut factors = vec![[0.0; ROWS]; places];
-        for (lane, i) in self.rows(group).enumerate() {
-            for other in 0..self.groups {
-                for (place, j) in (other * ROWS..).zip(self.rows(other)) {
-                    if i != j || with_itself {
-                        factors[place][lane] = self.outputs.at(i, j);
-                    }
-                }
-            }
-        }
-        let mut mixed = vec![[0.0; ROWS]; self.inputs.columns()];
-        add_products(Level::best(), &factors, &self.errors, places, &mut mixed);
-        mixed
-    }
-
-    fn objective(&self) -> f64 {
-        let step = self.groups.div_ceil(MOST_JUDGED);
-        let judged: Vec<usize> = (0..self.groups).step_by(step).collect();
-        let n_rows = judged.iter().map(|index| self.rows(*index).count()).sum::<usize>();
-        let of_group = |index: &usize| {
-            let index = *index;
-            let mixed = self.mixed(index, true);
-            let products = times(self.inputs, &mixed);
-            let places = self.groups * ROWS;
-            let mut sum = 0.0;
-            for (of_column, products) in self.errors.chunks_exact(places).zip(&products) {
-                for (error, product) in of_column[index * ROWS..].iter().zip(products) {
-                    sum += f64::from(*error) * f64::from(*product);
-                }
-            }
-            sum
-        };
-        let of_groups: Vec<f64> = judged.par_iter().map(of_group).collect();
-        of_groups.iter().sum::<f64>() * self.outputs.rows as f64 / n_rows.max(1) as f64
-    }
-
     /// Refits the groups of a batch for what all rows are now. Returns what it gained.
-    fn visit(&mut self, batch: Range<usize>, refit: &Refit, rounds: usize) -> f64 {
+    fn visit(&mut self, batch: Range<usize>, refit: &Refit) -> f64 {
+        let columns = self.inputs.columns();
+        let rows: Vec<usize> = batch.clone().flat_map(|group| self.rows(group)).collect();
+        let mut gradients = self.outputs.mixed(&rows, &self.products, columns);
+        gradients.par_chunks_mut(columns).zip(&rows).for_each(|(gradient, row)| {
+            let own = self.outputs.at(*row, *row);
+            gradient.iter_mut().for_each(|x| *x /= own);
+        });
         // Several groups at a time read H from memory once; but every thread should have something to do.
         let at_once = (batch.len() / rayon::current_num_threads()).clamp(1, 4);
-        let groups: Vec<usize> = batch.clone().collect();
+        let mut of_groups = Vec::new();
+        let mut rest = gradients.as_slice();
+        for group in batch.clone() {
+            let (own, others) = rest.split_at(self.rows(group).count() * columns);
+            of_groups.push((group, own));
+            rest = others;
+        }
         let tasks: Vec<Vec<Visited>> =
-            groups.par_chunks(at_once).map(|groups| self.refitted(groups, refit, rounds)).collect();
+            of_groups.par_chunks(at_once).map(|groups| self.refitted(groups, refit)).collect();
         let visited: Vec<Visited> = tasks.into_iter().flatten().collect();
         let (accepted, gained) = self.accepted(batch.start, &visited);
         let n = self.row_bytes();
         for ((index, visited), accepted) in batch.zip(&visited).zip(accepted) {
-            if accepted == [false; ROWS] {
-                continue;
-            }
             for (lane, row) in self.rows(index).enumerate().filter(|(lane, _)| accepted[*lane]) {
                 visited.group.write_row(lane, &mut self.bytes[row * n..][..n]);
+                for (product, change) in self.products[row * columns..].iter_mut().zip(&visited.products) {
+                    *product += change[lane];
+                }
             }
-            let mut group = self.group(index);
-            group.read(&self.bytes_of(index));
-            self.put(index, &group.errors);
         }
         gained
     }
 
-    /// Refits groups, each for the others as they are.
-    fn refitted(&self, indices: &[usize], refit: &Refit, rounds: usize) -> Vec<Visited<'a>> {
-        let shifted = |index: &usize| {
-            let mut group = self.group(*index);
-            group.read(&self.bytes_of(*index));
-            let mut shifts = self.mixed(*index, false);
-            for (lane, row) in self.rows(*index).enumerate() {
-                let own = self.outputs.at(row, row);
-                shifts.iter_mut().for_each(|shift| shift[lane] /= own);
-            }
-            for ((weights, errors), shift) in group.weights.iter_mut().zip(&mut group.errors).zip(&shifts) {
-                for lane in 0..ROWS {
-                    weights[lane] += shift[lane];
-                    errors[lane] += shift[lane];
-                }
-            }
-            group
-        };
-        let mut groups: Vec<Group> = indices.iter().map(shifted).collect();
-        let errors_before: Vec<_> = groups.iter().map(|group| group.errors.clone()).collect();
-        refit.run(&mut groups, None, rounds);
+    /// Refits groups, each with the gradients of its rows, for the others as they are.
+    fn refitted(&self, groups: &[(usize, &[f32])], refit: &Refit) -> Vec<Visited<'a>> {
+        let columns = self.inputs.columns();
+        let (mut refitted, gradients): (Vec<Group>, Vec<Vec<Column>>) =
+            groups.iter().map(|(index, gradients)| (self.group(*index), transposed(gradients, columns))).unzip();
+        let moves = refit.once(&mut refitted, &gradients);
         let mut visited = Vec::new();
-        for ((index, group), errors_before) in indices.iter().zip(groups).zip(errors_before) {
-            let mut changes = errors_before.clone();
-            for (change, after) in changes.iter_mut().zip(&group.errors) {
-                for lane in 0..ROWS {
-                    change[lane] = after[lane] - change[lane];
-                }
-            }
-            let products = times(self.inputs, &changes);
-            // e H eᵀ − (e + δ) H (e + δ)ᵀ = −(2 e + δ) H δᵀ
+        for (((index, _), group), (gradients, moves)) in groups.iter().zip(refitted).zip(gradients.iter().zip(moves)) {
+            let Moves { changes, products } = moves;
+            // e H eᵀ − (e + δ) H (e + δ)ᵀ = −(2 e H + δ H) δᵀ
             let mut gains = [0.0; ROWS];
-            for ((before, after), product) in errors_before.iter().zip(&group.errors).zip(&products) {
+            for ((gradient, change), product) in gradients.iter().zip(&changes).zip(&products) {
                 for lane in 0..ROWS {
-                    gains[lane] -= f64::from(before[lane] + after[lane]) * f64::from(product[lane]);
+                    gains[lane] -= f64::from(2.0 * gradient[lane] + product[lane]) * f64::from(change[lane]);
                 }
             }
             for (gain, row) in gains.iter_mut().zip(self.rows(*index)) {
@@ -333,10 +323,9 @@ impl<'a> Matrix<'a> {
         // δ[i] H δ[j]ᵀ, for the rows i of each group and all rows j of the batch.
         let columns = self.inputs.columns();
         let mut turned = vec![0.0; visited.len() * ROWS * columns];
-        turned.par_chunks_mut(columns).enumerate().for_each(|(place, turned)| {
-            for (x, product) in turned.iter_mut().zip(&visited[place / ROWS].products) {
-                *x = product[place % ROWS];
-            }
+        turned.par_chunks_mut(ROWS * columns).zip(visited).for_each(|(turned, visited)| {
+            let from = (visited.products.as_flattened(), ROWS);
+            transpose(Level::best(), from, (columns, ROWS), (turned, columns));
         });
         let cross = |visited: &Visited| {
             let mut cross = vec![[0.0; ROWS]; turned.len() / columns];
@@ -363,11 +352,4 @@ impl<'a> Matrix<'a> {
         }
         (accepted, gained)
     }
-}
-
-/// Multiplies a group with H.
-fn times(inputs: &SecondMoments, group: &[Column]) -> Vec<Column> {
-    let mut products = vec![[0.0; ROWS]; group.len()];
-    add_products(Level::best(), group, inputs.from(0, 0), inputs.columns(), &mut products);
-    products
 }
