@@ -26,6 +26,7 @@
 //! | `piece`       | a sub-block of 32 rows: search of its scales, and rounding, with the errors within it         |
 //! | `group`       | 32 rows, transposed                                                                         |
 //! | `rescale`     | scales and codes of a block as numbers                                                      |
+//! | `tuned`       | gradients of scales, where the codes stay                                                   |
 //!
 //! [`Scaled::fit`]: super::Scaled::fit
 //! [`Scaled::LEVELS`]: super::Scaled::LEVELS
@@ -42,6 +43,7 @@ mod rescale;
 pub(in crate::quant) mod table;
 #[cfg(test)]
 mod tests;
+mod tuned;
 mod two_sided;
 mod whole;
 
@@ -51,6 +53,7 @@ pub use joint::Settings;
 pub(in crate::quant) use rescale::Grid;
 pub use rescale::{Rescale, Scales};
 use table::VALUES;
+pub use tuned::Halves;
 pub use two_sided::{OutputMoments, Sweeps, TwoSidedOutcome};
 pub use whole::Whole;
 

@@ -91,6 +91,10 @@ pub(in crate::quant) struct Grid {
     pub read: fn(&[u8], &mut [u8]) -> Scales,
     /// Writes a block.
     pub write: fn(&Scales, &[u8], &mut [u8]),
+    /// Reads the scales of a block.
+    pub scales: fn(&[u8]) -> Scales,
+    /// Writes the scales of a block, whose codes stay.
+    pub set_scales: fn(&Scales, &mut [u8]),
 }
 
 impl Grid {
@@ -114,6 +118,8 @@ impl Grid {
                 block.set_scales(scales);
                 block.set_codes(codes);
             },
+            scales: |bytes| bytemuck::from_bytes::<B>(bytes).scales(),
+            set_scales: |scales, bytes| bytemuck::from_bytes_mut::<B>(bytes).set_scales(scales),
         }
     }
 
