@@ -35,6 +35,9 @@ fn made_by(provenance: &Provenance) -> Option<String> {
         let name = provenance.importance.as_deref().map(|name| format!(" {}", printable(name))).unwrap_or_default();
         words.push(format!("importance{name}"));
     }
+    if provenance.polish.is_some() {
+        words.push("polished".to_string());
+    }
     if words.is_empty() { None } else { Some(words.join(", ")) }
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use super::epilogue::Written;
 use super::journal::{Changed, Identity, Journal, Record};
 use super::output::Outputs;
 use super::resume::{self, Site};
@@ -134,6 +135,13 @@ impl Work<'_> {
     fn run(&self, identity: &Identity, records: &[Option<Record>]) -> Result<u64, Error> {
         let resumed_bytes = self.check(records)?;
         self.work_and_sync()?;
+        if let Some(epilogue) = &self.job.options.epilogue {
+            // What is encoded is kept if it is stopped.
+            self.outputs.sync()?;
+            self.journal.sync()?;
+            let Job { metadata, layout, .. } = self.job;
+            epilogue.run(&Written { metadata, layout, outputs: self.outputs }, self.cancel)?;
+        }
         for (file, known) in self.pass.files().iter().zip(&identity.source) {
             if resume::state(file)? != (known.bytes, known.modified) {
                 return Err(Error::SourceChanged { path: file.path().to_path_buf() });

@@ -14,6 +14,7 @@
 //! records the hash) and to convert it. The bytes of the tensors depend on nothing but the source, the recipe and the
 //! overrides: not on the CPU, the number of threads, or how the source is split into files.
 
+mod epilogue;
 mod execute;
 mod journal;
 pub mod lora;
@@ -37,6 +38,7 @@ use crate::vocab::{self, TokenizerFile};
 
 pub use crate::calibration::Importance;
 pub use crate::pass::size_label;
+pub use epilogue::{Epilogue, Written};
 pub use execute::{Event, Observer, Summary};
 pub use journal::Changed;
 pub use name::file_name;
@@ -68,6 +70,8 @@ pub struct Options {
     pub importance: Option<Importance>,
     /// Work on each tensor before its rows are encoded; `None` for rounding to nearest.
     pub prologue: Option<Arc<dyn Prologue>>,
+    /// Work on all tensors after they are encoded.
+    pub epilogue: Option<Arc<dyn Epilogue>>,
     /// The architectures that checkpoints may have.
     pub architectures: Architectures,
 }
@@ -87,6 +91,7 @@ impl Options {
             tokenizer: None,
             importance: None,
             prologue: None,
+            epilogue: None,
             architectures: ARCHITECTURES,
         }
     }
@@ -143,6 +148,8 @@ pub enum Error {
     NotJournal { path: PathBuf },
     #[error("{path} exists, but there is no journal that says what it is part of")]
     UnknownPartial { path: PathBuf },
+    #[error("the tensors could not be polished: {reason}")]
+    Epilogue { reason: String },
     #[error("stopped")]
     Cancelled,
     #[error("{error}; {left}")]
@@ -167,6 +174,7 @@ impl Error {
                 | Self::Write { .. }
                 | Self::Source(pass::Error::Read { .. } | pass::Error::Prologue { .. } | pass::Error::Cancelled)
                 | Self::DiskFull { .. }
+                | Self::Epilogue { .. }
                 | Self::OutputExists { .. }
         )
     }

@@ -12,6 +12,7 @@
 //! | `nibble.importance.name`   | the name of the importance; only if it was given                                   |
 //! | `nibble.importance.blake3` | the BLAKE3 of the importance; only if it was given                                 |
 //! | `nibble.rounding`          | how weights were rounded and by which texts; only if not simply to nearest         |
+//! | `nibble.polish`            | how scales and norms were tuned after that; only if they were                      |
 //!
 //! Hashes are 64 hexadecimal digits. Nothing here differs between two machines: no time, no host, no folder.
 
@@ -38,9 +39,11 @@ pub const IMPORTANCE_NAME: &str = "nibble.importance.name";
 pub const IMPORTANCE_BLAKE3: &str = "nibble.importance.blake3";
 /// How weights were rounded: [`Prologue::identity`](crate::pass::Prologue::identity).
 pub const ROUNDING: &str = "nibble.rounding";
+/// How scales and norms were tuned: [`Epilogue::identity`](super::Epilogue::identity).
+pub const POLISH: &str = "nibble.polish";
 
 /// All keys above.
-pub const KEYS: [&str; 10] = [
+pub const KEYS: [&str; 11] = [
     VERSION,
     RECIPE_NAME,
     RECIPE_BLAKE3,
@@ -51,6 +54,7 @@ pub const KEYS: [&str; 10] = [
     IMPORTANCE_NAME,
     IMPORTANCE_BLAKE3,
     ROUNDING,
+    POLISH,
 ];
 
 /// Placeholder for a hash that is not known before the source has been read. It is as long as a hash, so that the header
@@ -77,6 +81,9 @@ pub fn record(metadata: &mut Metadata, options: &Options, source_name: &str, fil
     }
     if let Some(prologue) = &options.prologue {
         metadata.set(ROUNDING, prologue.identity());
+    }
+    if let Some(epilogue) = &options.epilogue {
+        metadata.set(POLISH, epilogue.identity());
     }
 }
 

@@ -31,6 +31,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use crate::arch::Architectures;
+use crate::base::display::shorten;
 use crate::convert::{self, Importance};
 use crate::gguf::{self, Gguf, TensorInfo};
 use crate::pass::{self, Prologue};
@@ -88,9 +89,17 @@ pub enum Error {
     NoImportance { file: PathBuf, given: String },
     #[error("{} was rounded in another way: {recorded}, not {given}", file.display())]
     OtherRounding { file: PathBuf, recorded: String, given: String },
+    #[error(
+        "{} was polished after rounding ({polish}): its scales and norms depend on all tensors together, which verifying does \
+         not compute again", file.display()
+    )]
+    Polished { file: PathBuf, polish: String },
     #[error("stopped before everything was checked")]
     Cancelled,
 }
+
+/// Characters of what a file records that are shown.
+const SHOWN: usize = 80;
 
 /// A verification, prepared: only the work itself is left.
 pub struct Verification {
@@ -126,6 +135,9 @@ impl Verification {
             check_importance(file, &provenance, importance)?;
         }
         if source.is_some() {
+            if let Some(polish) = &provenance.polish {
+                return Err(Error::Polished { file: file.to_path_buf(), polish: shorten(polish, SHOWN) });
+            }
             check_rounding(file, &provenance, options.prologue.as_deref())?;
         }
         let against = source.map(|path| Against::open(path, &gguf, &provenance, &options)).transpose()?;

@@ -26,6 +26,8 @@ pub struct Provenance {
     pub importance_blake3: Option<String>,
     /// How weights were rounded, if not simply to nearest.
     pub rounding: Option<String>,
+    /// How scales and norms were tuned after that, if they were.
+    pub polish: Option<String>,
     /// Whether importance was used, by nibble or another program.
     pub used_importance: bool,
 }
@@ -54,6 +56,7 @@ impl Provenance {
             importance: text(key::IMPORTANCE_NAME).or_else(|| text("quantize.imatrix.file")),
             importance_blake3: text(key::IMPORTANCE_BLAKE3),
             rounding: text(key::ROUNDING),
+            polish: text(key::POLISH),
             used_importance: metadata.iter().any(|(key, _)| is_importance(key)),
         }
     }

@@ -18,6 +18,10 @@ pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
             "give --rounding and --calibration as they were given to 'nibble convert' (--best is --rounding full)"
                 .to_string(),
         ),
+        verify::Error::Polished { .. } => Some(
+            "leave out --source to check that it is intact, or convert again with the same flags and compare the files"
+                .to_string(),
+        ),
         verify::Error::NoImportance { .. } => Some("leave out --importance".to_string()),
         _ => None,
     }
