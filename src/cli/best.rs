@@ -14,6 +14,7 @@ use super::out::{self, Out};
 use super::progress;
 use super::rounding::{RoundingArgs, session};
 use crate::base::display::printable;
+use crate::calibration::Text;
 use crate::convert::Job;
 use crate::evaluate::layerwise::{Error, LayerComparison, Options, Outcome};
 use crate::evaluate::rounding::Rounding;
@@ -40,6 +41,8 @@ pub(super) struct Running<'a> {
     pub quiet: bool,
     /// Whether the result is JSON.
     pub json: bool,
+    /// Whether the file is polished, for which any part of the texts may have been read.
+    pub is_polished: bool,
     /// What Ctrl-C sets.
     pub cancel: &'a Arc<AtomicBool>,
 }
@@ -115,8 +118,9 @@ impl BestArgs {
         let file = file_of(job);
         let shown = || printable(&file.display().to_string()).into_owned();
         let (texts, most_tokens) = rounding.texts();
+        let texts = if running.is_polished { Text::built_in() } else { texts.to_vec() };
         let session = session(running.threads, running.cancel);
-        let options = Options { session, ..Options::new(texts.to_vec(), most_tokens) };
+        let options = Options { session, ..Options::new(texts, most_tokens) };
         let bar = progress::Steps::new(1, running.quiet || running.json);
         let compare = || {
             let folder = crate::base::atomic_file::folder(file);

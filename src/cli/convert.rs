@@ -71,6 +71,10 @@ pub struct Args {
     #[command(flatten)]
     rounding: super::rounding::RoundingArgs,
 
+    #[cfg(feature = "llama")]
+    #[command(flatten)]
+    polish: super::polish::PolishArgs,
+
     /// For an adapter: the model it was trained on, a folder with its config.json or a GGUF file
     /// [default: the folder that the adapter names, if it exists]
     #[arg(long, value_name = "FOLDER|FILE")]
@@ -163,20 +167,32 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     #[cfg_attr(not(feature = "llama"), allow(unused_mut))]
     let mut options = options(&args, "Q4_K_M")?;
     #[cfg(feature = "llama")]
-    let rounding = {
+    let (rounding, polish) = {
         let (source, allow_requantize, tokenizer) = (args.source.as_path(), args.allow_requantize, args.tokenizer);
         let file = args.output.as_deref();
-        let what = super::rounding::Rounded { source, allow_requantize, tokenizer, file, threads: args.threads };
+        let what = super::rounding::Rounded {
+            source,
+            allow_requantize,
+            tokenizer,
+            file,
+            threads: args.threads,
+            is_polished: args.polish.is_on(),
+        };
         // Texts may be for choosing types alone.
         let is_nearest = args.allocation.is_given() && args.rounding.is_nearest();
         let rounding = if is_nearest { None } else { args.rounding.prepare(&what, &cancel)? };
         options.prologue = rounding.clone().map(|rounding| rounding as std::sync::Arc<dyn crate::pass::Prologue>);
-        rounding
+        let polish = args.polish.prepare(&what, args.rounding.texts())?;
+        options.epilogue = polish.clone().map(|polish| polish as std::sync::Arc<dyn crate::convert::Epilogue>);
+        (rounding, polish)
     };
     #[cfg(feature = "llama")]
-    let error_left = || rounding.as_ref().and_then(|rounding| rounding.error_left());
+    let quality = || Quality {
+        error_left: rounding.as_ref().and_then(|rounding| rounding.error_left()),
+        polished: polish.as_ref().and_then(|polish| polish.achieved()),
+    };
     #[cfg(not(feature = "llama"))]
-    let error_left = || None;
+    let quality = Quality::default;
     #[cfg(feature = "llama")]
     let chosen = {
         let (source, allow_requantize, tokenizer) = (args.source.as_path(), args.allow_requantize, args.tokenizer);
@@ -218,7 +234,13 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     }
 
     #[cfg(feature = "llama")]
-    let running = super::best::Running { threads: args.threads, quiet: args.quiet, json: args.json, cancel: &cancel };
+    let running = super::best::Running {
+        threads: args.threads,
+        quiet: args.quiet,
+        json: args.json,
+        is_polished: args.polish.is_on(),
+        cancel: &cancel,
+    };
     #[cfg(feature = "llama")]
     if !args.force && !args.restart && args.best.again(&job, rounding.as_deref(), &running)? {
         return Ok(());
@@ -236,6 +258,10 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
         let whole = progress::Whole::new(job.plan(), rounding.n_tokens(), rounding.goes_backward());
         rounding.observe(move |doing| show(&whole.note(&doing)));
     }
+    #[cfg(feature = "llama")]
+    if let Some(polish) = &polish {
+        super::polish::observe(polish, bar.steps());
+    }
     let result = pool.install(|| job.execute(&bar, &cancel));
     bar.clear();
     #[cfg(feature = "llama")]
@@ -247,11 +273,11 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     let gain: Option<serde_json::Value> = None;
     match result {
         Ok(summary) if args.json => {
-            let json = summary_json(&job, &summary, error_left(), chosen, &gain);
+            let json = summary_json(&job, &summary, &quality(), chosen, &gain);
             out::to_stdout(|out| Ok(writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?))
         }
         Ok(summary) if !args.quiet => out::to_stdout(|out| {
-            print_summary(out, &job, &summary, error_left())?;
+            print_summary(out, &job, &summary, &quality())?;
             #[cfg(feature = "llama")]
             if let Some(gain) = &gain {
                 super::best::print(out, &job, gain)?;
@@ -293,6 +319,10 @@ fn convert_adapter(args: &Args) -> anyhow::Result<()> {
     #[cfg(feature = "llama")]
     if args.allocation.is_given() {
         bail!("all matrices of an adapter have one type; leave out --target-size, --target-bpw and --fit");
+    }
+    #[cfg(feature = "llama")]
+    if args.polish.is_on() {
+        bail!("an adapter has no scales and norms to tune; leave out --polish");
     }
     if args.tokenizer.is_some() {
         bail!("an adapter has no tokenizer of its own; leave out --tokenizer");
@@ -488,8 +518,17 @@ fn print_plan_json(out: &mut Out, job: &Job, chosen: Option<&Chosen>) -> anyhow:
     Ok(writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?)
 }
 
-/// `error_left` is the part of the error of rounding to nearest that is left, if rounding was another.
-fn print_summary(out: &mut Out, job: &Job, summary: &Summary, error_left: Option<f64>) -> anyhow::Result<()> {
+/// What is known of how near the result is to the original.
+#[derive(Default)]
+struct Quality {
+    /// The part of the error of rounding to nearest that is left, if rounding was another.
+    error_left: Option<f64>,
+    /// What polishing achieved, if there was any.
+    #[cfg(feature = "llama")]
+    polished: Option<crate::evaluate::polish::Achieved>,
+}
+
+fn print_summary(out: &mut Out, job: &Job, summary: &Summary, quality: &Quality) -> anyhow::Result<()> {
     for (path, bytes) in job.outputs() {
         writeln!(out, "{}  {}", path.display(), units::bytes(*bytes))?;
     }
@@ -502,8 +541,12 @@ fn print_summary(out: &mut Out, job: &Job, summary: &Summary, error_left: Option
         job.plan().bits_per_weight(),
         units::bytes((summary.read_now_bytes as f64 / seconds.max(1e-9)) as u64),
     )?;
-    if let Some(left) = error_left {
+    if let Some(left) = quality.error_left {
         writeln!(out, "{left:.2} of the error that rounding to nearest makes in the matrices' outputs is left")?;
+    }
+    #[cfg(feature = "llama")]
+    if let Some(achieved) = &quality.polished {
+        writeln!(out, "{}", super::polish::sentence(achieved))?;
     }
     Ok(())
 }
@@ -512,18 +555,23 @@ fn print_summary(out: &mut Out, job: &Job, summary: &Summary, error_left: Option
 fn summary_json<G: serde::Serialize>(
     job: &Job,
     summary: &Summary,
-    error_left: Option<f64>,
+    quality: &Quality,
     chosen: Option<&Chosen>,
     gain: &Option<G>,
 ) -> serde_json::Value {
+    #[cfg(feature = "llama")]
+    let polished = quality.polished.as_ref().map(super::polish::json);
+    #[cfg(not(feature = "llama"))]
+    let polished: Option<serde_json::Value> = None;
     let mut json = serde_json::json!({
         "outputs": files_json(job),
         "read_bytes": summary.read_bytes,
         "written_bytes": summary.written_bytes,
         "resumed_bytes": summary.read_bytes - summary.read_now_bytes,
         "bits_per_weight": job.plan().bits_per_weight(),
-        "error_left": error_left,
+        "error_left": quality.error_left,
         "allocation": chosen.map(Chosen::json),
+        "polished": polished,
         "seconds": summary.elapsed.as_secs_f64(),
         "warnings": warnings(job),
     });

@@ -36,6 +36,8 @@ mod compare_recipes;
 #[cfg(feature = "llama")]
 mod machine;
 #[cfg(feature = "llama")]
+mod polish;
+#[cfg(feature = "llama")]
 mod rounding;
 #[cfg(feature = "llama")]
 mod run;

@@ -57,6 +57,12 @@ impl Conversion {
         }
     }
 
+    /// Returns what turns the bar into one of steps, for work after the last byte.
+    #[cfg(feature = "llama")]
+    pub fn steps(&self) -> Steps {
+        Steps { bar: self.bar.clone() }
+    }
+
     /// Prints a line above the bar.
     fn say(&self, line: &str) {
         if !self.quiet {
@@ -147,10 +153,18 @@ pub struct Steps {
 impl Steps {
     /// Returns a bar of `n` steps. It draws nothing if `hidden` or if stderr is not a terminal.
     pub fn new(n: u64, hidden: bool) -> Self {
-        let bar = bar(n, hidden);
+        let steps = Self { bar: bar(n, hidden) };
+        steps.begin(n);
+        steps
+    }
+
+    /// Begins `n` steps.
+    pub fn begin(&self, n: u64) {
         let style = ProgressStyle::with_template("{percent:>3}% {wide_bar} {eta} left  {msg}");
-        bar.set_style(style.expect("the template is a constant that parses"));
-        Self { bar }
+        self.bar.set_style(style.expect("the template is a constant that parses"));
+        self.bar.set_length(n);
+        self.bar.set_position(0);
+        self.bar.reset_eta();
     }
 
     /// Shows the current step.

@@ -58,6 +58,8 @@ pub(super) struct Rounded<'a> {
     pub file: Option<&'a Path>,
     /// Number of threads.
     pub threads: Option<u16>,
+    /// Whether it is polished after that, with the same texts.
+    pub is_polished: bool,
 }
 
 /// Returns options with so many threads, and the flag that Ctrl-C sets.
@@ -110,10 +112,10 @@ impl RoundingArgs {
     /// Returns what prepares matrices for rounding; `None` for rounding to nearest.
     pub fn prepare(&self, what: &Rounded<'_>, cancel: &Arc<AtomicBool>) -> anyhow::Result<Option<Arc<Rounding>>> {
         let Some(method) = self.method() else {
-            if !self.calibration.is_empty() {
+            if !self.calibration.is_empty() && !what.is_polished {
                 bail!(
-                    "--calibration is for --rounding compensated and full, and for converting to a size; importance of 'nibble \
-                     calibrate' is --importance"
+                    "--calibration is for --rounding compensated and full, for converting to a size, and for --polish; importance of \
+                     'nibble calibrate' is --importance"
                 );
             }
             return Ok(None);

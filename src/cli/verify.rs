@@ -84,7 +84,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if let Some(source) = &args.source {
         let tokenizer = crate::verify::tokenizer_of(&file, source)?;
         let (source, file) = (source.as_path(), Some(file.as_path()));
-        let what = super::rounding::Rounded { source, allow_requantize: true, tokenizer, file, threads: args.threads };
+        let what = super::rounding::Rounded {
+            source,
+            allow_requantize: true,
+            tokenizer,
+            file,
+            threads: args.threads,
+            is_polished: false,
+        };
         let rounding = args.rounding.prepare(&what, &cancel)?;
         if let Some(rounding) = &rounding {
             rounding.check_room(0)?;

@@ -10,7 +10,7 @@
 //! results. In [`tasks`], models answer questions. A [`trace`] replaces a reference that is not available. [`recipes`]
 //! converts a model with every recipe and compares the files. [`calibrate`] measures importance, with which conversion
 //! loses less. [`rounding`] for texts finds out what enters the matrices, one layer at a time. [`layerwise`] compares a file
-//! with its source, one layer at a time.
+//! with its source, one layer at a time. [`polish`] tunes what is rounded until the predictions are nearest to the original's.
 //!
 //! The outcome is a [`Results`](crate::report::results::Results), the only input of everything that prints or draws.
 //! Comparing weights runs no model: see [`weights`](crate::weights).
@@ -24,6 +24,7 @@ mod error;
 pub mod layerwise;
 pub mod measure;
 mod models;
+pub mod polish;
 pub mod read;
 pub mod recipes;
 pub mod rounding;

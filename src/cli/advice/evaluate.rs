@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use crate::evaluate::tasks::{self, KeptError};
-use crate::evaluate::{self, layerwise, rounding, texts, trace};
+use crate::evaluate::{self, layerwise, polish, rounding, texts, trace};
 
 /// Returns the flags or commands that help with `cause`, as words that follow "; ".
 pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
@@ -22,6 +22,9 @@ pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
     }
     if let Some(layerwise::Error::Texts(error)) = cause.downcast_ref() {
         return of_rounding(error);
+    }
+    if let Some(polish::Error::Short { .. }) = cause.downcast_ref::<polish::Error>() {
+        return Some("give a longer text".into());
     }
     if let Some(trace::Error::Foreign(_)) = cause.downcast_ref::<trace::Error>() {
         return Some("nibble trace makes traces".into());

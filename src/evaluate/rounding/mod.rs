@@ -35,7 +35,7 @@ use crate::quant::{self, Format};
 use crate::transformer::{self, Model};
 use known::{MOST_ROWS, OUTPUT_DAMPING, Prepared};
 use walk::{Route, Walk};
-use weights::SourceWeights;
+pub(super) use weights::SourceWeights;
 
 /// The default number of tokens that are read, of all texts together.
 pub const DEFAULT_TOKENS: u64 = 16_384;
@@ -273,7 +273,10 @@ impl Rounding {
         let Settings { nearest, rounds } = options.settings;
         let method = match options.method {
             Method::Compensated => "compensated".to_string(),
-            Method::Full => format!("full, {} sweeps of at most {MOST_ROWS} rows, damping of outputs {OUTPUT_DAMPING}", options.sweeps),
+            Method::Full => format!(
+                "full, {} sweeps of at most {MOST_ROWS} rows, damping of outputs {OUTPUT_DAMPING}",
+                options.sweeps
+            ),
         };
         let identity = format!(
             "{method}, damping {DAMPING}, {}refit in {rounds} rounds, windows of {window}, {}",

@@ -639,13 +639,8 @@ fn two_sided(
     let settings = Settings { nearest: false, rounds: 2 };
     let mut bytes = bytes_of(format, weights);
     format.round_for(weights, inputs, settings, &mut bytes).unwrap();
-    let outcome = format.refit_two_sided(
-        weights,
-        inputs,
-        &outputs,
-        Sweeps { sweeps, stop: &AtomicBool::new(false) },
-        &mut bytes,
-    );
+    let outcome =
+        format.refit_two_sided(weights, inputs, &outputs, Sweeps { sweeps, stop: &AtomicBool::new(false) }, &mut bytes);
     let outcome = outcome.unwrap();
     (bytes, outcome)
 }
