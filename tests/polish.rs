@@ -1,7 +1,7 @@
 //! Polishing: nearer to the original, the same bytes whatever interrupts it, and nothing changed but scales and norms.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 

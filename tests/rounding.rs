@@ -261,3 +261,83 @@ fn what_cannot_be_rounded_for_is_refused_in_one_line() {
     }
     assert_eq!(support::files(dir.path()), ["broken.txt", "by.txt", "for.txt", "short.txt"]);
 }
+
+/// Makes files with more and more of what rounding does, and prints the seconds that all threads worked on each. For
+/// `nibble compare`: `ABLATION` is a folder for the files, and `ABLATION_TEXTS` the texts, with commas between them. Others are
+/// `ABLATION_SOURCE`, `ABLATION_RECIPES`, `ABLATION_TOKENS`, `ABLATION_IMPORTANCE` and, to make some alone, `ABLATION_ONLY`.
+#[test]
+#[ignore = "makes files to compare"]
+fn ingredients() {
+    use nibble::calibration::importance::File;
+    use nibble::evaluate::polish::{Polish, PolishOptions};
+    use nibble::quant::rounding::Settings;
+
+    let var = |name: &str| std::env::var(format!("ABLATION{name}"));
+    let list = |name: &str, default: &str| -> Vec<String> {
+        var(name).unwrap_or_else(|_| default.to_string()).split(',').map(String::from).collect()
+    };
+    let source = var("_SOURCE").map_or_else(|_| yi_nano(), Into::into);
+    let folder = var("").expect("ABLATION is the folder for the files");
+    let texts: Vec<std::path::PathBuf> = list("_TEXTS", "").into_iter().map(Into::into).collect();
+    let most_tokens = list("_TOKENS", "16384")[0].parse().unwrap();
+    let only = list("_ONLY", "");
+    let importance = || var("_IMPORTANCE").map(|path| File::read(Path::new(&path)).unwrap().importance().unwrap()).ok();
+    // Rounds of the refit, sweeps, and tokens of polishing.
+    let compensated = |rounds| Some((Method::Compensated, rounds, 0));
+    let full = |sweeps| Some((Method::Full, 3, sweeps));
+    let variants = [
+        ("plain", None, 0),
+        ("importance", None, 0),
+        ("compensated", compensated(0), 0),
+        ("refit-1", compensated(1), 0),
+        ("refit-3", compensated(3), 0),
+        ("refit-8", compensated(8), 0),
+        ("weighted", full(0), 0),
+        ("two-sided-1", full(1), 0),
+        ("two-sided-2", full(2), 0),
+        ("two-sided-5", full(5), 0),
+        ("two-sided-10", full(10), 0),
+        ("importance-polished", None, 120_000),
+        ("refit-3-polished", compensated(3), 120_000),
+        ("two-sided-5-polished-30k", full(5), 30_000),
+        ("two-sided-5-polished", full(5), 120_000),
+    ];
+    let open = || Source::open(&source, ARCHITECTURES, false, None).unwrap();
+    for recipe in list("_RECIPES", "Q4_0,Q4_K_S,IQ4_XS") {
+        for (name, how, n_polish) in variants {
+            if !only[0].is_empty() && !only.iter().any(|only| only == name) {
+                continue;
+            }
+            let seconds = cpu_seconds();
+            let rounding = how.map(|(method, rounds, sweeps)| {
+                let settings = Settings { rounds, ..Settings::default() };
+                let options =
+                    RoundingOptions { most_tokens, settings, sweeps, ..RoundingOptions::new(method, texts.clone()) };
+                Arc::new(Rounding::prepare(open(), Path::new(&folder), options).unwrap())
+            });
+            let polish = (n_polish > 0).then(|| {
+                let options =
+                    PolishOptions { texts: texts.iter().cloned().map(Into::into).collect(), n_tokens: n_polish };
+                Arc::new(Polish::prepare(open(), Path::new(&folder), options).unwrap())
+            });
+            let output = Path::new(&folder).join(format!("{recipe}-{name}.gguf"));
+            let job = Options {
+                output: Some(output),
+                force: true,
+                importance: importance().filter(|_| name != "plain"),
+                prologue: rounding.map(|rounding| rounding as _),
+                epilogue: polish.map(|polish| polish as _),
+                ..Options::new(Recipe::find(&recipe).unwrap().clone())
+            };
+            Job::prepare(&source, job).unwrap().execute(&(), &AtomicBool::new(false)).unwrap();
+            println!("{recipe} {name}: {:.0} core-seconds", cpu_seconds() - seconds);
+        }
+    }
+}
+
+/// Seconds that the threads of this process worked.
+fn cpu_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let numbers = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    numbers.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
+}

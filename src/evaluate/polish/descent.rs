@@ -73,8 +73,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             tokens_a_step: 1024,
-            rate: 5e-4,
-            norm_rate: 5e-4,
+            rate: 7e-4,
+            norm_rate: 7e-4,
             rise: 8,
             momentum: 0.9,
             memory: 0.99,
