@@ -112,6 +112,13 @@ fn a_plan_for_a_size_is_shown_and_nothing_is_written() {
     let json = fit("2GB");
     assert_eq!(json["allocation"]["predicted_kld"], 0.0);
     assert!(json["bits_per_weight"].as_f64().unwrap() > 15.9);
+    // How slow types are is said, and only once for each.
+    let fast = ["--target-bpw", "8", "--prefer", "speed", "--dry-run", "-o", output.to_str().unwrap()];
+    let output = said(&with(&text, &fast));
+    has(&stdout(&output), &["predicted KL divergence"]);
+    let times = String::from_utf8_lossy(&output.stderr).into_owned();
+    has(&times, &["the fastest type being 1: ", " 1.0"]);
+    assert_eq!(times.matches("Q4_K ").count(), 1, "{times}");
     assert_eq!(support::files(dir.path()), ["by.txt", "for.txt"]);
 }
 
@@ -123,6 +130,7 @@ fn what_cannot_be_chosen_for_is_refused_in_one_line() {
         (&["--target-size", "1MB"][..], "but the smallest types make a larger one"),
         (&["--target-size", "1GiB"], "but 16 bits for each weight make a smaller one"),
         (&["--target-bpw", "2"], "it can have 2"),
+        (&["--prefer", "speed"], "--prefer"),
         (&["--fit", "1GB"], "would fit in 1.00 GB, but the smallest types make a larger one"),
     ] {
         let output = dir.path().join("out.gguf");

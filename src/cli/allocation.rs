@@ -21,8 +21,9 @@ use crate::base::display::printable;
 use crate::base::units;
 use crate::convert::{self, Job, Options};
 use crate::engine::SessionOptions;
-use crate::evaluate::allocation::{Allocation, SensitivityOptions, Target, candidates, measure};
+use crate::evaluate::allocation::{Allocation, Costs, SensitivityOptions, Slowness, Target, candidates, measure};
 use crate::evaluate::rounding;
+use crate::gguf::TensorType;
 use crate::llama::n_ctx_train;
 use crate::pass::Source;
 use crate::recipe::Recipe;
@@ -50,9 +51,26 @@ pub(super) struct AllocationArgs {
           help_heading = "Size")]
     fit: Option<Sized>,
 
+    /// What to choose types for: quality alone, or no types that are slow on this machine, too
+    ///
+    /// 'speed' measures how long each type takes here while a token is written, and chooses types that together take no longer
+    /// than a file of the same size that is all of the fastest type.
+    #[arg(long, value_enum, value_name = "WHAT", requires = "target", default_value_t = Preference::Quality,
+          help_heading = "Size")]
+    prefer: Preference,
+
     /// Where to save the types that were chosen, as a recipe for -q [default: OUTPUT.recipe.toml]
     #[arg(long, value_name = "FILE", requires = "target", help_heading = "Size")]
     save_recipe: Option<PathBuf>,
+}
+
+/// What types are chosen for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Preference {
+    /// To be near to the original.
+    Quality,
+    /// And to be fast on this machine.
+    Speed,
 }
 
 /// A size as it was typed.
@@ -141,7 +159,8 @@ impl AllocationArgs {
         cancel: &Arc<AtomicBool>,
     ) -> anyhow::Result<Option<(Chosen, Job)>> {
         let Some((target, name)) = self.target() else { return Ok(None) };
-        let description = format!("chosen for {name}, by what each tensor costs in each type");
+        let by_time = if self.prefer == Preference::Speed { ", and how long it takes on one machine" } else { "" };
+        let description = format!("chosen for {name}, by what each tensor costs in each type{by_time}");
         // Headers of all recipes of this name have the same size.
         let provisional = format!("name = {0:?}\ndescription = {0:?}\ntype = \"f16\"\n", name);
         let with = |recipe: Recipe| Job::prepare(what.source, Options { recipe, ..what.options.clone() });
@@ -178,15 +197,20 @@ impl AllocationArgs {
             }
             costs => costs?,
         };
+        let slowness = self.slowness(&costs, sensitivity.session.n_threads(), what.quiet)?;
         // Where the result is split, the number of files depends on the types, and so do their headers.
         let mut room = most_bytes;
         for _ in 0..8 {
-            let choose = |room: u64| Allocation::choose(job.plan(), &costs, overrides, others, room);
+            let choose_by = |room, slowness| Allocation::choose(job.plan(), &costs, overrides, others, room, slowness);
+            let choose = |room: u64| choose_by(room, slowness.as_ref());
             let allocation = match (choose(room), target) {
                 // More memory than the original needs is no fault.
                 (Err(OutOfRange { budget, most, .. }), Target::Memory(_)) if budget > most => choose(most),
                 (chosen, _) => chosen,
             };
+            if allocation.is_err() && choose_by(room, None).is_ok() {
+                bail!("no file of this size is as fast on this machine as its size allows; leave out --prefer speed");
+            }
             let allocation = allocation.map_err(|range| anyhow::anyhow!("{}", refusal(&target, most_bytes, range)))?;
             let text = allocation.recipe_text(&name, &description);
             let job = with(Recipe::from_toml(&text, &name)?)?;
@@ -200,6 +224,30 @@ impl AllocationArgs {
             }
         }
         bail!("the headers of the parts leave no room for {}; ask for larger parts", units::bytes(most_bytes))
+    }
+}
+
+impl AllocationArgs {
+    /// Measures how slow types are here, if speed is preferred, and says it unless it should be `quiet`.
+    fn slowness(&self, costs: &[Costs], threads: u32, quiet: bool) -> anyhow::Result<Option<Slowness>> {
+        if self.prefer == Preference::Quality {
+            return Ok(None);
+        }
+        let mut types: Vec<TensorType> = costs.iter().flat_map(|costs| &costs.types).map(|(ty, _)| *ty).collect();
+        types.sort_unstable_by_key(|ty| ty.id());
+        types.dedup();
+        let Some(slowness) = Slowness::measure(&types, threads)? else {
+            bail!("how fast types are cannot be measured here: there is too little memory; leave out --prefer speed");
+        };
+        if !quiet {
+            let word = |(ty, factor): &(TensorType, f64)| format!("{ty} {factor:.1}");
+            let words: Vec<String> = slowness.types().iter().map(word).collect();
+            eprintln!(
+                "nibble: time for a byte while a token is written, the fastest type being 1: {}",
+                words.join(", ")
+            );
+        }
+        Ok(Some(slowness))
     }
 }
 

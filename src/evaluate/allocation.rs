@@ -14,6 +14,7 @@ use std::fmt::Write as _;
 
 use crate::arch::Role;
 use crate::gguf::{DEFAULT_ALIGNMENT, Metadata, TensorInfo, TensorType};
+use crate::llama;
 use crate::placement::{ContextSize, Shape};
 use crate::quant::{FORMATS, ImportanceUse};
 use crate::recipe::allocate::{self, Choice, OutOfRange};
@@ -50,6 +51,44 @@ impl Target {
                 bytes.saturating_sub(needs).saturating_sub(reserved_bytes(bytes))
             }
         }
+    }
+}
+
+/// How long a type takes while a token is written, for as many bytes, in units of the fastest one: what a choice goes by that
+/// prefers speed. Types that the CPU has to do much for, or has no vector instructions for, take longer than reading them from
+/// memory does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slowness(Vec<(TensorType, f64)>);
+
+impl Slowness {
+    /// Measures types on this machine with so many threads: a tenth of a second each. `None` if it cannot be measured.
+    ///
+    /// # Errors
+    /// If llama.cpp cannot be started.
+    pub fn measure(types: &[TensorType], threads: u32) -> Result<Option<Self>, llama::Error> {
+        let mut times = Vec::with_capacity(types.len());
+        for ty in types {
+            let Some(seconds) = llama::writing_time(*ty, threads)? else { return Ok(None) };
+            times.push((*ty, seconds));
+        }
+        Ok(Some(Self::of(times)))
+    }
+
+    /// Of types that take so many seconds for each byte.
+    fn of(times: Vec<(TensorType, f64)>) -> Self {
+        let least = times.iter().map(|(_, seconds)| *seconds).fold(f64::INFINITY, f64::min);
+        Self(times.into_iter().map(|(ty, seconds)| (ty, (seconds / least).max(1.0))).collect())
+    }
+
+    /// Returns the types, with how much longer each takes than the fastest one.
+    pub fn types(&self) -> &[(TensorType, f64)] {
+        &self.0
+    }
+
+    /// Bytes of the fastest type that take as long as `bytes` of this one.
+    fn bytes(&self, ty: TensorType, bytes: u64) -> u64 {
+        let factor = self.0.iter().find(|(known, _)| *known == ty).map_or(1.0, |(_, factor)| *factor);
+        (bytes as f64 * factor).ceil() as u64
     }
 }
 
@@ -105,7 +144,8 @@ pub struct Allocation {
 
 impl Allocation {
     /// Chooses types for the tensors of `plan`, whose other types stay as they are, so that files whose bytes beside tensors are
-    /// `others` have at most `file_bytes`.
+    /// `others` have at most `file_bytes`. With `slowness`, they also take no longer while a token is written than a file of
+    /// `file_bytes` does that is all of the fastest type.
     ///
     /// # Errors
     /// If the smallest types take more, or the largest of use less. The bytes of the error are those of files.
@@ -115,6 +155,7 @@ impl Allocation {
         overrides: &[Override],
         others: u64,
         file_bytes: u64,
+        slowness: Option<&Slowness>,
     ) -> Result<Self, OutOfRange> {
         let known: BTreeMap<&str, &Costs> = costs.iter().map(|costs| (costs.tensor.as_str(), costs)).collect();
         let options = |tensor: &PlannedTensor| -> Vec<(TensorType, u64, f64)> {
@@ -128,12 +169,22 @@ impl Allocation {
         };
         let options: Vec<_> = plan.tensors.iter().map(options).collect();
         let free: Vec<usize> = (0..options.len()).filter(|at| !options[*at].is_empty()).collect();
+        let has_output = plan.tensors.iter().any(|tensor| tensor.role == Role::Output);
+        // Of an embedding that is no output matrix, one row is read.
+        let counted = |tensor: &PlannedTensor, ty: TensorType, bytes: u64| match slowness {
+            Some(slowness) if !(has_output && tensor.role == Role::TokenEmbedding) => padded(slowness.bytes(ty, bytes)),
+            _ => padded(bytes),
+        };
         let fixed = plan.tensors.iter().zip(&options).filter(|(_, options)| options.is_empty());
-        let fixed = fixed.map(|(tensor, _)| padded(tensor.bytes)).fold(others, u64::saturating_add);
+        let fixed = fixed.map(|(tensor, _)| counted(tensor, tensor.ty, tensor.bytes)).fold(others, u64::saturating_add);
         let items: Vec<Vec<Choice>> = free
             .iter()
             .map(|at| {
-                options[*at].iter().map(|(_, bytes, cost)| Choice { bytes: padded(*bytes), cost: *cost }).collect()
+                let choice = |(ty, bytes, cost): &(TensorType, u64, f64)| Choice {
+                    bytes: counted(&plan.tensors[*at], *ty, *bytes),
+                    cost: *cost,
+                };
+                options[*at].iter().map(choice).collect()
             })
             .collect();
         let of_files = |bytes: u64| bytes.saturating_add(fixed);
@@ -291,10 +342,11 @@ mod tests {
             let overrides = overrides(texts);
             let costs = costs(&tensors, &overrides);
             let plan = planned(Recipe::builtin("F16").unwrap(), &overrides);
-            let OutOfRange { least, most, .. } = Allocation::choose(&plan, &costs, &overrides, 1000, 0).unwrap_err();
+            let OutOfRange { least, most, .. } =
+                Allocation::choose(&plan, &costs, &overrides, 1000, 0, None).unwrap_err();
             for part in [0.0, 0.1, 0.3, 0.7, 1.0] {
                 let bytes = least + (part * (most - least) as f64) as u64;
-                let chosen = Allocation::choose(&plan, &costs, &overrides, 1000, bytes).unwrap();
+                let chosen = Allocation::choose(&plan, &costs, &overrides, 1000, bytes, None).unwrap();
                 let recipe = Recipe::from_toml(&chosen.recipe_text("4.5bpw \"of\"", "for a test"), "a test").unwrap();
                 assert_eq!((recipe.name.as_str(), recipe.description.as_str()), ("4.5bpw \"of\"", "for a test"));
                 // The types that were given are in the recipe, too.
@@ -310,6 +362,31 @@ mod tests {
                 assert!(chosen.tensors.iter().filter(is_given).all(|tensor| tensor.ty == TensorType::Q8_0));
             }
         }
+    }
+
+    #[test]
+    fn what_is_slow_here_is_chosen_where_it_is_worth_its_time() {
+        let (_, tensors) = small();
+        let (costs, plan) = (costs(&tensors, &[]), planned(Recipe::builtin("F16").unwrap(), &[]));
+        let OutOfRange { least, most, .. } = Allocation::choose(&plan, &costs, &[], 0, 0, None).unwrap_err();
+        let bytes = least + (most - least) / 4;
+        let chosen = |slowness: Option<&Slowness>| Allocation::choose(&plan, &costs, &[], 0, bytes, slowness).unwrap();
+        let fastest = chosen(None);
+        let times = |slow: f64| {
+            let seconds =
+                |ty: TensorType| if ty.name().starts_with("IQ") || ty == TensorType::Q5_K { slow } else { 1e-11 };
+            Slowness::of(FORMATS.iter().map(|format| (format.ty, seconds(format.ty))).collect())
+        };
+        assert_eq!(chosen(Some(&times(1e-11))), fastest);
+        let slowness = times(2.5e-11);
+        assert!(slowness.types().iter().all(|(_, factor)| *factor == 1.0 || (*factor - 2.5).abs() < 1e-9));
+        let preferred = chosen(Some(&slowness));
+        let takes = |choice: &Allocation| -> u64 {
+            let read = choice.tensors.iter().filter(|tensor| tensor.role != Role::TokenEmbedding);
+            read.map(|tensor| slowness.bytes(tensor.ty, tensor.bytes)).sum()
+        };
+        assert!(takes(&preferred) <= bytes && takes(&fastest) > takes(&preferred));
+        assert!(preferred.nats >= fastest.nats);
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub use batch::Batch;
 pub use context::{Context, ContextOptions, FlashAttention, KvType};
 pub use devices::{Device, DeviceKind, devices, has_gpu};
 pub use error::{Error, Setting};
-pub use layout_speed::{LayoutTimes, WeightTime, layout_times};
+pub use layout_speed::{LayoutTimes, WeightTime, layout_times, writing_time};
 pub use load::{ModelOptions, Progress, TensorOverride};
 pub use lora::Lora;
 pub(crate) use model::n_ctx_train;
