@@ -237,7 +237,7 @@ impl Work<'_> {
         let mut open: Vec<_> = (0..spans.len()).filter(|&i| self.done[i].get().is_none()).collect();
         if let Some(prologue) = &self.job.options.prologue {
             let places: Vec<_> = self.job.infos.iter().map(|info| prologue.place(info)).collect();
-            open.sort_by_key(|&i| spans[i].pieces.iter().map(|piece| places[piece.tensor]).min());
+            open.sort_by_key(|&i| spans[i].place(|tensor| places[tensor]));
         }
         let ahead = SPANS_AHEAD + rayon::current_num_threads();
         open.iter().take(ahead).for_each(|&i| pass.will_read(&spans[i]));

@@ -19,10 +19,10 @@ pub trait Prologue: fmt::Debug + Send + Sync {
     /// resumed.
     fn identity(&self) -> String;
 
-    /// Returns the place of a tensor in the order in which tensors are best prepared. Tensors of one place are prepared in
-    /// any order; few of a later place are prepared before the last of an earlier one.
-    fn place(&self, _tensor: &TensorInfo) -> usize {
-        0
+    /// Returns the place of a tensor in the order in which tensors are best prepared; `None` if it does not matter. Tensors of one
+    /// place are prepared in any order; few of a later place are prepared before the last of an earlier one.
+    fn place(&self, _tensor: &TensorInfo) -> Option<usize> {
+        None
     }
 
     /// Prepares a tensor. Returns an object that encodes its rows; `None` if they are rounded to nearest, as without a

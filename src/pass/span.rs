@@ -36,6 +36,13 @@ pub struct Span {
 }
 
 impl Span {
+    /// Returns the place of the span in the order of work, if a prologue says that of tensors: the last of its tensors', so that no
+    /// tensor of a later place is prepared before those of an earlier one. Tensors without a place do not count: a norm lies
+    /// between the matrices of every layer.
+    pub fn place(&self, of_tensor: impl Fn(usize) -> Option<usize>) -> Option<usize> {
+        self.pieces.iter().filter_map(|piece| of_tensor(piece.tensor)).max()
+    }
+
     /// Returns the size of the span in bytes, for measuring progress.
     pub fn n_bytes(&self) -> u64 {
         self.bytes.end - self.bytes.start
@@ -259,6 +266,24 @@ mod tests {
             n_rows += input.n_rows;
         }
         Assembly { row_len: inputs[0].row_len, n_rows, inputs }
+    }
+
+    #[test]
+    fn spans_with_parts_of_several_tensors_come_with_the_last_of_them() {
+        let piece = |tensor| Piece { tensor, input: 0, rows: 0..1, first_row: 0, offset: 0 };
+        let span = |tensors: &[usize]| Span {
+            file: Some(0),
+            bytes: 0..1,
+            read_end: 1,
+            pieces: tensors.iter().copied().map(piece).collect(),
+        };
+        // An output matrix, a norm, an embedding, and a matrix of a layer.
+        let places = [Some(0), None, Some(3), Some(1)];
+        let place = |tensors: &[usize]| span(tensors).place(|tensor| places[tensor]);
+        assert_eq!(place(&[0, 2]), Some(3));
+        assert_eq!(place(&[1, 3]), Some(1));
+        assert_eq!(place(&[0]), Some(0));
+        assert_eq!(place(&[1]), None);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::{Error, Sample, Verification};
 use crate::base::random::Random;
 use crate::base::threads::{on_all_threads, room};
 use crate::gguf::{Gap, Gguf, TensorInfo};
-use crate::pass::{Bytes, Encoder, Pass, Piece, SPANS_AHEAD, Span, file_hashes};
+use crate::pass::{Bytes, Encoder, Pass, SPANS_AHEAD, Span, file_hashes};
 use crate::quant::{self, Format, SomeBlocks};
 
 /// Weights in a chunk, as in a conversion: half a MiB as floats.
@@ -201,8 +201,8 @@ impl<'a> Work<'a> {
         };
         let mut order: Vec<usize> = (0..pass.as_ref().map_or(0, |pass| pass.spans().len())).collect();
         if let (Some(pass), Some(prologue)) = (&pass, &job.options.prologue) {
-            let place = |piece: &Piece| prologue.place(&job.gguf.tensors()[tasks[task_of[piece.tensor]].tensor]);
-            order.sort_by_key(|&i| pass.spans()[i].pieces.iter().map(place).min());
+            let place = |tensor: usize| prologue.place(&job.gguf.tensors()[tasks[task_of[tensor]].tensor]);
+            order.sort_by_key(|&i| pass.spans()[i].place(place));
         }
         let mut work = Self { gguf: &job.gguf, tasks, encoders, task_of, pass, order, chunks, progress, all_bytes: 0 };
         work.count();

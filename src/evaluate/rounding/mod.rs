@@ -238,8 +238,6 @@ impl fmt::Display for Doing<'_> {
 /// What is learned about the matrices, one at a time.
 struct Work {
     walk: Walk,
-    /// Where the temporary files are.
-    _folder: tempfile::TempDir,
 }
 
 impl fmt::Debug for Rounding {
@@ -264,9 +262,7 @@ impl Rounding {
     /// written to.
     pub fn prepare(source: Source, folder: &Path, options: RoundingOptions) -> Result<Self, Error> {
         let RoundingOptions { method, most_tokens, .. } = options;
-        let beside = folder.to_path_buf();
-        let Begun { folder, route, n_embd, window, texts } =
-            begin(&source, folder, method, &options.texts, most_tokens)?;
+        let Begun { route, n_embd, window, texts } = begin(&source, folder, method, &options.texts, most_tokens)?;
         // By what is in them: their names may change.
         let named: Vec<_> =
             texts.iter().map(|text| format!("{} tokens of {}", text.tokens.len(), text.blake3.to_hex())).collect();
@@ -288,10 +284,10 @@ impl Rounding {
         let temporary_bytes = route.temporary_bytes(n_tokens, n_embd);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(options.session.n_threads() as usize).build()?;
         let cancel = options.session.cancel.clone();
-        let walk = Walk::new(route, tokens, window as usize, folder.path().to_path_buf(), cancel);
-        let work = Mutex::new(Work { walk, _folder: folder });
+        let walk = Walk::new(route, tokens, window as usize, folder.to_path_buf(), cancel);
+        let work = Mutex::new(Work { walk });
         let (large, achieved, observer) = (Mutex::default(), Mutex::default(), OnceLock::new());
-        let folder = beside;
+        let folder = folder.to_path_buf();
         Ok(Self {
             source,
             work,
@@ -425,8 +421,6 @@ impl Rounding {
 
 /// What a walk begins with.
 struct Begun {
-    /// For temporary files.
-    folder: tempfile::TempDir,
     route: Route,
     /// Numbers of a hidden vector.
     n_embd: usize,
@@ -435,7 +429,8 @@ struct Begun {
     texts: Vec<texts::CalibrationText>,
 }
 
-/// Reads texts for the model in `source`. Temporary files are in a new folder in `folder`.
+/// Reads texts for the model in `source`. A temporary file is in a new folder in `folder`, which is gone afterwards: what is killed
+/// later leaves nothing behind.
 fn begin(source: &Source, folder: &Path, method: Method, texts: &[Text], most_tokens: u64) -> Result<Begun, Error> {
     if texts.is_empty() {
         return Err(Error::NoText);
@@ -448,7 +443,7 @@ fn begin(source: &Source, folder: &Path, method: Method, texts: &[Text], most_to
     let (n_layers, n_embd, tied) = (model.n_layers(), model.n_embd(), model.is_tied());
     let window = window_of(&source.metadata, DEFAULT_WINDOW);
     let texts = texts::read(&source.metadata, folder.path(), window, texts, most_tokens)?;
-    Ok(Begun { folder, route: Route { method, n_layers, tied }, n_embd, window, texts })
+    Ok(Begun { route: Route { method, n_layers, tied }, n_embd, window, texts })
 }
 
 /// Returns how many tokens a window has: `most`, or what the model was trained on if that is less.
@@ -488,8 +483,8 @@ impl Prologue for Rounding {
         self.identity.clone()
     }
 
-    fn place(&self, tensor: &TensorInfo) -> usize {
-        self.route.place(&tensor.name).map_or(0, |place| place.step)
+    fn place(&self, tensor: &TensorInfo) -> Option<usize> {
+        self.route.place(&tensor.name).map(|place| place.step)
     }
 
     fn prepare(&self, tensor: &WholeTensor<'_>) -> Result<Option<Box<dyn EncodeRows>>, pass::Error> {

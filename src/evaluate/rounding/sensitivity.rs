@@ -89,13 +89,11 @@ pub fn measure(
     candidates: &(dyn Fn(&TensorInfo) -> Vec<TensorType> + Sync),
     tell: &(dyn Fn(Doing<'_>) + Sync),
 ) -> Result<Vec<Costs>, Error> {
-    let Begun { folder, route, window, texts, .. } =
-        begin(source, folder, Method::Full, &options.texts, options.most_tokens)?;
+    let Begun { route, window, texts, .. } = begin(source, folder, Method::Full, &options.texts, options.most_tokens)?;
     let tokens: Vec<u32> = texts.into_iter().flat_map(|text| text.tokens).collect();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.session.n_threads() as usize).build()?;
     let cancel = options.session.cancel.clone();
-    let mut walk =
-        Walk::new(route, tokens, window as usize, folder.path().to_path_buf(), cancel.clone()).for_second_halves();
+    let mut walk = Walk::new(route, tokens, window as usize, folder.to_path_buf(), cancel.clone()).for_second_halves();
     let weights = SourceWeights::new(source);
     let model = Model::new(&source.metadata, &weights)?;
     pool.install(|| {
