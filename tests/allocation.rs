@@ -130,7 +130,6 @@ fn what_cannot_be_chosen_for_is_refused_in_one_line() {
         (&["--target-size", "1MB"][..], "but the smallest types make a larger one"),
         (&["--target-size", "1GiB"], "but 16 bits for each weight make a smaller one"),
         (&["--target-bpw", "2"], "it can have 2"),
-        (&["--prefer", "speed"], "--prefer"),
         (&["--fit", "1GB"], "would fit in 1.00 GB, but the smallest types make a larger one"),
     ] {
         let output = dir.path().join("out.gguf");
