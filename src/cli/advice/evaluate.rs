@@ -23,8 +23,10 @@ pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
     if let Some(layerwise::Error::Texts(error)) = cause.downcast_ref() {
         return of_rounding(error);
     }
-    if let Some(polish::Error::Short { .. }) = cause.downcast_ref::<polish::Error>() {
-        return Some("give a longer text".into());
+    match cause.downcast_ref() {
+        Some(polish::Error::Rounding(error)) => return of_rounding(error),
+        Some(polish::Error::Short { .. }) => return Some("give a longer text".into()),
+        _ => {}
     }
     if let Some(trace::Error::Foreign(_)) = cause.downcast_ref::<trace::Error>() {
         return Some("nibble trace makes traces".into());

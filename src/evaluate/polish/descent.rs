@@ -24,6 +24,7 @@ use super::parameters::{Changed, Draft, Layout, Numbers};
 use super::{Doing, Error};
 use crate::base::math::{exp_f32, ln};
 use crate::base::random::Random;
+use crate::evaluate::rounding;
 use crate::transformer::{Model, Seen};
 
 /// Logits of the original that are computed at a time: 64 MiB. It is part of the result.
@@ -423,8 +424,8 @@ pub(super) struct Targets {
 impl Targets {
     fn new(folder: &std::path::Path, n_embd: usize) -> Result<Self, Error> {
         let folder = folder.to_path_buf();
-        let file =
-            tempfile::tempfile_in(&folder).map_err(|source| Error::Temporary { path: folder.clone(), source })?;
+        let file = tempfile::tempfile_in(&folder)
+            .map_err(|source| rounding::Error::Temporary { path: folder.clone(), source })?;
         Ok(Self { file, folder, n_embd })
     }
 
@@ -450,6 +451,6 @@ impl Targets {
     }
 
     fn failed(&self, source: io::Error) -> Error {
-        Error::Temporary { path: self.folder.clone(), source }
+        rounding::Error::Temporary { path: self.folder.clone(), source }.into()
     }
 }

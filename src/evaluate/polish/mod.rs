@@ -60,12 +60,9 @@ pub struct PolishOptions {
 /// Why a model cannot be polished.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no text.
-    #[error("there is no text to polish with")]
-    NoText,
-    /// A text cannot be used.
+    /// A text, the source or a temporary file cannot be used.
     #[error(transparent)]
-    Text(#[from] rounding::Error),
+    Rounding(#[from] rounding::Error),
     /// A text has one window, which cannot be both tuned for and held out.
     #[error("{}: has {tokens} tokens, fewer than two windows of {window}", path.display())]
     Short {
@@ -76,28 +73,12 @@ pub enum Error {
         /// Tokens of a window.
         window: u32,
     },
-    /// The layers of the source cannot be computed.
-    #[error("{model}: {source}")]
-    Model {
-        /// The model.
-        model: String,
-        /// Why not.
-        source: transformer::Error,
-    },
     /// The layers could not be computed.
     #[error(transparent)]
     Compute(#[from] transformer::Error),
     /// Predictions are not finite.
     #[error("the predictions are not finite numbers")]
     NotFinite,
-    /// A temporary file cannot be made, written or read.
-    #[error("{}: a temporary file cannot be kept there: {source}", path.display())]
-    Temporary {
-        /// The file, or its folder.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
     /// It was cancelled.
     #[error("stopped")]
     Cancelled,
@@ -156,13 +137,13 @@ impl Polish {
     pub fn prepare(source: Source, folder: &Path, options: PolishOptions) -> Result<Self, Error> {
         let PolishOptions { texts, n_tokens } = options;
         if texts.is_empty() {
-            return Err(Error::NoText);
+            return Err(rounding::Error::NoText.into());
         }
         let weights = SourceWeights::new(&source);
         Model::new(&source.metadata, &weights)
-            .map_err(|error| Error::Model { model: source.file_name(), source: error })?;
+            .map_err(|error| rounding::Error::Model { model: source.file_name(), source: error })?;
         drop(weights);
-        let temporary = |error| Error::Temporary { path: folder.to_path_buf(), source: error };
+        let temporary = |error| rounding::Error::Temporary { path: folder.to_path_buf(), source: error };
         let vocabulary = tempfile::Builder::new().prefix(".nibble-").tempdir_in(folder).map_err(temporary)?;
         let window = window_of(&source.metadata, DEFAULT_WINDOW);
         let length = window as usize;
