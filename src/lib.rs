@@ -105,6 +105,8 @@ pub mod quant;
 pub mod recipe;
 pub mod report;
 pub mod sample;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod statistics;
 pub mod trace;
 pub mod transformer;

@@ -246,6 +246,8 @@ fn context_options(n_ctx: u32, n_sequences: u32) -> ContextOptions {
         n_batch: 64,
         n_rows: 8,
         n_sequences,
+        sharing: llama::Sharing::Together,
+        embeddings: false,
         threads: 1,
         kv_type: KvType::F32,
         flash_attention: llama::FlashAttention::Off,

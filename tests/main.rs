@@ -16,6 +16,8 @@ mod compare;
 #[cfg(feature = "llama")]
 mod compare_recipes;
 mod conversion;
+#[cfg(feature = "serve")]
+mod engine;
 #[cfg(feature = "llama")]
 mod forward;
 #[cfg(feature = "llama")]

@@ -66,6 +66,16 @@ pub enum SavedError {
 }
 
 impl Conversation {
+    /// Makes a conversation of messages. `written` returns the tokens of an answer, if the model wrote it.
+    pub fn of(messages: Vec<Message>, mut written: impl FnMut(&str) -> Option<Written>) -> Self {
+        let mut conversation = Self::default();
+        for message in messages {
+            let written = (message.role == "assistant").then(|| written(&message.content)).flatten();
+            conversation.push(message, written);
+        }
+        conversation
+    }
+
     /// The system message.
     pub fn system(&self) -> Option<&str> {
         self.messages.first().filter(|m| is_head(m)).map(|m| m.content.as_str())

@@ -33,6 +33,8 @@ mod calibrate;
 mod chat;
 #[cfg(feature = "llama")]
 mod compare_recipes;
+#[cfg(feature = "serve")]
+mod engine;
 #[cfg(feature = "llama")]
 mod machine;
 #[cfg(feature = "llama")]
@@ -43,6 +45,8 @@ mod rounding;
 mod run;
 #[cfg(feature = "llama")]
 mod sampling;
+#[cfg(feature = "serve")]
+mod serving;
 #[cfg(feature = "llama")]
 mod speculation;
 #[cfg(feature = "llama")]
@@ -96,6 +100,7 @@ commands! {
     Inspect(inspect),
     Quants(quants),
     #[cfg(feature = "llama")] Tokenize(tokenize),
+    #[cfg(feature = "serve")] Engine(engine),
     MakeCheckpoint(make_checkpoint),
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Decoder;
+use super::decoder::{SequenceDecoder, State};
 use crate::llama::{Batch, Error};
 use crate::vocab::{Markers, PieceType, Place, TokenizeError, Tokenizer};
 
@@ -34,6 +35,29 @@ pub(super) struct Fake {
     pub rows: Vec<Vec<f32>>,
     /// The number of tokens of each evaluation.
     pub evaluations: Vec<usize>,
+    /// The sequences of each evaluation, each as often as it has tokens in it.
+    pub evaluated: Vec<Vec<i32>>,
+    /// Whether sequences share the memory of `n_ctx` tokens. If not, each has as many for itself.
+    pub shares: bool,
+    /// Whether the number of tokens of an evaluation changes what is computed, as in llama.cpp, and where in the memory
+    /// they lie.
+    pub is_fickle: bool,
+    /// The number of evaluations that fail.
+    pub failures: usize,
+    /// Time that a token takes.
+    pub token_time: std::time::Duration,
+    /// The cells of each sequence.
+    pub cells: Vec<Vec<Cell>>,
+    pub n_cells: u64,
+}
+
+/// A token in the memory of a [`Fake`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cell {
+    /// Its number: a copy has the same.
+    pub number: u64,
+    /// The circumstances in which it was computed.
+    pub flavour: u32,
 }
 
 impl Fake {
@@ -50,7 +74,41 @@ impl Fake {
             sequences: vec![Vec::new(); 4],
             rows: Vec::new(),
             evaluations: Vec::new(),
+            evaluated: Vec::new(),
+            shares: true,
+            is_fickle: false,
+            failures: 0,
+            token_time: std::time::Duration::ZERO,
+            cells: vec![Vec::new(); 4],
+            n_cells: 0,
         }
+    }
+
+    /// The same with this many sequences.
+    pub fn with_sequences(mut self, n: usize) -> Self {
+        (self.sequences, self.cells) = (vec![Vec::new(); n], vec![Vec::new(); n]);
+        self
+    }
+
+    /// The number of tokens in memory, those of several sequences counted once.
+    pub fn n_held(&self) -> usize {
+        let numbers: std::collections::HashSet<u64> = self.cells.iter().flatten().map(|cell| cell.number).collect();
+        numbers.len()
+    }
+
+    /// The number of tokens of all evaluations.
+    pub fn n_evaluated(&self) -> usize {
+        self.evaluations.iter().sum()
+    }
+
+    /// What the circumstances make of the token that follows by the rule.
+    fn changed(&self, sequence: usize, next: u32) -> u32 {
+        if !self.is_fickle || next == END {
+            return next;
+        }
+        let of_cell = |sum: u32, cell: &Cell| sum.wrapping_mul(31).wrapping_add(cell.flavour);
+        let flavour = self.cells[sequence].iter().fold(0, of_cell);
+        97 + (next + flavour) % 26
     }
 
     /// Creates a model that recites texts: it continues the text whose beginning is the prompt, and then ends.
@@ -62,9 +120,10 @@ impl Fake {
         })
     }
 
-    fn row(&self, read: &[u32]) -> Vec<f32> {
+    fn row(&self, sequence: usize) -> Vec<f32> {
+        let read = &self.sequences[sequence];
         let last = read.last().copied().unwrap_or(0);
-        let next = (self.next)(read);
+        let next = self.changed(sequence, (self.next)(read));
         let other = |token: u32| (token.wrapping_mul(2_654_435_761) ^ last.wrapping_mul(40_503)) % 1000;
         (0..N_VOCAB).map(|token| if token == next { 9.0 } else { other(token) as f32 / 1000.0 }).collect()
     }
@@ -114,15 +173,33 @@ impl Decoder for Fake {
             return Err(Error::Cancelled);
         }
         assert!((1..=self.n_batch).contains(&batch.len()) && batch.n_rows() <= self.n_rows);
+        if self.shares && self.n_held() + batch.len() > self.n_ctx as usize {
+            return Err(Error::ContextFull { wanted: self.n_held() + batch.len(), n_ctx: self.n_ctx });
+        }
+        if let Some(left) = self.failures.checked_sub(1) {
+            self.failures = left;
+            if !self.can_truncate {
+                batch.iter().for_each(|token| drop(self.truncate(token.sequences[0].cast_unsigned(), 0)));
+            }
+            return Err(Error::Decode { status: -3, reason: "it was asked to fail".to_string() });
+        }
+        std::thread::sleep(self.token_time * u32::try_from(batch.len()).unwrap());
+        self.evaluated.push(batch.iter().map(|token| token.sequences[0]).collect());
         for token in batch.iter() {
+            let place = if self.shares { self.n_held() } else { token.position as usize };
+            let flavour = u32::try_from(batch.len() * 7 + place).unwrap();
+            let cell = Cell { number: self.n_cells, flavour };
+            self.n_cells += 1;
             for &sequence in token.sequences {
-                let held = &mut self.sequences[usize::try_from(sequence).unwrap()];
+                let sequence = usize::try_from(sequence).unwrap();
+                let held = &mut self.sequences[sequence];
                 assert_eq!(held.len(), token.position as usize, "a token follows what its sequence holds");
+                assert!(held.len() < self.n_ctx as usize, "no sequence holds more than its memory");
                 held.push(token.token);
+                self.cells[sequence].push(cell);
             }
             if token.wants_logits {
-                let read = &self.sequences[usize::try_from(token.sequences[0]).unwrap()];
-                self.rows.push(self.row(read));
+                self.rows.push(self.row(usize::try_from(token.sequences[0]).unwrap()));
             }
         }
         self.evaluations.push(batch.len());
@@ -142,7 +219,59 @@ impl Decoder for Fake {
         if n_tokens < held.len() {
             held.truncate(if self.can_truncate { n_tokens } else { 0 });
         }
+        self.cells[sequence as usize].truncate(held.len());
         Ok(held.len())
+    }
+}
+
+impl SequenceDecoder for Fake {
+    fn n_sequences(&self) -> u32 {
+        self.sequences.len().try_into().unwrap()
+    }
+
+    fn n_ctx_sequence(&self) -> u32 {
+        self.n_ctx
+    }
+
+    fn shares_tokens(&self) -> bool {
+        self.shares
+    }
+
+    fn copy(&mut self, from: u32, to: u32, n_tokens: usize) -> Result<(), Error> {
+        let (from, to) = (from as usize, to as usize);
+        assert!(from != to && self.sequences[to].is_empty());
+        assert!(n_tokens <= self.sequences[from].len());
+        assert!(self.can_truncate || n_tokens == self.sequences[from].len());
+        self.sequences[to] = self.sequences[from][..n_tokens].to_vec();
+        self.cells[to] = self.cells[from][..n_tokens].to_vec();
+        if !self.shares {
+            self.cells[to].iter_mut().zip(self.n_cells..).for_each(|(cell, number)| cell.number = number);
+            self.n_cells += n_tokens as u64;
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, sequence: u32) -> Result<State, Error> {
+        let sequence = sequence as usize;
+        let pairs = self.sequences[sequence].iter().zip(&self.cells[sequence]);
+        let bytes = pairs.flat_map(|(token, cell)| [token.to_le_bytes(), cell.flavour.to_le_bytes()].concat());
+        Ok(State::trusted(bytes.collect()))
+    }
+
+    fn restore(&mut self, sequence: u32, state: &State, n_tokens: usize) -> Result<(), Error> {
+        let sequence = sequence as usize;
+        (self.sequences[sequence], self.cells[sequence]) = Default::default();
+        let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap());
+        if state.bytes().len() != 8 * n_tokens {
+            return Err(Error::State("it holds other tokens than it says".to_string()));
+        }
+        assert!(!self.shares || self.n_held() + n_tokens <= self.n_ctx as usize, "a state has room");
+        for pair in state.bytes().chunks_exact(8) {
+            self.sequences[sequence].push(number(&pair[..4]));
+            self.cells[sequence].push(Cell { number: self.n_cells, flavour: number(&pair[4..]) });
+            self.n_cells += 1;
+        }
+        Ok(())
     }
 }
 

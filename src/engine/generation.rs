@@ -37,6 +37,15 @@ pub struct GenerateOptions {
     pub ignore_end: bool,
     /// Return the log-probability of each token, and of this many of the most likely tokens in its place.
     pub logprobs: Option<usize>,
+    /// Control tokens add their spelling to the text, except for those that end it.
+    pub special: bool,
+}
+
+/// Returns the bytes that a token adds to a text: with `special`, control tokens add their spelling, except for those that
+/// end a text.
+pub fn token_bytes(tokenizer: &dyn Tokenizer, id: u32, special: bool) -> &[u8] {
+    let bytes = tokenizer.bytes(id);
+    if special && bytes.is_empty() && !tokenizer.is_end(id) { tokenizer.piece(id).as_bytes() } else { bytes }
 }
 
 /// Why a text ended.
@@ -221,9 +230,19 @@ impl Generation {
         &self.text[self.n_prompt..]
     }
 
+    /// Returns the text that was given out until now.
+    pub fn written(&self) -> &str {
+        &self.written
+    }
+
     /// Returns how many of the written tokens have been evaluated: usually all but the last one.
     pub fn n_evaluated(&self) -> usize {
         self.n_read.saturating_sub(self.n_prompt)
+    }
+
+    /// Returns the log-probabilities of the written tokens, if they were asked for.
+    pub fn logprobs(&self) -> &[TokenLogprobs] {
+        &self.logprobs
     }
 
     /// Returns the output of the last step; `None` if there is none.
@@ -296,7 +315,8 @@ impl Generation {
 
         self.decoded.clear();
         self.piece.clear();
-        self.utf8.push(self.tokenizer.bytes(token), &mut self.decoded);
+        let bytes = token_bytes(&*self.tokenizer, token, self.options.special);
+        self.utf8.push(bytes, &mut self.decoded);
         let stopped = self.stop.push(&self.decoded, &mut self.piece).map(str::to_string);
         self.written.push_str(&self.piece);
         (self.token, self.has_piece) = (Some(token), true);

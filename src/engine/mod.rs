@@ -8,11 +8,13 @@
 //!                   llama::Context, or a table in tests          Sampler, Constraint, Draft
 //!
 //! Loglikelihoods: many sequences in one context ◄── tasks
+//! scheduler: many sequences in one context, and prefixes kept for later ◄── serve
 //! ```
 //!
-//! A [`Generation`] decides and a driver evaluates: [`generate`] for one text, a scheduler for many. Nothing here prints.
+//! A [`Generation`] decides and a driver evaluates: [`generate`] for one text, a [`scheduler`] for many. Nothing here prints.
 
 mod decoder;
+mod embed;
 mod error;
 #[cfg(test)]
 mod fake;
@@ -21,21 +23,25 @@ mod generation;
 mod loglikelihood;
 mod open;
 mod prompt_cache;
+pub mod scheduler;
 mod sequence;
 mod session;
 mod speculate;
+mod state_file;
 #[cfg(test)]
 mod tests;
 mod turn;
 
-pub use decoder::Decoder;
+pub use decoder::{Decoder, SequenceDecoder, State};
+pub use embed::{Embedder, Embedding};
 pub use error::{DraftError, DraftSetting, Error};
 pub use generate::{Generated, generate};
-pub use generation::{Action, Finish, GenerateOptions, Generation, Step, TokenLogprobs, Writer};
+pub use generation::{Action, Finish, GenerateOptions, Generation, Step, TokenLogprobs, Writer, token_bytes};
 pub use loglikelihood::{Branch, Loglikelihoods};
 pub use open::{OnLayout, OpenOptions, memory, open};
 pub use prompt_cache::{CacheError, CacheSetting, PromptCache};
 pub use sequence::{LogitRows, Logits, Sequence, Share, evaluate_together};
 pub use session::{Session, SessionOptions};
 pub use speculate::{Draft, DraftOptions, Speculation, take_or_redraw};
+pub(crate) use turn::spells;
 pub use turn::{Answer, Assistant, Event, EventSink, TurnEnd, TurnError, TurnOptions, TurnStats};

@@ -1,33 +1,18 @@
 //! The state of a context, saved on disk. The next prompt that begins with the same tokens starts from it.
 //!
-//! ```text
-//! 0    "nibbleKV"
-//! 8    version, bytes of the identity, number of tokens      u32 each, little-endian as all numbers here
-//! 20   bytes of the state                                    u64
-//! 28   identity: what the state depends on, as JSON
-//!      tokens                                                u32 each
-//!      state, as llama.cpp writes it
-//!      BLAKE3 of all that
-//! ```
-//!
 //! llama.cpp gets a state only if the file is intact, and was written with the same model, adapters, settings and
 //! version of llama.cpp.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::{Error, Session};
-use crate::base::atomic_file::AtomicFile;
-use crate::llama;
+use super::state_file::{self, Contents, VERSION};
+use super::{Error, Session, SessionOptions};
+use crate::llama::{self, Model};
 
-const MAGIC: &[u8; 8] = b"nibbleKV";
-const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 28;
-const HASH_BYTES: usize = blake3::OUT_LEN;
 /// A file is rewritten only if at least one in this many of its tokens is new. Evaluating fewer tokens again is fast.
 const WORTH_WRITING: usize = 16;
 /// The version of the crate whose llama.cpp writes the states. Another one may use another format.
@@ -147,7 +132,7 @@ impl PromptCache {
     /// # Errors
     /// If the model's own file cannot be read.
     pub fn load(path: &Path, session: &mut Session, prompt: &[u32]) -> Result<(Self, Option<CacheError>), Error> {
-        let identity = identity(session)?;
+        let identity = identity(session.model(), session.options(), session.n_ctx())?;
         let mut cache = Self { path: path.to_path_buf(), identity, found: Vec::new(), is_foreign: false };
         if !session.model().can_truncate() {
             cache.is_foreign = true;
@@ -157,7 +142,7 @@ impl PromptCache {
             let Some(contents) = contents else { return Ok(()) };
             let tokens = contents.tokens();
             if tokens.first() == prompt.first() {
-                session.restore(&tokens, contents.state()).map_err(CacheError::Refused)?;
+                session.restore(&tokens, contents.state_bytes()).map_err(CacheError::Refused)?;
             }
             cache.found = tokens;
             Ok(())
@@ -168,37 +153,7 @@ impl PromptCache {
 
     /// Returns the contents of the file, checked; `None` if there is no file.
     fn read(&self, session: &Session) -> Result<Option<Contents>, CacheError> {
-        let mut file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(CacheError::Read(error)),
-        };
-        let metadata = file.metadata().map_err(CacheError::Read)?;
-        if !metadata.is_file() {
-            return Err(CacheError::NotOurs);
-        }
-        let n_bytes = metadata.len();
-        let mut start = Vec::new();
-        Read::by_ref(&mut file).take(HEADER_BYTES as u64).read_to_end(&mut start).map_err(CacheError::Read)?;
-        let shared = start.len().min(MAGIC.len());
-        if start[..shared] != MAGIC[..shared] {
-            return Err(CacheError::NotOurs);
-        }
-        let header = Header::read(&start, n_bytes)?;
-        let too_large = || CacheError::Memory { bytes: n_bytes };
-        let length = usize::try_from(n_bytes).map_err(|_| too_large())?;
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(length).map_err(|_| too_large())?;
-        bytes.extend_from_slice(&start);
-        file.take(n_bytes - start.len() as u64).read_to_end(&mut bytes).map_err(CacheError::Read)?;
-        // The file may have been truncated in the meantime.
-        let Some((content, hash)) = bytes.split_at_checked(length - HASH_BYTES) else {
-            return Err(CacheError::Damaged);
-        };
-        if blake3::hash(content).as_bytes().as_slice() != hash {
-            return Err(CacheError::Damaged);
-        }
-        let contents = Contents { bytes, header };
+        let Some(contents) = Contents::read(&self.path)? else { return Ok(None) };
         self.check(&contents, session)?;
         Ok(Some(contents))
     }
@@ -244,86 +199,14 @@ impl PromptCache {
             llama::Error::StateMemory { bytes } => CacheError::Memory { bytes },
             error => CacheError::Refused(error),
         })?;
-        self.write(session.tokens(), &state).map_err(CacheError::Write)?;
+        state_file::write(&self.path, &self.identity, session.tokens(), &state).map_err(CacheError::Write)?;
         self.found = session.tokens().to_vec();
         Ok(true)
     }
-
-    fn write(&self, tokens: &[u32], state: &[u8]) -> io::Result<()> {
-        let mut partial = AtomicFile::create(&self.path)?;
-        let mut hasher = blake3::Hasher::new();
-        let number = |n: usize| u32::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
-        let mut start = MAGIC.to_vec();
-        for number in [VERSION, number(self.identity.len())?, number(tokens.len())?] {
-            start.extend_from_slice(&number.to_le_bytes());
-        }
-        start.extend_from_slice(&(state.len() as u64).to_le_bytes());
-        start.extend_from_slice(self.identity.as_bytes());
-        start.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
-        for bytes in [&start, state] {
-            hasher.update(bytes);
-            partial.write_all(bytes)?;
-        }
-        partial.write_all(hasher.finalize().as_bytes())?;
-        partial.finish(true)
-    }
 }
 
-/// The lengths of what a file holds.
-#[derive(Clone, Copy)]
-struct Header {
-    identity: usize,
-    tokens: usize,
-}
-
-impl Header {
-    /// Reads the beginning of a file of `n_bytes` bytes, which the lengths have to add up to exactly.
-    fn read(start: &[u8], n_bytes: u64) -> Result<Self, CacheError> {
-        let number = |at: usize| -> Result<u32, CacheError> {
-            let bytes = start.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
-            bytes.map(u32::from_le_bytes).ok_or(CacheError::Damaged)
-        };
-        let version = number(8)?;
-        if version != VERSION {
-            return Err(CacheError::Version { found: version });
-        }
-        let (identity, tokens) = (number(12)?, number(16)?);
-        let state = u64::from(number(20)?) | u64::from(number(24)?) << 32;
-        let fixed = HEADER_BYTES as u64 + HASH_BYTES as u64 + u64::from(identity) + 4 * u64::from(tokens);
-        if fixed.checked_add(state) != Some(n_bytes) {
-            return Err(CacheError::Damaged);
-        }
-        Ok(Self { identity: identity as usize, tokens: tokens as usize })
-    }
-}
-
-/// The bytes of a file whose hash is right.
-struct Contents {
-    bytes: Vec<u8>,
-    header: Header,
-}
-
-impl Contents {
-    fn identity(&self) -> &[u8] {
-        &self.bytes[HEADER_BYTES..HEADER_BYTES + self.header.identity]
-    }
-
-    fn tokens(&self) -> Vec<u32> {
-        let first = HEADER_BYTES + self.header.identity;
-        let bytes = &self.bytes[first..first + 4 * self.header.tokens];
-        bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-    }
-
-    fn state(&self) -> &[u8] {
-        let first = HEADER_BYTES + self.header.identity + 4 * self.header.tokens;
-        &self.bytes[first..self.bytes.len() - HASH_BYTES]
-    }
-}
-
-/// Returns what states of this session depend on, as JSON.
-fn identity(session: &Session) -> Result<String, Error> {
-    let model = session.model();
-    let options = session.options();
+/// Returns what states of contexts of `n_ctx` tokens depend on, as JSON.
+pub(super) fn identity(model: &Model, options: &SessionOptions, n_ctx: u32) -> Result<String, Error> {
     let architecture = model.metadata().str("general.architecture").unwrap_or("llama");
     // Some models encode positions differently in contexts that are longer than what they were first trained on.
     let scaled = model.metadata().get(&format!("{architecture}.rope.scaling.original_context_length")).is_some();
@@ -332,7 +215,7 @@ fn identity(session: &Session) -> Result<String, Error> {
         "lora": blake3::hash(model.lora_identity()).to_hex().as_str(),
         "kv_type": format!("{:?}", options.kv_type),
         "flash_attention": format!("{:?}", options.flash_attention),
-        "scaled_ctx": if scaled { session.n_ctx() } else { 0 },
+        "scaled_ctx": if scaled { n_ctx } else { 0 },
         "llama_cpp": LLAMA_CPP,
     });
     Ok(identity.to_string())
@@ -346,26 +229,5 @@ mod tests {
     fn the_version_of_llama_cpp_is_the_one_that_is_built() {
         let manifest = include_str!("../../Cargo.toml");
         assert!(manifest.contains(&format!("llama-cpp-sys-2 = {{ version = \"={LLAMA_CPP}\"")));
-    }
-
-    #[test]
-    fn lengths_that_do_not_add_up_are_damage() {
-        let mut start = MAGIC.to_vec();
-        for number in [VERSION, 10, 3] {
-            start.extend_from_slice(&number.to_le_bytes());
-        }
-        start.extend_from_slice(&1000u64.to_le_bytes());
-        let n_bytes = 28 + 10 + 12 + 1000 + 32;
-        assert!(Header::read(&start, n_bytes).is_ok());
-        for wrong in [0, 28, n_bytes - 1, n_bytes + 1, u64::MAX] {
-            assert!(matches!(Header::read(&start, wrong), Err(CacheError::Damaged)), "{wrong}");
-        }
-        for length in 8..28 {
-            assert!(matches!(Header::read(&start[..length], n_bytes), Err(CacheError::Damaged)), "{length}");
-        }
-        start[20..28].copy_from_slice(&u64::MAX.to_le_bytes());
-        assert!(matches!(Header::read(&start, n_bytes), Err(CacheError::Damaged)));
-        start[8] = 9;
-        assert!(matches!(Header::read(&start, n_bytes), Err(CacheError::Version { found: 9 })));
     }
 }

@@ -35,6 +35,11 @@ impl Sequence {
         Self { id, tokens: Vec::new() }
     }
 
+    /// Returns its number in the decoder.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
     /// Returns its tokens in memory.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::{Decoder, Error, LogitRows, Logits, Sequence};
-use crate::llama::{self, Batch, Context, ContextOptions, FlashAttention, KvType, Model, Observer};
+use crate::llama::{self, Batch, Context, ContextOptions, FlashAttention, KvType, Model, Observer, Sharing};
 use crate::placement::ContextSize;
 
 /// How to make a session.
@@ -84,6 +84,8 @@ impl SessionOptions {
             n_batch: self.n_batch,
             n_rows: self.rows,
             n_sequences,
+            sharing: Sharing::Together,
+            embeddings: false,
             threads: self.n_threads(),
             kv_type: self.kv_type,
             flash_attention: self.flash_attention,

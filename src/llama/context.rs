@@ -56,6 +56,16 @@ pub enum FlashAttention {
     Off,
 }
 
+/// How the sequences of a context share its memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sharing {
+    /// One memory for all: a token that several sequences share is held once, and a sequence can take all of it.
+    #[default]
+    Together,
+    /// An equal part for each. What is computed for a sequence then does not depend on what the others hold.
+    Apart,
+}
+
 /// How to make a context.
 #[derive(Clone, Debug)]
 pub struct ContextOptions {
@@ -68,6 +78,10 @@ pub struct ContextOptions {
     pub n_rows: u32,
     /// Sequences it holds.
     pub n_sequences: u32,
+    /// How the sequences share the memory.
+    pub sharing: Sharing,
+    /// Whether evaluations compute embeddings too: see [`Context::embedding`].
+    pub embeddings: bool,
     /// Threads it computes with.
     pub threads: u32,
     /// How the KV cache stores its values.
@@ -117,9 +131,14 @@ pub struct Context {
     cancel: Arc<AtomicBool>,
     observer: Option<Watching>,
     n_ctx: u32,
+    n_ctx_sequence: u32,
     n_batch: u32,
     n_rows: u32,
     n_sequences: u32,
+    sharing: Sharing,
+    computes_embeddings: bool,
+    /// The embeddings of the last evaluation, `n_embd` floats each, like `rows`.
+    embeddings: Vec<NonNull<f32>>,
     /// The rows of the last evaluation, `n_vocab` floats each. llama.cpp keeps them until the next one.
     rows: Vec<NonNull<f32>>,
     /// For each sequence, the position that its next token in the current batch must have; [`UNKNOWN`] for others.
@@ -167,9 +186,12 @@ impl Context {
         params.n_ubatch = options.n_batch;
         params.n_seq_max = options.n_sequences;
         params.n_outputs_max = options.n_rows;
+        params.embeddings = options.embeddings;
+        // The state after each token, which the caller may put together.
+        params.pooling_type = sys::LLAMA_POOLING_TYPE_NONE;
         if options.n_sequences > 1 {
-            // One memory for all sequences, so that a cell can belong to several of them.
-            params.kv_unified = true;
+            // With one memory for all sequences, a cell can belong to several of them.
+            params.kv_unified = options.sharing == Sharing::Together;
             // Otherwise memory is reserved as if each sequence had one row.
             params.n_outputs_max_per_seq = options.n_rows;
         }
@@ -199,19 +221,25 @@ impl Context {
         let failed = || Error::Context { n_ctx: options.n_ctx, reason: heard.reason() };
         let pointer = NonNull::new(pointer).ok_or_else(failed)?;
         // SAFETY: the context is alive; each call returns a number that it was made with.
-        let (n_batch, n_ctx, n_sequences) = unsafe {
+        let (n_batch, n_ctx, n_ctx_sequence, n_sequences) = unsafe {
             let context = pointer.as_ptr();
-            (sys::llama_n_batch(context), sys::llama_n_ctx(context), sys::llama_n_seq_max(context))
+            let sizes = (sys::llama_n_ctx(context), sys::llama_n_ctx_seq(context));
+            (sys::llama_n_batch(context), sizes.0, sizes.1, sys::llama_n_seq_max(context))
         };
         // llama.cpp limits the batch to the size of the context, and ends the process on a larger one.
         let n_batch = n_batch.min(options.n_batch);
         let n_sequences = n_sequences.min(options.n_sequences);
+        let n_ctx = n_ctx.min(options.n_ctx);
         let context = Self {
             pointer,
             model: model.clone(),
             cancel,
             observer,
-            n_ctx: n_ctx.min(options.n_ctx),
+            n_ctx,
+            n_ctx_sequence: n_ctx_sequence.min(n_ctx),
+            sharing: options.sharing,
+            computes_embeddings: options.embeddings,
+            embeddings: Vec::new(),
             n_batch,
             n_rows: options.n_rows.min(n_batch),
             n_sequences,
@@ -235,6 +263,16 @@ impl Context {
     /// Returns how many tokens it holds.
     pub fn n_ctx(&self) -> u32 {
         self.n_ctx
+    }
+
+    /// Returns how many tokens one sequence of it can hold.
+    pub fn n_ctx_sequence(&self) -> u32 {
+        self.n_ctx_sequence
+    }
+
+    /// Returns whether sequences can share what they hold, so that copying takes no memory.
+    pub fn shares_tokens(&self) -> bool {
+        self.sharing == Sharing::Together || self.n_sequences == 1
     }
 
     /// Returns how many tokens one evaluation takes.
@@ -274,6 +312,7 @@ impl Context {
     /// or the memory is full. If it was cancelled or stopped by the observer, or llama.cpp fails.
     pub fn decode(&mut self, batch: &Batch) -> Result<(), Error> {
         self.rows.clear();
+        self.embeddings.clear();
         self.check(batch)?;
         if self.is_cancelled() {
             return Err(Error::Cancelled);
@@ -331,6 +370,11 @@ impl Context {
                 Some(row) => self.rows.push(row),
                 None => return Err(Error::NoLogits { row: self.rows.len(), computed: self.rows.len() }),
             }
+            if self.computes_embeddings {
+                // SAFETY: as for logits.
+                let embedding = unsafe { sys::llama_get_embeddings_ith(self.pointer.as_ptr(), index) };
+                self.embeddings.extend(NonNull::new(embedding));
+            }
         }
         Ok(())
     }
@@ -355,8 +399,8 @@ impl Context {
             if token.token >= n_vocab {
                 return Err(Error::Token { token: token.token, n_vocab });
             }
-            if token.position >= self.n_ctx {
-                return Err(Error::ContextFull { wanted: token.position as usize + 1, n_ctx: self.n_ctx });
+            if token.position >= self.n_ctx_sequence {
+                return Err(Error::ContextFull { wanted: token.position as usize + 1, n_ctx: self.n_ctx_sequence });
             }
             if token.sequences.is_empty() {
                 return Err(Error::NoSequence { index });
@@ -407,6 +451,18 @@ impl Context {
         Ok(unsafe { std::slice::from_raw_parts(pointer.as_ptr(), self.model.n_vocab() as usize) })
     }
 
+    /// Returns the embedding of row `row`, in the order in which logits were wanted: the state after the last layer's norm,
+    /// as many numbers as [`Model::n_embd`] says.
+    ///
+    /// # Errors
+    /// [`Error::NoLogits`] if it was not computed.
+    pub fn embedding(&self, row: usize) -> Result<&[f32], Error> {
+        let computed = self.embeddings.len();
+        let pointer = self.embeddings.get(row).ok_or(Error::NoLogits { row, computed })?;
+        // SAFETY: as for logits, with `n_embd` floats per row.
+        Ok(unsafe { std::slice::from_raw_parts(pointer.as_ptr(), self.model.n_embd()) })
+    }
+
     /// Returns the first and the last position that a sequence holds; `None` if it is empty. The first is above 0 for
     /// models with a sliding window.
     ///
@@ -447,16 +503,24 @@ impl Context {
         }
     }
 
-    /// Adds the first `n_tokens` tokens of `from` to `to`, which must not hold any of them. Nothing is copied: each
-    /// memory cell gets a mark.
+    /// Adds the first `n_tokens` tokens of `from` to `to`, which must not hold any tokens. Where sequences share their
+    /// memory, nothing is copied: each memory cell gets a mark.
     ///
     /// # Errors
-    /// [`Error::Sequence`] if there is no such sequence.
+    /// [`Error::Sequence`] if there is no such sequence. Where sequences do not share their memory, also if [`Self::save`]
+    /// or [`Self::restore`] fails.
     pub fn copy(&mut self, from: u32, to: u32, n_tokens: u32) -> Result<(), Error> {
+        if !self.shares_tokens() {
+            // llama.cpp copies whole memories only, and not before the next evaluation.
+            let state = self.save(from)?;
+            self.restore(to, &state)?;
+            self.truncate(to, n_tokens)?;
+            return Ok(());
+        }
         let (from, to) = (self.sequence(from)?, self.sequence(to)?);
         let end = i32::try_from(n_tokens).unwrap_or(i32::MAX);
         // SAFETY: the memory is that of a live context in which nothing is being evaluated. Both sequences exist and, as
-        // contexts of several sequences have one memory for all, lie in one stream; both are asserted.
+        // this context has one memory for all, lie in one stream; both are asserted.
         unsafe { sys::llama_memory_seq_cp(self.memory(), from, to, 0, end) };
         Ok(())
     }
@@ -543,6 +607,8 @@ mod tests {
             n_batch: 256,
             n_rows: 1,
             n_sequences: 1,
+            sharing: Sharing::Together,
+            embeddings: false,
             threads: 1,
             kv_type: KvType::F16,
             flash_attention: FlashAttention::Auto,

@@ -44,7 +44,7 @@ mod tokenizer;
 pub use backend::NO_REASON;
 pub use backend::{set_verbose, system_info};
 pub use batch::Batch;
-pub use context::{Context, ContextOptions, FlashAttention, KvType};
+pub use context::{Context, ContextOptions, FlashAttention, KvType, Sharing};
 pub use devices::{Device, DeviceKind, devices, has_gpu};
 pub use error::{Error, Setting};
 pub use layout_speed::{LayoutTimes, WeightTime, layout_times, writing_time};

@@ -194,6 +194,12 @@ impl Model {
         self.inner.n_vocab
     }
 
+    /// Returns the numbers of an embedding.
+    pub fn n_embd(&self) -> usize {
+        // SAFETY: the model is alive; the call returns one of its numbers.
+        usize::try_from(unsafe { sys::llama_model_n_embd(self.inner.handle.as_ptr()) }).unwrap_or(0)
+    }
+
     /// Returns how many tokens it was trained on at a time; `None` if the file does not say.
     pub fn n_ctx_train(&self) -> Option<u32> {
         n_ctx_train(self.metadata())

@@ -1,0 +1,99 @@
+//! Flags of processes that run a model for a server, and of the server that starts them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::convert::parse_size;
+use super::machine::MachineArgs;
+use crate::engine::scheduler::SchedulerOptions;
+use crate::serve::worker::WorkerOptions;
+
+/// How to run a model for several clients.
+#[derive(Debug, clap::Args)]
+pub(super) struct ServingArgs {
+    #[command(flatten)]
+    pub machine: MachineArgs,
+
+    /// How many texts are written at the same time
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256),
+          help_heading = "Serving")]
+    parallel: u32,
+
+    /// The most requests that wait for their turn; more are refused
+    #[arg(long, value_name = "N", default_value_t = 64, help_heading = "Serving")]
+    queue: usize,
+
+    /// Memory for prompts that were read before and are not in the context any more, such as 4G; 0 for none
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_room, help_heading = "Serving")]
+    prefix_cache: u64,
+
+    /// Keep prompts that were read in this folder, for later runs of the same model
+    #[arg(long, value_name = "DIR", help_heading = "Serving")]
+    prefix_dir: Option<PathBuf>,
+
+    /// The most that the files in --prefix-dir take; the oldest go first
+    #[arg(long, value_name = "SIZE", default_value = "8G", value_parser = parse_room, requires = "prefix_dir",
+          help_heading = "Serving")]
+    prefix_dir_size: u64,
+
+    /// Answer a request in the same way whatever else is being done, and was done before. This is slower: texts are not
+    /// computed together. Each of them has a context of its own, so that contexts take --parallel times the memory
+    #[arg(long, help_heading = "Serving")]
+    deterministic: bool,
+}
+
+impl ServingArgs {
+    /// Returns how to run the model at `path`.
+    pub fn options(&self, path: &Path) -> WorkerOptions {
+        WorkerOptions {
+            path: path.to_path_buf(),
+            session: self.machine.session(Arc::new(AtomicBool::new(false))),
+            parallel: self.parallel,
+            scheduler: SchedulerOptions {
+                queue: self.queue,
+                deterministic: self.deterministic,
+                prefix_bytes: self.prefix_cache,
+                ..SchedulerOptions::default()
+            },
+            prefixes: self.prefix_dir.clone().map(|path| (path, self.prefix_dir_size)),
+        }
+    }
+}
+
+/// Parses a size, which may be 0.
+fn parse_room(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { parse_size(text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: ServingArgs,
+    }
+
+    fn options(line: &str) -> Result<WorkerOptions, clap::Error> {
+        let words = std::iter::once("engine").chain(line.split_whitespace());
+        Line::try_parse_from(words).map(|line| line.args.options(Path::new("m.gguf")))
+    }
+
+    #[test]
+    fn what_is_typed_is_what_is_done() {
+        let default = options("").unwrap();
+        assert_eq!((default.parallel, default.scheduler.queue, default.scheduler.prefix_bytes), (4, 64, 1_000_000_000));
+        assert!(!default.scheduler.deterministic && default.prefixes.is_none());
+        let given =
+            "--parallel 2 --queue 9 --prefix-cache 0 --prefix-dir p --prefix-dir-size 3M --deterministic --ctx 99";
+        let given = options(given).unwrap();
+        assert_eq!((given.parallel, given.scheduler.queue, given.scheduler.prefix_bytes), (2, 9, 0));
+        assert_eq!(given.prefixes, Some(("p".into(), 3_000_000)));
+        assert_eq!((given.scheduler.deterministic, given.session.n_ctx), (true, Some(99)));
+        assert!(options("--parallel 0").is_err() && options("--prefix-dir-size 3M").is_err());
+    }
+}

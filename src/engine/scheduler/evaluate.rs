@@ -1,0 +1,247 @@
+//! One evaluation: which tokens are in it, and what follows from its logits.
+
+use std::time::Instant;
+
+use super::text::{End, Event, TaskError, TaskId};
+use super::{EventSink, Scheduler};
+use crate::engine::{Action, Error, Finish, LogitRows, Logits, SequenceDecoder, Share, evaluate_together};
+use crate::llama;
+
+/// What an evaluation had of one sequence.
+struct Part {
+    slot: usize,
+    n_tokens: usize,
+    /// Tokens before it.
+    held: usize,
+    /// The row of the logits after which a token can be chosen.
+    row: Option<usize>,
+}
+
+impl<D: SequenceDecoder> Scheduler<D> {
+    /// Decides on the tokens of the next evaluation. Returns whether there are any.
+    pub(super) fn plan(&mut self) -> bool {
+        self.slots.iter_mut().for_each(|slot| slot.planned = 0);
+        if self.options.deterministic { self.plan_one() } else { self.plan_many() }
+    }
+
+    /// Returns the sequences with texts, beginning with the one whose turn it is.
+    fn running(&self) -> Vec<usize> {
+        let n = self.slots.len();
+        (0..n).map(|i| (self.turn + i) % n).filter(|i| self.slots[*i].text.is_some()).collect()
+    }
+
+    /// Returns how many tokens a sequence has to read before the next token is written.
+    fn to_read(&self, i: usize) -> usize {
+        let slot = &self.slots[i];
+        slot.text.as_ref().map_or(0, |text| text.tokens().len().saturating_sub(slot.sequence.tokens().len()))
+    }
+
+    /// One sequence: the next token, or the next piece of its prompt, which ends where pieces always end.
+    fn plan_one(&mut self) -> bool {
+        let Some(&i) = self.running().first() else { return false };
+        let held = self.slots[i].sequence.tokens().len();
+        let piece = self.options.piece.min(self.decoder.n_batch());
+        self.slots[i].planned = self.to_read(i).min(piece - held % piece);
+        self.turn = (i + 1) % self.slots.len();
+        true
+    }
+
+    /// The next token of every text that writes, and then of prompts what has room.
+    fn plan_many(&mut self) -> bool {
+        let (running, writers) = loop {
+            let running = self.running();
+            let writers: Vec<usize> = running.iter().copied().filter(|i| self.to_read(*i) == 1).collect();
+            let least = writers.len().max(1);
+            if running.len() < 2 || self.free_for(least) >= least {
+                break (running, writers);
+            }
+            let order = |i: &usize| self.slots[*i].text.as_ref().map(|text| text.order);
+            let Some(&youngest) = running.iter().max_by_key(|i| order(i)) else { return false };
+            self.preempt(youngest);
+        };
+        let n_batch = self.decoder.n_batch();
+        let (mut rows, mut n_tokens) = (self.decoder.n_rows(), 0);
+        for &i in writers.iter().take(rows.min(n_batch)) {
+            self.slots[i].planned = 1;
+            n_tokens += 1;
+            rows -= 1;
+        }
+        let most = if writers.is_empty() { n_batch } else { n_batch.min(n_tokens + self.options.piece) };
+        let (mut next_turn, is_alone) = (None, running.len() == 1);
+        for i in running.into_iter().filter(|i| !writers.contains(i)) {
+            let wanted = self.to_read(i).min(most - n_tokens);
+            let free = self.free_for(n_tokens + wanted).saturating_sub(n_tokens);
+            // There is always room for one text alone; if not, the decoder says so.
+            let mut n = wanted.min(free.max(usize::from(is_alone)));
+            if n == self.to_read(i) {
+                // It needs a row.
+                n -= usize::from(rows == 0);
+                rows = rows.saturating_sub(1);
+            }
+            self.slots[i].planned = n;
+            n_tokens += n;
+            if n > 0 {
+                next_turn.get_or_insert((i + 1) % self.slots.len());
+            }
+        }
+        self.turn = next_turn.unwrap_or(self.turn);
+        n_tokens > 0
+    }
+
+    /// Evaluates what was planned, and takes the steps that follow.
+    pub(super) fn evaluate(&mut self, sink: &mut EventSink<'_>) {
+        let begun = Instant::now();
+        let reading = self.slots.iter().filter(|slot| slot.planned > 1);
+        let reading: Vec<TaskId> = reading.filter_map(|slot| Some(slot.text.as_ref()?.task)).collect();
+        let was_long = !reading.is_empty();
+        self.interrupt.begin(reading);
+        let result = self.evaluate_planned();
+        self.interrupt.end();
+        match result {
+            Ok(parts) => {
+                self.count(&parts, begun);
+                self.go_on(parts, sink);
+            }
+            // Somebody has cancelled a task of it. Nothing has changed, and the others are evaluated again.
+            Err(Error::Cancelled) if was_long && !self.decoder.is_cancelled() => {}
+            Err(Error::Llama(llama::Error::ContextFull { .. })) if self.has_other_room() => {}
+            Err(error) => self.failed(error, sink),
+        }
+    }
+
+    fn evaluate_planned(&mut self) -> Result<Vec<Part>, Error> {
+        let (mut parts, mut shares) = (Vec::new(), Vec::new());
+        for (i, slot) in self.slots.iter_mut().enumerate().filter(|(_, slot)| slot.planned > 0) {
+            let Some(text) = &slot.text else { continue };
+            let held = slot.sequence.tokens().len();
+            let end = (held + slot.planned).min(text.tokens().len());
+            let logits = if end == text.tokens().len() { Logits::Last } else { Logits::None };
+            let tokens = &text.tokens()[held..end];
+            let row = (logits == Logits::Last).then_some(0);
+            parts.push(Part { slot: i, n_tokens: tokens.len(), held, row });
+            shares.push(Share { sequence: &mut slot.sequence, tokens, logits });
+        }
+        let result = evaluate_together(&mut self.decoder, &mut self.batch, &mut shares);
+        // After an error, sequences whose memory cannot be truncated are empty.
+        for part in &parts {
+            self.cells.resize(part.slot, self.slots[part.slot].sequence.tokens().len());
+        }
+        let rows = result?;
+        parts.iter_mut().zip(rows).for_each(|(part, row)| part.row = part.row.map(|_| row));
+        Ok(parts)
+    }
+
+    fn count(&mut self, parts: &[Part], begun: Instant) {
+        let elapsed = begun.elapsed();
+        let is_writing = |part: &&Part| self.slots[part.slot].text.as_ref().is_some_and(|text| text.is_writing());
+        let written: usize = parts.iter().filter(is_writing).map(|part| part.n_tokens).sum();
+        let all: usize = parts.iter().map(|part| part.n_tokens).sum();
+        let writing = elapsed.mul_f64(written as f64 / all.max(1) as f64);
+        self.counts.read_tokens += (all - written) as u64;
+        self.counts.reading += elapsed.saturating_sub(writing);
+        self.counts.writing += writing;
+        self.counts.evaluations += 1;
+        self.counts.evaluated_sequences += parts.len() as u64;
+    }
+
+    /// Takes the steps after an evaluation.
+    fn go_on(&mut self, parts: Vec<Part>, sink: &mut EventSink<'_>) {
+        let piece = self.options.piece;
+        for part in &parts {
+            let slot = &mut self.slots[part.slot];
+            let Some(text) = &slot.text else { continue };
+            let held = slot.sequence.tokens().len();
+            if slot.clean == part.held && held <= text.n_prompt && (!self.options.deterministic || held % piece == 0) {
+                slot.clean = held;
+            }
+            if text.progress && !text.is_writing() {
+                let (done, total) = (held.min(text.n_prompt), text.n_prompt);
+                sink(text.task, Event::Reading { index: text.index, done, total });
+            }
+        }
+        for part in parts {
+            let Some(row) = part.row else { continue };
+            let Some(text) = &mut self.slots[part.slot].text else { continue };
+            if text.read.is_none() {
+                text.read = Some(Instant::now());
+                // The prompt is read once for all texts of a task, and its last logits serve them all.
+                for sibling in self.start_siblings(part.slot, sink) {
+                    if let Some(text) = &mut self.slots[sibling].text {
+                        text.read = Some(Instant::now());
+                    }
+                    self.write(sibling, row, sink);
+                }
+            }
+            self.write(part.slot, row, sink);
+        }
+    }
+
+    /// Writes the next token of a text.
+    fn write(&mut self, i: usize, row: usize, sink: &mut EventSink<'_>) {
+        loop {
+            let Some(text) = &mut self.slots[i].text else { return };
+            let action = match text.step(LogitRows::new(&self.decoder, row)) {
+                Ok(action) => action,
+                Err(error) => {
+                    let task = text.task;
+                    return self.fail(task, error.into(), sink);
+                }
+            };
+            if let Some(piece) = text.piece() {
+                sink(text.task, piece);
+                self.counts.written_tokens += u64::from(text.generation.piece().is_some_and(|p| p.token.is_some()));
+            }
+            match action {
+                Action::Evaluate { .. } => return,
+                Action::Accepted | Action::Flush => {}
+                Action::Finished => return self.finished(i, sink),
+            }
+        }
+    }
+
+    /// Ends a text that has come to its end.
+    fn finished(&mut self, i: usize, sink: &mut EventSink<'_>) {
+        let Some(text) = self.slots[i].text.take() else { return };
+        self.made_idle(i);
+        let finish = text.generation.finish().cloned().unwrap_or(Finish::Complete);
+        sink(text.task, text.finished(End::Finish(finish)));
+        self.one_ended(text.task, sink);
+    }
+
+    /// Makes room after the decoder had none. Returns whether there was anything to give up.
+    fn has_other_room(&mut self) -> bool {
+        let before = self.cells.n_used();
+        self.free_for(usize::MAX);
+        let running = self.running();
+        if self.cells.n_used() < before {
+            return true;
+        }
+        let order = |i: &usize| self.slots[*i].text.as_ref().map(|text| text.order);
+        match running.iter().max_by_key(|i| order(i)) {
+            Some(&youngest) if running.len() > 1 => {
+                self.preempt(youngest);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Fails the tasks of an evaluation that failed.
+    fn failed(&mut self, error: Error, sink: &mut EventSink<'_>) {
+        let planned: Vec<usize> = (0..self.slots.len()).filter(|i| self.slots[*i].planned > 0).collect();
+        let tasks: Vec<_> = planned.iter().filter_map(|i| Some(self.slots[*i].text.as_ref()?.task)).collect();
+        let message = error.to_string();
+        let mut error = Some(error);
+        for task in tasks {
+            // The first has the error itself, the others its words.
+            let again = || llama::Error::Decode { status: -1, reason: message.clone() }.into();
+            self.fail(task, TaskError::Engine(error.take().unwrap_or_else(again)), sink);
+        }
+        // Whatever went wrong, nobody starts from these.
+        for i in planned {
+            self.slots[i].sequence.truncate(&mut self.decoder, 0);
+            self.slots[i].clean = 0;
+            self.cells.resize(i, 0);
+        }
+    }
+}
