@@ -1,11 +1,21 @@
 //! One evaluation: which tokens are in it, and what follows from its logits.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::text::{End, Event, TaskError, TaskId};
 use super::{EventSink, Scheduler};
 use crate::engine::{Action, Error, Finish, LogitRows, Logits, SequenceDecoder, Share, evaluate_together};
 use crate::llama;
+
+/// For so long, about, texts that are being written may wait for a piece of a prompt.
+const STALL: Duration = Duration::from_millis(300);
+/// The smallest such piece, unless smaller ones are wanted: with fewer tokens, reading would take much longer in all.
+const LEAST_PIECE: usize = 8;
+
+/// An evaluation should not take longer, so that a request that comes in the meantime is not kept waiting.
+const LONGEST: Duration = Duration::from_secs(2);
+/// But it has at least so many tokens, if there are any.
+const LEAST_BATCH: usize = 64;
 
 /// What an evaluation had of one sequence.
 struct Part {
@@ -66,7 +76,10 @@ impl<D: SequenceDecoder> Scheduler<D> {
             n_tokens += 1;
             rows -= 1;
         }
-        let most = if writers.is_empty() { n_batch } else { n_batch.min(n_tokens + self.options.piece) };
+        let most = match writers.is_empty() {
+            true => n_batch.min(self.affordable(LONGEST, LEAST_BATCH)),
+            false => n_batch.min(n_tokens + self.options.piece.min(self.affordable(STALL, LEAST_PIECE))),
+        };
         let (mut next_turn, is_alone) = (None, running.len() == 1);
         for i in running.into_iter().filter(|i| !writers.contains(i)) {
             let wanted = self.to_read(i).min(most - n_tokens);
@@ -86,6 +99,13 @@ impl<D: SequenceDecoder> Scheduler<D> {
         }
         self.turn = next_turn.unwrap_or(self.turn);
         n_tokens > 0
+    }
+
+    /// Returns how many tokens are probably read in this time, but not fewer than `least`.
+    fn affordable(&self, time: Duration, least: usize) -> usize {
+        let n = self.seconds_per_token.map_or(f64::INFINITY, |seconds| time.as_secs_f64() / seconds.max(1e-9));
+        // Saturates.
+        (n as usize).max(least)
     }
 
     /// Evaluates what was planned, and takes the steps that follow.
@@ -141,6 +161,11 @@ impl<D: SequenceDecoder> Scheduler<D> {
         self.counts.reading += elapsed.saturating_sub(writing);
         self.counts.writing += writing;
         self.counts.evaluations += 1;
+        if all - written >= LEAST_PIECE {
+            // Of fewer tokens, most of the time goes into reading the weights.
+            let seconds = elapsed.as_secs_f64() / all as f64;
+            self.seconds_per_token = Some(self.seconds_per_token.map_or(seconds, |known| 0.7 * known + 0.3 * seconds));
+        }
         self.counts.evaluated_sequences += parts.len() as u64;
     }
 

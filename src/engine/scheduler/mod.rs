@@ -206,6 +206,8 @@ pub struct Scheduler<D> {
     clock: u64,
     /// Seconds that a task took of late.
     pace: Option<f64>,
+    /// Seconds that a token of a prompt took of late.
+    seconds_per_token: Option<f64>,
     /// Bytes of a state for each of its tokens, once that is known.
     bytes_per_token: Option<u64>,
     counts: Counts,
@@ -273,6 +275,7 @@ impl<D: SequenceDecoder> Scheduler<D> {
             turn: 0,
             clock: 0,
             pace: None,
+            seconds_per_token: None,
             bytes_per_token: None,
             counts: Counts::default(),
             decoder,

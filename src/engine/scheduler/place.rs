@@ -9,9 +9,6 @@ use super::text::{Event, Found, Text};
 use super::{EventSink, Scheduler, Slot, common};
 use crate::engine::SequenceDecoder;
 
-/// A text waits for one whose prompt is being read if that saves it at least as many tokens.
-const WORTH_WAITING: usize = 1;
-
 /// How many texts are looked at in a step, when the first ones wait for others.
 const LOOK_AHEAD: usize = 16;
 
@@ -44,24 +41,26 @@ enum Placing {
 impl<D: SequenceDecoder> Scheduler<D> {
     /// Gives sequences to the texts that wait, in order.
     pub(super) fn admit(&mut self, sink: &mut EventSink<'_>) {
-        let mut at = 0;
+        let (mut at, mut claimed) = (0, None);
         while at < self.queue.len().min(LOOK_AHEAD) && self.slots.iter().any(|slot| slot.text.is_none()) {
-            match self.place(&self.queue[at]) {
+            match self.place(&self.queue[at], *claimed.get_or_insert_with(|| self.n_claimed())) {
                 Placing::Later => at += 1,
                 Placing::Full => return,
                 Placing::Now(prefix) => {
                     let Some(text) = self.queue.remove(at) else { return };
                     self.start(text, prefix, sink);
+                    claimed = None;
                 }
             }
         }
     }
 
-    fn place(&self, text: &Text) -> Placing {
+    /// Says whether a text can have a sequence, if the texts that run claim so many tokens.
+    fn place(&self, text: &Text, claimed: usize) -> Placing {
         if text.loading.is_some_and(|file| matches!(self.files.get(&file), Some(None))) {
             return Placing::Later;
         }
-        let prefix = self.best_prefix(text);
+        let prefix = self.best_prefix(text, claimed);
         let reading = self.slots.iter().filter_map(|slot| Some((slot, slot.text.as_ref()?)));
         for (slot, other) in reading.filter(|(_, other)| !other.is_writing()) {
             let saves = match other.task == text.task && other.n_prompt == text.tokens().len() {
@@ -70,15 +69,16 @@ impl<D: SequenceDecoder> Scheduler<D> {
                 false if !text.cache || !slot.is_public || !self.decoder.can_truncate() => 0,
                 false => self.usable(text.tokens(), other.tokens(), other.n_prompt),
             };
-            if saves >= prefix.n_tokens + WORTH_WAITING.min(text.tokens().len()) {
+            // It does not wait for long: only until as much of the other prompt was read as both have.
+            if saves > prefix.n_tokens {
                 return Placing::Later;
             }
         }
-        if self.has_room(text, prefix) { Placing::Now(prefix) } else { Placing::Full }
+        if self.has_room(text, prefix, claimed) { Placing::Now(prefix) } else { Placing::Full }
     }
 
     /// Returns whether there is room for a text beside those that run, at least until all of them are read.
-    fn has_room(&self, text: &Text, prefix: Prefix) -> bool {
+    fn has_room(&self, text: &Text, prefix: Prefix, claimed: usize) -> bool {
         if !self.decoder.shares_tokens() || self.slots.iter().all(|slot| slot.text.is_none()) {
             return true;
         }
@@ -88,7 +88,7 @@ impl<D: SequenceDecoder> Scheduler<D> {
         };
         let left = text.most - text.tokens().len().min(text.most);
         let wanted = text.tokens().len() - shared + self.least_room(Some(left));
-        self.n_claimed() + wanted <= self.decoder.n_ctx() as usize
+        claimed + wanted <= self.decoder.n_ctx() as usize
     }
 
     /// Returns how many tokens the texts that run hold, or have to read.
@@ -115,8 +115,8 @@ impl<D: SequenceDecoder> Scheduler<D> {
         }
     }
 
-    /// Returns the longest beginning of a text that need not be read.
-    fn best_prefix(&self, text: &Text) -> Prefix {
+    /// Returns the longest beginning of a text that need not be read, if the texts that run claim so many tokens.
+    fn best_prefix(&self, text: &Text, claimed: usize) -> Prefix {
         let mut best = Prefix { source: Source::Nowhere, n_tokens: 0 };
         if !text.cache {
             return best;
@@ -125,37 +125,39 @@ impl<D: SequenceDecoder> Scheduler<D> {
         let idle = |i: &usize| self.slots[*i].text.is_some();
         let mut order: Vec<usize> = (0..self.slots.len()).filter(|i| self.slots[*i].is_public).collect();
         order.sort_by_key(idle);
-        let mut offer = |source, n_tokens| {
-            if n_tokens > best.n_tokens {
+        let mut offer = |source, n_tokens, gain| {
+            if n_tokens >= best.n_tokens + gain {
                 best = Prefix { source, n_tokens };
             }
         };
         for i in order {
             let slot = &self.slots[i];
-            offer(Source::Slot(i), self.usable(text.tokens(), slot.sequence.tokens(), slot.clean));
+            offer(Source::Slot(i), self.usable(text.tokens(), slot.sequence.tokens(), slot.clean), 1);
         }
-        for (number, saved) in self.memory.iter().filter(|(_, saved)| self.can_restore(saved.tokens.len())) {
-            offer(Source::Memory(number), self.usable(text.tokens(), &saved.tokens, saved.tokens.len()));
+        // A state is restored as a whole, which must be worth it.
+        let gain = self.options.least_kept.max(1);
+        for (number, saved) in self.memory.iter().filter(|(_, saved)| self.can_restore(saved.tokens.len(), claimed)) {
+            offer(Source::Memory(number), self.usable(text.tokens(), &saved.tokens, saved.tokens.len()), gain);
         }
         if let Some(file) = text.loading
             && let Some(Some(saved)) = self.files.get(&file)
-            && self.can_restore(saved.tokens.len())
+            && self.can_restore(saved.tokens.len(), claimed)
         {
-            offer(Source::File(file), self.usable(text.tokens(), &saved.tokens, saved.tokens.len()));
+            offer(Source::File(file), self.usable(text.tokens(), &saved.tokens, saved.tokens.len()), gain);
         }
         best
     }
 
     /// Returns whether there is room for a whole state.
-    fn can_restore(&self, n_tokens: usize) -> bool {
+    fn can_restore(&self, n_tokens: usize, claimed: usize) -> bool {
         let fits = n_tokens <= self.decoder.n_ctx_sequence() as usize;
-        fits && (!self.decoder.shares_tokens() || self.n_claimed() + n_tokens <= self.decoder.n_ctx() as usize)
+        fits && (!self.decoder.shares_tokens() || claimed + n_tokens <= self.decoder.n_ctx() as usize)
     }
 
     /// Lets a file be read if it has more of the beginning of a text than the context and memory.
     pub(super) fn look_on_disk(&mut self, text: &mut Text) {
         let Some(disk) = self.disk.as_ref().filter(|_| text.cache) else { return };
-        let least = self.best_prefix(text).n_tokens + self.options.least_kept;
+        let least = self.best_prefix(text, self.n_claimed()).n_tokens + self.options.least_kept;
         let n_ctx = self.decoder.n_ctx_sequence() as usize;
         let usable = |tokens: &[u32]| match tokens.len() <= n_ctx {
             true => self.usable(text.tokens(), tokens, tokens.len()),
@@ -411,7 +413,10 @@ impl<D: SequenceDecoder> Scheduler<D> {
         let mut started = Vec::new();
         while let Some(at) = self.queue.iter().position(|text| text.task == task && text.started.is_none()) {
             let prefix = Prefix { source: Source::Slot(from), n_tokens };
-            let Some(to) = self.target(prefix).filter(|_| self.has_room(&self.queue[at], prefix)) else { break };
+            let Some(to) = self.target(prefix).filter(|_| self.has_room(&self.queue[at], prefix, self.n_claimed()))
+            else {
+                break;
+            };
             let copied = self.take_over(from, to, n_tokens);
             if copied.is_err() {
                 break;

@@ -196,6 +196,19 @@ fn a_prompt_is_read_in_whole_batches_while_nobody_writes() {
 }
 
 #[test]
+fn a_slow_model_reads_smaller_pieces_while_texts_are_written() {
+    let model = Fake { token_time: Duration::from_millis(25), ..fake(2, 4096) };
+    let mut run = Run::new(model, SchedulerOptions { piece: 16, ..options() });
+    run.submit(request(1, "abcdefghijklmnop", 100));
+    run.step();
+    run.submit(request(2, &"z".repeat(60), 1));
+    run.steps(2);
+    let [16, many, few] = run.scheduler.decoder.evaluations[..] else { panic!("three evaluations") };
+    // 300 ms are for 12 tokens, one of them may be less; sleeping takes longer than it should.
+    assert!((9..=13).contains(&many) && (9..=13).contains(&few), "{many}, {few}");
+}
+
+#[test]
 fn prompts_are_read_in_turn() {
     let mut run = Run::new(fake(4, 4096), options());
     for (task, first) in (1..).zip(["a", "b", "c"]) {
