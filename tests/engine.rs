@@ -288,7 +288,7 @@ fn a_deterministic_answer_is_the_same_alone_and_in_a_crowd() {
     let same = written.iter().filter(|(id, written)| ids_of(written) == wanted[ids[id]]).count();
     let cached: u64 = written.values().map(|written| written.cached).sum();
     assert_eq!(same, N, "of {N}");
-    assert!(cached > 10_000, "prefixes are used all the same: {cached} tokens");
+    assert!(cached > 3_000, "prefixes are used all the same: {cached} tokens");
     crowd.close();
 }
 
@@ -432,13 +432,21 @@ fn a_conversation_goes_on_where_it_was() {
 #[test]
 fn texts_are_held_to_what_was_asked_for() {
     let mut engine = Engine::start(&[]);
-    let schema = json!({"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"],
-        "additionalProperties": false});
-    let constrained =
-        Generate { constraint: Some(Constraint::JsonSchema(schema)), ..generate(text("The number is "), 60) };
-    let written = engine.write(Generate { ignore_end: false, n: 2, ..constrained.clone() });
-    assert!(["{\"a\": 1}", "{\"a\": 2}"].contains(&written.text.as_str()), "{written:?}");
-    assert_eq!((written.finish, written.others[&1].len()), (Some(Finish::End), 8));
+    let asked = |constraint| Generate {
+        constraint: Some(constraint),
+        ignore_end: false,
+        n: 2,
+        ..generate(text("The number is "), 60)
+    };
+    for (constraint, texts) in [
+        (Constraint::JsonSchema(json!({"enum": [12, 23]})), ["12", "23"]),
+        (Constraint::Regex("yes|not at all".to_string()), ["yes", "not at all"]),
+        (Constraint::Gbnf("root ::= \"ab\" | \"cd\"".to_string()), ["ab", "cd"]),
+    ] {
+        let written = engine.write(asked(constraint));
+        assert!(texts.contains(&written.text.as_str()), "{written:?}");
+        assert_eq!((written.finish, &written.others[&1]), (Some(Finish::End), &written.text));
+    }
     for (constraint, kind) in [
         (Constraint::JsonSchema(json!({"type": "nothing"})), FailureKind::Invalid),
         (Constraint::Regex("(".to_string()), FailureKind::Invalid),
