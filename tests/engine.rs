@@ -537,14 +537,14 @@ fn embeddings_have_length_1_and_do_not_depend_on_how_they_are_asked_for() {
     assert_eq!(vectors[0], vectors[2]);
     assert_ne!(vectors[0], vectors[1]);
     assert!(tokens[1] > 130, "longer than two batches");
-    let failure = |engine: &mut Engine, prompt| loop {
+    let failure = |engine: &mut Engine, prompt| {
         let id = engine.ask(Task::Embed { prompts: vec![prompt] });
-        break loop {
+        loop {
             match engine.next() {
                 (found, Answer::Failed(failure)) if found == id => break failure,
                 _ => {}
             }
-        };
+        }
     };
     assert!(matches!(failure(&mut engine, text(long(1, 60))).kind, FailureKind::TooLong { n_ctx: 512, .. }));
     assert_eq!(failure(&mut engine, text("")).kind, FailureKind::Invalid);

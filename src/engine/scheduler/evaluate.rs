@@ -176,7 +176,10 @@ impl<D: SequenceDecoder> Scheduler<D> {
             let slot = &mut self.slots[part.slot];
             let Some(text) = &slot.text else { continue };
             let held = slot.sequence.tokens().len();
-            if slot.clean == part.held && held <= text.n_prompt && (!self.options.deterministic || held % piece == 0) {
+            if slot.clean == part.held
+                && held <= text.n_prompt
+                && (!self.options.deterministic || held.is_multiple_of(piece))
+            {
                 slot.clean = held;
             }
             if text.progress && !text.is_writing() {

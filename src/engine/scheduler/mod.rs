@@ -432,11 +432,11 @@ impl<D: SequenceDecoder> Scheduler<D> {
         sink(id, Event::Failed(error));
     }
 
-    fn remove_waiting(&mut self, task: TaskId) -> Vec<Box<Text>> {
+    fn remove_waiting(&mut self, task: TaskId) -> VecDeque<Box<Text>> {
         let (gone, left) = std::mem::take(&mut self.queue).into_iter().partition(|text| text.task == task);
         self.queue = left;
         self.forget_files();
-        Vec::from(gone as VecDeque<_>)
+        gone
     }
 
     /// Takes the text of a task from a sequence, which is then idle.

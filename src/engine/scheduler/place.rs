@@ -110,7 +110,7 @@ impl<D: SequenceDecoder> Scheduler<D> {
             (true, true) => same.min(clean) / piece * piece,
             // All or nothing.
             (false, false) if same == held.len() => same,
-            (false, true) if same == held.len() && same <= clean && same % piece == 0 => same,
+            (false, true) if same == held.len() && same <= clean && same.is_multiple_of(piece) => same,
             (false, _) => 0,
         }
     }
@@ -164,10 +164,10 @@ impl<D: SequenceDecoder> Scheduler<D> {
             false => 0,
         };
         let Some((file, _)) = disk.best(least.saturating_sub(1), usable) else { return };
-        if !self.files.contains_key(&file) {
+        self.files.entry(file).or_insert_with(|| {
             disk.load(file);
-            self.files.insert(file, None);
-        }
+            None
+        });
         text.loading = Some(file);
     }
 

@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::io::{self, BufReader, BufWriter, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -190,11 +190,8 @@ fn model_info(model: &Model, gguf: &Gguf, preparer: &Preparer) -> ModelInfo {
 fn write_all(messages: &Receiver<FromEngine>, mut output: impl Write) -> io::Result<()> {
     while let Ok(message) = messages.recv() {
         protocol::write(&mut output, &message)?;
-        loop {
-            match messages.try_recv() {
-                Ok(message) => protocol::write(&mut output, &message)?,
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
+        while let Ok(message) = messages.try_recv() {
+            protocol::write(&mut output, &message)?;
         }
         output.flush()?;
     }
