@@ -46,7 +46,11 @@ mod run;
 #[cfg(feature = "llama")]
 mod sampling;
 #[cfg(feature = "serve")]
+mod serve;
+#[cfg(feature = "serve")]
 mod serving;
+#[cfg(feature = "serve")]
+mod settings;
 #[cfg(feature = "llama")]
 mod speculation;
 #[cfg(feature = "llama")]
@@ -91,6 +95,7 @@ commands! {
     Convert(convert),
     #[cfg(feature = "llama")] Run(run),
     #[cfg(feature = "llama")] Chat(chat),
+    #[cfg(feature = "serve")] Serve(serve),
     #[cfg(feature = "llama")] Bench(bench),
     #[cfg(feature = "llama")] Calibrate(calibrate),
     Compare(compare),
@@ -108,6 +113,11 @@ impl Cli {
     /// Parses the command line. Ends the program if there is nothing to run: after help, and with the error's sentence.
     pub fn of_line() -> Self {
         let line = typed::spelled(std::env::args_os());
+        #[cfg(feature = "serve")]
+        let line = serve::configured(line).unwrap_or_else(|error| {
+            report(&error);
+            std::process::exit(1)
+        });
         Self::try_parse_from(&line).unwrap_or_else(|error| typed::explained(error, &line).exit())
     }
 

@@ -14,6 +14,8 @@ mod files;
 #[cfg(feature = "llama")]
 mod llama;
 mod sample;
+#[cfg(feature = "serve")]
+mod serve;
 mod verify;
 mod weights;
 
@@ -33,6 +35,8 @@ const ROOMS: &[Advice] = &[
     #[cfg(feature = "llama")]
     llama::advice,
     sample::advice,
+    #[cfg(feature = "serve")]
+    serve::advice,
     verify::advice,
     weights::advice,
 ];

@@ -1,0 +1,302 @@
+//! `nibble serve`: models over HTTP, by the APIs that other programs speak.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{ArgMatches, CommandFactory, ValueEnum, ValueHint};
+use tokio::net::TcpListener;
+
+use super::convert::parse_size;
+use super::interrupt;
+use super::serving::ServingArgs;
+use super::{Cli, settings};
+use crate::base::display::printable;
+use crate::gguf;
+use crate::placement::Machine;
+use crate::serve::app::App;
+use crate::serve::log::{Format, Log};
+use crate::serve::models::{Models, Place, Sharing};
+use crate::serve::options::Options;
+use crate::serve::server;
+use crate::serve::supervisor::{Launch, Limits, Program};
+
+/// Serve a model, or all models of a folder, over HTTP
+///
+/// Programs that know OpenAI's or Anthropic's API, or llama.cpp's server, can use the model at http://127.0.0.1:8080.
+/// Every flag can be in a TOML file for --config, too, and in an environment variable. What is typed counts most, then the
+/// environment, then the file.
+#[derive(Debug, clap::Args)]
+#[command(args_override_self = true)]
+pub struct Args {
+    /// The model: a GGUF file, or any part of a split one
+    #[arg(value_hint = ValueHint::FilePath, required_unless_present = "models_dir")]
+    model: Option<PathBuf>,
+
+    /// Serve all GGUF files of this folder by their names. DIR/NAME.toml has flags for one of them
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with = "model", env = "NIBBLE_MODELS_DIR")]
+    models_dir: Option<PathBuf>,
+
+    /// Read flags from this TOML file, by the same names
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, env = "NIBBLE_CONFIG")]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    listening: ListeningArgs,
+
+    /// End a model's process when nobody has used it for so many minutes; 0 keeps it
+    #[arg(long, value_name = "MINUTES", env = "NIBBLE_UNLOAD_AFTER", help_heading = "Serving",
+          default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    unload_after: u32,
+
+    /// The most models that are loaded at a time
+    #[arg(long, value_name = "N", env = "NIBBLE_MOST_MODELS", help_heading = "Serving",
+          default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    most_models: u32,
+
+    /// The most that the files of loaded models may take together, such as 24G [default: 80% of the memory]
+    #[arg(long, value_name = "SIZE", env = "NIBBLE_MODELS_MEMORY", help_heading = "Serving", value_parser = parse_size)]
+    models_memory: Option<u64>,
+
+    #[command(flatten)]
+    serving: ServingArgs,
+}
+
+/// Who can use the server.
+#[derive(Debug, clap::Args)]
+struct ListeningArgs {
+    /// Address to listen on; other than 127.0.0.1, it needs --api-key or --no-auth
+    #[arg(long, value_name = "ADDRESS", env = "NIBBLE_HOST", help_heading = "Listening",
+          default_value = "127.0.0.1", value_parser = parse_host)]
+    host: IpAddr,
+
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, value_name = "N", env = "NIBBLE_PORT", help_heading = "Listening", default_value_t = 8080)]
+    port: u16,
+
+    /// A key that requests need; can be given several times
+    #[arg(long, value_name = "KEY", env = "NIBBLE_API_KEY", hide_env_values = true, help_heading = "Listening",
+          action = clap::ArgAction::Append)]
+    api_key: Vec<String>,
+
+    /// A file with such keys, one a line
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, env = "NIBBLE_API_KEY_FILE",
+          help_heading = "Listening")]
+    api_key_file: Option<PathBuf>,
+
+    /// Let everybody who reaches the address use the server
+    #[arg(long, help_heading = "Listening")]
+    no_auth: bool,
+
+    /// Let web pages of this origin use the server, such as http://localhost:3000; * for all
+    #[arg(long, value_name = "ORIGIN", help_heading = "Listening", action = clap::ArgAction::Append)]
+    cors_origin: Vec<String>,
+
+    /// A name by which the server is reached, such as that of this machine in the network
+    #[arg(long, value_name = "NAME", help_heading = "Listening", action = clap::ArgAction::Append)]
+    allow_host: Vec<String>,
+
+    /// End answers that take longer than so many seconds; 0 lets them
+    #[arg(long, value_name = "SECONDS", env = "NIBBLE_TIMEOUT", help_heading = "Listening", default_value_t = 0)]
+    timeout: u64,
+
+    /// Form of the log, which has no prompts in it
+    #[arg(long, value_name = "FORMAT", env = "NIBBLE_LOG_FORMAT", help_heading = "Listening",
+          value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+    Off,
+}
+
+/// The address of a host. Names other than `localhost` are not looked up: what they mean can change.
+fn parse_host(text: &str) -> Result<IpAddr, String> {
+    match text {
+        "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
+        _ => text.trim_matches(['[', ']']).parse().map_err(|_| "expected an IP address, such as 127.0.0.1".to_string()),
+    }
+}
+
+impl ListeningArgs {
+    fn options(&self) -> anyhow::Result<Options> {
+        let mut api_keys = self.api_key.clone();
+        if let Some(path) = &self.api_key_file {
+            let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+            api_keys.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_string));
+        }
+        let options = Options {
+            address: SocketAddr::new(self.host, self.port),
+            api_keys,
+            no_auth: self.no_auth,
+            cors_origins: self.cors_origin.clone(),
+            hosts: self.allow_host.clone(),
+            // Clients have names of models of their own, and most have no setting for it.
+            any_model_name: true,
+            request_timeout: (self.timeout > 0).then(|| Duration::from_secs(self.timeout)),
+            log_format: match self.log_format {
+                LogFormat::Text => Format::Text,
+                LogFormat::Json => Format::Json,
+                LogFormat::Off => Format::Off,
+            },
+            ..Options::default()
+        };
+        options.check()?;
+        Ok(options)
+    }
+}
+
+/// Returns a command line with what its `--config` file says in front of what was typed.
+///
+/// # Errors
+/// If the file cannot be used.
+pub(super) fn configured(line: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
+    if line.get(1).is_none_or(|command| command != "serve") {
+        return Ok(line);
+    }
+    let typed = |at: usize| {
+        let word = line[at].to_str()?;
+        let value = word.strip_prefix("--config=").map(OsString::from);
+        value.or_else(|| (word == "--config").then(|| line.get(at + 1).cloned()).flatten())
+    };
+    let end = line.iter().position(|word| word == "--").unwrap_or(line.len());
+    let Some(path) = (2..end).rev().find_map(typed).or_else(|| std::env::var_os("NIBBLE_CONFIG")) else {
+        return Ok(line);
+    };
+    let mut cli = Cli::command();
+    cli.build();
+    let command = cli.find_subcommand("serve").context("there is no such command")?;
+    // Where models are is said once: what is typed replaces what the file says.
+    let places = line[2..].iter().any(|word| {
+        let word = word.to_string_lossy();
+        word.to_lowercase().ends_with(".gguf") || word == "--models-dir" || word.starts_with("--models-dir=")
+    });
+    let is_place = |name: &str| matches!(name, "model" | "models_dir");
+    let more = settings::arguments(Path::new(&path), command, &|arg| places && is_place(arg.get_id().as_str()))?;
+    let (start, typed) = line.split_at(2);
+    Ok(start.iter().cloned().chain(more).chain(typed.iter().cloned()).collect())
+}
+
+/// Returns what was said on the command line, in the environment or in a file about how models run, as flags.
+fn forwarded(matches: &ArgMatches, command: &clap::Command) -> Vec<OsString> {
+    use clap::parser::ValueSource;
+    let mut flags = Vec::new();
+    for argument in command.get_arguments() {
+        let (id, Some(long)) = (argument.get_id().as_str(), argument.get_long()) else { continue };
+        let is_said = matches!(matches.value_source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable));
+        if !is_said {
+            continue;
+        }
+        if !argument.get_action().takes_values() {
+            if matches.get_flag(id) {
+                flags.push(format!("--{long}").into());
+            }
+            continue;
+        }
+        for value in matches.get_raw(id).into_iter().flatten() {
+            let mut flag = OsString::from(format!("--{long}="));
+            flag.push(value);
+            flags.push(flag);
+        }
+    }
+    flags
+}
+
+/// The flags of a model's process.
+fn engine_command() -> clap::Command {
+    <ServingArgs as clap::Args>::augment_args(clap::Command::new("engine"))
+}
+
+/// Returns the flags that `DIR/NAME.toml` has for a model.
+fn own_flags(model: &Path) -> anyhow::Result<Vec<OsString>> {
+    let path = model.with_extension("toml");
+    match path.is_file() {
+        true => settings::arguments(&path, &engine_command(), &|_| false),
+        false => Ok(Vec::new()),
+    }
+}
+
+/// A process for a model of a folder, whose settings are read when it starts.
+struct WithSettings {
+    program: PathBuf,
+    model: PathBuf,
+    flags: Vec<OsString>,
+    has_own: bool,
+}
+
+impl Launch for WithSettings {
+    fn launch(&self) -> std::io::Result<crate::serve::supervisor::Launched> {
+        let mut arguments = vec![OsString::from("engine"), self.model.clone().into_os_string()];
+        arguments.extend(self.flags.iter().cloned());
+        if self.has_own {
+            let own = own_flags(&self.model).map_err(|error| std::io::Error::other(format!("{error:#}")))?;
+            arguments.extend(own);
+        }
+        let log = Arc::new(|line: &str| eprintln!("{}", printable(line)));
+        Program { path: self.program.clone(), arguments, log }.launch()
+    }
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let options = args.listening.options()?;
+    let place = match (&args.model, &args.models_dir) {
+        (_, Some(folder)) => Place::Folder(folder.clone()),
+        (Some(model), None) => {
+            // What is wrong with the file is said now, not to the first client.
+            gguf::Gguf::open(model)?;
+            Place::File(model.clone())
+        }
+        (None, None) => bail!("there is nothing to serve: give a GGUF file, or --models-dir"),
+    };
+    let line = configured(super::typed::spelled(std::env::args_os()))?;
+    let matches = Cli::command().try_get_matches_from(line)?;
+    let matches = matches.subcommand_matches("serve").context("there is no such command")?;
+    let flags = forwarded(matches, &engine_command());
+    let program = std::env::current_exe().context("the program's own file cannot be found")?;
+    let has_own = matches!(place, Place::Folder(_));
+    let starts = Box::new(move |model: &Path| {
+        let (program, model, flags) = (program.clone(), model.to_path_buf(), flags.clone());
+        Arc::new(WithSettings { program, model, flags, has_own }) as Arc<dyn Launch>
+    });
+    let idle = (args.unload_after > 0).then(|| Duration::from_secs(60 * u64::from(args.unload_after)));
+    let most_bytes = args.models_memory.or_else(|| Machine::this().map(|machine| machine.total / 5 * 4));
+    let sharing = Sharing {
+        limits: Limits { idle, ..Limits::default() },
+        most_bytes: most_bytes.unwrap_or(u64::MAX),
+        most_models: args.most_models as usize,
+    };
+    let stop = interrupt::listen()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async move {
+        let shown = match &place {
+            Place::File(path) | Place::Folder(path) => path.display().to_string(),
+        };
+        let models = Arc::new(Models::new(place, sharing, starts).with_context(|| shown.clone())?);
+        let address = options.address;
+        let listener = TcpListener::bind(address).await.with_context(|| match address.port() {
+            0 => format!("cannot listen on {address}"),
+            port => {
+                format!("cannot listen on {address}; is another program using port {port}? '--port 0' takes a free one")
+            }
+        })?;
+        let address = listener.local_addr()?;
+        eprintln!("nibble: serving {} at http://{address}", printable(&shown));
+        models.load_first();
+        let log = Log::to_stderr(options.log_format);
+        let app = App::new(models, options, log);
+        server::serve(app, listener, async move {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            eprintln!("nibble: stopping; answers that are being written may end");
+        })
+        .await?;
+        anyhow::Ok(())
+    })
+}

@@ -1,0 +1,67 @@
+//! How a model writes reasoning and calls, found in the text of its chat template.
+
+/// How a model writes calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`: Hermes, Qwen, and what tools are described as to
+    /// models whose templates know none.
+    Hermes,
+    /// `{"name": ..., "parameters": {...}}` at the beginning of an answer, possibly after `<|python_tag|>`: Llama 3.
+    Llama,
+    /// `[TOOL_CALLS][{"name": ..., "arguments": {...}}]`, or `[TOOL_CALLS]name[ARGS]{...}`: Mistral.
+    Mistral {
+        /// Whether it is the second.
+        named: bool,
+    },
+    /// `<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`: Qwen3-Coder.
+    Xml,
+}
+
+impl Style {
+    /// Finds the style of a chat template.
+    pub fn of_template(template: &str) -> Self {
+        if template.contains("[TOOL_CALLS]") {
+            Self::Mistral { named: template.contains("[ARGS]") }
+        } else if template.contains("<function=") {
+            Self::Xml
+        } else if template.contains("<tool_call>") {
+            Self::Hermes
+        } else if template.contains("<|python_tag|>")
+            || (template.contains("<|start_header_id|>") && template.contains("\"parameters\""))
+        {
+            Self::Llama
+        } else {
+            Self::Hermes
+        }
+    }
+
+    /// What begins a call anywhere in an answer.
+    pub(super) fn marker(self) -> &'static str {
+        match self {
+            Self::Hermes | Self::Xml => "<tool_call>",
+            Self::Llama => "<|python_tag|>",
+            Self::Mistral { .. } => "[TOOL_CALLS]",
+        }
+    }
+}
+
+/// What stands around reasoning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Markers {
+    /// Before it.
+    pub open: &'static str,
+    /// After it.
+    pub close: &'static str,
+}
+
+/// Known pairs.
+const REASONING: [Markers; 3] = [
+    Markers { open: "<think>", close: "</think>" },
+    Markers { open: "[THINK]", close: "[/THINK]" },
+    Markers { open: "<seed:think>", close: "</seed:think>" },
+];
+
+/// What stands around the reasoning of models with this chat template; `None` if they do not reason.
+pub fn reasoning_of(template: &str) -> Option<Markers> {
+    REASONING.into_iter().find(|markers| template.contains(markers.open) || template.contains(markers.close))
+}

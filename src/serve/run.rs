@@ -1,0 +1,443 @@
+//! From what a request wants to a task of an engine, and from its answers to steps: the same for all APIs.
+
+use std::collections::VecDeque;
+
+use serde_json::{Map, Value, json};
+
+use super::answer::grammar::{Allowed, of_calls, of_json};
+use super::answer::{Event, Markers, Parser, Style, Tool, described, reasoning_of, rewritten};
+use super::app::{App, Chosen, ended, unexpected};
+use super::backend::Answers;
+use super::error::ApiError;
+use super::log::Record;
+use super::prompt_ends;
+use super::protocol::{
+    Answer, BiasOf, Chat, Constraint, Failure, FailureKind, Finish, Generate, ModelInfo, Prompt, Task, TokenPiece,
+    Usage,
+};
+
+/// How texts are written, whatever they are about.
+#[derive(Clone, Debug, Default)]
+pub struct Manner {
+    /// How many.
+    pub n: u32,
+    /// The most tokens of each.
+    pub max_tokens: Option<u64>,
+    /// What ends them.
+    pub stop: Vec<String>,
+    /// Whether they go on after end tokens.
+    pub ignore_end: bool,
+    /// Whether log-probabilities are wanted, and of how many other tokens.
+    pub logprobs: Option<u32>,
+    /// How tokens are chosen.
+    pub sampling: Vec<(String, String)>,
+    /// What is added to logits.
+    pub biases: Vec<(BiasOf, f32)>,
+    /// What the texts have to be.
+    pub constraint: Option<Constraint>,
+    /// Whether the cache is not to be used.
+    pub no_cache: bool,
+    /// Milliseconds until they end.
+    pub timeout_ms: Option<u64>,
+    /// Whether the reading of the prompt is reported.
+    pub progress: bool,
+}
+
+/// Which tools may be called.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// Any, or none.
+    #[default]
+    Auto,
+    /// None.
+    None,
+    /// At least one.
+    Required,
+    /// This one.
+    Named(String),
+}
+
+/// A conversation to go on with.
+#[derive(Clone, Debug, Default)]
+pub struct Conversation {
+    /// The messages, in OpenAI's form.
+    pub messages: Vec<Value>,
+    /// The tools.
+    pub tools: Vec<Tool>,
+    /// Which of them may be called.
+    pub choice: Choice,
+    /// Whether several calls in one answer are unwanted.
+    pub one_call: bool,
+    /// What the template reads besides.
+    pub arguments: Map<String, Value>,
+    /// Whether the last message is continued.
+    pub continues: bool,
+    /// Whether the oldest turns may be left out.
+    pub may_forget: bool,
+}
+
+/// What comes next of an answer.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// A text has its place in the context.
+    Started {
+        /// Number of the text.
+        index: u32,
+        /// Tokens of the prompt that need not be read.
+        cached_tokens: u64,
+    },
+    /// The prompt is being read.
+    Reading {
+        /// Number of the text.
+        index: u32,
+        /// Tokens that were read.
+        done: u64,
+        /// All tokens of the prompt.
+        total: u64,
+    },
+    /// A text goes on.
+    Piece {
+        /// Number of the text.
+        index: u32,
+        /// What it says.
+        events: Vec<Event>,
+        /// Its tokens.
+        tokens: Vec<TokenPiece>,
+    },
+    /// A text has ended.
+    Finished {
+        /// Number of the text.
+        index: u32,
+        /// Why.
+        finish: Finish,
+        /// What it took.
+        usage: Usage,
+    },
+}
+
+/// An answer that is being written. Dropping it cancels it.
+pub struct Run {
+    /// The model.
+    pub model: Chosen,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u64,
+    /// Turns that were left out of the prompt.
+    pub forgotten_turns: u64,
+    answers: Answers,
+    parsers: Vec<Parser>,
+    ready: VecDeque<Step>,
+    ending: tokio::sync::watch::Receiver<bool>,
+    record: Record,
+}
+
+impl App {
+    /// Has a conversation answered. Returns once it is certain that there will be an answer: the prompt fits, and the
+    /// queue had room.
+    ///
+    /// # Errors
+    /// If there will be none.
+    pub async fn converse(
+        &self,
+        model: Chosen,
+        talk: Conversation,
+        manner: Manner,
+        record: &Record,
+    ) -> Result<Run, ApiError> {
+        let template = Template::of(&model.info);
+        let reasons = match template.reasoning {
+            Some(markers) if !talk.continues => prompt_ends::reasons(self, &model, markers, &talk.arguments).await?,
+            Some(markers) => is_within_reasoning(&talk.messages, markers),
+            None => false,
+        };
+        let tools = allowed_tools(&talk)?;
+        let style = (!tools.is_empty()).then_some(template.style);
+        let parser = Parser::new(style, &tools, template.reasoning, reasons);
+        let special = style.is_some() || template.reasoning.is_some();
+        let (formed, relaxed) = self.constraints(&template, reasons, &tools, &talk, manner.constraint.clone())?;
+        let chat = template.chat(talk, &tools);
+        let prompt = Prompt::Chat(Box::new(chat));
+        let generate = Generate { constraint: formed, special, ..self.generate(prompt, &manner) };
+        let Some(relaxed) = relaxed else { return self.start(model, generate, parser, record).await };
+        // A tool that nobody called strict is served even if its schema has what cannot be enforced.
+        let again = Generate { constraint: Some(relaxed), ..generate.clone() };
+        let name = model.name.clone();
+        match self.start(model, generate, parser.clone(), record).await {
+            Err(error) if error.status == 400 && error.code.is_none() => {
+                record.note("schemas_not_enforced", [("why", error.message.into())]);
+                let model = self.choose(Some(&name), record).await?;
+                self.start(model, again, parser, record).await
+            }
+            result => result,
+        }
+    }
+
+    /// Returns a conversation as the model's template takes it.
+    ///
+    /// # Errors
+    /// If it asks for a tool that there is not.
+    pub fn chat_of(&self, model: &Chosen, talk: Conversation) -> Result<Chat, ApiError> {
+        let tools = allowed_tools(&talk)?;
+        Ok(Template::of(&model.info).chat(talk, &tools))
+    }
+
+    /// What the answer has to be, and what it has to be if that cannot be enforced and need not be.
+    fn constraints(
+        &self,
+        template: &Template,
+        reasons: bool,
+        tools: &[Tool],
+        talk: &Conversation,
+        given: Option<Constraint>,
+    ) -> Result<(Option<Constraint>, Option<Constraint>), ApiError> {
+        let reasoning = template.reasoning.map(|markers| (markers, reasons));
+        let required = matches!(talk.choice, Choice::Required | Choice::Named(_));
+        if given.is_some() && required {
+            return Err(ApiError::field(
+                "tool_choice",
+                "requires a call, and the answer has to have another form, too",
+            ));
+        }
+        let given = match (given, reasoning) {
+            // Reasoning comes before the form.
+            (Some(Constraint::JsonObject), Some((markers, begun))) => {
+                Some(Constraint::Lark(of_json(&json!({"type": "object"}), markers, begun)))
+            }
+            (Some(Constraint::JsonSchema(schema)), Some((markers, begun))) => {
+                Some(Constraint::Lark(of_json(&schema, markers, begun)))
+            }
+            (given, _) => given,
+        };
+        if tools.is_empty() || given.is_some() {
+            return Ok((given, None));
+        }
+        let allowed = Allowed { required, parallel: !talk.one_call && !matches!(talk.choice, Choice::Named(_)) };
+        let formed = of_calls(template.style, tools, allowed, reasoning);
+        let relaxed: Vec<Tool> = tools
+            .iter()
+            .map(|tool| if tool.strict { tool.clone() } else { Tool { parameters: Value::Null, ..tool.clone() } })
+            .collect();
+        let relaxed = (relaxed != tools).then(|| of_calls(template.style, &relaxed, allowed, reasoning));
+        Ok((Some(Constraint::Lark(formed)), relaxed.map(Constraint::Lark)))
+    }
+
+    /// Has texts written after a prompt that is no conversation.
+    ///
+    /// # Errors
+    /// If there will be none.
+    pub async fn complete(
+        &self,
+        model: Chosen,
+        prompt: Prompt,
+        manner: Manner,
+        special: bool,
+        record: &Record,
+    ) -> Result<Run, ApiError> {
+        let generate = Generate { special, ..self.generate(prompt, &manner) };
+        self.start(model, generate, Parser::new(None, &[], None, false), record).await
+    }
+
+    fn generate(&self, prompt: Prompt, manner: &Manner) -> Generate {
+        let limit = self.options.request_timeout.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+        let timeout_ms = [limit, manner.timeout_ms].into_iter().flatten().min();
+        Generate {
+            prompt,
+            n: manner.n.max(1),
+            max_tokens: manner.max_tokens,
+            stop: manner.stop.clone(),
+            ignore_end: manner.ignore_end,
+            special: false,
+            logprobs: manner.logprobs,
+            sampling: manner.sampling.clone(),
+            biases: manner.biases.clone(),
+            constraint: manner.constraint.clone(),
+            cache: !manner.no_cache,
+            timeout_ms,
+            progress: manner.progress,
+        }
+    }
+
+    async fn start(&self, model: Chosen, generate: Generate, parser: Parser, record: &Record) -> Result<Run, ApiError> {
+        let parsers = vec![parser; generate.n as usize];
+        let mut answers = self.submit(&model.name, Task::Generate(Box::new(generate))).await?;
+        let mut ending = self.ending.clone();
+        let first = tokio::select! {
+            first = answers.next() => first,
+            _ = ending.wait_for(|ending| *ending) => return Err(ended()),
+        };
+        match first {
+            Some(Answer::Prepared { prompt_tokens, forgotten_turns }) => {
+                record.add("prompt_tokens", prompt_tokens);
+                if forgotten_turns > 0 {
+                    record.set("forgotten_turns", forgotten_turns);
+                }
+                let (ready, record, ending) = (VecDeque::new(), record.clone(), self.ending.clone());
+                Ok(Run { model, prompt_tokens, forgotten_turns, answers, parsers, ready, ending, record })
+            }
+            Some(Answer::Failed(failure)) => Err(failure.into()),
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+impl Run {
+    /// Waits for the next step; `None` after the last one. Nothing comes after an error.
+    pub async fn next(&mut self) -> Option<Result<Step, ApiError>> {
+        loop {
+            if let Some(step) = self.ready.pop_front() {
+                return Some(Ok(step));
+            }
+            let answer = tokio::select! {
+                answer = self.answers.next() => answer?,
+                _ = self.ending.wait_for(|ending| *ending) => return Some(Err(ended())),
+            };
+            if let Err(error) = self.take(answer) {
+                error.log(&self.record);
+                return Some(Err(error));
+            }
+        }
+    }
+
+    fn take(&mut self, answer: Answer) -> Result<(), ApiError> {
+        match answer {
+            Answer::Started { index, cached_tokens, found_in, miss } => {
+                self.record.add("cached_tokens", cached_tokens);
+                if !miss.is_empty() {
+                    let facts = [
+                        ("text", Value::from(index)),
+                        ("prompt_tokens", self.prompt_tokens.into()),
+                        ("cached_tokens", cached_tokens.into()),
+                        ("found_in", found_in.into()),
+                        ("why", miss.into()),
+                    ];
+                    self.record.note("prefix_miss", facts);
+                }
+                self.ready.push_back(Step::Started { index, cached_tokens });
+            }
+            Answer::Reading { index, done, total } => self.ready.push_back(Step::Reading { index, done, total }),
+            Answer::Piece { index, text, tokens } => {
+                let events = self.parser(index)?.feed(&text);
+                if !events.is_empty() || !tokens.is_empty() {
+                    self.ready.push_back(Step::Piece { index, events, tokens });
+                }
+            }
+            Answer::Finished { finish: Finish::Cancelled, .. } => {
+                let message = "the answer was cancelled: the process of the model ends".to_string();
+                return Err(Failure { kind: FailureKind::Cancelled, message }.into());
+            }
+            Answer::Finished { index, finish, usage } => {
+                let events = self.parser(index)?.finish();
+                if !events.is_empty() {
+                    self.ready.push_back(Step::Piece { index, events, tokens: Vec::new() });
+                }
+                self.record.add("written_tokens", usage.written_tokens);
+                self.record.set("finish", ended_by(&finish));
+                self.record.set("waiting_ms", usage.waiting_ms);
+                self.record.set("reading_ms", usage.reading_ms);
+                self.record.set("writing_ms", usage.writing_ms);
+                self.ready.push_back(Step::Finished { index, finish, usage });
+            }
+            Answer::Done => {}
+            Answer::Failed(failure) => return Err(failure.into()),
+            _ => return Err(unexpected()),
+        }
+        Ok(())
+    }
+
+    fn parser(&mut self, index: u32) -> Result<&mut Parser, ApiError> {
+        self.parsers.get_mut(index as usize).ok_or_else(unexpected)
+    }
+}
+
+/// Why a text ended, on the wire.
+pub fn ended_by(finish: &Finish) -> &'static str {
+    match finish {
+        Finish::End => "end",
+        Finish::Stop(_) => "stop",
+        Finish::MaxTokens => "max_tokens",
+        Finish::ContextFull => "context_full",
+        Finish::Timeout => "timeout",
+        Finish::Cancelled => "cancelled",
+    }
+}
+
+/// What a chat template says about its model.
+struct Template {
+    style: Style,
+    reasoning: Option<Markers>,
+    knows_tools: bool,
+    knows_developers: bool,
+}
+
+impl Template {
+    fn of(info: &ModelInfo) -> Self {
+        let text = &info.template;
+        Self {
+            style: Style::of_template(text),
+            reasoning: reasoning_of(text),
+            knows_tools: text.contains("tools"),
+            knows_developers: text.contains("developer"),
+        }
+    }
+
+    fn chat(&self, talk: Conversation, tools: &[Tool]) -> Chat {
+        let mut messages = talk.messages;
+        if !self.knows_developers {
+            let developers = messages.iter_mut().filter(|message| message["role"] == "developer");
+            developers.for_each(|message| message["role"] = "system".into());
+        }
+        let mut messages = joined_instructions(messages);
+        let mut values: Vec<Value> = tools.iter().map(Tool::to_value).collect();
+        if !self.knows_tools {
+            let instructions = (!tools.is_empty()).then(|| described(tools));
+            messages = rewritten(messages, instructions.as_deref());
+            values.clear();
+        }
+        let Conversation { arguments, continues, may_forget, .. } = talk;
+        Chat { messages, tools: values, arguments, continues, begun: String::new(), may_forget }
+    }
+}
+
+/// Joins system messages at the beginning: templates take one.
+fn joined_instructions(messages: Vec<Value>) -> Vec<Value> {
+    let mut joined: Vec<Value> = Vec::new();
+    for message in messages {
+        match joined.as_mut_slice() {
+            [first]
+                if first["role"] == message["role"]
+                    && matches!(first["role"].as_str(), Some("system" | "developer")) =>
+            {
+                if let (Some(text), Some(more)) = (first["content"].as_str(), message["content"].as_str()) {
+                    first["content"] = format!("{text}\n\n{more}").into();
+                    continue;
+                }
+                joined.push(message);
+            }
+            _ => joined.push(message),
+        }
+    }
+    joined
+}
+
+/// The tools that the model hears of.
+fn allowed_tools(talk: &Conversation) -> Result<Vec<Tool>, ApiError> {
+    match &talk.choice {
+        Choice::None => Ok(Vec::new()),
+        Choice::Required if talk.tools.is_empty() => {
+            Err(ApiError::field("tool_choice", "requires a call, and there are no tools to call"))
+        }
+        Choice::Auto | Choice::Required => Ok(talk.tools.clone()),
+        Choice::Named(name) => {
+            let tool = talk.tools.iter().find(|tool| tool.name == *name).cloned();
+            let shown: String = name.chars().take(100).collect();
+            let missing =
+                || ApiError::field("tool_choice", format!("names the tool '{shown}', which is not in 'tools'"));
+            tool.map(|tool| vec![tool]).ok_or_else(missing)
+        }
+    }
+}
+
+/// Whether the last message ends in the middle of reasoning.
+fn is_within_reasoning(messages: &[Value], markers: Markers) -> bool {
+    let text = messages.last().and_then(|message| message["content"].as_str()).unwrap_or_default();
+    text.rfind(markers.open).is_some_and(|at| !text[at..].contains(markers.close))
+}
