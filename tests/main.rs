@@ -43,6 +43,8 @@ mod rounding;
 mod same_bytes_as_llama_cpp;
 #[cfg(feature = "llama")]
 mod sampling;
+#[cfg(feature = "serve")]
+mod serve;
 #[cfg(feature = "llama")]
 mod speculation;
 #[cfg(feature = "llama")]
