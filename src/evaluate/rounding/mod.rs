@@ -46,7 +46,8 @@ pub(super) const DEFAULT_WINDOW: u32 = 512;
 /// What is known when a matrix is rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// What enters it.
+    /// What enters it. Of the embedding, what the first layer makes of its errors; nothing more than of other matrices if it is
+    /// the output matrix, too.
     Compensated,
     /// What enters it, how much the output depends on it, and on what leaves it.
     Full,
@@ -268,7 +269,8 @@ impl Rounding {
             texts.iter().map(|text| format!("{} tokens of {}", text.tokens.len(), text.blake3.to_hex())).collect();
         let Settings { nearest, rounds } = options.settings;
         let method = match options.method {
-            Method::Compensated => "compensated".to_string(),
+            Method::Compensated if route.tied => "compensated".to_string(),
+            Method::Compensated => "compensated, the embedding for the first layer".to_string(),
             Method::Full => format!(
                 "full, {} sweeps of at most {MOST_ROWS} rows, damping of outputs {OUTPUT_DAMPING}",
                 options.sweeps

@@ -162,7 +162,9 @@ fn parts(
         parts.push(Use { factor: weight / n_counting / 2.0, rows, columns, importance });
     }
     if let Some(moments) = ends.embedding.as_ref().filter(|_| tensor == EMBEDDING) {
-        let (columns, importance) = columns(moments, method == Some(Method::Full))?;
+        // Without gradients, an embedding that is the output matrix, too, is rounded for that alone.
+        let compensates = method.is_some_and(|method| method == Method::Full || !tied);
+        let (columns, importance) = columns(moments, compensates)?;
         let mut rows = vec![0.0; ends.output_rows.len()];
         tokens
             .iter()

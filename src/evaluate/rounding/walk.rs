@@ -1,8 +1,8 @@
 //! A walk through a model: what enters each matrix while it reads texts, and what the output makes of what leaves it.
 //!
 //! ```text
-//!  Compensated    place 0            1                 n
-//!                 layer 0 ─► layer 1 ─► ...  ─► output
+//!  Compensated    place 0                       1                 n
+//!                 embedding, layer 0 ─► layer 1 ─► ...  ─► output
 //!
 //!  Full           place n + 1        n                 1            0
 //!                 embedding ◄─ layer 0 ◄─ ... ◄─ layer n − 1 ◄─ output          after all layers forward
@@ -12,6 +12,11 @@
 //!
 //! The loss is −ln p of a token that is drawn from the model's own prediction, so that the second moments of its gradients
 //! are those of Fisher's information: a change of the predictions costs Σ (gᵀ Δ)² / 2, the KL divergence, to second order.
+//!
+//! Forward, there are no gradients. What an error e of the embedding does is then judged by what leaves the first layer, which
+//! it changes by J e: ‖J e‖² = eᵀ JᵀJ e. The mean of JᵀJ is that of g gᵀ, where g = Jᵀ r goes backward through this one layer, and
+//! r are independent random signs, so that the mean of r rᵀ is the identity (Hutchinson's estimate). Hidden vectors leave the
+//! first layer many times as long as they enter it, so most of what an error does, it does there.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -29,7 +34,7 @@ use crate::base::math::exp_f32;
 use crate::base::random::Random;
 use crate::calibration::Moments;
 use crate::quant::float::{bf16s_to_f32s, f32s_to_bf16s};
-use crate::transformer::{Model, Seen};
+use crate::transformer::{self, Model, Seen};
 
 /// Numbers of hidden vectors that are computed with at a time, unless a window has more. It is part of the result: sums are
 /// summed in such parts.
@@ -83,7 +88,7 @@ impl Route {
         let own = |step: usize, name: &str| Some(Place { step, name: name.to_string(), uses: 1 });
         match (tensor, method) {
             (OUTPUT, Method::Compensated) => return own(n_layers, OUTPUT),
-            (EMBEDDING, Method::Compensated) => return own(n_layers, EMBEDDING).filter(|_| tied),
+            (EMBEDDING, Method::Compensated) => return own(if tied { n_layers } else { 0 }, EMBEDDING),
             (OUTPUT, Method::Full) => return own(0, OUTPUT),
             (EMBEDDING, Method::Full) => return own(n_layers + 1, EMBEDDING),
             _ => {}
@@ -279,7 +284,12 @@ impl Walk {
         }
         for part in self.parts(model.n_embd()) {
             self.check_cancelled()?;
+            let first = part.start / model.n_embd();
             let hidden = &mut self.vectors[part];
+            if step == 0 && !self.route.tied {
+                let moments = inputs_of(sums, EMBEDDING.to_string(), model.n_embd());
+                add_probes(moments, model, self.window, first, hidden)?;
+            }
             if step == self.route.n_layers {
                 let name = if self.route.tied { EMBEDDING } else { OUTPUT };
                 inputs_of(sums, name.to_string(), model.n_embd()).add(&model.normed(hidden)?);
@@ -324,7 +334,7 @@ impl Walk {
                     };
                     let gradient = model.head(vectors, &loss, &mut |seen| {
                         if !seen.is_norm {
-                            let squares = squares(&seen);
+                            let squares = squares(seen.gradients, model.n_vocab());
                             let weights = capped(&squares, self.second_halves);
                             of_output.add_weighted(seen.inputs, &weights);
                             if let Some(Ends { output_rows, .. }) = &mut ends {
@@ -425,25 +435,57 @@ fn inputs_of(sums: &mut HashMap<String, Sums>, name: String, columns: usize) -> 
     &mut sums.entry(name).or_insert_with(none).inputs
 }
 
+/// Adds the second moments of random signs that leave the first layer, taken backward through it: what errors of the embedding
+/// do there. `hidden` are the rows of tokens number `first` and following, in whole windows.
+fn add_probes(
+    moments: &mut Moments,
+    model: &Model<'_>,
+    window: usize,
+    first: usize,
+    hidden: &[f32],
+) -> Result<(), transformer::Error> {
+    let n_embd = model.n_embd();
+    let mut probes = vec![0.0; hidden.len()];
+    probes.par_chunks_exact_mut(n_embd).enumerate().for_each(|(token, signs)| draw_signs(first + token, signs));
+    model.backward(0, window, hidden, &mut probes, &mut |_| ())?;
+    let squares = squares(&probes, n_embd);
+    moments.add_weighted(&directions(&probes, n_embd, &(0..n_embd), &squares), &capped(&squares, false));
+    Ok(())
+}
+
+/// Draws 1 or −1 for each number of a token.
+fn draw_signs(token: usize, signs: &mut [f32]) {
+    let mut random = Random::new(SEED ^ token as u64);
+    for signs in signs.chunks_mut(64) {
+        let bits = random.next_u64();
+        signs.iter_mut().enumerate().for_each(|(i, sign)| *sign = if bits >> i & 1 == 0 { 1.0 } else { -1.0 });
+    }
+}
+
 /// Adds what enters a matrix, weighted by its gradients, and the gradients, which only `some` tokens may have: those of at most
 /// so many rows `together`.
 fn add(sums: &mut HashMap<String, Sums>, name: String, seen: &Seen<'_>, some: bool, together: usize) {
-    let squares = squares(seen);
+    let (columns, rows) = (seen.inputs.len() / seen.n_tokens, seen.gradients.len() / seen.n_tokens);
+    let squares = squares(seen.gradients, rows);
     let weights = capped(&squares, some);
-    let (columns, rows) = (seen.inputs.len() / squares.len(), seen.gradients.len() / squares.len());
     let outputs = || blocks(rows, together).map(|block| Moments::new(block.len())).collect();
     let none = || Sums { inputs: Moments::new(columns), outputs: outputs() };
     let sums = sums.entry(name).or_insert_with(none);
     sums.inputs.add_weighted(seen.inputs, &weights);
     for (block, outputs) in blocks(rows, together).zip(&mut sums.outputs) {
-        // As vectors of length 1 with weights: a few tokens with large gradients tell as little as a few tokens.
-        let mut directions = Vec::with_capacity(squares.len() * block.len());
-        for (gradient, square) in seen.gradients.chunks_exact(rows).zip(&squares) {
-            let inverse = if *square > 0.0 { 1.0 / square.sqrt() } else { 0.0 };
-            directions.extend(gradient[block.clone()].iter().map(|x| (f64::from(*x) * inverse) as f32));
-        }
-        outputs.add_weighted(&directions, &weights);
+        outputs.add_weighted(&directions(seen.gradients, rows, &block, &squares), &weights);
     }
+}
+
+/// Returns a block of each token's gradient as a part of a vector of length 1, to be weighted: a few tokens with large gradients
+/// tell as little as a few tokens.
+fn directions(gradients: &[f32], rows: usize, block: &Range<usize>, squares: &[f64]) -> Vec<f32> {
+    let mut directions = Vec::with_capacity(squares.len() * block.len());
+    for (gradient, square) in gradients.chunks_exact(rows).zip(squares) {
+        let inverse = if *square > 0.0 { 1.0 / square.sqrt() } else { 0.0 };
+        directions.extend(gradient[block.clone()].iter().map(|x| (f64::from(*x) * inverse) as f32));
+    }
+    directions
 }
 
 /// Adds to `sums`, for each row, the squares of its gradients times the tokens' factors.
@@ -472,11 +514,10 @@ fn capped(squares: &[f64], some: bool) -> Vec<f64> {
     squares.iter().map(|square| square.min(MOST_WEIGHT * mean * mean)).collect()
 }
 
-/// The squared length of each token's gradient.
-fn squares(seen: &Seen<'_>) -> Vec<f64> {
-    let rows = seen.gradients.len() / seen.n_tokens;
+/// The squared length of each token's gradient, of so many rows.
+fn squares(gradients: &[f32], rows: usize) -> Vec<f64> {
     let square = |gradient: &[f32]| gradient.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
-    seen.gradients.chunks_exact(rows.max(1)).map(square).collect()
+    gradients.chunks_exact(rows.max(1)).map(square).collect()
 }
 
 /// Draws a token from a prediction. Replaces its logits by the gradient of −ln p of that token.
@@ -517,7 +558,7 @@ mod tests {
         assert_eq!(place(forward, "blk.0.ffn_up.weight"), known(0, "blk.0.ffn_gate.weight", 2));
         assert_eq!(place(forward, "blk.3.ffn_down.weight"), known(3, "blk.3.ffn_down.weight", 1));
         assert_eq!(place(forward, "output.weight"), known(13, "output.weight", 1));
-        assert_eq!(place(forward, "token_embd.weight"), None);
+        assert_eq!(place(forward, "token_embd.weight"), known(0, "token_embd.weight", 1));
         assert_eq!(place(route(Method::Compensated, true), "token_embd.weight"), known(13, "token_embd.weight", 1));
         let backward = route(Method::Full, false);
         assert_eq!(place(backward, "output.weight"), known(0, "output.weight", 1));
@@ -664,6 +705,142 @@ mod tests {
         let all = walk.known.sums(0, "blk.0.attn_q.weight").unwrap().inputs.means();
         walk.walk_to(&model, 0, &|_| ()).unwrap();
         assert!(all == walk.known.sums(0, "blk.0.attn_q.weight").unwrap().inputs.means());
+    }
+
+    /// The first layer of a model without biases and scaling, for one window, in loops of double precision.
+    struct FirstLayer {
+        tensors: HashMap<String, Vec<f64>>,
+    }
+
+    impl FirstLayer {
+        fn of(source: &Source) -> Self {
+            let of_layer = |name: &str| Some(name.strip_prefix("blk.0.")?.strip_suffix(".weight")?.to_string());
+            let named = source.tensors.iter().enumerate();
+            let named = named.filter_map(|(index, tensor)| Some((index, of_layer(&tensor.name)?)));
+            let tensors = named.map(|(index, name)| {
+                let (assembly, mut weights) = (source.assembly(index), Vec::new());
+                assembly.read(0..assembly.n_rows, &mut weights).unwrap();
+                weights.truncate(assembly.n_rows * assembly.row_len);
+                (name, weights.into_iter().map(f64::from).collect())
+            });
+            Self { tensors: tensors.collect() }
+        }
+
+        fn times(&self, matrix: &str, x: &[f64]) -> Vec<f64> {
+            self.tensors[matrix].chunks(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
+        }
+
+        fn norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
+            let factor = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + 1e-5).sqrt();
+            self.tensors[name].iter().zip(x).map(|(w, x)| w * x * factor).collect()
+        }
+
+        fn forward(&self, hidden: &[f64], n_embd: usize) -> Vec<f64> {
+            const HEAD: usize = 64;
+            const SHARE: usize = 2;
+            let turned = |matrix: &str, normed: &[f64], position: usize| {
+                let mut x = self.times(matrix, normed);
+                for (i, pair) in x.chunks_mut(2).enumerate() {
+                    let angle = position as f64 * 5e6f64.powf(-((2 * i % HEAD) as f64) / HEAD as f64);
+                    let [a, b] = [pair[0], pair[1]];
+                    pair.copy_from_slice(&[a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()]);
+                }
+                x
+            };
+            let (mut keys, mut values, mut left) = (Vec::new(), Vec::new(), Vec::new());
+            for (position, x) in hidden.chunks(n_embd).enumerate() {
+                let normed = self.norm("attn_norm", x);
+                let queries = turned("attn_q", &normed, position);
+                keys.push(turned("attn_k", &normed, position));
+                values.push(self.times("attn_v", &normed));
+                let mut mixed = vec![0.0; queries.len()];
+                for (head, (query, mixed)) in queries.chunks(HEAD).zip(mixed.chunks_mut(HEAD)).enumerate() {
+                    let of = head / SHARE * HEAD..(head / SHARE + 1) * HEAD;
+                    let score =
+                        |key: &Vec<f64>| query.iter().zip(&key[of.clone()]).map(|(q, k)| q * k).sum::<f64>() / 8.0;
+                    let weights: Vec<f64> = keys.iter().map(|key| score(key).exp()).collect();
+                    for (weight, value) in weights.iter().zip(&values) {
+                        let part = weight / weights.iter().sum::<f64>();
+                        mixed.iter_mut().zip(&value[of.clone()]).for_each(|(mixed, v)| *mixed += part * v);
+                    }
+                }
+                let mut x: Vec<f64> = x.iter().zip(self.times("attn_output", &mixed)).map(|(x, y)| x + y).collect();
+                let normed = self.norm("ffn_norm", &x);
+                let gate = self.times("ffn_gate", &normed);
+                let inner: Vec<f64> =
+                    gate.iter().zip(self.times("ffn_up", &normed)).map(|(g, up)| g / (1.0 + (-g).exp()) * up).collect();
+                x.iter_mut().zip(self.times("ffn_down", &inner)).for_each(|(x, y)| *x += y);
+                left.extend(x);
+            }
+            left
+        }
+    }
+
+    /// Jᵀ r of each token, from differences of Σ r · (what leaves).
+    #[test]
+    fn errors_of_the_embedding_are_judged_by_what_leaves_the_first_layer() {
+        const WINDOW: usize = 3;
+        let source = Source::open(Path::new("tests/data/yi-nano"), ARCHITECTURES, false, None).unwrap();
+        let weights = SourceWeights::new(&source);
+        let model = Model::new(&source.metadata, &weights).unwrap();
+        let (layer, n_embd) = (FirstLayer::of(&source), model.n_embd());
+        for at_once in [NUMBERS_AT_ONCE, 1] {
+            let walk = walk(Method::Compensated, &source, at_once);
+            let mut walk = Walk { window: WINDOW, tokens: walk.tokens[..2 * WINDOW].to_vec(), ..walk };
+            walk.walk_to(&model, 0, &|_| ()).unwrap();
+            let embedded: Vec<f64> = model.embed(&walk.tokens).unwrap().into_iter().map(f64::from).collect();
+            let mut signs = vec![0.0; embedded.len()];
+            signs.chunks_mut(n_embd).enumerate().for_each(|(token, signs)| draw_signs(token, signs));
+            let windows = embedded.chunks(WINDOW * n_embd).zip(signs.chunks(WINDOW * n_embd));
+            let probes: Vec<f64> = windows
+                .flat_map(|(hidden, signs)| {
+                    let with = |at: usize, step: f64| -> f64 {
+                        let mut hidden = hidden.to_vec();
+                        hidden[at] += step;
+                        let left = layer.forward(&hidden, n_embd);
+                        left.iter().zip(signs).map(|(x, sign)| x * f64::from(*sign)).sum()
+                    };
+                    let step = 1e-6;
+                    let difference = |at| (with(at, step) - with(at, -step)) / (2.0 * step);
+                    (0..hidden.len()).into_par_iter().map(difference).collect::<Vec<_>>()
+                })
+                .collect();
+            let squares: Vec<f64> = probes.chunks(n_embd).map(|g| g.iter().map(|g| g * g).sum()).collect();
+            let part = if at_once == 1 { WINDOW } else { 2 * WINDOW };
+            let weights = squares.chunks(part).flat_map(|squares| capped(squares, false)).collect::<Vec<_>>();
+            let total: f64 = weights.iter().sum();
+            let mut wanted = vec![0.0; n_embd * n_embd];
+            for ((g, square), weight) in probes.chunks(n_embd).zip(&squares).zip(&weights) {
+                for i in 0..n_embd {
+                    for j in 0..=i {
+                        wanted[i * n_embd + j] += (weight / square / total * g[i] * g[j]) as f32;
+                    }
+                }
+            }
+            let found = walk.known.sums(0, EMBEDDING).unwrap();
+            assert!(found.outputs.is_empty());
+            assert!(close(&wanted, &found.inputs.means()));
+        }
+        // An embedding that is the output matrix is known at the end alone.
+        let mut tied = walk(Method::Compensated, &source, 1);
+        tied.route.tied = true;
+        tied.walk_to(&model, N_LAYERS, &|_| ()).unwrap();
+        assert!(tied.known.sums(0, EMBEDDING).is_none() && tied.known.sums(N_LAYERS, EMBEDDING).is_some());
+    }
+
+    #[test]
+    fn signs_of_different_numbers_have_nothing_to_do_with_one_another() {
+        const N: usize = 70;
+        let mut moments = Moments::new(N);
+        for token in 0..4096 {
+            let mut signs = [0.0; N];
+            draw_signs(token, &mut signs);
+            moments.add(&signs);
+        }
+        let means = moments.means();
+        for i in 0..N {
+            assert!(means[i * N + i] == 1.0 && means[i * N..][..i].iter().all(|mean| mean.abs() < 0.08), "{i}");
+        }
     }
 
     #[test]
