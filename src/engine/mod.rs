@@ -43,5 +43,5 @@ pub use prompt_cache::{CacheError, CacheSetting, PromptCache};
 pub use sequence::{LogitRows, Logits, Sequence, Share, evaluate_together};
 pub use session::{Session, SessionOptions};
 pub use speculate::{Draft, DraftOptions, Speculation, take_or_redraw};
-pub(crate) use turn::spells;
-pub use turn::{Answer, Assistant, Event, EventSink, TurnEnd, TurnError, TurnOptions, TurnStats};
+
+pub use turn::{Answer, Assistant, Event, EventSink, TurnEnd, TurnError, TurnOptions, TurnStats, spells};

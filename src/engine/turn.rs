@@ -546,7 +546,7 @@ fn sampler(params: &Params, tokenizer: &dyn Tokenizer) -> Result<Sampler, sample
 
 /// Returns whether tokens spell a text exactly and none of them is a control token: then they can stand for the text in
 /// a prompt.
-pub(crate) fn spells(tokens: &[u32], text: &str, tokenizer: &dyn Tokenizer) -> bool {
+pub fn spells(tokens: &[u32], text: &str, tokenizer: &dyn Tokenizer) -> bool {
     let bytes = tokens.iter().flat_map(|id| tokenizer.bytes(*id));
     bytes.eq(text.as_bytes()) && !tokens.iter().any(|id| tokenizer.markers().contains(*id))
 }

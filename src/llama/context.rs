@@ -508,7 +508,7 @@ impl Context {
     ///
     /// # Errors
     /// [`Error::Sequence`] if there is no such sequence. Where sequences do not share their memory, also if [`Self::save`]
-    /// or [`Self::restore`] fails.
+    /// or restoring a state fails.
     pub fn copy(&mut self, from: u32, to: u32, n_tokens: u32) -> Result<(), Error> {
         if !self.shares_tokens() {
             // llama.cpp copies whole memories only, and not before the next evaluation.

@@ -1,4 +1,4 @@
-//! How the routes reach models: behind [`Backend`] are processes, or, in tests, a [fake](super::fake).
+//! How the routes reach models: behind [`Backend`] are processes, or, in tests, a fake.
 
 use std::future::Future;
 use std::pin::Pin;
