@@ -137,7 +137,7 @@ mod tests {
         let text =
             "model = 'a.gguf'\nport = 8081\ndeterministic = true\napi_key = ['a', '-b']\nprefix-dir = '/kv'\nbias = 1";
         let wanted =
-            ["there/a.gguf", "--port=8081", "--deterministic", "--api-key=a", "--api-key=-b", "--prefix-dir=/kv"];
+            ["--api-key=a", "--api-key=-b", "--deterministic", "there/a.gguf", "--port=8081", "--prefix-dir=/kv"];
         assert_eq!(found(text).unwrap(), wanted);
         let parsed = command().get_matches_from([vec!["serve".to_string()], found(text).unwrap()].concat());
         let keys: Vec<&str> = parsed.get_many("api-key").unwrap().map(String::as_str).collect();

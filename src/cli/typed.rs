@@ -191,7 +191,7 @@ const fn needs(command: &'static str, flag: &'static str, other: &'static str, a
 }
 
 /// All of them. Those of speculation are in several commands.
-const NEEDS: [Needs; 21] = [
+const NEEDS: [Needs; 22] = [
     needs("bench", "--force", "--output", "the file to write"),
     needs("compare", "--importance", "--weights", "errors of weights"),
     needs("compare", "--task-format", "--task", "tasks"),
@@ -211,6 +211,7 @@ const NEEDS: [Needs; 21] = [
     needs("", "--draft-p-min", "--draft", "speculation"),
     needs("", "--draft-gpu-layers", "--draft", "speculation"),
     needs("", "--grammar-format", "--grammar", "grammars"),
+    needs("", "--prefix-dir-size", "--prefix-dir", "prompts on the disk"),
     needs("", "--task-shots", "--task", "tasks"),
     needs("", "--force", "--output", "the file to write"),
 ];
