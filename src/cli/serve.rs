@@ -27,8 +27,8 @@ use crate::serve::supervisor::{Launch, Limits, Program};
 /// Serve a model, or all models of a folder, over HTTP
 ///
 /// Programs that know OpenAI's or Anthropic's API, or llama.cpp's server, can use the model at http://127.0.0.1:8080.
-/// Every flag can be in a TOML file for --config, too, and in an environment variable. What is typed counts most, then the
-/// environment, then the file.
+/// Every flag can be in a TOML file for --config, too, and some in an environment variable. What is typed counts most, then
+/// the environment, then the file.
 #[derive(Debug, clap::Args)]
 #[command(args_override_self = true)]
 pub struct Args {
