@@ -152,3 +152,18 @@ def test_speed_is_measured_here_if_the_server_does_not_say_it(chat):
     rate = float(statistics.split(" tokens/s")[0])
     assert 3 < rate < 12, statistics
     assert "120 read" in statistics and "20 from the cache" in statistics
+
+
+def test_text_that_is_nested_too_deeply_is_shown_as_it_is(chat):
+    for mark in ["> ", "- ", "1. "]:
+        chat.mock.answers[f"Deep {mark.strip()}"] = Script(text=f"Before\n\n{mark * 200}the end\n\nAfter")
+        chat.mock.answers[f"Flat {mark.strip()}"] = Script(text=f"{mark * 10}the end")
+    chat.open()
+    for mark in ["> ", "- ", "1. "]:
+        chat.ask(f"Deep {mark.strip()}")
+        said = chat.last_answer()
+        assert said.startswith("Before") and "the end" in said and said.endswith("After"), said
+        assert mark.strip() in said, "it is shown as it was written"
+        chat.ask(f"Flat {mark.strip()}")
+        assert chat.answers.last.locator("blockquote, li").count() == 10
+    chat.clean()

@@ -53,6 +53,15 @@ function code(text, language) {
   return `<div class="code" data-language="${name}"><pre><code class="hljs">${markup}</code></pre></div>`;
 }
 
+/** Whether blocks in blocks go so deep that markdown-it leaves out what is in them. */
+function isTooDeep(tokens) {
+  return tokens.some((token) => token.level >= md.options.maxNesting - 1);
+}
+
+function plain(source) {
+  return `<p>${escapeHtml(source).replaceAll('\n', '<br>')}</p>`;
+}
+
 /** Returns the source and tokens of each block at the top level. */
 function blocksOf(text) {
   const env = {};
@@ -66,8 +75,9 @@ function blocksOf(text) {
     if (token.level !== 0 || token.nesting === 1) return;
     const own = tokens.slice(from, index + 1);
     const [start, end] = own[0].map ?? [0, lines.length];
-    const key = `${own[0].type}\n${lines.slice(start, end).join('\n')}\n${references}`;
-    blocks.push({ key, markup: () => md.renderer.render(own, md.options, env) });
+    const source = lines.slice(start, end).join('\n');
+    const markup = () => (isTooDeep(own) ? plain(source) : md.renderer.render(own, md.options, env));
+    blocks.push({ key: `${own[0].type}\n${source}\n${references}`, markup });
     from = index + 1;
   });
   return blocks;
