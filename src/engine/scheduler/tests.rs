@@ -113,6 +113,14 @@ impl Run {
         for (slot, held) in self.scheduler.slots.iter().zip(&self.scheduler.decoder.sequences) {
             assert_eq!(slot.sequence.tokens(), held);
         }
+        if progress == Progress::Waiting {
+            // Nothing but a file wakes it.
+            let mut files = self.scheduler.queue.iter().filter_map(|text| text.loading);
+            assert!(
+                files.any(|file| self.scheduler.files.contains_key(&file)),
+                "texts wait, and no sequence is in use"
+            );
+        }
         progress
     }
 
