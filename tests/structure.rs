@@ -13,6 +13,7 @@ use nibble::engine;
 use nibble::engine::{Finish, GenerateOptions, Generated, Session, SessionOptions, Writer};
 use nibble::llama::{Model, ModelOptions};
 use nibble::sample::{Params, Sampler, Temperature};
+use nibble::vocab::Place;
 use serde_json::{Value, json};
 
 use crate::support;
@@ -776,6 +777,25 @@ fn run_says_what_is_wrong_before_it_loads_a_model() {
         let error = support::error(&output);
         assert!(!error.contains("no-such-model"), "{error}");
         support::has(&error, words);
+    }
+}
+
+#[test]
+fn a_token_that_is_a_marker_may_be_written_where_a_grammar_has_its_text() {
+    let tokenizer = model().0.tokenizer();
+    let marker = (0..tokenizer.n_tokens() as u32).find(|id| tokenizer.piece(*id) == "<|im_start|>").unwrap();
+    let grammar = Grammar::regex(r"<\|im_start\|>yes").unwrap();
+    for (markers, wanted) in [(&[][..], false), (&["<|im_start|>", "<|im_end|>"], true)] {
+        let tokens = Arc::new(Tokens::with_markers(tokenizer, markers).unwrap());
+        let mut constraint = Constraint::new(&grammar, &tokens).unwrap();
+        assert_eq!(is_allowed(constraint.mask().unwrap(), marker), wanted);
+        // It can be spelled, too.
+        let spelled = tokenizer.encode("<", Place::Inside).unwrap()[0];
+        assert!(is_allowed(constraint.mask().unwrap(), spelled));
+        if wanted {
+            constraint.accept(marker).unwrap();
+            assert!(!is_allowed(constraint.mask().unwrap(), marker));
+        }
     }
 }
 

@@ -121,6 +121,14 @@ impl Grammar {
         matches!(self.source, Source::Json(_))
     }
 
+    /// The schema that its texts satisfy, in words that can be enforced: for a larger grammar that holds it.
+    pub fn schema(&self) -> Option<&Value> {
+        match &self.source {
+            Source::Json(schema) => Some(schema),
+            Source::Lark(_) => None,
+        }
+    }
+
     pub(super) fn source(&self) -> TopLevelGrammar {
         match &self.source {
             Source::Json(schema) => TopLevelGrammar::from_json_schema(schema.clone()),

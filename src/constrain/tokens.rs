@@ -43,6 +43,15 @@ impl Tokens {
     /// # Errors
     /// If there are more tokens, or longer ones, than in any known model.
     pub fn new(tokenizer: &dyn Tokenizer) -> Result<Self, Error> {
+        Self::with_markers(tokenizer, &[])
+    }
+
+    /// Prepares them so that tokens spelled like one of `markers` have these bytes, too, unless they end a text: for grammars
+    /// in which a model's own markers occur, such as `<tool_call>`. Many models have a token for them, and write no other.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_markers(tokenizer: &dyn Tokenizer, markers: &[&str]) -> Result<Self, Error> {
         let n = tokenizer.n_tokens();
         let mut words = Vec::with_capacity(n.min(MOST_TOKENS));
         let mut ends = Vec::new();
@@ -53,7 +62,13 @@ impl Tokens {
             let special = tokenizer.is_end(id)
                 || tokenizer.markers().contains(id)
                 || matches!(tokenizer.kind(id), PieceType::Control | PieceType::Unknown | PieceType::Unused);
-            let bytes = if special { &[][..] } else { tokenizer.bytes(id) };
+            let bytes = match special {
+                true if !tokenizer.is_end(id) && markers.contains(&tokenizer.piece(id)) => {
+                    tokenizer.piece(id).as_bytes()
+                }
+                true => &[][..],
+                false => tokenizer.bytes(id),
+            };
             // The trie marks special tokens with 0xff, which never occurs in UTF-8.
             let usable = bytes.len() <= LONGEST_TOKEN && bytes.first() != Some(&0xff);
             words.push(if usable { bytes.to_vec() } else { Vec::new() });

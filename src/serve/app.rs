@@ -5,16 +5,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use axum::extract::Request;
 use axum::http::StatusCode;
+use serde_json::Value;
 use tokio::sync::watch;
 
 use super::backend::{Answers, Backend, Model, State};
+use super::body;
 use super::error::ApiError;
 use super::log::{Log, Record};
 use super::metrics::Counters;
 use super::options::Options;
 use super::prompt_ends::PromptEnds;
 use super::protocol::{Answer, ModelInfo, Task};
+use super::schemas::Schemas;
 use super::store::Store;
 
 /// What all requests share.
@@ -29,6 +33,10 @@ pub struct App {
     pub counters: Counters,
     /// Answers that `/v1/responses` can go on from.
     pub store: Mutex<Store>,
+    /// Schemas of tools and answers.
+    pub schemas: Schemas,
+    /// Memory for bodies of requests.
+    pub room: body::Room,
     /// How prompts of templates end.
     pub prompt_ends: PromptEnds,
     /// `true` once answers have to end.
@@ -51,18 +59,29 @@ impl App {
     pub fn new(backend: Arc<dyn Backend>, options: Options, log: Log) -> Arc<Self> {
         let (end, ending) = watch::channel(false);
         let store = Mutex::new(Store::new(options.max_stored_responses, options.max_stored_bytes));
+        let room = body::Room::new(options.max_bodies_bytes);
         Arc::new(Self {
             backend,
             options,
             log,
             counters: Counters::default(),
             store,
+            schemas: Schemas::default(),
+            room,
             prompt_ends: PromptEnds::default(),
             ending,
             end,
             random: RandomState::new(),
             n_ids: AtomicU64::new(0),
         })
+    }
+
+    /// Reads a request's body of JSON.
+    ///
+    /// # Errors
+    /// As [`body::read`].
+    pub async fn read_body(&self, request: Request) -> Result<Value, ApiError> {
+        body::read(&self.options, &self.room, request).await
     }
 
     /// Ends all answers.

@@ -490,10 +490,6 @@ async fn write(info: &ModelInfo, generate: Generate, to: &UnboundedSender<Answer
     {
         return Err(invalid("the grammar: there is no rule"));
     }
-    let strict = matches!(&generate.constraint, Some(Constraint::Lark(lark)) if lark.contains("maxContains"));
-    if strict {
-        return Err(invalid("the JSON schema: #: 'maxContains' cannot be enforced"));
-    }
     let (prompt, forgotten_turns) = encode(info, generate.prompt.clone())?;
     let prompt_tokens = prompt.len() as u64;
     // Who has gone needs no answers.

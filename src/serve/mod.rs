@@ -21,6 +21,7 @@
 //! | `routes`      | a file for each API, and the table of all routes                               |
 //! | `wire`        | types on the wire that several routes share                                    |
 //! | `sampling`    | fields that say how tokens are chosen                                          |
+//! | `schemas`     | schemas that can be enforced, and in which words                               |
 //! | `run`         | from what a request wants to a task, from answers to steps                     |
 //! | `answer`      | what a model writes: reasoning, text and calls                                 |
 //! | `sse`         | streams of events                                                              |
@@ -49,6 +50,7 @@ pub mod protocol;
 pub mod routes;
 pub mod run;
 pub mod sampling;
+pub mod schemas;
 pub mod server;
 mod sse;
 pub mod store;

@@ -1,6 +1,8 @@
 //! From what a request wants to a task of an engine, and from its answers to steps: the same for all APIs.
 
 use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
 
 use serde_json::{Map, Value, json};
 
@@ -72,6 +74,8 @@ pub struct Conversation {
     pub arguments: Map<String, Value>,
     /// Whether the last message is continued.
     pub continues: bool,
+    /// Whether the prompt ends before an answer begins.
+    pub without_reply: bool,
     /// Whether the oldest turns may be left out.
     pub may_forget: bool,
 }
@@ -126,7 +130,7 @@ pub struct Run {
     answers: Answers,
     parsers: Vec<Parser>,
     ready: VecDeque<Step>,
-    ending: tokio::sync::watch::Receiver<bool>,
+    ending: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
     record: Record,
 }
 
@@ -153,22 +157,11 @@ impl App {
         let style = (!tools.is_empty()).then_some(template.style);
         let parser = Parser::new(style, &tools, template.reasoning, reasons);
         let special = style.is_some() || template.reasoning.is_some();
-        let (formed, relaxed) = self.constraints(&template, reasons, &tools, &talk, manner.constraint.clone())?;
+        let formed = self.constraint(&template, reasons, &tools, &talk, manner.constraint.clone(), record).await?;
         let chat = template.chat(talk, &tools);
         let prompt = Prompt::Chat(Box::new(chat));
         let generate = Generate { constraint: formed, special, ..self.generate(prompt, &manner) };
-        let Some(relaxed) = relaxed else { return self.start(model, generate, parser, record).await };
-        // A tool that nobody called strict is served even if its schema has what cannot be enforced.
-        let again = Generate { constraint: Some(relaxed), ..generate.clone() };
-        let name = model.name.clone();
-        match self.start(model, generate, parser.clone(), record).await {
-            Err(error) if error.status == 400 && error.code.is_none() => {
-                record.note("schemas_not_enforced", [("why", error.message.into())]);
-                let model = self.choose(Some(&name), record).await?;
-                self.start(model, again, parser, record).await
-            }
-            result => result,
-        }
+        self.start(model, generate, parser, record).await
     }
 
     /// Returns a conversation as the model's template takes it.
@@ -180,15 +173,16 @@ impl App {
         Ok(Template::of(&model.info).chat(talk, &tools))
     }
 
-    /// What the answer has to be, and what it has to be if that cannot be enforced and need not be.
-    fn constraints(
+    /// What the answer has to be.
+    async fn constraint(
         &self,
         template: &Template,
         reasons: bool,
         tools: &[Tool],
         talk: &Conversation,
         given: Option<Constraint>,
-    ) -> Result<(Option<Constraint>, Option<Constraint>), ApiError> {
+        record: &Record,
+    ) -> Result<Option<Constraint>, ApiError> {
         let reasoning = template.reasoning.map(|markers| (markers, reasons));
         let required = matches!(talk.choice, Choice::Required | Choice::Named(_));
         if given.is_some() && required {
@@ -197,27 +191,44 @@ impl App {
                 "requires a call, and the answer has to have another form, too",
             ));
         }
-        let given = match (given, reasoning) {
+        let schemas = self.schemas.clone();
+        let schema = match (given, reasoning) {
             // Reasoning comes before the form.
-            (Some(Constraint::JsonObject), Some((markers, begun))) => {
-                Some(Constraint::Lark(of_json(&json!({"type": "object"}), markers, begun)))
-            }
-            (Some(Constraint::JsonSchema(schema)), Some((markers, begun))) => {
-                Some(Constraint::Lark(of_json(&schema, markers, begun)))
-            }
-            (given, _) => given,
+            (Some(Constraint::JsonObject), Some(reasoning)) => Some((json!({"type": "object"}), reasoning)),
+            (Some(Constraint::JsonSchema(schema)), Some(reasoning)) => Some((schema, reasoning)),
+            (Some(given), _) => return Ok(Some(given)),
+            (None, _) => None,
         };
-        if tools.is_empty() || given.is_some() {
-            return Ok((given, None));
+        if let Some((schema, (markers, begun))) = schema {
+            let schema = blocking(move || schemas.enforceable(&schema)).await?.map_err(ApiError::invalid)?;
+            return Ok(Some(Constraint::Lark(of_json(&schema, markers, begun))));
+        }
+        if tools.is_empty() {
+            return Ok(None);
         }
         let allowed = Allowed { required, parallel: !talk.one_call && !matches!(talk.choice, Choice::Named(_)) };
-        let formed = of_calls(template.style, tools, allowed, reasoning);
-        let relaxed: Vec<Tool> = tools
-            .iter()
-            .map(|tool| if tool.strict { tool.clone() } else { Tool { parameters: Value::Null, ..tool.clone() } })
-            .collect();
-        let relaxed = (relaxed != tools).then(|| of_calls(template.style, &relaxed, allowed, reasoning));
-        Ok((Some(Constraint::Lark(formed)), relaxed.map(Constraint::Lark)))
+        let (style, tools) = (template.style, tools.to_vec());
+        let (lark, not_enforced) = blocking(move || {
+            let mut not_enforced = Vec::new();
+            let mut enforceable = |tool: &Tool, schema: &Value| match schemas.enforceable(schema) {
+                Ok(schema) => Ok(Some(schema)),
+                Err(why) if tool.strict => {
+                    let message = format!("has the tool '{}' with a schema that cannot be enforced: {why}", tool.name);
+                    Err(ApiError::field("tools", message))
+                }
+                // A tool that nobody called strict is served all the same.
+                Err(why) => {
+                    not_enforced.push((tool.name.clone(), why));
+                    Ok(None)
+                }
+            };
+            of_calls(style, &tools, allowed, reasoning, &mut enforceable).map(|lark| (lark, not_enforced))
+        })
+        .await??;
+        for (tool, why) in not_enforced {
+            record.note("schema_not_enforced", [("tool", tool.into()), ("why", why.into())]);
+        }
+        Ok(Some(Constraint::Lark(lark)))
     }
 
     /// Has texts written after a prompt that is no conversation.
@@ -270,7 +281,10 @@ impl App {
                 if forgotten_turns > 0 {
                     record.set("forgotten_turns", forgotten_turns);
                 }
-                let (ready, record, ending) = (VecDeque::new(), record.clone(), self.ending.clone());
+                let ending = Box::pin(async move {
+                    let _ = ending.wait_for(|ending| *ending).await;
+                });
+                let (ready, record) = (VecDeque::new(), record.clone());
                 Ok(Run { model, prompt_tokens, forgotten_turns, answers, parsers, ready, ending, record })
             }
             Some(Answer::Failed(failure)) => Err(failure.into()),
@@ -288,7 +302,7 @@ impl Run {
             }
             let answer = tokio::select! {
                 answer = self.answers.next() => answer?,
-                _ = self.ending.wait_for(|ending| *ending) => return Some(Err(ended())),
+                () = &mut self.ending => return Some(Err(ended())),
             };
             if let Err(error) = self.take(answer) {
                 error.log(&self.record);
@@ -331,9 +345,9 @@ impl Run {
                 }
                 self.record.add("written_tokens", usage.written_tokens);
                 self.record.set("finish", ended_by(&finish));
-                self.record.set("waiting_ms", usage.waiting_ms);
-                self.record.set("reading_ms", usage.reading_ms);
-                self.record.set("writing_ms", usage.writing_ms);
+                self.record.set("waiting_ms", rounded(usage.waiting_ms));
+                self.record.set("reading_ms", rounded(usage.reading_ms));
+                self.record.set("writing_ms", rounded(usage.writing_ms));
                 self.ready.push_back(Step::Finished { index, finish, usage });
             }
             Answer::Done => {}
@@ -346,6 +360,16 @@ impl Run {
     fn parser(&mut self, index: u32) -> Result<&mut Parser, ApiError> {
         self.parsers.get_mut(index as usize).ok_or_else(unexpected)
     }
+}
+
+/// To a tenth.
+fn rounded(milliseconds: f64) -> f64 {
+    (milliseconds * 10.0).round() / 10.0
+}
+
+/// Does what takes long, without keeping others waiting.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| unexpected())
 }
 
 /// Why a text ended, on the wire.
@@ -392,8 +416,8 @@ impl Template {
             messages = rewritten(messages, instructions.as_deref());
             values.clear();
         }
-        let Conversation { arguments, continues, may_forget, .. } = talk;
-        Chat { messages, tools: values, arguments, continues, begun: String::new(), may_forget }
+        let Conversation { arguments, continues, without_reply, may_forget, .. } = talk;
+        Chat { messages, tools: values, arguments, continues, begun: String::new(), without_reply, may_forget }
     }
 }
 

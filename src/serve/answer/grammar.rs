@@ -19,9 +19,21 @@ pub struct Allowed {
     pub parallel: bool,
 }
 
+/// Returns a tool's schema, or one of its parameters, in words that can be enforced; `None` if anything may stand there.
+pub type Enforceable<'a, E> = &'a mut dyn FnMut(&Tool, &Value) -> Result<Option<Value>, E>;
+
 /// Returns the grammar of an answer with calls of `tools`. `reasoning` is what stands around reasoning before the
 /// answer, and whether the prompt ends with the first of these markers.
-pub fn of_calls(style: Style, tools: &[Tool], allowed: Allowed, reasoning: Option<(Markers, bool)>) -> String {
+///
+/// # Errors
+/// If a schema cannot be enforced and has to be, as `enforceable` says.
+pub fn of_calls<E>(
+    style: Style,
+    tools: &[Tool],
+    allowed: Allowed,
+    reasoning: Option<(Markers, bool)>,
+    enforceable: Enforceable<'_, E>,
+) -> Result<String, E> {
     let mut lark = String::new();
     let marker = literal(style.marker());
     let several = allowed.parallel && !tools.is_empty();
@@ -70,12 +82,12 @@ pub fn of_calls(style: Style, tools: &[Tool], allowed: Allowed, reasoning: Optio
     let names: Vec<String> = (0..tools.len()).map(|i| format!("call_{i}")).collect();
     let _ = writeln!(text, "call: {}", names.join(" | "));
     for (i, tool) in tools.iter().enumerate() {
-        text.push_str(&call(style, i, tool));
+        text.push_str(&call(style, i, tool, enforceable)?);
     }
-    text
+    Ok(text)
 }
 
-/// Returns the grammar of JSON that satisfies `schema`, after reasoning.
+/// Returns the grammar of JSON that satisfies `schema`, in words that can be enforced, after reasoning.
 pub fn of_json(schema: &Value, markers: Markers, begun: bool) -> String {
     let mut lark = String::new();
     let start = with_reasoning("answer", Some((markers, begun)), true, &mut lark);
@@ -104,25 +116,22 @@ fn free(style: Style) -> String {
 }
 
 /// One call: what stands before its arguments, the arguments, and what stands after them.
-fn call(style: Style, i: usize, tool: &Tool) -> String {
+fn call<E>(style: Style, i: usize, tool: &Tool, enforceable: Enforceable<'_, E>) -> Result<String, E> {
     let name = Value::from(tool.name.as_str());
     let (before, after) = match style {
-        Style::Xml => return xml_call(i, tool),
+        Style::Xml => return xml_call(i, tool, enforceable),
         Style::Hermes => (format!("{{\"name\": {name}, \"arguments\": "), "\"}\" WS \"</tool_call>\""),
         Style::Llama => (format!("{{\"name\": {name}, \"parameters\": "), "\"}\""),
         Style::Mistral { named: false } => (format!("{{\"name\": {name}, \"arguments\": "), "\"}\""),
         Style::Mistral { named: true } => (format!("{}[ARGS]", tool.name), ""),
     };
     let gap = if style == Style::Hermes { "WS " } else { "" };
-    format!(
-        "call_{i}: {gap}{} arguments_{i} {after}\narguments_{i}: %json {}\n",
-        literal(&before),
-        object(tool.schema())
-    )
+    let schema = enforceable(tool, &object(tool.schema()))?.unwrap_or_else(|| json!({"type": "object"}));
+    Ok(format!("call_{i}: {gap}{} arguments_{i} {after}\narguments_{i}: %json {schema}\n", literal(&before)))
 }
 
 /// `<function=name>`, each parameter, `</function>`.
-fn xml_call(i: usize, tool: &Tool) -> String {
+fn xml_call<E>(i: usize, tool: &Tool, enforceable: Enforceable<'_, E>) -> Result<String, E> {
     let schema = tool.schema();
     let none = Map::new();
     let properties = schema["properties"].as_object().unwrap_or(&none);
@@ -144,11 +153,12 @@ fn xml_call(i: usize, tool: &Tool) -> String {
                 }
             }
             let _ = writeln!(rules, "parameter_{i}_{j}: {before} value_{i}_{j} \"\\n</parameter>\\n\"");
-            let _ = writeln!(rules, "value_{i}_{j}: %json {}", embeddable(property));
+            let schema = enforceable(tool, &embeddable(property))?.unwrap_or_else(|| json!({}));
+            let _ = writeln!(rules, "value_{i}_{j}: %json {schema}");
         }
     }
     let before = literal(&format!("<function={}>\n", tool.name));
-    format!("call_{i}: WS {before}{body} \"</function>\" WS \"</tool_call>\"\n{rules}")
+    Ok(format!("call_{i}: WS {before}{body} \"</function>\" WS \"</tool_call>\"\n{rules}"))
 }
 
 /// A schema that only objects satisfy.
@@ -182,7 +192,14 @@ mod tests {
     use llguidance::toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
     use llguidance::{Matcher, ParserFactory};
 
+    use super::super::super::schemas::Schemas;
     use super::*;
+
+    fn of_calls(style: Style, tools: &[Tool], allowed: Allowed, reasoning: Option<(Markers, bool)>) -> String {
+        let schemas = Schemas::default();
+        let mut enforceable = |_: &Tool, schema: &Value| schemas.enforceable(schema).map(Some);
+        super::of_calls(style, tools, allowed, reasoning, &mut enforceable).unwrap()
+    }
 
     /// Returns whether the whole text satisfies the grammar, byte by byte.
     #[track_caller]

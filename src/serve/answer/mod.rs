@@ -27,7 +27,7 @@ mod tests;
 mod tools;
 
 pub use parser::Parser;
-pub use style::{Markers, Style, reasoning_of};
+pub use style::{MARKERS, Markers, Style, reasoning_of};
 pub use tools::{Tool, described, rewritten};
 
 /// What came next.

@@ -1,5 +1,20 @@
 //! How a model writes reasoning and calls, found in the text of its chat template.
 
+/// What stands around calls and reasoning. Many vocabularies have tokens for these, and their models write no others.
+pub const MARKERS: [&str; 11] = [
+    "<tool_call>",
+    "</tool_call>",
+    "<|python_tag|>",
+    "[TOOL_CALLS]",
+    "[ARGS]",
+    "<think>",
+    "</think>",
+    "[THINK]",
+    "[/THINK]",
+    "<seed:think>",
+    "</seed:think>",
+];
+
 /// How a model writes calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
@@ -64,4 +79,18 @@ const REASONING: [Markers; 3] = [
 /// What stands around the reasoning of models with this chat template; `None` if they do not reason.
 pub fn reasoning_of(template: &str) -> Option<Markers> {
     REASONING.into_iter().find(|markers| template.contains(markers.open) || template.contains(markers.close))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_marker_is_listed() {
+        let styles = [Style::Hermes, Style::Xml, Style::Llama, Style::Mistral { named: true }];
+        let reasoning = REASONING.iter().flat_map(|markers| [markers.open, markers.close]);
+        for marker in styles.iter().map(|style| style.marker()).chain(reasoning) {
+            assert!(MARKERS.contains(&marker), "{marker}");
+        }
+    }
 }
