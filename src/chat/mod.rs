@@ -22,6 +22,6 @@ mod stream;
 mod template;
 
 pub use conversation::{Conversation, Fit, SavedError, Written};
-pub use prompt::{Origin, Prompt, Span, Spoken, after_last_marker, encode, encode_conversation, encode_inside};
+pub use prompt::{Origin, Prompt, Span, Spoken, after_last_marker, encode, encode_conversation, encode_text};
 pub use stream::{StopText, Utf8Stream};
 pub use template::{CHATML, Error, Message, Template, ToolsError, tools_from_json};

@@ -185,14 +185,13 @@ pub fn encode_conversation(
     Ok(ids)
 }
 
-/// Encodes a message that directly follows other text, such as an answer after the template's header. Markers in it are
-/// plain text.
+/// Encodes a text that is no prompt of its own, such as an answer after the template's header. Markers in it are plain text.
 ///
 /// # Errors
 /// If [`encode`] fails.
-pub fn encode_inside(message: &str, tokenizer: &dyn Tokenizer) -> Result<Vec<u32>, TokenizeError> {
+pub fn encode_text(text: &str, place: Place, tokenizer: &dyn Tokenizer) -> Result<Vec<u32>, TokenizeError> {
     let mut ids = Vec::new();
-    encode_run(message, Place::Inside, tokenizer, &mut ids)?;
+    encode_run(text, place, tokenizer, &mut ids)?;
     Ok(ids)
 }
 

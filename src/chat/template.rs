@@ -172,8 +172,14 @@ impl Template {
     /// # Errors
     /// If there is none, or it is not valid Jinja.
     pub fn from_metadata(metadata: &Metadata) -> Result<Self, Error> {
-        let source = metadata.str("tokenizer.chat_template").ok_or(Error::NoTemplate)?;
-        Self::with_metadata(source, metadata)
+        Self::with_metadata(Self::source_in(metadata, false).ok_or(Error::NoTemplate)?, metadata)
+    }
+
+    /// Returns the source of the template in a GGUF file's metadata; `None` if there is none. Some models have another one for
+    /// conversations with tools.
+    pub fn source_in(metadata: &Metadata, with_tools: bool) -> Option<&str> {
+        let for_tools = metadata.str("tokenizer.chat_template.tool_use").filter(|_| with_tools);
+        for_tools.or_else(|| metadata.str("tokenizer.chat_template"))
     }
 
     /// Parses `source`, with the special tokens from a GGUF file's metadata.

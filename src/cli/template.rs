@@ -124,12 +124,11 @@ impl Source {
     /// # Errors
     /// If the model has no template, or it is not valid Jinja.
     pub fn template(&self, metadata: &Metadata, extras: &Extras) -> Result<Template, Error> {
-        let for_tools = metadata.str("tokenizer.chat_template.tool_use").filter(|_| !extras.tools.is_empty());
         match self {
-            Self::Own => match for_tools {
-                Some(source) => Template::with_metadata(source, metadata),
-                None => Template::from_metadata(metadata),
-            },
+            Self::Own => {
+                let source = Template::source_in(metadata, !extras.tools.is_empty()).ok_or(Error::NoTemplate)?;
+                Template::with_metadata(source, metadata)
+            }
             Self::ChatMl => Template::with_metadata(CHATML, metadata),
             Self::Given(text) => Template::with_metadata(text, metadata),
         }

@@ -25,7 +25,7 @@ use crate::chat::{self, Conversation, Fit, StopText, Template, Utf8Stream, Writt
 use crate::constrain::Constraint;
 use crate::llama::Model;
 use crate::sample::{self, Params, Sampler};
-use crate::vocab::{TokenizeError, Tokenizer};
+use crate::vocab::{Place, TokenizeError, Tokenizer};
 
 /// How answers are written.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -288,7 +288,7 @@ impl Assistant {
         let Some((text, written)) = conversation.pop_answer() else { return Err(TurnError::NoAnswer) };
         let tokens = match &written {
             Some(written) => Ok(written.tokens.clone()),
-            None => chat::encode_inside(&text, self.tokenizer()),
+            None => chat::encode_text(&text, Place::Inside, self.tokenizer()),
         };
         let answer = tokens.map_err(TurnError::from).and_then(|tokens| {
             let reply = Reply { text: text.clone(), tokens, ..Reply::new(&self.options.stop) };

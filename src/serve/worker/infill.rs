@@ -10,7 +10,7 @@
 use crate::chat;
 use crate::gguf::Metadata;
 use crate::serve::protocol::Infill;
-use crate::vocab::{TokenizeError, Tokenizer};
+use crate::vocab::{Place, TokenizeError, Tokenizer};
 
 /// The tokens of a vocabulary.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,11 +86,11 @@ impl FillIn {
         for (at, c) in text.char_indices() {
             if pieces.iter().any(|piece| text[at..].starts_with(piece)) {
                 let cut = at + c.len_utf8();
-                tokens.extend(chat::encode_inside(&text[from..cut], tokenizer)?);
+                tokens.extend(chat::encode_text(&text[from..cut], Place::Inside, tokenizer)?);
                 from = cut;
             }
         }
-        tokens.extend(chat::encode_inside(&text[from..], tokenizer)?);
+        tokens.extend(chat::encode_text(&text[from..], Place::Inside, tokenizer)?);
         Ok(())
     }
 }

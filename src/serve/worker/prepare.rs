@@ -13,6 +13,7 @@ use crate::engine::GenerateOptions;
 use crate::engine::scheduler::{Request, TextWriter};
 use crate::llama::Model;
 use crate::sample::{Params, Sampler};
+use crate::serve::answer::MARKERS;
 use crate::serve::protocol::Constraint as Constrained;
 use crate::serve::protocol::{BiasOf, Chat, Failure, FailureKind, Generate, Infill, Part, Prompt};
 use crate::vocab::{Place, TokenizeError, Tokenizer};
@@ -24,8 +25,8 @@ pub(super) struct Preparer {
     /// Tokens that a sequence holds.
     n_ctx: usize,
     fill_in: Option<FillIn>,
-    /// Prepared when the first grammar comes.
-    tokens: OnceLock<Result<Arc<Tokens>, constrain::Error>>,
+    /// Prepared when the first grammar comes: without the markers of calls and reasoning, and with them.
+    tokens: [OnceLock<Result<Arc<Tokens>, constrain::Error>>; 2],
     answers: Mutex<Answers>,
 }
 
@@ -71,7 +72,7 @@ impl Preparer {
     pub fn new(model: &Model, n_ctx: usize) -> Self {
         let tokenizer = model.shared_tokenizer();
         let fill_in = FillIn::find(model.metadata(), &*tokenizer);
-        let (tokens, answers) = (OnceLock::new(), Mutex::default());
+        let (tokens, answers) = (Default::default(), Mutex::default());
         Self { model: model.clone(), tokenizer, n_ctx, fill_in, tokens, answers }
     }
 
@@ -85,7 +86,7 @@ impl Preparer {
 
     /// Returns the source of the chat template, and whether it is the model's own.
     pub fn template_source(&self) -> (&str, bool) {
-        let own = self.model.metadata().str("tokenizer.chat_template");
+        let own = Template::source_in(self.model.metadata(), false);
         (own.unwrap_or(CHATML), own.is_some())
     }
 
@@ -108,7 +109,7 @@ impl Preparer {
             match of {
                 BiasOf::Token(token) => params.logit_bias.push((self.checked(*token)?, *bias)),
                 BiasOf::Text(text) => {
-                    let tokens = self.tokenizer.encode(text, Place::Inside).map_err(of_tokenizer)?;
+                    let tokens = chat::encode_text(text, Place::Inside, &*self.tokenizer).map_err(of_tokenizer)?;
                     params.logit_bias.extend(tokens.into_iter().map(|token| (token, *bias)));
                 }
             }
@@ -119,7 +120,7 @@ impl Preparer {
             let params = Params { seed, ..params.clone() };
             let tokenizer = &*self.tokenizer;
             let sampler = Sampler::with_text(&params, tokenizer.n_tokens(), |id| tokenizer.bytes(id));
-            let constraint = grammar.as_ref().map(|grammar| self.constraint(grammar)).transpose()?;
+            let constraint = grammar.as_ref().map(|grammar| self.constraint(grammar, generate.special)).transpose()?;
             Ok(TextWriter { sampler: sampler.map_err(invalid)?, constraint })
         };
         let request = Request {
@@ -136,8 +137,10 @@ impl Preparer {
         Ok(Prepared { request, forgotten_turns, special, answer: encoded.answer })
     }
 
-    fn constraint(&self, grammar: &Grammar) -> Result<Constraint, Failure> {
-        let tokens = self.tokens.get_or_init(|| Tokens::new(&*self.tokenizer).map(Arc::new));
+    fn constraint(&self, grammar: &Grammar, special: bool) -> Result<Constraint, Failure> {
+        let markers = if special { &MARKERS[..] } else { &[] };
+        let made = || Tokens::with_markers(&*self.tokenizer, markers).map(Arc::new);
+        let tokens = self.tokens[usize::from(special)].get_or_init(made);
         let tokens = tokens.as_ref().map_err(of_grammar)?;
         Constraint::new(grammar, tokens).map_err(|error| of_grammar(&error))
     }
@@ -171,7 +174,7 @@ impl Preparer {
                 }
                 Part::Text { text, special: false } => {
                     let place = if tokens.is_empty() { Place::Start } else { Place::Inside };
-                    tokens.extend(tokenizer.encode(text, place).map_err(of_tokenizer)?);
+                    tokens.extend(chat::encode_text(text, place, tokenizer).map_err(of_tokenizer)?);
                 }
                 Part::Text { text, special: true } => {
                     let prompt = chat::Prompt::with_control_tokens(text);
@@ -203,11 +206,11 @@ impl Preparer {
         let template = self.template(chat)?;
         let (conversation, mut begun) = self.conversation(chat)?;
         begun.text.push_str(&chat.begun);
-        begun.tokens.extend(chat::encode_inside(&chat.begun, tokenizer).map_err(of_tokenizer)?);
+        begun.tokens.extend(chat::encode_text(&chat.begun, Place::Inside, tokenizer).map_err(of_tokenizer)?);
 
         let encode = |without: usize| -> Result<(Vec<u32>, String), Failure> {
             let (messages, spoken) = conversation.read(without);
-            let prompt = template.render(&messages, true, tokenizer.markers()).map_err(invalid)?;
+            let prompt = template.render(&messages, !chat.without_reply, tokenizer.markers()).map_err(invalid)?;
             let mut tokens = chat::encode_conversation(&prompt, &spoken, tokenizer).map_err(of_tokenizer)?;
             tokens.extend(&begun.tokens);
             Ok((tokens, chat::after_last_marker(&prompt, tokenizer)))
@@ -247,7 +250,7 @@ impl Preparer {
                 last.ok_or_else(|| invalid("the last message is not an assistant's, to be continued"))?;
             begun.tokens = match written {
                 Some(written) => written.tokens,
-                None => chat::encode_inside(&text, &*self.tokenizer).map_err(of_tokenizer)?,
+                None => chat::encode_text(&text, Place::Inside, &*self.tokenizer).map_err(of_tokenizer)?,
             };
             begun.text = text;
         }
@@ -256,9 +259,7 @@ impl Preparer {
 
     fn template(&self, chat: &Chat) -> Result<Template, Failure> {
         let metadata = self.model.metadata();
-        // Some models have another one for tools.
-        let for_tools = metadata.str("tokenizer.chat_template.tool_use").filter(|_| !chat.tools.is_empty());
-        let source = for_tools.unwrap_or(self.template_source().0);
+        let source = Template::source_in(metadata, !chat.tools.is_empty()).unwrap_or(CHATML);
         let template = Template::with_metadata(source, metadata)
             .map_err(|error| Failure { kind: FailureKind::Unsupported, message: error.to_string() })?;
         template.with_tools(chat.tools.clone()).with_arguments(chat.arguments.clone()).map_err(invalid)
@@ -271,7 +272,10 @@ impl Preparer {
             Prompt::Chat(chat) => {
                 let (conversation, begun) = self.conversation(chat)?;
                 let messages = conversation.read(0).0;
-                let prompt = self.template(chat)?.render(&messages, true, tokenizer.markers()).map_err(invalid)?;
+                let prompt = self
+                    .template(chat)?
+                    .render(&messages, !chat.without_reply, tokenizer.markers())
+                    .map_err(invalid)?;
                 Ok(prompt.text() + &begun.text + &chat.begun)
             }
             Prompt::Parts { parts, .. } => {
