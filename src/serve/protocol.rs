@@ -119,6 +119,8 @@ pub struct Chat {
     pub continues: bool,
     /// What the answer begins with, after the template: text that the model did not write, but is taken to have written.
     pub begun: String,
+    /// Whether the prompt ends before the header of an answer.
+    pub without_reply: bool,
     /// Whether the oldest turns are left out if the context is too small for all. [`Answer::Prepared`] says how many.
     pub may_forget: bool,
 }
@@ -308,11 +310,38 @@ pub struct TokenPiece {
     /// The token.
     pub id: u32,
     /// What it adds to the text: perhaps part of a character. Control tokens add their spelling if that was asked for.
+    #[serde(with = "text_or_bytes")]
     pub bytes: Vec<u8>,
     /// The natural logarithm of its probability before any sampling, if that was asked for.
     pub logprob: Option<f64>,
     /// The most likely tokens in its place, in order: id, bytes, log-probability.
     pub top: Vec<(u32, Vec<u8>, f64)>,
+}
+
+/// Bytes, as a text where they are one: that is shorter than a list of numbers.
+mod text_or_bytes {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Either<'a> {
+        Text(std::borrow::Cow<'a, str>),
+        Bytes(std::borrow::Cow<'a, [u8]>),
+    }
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Either::Text(text.into()).serialize(to),
+            Err(_) => Either::Bytes(bytes.into()).serialize(to),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        Ok(match Either::deserialize(from)? {
+            Either::Text(text) => text.into_owned().into_bytes(),
+            Either::Bytes(bytes) => bytes.into_owned(),
+        })
+    }
 }
 
 /// Why a text ended.
@@ -491,7 +520,7 @@ pub struct Slot {
 ///
 /// # Errors
 /// If it cannot be written, or is longer than [`MOST_BYTES`].
-pub fn write(to: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+pub fn write(to: &mut (impl Write + ?Sized), message: &impl Serialize) -> io::Result<()> {
     let bytes = serde_json::to_vec(message)?;
     let n = u32::try_from(bytes.len()).ok().filter(|n| *n as usize <= MOST_BYTES);
     let n = n.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a message is too long for one frame"))?;

@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use http_body::Frame;
 use serde::Serialize;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, Sleep};
 
 use super::error::ApiError;
 use super::log::Record;
@@ -30,7 +32,11 @@ pub struct Gone;
 /// The writing end of a stream.
 pub struct Events {
     to: mpsc::Sender<Bytes>,
+    gone: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
     keep_alive: Duration,
+    /// When to look whether something was sent since the last time.
+    look: Pin<Box<Sleep>>,
+    is_silent: AtomicBool,
     record: Record,
 }
 
@@ -57,6 +63,7 @@ impl Events {
     }
 
     async fn raw(&self, text: String) -> Result<(), Gone> {
+        self.is_silent.store(false, Ordering::Relaxed);
         self.to.send(text.into()).await.map_err(|_| Gone)
     }
 
@@ -64,12 +71,17 @@ impl Events {
     ///
     /// # Errors
     /// If the client has gone.
-    pub async fn next(&self, run: &mut Run) -> Result<Option<Result<Step, ApiError>>, Gone> {
+    pub async fn next(&mut self, run: &mut Run) -> Result<Option<Result<Step, ApiError>>, Gone> {
         loop {
             tokio::select! {
                 step = run.next() => return Ok(step),
-                () = self.to.closed() => return Err(Gone),
-                () = tokio::time::sleep(self.keep_alive) => self.raw(": still working\n\n".to_string()).await?,
+                () = &mut self.gone => return Err(Gone),
+                () = &mut self.look => {
+                    self.look.as_mut().reset(Instant::now() + self.keep_alive);
+                    if self.is_silent.swap(true, Ordering::Relaxed) {
+                        self.raw(": still working\n\n".to_string()).await?;
+                    }
+                }
             }
         }
     }
@@ -81,7 +93,13 @@ where
     F: Future<Output = Result<(), Gone>> + Send + 'static,
 {
     let (to, from) = mpsc::channel(WAITING);
-    let writing = write(Events { to, keep_alive, record: record.clone() });
+    let gone = {
+        let to = to.clone();
+        Box::pin(async move { to.closed().await })
+    };
+    let look = Box::pin(tokio::time::sleep(keep_alive));
+    let is_silent = AtomicBool::new(true);
+    let writing = write(Events { to, gone, keep_alive, look, is_silent, record: record.clone() });
     let record = record.clone();
     tokio::spawn(async move {
         if writing.await.is_err() {

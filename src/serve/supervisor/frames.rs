@@ -2,7 +2,7 @@
 
 use std::io;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::mpsc;
 
 use crate::serve::protocol::{self, FromEngine, MOST_BYTES, ToEngine};
@@ -38,7 +38,9 @@ async fn write_all(mut input: impl AsyncWrite + Unpin, mut messages: mpsc::Unbou
     let _ = input.shutdown().await;
 }
 
-async fn read_all(mut output: impl AsyncRead + Unpin, heard: mpsc::Sender<FromEngine>) {
+async fn read_all(output: impl AsyncRead + Unpin, heard: mpsc::Sender<FromEngine>) {
+    // What was written at once is read at once.
+    let mut output = BufReader::with_capacity(64 << 10, output);
     let mut bytes = Vec::new();
     while let Ok(Some(message)) = read(&mut output, &mut bytes).await {
         if heard.send(message).await.is_err() {

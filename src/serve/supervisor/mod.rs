@@ -199,6 +199,9 @@ struct Pending {
     task: Option<Task>,
 }
 
+/// Messages that are taken in one go.
+const AT_ONCE: usize = 64;
+
 struct Supervisor {
     launch: Arc<dyn Launch>,
     limits: Limits,
@@ -330,43 +333,50 @@ impl Supervisor {
         let mut info: Option<Arc<ModelInfo>> = None;
         let mut idle_since = Instant::now();
         let mut unloading: Option<oneshot::Sender<()>> = None;
-        loop {
+        let mut messages = Vec::new();
+        'engine: loop {
             let is_idle = info.is_some() && self.tasks.is_empty();
             if is_idle && unloading.is_some() {
                 break self.end(sender, process, Ended::Unneeded(unloading)).await;
             }
             let idle_until = self.limits.idle.filter(|_| is_idle).map(|idle| idle_since + idle);
             tokio::select! {
-                message = received.recv() => match message {
-                    // Its output has ended, or is none of ours: so has it, soon.
-                    None => break Ended::Died(self.how(process).await),
-                    Some(FromEngine::Loading(part)) => {
-                        self.told.send_replace(State::Loading(part));
+                n = received.recv_many(&mut messages, AT_ONCE) => {
+                    if n == 0 {
+                        // Its output has ended, or is none of ours: so has it, soon.
+                        break Ended::Died(self.how(process).await);
                     }
-                    Some(FromEngine::Failed { reason }) => {
-                        let _ = self.how(process).await;
-                        break Ended::Died(format!("could not load the model: {reason}"));
-                    }
-                    Some(FromEngine::Ready(ready)) => {
-                        let ready = Arc::new(*ready);
-                        info = Some(ready.clone());
-                        self.told.send_replace(State::Ready(ready));
-                        self.send_waiting(&sender);
-                        idle_since = Instant::now();
-                    }
-                    Some(FromEngine::To { id, answer }) => {
-                        let is_last = answer.is_last();
-                        // An answer to a task that was cancelled, and forgotten, goes nowhere.
-                        if let Some(pending) = self.tasks.get(&id) {
-                            let _ = pending.answers.send(answer);
+                    for message in messages.drain(..) {
+                        match message {
+                            FromEngine::Loading(part) => {
+                                self.told.send_replace(State::Loading(part));
+                            }
+                            FromEngine::Failed { reason } => {
+                                let _ = self.how(process).await;
+                                break 'engine Ended::Died(format!("could not load the model: {reason}"));
+                            }
+                            FromEngine::Ready(ready) => {
+                                let ready = Arc::new(*ready);
+                                info = Some(ready.clone());
+                                self.told.send_replace(State::Ready(ready));
+                                self.send_waiting(&sender);
+                                idle_since = Instant::now();
+                            }
+                            FromEngine::To { id, answer } => {
+                                let is_last = answer.is_last();
+                                // An answer to a task that was cancelled, and forgotten, goes nowhere.
+                                if let Some(pending) = self.tasks.get(&id) {
+                                    let _ = pending.answers.send(answer);
+                                }
+                                if is_last {
+                                    self.tasks.remove(&id);
+                                    self.ends = 0;
+                                    idle_since = Instant::now();
+                                }
+                            }
                         }
-                        if is_last {
-                            self.tasks.remove(&id);
-                            self.ends = 0;
-                            idle_since = Instant::now();
-                        }
                     }
-                },
+                }
                 command = self.commands.recv() => match command {
                     None => break self.end(sender, process, Ended::Over).await,
                     Some(Command::Unload(done)) => unloading = Some(done),

@@ -76,7 +76,7 @@ pub fn run(
 
     let result = serve(options, load, describe, &out, &ready);
     if let Err(reason) = &result {
-        let _ = out.send(FromEngine::Failed { reason: reason.clone() });
+        let _ = out.send(vec![FromEngine::Failed { reason: reason.clone() }]);
     }
     // The writer ends when nobody can send any more. Threads that still prepare tasks are not waited for.
     drop((out, ready));
@@ -89,7 +89,7 @@ pub fn run(
 /// What the threads have in common.
 struct Shared {
     preparer: Preparer,
-    out: Sender<FromEngine>,
+    out: Sender<Vec<FromEngine>>,
     inbox: Sender<Incoming>,
     interrupt: Interrupt,
     status: Mutex<Status>,
@@ -111,7 +111,7 @@ fn serve(
     options: WorkerOptions,
     load: Box<Load<'_>>,
     describe: &dyn Fn(Error) -> String,
-    out: &Sender<FromEngine>,
+    out: &Sender<Vec<FromEngine>>,
     ready: &Sender<Arc<Shared>>,
 ) -> Result<(), String> {
     let WorkerOptions { path, session, parallel, scheduler: rules, prefixes } = options;
@@ -121,7 +121,7 @@ fn serve(
     let total = if rules.deterministic { n_ctx.saturating_mul(parallel) } else { n_ctx };
     let session = SessionOptions { n_ctx: Some(total), rows: parallel.max(session.rows), ..session };
     let progress = out.clone();
-    let watch = Box::new(move |part: f32| drop(progress.send(FromEngine::Loading(part))));
+    let watch = Box::new(move |part: f32| drop(progress.send(vec![FromEngine::Loading(part)])));
     let model = load(&session, watch)?;
 
     let made = ContextOptions { sharing, ..session.context(model.n_ctx_train(), parallel) };
@@ -152,7 +152,7 @@ fn serve(
     (info.n_ctx, info.n_ctx_sequence, info.n_parallel) = (n_ctx.into(), n_ctx_sequence.into(), parallel.into());
     let mut loop_ = schedule::Loop::new(scheduler, &model, &session, shared.clone());
     loop_.tell_status();
-    if out.send(FromEngine::Ready(Box::new(info))).is_err() || ready.send(shared).is_err() {
+    if out.send(vec![FromEngine::Ready(Box::new(info))]).is_err() || ready.send(shared).is_err() {
         return Ok(());
     }
     loop_.run(&incoming);
@@ -187,11 +187,14 @@ fn model_info(model: &Model, gguf: &Gguf, preparer: &Preparer) -> ModelInfo {
 }
 
 /// Writes all messages. Those that are there at the same time are flushed together.
-fn write_all(messages: &Receiver<FromEngine>, mut output: impl Write) -> io::Result<()> {
-    while let Ok(message) = messages.recv() {
-        protocol::write(&mut output, &message)?;
-        while let Ok(message) = messages.try_recv() {
-            protocol::write(&mut output, &message)?;
+fn write_all(messages: &Receiver<Vec<FromEngine>>, mut output: impl Write) -> io::Result<()> {
+    let write = |messages: Vec<FromEngine>, output: &mut dyn Write| {
+        messages.iter().try_for_each(|message| protocol::write(output, message))
+    };
+    while let Ok(first) = messages.recv() {
+        write(first, &mut output)?;
+        while let Ok(more) = messages.try_recv() {
+            write(more, &mut output)?;
         }
         output.flush()?;
     }
@@ -227,7 +230,7 @@ fn read_all(ready: &Receiver<Arc<Shared>>, cancel: &AtomicBool) {
 impl Shared {
     /// Sends an answer. If the writer is gone, so is the server.
     fn answer(&self, id: u64, answer: Answer) {
-        let _ = self.out.send(FromEngine::To { id, answer });
+        let _ = self.out.send(vec![FromEngine::To { id, answer }]);
     }
 
     fn take(self: &Arc<Self>, message: ToEngine) {

@@ -10,7 +10,7 @@ use super::{Incoming, Shared};
 use crate::engine::scheduler::{End, Event, Progress, Scheduler, TaskError, TextUsage};
 use crate::engine::{self, Embedder, Embedding, SessionOptions, TokenLogprobs, token_bytes};
 use crate::llama::{Context, Model};
-use crate::serve::protocol::{Answer, Failure, FailureKind, Finish, Slot, Status, TokenPiece, Usage};
+use crate::serve::protocol::{Answer, Failure, FailureKind, Finish, FromEngine, Slot, Status, TokenPiece, Usage};
 use crate::vocab::Tokenizer;
 
 /// For so long there must be nothing to do until prefixes are written to the disk.
@@ -47,13 +47,15 @@ pub(super) struct Loop {
 struct Answers {
     shared: Arc<Shared>,
     tasks: HashMap<u64, Info>,
+    /// What a step has said so far. It is sent at once, so that the server is woken once.
+    said: Vec<FromEngine>,
 }
 
 impl Loop {
     pub fn new(scheduler: Scheduler<Context>, model: &Model, session: &SessionOptions, shared: Arc<Shared>) -> Self {
         let most_embedded = scheduler.decoder().n_ctx_sequence();
         let embedder = Embedder::new(model, session, most_embedded);
-        let answers = Answers { shared, tasks: HashMap::new() };
+        let answers = Answers { shared, tasks: HashMap::new(), said: Vec::new() };
         Self { scheduler, embedder, jobs: VecDeque::new(), most_embedded, told: Instant::now(), answers }
     }
 
@@ -72,6 +74,7 @@ impl Loop {
                 quiet = false;
                 let answers = &mut self.answers;
                 progress = self.scheduler.step(&mut |id, event| answers.event(id, event));
+                answers.send();
                 self.embed();
                 if progress != Progress::Busy || self.told.elapsed() >= STATUS {
                     self.tell_status();
@@ -115,6 +118,7 @@ impl Loop {
                     answers.shared.answer(id, Answer::Failed(failure(&TaskError::Cancelled)));
                 }
                 self.scheduler.cancel(id, &mut |id, event| answers.event(id, event));
+                answers.send();
             }
             Incoming::Generate(id, prepared) => {
                 let Prepared { request, forgotten_turns, special, answer } = *prepared;
@@ -236,7 +240,15 @@ impl Answers {
                 Answer::Failed(failure(&error))
             }
         };
-        self.shared.answer(id, answer);
+        self.said.push(FromEngine::To { id, answer });
+    }
+
+    /// Sends what was said.
+    fn send(&mut self) {
+        if !self.said.is_empty() {
+            // If the writer is gone, so is the server.
+            let _ = self.shared.out.send(std::mem::take(&mut self.said));
+        }
     }
 }
 
