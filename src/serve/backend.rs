@@ -66,11 +66,6 @@ pub enum State {
         /// How it ended the last time.
         reason: String,
     },
-    /// It cannot be loaded.
-    Failed {
-        /// Why not.
-        reason: String,
-    },
 }
 
 impl State {
@@ -82,7 +77,6 @@ impl State {
             Self::Ready(_) => "ready",
             Self::Crashed { .. } => "crashed",
             Self::CrashLoop { .. } => "crash_loop",
-            Self::Failed { .. } => "failed",
         }
     }
 }

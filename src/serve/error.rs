@@ -140,6 +140,10 @@ impl ApiError {
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        if matches!(self.status.as_u16(), 400..=407 | 410..=428) {
+            // Clients of Anthropic try again otherwise, with a wrong key, too.
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
@@ -164,9 +168,10 @@ impl From<Failure> for ApiError {
             FailureKind::Invalid => error,
             FailureKind::Unsupported => error.code("unsupported"),
             FailureKind::TooLong { tokens, n_ctx } => {
+                // Claude Code, LangChain and LiteLLM look for these words, to shorten a conversation themselves.
                 let message = format!(
-                    "the prompt has {tokens} tokens, and the context of the model holds {n_ctx}; shorten it, or start \
-                     the server with a larger context"
+                    "this model's maximum context length is {n_ctx} tokens, and the prompt is too long: {tokens} tokens > \
+                     {n_ctx} maximum; shorten it, or start the server with a larger context (--ctx)"
                 );
                 let error = Self::invalid(message).code("context_length_exceeded").param("messages");
                 error.fact("n_prompt_tokens", tokens).fact("n_ctx", n_ctx)

@@ -25,6 +25,9 @@ use super::routes::ROUTES;
 /// The header with the number of a request.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// The same for Anthropic's clients.
+const ANTHROPIC_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+
 /// Lets a request pass, or answers it.
 pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let id = request_id(&app, request.headers());
@@ -50,7 +53,7 @@ pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next
         }
     }
     record.set("status", response.status().as_u16());
-    let route = route.and_then(|route| ROUTES.iter().find(|known| known.path == route.as_str()));
+    let route = route.and_then(|route| ROUTES.iter().find(|known| known.paths().any(|path| path == route.as_str())));
     app.counters.answered(route.map_or("other", |route| route.path), response.status().as_u16());
     finished(&app.options, response, &id, origin.as_ref(), record)
 }
@@ -62,7 +65,10 @@ fn error_of(response: &mut Response, route: &str) -> Option<ApiError> {
     }
     let status = response.status();
     if status == StatusCode::METHOD_NOT_ALLOWED {
-        let methods = ROUTES.iter().filter(|known| known.path == route).map(|known| known.method.to_uppercase());
+        let methods = ROUTES
+            .iter()
+            .filter(|known| known.paths().any(|path| path == route))
+            .map(|known| known.method.to_uppercase());
         let methods = methods.collect::<Vec<_>>().join(" and ");
         return Some(ApiError::new(status, format!("{route} is for {methods}")).code("method_not_allowed"));
     }
@@ -80,6 +86,7 @@ fn finished(
 ) -> Response {
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(id) {
+        headers.insert(ANTHROPIC_REQUEST_ID, id.clone());
         headers.insert(REQUEST_ID, id);
     }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -88,7 +95,7 @@ fn finished(
         headers.insert(header::VARY, HeaderValue::from_static("origin"));
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE"));
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("*, authorization"));
-        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("x-request-id"));
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("request-id, x-request-id"));
     }
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {

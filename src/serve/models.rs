@@ -142,6 +142,20 @@ impl Models {
         Ok(engine)
     }
 
+    /// Ends all processes after their tasks, so that they write what they keep on the disk. Those that take longer than
+    /// `patience` are left.
+    pub async fn close(&self, patience: Duration) {
+        let engines: Vec<Engine> = self.known().models.values().map(|served| served.engine.clone()).collect();
+        let unload = |engine: Engine| tokio::spawn(async move { engine.unload().await });
+        let unloading: Vec<_> = engines.into_iter().map(unload).collect();
+        let all = async {
+            for one in unloading {
+                let _ = one.await;
+            }
+        };
+        let _ = tokio::time::timeout(patience, all).await;
+    }
+
     /// Returns what has to be unloaded first if this model is to be loaded: what nobody has asked for the longest.
     fn to_unload(&self, name: &str, bytes: u64) -> Option<Engine> {
         let known = self.known();

@@ -24,6 +24,8 @@ pub struct Options {
     pub needs_model_name: bool,
     /// The most bytes of a body.
     pub max_body_bytes: usize,
+    /// The most bytes of all bodies that are being read at a time.
+    pub max_bodies_bytes: usize,
     /// The most bytes of the headers.
     pub max_header_bytes: usize,
     /// The most headers.
@@ -65,6 +67,7 @@ impl Default for Options {
             any_model_name: false,
             needs_model_name: false,
             max_body_bytes: 32 << 20,
+            max_bodies_bytes: 256 << 20,
             max_header_bytes: 64 << 10,
             max_headers: 100,
             max_items: 10_000,

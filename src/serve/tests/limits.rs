@@ -42,7 +42,7 @@ async fn wrong_requests_are_told_what_to_change() {
         (with("top_logprobs", json!(2)), Some("top_logprobs"), "needs 'logprobs'"),
         (with("stop", json!(vec!["x"; 65])), Some("stop"), "at most 64"),
         (with("stop", json!([1])), Some("stop[0]"), "expected a string"),
-        (with("logit_bias", json!({"x": 1})), Some("logit_bias"), "not the number of a token"),
+        (with("logit_bias", json!({"-1": 1})), Some("logit_bias"), "not the number of a token"),
         (with("truncation", json!("maybe")), Some("truncation"), "auto or disabled"),
         (with("stream", json!("yes")), Some("stream"), "expected a boolean"),
     ] {
@@ -114,6 +114,22 @@ async fn bodies_are_checked() {
     assert!(got.body["error"]["message"].as_str().unwrap().contains("recursion limit"));
 }
 
+#[tokio::test]
+async fn bodies_share_their_room() {
+    let options = Options { max_bodies_bytes: 3000, ..Options::default() };
+    let server = Server::with(Fake::default(), options);
+    let large = || Body::from(format!("{{\"messages\": [], \"padding\": \"{}\"}}", "x".repeat(4000)));
+    let got = server.send("POST", CHAT, &[], large()).await;
+    assert_eq!((got.status.as_u16(), &got.body["error"]["code"]), (503, &json!("bodies_too_large")));
+    assert!(got.headers.contains_key("retry-after"));
+    // Each gives back what it had, whatever becomes of it.
+    for _ in 0..10 {
+        let body = format!("{{\"messages\": 1, \"padding\": \"{}\"}}", "x".repeat(2000));
+        assert_eq!(server.send("POST", CHAT, &[], Body::from(body)).await.status, 400);
+        server.ok(CHAT, &json!({"messages": user(&"x".repeat(2000))})).await;
+    }
+}
+
 /// A body that does not announce its length.
 trait OfStream {
     fn from_stream_of(pieces: Vec<Vec<u8>>) -> Body;
@@ -153,7 +169,10 @@ async fn a_prompt_that_does_not_fit_is_told_both_numbers() {
         let error = &got.body["error"];
         assert_eq!((got.status.as_u16(), &error["n_ctx"]), (400, &json!(100)), "{path} {error}");
         let message = error["message"].as_str().unwrap();
-        assert!(message.contains("holds 100") && message.contains(&error["n_prompt_tokens"].to_string()), "{message}");
+        let tokens = error["n_prompt_tokens"].to_string();
+        let wanted = "this model's maximum context length is 100 tokens, and the prompt is too long: ";
+        assert!(message.contains(&format!("{tokens} tokens > 100 maximum")), "{message}");
+        assert!(message.starts_with(wanted), "{message}");
         assert!(path == "/v1/messages" || error["code"] == "context_length_exceeded");
     }
     // Unless old turns may go; then the answer says how many did.
