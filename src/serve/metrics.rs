@@ -4,14 +4,24 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Mutex, PoisonError};
 
+use super::app::now;
 use super::backend::Model;
 use super::protocol::Status;
 
 /// What the server counts itself.
-#[derive(Default)]
 pub struct Counters {
+    /// Seconds since 1970 at which it began.
+    started: u64,
     /// Answered requests by path and status.
     requests: Mutex<BTreeMap<(&'static str, u16), u64>>,
+    /// Tokens that embeddings were computed of, by model.
+    embedded: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self { started: now(), requests: Mutex::default(), embedded: Mutex::default() }
+    }
 }
 
 impl Counters {
@@ -19,6 +29,17 @@ impl Counters {
     pub fn answered(&self, route: &'static str, status: u16) {
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         *requests.entry((route, status)).or_default() += 1;
+    }
+
+    /// Counts tokens that embeddings of a model were computed of.
+    pub fn embedded(&self, model: &str, n_tokens: u64) {
+        let mut embedded = self.embedded.lock().unwrap_or_else(PoisonError::into_inner);
+        *embedded.entry(model.to_string()).or_default() += n_tokens;
+    }
+
+    /// Returns the seconds since 1970 at which counting began: when the server started.
+    pub fn started(&self) -> u64 {
+        self.started
     }
 }
 
@@ -30,6 +51,9 @@ pub fn text(counters: &Counters, models: &[(Model, Option<Status>)]) -> String {
     let mut text = String::new();
     let metrics: [Metric; 16] = [
         ("llamacpp:prompt_tokens_total", "counter", "Tokens of prompts that were read.", |s| s.read_tokens as f64),
+        ("llamacpp:prompt_tokens_cached_total", "counter", "Tokens of prompts that were found in the cache.", |s| {
+            s.cached_tokens as f64
+        }),
         ("llamacpp:prompt_seconds_total", "counter", "Seconds in which they were read.", |s| s.reading_seconds),
         ("llamacpp:tokens_predicted_total", "counter", "Tokens that were written.", |s| s.written_tokens as f64),
         ("llamacpp:tokens_predicted_seconds_total", "counter", "Seconds in which they were.", |s| s.writing_seconds),
@@ -48,9 +72,6 @@ pub fn text(counters: &Counters, models: &[(Model, Option<Status>)]) -> String {
             s.slots.iter().filter(|slot| slot.task.is_some()).count() as f64
         }),
         ("llamacpp:requests_deferred", "gauge", "Requests that wait.", |s| s.waiting as f64),
-        ("nibble:cached_prompt_tokens_total", "counter", "Tokens of prompts that were found in the cache.", |s| {
-            s.cached_tokens as f64
-        }),
         ("nibble:evaluated_sequences_total", "counter", "Sequences in all evaluations.", |s| {
             s.evaluated_sequences as f64
         }),
@@ -79,6 +100,12 @@ pub fn text(counters: &Counters, models: &[(Model, Option<Status>)]) -> String {
     for (model, status) in models {
         let ready = u8::from(status.is_some());
         let _ = writeln!(text, "nibble:model_ready{{model=\"{}\"}} {ready}", label(&model.name));
+    }
+    head(&mut text, "nibble:embedded_tokens_total", "counter", "Tokens that embeddings were computed of.");
+    let embedded = counters.embedded.lock().unwrap_or_else(PoisonError::into_inner);
+    for (model, _) in models {
+        let n_tokens = embedded.get(&model.name).copied().unwrap_or(0);
+        let _ = writeln!(text, "nibble:embedded_tokens_total{{model=\"{}\"}} {n_tokens}", label(&model.name));
     }
     head(&mut text, "nibble:http_requests_total", "counter", "Answered requests.");
     let requests = counters.requests.lock().unwrap_or_else(PoisonError::into_inner);

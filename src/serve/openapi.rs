@@ -19,8 +19,10 @@ pub fn document() -> Value {
     let mut paths = Map::new();
     for route in ROUTES {
         let operation = operation(route, &mut generator);
-        let path = paths.entry(route.path).or_insert_with(|| json!({}));
-        path[route.method] = operation;
+        for path in route.paths() {
+            let path = paths.entry(path).or_insert_with(|| json!({}));
+            path[route.method] = operation.clone();
+        }
     }
     // Errors are referred to wherever they can happen.
     generator.subschema_for::<OpenAiError>();

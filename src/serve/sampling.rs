@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::protocol::BiasOf;
+use crate::sample::{Params, SamplerKind};
 
 /// A field.
 struct Field {
@@ -41,7 +42,8 @@ const SHARE: &str = "a number from 0 to 1";
 const COUNT: &str = "a whole number of 0 or more";
 const BACK: &str = "a whole number of 0 or more, or -1 for the whole text";
 
-/// All of them, by the names that the parameters of samplers have.
+/// All of them, by the names that the parameters of samplers have. Bounds are those of the APIs, which samplers accept, too: a
+/// test compares both tables.
 const FIELDS: [Field; 30] = [
     number("temperature", 0.0, ANY, FROM_0),
     number("top_p", 0.0, 1.0, SHARE),
@@ -58,7 +60,7 @@ const FIELDS: [Field; 30] = [
     number("presence_penalty", -2.0, 2.0, "a number from -2 to 2"),
     number("frequency_penalty", -2.0, 2.0, "a number from -2 to 2"),
     number("dry_multiplier", 0.0, ANY, FROM_0),
-    number("dry_base", -ANY, ANY, "a number"),
+    number("dry_base", 0.0, ANY, "a number of 1 or more, or 0"),
     whole("dry_allowed_length", 0, MOST, COUNT),
     whole("dry_penalty_last_n", -1, MOST, BACK),
     Field { name: "dry_sequence_breakers", kind: Kind::Texts },
@@ -74,19 +76,6 @@ const FIELDS: [Field; 30] = [
     number("typ_p", 0.0, 1.0, SHARE),
     number("mirostat_ent", 0.0, ANY, FROM_0),
     number("mirostat_lr", 0.0, ANY, FROM_0),
-];
-
-/// Samplers by the letters of llama.cpp's short lists.
-const LETTERS: [(char, &str); 9] = [
-    ('e', "penalties"),
-    ('d', "dry"),
-    ('s', "top_n_sigma"),
-    ('k', "top_k"),
-    ('y', "typ_p"),
-    ('p', "top_p"),
-    ('m', "min_p"),
-    ('x', "xtc"),
-    ('t', "temperature"),
 ];
 
 /// Reads the fields that are there, as names and values for the sampler.
@@ -109,6 +98,21 @@ pub fn read(request: &Value) -> Result<Vec<(String, String)>, ApiError> {
         }
     }
     Ok(parameters)
+}
+
+/// Returns all settings of the sampler, as requests have them: its defaults, and what `parameters` change, which are those
+/// that [`read`] returns.
+pub fn settings(parameters: &[(String, String)]) -> Map<String, Value> {
+    let mut params = Params::default();
+    for (name, value) in parameters {
+        // What cannot be set is the engine's to refuse.
+        let _ = params.set(name, value);
+    }
+    let setting = |name: &'static str| {
+        let field = FIELDS.iter().find(|field| field.name == name)?;
+        Some((name.to_string(), field.kind.value(&params.get(name).ok()?)))
+    };
+    Params::names().filter_map(setting).collect()
 }
 
 impl Kind {
@@ -146,6 +150,19 @@ impl Kind {
         Ok(Some(text))
     }
 
+    /// Returns the value in the form that requests have, from that which samplers have.
+    fn value(&self, text: &str) -> Value {
+        match self {
+            // Its shortest spelling: 0.8 is not 0.800000011920929.
+            Self::Number(..) => text.parse::<f64>().ok().into(),
+            Self::Whole(..) => text.parse::<i64>().ok().into(),
+            Self::Seed => text.parse::<u64>().map_or(json!(-1), Value::from),
+            Self::Texts if text == "none" => json!([]),
+            Self::Texts => text.split(' ').map(|text| text.replace("\\n", "\n")).collect(),
+            Self::Order => text.split(';').filter(|name| !name.is_empty()).collect(),
+        }
+    }
+
     fn schema(&self) -> Schema {
         match self {
             Self::Number(low, high, _) => {
@@ -169,10 +186,14 @@ impl Kind {
     }
 }
 
-/// A whole number, also if it is written as `3.0`.
-fn whole_number(value: &Value) -> Option<i64> {
-    let of_float = |number: &f64| number.fract() == 0.0 && number.abs() < 1e15;
-    value.as_i64().or_else(|| value.as_f64().filter(of_float).map(|number| number as i64))
+/// Returns a whole number, also if it is written as `3.0`.
+pub fn whole_number(value: &Value) -> Option<i64> {
+    value.as_i64().or_else(|| value.as_f64().and_then(whole_float))
+}
+
+/// Returns a float as a whole number if it is one, and small enough to be exact.
+pub fn whole_float(number: f64) -> Option<i64> {
+    (number.fract() == 0.0 && number.abs() < 1e15).then_some(number as i64)
 }
 
 fn order(value: &Value) -> Option<String> {
@@ -181,12 +202,12 @@ fn order(value: &Value) -> Option<String> {
         return Some(names?.join(";"));
     }
     let text = value.as_str()?;
-    let of_letter = |c| LETTERS.iter().find(|(letter, _)| *letter == c).map(|(_, name)| *name);
-    let letters: Option<Vec<&str>> = text.chars().map(of_letter).collect();
-    Some(letters.map_or_else(|| text.to_string(), |names| names.join(";")))
+    let joined = |kinds: Vec<SamplerKind>| kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(";");
+    Some(SamplerKind::parse_letters(text).map_or_else(|_| text.to_string(), joined))
 }
 
-/// Returns what is added to logits: OpenAI's object of tokens, or llama.cpp's list of pairs.
+/// Returns what is added to logits: OpenAI's object of tokens, or llama.cpp's list of pairs. In both, a text stands for its
+/// tokens.
 ///
 /// # Errors
 /// If it is neither.
@@ -202,7 +223,7 @@ pub fn biases(value: &Value) -> Result<Vec<(BiasOf, f32)>, ApiError> {
         let (of, by) = (pair.get(0)?, bias(pair.get(1)?)?);
         let of = match of {
             Value::String(text) => BiasOf::Text(text.clone()),
-            other => BiasOf::Token(u32::try_from(other.as_u64()?).ok()?),
+            other => BiasOf::Token(u32::try_from(whole_number(other)?).ok()?),
         };
         Some((of, by))
     };
@@ -211,14 +232,17 @@ pub fn biases(value: &Value) -> Result<Vec<(BiasOf, f32)>, ApiError> {
         Value::Object(map) => {
             let of_entry = |(token, value): (&String, &Value)| {
                 let number = bias(value).filter(|bias| (-100.0..=100.0).contains(bias) || *bias == f32::MIN);
-                match (token.parse(), number) {
-                    (Ok(token), Some(number)) => Ok((BiasOf::Token(token), number)),
-                    (Err(_), _) => {
-                        let shown: String = token.chars().take(40).collect();
-                        Err(wrong(format!("has the key '{shown}', which is not the number of a token")))
+                let shown = || token.chars().take(40).collect::<String>();
+                let digits = token.strip_prefix('-').unwrap_or(token);
+                let of = match token.parse() {
+                    Ok(token) => BiasOf::Token(token),
+                    Err(_) if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+                        return Err(wrong(format!("has the key '{}', which is not the number of a token", shown())));
                     }
-                    (_, None) => Err(wrong(format!("of token {token} has to be a number from -100 to 100"))),
-                }
+                    Err(_) => BiasOf::Text(token.clone()),
+                };
+                let missing = || wrong(format!("of token '{}' has to be a number from -100 to 100", shown()));
+                Ok((of, number.ok_or_else(missing)?))
             };
             map.iter().map(of_entry).collect()
         }
@@ -232,11 +256,35 @@ pub fn biases(value: &Value) -> Result<Vec<(BiasOf, f32)>, ApiError> {
     }
 }
 
+/// Returns biases as llama.cpp's server shows them: a list of objects, whose `bias` is null for one that rules a token out.
+pub fn bias_values(biases: &[(BiasOf, f32)]) -> Value {
+    let value = |(of, by): &(BiasOf, f32)| {
+        let token = match of {
+            BiasOf::Token(token) => Value::from(*token),
+            BiasOf::Text(text) => Value::from(text.as_str()),
+        };
+        json!({"token": token, "bias": (*by > f32::MIN).then_some(*by)})
+    };
+    biases.iter().map(value).collect()
+}
+
 /// Returns the schema of the fields.
 pub fn schema() -> Schema {
     let mut properties: Map<String, Value> =
         FIELDS.iter().map(|field| (field.name.to_string(), field.kind.schema().to_value())).collect();
-    properties.insert("logit_bias".to_string(), json!({"type": ["object", "array", "null"]}));
+    let biases = json!({
+        "type": ["object", "array", "null"],
+        "additionalProperties": {"type": ["number", "boolean"], "minimum": -100, "maximum": 100, "not": {"const": true}},
+        "items": {
+            "type": "array",
+            "minItems": 2,
+            "prefixItems": [
+                {"type": ["integer", "string"], "minimum": 0, "maximum": u32::MAX},
+                {"type": ["number", "boolean"], "minimum": -1e6, "maximum": 1e6, "not": {"const": true}},
+            ],
+        },
+    });
+    properties.insert("logit_bias".to_string(), biases);
     json_schema!({
         "description": "How tokens are chosen. Values that are not given are the server's.",
         "type": "object",
@@ -270,6 +318,49 @@ mod tests {
     }
 
     #[test]
+    fn settings_are_the_defaults_and_what_was_asked_for() {
+        let defaults = settings(&[]);
+        for (name, value) in [
+            ("temperature", json!(0.8)),
+            ("top_k", json!(40)),
+            ("repeat_last_n", json!(64)),
+            ("dry_penalty_last_n", json!(64)),
+            ("dry_sequence_breakers", json!(["\n", ":", "\"", "*"])),
+            ("adaptive_decay", json!(0.9)),
+            ("seed", json!(-1)),
+        ] {
+            assert_eq!(defaults[name], value, "{name}");
+        }
+        assert_eq!(defaults["samplers"].as_array().unwrap().len(), 9);
+        assert!(!defaults.contains_key("typ_p") && !defaults.contains_key("logit_bias"));
+        // They can be sent as they are.
+        assert_eq!(settings(&read(&defaults.clone().into()).unwrap()), defaults);
+        let asked = json!({"temperature": 0.1, "seed": 7, "samplers": "kt", "dry_sequence_breakers": [], "typ_p": 0.5});
+        let got = settings(&read(&asked).unwrap());
+        assert_eq!((&got["temperature"], &got["seed"], &got["typical_p"]), (&json!(0.1), &json!(7), &json!(0.5)));
+        assert_eq!((&got["samplers"], &got["dry_sequence_breakers"]), (&json!(["top_k", "temperature"]), &json!([])));
+        assert_eq!(got["top_p"], defaults["top_p"]);
+    }
+
+    #[test]
+    fn every_parameter_is_a_field_and_samplers_accept_what_fields_do() {
+        for name in Params::names().filter(|name| *name != "logit_bias") {
+            assert!(FIELDS.iter().any(|field| field.name == name), "{name}");
+        }
+        for field in &FIELDS {
+            let set = |value: String| Params::default().set(field.name, &value);
+            let results = match field.kind {
+                Kind::Number(low, high, _) => [set(low.to_string()), set(high.to_string())],
+                Kind::Whole(low, high, _) => [set(low.to_string()), set(high.to_string())],
+                Kind::Seed => [set("0".to_string()), set(u64::MAX.to_string())],
+                Kind::Texts => [set("none".to_string()), set("\\n :".to_string())],
+                Kind::Order => [set(order(&json!("kt")).unwrap()), set(order(&json!(["top_k"])).unwrap())],
+            };
+            assert!(results.iter().all(Result::is_ok), "{}: {results:?}", field.name);
+        }
+    }
+
+    #[test]
     fn what_is_out_of_range_is_named_with_what_is_accepted() {
         for (request, words) in [
             (json!({"temperature": -1}), "'temperature' cannot be -1; it has to be a number of 0 or more"),
@@ -292,11 +383,28 @@ mod tests {
     fn biases_have_two_forms() {
         let wanted = vec![(BiasOf::Token(15043), -1.5), (BiasOf::Text("Hi".to_string()), f32::MIN)];
         assert_eq!(biases(&json!([[15043, -1.5], ["Hi", false]])).unwrap(), wanted);
-        assert_eq!(biases(&json!({"7": 100})).unwrap(), [(BiasOf::Token(7), 100.0)]);
-        for wrong in [json!({"a": 1}), json!({"7": 101}), json!({"7": "x"}), json!([[1]]), json!([[-1, 1]]), json!("x")]
-        {
-            assert!(biases(&wrong).is_err(), "{wrong}");
+        let mapped = biases(&json!({"7": 100, " the ": -100, "": false})).unwrap();
+        let text = |text: &str| BiasOf::Text(text.to_string());
+        assert_eq!(mapped, [(BiasOf::Token(7), 100.0), (text(" the "), -100.0), (text(""), f32::MIN)]);
+        assert_eq!(biases(&json!([[7.0, 1]])).unwrap(), [(BiasOf::Token(7), 1.0)]);
+        let schema = schema().to_value();
+        let schema = jsonschema::validator_for(&schema["properties"]["logit_bias"]).unwrap();
+        for wrong in [
+            json!({"7": 101}),
+            json!({"a": "x"}),
+            json!({"7": true}),
+            json!([[1]]),
+            json!([[-1, 1]]),
+            json!([["a", true]]),
+            json!("x"),
+        ] {
+            assert!(biases(&wrong).is_err() && !schema.is_valid(&wrong), "{wrong}");
         }
+        for wrong in [json!({"-1": 1}), json!({"4294967296": 1})] {
+            assert!(biases(&wrong).unwrap_err().message.contains("not the number of a token"), "{wrong}");
+        }
+        let shown = json!([{"token": 15043, "bias": -1.5}, {"token": "Hi", "bias": null}]);
+        assert_eq!(bias_values(&wanted), shown);
         // It arrives at the engine as it is.
         let task = serde_json::to_string(&wanted).unwrap();
         assert_eq!(serde_json::from_str::<Vec<(BiasOf, f32)>>(&task).unwrap(), wanted);

@@ -4,7 +4,7 @@ use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::SeqAccessDeserializer;
-use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error as _, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -60,6 +60,43 @@ impl<T: JsonSchema> JsonSchema for TextOr<T> {
     }
 }
 
+/// Reads a whole number, also if it is written as `5.0`.
+///
+/// # Errors
+/// If it is anything else but null.
+pub fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    struct Whole;
+    impl Visitor<'_> for Whole {
+        type Value = Option<i64>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a whole number")
+        }
+
+        fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Self::Value, E> {
+            Ok(Some(number))
+        }
+
+        fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Self::Value, E> {
+            i64::try_from(number).map(Some).map_err(|_| E::invalid_value(Unexpected::Unsigned(number), &self))
+        }
+
+        fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<Self::Value, E> {
+            let whole = sampling::whole_float(number);
+            whole.map(Some).ok_or_else(|| E::invalid_value(Unexpected::Float(number), &self))
+        }
+
+        fn visit_unit<E: serde::de::Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_none<E: serde::de::Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+    }
+    deserializer.deserialize_any(Whole)
+}
+
 /// A part of a message: only text is understood.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 pub struct ContentPart {
@@ -102,17 +139,22 @@ pub fn text_of(content: &Content, place: &str) -> Result<String, ApiError> {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct Common {
     /// How many texts to write.
+    #[serde(default, deserialize_with = "whole")]
     #[schemars(range(min = 1, max = 128))]
     pub n: Option<i64>,
     /// Texts that end the answer, and are not part of it.
+    #[schemars(extend("maxItems" = 64))]
     pub stop: Option<TextOr<String>>,
     /// The most tokens of an answer; -1 for what the context holds.
+    #[serde(default, deserialize_with = "whole")]
     #[schemars(range(min = -1))]
     pub max_tokens: Option<i64>,
     /// The same.
+    #[serde(default, deserialize_with = "whole")]
     #[schemars(range(min = -1))]
     pub max_completion_tokens: Option<i64>,
     /// The same, by llama.cpp's name.
+    #[serde(default, deserialize_with = "whole")]
     #[schemars(range(min = -1))]
     pub n_predict: Option<i64>,
     /// Whether to go on after tokens that end texts.
@@ -126,6 +168,7 @@ pub struct Common {
     /// A JSON schema that the answer has to satisfy.
     pub json_schema: Option<Value>,
     /// Milliseconds until the answer ends, with what was written by then.
+    #[serde(default, deserialize_with = "whole")]
     #[schemars(range(min = 0))]
     pub t_max_predict_ms: Option<i64>,
     /// Whether each event of a stream has `timings`.
@@ -208,6 +251,7 @@ impl Common {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct ResponseFormat {
     /// `text`, `json_object` or `json_schema`.
+    #[schemars(extend("enum" = ["text", "json_object", "json_schema"]))]
     pub r#type: String,
     /// The schema, with its name.
     pub json_schema: Option<NamedSchema>,
@@ -263,13 +307,17 @@ pub fn check_length(place: &str, length: usize, most: usize) -> Result<(), ApiEr
     Ok(())
 }
 
+/// Returns a token; `None` if the value cannot be one.
+pub fn token_of(value: &Value) -> Option<u32> {
+    sampling::whole_number(value).and_then(|token| u32::try_from(token).ok())
+}
+
 /// Reads tokens.
 ///
 /// # Errors
 /// If one is not a token.
 pub fn tokens_of(list: &[Value], place: &str) -> Result<Vec<u32>, ApiError> {
-    let token = |value: &Value| value.as_u64().and_then(|token| u32::try_from(token).ok());
-    let tokens: Option<Vec<u32>> = list.iter().map(token).collect();
+    let tokens: Option<Vec<u32>> = list.iter().map(token_of).collect();
     tokens.ok_or_else(|| ApiError::field(place, "has to be a list of tokens: whole numbers of 0 or more"))
 }
 
@@ -358,11 +406,11 @@ pub struct Timings {
     pub prompt_per_second: f64,
     /// Tokens that were written.
     pub predicted_n: u64,
-    /// Milliseconds for them.
+    /// Milliseconds from the first of them to the end.
     pub predicted_ms: f64,
-    /// Milliseconds for one.
+    /// Milliseconds for one, without the first: reading the prompt makes that one.
     pub predicted_per_token_ms: f64,
-    /// Tokens a second.
+    /// Tokens a second, without the first.
     pub predicted_per_second: f64,
     /// Tokens that were guessed.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -377,6 +425,8 @@ impl From<&Usage> for Timings {
         let of = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
         let prompt_n = usage.prompt_tokens.saturating_sub(usage.cached_tokens);
         let guesses = (usage.guesses > 0).then_some(usage.guesses);
+        // The clock of writing starts with the first token.
+        let timed = usage.written_tokens.saturating_sub(1) as f64;
         Self {
             cache_n: usage.cached_tokens,
             prompt_n,
@@ -385,8 +435,8 @@ impl From<&Usage> for Timings {
             prompt_per_second: of(1e3 * prompt_n as f64, usage.reading_ms),
             predicted_n: usage.written_tokens,
             predicted_ms: usage.writing_ms,
-            predicted_per_token_ms: of(usage.writing_ms, usage.written_tokens as f64),
-            predicted_per_second: of(1e3 * usage.written_tokens as f64, usage.writing_ms),
+            predicted_per_token_ms: of(usage.writing_ms, timed),
+            predicted_per_second: of(1e3 * timed, usage.writing_ms),
             draft_n: guesses,
             draft_n_accepted: guesses.map(|_| usage.accepted_guesses),
         }
@@ -623,4 +673,47 @@ impl<'de> Deserialize<'de> for Role {
 /// A message in OpenAI's form.
 pub fn message(role: &str, content: impl Into<Value>) -> Value {
     json!({"role": role, "content": content.into()})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::body;
+
+    #[test]
+    fn whole_numbers_may_be_written_as_floats() {
+        let common: Common =
+            body::typed(&json!({"n": 2.0, "max_tokens": 5, "n_predict": -1.0, "t_max_predict_ms": null})).unwrap();
+        assert_eq!((common.n, common.max_tokens, common.n_predict), (Some(2), Some(5), Some(-1)));
+        assert_eq!((common.max_completion_tokens, common.t_max_predict_ms), (None, None));
+        for wrong in [json!(1.5), json!("2"), json!(true), json!([2]), json!(1e30), json!(u64::MAX)] {
+            let error = body::typed::<Common>(&json!({"max_tokens": wrong})).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some("max_tokens"), "{wrong}");
+            assert!(error.message.contains("expected a whole number"), "{}", error.message);
+        }
+        assert_eq!(tokens_of(&[json!(7), json!(956_453.0)], "tokens").unwrap(), [7, 956_453]);
+        for wrong in [json!(-1), json!(1.5), json!(1_u64 << 32), json!("7"), Value::Null] {
+            assert!(tokens_of(&[wrong], "tokens").is_err());
+        }
+    }
+
+    #[test]
+    fn speed_does_not_count_the_token_that_reading_made() {
+        let of = |written_tokens| {
+            Timings::from(&Usage {
+                prompt_tokens: 8,
+                written_tokens,
+                reading_ms: 4.0,
+                writing_ms: 30.0,
+                ..Usage::default()
+            })
+        };
+        let timings = of(16);
+        assert_eq!((timings.predicted_n, timings.predicted_ms), (16, 30.0));
+        assert_eq!((timings.predicted_per_second, timings.predicted_per_token_ms), (500.0, 2.0));
+        assert_eq!((timings.prompt_per_second, timings.prompt_per_token_ms), (2000.0, 0.5));
+        for n in [0, 1] {
+            assert_eq!((of(n).predicted_per_second, of(n).predicted_per_token_ms), (0.0, 0.0));
+        }
+    }
 }

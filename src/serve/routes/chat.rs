@@ -20,7 +20,7 @@ use super::super::run::{Choice, Conversation, Run, Step};
 use super::super::sse;
 use super::super::wire::{
     Common, Content, Notes, ResponseFormat, Role, Text, Timings, TokenLogprob, TokenUsage, check_length, check_tools,
-    collect, notes_of, text_of, usage_of,
+    collect, notes_of, text_of, usage_of, whole,
 };
 use super::json_response;
 
@@ -40,6 +40,7 @@ pub struct ChatRequest {
     pub logprobs: Option<bool>,
     /// Of how many other tokens in the place of each.
     #[schemars(range(min = 0, max = 20))]
+    #[serde(default, deserialize_with = "whole")]
     pub top_logprobs: Option<i64>,
     /// What the answer has to be.
     pub response_format: Option<ResponseFormat>,
@@ -156,6 +157,8 @@ pub struct AnswerMessage {
     role: &'static str,
     content: Option<String>,
     refusal: Option<String>,
+    /// Sources, which there are none of.
+    annotations: [Value; 0],
     #[serde(skip_serializing_if = "Option::is_none")]
     reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -220,7 +223,7 @@ pub async fn chat(
     Extension(record): Extension<Record>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let value = body::read(&app.options, request).await?;
+    let value = app.read_body(request).await?;
     let request: ChatRequest = body::typed(&value)?;
     let common: Common = body::typed(&value)?;
     let mut manner = common.manner(&value)?;
@@ -258,6 +261,23 @@ pub async fn chat(
         timings: texts.first().map(|text| Timings::from(&text.usage)).unwrap_or_default(),
         nibble: notes_of(&run, &texts),
     })
+}
+
+/// Answers `/v1/chat/completions/input_tokens`.
+///
+/// # Errors
+/// If there is no answer.
+pub async fn input_tokens(
+    State(app): State<Arc<App>>,
+    Extension(record): Extension<Record>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let value = app.read_body(request).await?;
+    let request: ChatRequest = body::typed(&value)?;
+    let model = request.model.clone();
+    let talk = conversation(request, app.options.max_items)?;
+    let input_tokens = super::messages::count(&app, model.as_deref(), talk, &record).await?;
+    json_response(&super::responses::InputTokensResponse::new(input_tokens))
 }
 
 fn logprobs(request: &ChatRequest) -> Result<Option<u32>, ApiError> {
@@ -300,9 +320,6 @@ pub fn conversation(request: ChatRequest, most: usize) -> Result<Conversation, A
     let last = messages.last().filter(|last| last["role"] == "assistant" && last["tool_calls"].is_null());
     let continues = last.is_some() && request.continue_final_message != Some(false);
     let mut arguments = request.chat_template_kwargs.unwrap_or_default();
-    if request.add_generation_prompt == Some(false) && !continues {
-        arguments.entry("add_generation_prompt").or_insert(Value::Bool(false));
-    }
     if let Some(effort) = request.reasoning_effort {
         set_effort(&mut arguments, &effort);
     }
@@ -313,6 +330,7 @@ pub fn conversation(request: ChatRequest, most: usize) -> Result<Conversation, A
         one_call: request.parallel_tool_calls == Some(false),
         arguments,
         continues,
+        without_reply: request.add_generation_prompt == Some(false) && !continues,
         may_forget: may_forget(request.truncation.as_deref())?,
     })
 }
@@ -413,6 +431,7 @@ fn answer_message(app: &App, text: &Text) -> AnswerMessage {
         role: "assistant",
         content: (!only_calls).then(|| said.text.clone()),
         refusal: None,
+        annotations: [],
         reasoning_content: Some(said.reasoning.clone()).filter(|text| !text.is_empty()),
         tool_calls: (!said.calls.is_empty()).then(|| calls.collect()),
     }
@@ -437,7 +456,7 @@ pub struct Head {
 impl Head {
     /// Returns it for a new answer.
     pub fn new(app: &App, run: &Run, prefix: &str) -> Self {
-        let fingerprint = format!("nibble-{}", run.model.info.fingerprint.chars().take(16).collect::<String>());
+        let fingerprint = format!("build-nibble-{}", run.model.info.fingerprint.chars().take(16).collect::<String>());
         Self { id: app.new_id(prefix), created: now(), model: run.model.name.clone(), fingerprint }
     }
 }
@@ -497,12 +516,20 @@ impl Clock {
     }
 }
 
-async fn stream(app: Arc<App>, mut run: Run, head: Head, shape: Shape, events: sse::Events) -> Result<(), sse::Gone> {
+async fn stream(
+    app: Arc<App>,
+    mut run: Run,
+    head: Head,
+    shape: Shape,
+    mut events: sse::Events,
+) -> Result<(), sse::Gone> {
     let choice = |index, delta, finish_reason| ChunkChoice { index, delta, logprobs: None, finish_reason };
     let mut texts = vec![Text::default(); shape.n as usize];
     let mut clock = Clock::new(run.prompt_tokens);
     for index in 0..shape.n {
-        events.send(None, &head.chunk(vec![choice(index, json!({"role": "assistant", "content": ""}), None)])).await?;
+        events
+            .send(None, &head.chunk(vec![choice(index, json!({"role": "assistant", "content": null}), None)]))
+            .await?;
     }
     while let Some(step) = events.next(&mut run).await? {
         let step = match step {

@@ -19,7 +19,7 @@ use super::super::run::{Run, Step};
 use super::super::sse;
 use super::super::wire::{
     Common, Notes, ResponseFormat, Text, TextOr, Timings, TokenLogprob, TokenUsage, check_length, collect, notes_of,
-    tokens_of, usage_of,
+    tokens_of, usage_of, whole,
 };
 use super::chat::{Head, StreamOptions};
 use super::json_response;
@@ -42,7 +42,10 @@ pub struct CompletionRequest {
     /// Whether answers begin with the prompt.
     pub echo: Option<bool>,
     /// The same as `n`; more is not supported.
+    #[serde(default, deserialize_with = "whole")]
     pub best_of: Option<i64>,
+    /// Whether what spells a control token in the prompt is one. It is text if this is not given.
+    pub parse_special: Option<bool>,
     /// What the answer has to be.
     pub response_format: Option<ResponseFormat>,
 }
@@ -93,7 +96,7 @@ pub async fn completions(
     Extension(record): Extension<Record>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let value = body::read(&app.options, request).await?;
+    let value = app.read_body(request).await?;
     let request: CompletionRequest = body::typed(&value)?;
     let common: Common = body::typed(&value)?;
     let mut manner = common.manner(&value)?;
@@ -181,7 +184,8 @@ fn prompts(request: &CompletionRequest, most: usize) -> Result<Vec<Prompt>, ApiE
         return Ok(vec![Prompt::Infill(Box::new(infill))]);
     }
     let parts = |part| Prompt::Parts { parts: vec![part], begin: true };
-    let text = |text: &str| parts(Part::Text { text: text.to_string(), special: false });
+    let special = request.parse_special.unwrap_or(false);
+    let text = |text: &str| parts(Part::Text { text: text.to_string(), special });
     match &request.prompt {
         TextOr::Text(prompt) => Ok(vec![text(prompt)]),
         TextOr::List(list) if !list.is_empty() && list.iter().all(Value::is_number) => {
@@ -241,7 +245,7 @@ struct Shape {
     echoed: Vec<String>,
 }
 
-async fn stream(runs: Vec<Run>, head: Head, shape: Shape, events: sse::Events) -> Result<(), sse::Gone> {
+async fn stream(runs: Vec<Run>, head: Head, shape: Shape, mut events: sse::Events) -> Result<(), sse::Gone> {
     let choice = |index, text, finish_reason| CompletionChoice { index, text, logprobs: None, finish_reason };
     let mut usage = TokenUsage::default();
     let mut notes = Notes::default();

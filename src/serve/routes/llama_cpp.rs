@@ -2,12 +2,13 @@
 //! `/health`, `/props`, `/slots` and `/metrics`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Extension;
 use axum::extract::{Query, Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -17,10 +18,13 @@ use super::super::body;
 use super::super::error::{ApiError, Dialect};
 use super::super::log::Record;
 use super::super::metrics;
-use super::super::protocol::{Answer, Chat, Finish, Infill, Part, Prompt, Status, Task, TokenPiece};
+use super::super::protocol::{Answer, Chat, Finish, Infill, Part, Prompt, Status, Task, TokenPiece, Usage};
 use super::super::run::{Manner, Run, Step};
+use super::super::sampling;
 use super::super::sse;
-use super::super::wire::{Common, Text, TextOr, Timings, TokenLogprob, check_length, collect};
+use super::super::wire::{
+    Common, Text, TextOr, Timings, TokenLogprob, check_length, collect, token_of, tokens_of, whole,
+};
 use super::chat::{self, ChatRequest, Clock};
 use super::completions::text_of;
 use super::json_response;
@@ -30,17 +34,25 @@ use super::json_response;
 pub struct NativeRequest {
     /// The model; the first one if it is not given.
     pub model: Option<String>,
-    /// The text, a list of texts and tokens in one, or an object with `prompt_string`.
+    /// The text, a list of texts and tokens in one, or an object with `prompt_string`; or a list of these.
+    #[schemars(schema_with = "prompt_schema")]
     pub prompt: Value,
+    /// Whether what spells a control token in the prompt is one. It is if this is not given, as prompts of `/apply-template`
+    /// need it.
+    pub parse_special: Option<bool>,
     /// Whether the answer comes in pieces.
     pub stream: Option<bool>,
     /// How many likely tokens to tell for each, with probabilities.
+    #[serde(default, deserialize_with = "whole")]
     #[schemars(range(min = 0, max = 100))]
     pub n_probs: Option<i64>,
     /// Not supported: probabilities are those before sampling.
     pub post_sampling_probs: Option<bool>,
     /// Whether to return the tokens, too.
     pub return_tokens: Option<bool>,
+    /// The only fields that the answer has, or the last piece of one, such as `content` and `generation_settings/seed`. All,
+    /// if there are none in the list.
+    pub response_fields: Option<Vec<String>>,
 }
 
 /// A request for the text in a gap.
@@ -59,12 +71,15 @@ pub struct InfillRequest {
     /// Whether the answer comes in pieces.
     pub stream: Option<bool>,
     /// How many likely tokens to tell for each.
+    #[serde(default, deserialize_with = "whole")]
     #[schemars(range(min = 0, max = 100))]
     pub n_probs: Option<i64>,
     /// Not supported.
     pub post_sampling_probs: Option<bool>,
     /// Whether to return the tokens, too.
     pub return_tokens: Option<bool>,
+    /// The only fields that the answer has. All, if there are none in the list.
+    pub response_fields: Option<Vec<String>>,
 }
 
 /// Another file.
@@ -76,8 +91,9 @@ pub struct ExtraFile {
     pub text: String,
 }
 
-/// An answer, or the last piece of one.
+/// An answer, or the last piece of one: all of it, or what `response_fields` chose.
 #[derive(Serialize, JsonSchema)]
+#[schemars(transform = without_required)]
 pub struct NativeResponse {
     index: u32,
     content: String,
@@ -87,7 +103,10 @@ pub struct NativeResponse {
     model: String,
     tokens_predicted: u64,
     tokens_evaluated: u64,
-    generation_settings: Value,
+    /// All settings that it was written with, by the names that they have in requests.
+    generation_settings: Map<String, Value>,
+    /// The text of the prompt.
+    prompt: String,
     has_new_line: bool,
     /// Whether the prompt was cut: never.
     truncated: bool,
@@ -100,13 +119,31 @@ pub struct NativeResponse {
     completion_probabilities: Option<Vec<TokenLogprob>>,
 }
 
-/// What is not in [`Common`].
+/// Fields can be chosen, so that none is always there.
+fn without_required(schema: &mut Schema) {
+    schema.remove("required");
+}
+
+/// The fields of a request that are not in [`Common`].
+struct Asked {
+    stream: Option<bool>,
+    n_probs: Option<i64>,
+    post_sampling_probs: Option<bool>,
+    return_tokens: Option<bool>,
+    response_fields: Option<Vec<String>>,
+}
+
+/// What is not in [`Manner`].
 struct Wish {
     streams: bool,
     probabilities: Option<u32>,
     returns_tokens: bool,
     times_tokens: bool,
-    settings: Value,
+    /// Whether the reading of the prompt is reported.
+    reports_reading: bool,
+    /// The fields of answers; empty for all.
+    fields: Vec<String>,
+    settings: Map<String, Value>,
 }
 
 /// Answers `/completion`.
@@ -118,13 +155,25 @@ pub async fn completion(
     Extension(record): Extension<Record>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let value = body::read(&app.options, request).await?;
+    let value = app.read_body(request).await?;
     let request: NativeRequest = body::typed(&value)?;
     let common: Common = body::typed(&value)?;
-    let wish =
-        wish(&common, &value, request.stream, request.n_probs, request.post_sampling_probs, request.return_tokens)?;
-    let manner = Manner { logprobs: wish.probabilities, ..common.manner(&value)? };
-    let prompts = prompts(&request.prompt, app.options.max_items)?;
+    let asked = Asked {
+        stream: request.stream,
+        n_probs: request.n_probs,
+        post_sampling_probs: request.post_sampling_probs,
+        return_tokens: request.return_tokens,
+        response_fields: request.response_fields,
+    };
+    let mut manner = common.manner(&value)?;
+    let wish = wish(&common, &mut manner, asked, app.options.max_items)?;
+    let reader = Reader {
+        field: "prompt",
+        special: request.parse_special.unwrap_or(true),
+        most: app.options.max_items.min(MOST_PROMPTS),
+        embeds: false,
+    };
+    let prompts = reader.prompts(&request.prompt)?;
     answer(app, record, request.model, prompts, manner, wish).await
 }
 
@@ -137,12 +186,18 @@ pub async fn infill(
     Extension(record): Extension<Record>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let value = body::read(&app.options, request).await?;
+    let value = app.read_body(request).await?;
     let request: InfillRequest = body::typed(&value)?;
     let common: Common = body::typed(&value)?;
-    let wish =
-        wish(&common, &value, request.stream, request.n_probs, request.post_sampling_probs, request.return_tokens)?;
-    let manner = Manner { logprobs: wish.probabilities, ..common.manner(&value)? };
+    let asked = Asked {
+        stream: request.stream,
+        n_probs: request.n_probs,
+        post_sampling_probs: request.post_sampling_probs,
+        return_tokens: request.return_tokens,
+        response_fields: request.response_fields,
+    };
+    let mut manner = common.manner(&value)?;
+    let wish = wish(&common, &mut manner, asked, app.options.max_items)?;
     let files = request.input_extra.unwrap_or_default();
     check_length("input_extra", files.len(), app.options.max_items)?;
     let (Some(prefix), Some(suffix)) = (request.input_prefix, request.input_suffix) else {
@@ -158,19 +213,13 @@ pub async fn infill(
     answer(app, record, request.model, vec![Prompt::Infill(Box::new(gap))], manner, wish).await
 }
 
-fn wish(
-    common: &Common,
-    value: &Value,
-    stream: Option<bool>,
-    n_probs: Option<i64>,
-    post: Option<bool>,
-    tokens: Option<bool>,
-) -> Result<Wish, ApiError> {
-    if post == Some(true) {
+/// Reads what is asked for besides. `most` is the length of lists that is accepted.
+fn wish(common: &Common, manner: &mut Manner, asked: Asked, most: usize) -> Result<Wish, ApiError> {
+    if asked.post_sampling_probs == Some(true) {
         let message = "cannot be true: probabilities are those of the model, before any sampling";
         return Err(ApiError::field("post_sampling_probs", message).code("unsupported"));
     }
-    let probabilities = match n_probs.unwrap_or(0) {
+    manner.logprobs = match asked.n_probs.unwrap_or(0) {
         0 => None,
         n @ 1..=100 => u32::try_from(n).ok(),
         n => {
@@ -180,67 +229,192 @@ fn wish(
             ));
         }
     };
-    // What was asked for, without what may be long or private.
-    let mut settings = value.as_object().cloned().unwrap_or_default();
-    for long in ["prompt", "input_prefix", "input_suffix", "input_extra", "grammar", "json_schema", "messages"] {
-        settings.shift_remove(long);
-    }
+    let fields = asked.response_fields.unwrap_or_default();
+    check_length("response_fields", fields.len(), most)?;
+    let (streams, times_tokens) = (asked.stream.unwrap_or(false), common.timings_per_token.unwrap_or(false));
+    let mut settings = settings(manner);
+    settings.insert("stream".to_string(), streams.into());
+    settings.insert("timings_per_token".to_string(), times_tokens.into());
     Ok(Wish {
-        streams: stream.unwrap_or(false),
-        probabilities,
-        returns_tokens: tokens.unwrap_or(false),
-        times_tokens: common.timings_per_token.unwrap_or(false),
-        settings: settings.into(),
+        streams,
+        probabilities: manner.logprobs,
+        returns_tokens: asked.return_tokens.unwrap_or(false),
+        times_tokens,
+        reports_reading: manner.progress,
+        fields,
+        settings,
     })
 }
 
-/// Reads a prompt: one, or several in a list of lists or texts.
-fn prompts(prompt: &Value, most: usize) -> Result<Vec<Prompt>, ApiError> {
-    let wrong = |place: String| {
-        ApiError::field(place, "has to be a string, a list of strings and tokens, or an object with 'prompt_string'")
-    };
-    let token = |value: &Value| value.as_u64().and_then(|token| u32::try_from(token).ok());
-    let one = |value: &Value, place: &str| match value {
-        Value::String(text) => {
-            Ok(Prompt::Parts { parts: vec![Part::Text { text: text.clone(), special: true }], begin: true })
+/// Returns the settings that texts are written with, in llama.cpp's form. Forms that texts have to have are not among them:
+/// they may be long.
+fn settings(manner: &Manner) -> Map<String, Value> {
+    let mut settings = sampling::settings(&manner.sampling);
+    let most = manner.max_tokens.map_or(json!(-1), Value::from);
+    let more = [
+        ("stop", json!(manner.stop)),
+        ("max_tokens", most.clone()),
+        ("n_predict", most),
+        ("ignore_eos", manner.ignore_end.into()),
+        ("logit_bias", sampling::bias_values(&manner.biases)),
+        ("n_probs", manner.logprobs.unwrap_or(0).into()),
+        ("stream", false.into()),
+        ("timings_per_token", false.into()),
+        ("post_sampling_probs", false.into()),
+    ];
+    settings.extend(more.map(|(name, value)| (name.to_string(), value)));
+    settings
+}
+
+/// The most prompts of one request: each waits in the queue.
+const MOST_PROMPTS: usize = 256;
+
+/// Reads prompts in the forms of llama.cpp's server: a text, a list of texts and tokens that are one prompt, an object with
+/// `prompt_string`, or a list of these.
+pub struct Reader {
+    /// The field of the request that they are in.
+    pub field: &'static str,
+    /// Whether control tokens are recognized where they are spelled.
+    pub special: bool,
+    /// The most prompts.
+    pub most: usize,
+    /// Whether they are for embeddings: none may be empty, and objects with `content`, a list of parts such as messages
+    /// have, are prompts, too.
+    pub embeds: bool,
+}
+
+impl Reader {
+    /// Reads one prompt, or several.
+    ///
+    /// # Errors
+    /// If the value has another form.
+    pub fn prompts(&self, value: &Value) -> Result<Vec<Prompt>, ApiError> {
+        match value {
+            // Several prompts: no token stands among them.
+            Value::Array(list) if !list.is_empty() && list.iter().all(|value| !value.is_number()) => {
+                check_length(self.field, list.len(), self.most)?;
+                let place = |i: usize| format!("{}[{i}]", self.field);
+                list.iter().enumerate().map(|(i, value)| self.prompt(value, &place(i))).collect()
+            }
+            value => Ok(vec![self.prompt(value, self.field)?]),
         }
-        Value::Array(parts) => {
-            let mut made: Vec<Part> = Vec::new();
-            for (i, part) in parts.iter().enumerate() {
-                match (part, token(part), made.last_mut()) {
-                    (Value::String(text), ..) => made.push(Part::Text { text: text.clone(), special: true }),
-                    (_, Some(token), Some(Part::Tokens(tokens))) => tokens.push(token),
-                    (_, Some(token), _) => made.push(Part::Tokens(vec![token])),
-                    _ => return Err(wrong(format!("{place}[{i}]"))),
+    }
+
+    fn prompt(&self, value: &Value, place: &str) -> Result<Prompt, ApiError> {
+        let parts = match value {
+            Value::String(text) => vec![self.text(text)],
+            Value::Array(parts) => self.mixed(parts, place)?,
+            Value::Object(map) => match (map.get("prompt_string"), map.get("content")) {
+                (Some(Value::String(text)), _) => {
+                    let is_some = |data: &Value| !data.is_null() && data.as_array().is_none_or(|data| !data.is_empty());
+                    if map.get("multimodal_data").is_some_and(is_some) {
+                        let message = "is not supported: this server reads text only";
+                        return Err(ApiError::field(format!("{place}.multimodal_data"), message));
+                    }
+                    vec![self.text(text)]
+                }
+                (None, Some(content)) if self.embeds => vec![self.content(content, &format!("{place}.content"))?],
+                _ => return Err(self.wrong(place)),
+            },
+            _ => return Err(self.wrong(place)),
+        };
+        let is_empty = |part: &Part| matches!(part, Part::Text { text, .. } if text.is_empty());
+        if self.embeds && parts.iter().all(is_empty) {
+            return Err(ApiError::field(place, "is empty"));
+        }
+        // A list that begins with a token says itself how the text begins.
+        let begin = !matches!(parts.first(), Some(Part::Tokens(_)));
+        Ok(Prompt::Parts { parts, begin })
+    }
+
+    fn wrong(&self, place: &str) -> ApiError {
+        let more = if self.embeds { " or 'content'" } else { "" };
+        let forms = "a string, a list of strings and tokens, or an object with 'prompt_string'";
+        ApiError::field(place, format!("has to be {forms}{more}"))
+    }
+
+    fn text(&self, text: &str) -> Part {
+        Part::Text { text: text.to_string(), special: self.special }
+    }
+
+    fn mixed(&self, parts: &[Value], place: &str) -> Result<Vec<Part>, ApiError> {
+        let mut made: Vec<Part> = Vec::new();
+        for (i, part) in parts.iter().enumerate() {
+            match (part, token_of(part), made.last_mut()) {
+                (Value::String(text), ..) => made.push(self.text(text)),
+                (_, Some(token), Some(Part::Tokens(tokens))) => tokens.push(token),
+                (_, Some(token), _) => made.push(Part::Tokens(vec![token])),
+                _ => return Err(ApiError::field(format!("{place}[{i}]"), "has to be a string or a token")),
+            }
+        }
+        Ok(made)
+    }
+
+    /// Reads parts such as `{"type": "text", "text": ...}`. They are one text, with nothing between them.
+    fn content(&self, content: &Value, place: &str) -> Result<Part, ApiError> {
+        let parts = content.as_array().ok_or_else(|| ApiError::field(place, "has to be a list of parts"))?;
+        let mut text = String::new();
+        for (i, part) in parts.iter().enumerate() {
+            match (part["type"].as_str(), part["text"].as_str()) {
+                (Some("text"), Some(more)) => text.push_str(more),
+                (Some("text"), None) => return Err(ApiError::field(format!("{place}[{i}]"), "has no 'text'")),
+                (kind, _) => {
+                    let kind: String = kind.unwrap_or_default().chars().take(40).collect();
+                    let message = format!("is of type '{kind}'; this server understands parts of type 'text' only");
+                    return Err(ApiError::field(format!("{place}[{i}]"), message).code("unsupported_content"));
                 }
             }
-            // A list that begins with a token says itself how the text begins.
-            let begin = !matches!(made.first(), Some(Part::Tokens(_)));
-            Ok(Prompt::Parts { parts: made, begin })
         }
-        Value::Object(map) => match map.get("prompt_string").and_then(Value::as_str) {
-            Some(_) if map.get("multimodal_data").and_then(Value::as_array).is_some_and(|data| !data.is_empty()) => {
-                Err(ApiError::field(
-                    format!("{place}.multimodal_data"),
-                    "is not supported: this server reads text only",
-                ))
-            }
-            Some(text) => {
-                let part = Part::Text { text: text.to_string(), special: true };
-                Ok(Prompt::Parts { parts: vec![part], begin: true })
-            }
-            None => Err(wrong(place.to_string())),
-        },
-        _ => Err(wrong(place.to_string())),
-    };
-    match prompt {
-        // Several prompts: no token stands among them.
-        Value::Array(list) if !list.is_empty() && list.iter().all(|value| !value.is_number()) => {
-            check_length("prompt", list.len(), most.min(256))?;
-            list.iter().enumerate().map(|(i, value)| one(value, &format!("prompt[{i}]"))).collect()
-        }
-        prompt => Ok(vec![one(prompt, "prompt")?]),
+        Ok(self.text(&text))
     }
+}
+
+fn token_schema() -> Value {
+    json!({"type": "integer", "minimum": 0, "maximum": u32::MAX})
+}
+
+fn tokens_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "array", "items": token_schema()})
+}
+
+fn content_schema(_: &mut SchemaGenerator) -> Schema {
+    let part = json!({"anyOf": [{"type": "string"}, token_schema()]});
+    json_schema!({"anyOf": [{"type": "string"}, {"type": "array", "items": part}]})
+}
+
+fn prompt_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"anyOf": prompt_forms(false)})
+}
+
+/// Returns the schemas of what [`Reader`] reads, for embeddings or for texts that go on.
+pub fn prompt_forms(embeds: bool) -> Vec<Value> {
+    let least = usize::from(embeds);
+    let text = json!({"type": "string", "minLength": least});
+    let part = json!({"anyOf": [{"type": "string"}, token_schema()]});
+    let mut forms = vec![
+        text.clone(),
+        json!({"type": "array", "minItems": least, "items": part}),
+        json!({
+            "type": "object",
+            "required": ["prompt_string"],
+            "properties": {"prompt_string": text, "multimodal_data": {"type": ["array", "null"], "maxItems": 0}},
+        }),
+    ];
+    if embeds {
+        let part = json!({
+            "type": "object",
+            "required": ["type", "text"],
+            "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+        });
+        forms.push(json!({
+            "type": "object",
+            "required": ["content"],
+            "properties": {"content": {"type": "array", "minItems": 1, "items": part}},
+        }));
+    }
+    let several = json!({"type": "array", "minItems": 1, "items": {"anyOf": forms.clone()}});
+    forms.push(several);
+    forms
 }
 
 async fn answer(
@@ -252,20 +426,29 @@ async fn answer(
     wish: Wish,
 ) -> Result<Response, ApiError> {
     let (n, n_prompts) = (manner.n, prompts.len());
+    let shows_prompt = wish.fields.is_empty() || wish.fields.iter().any(|field| field == "prompt");
     let mut runs = Vec::new();
     for prompt in prompts {
         let model = app.choose(model.as_deref(), &record).await?;
-        runs.push(app.complete(model, prompt, manner.clone(), false, &record).await?);
+        let text = if shows_prompt { written(&prompt) } else { Some(String::new()) };
+        // The model spells tokens, and gaps.
+        let to_spell = text.is_none().then(|| prompt.clone());
+        let run = app.complete(model, prompt, manner.clone(), false, &record).await?;
+        let text = match to_spell {
+            Some(prompt) => spelled(&app, &run.model.name, prompt).await,
+            None => text.unwrap_or_default(),
+        };
+        runs.push((run, text));
     }
     if wish.streams {
         return Ok(sse::response(app.options.keep_alive, &record, |events| stream(runs, n, wish, events)));
     }
     let mut answers = Vec::new();
-    for mut run in runs {
+    for (mut run, prompt) in runs {
         let texts = collect(&mut run, n, true).await?;
         for text in &texts {
             let index = u32::try_from(answers.len()).unwrap_or(u32::MAX);
-            answers.push(response(&run.model.name, index, text, &wish));
+            answers.push(chosen(&response(&run.model.name, index, &prompt, text, &wish), &wish.fields));
         }
     }
     match answers.as_slice() {
@@ -274,13 +457,47 @@ async fn answer(
     }
 }
 
-fn response(model: &str, index: u32, text: &Text, wish: &Wish) -> NativeResponse {
+/// Returns the text of a prompt if all of it is text.
+fn written(prompt: &Prompt) -> Option<String> {
+    let Prompt::Parts { parts, .. } = prompt else { return None };
+    let text = |part: &Part| match part {
+        Part::Text { text, .. } => Some(text.clone()),
+        Part::Tokens(_) => None,
+    };
+    parts.iter().map(text).collect()
+}
+
+/// Returns the text of a prompt as the model spells it. An answer goes without it if it cannot be had.
+async fn spelled(app: &App, model: &str, prompt: Prompt) -> String {
+    match app.ask(model, Task::Render { prompt }).await {
+        Ok(Answer::Text(text)) => text,
+        _ => String::new(),
+    }
+}
+
+/// Returns an answer with these fields only, or with all if there are none. `a/b` is the field `b` of the object `a`; it
+/// keeps its whole name. Fields that there are not are left out.
+fn chosen(response: &NativeResponse, fields: &[String]) -> Value {
+    let all = json!(response);
+    if fields.is_empty() {
+        return all;
+    }
+    let found = |field: &String| {
+        let value = field.split('/').try_fold(&all, |value, key| value.get(key))?;
+        Some((field.clone(), value.clone()))
+    };
+    Value::Object(fields.iter().filter_map(found).collect())
+}
+
+fn response(model: &str, index: u32, prompt: &str, text: &Text, wish: &Wish) -> NativeResponse {
     let (stop_type, stopping_word) = match &text.finish {
         Some(Finish::Stop(word)) => ("word", word.clone()),
         Some(Finish::End) => ("eos", String::new()),
         _ => ("limit", String::new()),
     };
     let tokens = if wish.returns_tokens { text.tokens.iter().map(|token| token.id).collect() } else { Vec::new() };
+    let mut settings = wish.settings.clone();
+    settings.insert("seed".to_string(), text.usage.seed.into());
     NativeResponse {
         index,
         content: text.said.text.clone(),
@@ -290,7 +507,8 @@ fn response(model: &str, index: u32, text: &Text, wish: &Wish) -> NativeResponse
         model: model.to_string(),
         tokens_predicted: text.usage.written_tokens,
         tokens_evaluated: text.usage.prompt_tokens,
-        generation_settings: wish.settings.clone(),
+        generation_settings: settings,
+        prompt: prompt.to_string(),
         has_new_line: text.said.text.contains('\n'),
         truncated: false,
         stop_type,
@@ -301,10 +519,12 @@ fn response(model: &str, index: u32, text: &Text, wish: &Wish) -> NativeResponse
     }
 }
 
-async fn stream(runs: Vec<Run>, n: u32, wish: Wish, events: sse::Events) -> Result<(), sse::Gone> {
+async fn stream(runs: Vec<(Run, String)>, n: u32, wish: Wish, mut events: sse::Events) -> Result<(), sse::Gone> {
     let mut first = 0;
-    for mut run in runs {
+    for (mut run, prompt) in runs {
         let mut texts = vec![Text::default(); n as usize];
+        // For each text when its prompt began to be read, and how much of it was reported.
+        let mut readings = vec![(Instant::now(), 0); n as usize];
         let mut clock = Clock::new(run.prompt_tokens);
         while let Some(step) = events.next(&mut run).await? {
             let step = match step {
@@ -312,12 +532,22 @@ async fn stream(runs: Vec<Run>, n: u32, wish: Wish, events: sse::Events) -> Resu
                 Err(error) => return events.send(None, &error.to_value(Dialect::OpenAi, events.record().id())).await,
             };
             match step {
-                Step::Started { cached_tokens, .. } => clock.usage.cached_tokens = cached_tokens,
+                Step::Started { index, cached_tokens } => {
+                    clock.usage.cached_tokens = cached_tokens;
+                    let Some(reading) = readings.get_mut(index as usize) else { continue };
+                    *reading = (Instant::now(), cached_tokens);
+                    if wish.reports_reading {
+                        let ms = wish.times_tokens.then_some(0.0);
+                        let piece = reading_piece(first + index, &clock, cached_tokens, run.prompt_tokens, ms);
+                        events.send(None, &piece).await?;
+                    }
+                }
                 Step::Reading { index, done, total } => {
-                    let progress = clock.progress(done, total);
-                    let piece = json!({"index": first + index, "content": "", "tokens": [], "stop": false,
-                        "prompt_progress": progress});
-                    events.send(None, &piece).await?;
+                    let Some((since, reported)) = readings.get_mut(index as usize) else { continue };
+                    if std::mem::replace(reported, done) != done {
+                        let ms = wish.times_tokens.then(|| since.elapsed().as_secs_f64() * 1e3);
+                        events.send(None, &reading_piece(first + index, &clock, done, total, ms)).await?;
+                    }
                 }
                 Step::Piece { index, events: said, tokens } => {
                     let Some(text) = texts.get_mut(index as usize) else { continue };
@@ -334,16 +564,27 @@ async fn stream(runs: Vec<Run>, n: u32, wish: Wish, events: sse::Events) -> Resu
                 Step::Finished { index, finish, usage } => {
                     let Some(text) = texts.get_mut(index as usize) else { continue };
                     (text.finish, text.usage) = (Some(finish), usage);
-                    let last = response(&run.model.name, first + index, text, &wish);
-                    events
-                        .send(None, &NativeResponse { content: String::new(), completion_probabilities: None, ..last })
-                        .await?;
+                    let last = response(&run.model.name, first + index, &prompt, text, &wish);
+                    let last = NativeResponse { content: String::new(), completion_probabilities: None, ..last };
+                    events.send(None, &chosen(&last, &wish.fields)).await?;
                 }
             }
         }
         first += n;
     }
     Ok(())
+}
+
+/// A piece without text that says how much of the prompt is read; also how fast, if the milliseconds are given.
+fn reading_piece(index: u32, clock: &Clock, done: u64, total: u64, ms: Option<f64>) -> Value {
+    let mut piece = json!({"index": index, "content": "", "tokens": [], "stop": false,
+        "prompt_progress": clock.progress(done, total)});
+    if let Some(reading_ms) = ms {
+        let cached_tokens = clock.usage.cached_tokens;
+        let usage = Usage { prompt_tokens: done, cached_tokens, reading_ms, ..Usage::default() };
+        piece["timings"] = json!(Timings::from(&usage));
+    }
+    piece
 }
 
 fn native_piece(index: u32, content: String, tokens: &[TokenPiece], wish: &Wish) -> Map<String, Value> {
@@ -366,6 +607,7 @@ pub struct TokenizeRequest {
     /// The model; the first one if it is not given.
     pub model: Option<String>,
     /// The text, or texts and tokens.
+    #[schemars(schema_with = "content_schema")]
     pub content: TextOr<Value>,
     /// Whether the token that begins texts comes first.
     pub add_special: Option<bool>,
@@ -391,16 +633,16 @@ pub async fn tokenize(
     Extension(record): Extension<Record>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let value = body::read(&app.options, request).await?;
+    let value = app.read_body(request).await?;
     let request: TokenizeRequest = body::typed(&value)?;
     let special = request.parse_special.unwrap_or(true);
     let text = |text: &str| Part::Text { text: text.to_string(), special };
     let parts = match &request.content {
         TextOr::Text(content) => vec![text(content)],
         TextOr::List(list) => {
-            let of = |(i, value): (usize, &Value)| match (value, value.as_u64().map(u32::try_from)) {
+            let of = |(i, value): (usize, &Value)| match (value, token_of(value)) {
                 (Value::String(content), _) => Ok(text(content)),
-                (_, Some(Ok(token))) => Ok(Part::Tokens(vec![token])),
+                (_, Some(token)) => Ok(Part::Tokens(vec![token])),
                 _ => Err(ApiError::field(format!("content[{i}]"), "has to be a string or a token")),
             };
             list.iter().enumerate().map(of).collect::<Result<_, _>>()?
@@ -429,7 +671,8 @@ pub struct DetokenizeRequest {
     /// The model; the first one if it is not given.
     pub model: Option<String>,
     /// The tokens.
-    pub tokens: Vec<u32>,
+    #[schemars(schema_with = "tokens_schema")]
+    pub tokens: Vec<Value>,
 }
 
 /// A text.
@@ -447,10 +690,11 @@ pub async fn detokenize(
     Extension(record): Extension<Record>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let value = body::read(&app.options, request).await?;
+    let value = app.read_body(request).await?;
     let request: DetokenizeRequest = body::typed(&value)?;
+    let tokens = tokens_of(&request.tokens, "tokens")?;
     let model = app.choose(request.model.as_deref(), &record).await?;
-    match app.ask(&model.name, Task::Decode { tokens: request.tokens }).await? {
+    match app.ask(&model.name, Task::Decode { tokens }).await? {
         Answer::Text(content) => json_response(&DetokenizeResponse { content }),
         _ => Err(unexpected()),
     }
@@ -471,7 +715,7 @@ pub async fn apply_template(
     Extension(record): Extension<Record>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let value = body::read(&app.options, request).await?;
+    let value = app.read_body(request).await?;
     let request: ChatRequest = body::typed(&value)?;
     let name = request.model.clone();
     let talk = chat::conversation(request, app.options.max_items)?;
@@ -496,7 +740,7 @@ pub struct HealthResponse {
 #[derive(Serialize, JsonSchema)]
 pub struct ModelHealth {
     name: String,
-    /// `unloaded`, `loading`, `ready`, `crashed`, `crash_loop` or `failed`.
+    /// `unloaded`, `loading`, `ready`, `crashed` or `crash_loop`.
     state: &'static str,
     /// How much of it is loaded, from 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -528,8 +772,15 @@ pub async fn health(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     }
     let loads = models.iter().any(|model| matches!(model.state, backend::State::Loading { .. }));
     let message = if loads { "Loading model" } else { "no model can answer" };
+    let is_left = |model: &Model| matches!(model.state, backend::State::CrashLoop { .. });
+    let (state, seconds) = match (loads, models.iter().all(is_left)) {
+        (true, _) => ("loading", 2),
+        // They are left alone for so long.
+        (_, true) => ("crash_loop", 60),
+        _ => ("crashed", 2),
+    };
     let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message).code("model_unavailable");
-    Err(ApiError { retry_after: Some(2), ..error.fact("models", json!(states)) })
+    Err(ApiError { retry_after: Some(seconds), ..error.fact("state", state).fact("models", json!(states)) })
 }
 
 /// The model that is meant by a query.
@@ -570,7 +821,7 @@ pub async fn props(
     let model = app.choose(query.model.as_deref(), &record).await?;
     let info = &model.info;
     json_response(&PropsResponse {
-        default_generation_settings: json!({"n_ctx": info.n_ctx_sequence, "params": {}}),
+        default_generation_settings: json!({"n_ctx": info.n_ctx_sequence, "params": settings(&Manner::default())}),
         total_slots: info.n_parallel,
         model_path: info.path.clone(),
         model_alias: model.name.clone(),
@@ -637,6 +888,9 @@ async fn status(app: &App, model: &str) -> Result<Box<Status>, ApiError> {
     }
 }
 
+/// The header of `/metrics` with the seconds since 1970 at which the server started.
+const PROCESS_START: HeaderName = HeaderName::from_static("process-start-time-unix");
+
 /// Answers `/metrics`. Models that are not loaded are not loaded for it.
 ///
 /// # Errors
@@ -653,5 +907,54 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> 
     let mut response = metrics::text(&app.counters, &models).into_response();
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response.headers_mut().insert(PROCESS_START, HeaderValue::from(app.counters.started()));
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_are_what_the_document_says() {
+        let part = json!({"type": "text", "text": "a"});
+        let values = [
+            json!(null),
+            json!(3),
+            json!(true),
+            json!(""),
+            json!("a"),
+            json!([]),
+            json!([[]]),
+            json!([1, "a", 2.0]),
+            json!([1, {}]),
+            json!([1, [2]]),
+            json!([-1]),
+            json!([1_u64 << 32]),
+            json!([1.5]),
+            json!([true]),
+            json!([[1], "a", ["a", 1]]),
+            json!([[1], [2.5]]),
+            json!({}),
+            json!({"prompt_string": "a"}),
+            json!({"prompt_string": 1}),
+            json!({"prompt_string": "a", "multimodal_data": null}),
+            json!({"prompt_string": "a", "multimodal_data": []}),
+            json!({"prompt_string": "a", "multimodal_data": ["x"]}),
+            json!({"prompt_string": "a", "multimodal_data": "x"}),
+            json!({"content": [part]}),
+            json!(["a", {"content": [part, part]}, {"prompt_string": "a"}]),
+            json!({"content": []}),
+            json!({"content": "a"}),
+            json!({"content": [{"type": "text"}]}),
+            json!({"content": [{"type": "image_url"}]}),
+        ];
+        for embeds in [false, true] {
+            let validator = jsonschema::validator_for(&json!({"anyOf": prompt_forms(embeds)})).unwrap();
+            let reader = Reader { field: "prompt", special: true, most: 9, embeds };
+            for value in &values {
+                assert_eq!(reader.prompts(value).is_ok(), validator.is_valid(value), "{embeds} {value}");
+            }
+        }
+    }
 }

@@ -16,9 +16,10 @@ use super::super::error::{ApiError, Dialect};
 use super::super::log::Record;
 use super::super::protocol::{Answer, Finish, Prompt, Task, Usage};
 use super::super::run::{Choice, Conversation, Manner, Run, Step};
-use super::super::sampling;
 use super::super::sse;
-use super::super::wire::{Notes, ResponseFormat, Text, TextOr, check_length, check_tools, collect, message, notes_of};
+use super::super::wire::{
+    Common, Notes, ResponseFormat, Text, TextOr, check_length, check_tools, collect, message, notes_of, whole,
+};
 use super::{chat, json_response};
 
 /// A request.
@@ -31,6 +32,7 @@ pub struct MessagesRequest {
     pub messages: Vec<Turn>,
     /// The most tokens of the answer. `/v1/messages` needs it.
     #[schemars(range(min = 1))]
+    #[serde(default, deserialize_with = "whole")]
     pub max_tokens: Option<i64>,
     /// What holds for the conversation.
     pub system: Option<TextOr<Block>>,
@@ -187,7 +189,7 @@ pub async fn messages(
     Extension(record): Extension<Record>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let value = body::read(&app.options, request).await?;
+    let value = app.read_body(request).await?;
     let request: MessagesRequest = body::typed(&value)?;
     let manner = manner(&request, &value)?;
     let (streams, model_name) = (request.stream.unwrap_or(false), request.model.clone());
@@ -245,6 +247,7 @@ fn stop_reason(text: &Text) -> (Option<&'static str>, Option<String>) {
     match (&text.finish, text.finish_reason()) {
         (_, "tool_calls") => (Some("tool_use"), None),
         (Some(Finish::Stop(word)), _) => (Some("stop_sequence"), Some(word.clone())),
+        (Some(Finish::ContextFull), _) => (Some("model_context_window_exceeded"), None),
         (_, "length") => (Some("max_tokens"), None),
         _ => (Some("end_turn"), None),
     }
@@ -265,7 +268,7 @@ pub async fn count_tokens(
     Extension(record): Extension<Record>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let value = body::read(&app.options, request).await?;
+    let value = app.read_body(request).await?;
     let request: MessagesRequest = body::typed(&value)?;
     let model_name = request.model.clone();
     let talk = conversation(request, app.options.max_items, &record)?;
@@ -294,13 +297,12 @@ fn manner(request: &MessagesRequest, value: &Value) -> Result<Manner, ApiError> 
     };
     let stop = request.stop_sequences.clone().unwrap_or_default();
     check_length("stop_sequences", stop.len(), 64)?;
+    let common: Common = body::typed(value)?;
     let mut manner = Manner {
         n: 1,
         max_tokens,
         stop: stop.into_iter().filter(|text| !text.is_empty()).collect(),
-        sampling: sampling::read(value)?,
-        biases: sampling::biases(&value["logit_bias"])?,
-        ..Manner::default()
+        ..common.manner(value)?
     };
     let format = request.output_config.as_ref().and_then(|config| config.format.as_ref());
     if let Some(format) = &request.output_format {
@@ -318,7 +320,12 @@ fn conversation(request: MessagesRequest, most: usize, record: &Record) -> Resul
     }
     let mut messages = Vec::new();
     if let Some(system) = &request.system {
-        let text = texts(system, "system")?;
+        let mut text = texts(system, "system")?;
+        // Claude Code writes a line for Anthropic's billing in front, another one in each conversation: with it, no prompt
+        // would begin like one that was read before.
+        if text.starts_with("x-anthropic-billing-header:") {
+            text = text.split_once('\n').map_or("", |(_, rest)| rest).to_string();
+        }
         if !text.is_empty() {
             messages.push(message("system", text));
         }
@@ -383,6 +390,7 @@ fn conversation(request: MessagesRequest, most: usize, record: &Record) -> Resul
         choice,
         one_call: request.tool_choice.and_then(|choice| choice.disable_parallel_tool_use).unwrap_or(false),
         arguments,
+        without_reply: false,
         may_forget: false,
     })
 }

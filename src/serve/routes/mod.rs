@@ -35,6 +35,8 @@ pub struct Route {
     pub method: &'static str,
     /// The path, with parameters in braces.
     pub path: &'static str,
+    /// Other paths for the same.
+    pub also: &'static [&'static str],
     /// What it is for.
     pub summary: &'static str,
     /// The body of a request: it satisfies all of these.
@@ -50,6 +52,13 @@ pub struct Route {
     /// Whether it ever succeeds.
     pub serves: bool,
     handler: fn() -> MethodRouter<Arc<App>>,
+}
+
+impl Route {
+    /// Returns all its paths.
+    pub fn paths(&self) -> impl Iterator<Item = &'static str> {
+        std::iter::once(self.path).chain(self.also.iter().copied())
+    }
 }
 
 fn of<T: schemars::JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
@@ -72,6 +81,7 @@ const OF_SLOTS: &[u16] = &[400, 404, 500, 501, 503, 504];
 const NONE: Route = Route {
     method: "get",
     path: "",
+    also: &[],
     summary: "",
     request: &[],
     response: None,
@@ -87,6 +97,7 @@ pub static ROUTES: &[Route] = &[
     Route {
         method: "post",
         path: "/v1/chat/completions",
+        also: &["/chat/completions"],
         summary: "Answers a conversation (OpenAI)",
         request: &[of::<chat::ChatRequest>, of::<wire::Common>, sampling_schema],
         response: Some(of::<chat::ChatResponse>),
@@ -117,7 +128,30 @@ pub static ROUTES: &[Route] = &[
         ..NONE
     },
     Route {
+        method: "post",
+        path: "/v1/chat/completions/input_tokens",
+        also: &["/chat/completions/input_tokens"],
+        summary: "Counts the tokens of a conversation (OpenAI)",
+        request: &[of::<chat::ChatRequest>],
+        response: Some(of::<responses::InputTokensResponse>),
+        errors: OF_MODELS,
+        handler: || post(chat::input_tokens),
+        ..NONE
+    },
+    Route {
+        method: "post",
+        path: "/embedding",
+        also: &["/embeddings"],
+        summary: "Computes embeddings (llama.cpp)",
+        request: &[of::<embeddings::NativeEmbeddingRequest>],
+        response: Some(of::<Vec<embeddings::NativeEmbedding>>),
+        errors: OF_MODELS,
+        handler: || post(embeddings::native_embeddings),
+        ..NONE
+    },
+    Route {
         path: "/v1/models",
+        also: &["/models"],
         summary: "Lists the models (OpenAI)",
         response: Some(of::<models::ModelsResponse>),
         handler: || get(models::models),
@@ -134,6 +168,7 @@ pub static ROUTES: &[Route] = &[
     Route {
         method: "post",
         path: "/v1/responses",
+        also: &["/responses"],
         summary: "Answers items (OpenAI)",
         request: &[of::<responses::ResponsesRequest>, of::<wire::Common>, sampling_schema],
         response: Some(of::<responses::ResponseObject>),
@@ -145,6 +180,7 @@ pub static ROUTES: &[Route] = &[
     Route {
         method: "post",
         path: "/v1/responses/input_tokens",
+        also: &["/responses/input_tokens"],
         summary: "Counts the tokens of items (OpenAI)",
         request: &[of::<responses::ResponsesRequest>],
         response: Some(of::<responses::InputTokensResponse>),
@@ -191,7 +227,7 @@ pub static ROUTES: &[Route] = &[
         method: "post",
         path: "/v1/messages",
         summary: "Answers a conversation (Anthropic)",
-        request: &[of::<messages::MessagesRequest>, sampling_schema],
+        request: &[of::<messages::MessagesRequest>, of::<wire::Common>, sampling_schema],
         response: Some(of::<messages::MessageResponse>),
         stream: Some(of::<serde_json::Map<String, serde_json::Value>>),
         errors: OF_MODELS,
@@ -211,18 +247,8 @@ pub static ROUTES: &[Route] = &[
     Route {
         method: "post",
         path: "/completion",
+        also: &["/completions"],
         summary: "Goes on with a text (llama.cpp)",
-        request: &[of::<llama_cpp::NativeRequest>, of::<wire::Common>, sampling_schema],
-        response: Some(of::<OneOrSeveral>),
-        stream: Some(of::<serde_json::Map<String, serde_json::Value>>),
-        errors: OF_MODELS,
-        handler: || post(llama_cpp::completion),
-        ..NONE
-    },
-    Route {
-        method: "post",
-        path: "/completions",
-        summary: "The same as /completion (llama.cpp)",
         request: &[of::<llama_cpp::NativeRequest>, of::<wire::Common>, sampling_schema],
         response: Some(of::<OneOrSeveral>),
         stream: Some(of::<serde_json::Map<String, serde_json::Value>>),
@@ -273,15 +299,8 @@ pub static ROUTES: &[Route] = &[
     },
     Route {
         path: "/health",
+        also: &["/v1/health"],
         summary: "Whether a model can answer",
-        response: Some(of::<llama_cpp::HealthResponse>),
-        errors: &[503],
-        handler: || get(llama_cpp::health),
-        ..NONE
-    },
-    Route {
-        path: "/v1/health",
-        summary: "The same as /health",
         response: Some(of::<llama_cpp::HealthResponse>),
         errors: &[503],
         handler: || get(llama_cpp::health),
@@ -333,7 +352,9 @@ async fn document(State(_): State<Arc<App>>) -> Result<Response, ApiError> {
 pub fn router(app: Arc<App>) -> Router {
     let mut router = Router::new();
     for route in ROUTES {
-        router = router.route(route.path, (route.handler)());
+        for path in route.paths() {
+            router = router.route(path, (route.handler)());
+        }
     }
     router.fallback(no_route).layer(middleware::from_fn_with_state(app.clone(), guard)).with_state(app)
 }

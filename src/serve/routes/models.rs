@@ -1,6 +1,7 @@
 //! `/v1/models`: what can be asked for. Besides OpenAI's list there is what Codex and Open WebUI read.
 
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use axum::extract::{Path, State};
 use axum::response::Response;
@@ -37,9 +38,13 @@ pub struct ModelObject {
     r#type: &'static str,
     /// For Anthropic's clients: the name again.
     display_name: String,
+    /// For Anthropic's clients: `created` in the form of RFC 3339.
+    created_at: String,
+    /// For Anthropic's clients: `active`.
+    lifecycle: &'static str,
     /// Other names for it.
     aliases: Vec<String>,
-    /// `unloaded`, `loading`, `ready`, `crashed`, `crash_loop` or `failed`.
+    /// `unloaded`, `loading`, `ready`, `crashed` or `crash_loop`.
     state: &'static str,
     /// Tokens that one conversation can have.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -89,6 +94,8 @@ fn object(model: Model) -> ModelObject {
     ModelObject {
         state: model.state.name(),
         display_name: model.name.clone(),
+        created_at: humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(model.created)).to_string(),
+        lifecycle: "active",
         r#type: "model",
         id: model.name,
         object: "model",

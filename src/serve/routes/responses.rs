@@ -20,7 +20,7 @@ use super::super::sse;
 use super::super::store::Stored;
 use super::super::wire::{
     Common, Content, ResponseFormat, Text, TextOr, TokenLogprob, TokenUsage, check_length, check_tools, message,
-    text_of, usage_of,
+    text_of, usage_of, whole,
 };
 use super::{chat, json_response};
 use crate::sample::Params;
@@ -42,6 +42,7 @@ pub struct ResponsesRequest {
     pub stream: Option<bool>,
     /// The most tokens of the answer.
     #[schemars(range(min = 1))]
+    #[serde(default, deserialize_with = "whole")]
     pub max_output_tokens: Option<i64>,
     /// Tools that the model may call. Those that are not functions are left out.
     pub tools: Option<Vec<ResponseTool>>,
@@ -59,6 +60,7 @@ pub struct ResponsesRequest {
     pub include: Option<Vec<String>>,
     /// Log-probabilities of so many other tokens.
     #[schemars(range(min = 0, max = 20))]
+    #[serde(default, deserialize_with = "whole")]
     pub top_logprobs: Option<i64>,
     /// Returned as it is.
     pub metadata: Option<Map<String, Value>>,
@@ -157,7 +159,7 @@ pub async fn responses(
     Extension(record): Extension<Record>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let value = body::read(&app.options, request).await?;
+    let value = app.read_body(request).await?;
     let request: ResponsesRequest = body::typed(&value)?;
     let common: Common = body::typed(&value)?;
     let mut manner = common.manner(&value)?;
@@ -223,6 +225,13 @@ pub struct InputTokensResponse {
     input_tokens: u64,
 }
 
+impl InputTokensResponse {
+    /// So many tokens.
+    pub fn new(input_tokens: u64) -> Self {
+        Self { object: "response.input_tokens", input_tokens }
+    }
+}
+
 /// Answers `/v1/responses/input_tokens`.
 ///
 /// # Errors
@@ -232,11 +241,11 @@ pub async fn input_tokens(
     Extension(record): Extension<Record>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let value = body::read(&app.options, request).await?;
+    let value = app.read_body(request).await?;
     let request: ResponsesRequest = body::typed(&value)?;
     let asked = asked(&app, &request, &record)?;
     let input_tokens = super::messages::count(&app, request.model.as_deref(), asked.talk, &record).await?;
-    json_response(&InputTokensResponse { object: "response.input_tokens", input_tokens })
+    json_response(&InputTokensResponse::new(input_tokens))
 }
 
 fn unknown(id: &str) -> ApiError {
@@ -344,6 +353,7 @@ fn asked(app: &App, request: &ResponsesRequest, record: &Record) -> Result<Asked
         one_call: request.parallel_tool_calls == Some(false),
         arguments,
         continues,
+        without_reply: false,
         may_forget: chat::may_forget(request.truncation.as_deref())?,
     };
     Ok(Asked { talk, history, input })
@@ -602,7 +612,8 @@ fn said(items: &[Value], text: &Text) -> Value {
 fn usage_value(usage: &TokenUsage) -> Value {
     json!({
         "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.prompt_tokens_details.cached_tokens},
+        // Nothing is billed for what is kept, so nothing counts as written to the cache.
+        "input_tokens_details": {"cached_tokens": usage.prompt_tokens_details.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": usage.completion_tokens_details.reasoning_tokens},
         "total_tokens": usage.total_tokens,

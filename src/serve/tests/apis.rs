@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::super::backend::State;
-use super::super::protocol::{Constraint, Part, Prompt};
+use super::super::protocol::{Constraint, Part, Prompt, Task};
 use super::*;
 
 const RESPONSES: &str = "/v1/responses";
@@ -380,7 +380,15 @@ async fn llama_cpp_completes() {
         .await;
     let text: String = events.iter().map(|(_, data)| data["content"].as_str().unwrap()).collect();
     assert_eq!(text, "Hi");
-    assert!(events[0].1["prompt_progress"].is_object() && events[2].1["timings"].is_object());
+    // Before anything is read, and when all is.
+    let read = |i: usize| {
+        let (progress, timings) = (&events[i].1["prompt_progress"], &events[i].1["timings"]);
+        assert_eq!((&progress["total"], &progress["cache"]), (&json!(6), &json!(3)));
+        (progress["processed"].clone(), timings["prompt_n"].clone())
+    };
+    assert_eq!((read(0), read(1)), ((json!(3), json!(0)), (json!(6), json!(3))));
+    assert_eq!(events[0].1["timings"]["prompt_ms"], 0.0);
+    assert_eq!((&events[2].1["content"], events[2].1["timings"].is_object()), (&json!("H"), true));
     let last = &events.last().unwrap().1;
     assert_eq!((&last["stop"], &last["stop_type"]), (&json!(true), &json!("eos")));
     for (body, param) in [
@@ -389,6 +397,9 @@ async fn llama_cpp_completes() {
         (json!({"prompt": "a", "n_probs": 101}), "n_probs"),
         (json!({"prompt": "a", "n_probs": 1, "post_sampling_probs": true}), "post_sampling_probs"),
         (json!({"prompt": {"prompt_string": "a", "multimodal_data": ["x"]}}), "prompt.multimodal_data"),
+        (json!({"prompt": {"prompt_string": "a", "multimodal_data": "x"}}), "prompt.multimodal_data"),
+        (json!({"prompt": {"content": [{"type": "text", "text": "a"}]}}), "prompt"),
+        (json!({"prompt": "a", "response_fields": "content"}), "response_fields"),
     ] {
         let got = server.post("/completion", &body).await;
         assert_eq!((got.status.as_u16(), got.body["error"]["param"].as_str()), (400, Some(param)), "{body}");
@@ -396,11 +407,108 @@ async fn llama_cpp_completes() {
 }
 
 #[tokio::test]
+async fn answers_of_llama_cpp_tell_all_settings() {
+    let server = Server::new();
+    let asked = json!({"prompt": "say Hi", "seed": 7, "top_k": 3.0, "n_predict": 5.0, "stop": "x", "ignore_eos": true,
+        "logit_bias": {" the": -1, "65": false}, "n_probs": 2});
+    let got = server.ok("/completion", &asked).await;
+    for (name, value) in [
+        ("seed", json!(7)),
+        ("top_k", json!(3)),
+        ("temperature", json!(0.8)),
+        ("adaptive_decay", json!(0.9)),
+        ("n_predict", json!(5)),
+        ("max_tokens", json!(5)),
+        ("stop", json!(["x"])),
+        ("ignore_eos", json!(true)),
+        ("logit_bias", json!([{"token": " the", "bias": -1.0}, {"token": 65, "bias": null}])),
+        ("n_probs", json!(2)),
+        ("stream", json!(false)),
+    ] {
+        assert_eq!(got["generation_settings"][name], value, "{name}");
+    }
+    // Without a seed it is the one that was drawn.
+    let events = server.events("/completion", &json!({"prompt": "say Hi"})).await;
+    let settings = &events.last().unwrap().1["generation_settings"];
+    assert_eq!((&settings["seed"], &settings["stream"]), (&json!(42), &json!(true)));
+    let props = server.get("/props").await.body;
+    let defaults = &props["default_generation_settings"]["params"];
+    assert_eq!((&defaults["seed"], &defaults["n_predict"], &defaults["top_p"]), (&json!(-1), &json!(-1), &json!(0.95)));
+    let names = |settings: &Value| settings.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(defaults), names(settings));
+}
+
+#[tokio::test]
+async fn answers_of_llama_cpp_have_the_fields_that_were_chosen() {
+    let server = Server::new();
+    let fields = ["content", "generation_settings/n_predict", "content/x", "none"];
+    let asked = json!({"prompt": "say Hi", "n_predict": 9, "response_fields": fields});
+    let got = server.ok("/completion", &asked).await;
+    assert_eq!(got, json!({"content": "Hi", "generation_settings/n_predict": 9}));
+    let events = server.events("/completion", &asked).await;
+    assert_eq!(events.last().unwrap().1, json!({"content": "", "generation_settings/n_predict": 9}));
+    let all = server.ok("/completion", &json!({"prompt": "say Hi", "response_fields": []})).await;
+    assert_eq!((&all["prompt"], all["timings"].is_object()), (&json!("say Hi"), true));
+    // The model spells what is not text.
+    for (prompt, text) in [
+        (json!({"prompt_string": "say a", "multimodal_data": null}), "say a"),
+        (json!([104, 105]), "hi"),
+        (json!(["hi", 1_114_113.0]), "hi<|im_end|>"),
+    ] {
+        let got = server.ok("/completion", &json!({"prompt": prompt, "response_fields": ["prompt"]})).await;
+        assert_eq!(got, json!({"prompt": text}));
+    }
+}
+
+#[tokio::test]
+async fn embeddings_are_computed_of_all_forms_of_prompts() {
+    let server = Server::new();
+    let got = server.ok("/v1/embeddings", &json!({"input": [12, 34.0, "string", 56]})).await;
+    assert_eq!((got["data"].as_array().unwrap().len(), &got["usage"]["prompt_tokens"]), (1, &json!(9)));
+    let parts = json!([{"type": "text", "text": "say "}, {"type": "text", "text": "Hi"}]);
+    let forms = json!(["say Hi", {"content": parts}, {"prompt_string": "say Hi"}, [115, "ay Hi"]]);
+    let got = server.ok("/v1/embeddings", &json!({"input": forms})).await;
+    assert!(got["data"].as_array().unwrap().iter().all(|one| one["embedding"] == got["data"][0]["embedding"]));
+    assert_eq!(got["usage"]["prompt_tokens"], 4 * 6);
+    let joined = vec![Part::Text { text: "say Hi".to_string(), special: false }];
+    let Some(Task::Embed { prompts }) = server.fake.tasks().pop() else { panic!() };
+    assert_eq!(prompts[1], Prompt::Parts { parts: joined, begin: true });
+    // As llama.cpp's server answers.
+    let numbers = |list: &Value| -> Vec<f32> {
+        list.as_array().unwrap().iter().map(|number| number.as_f64().unwrap() as f32).collect()
+    };
+    for (path, name) in [("/embedding", "content"), ("/embeddings", "input")] {
+        let native = server.ok(path, &json!({name: ["say Hi", [1]], "embd_normalize": 2})).await;
+        assert_eq!((native.as_array().unwrap().len(), &native[1]["index"]), (2, &json!(1)));
+        assert_eq!(numbers(&native[0]["embedding"][0]), numbers(&got["data"][0]["embedding"]));
+    }
+    for (path, body, param) in [
+        ("/v1/embeddings", json!({"input": null}), "input"),
+        ("/v1/embeddings", json!({"input": ["a", ""]}), "input[1]"),
+        ("/v1/embeddings", json!({"input": [1, []]}), "input[1]"),
+        ("/v1/embeddings", json!({"input": {"content": "a"}}), "input.content"),
+        ("/v1/embeddings", json!({"input": {"content": []}}), "input"),
+        ("/v1/embeddings", json!({"input": {"content": [{"type": "image_url"}]}}), "input.content[0]"),
+        ("/v1/embeddings", json!({"input": {"prompt_string": "a", "multimodal_data": ["x"]}}), "input.multimodal_data"),
+        ("/embedding", json!({}), "input"),
+        ("/embedding", json!({"content": [""]}), "content[0]"),
+        ("/embedding", json!({"input": "a", "embd_normalize": -1}), "embd_normalize"),
+    ] {
+        let got = server.post(path, &body).await;
+        assert_eq!((got.status.as_u16(), got.body["error"]["param"].as_str()), (400, Some(param)), "{body}");
+    }
+    let metrics = server.get("/metrics").await;
+    let line = "nibble:embedded_tokens_total{model=\"fake\"} 47";
+    assert!(metrics.body.as_str().unwrap().lines().any(|found| found == line), "{}", metrics.body);
+}
+
+#[tokio::test]
 async fn gaps_are_filled() {
     let server = Server::new();
     let body = json!({"input_prefix": "say a", "input_suffix": "b", "prompt": "c", "input_extra": [{"filename": "x.rs",
         "text": "d"}]});
-    assert_eq!(server.ok("/infill", &body).await["content"], "a");
+    let got = server.ok("/infill", &body).await;
+    assert_eq!((&got["content"], &got["prompt"]), (&json!("a"), &json!("bsay ac")));
     let Prompt::Infill(gap) = server.fake.last_generate().unwrap().prompt else { panic!() };
     assert_eq!((gap.suffix.as_str(), gap.begun.as_str(), gap.files.len()), ("b", "c", 1));
     assert_eq!(server.post("/infill", &json!({"input_prefix": "a"})).await.status, 400);
@@ -417,7 +525,11 @@ async fn texts_become_tokens_and_back() {
     assert_eq!(got["tokens"].as_array().unwrap().len(), 11);
     assert_eq!(server.ok("/tokenize", &json!({"content": ["ab", 99]})).await["tokens"], json!([97, 98, 99]));
     assert_eq!(server.ok("/detokenize", &json!({"tokens": [97, 0x11_0001]})).await["content"], "a<|im_end|>");
-    assert_eq!(server.post("/detokenize", &json!({"tokens": [4_000_000_000_u32]})).await.status, 400);
+    assert_eq!(server.ok("/detokenize", &json!({"tokens": [97.0]})).await["content"], "a");
+    for tokens in [json!([4_000_000_000_u32]), json!([1.5]), json!(["a"]), json!("a")] {
+        let got = server.post("/detokenize", &json!({"tokens": tokens})).await;
+        assert_eq!(got.status, 400, "{tokens}");
+    }
     let got = server.ok("/apply-template", &json!({"messages": user("Hi")})).await;
     assert_eq!(got["prompt"], "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
 }
@@ -436,11 +548,14 @@ async fn the_server_tells_how_it_is() {
     assert_eq!(server.get("/props?model=none").await.status, 404);
     let off = Server::with(Fake::default(), Options { slots: false, ..Options::default() });
     assert_eq!(off.get("/slots").await.status, 501);
-    let metrics = server.get("/metrics").await.body;
-    let metrics = metrics.as_str().unwrap();
+    let got = server.get("/metrics").await;
+    assert!(got.headers["process-start-time-unix"].to_str().unwrap().parse::<u64>().unwrap() > 1_700_000_000);
+    let metrics = got.body.as_str().unwrap();
     for line in [
         "llamacpp:prompt_tokens_total{model=\"fake\"} 7",
         "llamacpp:prompt_tokens_seconds{model=\"fake\"} 3.5",
+        "llamacpp:prompt_tokens_cached_total{model=\"fake\"} 0",
+        "nibble:embedded_tokens_total{model=\"fake\"} 0",
         "# TYPE llamacpp:requests_processing gauge",
         "nibble:http_requests_total{route=\"/props\",status=\"404\"} 1",
     ] {
@@ -451,7 +566,6 @@ async fn the_server_tells_how_it_is() {
         (State::Loading { progress: 0.25 }, 503),
         (State::Crashed { reason: "abort".to_string() }, 503),
         (State::CrashLoop { reason: "abort".to_string() }, 503),
-        (State::Failed { reason: "no file".to_string() }, 503),
         (State::Unloaded, 200),
     ] {
         server.fake.set_state(state.clone());

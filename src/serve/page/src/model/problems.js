@@ -42,7 +42,8 @@ function kindOf(status, error) {
   if (/context_length_exceeded|exceed_context_size/.test(names)) return 'long';
   if (status === 404) return 'missing';
   if (status === 429) return 'busy';
-  if (status === 503) return 'loading';
+  // What ends again and again is not waited for.
+  if (status === 503 && error.state !== 'crash_loop') return 'loading';
   return status >= 500 ? 'broken' : 'refused';
 }
 
