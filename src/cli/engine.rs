@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 
+use super::interrupt;
 use super::serving::ServingArgs;
 use crate::serve::worker;
 
@@ -19,6 +20,9 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
+    // systemd, and a shell without job control, tell the server and this process at once. The server may still wait for
+    // answers.
+    interrupt::ignore()?;
     let describe = |error: crate::engine::Error| super::message(&error.into());
     let load = |session: &crate::engine::SessionOptions, watch: Box<dyn Fn(f32)>| {
         args.serving.machine.load_watched(&args.model, session, watch).map_err(describe)

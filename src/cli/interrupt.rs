@@ -14,15 +14,33 @@ pub const EXIT_CODE: u8 = 130;
 /// # Errors
 /// If the system refuses the handler.
 pub fn listen() -> anyhow::Result<Arc<AtomicBool>> {
+    listen_and(|| {})
+}
+
+/// As [`listen`], and calls `tell` the first time.
+///
+/// # Errors
+/// If the system refuses the handler.
+pub fn listen_and(tell: impl Fn() + Send + 'static) -> anyhow::Result<Arc<AtomicBool>> {
     let requested = Arc::new(AtomicBool::new(false));
     let flag = requested.clone();
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::Relaxed) {
             std::process::exit(EXIT_CODE.into());
         }
+        tell();
     })
     .context("cannot listen for Ctrl-C")?;
     Ok(requested)
+}
+
+/// Goes on when somebody asks this process to end: the one that started it ends it, by its input.
+///
+/// # Errors
+/// If the system refuses.
+#[cfg(feature = "serve")]
+pub fn ignore() -> anyhow::Result<()> {
+    ctrlc::set_handler(|| {}).context("cannot listen for Ctrl-C")
 }
 
 /// The work was interrupted. The message says what happened to it; it is empty if that has already been printed.

@@ -4,6 +4,7 @@ mod advice;
 #[cfg(feature = "llama")]
 mod allocation;
 mod compare;
+mod completions;
 mod convert;
 #[cfg(feature = "llama")]
 mod escapes;
@@ -13,6 +14,7 @@ mod inspect;
 pub mod interrupt;
 mod make_checkpoint;
 mod making;
+mod man;
 pub(crate) mod out;
 mod progress;
 mod quants;
@@ -62,7 +64,7 @@ mod tokenize;
 #[cfg(feature = "llama")]
 mod trace;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Converts Yi-34B and its family to 4-bit GGUF, runs the files, and compares them.
 #[derive(Debug, Parser)]
@@ -107,6 +109,8 @@ commands! {
     #[cfg(feature = "llama")] Tokenize(tokenize),
     #[cfg(feature = "serve")] Engine(engine),
     MakeCheckpoint(make_checkpoint),
+    Completions(completions),
+    Man(man),
 }
 
 impl Cli {
@@ -114,11 +118,27 @@ impl Cli {
     pub fn of_line() -> Self {
         let line = typed::spelled(std::env::args_os());
         #[cfg(feature = "serve")]
-        let line = serve::configured(line).unwrap_or_else(|error| {
-            report(&error);
-            std::process::exit(1)
-        });
-        Self::try_parse_from(&line).unwrap_or_else(|error| typed::explained(error, &line).exit())
+        if line.get(1).is_some_and(|command| command == "serve") {
+            return serve::of_line(line);
+        }
+        Self::of(Self::command(), &line)
+    }
+
+    /// Parses a line by `command`, which has this program's arguments.
+    fn of(mut command: clap::Command, line: &[std::ffi::OsString]) -> Self {
+        let matches = command.try_get_matches_from_mut(line);
+        let matches = matches.unwrap_or_else(|error| typed::explained(error, line).exit());
+        Self::from_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
+    }
+
+    fn from_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        #[allow(unused_mut)]
+        let mut cli = Self::from_arg_matches(matches)?;
+        #[cfg(feature = "serve")]
+        if let (Command::Serve(args), Some(matches)) = (&mut cli.command, matches.subcommand_matches("serve")) {
+            args.keep_said(matches);
+        }
+        Ok(cli)
     }
 
     /// Runs the chosen subcommand.
@@ -128,6 +148,19 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         self.command.run()
     }
+}
+
+/// Returns the program's commands and flags, without those that only the program itself uses.
+fn public_command() -> clap::Command {
+    let all = Cli::command();
+    let mut public = clap::Command::new("nibble").max_term_width(100).propagate_version(true);
+    if let Some(version) = all.get_version() {
+        public = public.version(version.to_string());
+    }
+    if let Some(about) = all.get_about() {
+        public = public.about(about.clone());
+    }
+    public.subcommands(all.get_subcommands().filter(|command| !command.is_hide_set()).cloned())
 }
 
 /// Longer error messages are cut: a hostile file can have names of megabytes.

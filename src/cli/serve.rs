@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{ArgMatches, CommandFactory, ValueEnum, ValueHint};
+use clap::builder::FalseyValueParser;
+use clap::{Arg, ArgMatches, CommandFactory, ValueEnum, ValueHint};
 use tokio::net::TcpListener;
 
 use super::convert::parse_size;
@@ -27,8 +28,8 @@ use crate::serve::supervisor::{Launch, Limits, Program};
 /// Serve a model, or all models of a folder, over HTTP
 ///
 /// Programs that know OpenAI's or Anthropic's API, or llama.cpp's server, can use the model at http://127.0.0.1:8080.
-/// Every flag can be in a TOML file for --config, too, and some in an environment variable. What is typed counts most, then
-/// the environment, then the file.
+/// Every flag can be in an environment variable, such as NIBBLE_PORT, and in a TOML file for --config, too. What is typed
+/// counts most, then the environment, then the file.
 #[derive(Debug, clap::Args)]
 #[command(args_override_self = true)]
 pub struct Args {
@@ -37,54 +38,64 @@ pub struct Args {
     model: Option<PathBuf>,
 
     /// Serve all GGUF files of this folder by their names. DIR/NAME.toml has flags for one of them
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with = "model", env = "NIBBLE_MODELS_DIR")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with = "model")]
     models_dir: Option<PathBuf>,
 
     /// Read flags from this TOML file, by the same names
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, env = "NIBBLE_CONFIG")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: Option<PathBuf>,
 
     #[command(flatten)]
     listening: ListeningArgs,
 
     /// End a model's process when nobody has used it for so many minutes; 0 keeps it
-    #[arg(long, value_name = "MINUTES", env = "NIBBLE_UNLOAD_AFTER", help_heading = "Serving",
+    #[arg(long, value_name = "MINUTES", help_heading = "Serving",
           default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     unload_after: u32,
 
     /// The most models that are loaded at a time
-    #[arg(long, value_name = "N", env = "NIBBLE_MOST_MODELS", help_heading = "Serving",
+    #[arg(long, value_name = "N", help_heading = "Serving",
           default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     most_models: u32,
 
     /// The most that the files of loaded models may take together, such as 24G [default: 80% of the memory]
-    #[arg(long, value_name = "SIZE", env = "NIBBLE_MODELS_MEMORY", help_heading = "Serving", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", help_heading = "Serving", value_parser = parse_size)]
     models_memory: Option<u64>,
 
     #[command(flatten)]
     serving: ServingArgs,
+
+    /// What was said about how models run, for their processes.
+    #[arg(skip)]
+    said: Vec<OsString>,
+}
+
+impl Args {
+    /// Keeps what was said about how models run.
+    pub(super) fn keep_said(&mut self, matches: &ArgMatches) {
+        self.said = forwarded(matches, &engine_command());
+    }
 }
 
 /// Who can use the server.
 #[derive(Debug, clap::Args)]
 struct ListeningArgs {
     /// Address to listen on; other than 127.0.0.1, it needs --api-key or --no-auth
-    #[arg(long, value_name = "ADDRESS", env = "NIBBLE_HOST", help_heading = "Listening",
+    #[arg(long, value_name = "ADDRESS", help_heading = "Listening",
           default_value = "127.0.0.1", value_parser = parse_host)]
     host: IpAddr,
 
     /// Port to listen on; 0 takes a free one
-    #[arg(long, value_name = "N", env = "NIBBLE_PORT", help_heading = "Listening", default_value_t = 8080)]
+    #[arg(long, value_name = "N", help_heading = "Listening", default_value_t = 8080)]
     port: u16,
 
     /// A key that requests need; can be given several times
-    #[arg(long, value_name = "KEY", env = "NIBBLE_API_KEY", hide_env_values = true, help_heading = "Listening",
+    #[arg(long, value_name = "KEY", hide_env_values = true, help_heading = "Listening",
           action = clap::ArgAction::Append)]
     api_key: Vec<String>,
 
     /// A file with such keys, one a line
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, env = "NIBBLE_API_KEY_FILE",
-          help_heading = "Listening")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Listening")]
     api_key_file: Option<PathBuf>,
 
     /// Let everybody who reaches the address use the server
@@ -100,11 +111,15 @@ struct ListeningArgs {
     allow_host: Vec<String>,
 
     /// End answers that take longer than so many seconds; 0 lets them
-    #[arg(long, value_name = "SECONDS", env = "NIBBLE_TIMEOUT", help_heading = "Listening", default_value_t = 0)]
+    #[arg(long, value_name = "SECONDS", help_heading = "Listening", default_value_t = 0)]
     timeout: u64,
 
+    /// Do not tell at /slots what is being done
+    #[arg(long, help_heading = "Listening")]
+    no_slots: bool,
+
     /// Form of the log, which has no prompts in it
-    #[arg(long, value_name = "FORMAT", env = "NIBBLE_LOG_FORMAT", help_heading = "Listening",
+    #[arg(long, value_name = "FORMAT", help_heading = "Listening",
           value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
 }
@@ -145,6 +160,7 @@ impl ListeningArgs {
                 LogFormat::Json => Format::Json,
                 LogFormat::Off => Format::Off,
             },
+            slots: !self.no_slots,
             ..Options::default()
         };
         options.check()?;
@@ -152,14 +168,52 @@ impl ListeningArgs {
     }
 }
 
-/// Returns a command line with what its `--config` file says in front of what was typed.
+/// Parses a line for this command, with the environment and the file for `--config`. Ends the program if it is wrong.
+pub(super) fn of_line(line: Vec<OsString>) -> Cli {
+    let command = with_variables(Cli::command(), names_models(&line));
+    let line = configured(line, &command).unwrap_or_else(|error| {
+        super::report(&error);
+        std::process::exit(1)
+    });
+    Cli::of(command, &line)
+}
+
+/// Whether a line says where models are. What it says replaces what the environment and the file say.
+fn names_models(line: &[OsString]) -> bool {
+    line.iter().skip(2).any(|word| {
+        let word = word.to_string_lossy();
+        word.to_lowercase().ends_with(".gguf") || word == "--models-dir" || word.starts_with("--models-dir=")
+    })
+}
+
+fn is_place(argument: &Arg) -> bool {
+    matches!(argument.get_id().as_str(), "model" | "models_dir")
+}
+
+/// Gives each argument of this command an environment variable: NIBBLE_, and the name of its flag.
+fn with_variables(cli: clap::Command, names_models: bool) -> clap::Command {
+    let with = |argument: Arg| {
+        let name = format!("NIBBLE_{}", argument.get_id().as_str().to_uppercase());
+        // An empty one means none.
+        let is_empty = std::env::var_os(&name).is_some_and(|value| value.is_empty());
+        if is_empty || (names_models && is_place(&argument)) {
+            return argument;
+        }
+        let argument = argument.env(name);
+        // A switch: 0, false, no and off leave it off.
+        match argument.get_action().takes_values() {
+            true => argument,
+            false => argument.value_parser(FalseyValueParser::new()),
+        }
+    };
+    cli.mut_subcommand("serve", |command| command.mut_args(with))
+}
+
+/// Returns a line with what its `--config` file says in front of what was typed.
 ///
 /// # Errors
 /// If the file cannot be used.
-pub(super) fn configured(line: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
-    if line.get(1).is_none_or(|command| command != "serve") {
-        return Ok(line);
-    }
+fn configured(line: Vec<OsString>, cli: &clap::Command) -> anyhow::Result<Vec<OsString>> {
     let typed = |at: usize| {
         let word = line[at].to_str()?;
         let value = word.strip_prefix("--config=").map(OsString::from);
@@ -169,16 +223,9 @@ pub(super) fn configured(line: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
     let Some(path) = (2..end).rev().find_map(typed).or_else(|| std::env::var_os("NIBBLE_CONFIG")) else {
         return Ok(line);
     };
-    let mut cli = Cli::command();
-    cli.build();
     let command = cli.find_subcommand("serve").context("there is no such command")?;
-    // Where models are is said once: what is typed replaces what the file says.
-    let places = line[2..].iter().any(|word| {
-        let word = word.to_string_lossy();
-        word.to_lowercase().ends_with(".gguf") || word == "--models-dir" || word.starts_with("--models-dir=")
-    });
-    let is_place = |name: &str| matches!(name, "model" | "models_dir");
-    let more = settings::arguments(Path::new(&path), command, &|arg| places && is_place(arg.get_id().as_str()))?;
+    let places = names_models(&line);
+    let more = settings::arguments(Path::new(&path), command, &|argument| places && is_place(argument))?;
     let (start, typed) = line.split_at(2);
     Ok(start.iter().cloned().chain(more).chain(typed.iter().cloned()).collect())
 }
@@ -243,6 +290,9 @@ impl Launch for WithSettings {
     }
 }
 
+/// How long processes of models may take to write prefixes to the disk when the server stops.
+const LAST_WRITING: Duration = Duration::from_secs(10);
+
 pub fn run(args: Args) -> anyhow::Result<()> {
     let options = args.listening.options()?;
     let place = match (&args.model, &args.models_dir) {
@@ -254,10 +304,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         (None, None) => bail!("there is nothing to serve: give a GGUF file, or --models-dir"),
     };
-    let line = configured(super::typed::spelled(std::env::args_os()))?;
-    let matches = Cli::command().try_get_matches_from(line)?;
-    let matches = matches.subcommand_matches("serve").context("there is no such command")?;
-    let flags = forwarded(matches, &engine_command());
+    let flags = args.said;
     let program = std::env::current_exe().context("the program's own file cannot be found")?;
     let has_own = matches!(place, Place::Folder(_));
     let starts = Box::new(move |model: &Path| {
@@ -271,8 +318,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         most_bytes: most_bytes.unwrap_or(u64::MAX),
         most_models: args.most_models as usize,
     };
-    let stop = interrupt::listen()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let (stop, mut stopped) = tokio::sync::watch::channel(false);
+    interrupt::listen_and(move || {
+        stop.send_replace(true);
+    })?;
+    // Two pass on what the models write without getting into the way of those who compute.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async move {
         let shown = match &place {
             Place::File(path) | Place::Folder(path) => path.display().to_string(),
@@ -289,14 +340,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         eprintln!("nibble: serving {} at http://{address}", printable(&shown));
         models.load_first();
         let log = Log::to_stderr(options.log_format);
-        let app = App::new(models, options, log);
+        let app = App::new(models.clone(), options, log);
         server::serve(app, listener, async move {
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+            let _ = stopped.wait_for(|stopped| *stopped).await;
             eprintln!("nibble: stopping; answers that are being written may end");
         })
         .await?;
+        models.close(LAST_WRITING).await;
         anyhow::Ok(())
     })
 }

@@ -1,7 +1,7 @@
 //! What people type for other programs of this kind, in the way that this one takes it.
 //!
 //! llama.cpp's flags of several letters begin with one dash, which here are several flags of one letter each. Its model is
-//! a flag, `-m`, and here an argument. So a line for llama-cli is spelled anew before it is parsed.
+//! a flag, `-m`, and here an argument. So a line for llama-cli or llama-server is spelled anew before it is parsed.
 
 use std::ffi::{OsStr, OsString};
 
@@ -12,12 +12,12 @@ use super::Cli;
 use crate::recipe::Recipe;
 
 /// The subcommands that run one model.
-const RUNNING: [&str; 5] = ["run", "chat", "bench", "calibrate", "tokenize"];
+const RUNNING: [&str; 6] = ["run", "chat", "serve", "bench", "calibrate", "tokenize"];
 /// Those that write text.
 const WRITING: [&str; 2] = ["run", "chat"];
 
 /// Other programs' names of flags that have other names here, and the subcommands that have them.
-const SPELLINGS: [(&[&str], &str, &str); 21] = [
+const SPELLINGS: [(&[&str], &str, &str); 24] = [
     (&RUNNING, "-ngl", "--gpu-layers"),
     (&RUNNING, "--n-gpu-layers", "--gpu-layers"),
     (&RUNNING, "-ngld", "--draft-gpu-layers"),
@@ -34,6 +34,9 @@ const SPELLINGS: [(&[&str], &str, &str); 21] = [
     (&WRITING, "--reverse-prompt", "--stop"),
     (&["run"], "-cnv", "--chat"),
     (&["run"], "--conversation", "--chat"),
+    (&["serve"], "-np", "--parallel"),
+    (&["serve"], "-to", "--timeout"),
+    (&["serve"], "--n-parallel", "--parallel"),
     (&["convert"], "--outtype", "--quantize"),
     (&["convert"], "--outfile", "--output"),
     (&["compare", "trace"], "-f", "--text"),
@@ -45,9 +48,23 @@ const SPELLINGS: [(&[&str], &str, &str); 21] = [
 const USUAL: [&str; 8] =
     ["-e", "--escape", "--color", "-no-cnv", "--no-conversation", "--no-display-prompt", "--jinja", "--simple-io"];
 
+/// Flags of llama-server that ask for what is done here anyway.
+const USUAL_OF_SERVERS: [&str; 7] =
+    ["-cb", "--cont-batching", "--jinja", "--metrics", "--props", "--slots", "--cache-prompt"];
+
 /// Flags whose value is a text, which may look like a flag.
-const TEXTS: [&str; 9] =
-    ["-p", "--prompt", "--system", "--system-prompt", "-sys", "--stop", "-r", "--regex", "--dry-sequence-breaker"];
+const TEXTS: [&str; 10] = [
+    "-p",
+    "--api-key",
+    "--prompt",
+    "--system",
+    "--system-prompt",
+    "-sys",
+    "--stop",
+    "-r",
+    "--regex",
+    "--dry-sequence-breaker",
+];
 
 /// Spells a command line as this program takes it.
 pub fn spelled(line: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
@@ -90,6 +107,7 @@ pub fn spelled(line: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
             "-fa" if is_running => out.push("--flash-attn".into()),
             "-t" | "--threads" if is_running && next(&mut words, &["-1"]) => drop(words.next()),
             _ if is_writing && USUAL.contains(&text) => {}
+            _ if command == "serve" && USUAL_OF_SERVERS.contains(&text) => {}
             _ => match (text.strip_prefix("--model=").filter(|_| is_running), text.split_once('=')) {
                 (Some(model), _) => out.insert(2, model.into()),
                 (_, Some((flag, value))) => {
@@ -265,6 +283,10 @@ mod tests {
             ("run a -fa -n 3", "nibble run a --flash-attn=on -n 3"),
             ("run a -r User: -e --color --top_p 0.9 -t -1", "nibble run a --stop User: --top-p 0.9"),
             ("run a -cnv --n-predict=5", "nibble run a --chat --max-tokens=5"),
+            (
+                "serve -m a.gguf -np 2 -c 9 -ngl 3 --api-key -m -cb --jinja",
+                "nibble serve a.gguf --parallel 2 -c 9 --gpu-layers 3 --api-key -m",
+            ),
             ("bench a -r 3 -t 4", "nibble bench a -r 3 -t 4"),
             ("convert in.gguf out.gguf q4_0 8", "nibble convert in.gguf -q q4_0 -o out.gguf -t 8"),
             ("convert in.gguf Q4_K_M", "nibble convert in.gguf -q Q4_K_M"),
