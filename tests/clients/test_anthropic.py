@@ -398,14 +398,4 @@ if __name__ == "__main__":
     connected = anthropic.Anthropic(
         base_url=runner.URL, api_key=runner.KEY, max_retries=0, timeout=60, _strict_response_validation=True
     )
-    known = [
-        # The header `request-id` is missing.
-        "test_requests_have_ids",
-        # `cache_prompt`, `grammar` and others are ignored.
-        "test_fields_of_llama_cpp",
-        # The reason is `max_tokens`, which were not written.
-        "test_a_context_that_is_full",
-        # `created_at` and `lifecycle` are missing.
-        "test_models_have_the_documented_types",
-    ]
-    runner.run("anthropic, Python", globals(), connected, known)
+    runner.run("anthropic, Python", globals(), connected)

@@ -137,8 +137,10 @@ class Routes:
         def evaluated(answer):
             return answer["tokens_evaluated"]
 
-        yield "/completion", "/completion", lambda text: {"prompt": text, "n_predict": 1}, evaluated
-        yield "/completion (list)", "/completion", lambda text: {"prompt": [text, 5], "n_predict": 1}, evaluated
+        # These two parse control tokens unless they are told not to: they take what /apply-template gives.
+        as_text = {"n_predict": 1, "parse_special": False}
+        yield "/completion", "/completion", lambda text: {"prompt": text, **as_text}, evaluated
+        yield "/completion (list)", "/completion", lambda text: {"prompt": [text, 5], **as_text}, evaluated
         if self.fills_in:
             prefix = lambda text: {"input_prefix": text, "input_suffix": "b", "n_predict": 1}  # noqa: E731
             suffix = lambda text: {"input_prefix": "a", "input_suffix": text, "n_predict": 1}  # noqa: E731
@@ -147,5 +149,4 @@ class Routes:
         else:
             self.refused["/infill"] = "no such tokens"
         n_tokens = lambda answer: len(answer["tokens"])  # noqa: E731
-        yield "/tokenize", "/tokenize", lambda text: {"content": text}, n_tokens
         yield "/tokenize (parse_special: false)", "/tokenize", lambda text: {"content": text, "parse_special": False}, n_tokens
