@@ -79,7 +79,7 @@ impl App {
     /// Reads a request's body of JSON.
     ///
     /// # Errors
-    /// As [`body::read`].
+    /// If it does not say that it is JSON, is too large, comes too slowly, is not JSON, or there is no room for it.
     pub async fn read_body(&self, request: Request) -> Result<Value, ApiError> {
         body::read(&self.options, &self.room, request).await
     }

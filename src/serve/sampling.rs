@@ -68,7 +68,7 @@ const FIELDS: [Field; 30] = [
     number("mirostat_tau", 0.0, ANY, FROM_0),
     number("mirostat_eta", 0.0, ANY, FROM_0),
     number("adaptive_target", -ANY, 1.0, "a number of at most 1"),
-    number("adaptive_decay", 0.0, 1.0, SHARE),
+    number("adaptive_decay", 0.0, 0.99, "a number from 0 to 0.99"),
     whole("min_keep", 0, MOST, COUNT),
     Field { name: "seed", kind: Kind::Seed },
     Field { name: "samplers", kind: Kind::Order },
