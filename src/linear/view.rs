@@ -68,7 +68,12 @@ impl<'a> View<'a> {
         let from = &self.data[row * self.row_stride + column * self.column_stride..];
         if self.column_stride == 1 {
             for i in 0..rows {
-                to[i * stride..][..columns].copy_from_slice(&from[i * self.row_stride..][..columns]);
+                let (to, from) = (&mut to[i * stride..], &from[i * self.row_stride..]);
+                // A length that the compiler knows takes no call.
+                match (to.first_chunk_mut::<ROWS>(), from.first_chunk::<ROWS>()) {
+                    (Some(to), Some(from)) if columns == ROWS => *to = *from,
+                    _ => to[..columns].copy_from_slice(&from[..columns]),
+                }
             }
         } else {
             transpose(level, (from, self.column_stride), (columns, rows), (to, stride));

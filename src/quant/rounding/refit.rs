@@ -186,8 +186,9 @@ impl Visit<'_, '_> {
         for at in (0..self.window.width).step_by(sub_block) {
             self.round_piece(at, buffers);
         }
-        let level = self.refit.level;
-        level.run(RefitCodes(&mut self));
+        for at in (0..self.window.width).step_by(sub_block) {
+            self.refit_codes(at, buffers);
+        }
         if self.group.grid.has_factors() {
             for at in (0..self.window.width).step_by(len) {
                 self.fit_block(at, buffers);
@@ -288,6 +289,24 @@ impl Visit<'_, '_> {
         }
         add_products(level, changes, window.from(0, at), window.width, self.gradient);
         accepted
+    }
+
+    /// Goes once through the codes of the piece at column `at` of the window.
+    fn refit_codes(&mut self, at: usize, buffers: &mut Buffers) {
+        let level = self.refit.level;
+        let n = self.group.grid.sub_block;
+        let changes = &mut buffers.changes[..n];
+        changes.fill([0.0; ROWS]);
+        level.run(RefitCodes { visit: self, at, changes });
+        if changes.iter().all(|column| *column == [0.0; ROWS]) {
+            return;
+        }
+        // The piece itself is up to date.
+        let (before, rest) = self.gradient.split_at_mut(at);
+        add_products(level, changes, self.window.from(0, at), self.window.width, before);
+        if rest.len() > n {
+            add_products(level, changes, self.window.from(at + n, at), self.window.width, &mut rest[n..]);
+        }
     }
 
     /// Fits d and dmin of the block at column `at` of the window.
@@ -421,52 +440,60 @@ impl Buffers {
     }
 }
 
-/// Goes once through the codes of a window.
-struct RefitCodes<'a, 'b, 'g>(&'a mut Visit<'b, 'g>);
+/// Goes once through the codes of a piece.
+struct RefitCodes<'a, 'b, 'g> {
+    visit: &'a mut Visit<'b, 'g>,
+    /// The column of the window where it begins.
+    at: usize,
+    /// How the errors change: all 0 before.
+    changes: &'a mut [Column],
+}
 
 impl Body for RefitCodes<'_, '_, '_> {
     #[inline(always)]
     fn run<L: Lanes>(self, _: L) {
-        let Visit { window, group, gradient, active, gains, .. } = self.0;
+        let Self { visit, at, changes: all_changes } = self;
+        let Visit { window, group, gradient, active, gains, .. } = visit;
         let Grid { sub_block, levels, .. } = *group.grid;
-        for at in (0..window.width).step_by(sub_block) {
-            let first = window.start + at;
-            let (scale, min) = group.scales[first / sub_block].steps();
-            let mut inverse = [0.0; ROWS];
-            for l in 0..ROWS {
-                inverse[l] = if scale[l] != 0.0 { active[l] / scale[l] } else { 0.0 };
+        let first = window.start + at;
+        let (scale, min) = group.scales[first / sub_block].steps();
+        let mut inverse = [0.0; ROWS];
+        for l in 0..ROWS {
+            inverse[l] = if scale[l] != 0.0 { active[l] / scale[l] } else { 0.0 };
+        }
+        // Only the gradient of the piece: it stays in the first cache.
+        let gradient = &mut gradient[at..at + sub_block];
+        for j in 0..sub_block {
+            let row = &window.from(at + j, at)[..sub_block];
+            let own = row[j];
+            if own <= 0.0 {
+                continue;
             }
-            for j in at..at + sub_block {
-                let row = &window.values[j * window.width..][..window.width];
-                let own = row[j];
-                if own <= 0.0 {
-                    continue;
-                }
-                let (weights, errors) = (&group.weights[window.start + j], &mut group.errors[window.start + j]);
-                let old_levels = &mut group.levels[window.start + j];
-                let mut new = [0.0; ROWS];
-                for l in 0..ROWS {
-                    new[l] = (weights[l] - errors[l] + gradient[j][l] / own + min[l]) * inverse[l];
-                }
-                round_to_levels(levels, &mut new);
-                let (mut changes, mut any) = ([0.0; ROWS], false);
-                for l in 0..ROWS {
-                    let error = weights[l] - (scale[l] * new[l] - min[l]);
-                    let change = error - errors[l];
-                    let moved = change * change * own;
-                    let effect = 2.0 * change * gradient[j][l] + moved;
-                    let accepted = (effect < -LEAST_GAIN * moved) & (inverse[l] != 0.0);
-                    changes[l] = if accepted { change } else { 0.0 };
-                    gains[l] -= if accepted { f64::from(effect) } else { 0.0 };
-                    errors[l] = if accepted { error } else { errors[l] };
-                    old_levels[l] = if accepted { new[l] } else { old_levels[l] };
-                    any |= accepted;
-                }
-                if any {
-                    for (gradient, factor) in gradient.iter_mut().zip(row) {
-                        for l in 0..ROWS {
-                            gradient[l] += factor * changes[l];
-                        }
+            let (weights, errors) = (&group.weights[first + j], &mut group.errors[first + j]);
+            let old_levels = &mut group.levels[first + j];
+            let mut new = [0.0; ROWS];
+            for l in 0..ROWS {
+                new[l] = (weights[l] - errors[l] + gradient[j][l] / own + min[l]) * inverse[l];
+            }
+            round_to_levels(levels, &mut new);
+            let (mut changes, mut any) = ([0.0; ROWS], false);
+            for l in 0..ROWS {
+                let error = weights[l] - (scale[l] * new[l] - min[l]);
+                let change = error - errors[l];
+                let moved = change * change * own;
+                let effect = 2.0 * change * gradient[j][l] + moved;
+                let accepted = (effect < -LEAST_GAIN * moved) & (inverse[l] != 0.0);
+                changes[l] = if accepted { change } else { 0.0 };
+                gains[l] -= if accepted { f64::from(effect) } else { 0.0 };
+                errors[l] = if accepted { error } else { errors[l] };
+                old_levels[l] = if accepted { new[l] } else { old_levels[l] };
+                any |= accepted;
+            }
+            if any {
+                all_changes[j] = changes;
+                for (gradient, factor) in gradient.iter_mut().zip(row) {
+                    for l in 0..ROWS {
+                        gradient[l] += factor * changes[l];
                     }
                 }
             }
