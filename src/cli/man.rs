@@ -27,7 +27,10 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let mut nibble = public_command();
+    let nibble = public_command();
+    #[cfg(feature = "serve")]
+    let nibble = super::serve::with_variables(nibble, false);
+    let mut nibble = nibble;
     nibble.build();
     if let Some(folder) = args.dir {
         return write_all(&nibble, &folder);
@@ -85,6 +88,8 @@ mod tests {
         let convert = read("nibble-convert.1");
         assert!(convert.contains("\\-\\-quantize") && convert.contains(".TH nibble-convert 1"), "{convert}");
         assert!(!folder.path().join("nibble-engine.1").exists(), "it is hidden");
+        #[cfg(feature = "serve")]
+        assert!(read("nibble-serve.1").contains("NIBBLE_PORT") && !convert.contains("NIBBLE_"));
         let wrong = run(Args { command: Some("convrt".to_string()), dir: None }).unwrap_err();
         assert_eq!(wrong.to_string(), "there is no command 'convrt'; did you mean convert?");
     }

@@ -118,6 +118,13 @@ struct ListeningArgs {
     #[arg(long, help_heading = "Listening")]
     no_slots: bool,
 
+    /// Refuse requests that name no model, or another one
+    ///
+    /// Otherwise a server with one model uses that for all requests, because many clients have names
+    /// of models of their own, and no setting for them.
+    #[arg(long, help_heading = "Listening")]
+    strict_models: bool,
+
     /// Form of the log, which has no prompts in it
     #[arg(long, value_name = "FORMAT", help_heading = "Listening",
           value_enum, default_value_t = LogFormat::Text)]
@@ -152,8 +159,8 @@ impl ListeningArgs {
             no_auth: self.no_auth,
             cors_origins: self.cors_origin.clone(),
             hosts: self.allow_host.clone(),
-            // Clients have names of models of their own, and most have no setting for it.
-            any_model_name: true,
+            any_model_name: !self.strict_models,
+            needs_model_name: self.strict_models,
             request_timeout: (self.timeout > 0).then(|| Duration::from_secs(self.timeout)),
             log_format: match self.log_format {
                 LogFormat::Text => Format::Text,
@@ -191,7 +198,7 @@ fn is_place(argument: &Arg) -> bool {
 }
 
 /// Gives each argument of this command an environment variable: NIBBLE_, and the name of its flag.
-fn with_variables(cli: clap::Command, names_models: bool) -> clap::Command {
+pub(super) fn with_variables(cli: clap::Command, names_models: bool) -> clap::Command {
     let with = |argument: Arg| {
         let name = format!("NIBBLE_{}", argument.get_id().as_str().to_uppercase());
         // An empty one means none.
