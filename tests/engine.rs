@@ -166,7 +166,7 @@ struct Written {
 impl Written {
     fn add(&mut self, answer: Answer) {
         match answer {
-            Answer::Prepared { prompt_tokens, forgotten_turns } => {
+            Answer::Prepared { prompt_tokens, forgotten_turns, .. } => {
                 (self.prompt_tokens, self.forgotten) = (prompt_tokens, forgotten_turns);
             }
             Answer::Started { index: 0, cached_tokens, found_in, miss } => {
@@ -198,12 +198,15 @@ fn generate(prompt: Prompt, max_tokens: u64) -> Generate {
         ignore_end: true,
         special: false,
         logprobs: None,
+        after_sampling: false,
         sampling: vec![("temperature".to_string(), "0".to_string())],
         biases: Vec::new(),
         constraint: None,
         cache: true,
         timeout_ms: None,
         progress: false,
+        shows_prompt: false,
+        scores: None,
     }
 }
 
@@ -484,6 +487,15 @@ fn texts_are_held_to_what_was_asked_for() {
     assert!(first.logprob.unwrap() <= 0.0 && first.top[1].2 >= first.top[2].2);
     let biased = engine.write(Generate { biases: vec![(BiasOf::Token(first.id), f32::MIN)], ..with.clone() });
     assert_eq!(biased.tokens[0].id, first.top[1].0);
+    // After sampling, which takes the most likely one, there is no other.
+    let after = engine.write(Generate { after_sampling: true, ..with.clone() });
+    let [token, _] = &after.tokens[..] else { panic!("{after:?}") };
+    assert_eq!((token.id, token.logprob, token.top.len()), (first.id, Some(0.0), 1));
+    // A text that may not end has no end tokens, however likely they are.
+    let ends = engine.info.end_tokens.clone();
+    let likely = ends.iter().map(|end| (BiasOf::Token(*end), 100.0)).collect();
+    let endless = engine.write(Generate { biases: likely, ..generate(text("Once upon a"), 8) });
+    assert!(endless.tokens.len() == 8 && endless.tokens.iter().all(|token| !ends.contains(&token.id)), "{endless:?}");
     // A stop text.
     let ten = engine.write(generate(text("Once upon a"), 10)).text;
     let (begin, stop) = ten.split_at(ten.char_indices().nth(6).unwrap().0);

@@ -232,6 +232,45 @@ fn each_api_answers_a_conversation() {
 }
 
 #[test]
+fn figures_and_prompts_are_told_as_llama_cpps_server_tells_them() {
+    let server = Server::start(&["--parallel", "2", "--batch-size", "16"]);
+    let figure = |name: &str| -> f64 {
+        let text = server.get("/metrics").body;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(str::to_string);
+        line.unwrap_or_else(|| panic!("{name}: {text}")).parse().unwrap()
+    };
+    // An embedding is read, and nothing is written.
+    let embedded = server.post("/v1/embeddings", &json!({"input": ["one", "two"]})).json();
+    let read = figure("llamacpp:prompt_tokens_total");
+    assert_eq!(json!(read as u64), embedded["usage"]["prompt_tokens"]);
+    assert_eq!((figure("llamacpp:n_decode_total"), figure("llamacpp:tokens_predicted_total")), (2.0, 0.0));
+    // Who has an answer finds all of it in the figures.
+    let prompt = "There was a king who had a river, and the river had a boat. <|im_end|> Once upon a time";
+    let body = json!({"prompt": prompt, "n_predict": 5, "ignore_eos": true, "temperature": 0, "return_progress": true});
+    let got = server.post("/completion", &body).json();
+    let n_prompt = got["tokens_evaluated"].as_u64().unwrap();
+    assert_eq!(figure("llamacpp:tokens_predicted_total"), 5.0);
+    assert_eq!(figure("llamacpp:prompt_tokens_total"), read + n_prompt as f64);
+    assert_eq!(figure("llamacpp:requests_processing"), 0.0);
+    assert!(figure("llamacpp:n_tokens_max") >= n_prompt as f64);
+    // The prompt is what its tokens spell, and end tokens were ruled out.
+    let encode = json!({"content": prompt, "add_special": true});
+    let tokens = server.post("/tokenize", &encode).json()["tokens"].clone();
+    assert_eq!(tokens.as_array().map(Vec::len), Some(n_prompt as usize));
+    let text = server.post("/detokenize", &json!({"tokens": tokens})).json()["content"].clone();
+    assert_eq!(got["prompt"], text);
+    assert!(got["generation_settings"]["logit_bias"].as_array().is_some_and(|biases| !biases.is_empty()));
+    // It is read 16 tokens at a time, and that is reported.
+    let more = json!({"prompt": format!("Now {prompt}"), "n_predict": 1, "stream": true, "return_progress": true});
+    let streamed = server.post("/completion", &more);
+    let events: Vec<Value> = streamed.events().iter().map(|event| serde_json::from_str(event).unwrap()).collect();
+    let progress: Vec<&Value> = events.iter().filter_map(|event| event.get("prompt_progress")).collect();
+    let done: Vec<u64> = progress.iter().map(|progress| progress["processed"].as_u64().unwrap()).collect();
+    assert_eq!((json!(done[0]), json!(done.last())), (progress[0]["cache"].clone(), progress[0]["total"].clone()));
+    assert!(done.windows(2).all(|pair| pair[0] < pair[1] && pair[1] <= pair[0] + 16), "{done:?}");
+}
+
+#[test]
 fn a_schema_holds_over_the_wire() {
     let server = Server::start(&[]);
     let schema = json!({

@@ -114,6 +114,7 @@ pub struct Template {
     special: Vec<(&'static str, String)>,
     tools: Vec<serde_json::Value>,
     arguments: Map<String, serde_json::Value>,
+    has_server_facts: bool,
     folds_system: OnceLock<bool>,
 }
 
@@ -163,8 +164,8 @@ impl Template {
         let source = source::prepared(source);
         let environment = environment(&source)?;
         let special = special.into_iter().filter(|(_, text)| !text.is_empty()).collect();
-        let (tools, arguments) = (Vec::new(), Map::new());
-        Ok(Self { environment, source, special, tools, arguments, folds_system: OnceLock::new() })
+        let (tools, arguments, folds_system) = (Vec::new(), Map::new(), OnceLock::new());
+        Ok(Self { environment, source, special, tools, arguments, has_server_facts: false, folds_system })
     }
 
     /// Parses the template in a GGUF file's metadata.
@@ -220,6 +221,13 @@ impl Template {
         }
         self.arguments = arguments;
         Ok(self)
+    }
+
+    /// Gives the template what llama.cpp's server gives every template, and transformers none: `date_string` (28 Nov 2026),
+    /// `datetime` (Nov 28 2026) and `enable_thinking`, which is true. Arguments may replace them.
+    pub fn with_server_facts(mut self) -> Self {
+        self.has_server_facts = true;
+        self
     }
 
     /// Returns the names that the template reads and does not define itself, in order.
@@ -339,6 +347,9 @@ impl Template {
         let messages: Vec<Value> = messages.iter().map(|message| Value::from(Serde(message.value()))).collect();
         let tools = if tools.is_empty() { Value::from(()) } else { Value::from(Serde(tools)) };
         let mut context: BTreeMap<&str, Value> = BTreeMap::from([("documents", Value::from(()))]);
+        if self.has_server_facts {
+            context.extend(server_facts(now));
+        }
         context.extend(self.special.iter().map(|(name, text)| (*name, Value::from(text.as_str()))));
         context.extend(arguments.iter().map(|(name, value)| (name.as_str(), Value::from(Serde(value)))));
         context.extend([("messages", Value::from(messages)), ("tools", tools)]);
@@ -456,6 +467,15 @@ const RAISED: &str = "\u{1}raised: ";
 
 /// The name of the time in a template's context.
 const NOW: &str = "nibble_now";
+
+/// What llama.cpp's server gives every template, at a time on the clock.
+fn server_facts(now: i64) -> [(&'static str, Value); 3] {
+    [
+        ("date_string", Value::from(clock::strftime("%d %b %Y", now))),
+        ("datetime", Value::from(clock::strftime("%b %d %Y", now))),
+        ("enable_thinking", Value::from(true)),
+    ]
+}
 
 fn raise_exception(message: Value) -> Result<Value, minijinja::Error> {
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
@@ -684,6 +704,31 @@ mod tests {
             }
         }
         assert!(cases.len() > 90 && wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+
+    #[test]
+    fn facts_of_servers_are_there_if_they_are_wanted_and_arguments_replace_them() {
+        let source =
+            "{% if enable_thinking %}thinks{% endif %}|{{ date_string }}|{{ datetime }}|{{ messages[0].content }}";
+        let template = || Template::new(source, "", "").unwrap();
+        let messages = say(&[("user", "Hi")]);
+        let text = |template: &Template| {
+            let (tools, arguments) = (&[], &template.arguments);
+            let inputs = Inputs { messages: &messages, tools, arguments, reply: true, now: 1_795_794_075, guards: "" };
+            template.text(inputs).unwrap()
+        };
+        assert_eq!(text(&template()), "|||Hi");
+        assert_eq!(text(&template().with_server_facts()), "thinks|27 Nov 2026|Nov 27 2026|Hi");
+        let arguments = serde_json::json!({"enable_thinking": false, "date_string": "today"});
+        let told = template().with_server_facts().with_arguments(arguments.as_object().cloned().unwrap()).unwrap();
+        assert_eq!(text(&told), "|today|Nov 27 2026|Hi");
+        // They are no arguments: the message is told apart as it is without them.
+        let toy = Toy::new();
+        let spans = |template: &Template| {
+            let prompt = template.render(&say(&[("user", "<|im_end|>")]), true, toy.markers()).unwrap();
+            prompt.spans().last().map(|span| (span.text.clone(), span.origin))
+        };
+        assert_eq!(spans(&template().with_server_facts()), spans(&template()));
     }
 
     #[test]

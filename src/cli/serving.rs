@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::convert::parse_size;
 use super::machine::MachineArgs;
+use crate::engine::SessionOptions;
 use crate::engine::scheduler::SchedulerOptions;
 use crate::serve::worker::WorkerOptions;
 
@@ -19,6 +20,15 @@ pub(super) struct ServingArgs {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256),
           help_heading = "Serving")]
     parallel: u32,
+
+    /// The most tokens of prompts that are read at a time. More take more memory, and fewer more time
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536),
+          default_value_t = SessionOptions::default().n_batch, help_heading = "Serving")]
+    batch_size: u32,
+
+    /// The same as --batch-size, from llama-server's command lines. The smaller of the two counts
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = "Serving")]
+    ubatch_size: Option<u32>,
 
     /// The most requests that wait for their turn; more are refused
     #[arg(long, value_name = "N", default_value_t = 64, help_heading = "Serving")]
@@ -46,15 +56,21 @@ pub(super) struct ServingArgs {
 impl ServingArgs {
     /// Returns how to run the model at `path`.
     pub fn options(&self, path: &Path) -> WorkerOptions {
+        let session = self.machine.session(Arc::new(AtomicBool::new(false)));
+        // An evaluation has the next token of each text that is being written.
+        let n_batch = self.ubatch_size.unwrap_or(u32::MAX).min(self.batch_size).max(self.parallel);
+        let rules = SchedulerOptions::default();
         WorkerOptions {
             path: path.to_path_buf(),
-            session: self.machine.session(Arc::new(AtomicBool::new(false))),
+            session: SessionOptions { n_batch, ..session },
             parallel: self.parallel,
             scheduler: SchedulerOptions {
                 queue: self.queue,
+                // The pieces that there will be: they are part of what makes prefixes the same.
+                piece: rules.piece.min(n_batch as usize),
                 deterministic: self.deterministic,
                 prefix_bytes: self.prefix_cache,
-                ..SchedulerOptions::default()
+                ..rules
             },
             prefixes: self.prefix_dir.clone().map(|path| (path, self.prefix_dir_size)),
         }
@@ -95,5 +111,17 @@ mod tests {
         assert_eq!(given.prefixes, Some(("p".into(), 3_000_000)));
         assert_eq!((given.scheduler.deterministic, given.session.n_ctx), (true, Some(99)));
         assert!(options("--parallel 0").is_err() && options("--prefix-dir-size 3M").is_err());
+    }
+
+    #[test]
+    fn prompts_are_read_in_batches_of_the_size_that_is_wanted() {
+        let sizes =
+            |line: &str| options(line).map(|options| (options.session.n_batch, options.scheduler.piece)).unwrap();
+        assert_eq!(sizes(""), (512, 64));
+        assert_eq!((sizes("-b 2048"), sizes("--batch-size 32")), ((2048, 64), (32, 32)));
+        assert_eq!((sizes("-b 2048 --ubatch-size 256"), sizes("--ubatch-size 1024")), ((256, 64), (512, 64)));
+        // Texts that are written need a token each.
+        assert_eq!(sizes("-b 1 --parallel 8"), (8, 8));
+        assert!(options("-b 0").is_err() && options("-b 65537").is_err() && options("--ubatch-size 0").is_err());
     }
 }

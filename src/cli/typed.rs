@@ -17,7 +17,7 @@ const RUNNING: [&str; 6] = ["run", "chat", "serve", "bench", "calibrate", "token
 const WRITING: [&str; 2] = ["run", "chat"];
 
 /// Other programs' names of flags that have other names here, and the subcommands that have them.
-const SPELLINGS: [(&[&str], &str, &str); 24] = [
+const SPELLINGS: [(&[&str], &str, &str); 25] = [
     (&RUNNING, "-ngl", "--gpu-layers"),
     (&RUNNING, "--n-gpu-layers", "--gpu-layers"),
     (&RUNNING, "-ngld", "--draft-gpu-layers"),
@@ -35,6 +35,7 @@ const SPELLINGS: [(&[&str], &str, &str); 24] = [
     (&["run"], "-cnv", "--chat"),
     (&["run"], "--conversation", "--chat"),
     (&["serve"], "-np", "--parallel"),
+    (&["serve"], "-ub", "--ubatch-size"),
     (&["serve"], "-to", "--timeout"),
     (&["serve"], "--n-parallel", "--parallel"),
     (&["convert"], "--outtype", "--quantize"),
@@ -284,8 +285,8 @@ mod tests {
             ("run a -r User: -e --color --top_p 0.9 -t -1", "nibble run a --stop User: --top-p 0.9"),
             ("run a -cnv --n-predict=5", "nibble run a --chat --max-tokens=5"),
             (
-                "serve -m a.gguf -np 2 -c 9 -ngl 3 --api-key -m -cb --jinja",
-                "nibble serve a.gguf --parallel 2 -c 9 --gpu-layers 3 --api-key -m",
+                "serve -m a.gguf -np 2 -c 9 -ngl 3 --api-key -m -cb --jinja -b 9 -ub 3",
+                "nibble serve a.gguf --parallel 2 -c 9 --gpu-layers 3 --api-key -m -b 9 --ubatch-size 3",
             ),
             ("bench a -r 3 -t 4", "nibble bench a -r 3 -t 4"),
             ("convert in.gguf out.gguf q4_0 8", "nibble convert in.gguf -q q4_0 -o out.gguf -t 8"),

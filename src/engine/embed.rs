@@ -46,6 +46,11 @@ impl Embedding {
         self.tokens.len()
     }
 
+    /// Returns how many of them were read.
+    pub fn n_read(&self) -> usize {
+        self.n_read
+    }
+
     /// Returns the mean of the states, divided by its length.
     pub fn normalized(&self) -> Vec<f32> {
         let length = self.sum.iter().map(|x| x * x).sum::<f64>().sqrt();

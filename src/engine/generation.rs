@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use super::speculate::{Draft, Guess, take_or_redraw};
 use super::{Error, LogitRows};
+use crate::base::math::ln;
 use crate::chat::{StopText, Utf8Stream};
 use crate::constrain::Constraint;
 use crate::sample::Sampler;
@@ -37,6 +38,9 @@ pub struct GenerateOptions {
     pub ignore_end: bool,
     /// Return the log-probability of each token, and of this many of the most likely tokens in its place.
     pub logprobs: Option<usize>,
+    /// With [`GenerateOptions::logprobs`], return those of the distribution that tokens are drawn from, and not the model's
+    /// own.
+    pub after_sampling: bool,
     /// Control tokens add their spelling to the text, except for those that end it.
     pub special: bool,
 }
@@ -93,7 +97,7 @@ pub struct Step<'a> {
     pub text: &'a str,
 }
 
-/// Log-probabilities before any sampling: natural logarithms.
+/// Log-probabilities before any sampling, unless [`GenerateOptions::after_sampling`] is set: natural logarithms.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {
     /// The token's log-probability.
@@ -301,10 +305,16 @@ impl Generation {
         if self.tokenizer.is_end(token) && !self.options.ignore_end {
             return Ok(self.ended(Finish::End { token }));
         }
-        if let Some(n) = self.options.logprobs {
-            let mut top = Vec::new();
-            let logprob = writer.sampler.logprobs(logits.row(self.row)?, token, n, &mut top)?;
-            self.logprobs.push(TokenLogprobs { logprob, top });
+        match self.options.logprobs {
+            Some(n) if self.options.after_sampling => {
+                self.logprobs.push(of_distribution(&mut self.distribution, token, n));
+            }
+            Some(n) => {
+                let mut top = Vec::new();
+                let logprob = writer.sampler.logprobs(logits.row(self.row)?, token, n, &mut top)?;
+                self.logprobs.push(TokenLogprobs { logprob, top });
+            }
+            None => {}
         }
         self.text.push(token);
         writer.sampler.accept(token);
@@ -366,6 +376,9 @@ impl Generation {
                 take_or_redraw(token, &self.distribution, drawn_from, || sampler.unit())
             }
             // A guess without a distribution is right if it is the token that would be drawn without it.
+            _ if self.options.logprobs.is_some() && self.options.after_sampling => {
+                sampler.sample_from(logits, allowed, &mut self.distribution)?
+            }
             _ => sampler.sample(logits, allowed)?,
         };
         Ok(Some((token, guess.is_some_and(|guess| guess.token == token))))
@@ -403,4 +416,16 @@ impl Generation {
         tokens.drain(..self.n_prompt);
         (tokens, self.logprobs, self.written, self.finish)
     }
+}
+
+/// Returns the log-probabilities of a token of a distribution, and of its `n` most likely tokens. Leaves only these in it.
+fn of_distribution(distribution: &mut Vec<(u32, f64)>, token: u32, n: usize) -> TokenLogprobs {
+    let p = distribution.iter().find(|(id, _)| *id == token).map_or(0.0, |(_, p)| *p);
+    let likelier = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    if n < distribution.len() {
+        distribution.select_nth_unstable_by(n, likelier);
+        distribution.truncate(n);
+    }
+    distribution.sort_unstable_by(likelier);
+    TokenLogprobs { logprob: ln(p), top: distribution.iter().map(|(id, p)| (*id, ln(*p))).collect() }
 }

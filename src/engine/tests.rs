@@ -7,7 +7,7 @@ use super::fake::{Bytes, END, Fake, encode};
 use super::*;
 use crate::constrain::{Constraint, Grammar, Tokens};
 use crate::llama::{self, Batch};
-use crate::sample::{Params, Sampler};
+use crate::sample::{Params, Sampler, Temperature};
 
 fn session(fake: Fake) -> Session<Fake> {
     Session::of(fake, &SessionOptions::default())
@@ -163,6 +163,37 @@ fn each_token_has_its_log_probabilities() {
         assert_eq!((logprobs.top.len(), logprobs.top[0]), (2, (*token, logprobs.logprob)));
         assert!(logprobs.logprob < 0.0 && logprobs.logprob > -0.1, "{logprobs:?}");
     }
+}
+
+#[test]
+fn log_probabilities_after_sampling_are_those_that_tokens_are_drawn_with() {
+    let fake = Fake::reciting(&["abcd"]);
+    let before = GenerateOptions { logprobs: Some(3), ignore_end: true, ..at_most(9) };
+    let after = GenerateOptions { after_sampling: true, ..before.clone() };
+    let written = |params: &Params, options: &GenerateOptions| {
+        let (mut session, mut sampler) = (session(fake.clone()), Sampler::new(params).unwrap());
+        let go_on = |_: Step<'_>| ControlFlow::Continue(());
+        generate(&mut session, Writer::new(&mut sampler), &encode("a"), options, go_on).unwrap()
+    };
+    let temperature = Temperature::fixed(9.0);
+    let params = Params { top_k: 2, top_p: 1.0, min_p: 0.0, temperature, seed: Some(5), ..Params::default() };
+    let told = written(&params, &after);
+    assert_eq!(told.logprobs.len(), 9);
+    for (token, logprobs) in told.tokens.iter().zip(&told.logprobs) {
+        let [first, second] = logprobs.top[..] else { panic!("{logprobs:?}") };
+        assert!(first.1 >= second.1 && (first.1.exp() + second.1.exp() - 1.0).abs() < 1e-9, "{logprobs:?}");
+        assert!([first, second].contains(&(*token, logprobs.logprob)), "{logprobs:?}");
+    }
+    // The text is the same.
+    assert_eq!(told.tokens, written(&params, &before).tokens);
+    // Without a draw, nothing else could have been chosen.
+    let greedy = written(&Params::greedy(), &after);
+    for (token, logprobs) in greedy.tokens.iter().zip(&greedy.logprobs) {
+        assert_eq!(*logprobs, TokenLogprobs { logprob: 0.0, top: vec![(*token, 0.0)] });
+    }
+    // As many as there are.
+    let one = written(&params, &GenerateOptions { logprobs: Some(1), ..after });
+    assert!(one.logprobs.iter().zip(&told.logprobs).all(|(one, told)| one.top == told.top[..1]));
 }
 
 #[test]

@@ -165,6 +165,29 @@ impl Sampler {
         candidates.draw(self.random.unit())
     }
 
+    /// As [`Sampler::sample`], which chooses the same token. Writes to `out` the distribution that it was drawn from: ids
+    /// in no order, with probabilities that add up to 1.
+    ///
+    /// # Errors
+    /// If no token could be chosen, as for [`Sampler::sample`].
+    pub fn sample_from(
+        &mut self,
+        logits: &[f32],
+        allowed: Option<&[u32]>,
+        out: &mut Vec<(u32, f64)>,
+    ) -> Result<u32, Error> {
+        out.clear();
+        let mut candidates = Candidates::new(logits, allowed, &mut self.buffers)?;
+        self.chain.apply(&mut candidates, &self.history.tokens, &mut self.marks, &mut self.random)?;
+        if self.chain.is_greedy() {
+            let token = candidates.most_likely()?;
+            out.push((token, 1.0));
+            return Ok(token);
+        }
+        candidates.probabilities(out)?;
+        candidates.draw(self.random.unit())
+    }
+
     /// Writes to `out` the distribution that [`Sampler::sample`] would draw from: ids in no order, with probabilities
     /// that add up to 1. Takes from the random stream the numbers that the stages need. [`Sampler::unit`] then returns
     /// the number for the draw.

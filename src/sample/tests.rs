@@ -235,15 +235,18 @@ proptest! {
         let params = Params { mirostat: Mirostat { version: mirostat, ..Mirostat::default() }, ..params };
         let mut sampler = Sampler::new(&params).unwrap();
         let mut other = sampler.clone();
-        let mut out = Vec::new();
+        let mut telling = sampler.clone();
+        let (mut out, mut told) = (Vec::new(), Vec::new());
         for _ in 0..5 {
             sampler.distribution(&logits, None, &mut out).unwrap();
             let _ = sampler.unit();
             let token = other.sample(&logits, None).unwrap();
             prop_assert!(out.iter().any(|(id, p)| *id == token && *p > 0.0));
-            prop_assert_eq!(sampler.random.clone().next_u64(), other.random.clone().next_u64());
-            sampler.accept(token);
-            other.accept(token);
+            prop_assert_eq!(telling.sample_from(&logits, None, &mut told).unwrap(), token);
+            prop_assert_eq!(&told, &out);
+            let next = |sampler: &Sampler| sampler.random.clone().next_u64();
+            prop_assert_eq!([next(&sampler), next(&telling)], [next(&other); 2]);
+            [&mut sampler, &mut other, &mut telling].into_iter().for_each(|sampler| sampler.accept(token));
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::extract::Request;
 use axum::http::StatusCode;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -82,6 +83,14 @@ impl App {
     /// If it does not say that it is JSON, is too large, comes too slowly, is not JSON, or there is no room for it.
     pub async fn read_body(&self, request: Request) -> Result<Value, ApiError> {
         body::read(&self.options, &self.room, request).await
+    }
+
+    /// Reads a request of this type. What is not in the type is lost: see [`App::read_body`].
+    ///
+    /// # Errors
+    /// If its body is none, or not of the type.
+    pub async fn read<T: DeserializeOwned>(&self, request: Request) -> Result<T, ApiError> {
+        body::typed(&self.read_body(request).await?)
     }
 
     /// Ends all answers.

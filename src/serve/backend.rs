@@ -16,6 +16,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Returns all models that can be asked for, loaded or not. The first is the one that requests without a name mean.
     fn models(&self) -> Vec<Model>;
 
+    /// Returns whether there is one model, and never another.
+    fn has_one_model(&self) -> bool;
+
     /// Returns what a model is. Loads it if it is not loaded and may be.
     ///
     /// # Errors

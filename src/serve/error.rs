@@ -11,21 +11,27 @@ use super::protocol::{Failure, FailureKind};
 /// The API that a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
-    /// OpenAI's, and llama.cpp's.
+    /// OpenAI's.
     OpenAi,
     /// Anthropic's.
     Anthropic,
+    /// That of llama.cpp's server, whose errors have the form of OpenAI's.
+    LlamaCpp,
 }
 
 impl Dialect {
     /// The API that a path belongs to.
     pub fn of_path(path: &str) -> Self {
-        match path.strip_prefix("/v1/messages") {
-            Some(rest) if rest.is_empty() || rest.starts_with('/') => Self::Anthropic,
+        match (path, path.strip_prefix("/v1/messages")) {
+            ("/completion" | "/completions" | "/infill" | "/embedding" | "/embeddings", _) => Self::LlamaCpp,
+            (_, Some(rest)) if rest.is_empty() || rest.starts_with('/') => Self::Anthropic,
             _ => Self::OpenAi,
         }
     }
 }
+
+/// The code of the error that a prompt is longer than the context.
+const TOO_LONG: &str = "context_length_exceeded";
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -98,6 +104,7 @@ impl ApiError {
     /// The kind of error, in the words of an API.
     fn kind(&self, dialect: Dialect) -> &'static str {
         match (self.status.as_u16(), dialect) {
+            (400, Dialect::LlamaCpp) if self.code == Some(TOO_LONG) => "exceed_context_size_error",
             (401, _) => "authentication_error",
             (403, _) => "permission_error",
             (404, _) => "not_found_error",
@@ -117,7 +124,7 @@ impl ApiError {
     pub fn to_value(&self, dialect: Dialect, request_id: &str) -> Value {
         let kind = self.kind(dialect);
         let mut error = match dialect {
-            Dialect::OpenAi => {
+            Dialect::OpenAi | Dialect::LlamaCpp => {
                 json!({"message": self.message, "type": kind, "param": self.param, "code": self.code})
             }
             Dialect::Anthropic => json!({"type": kind, "message": self.message}),
@@ -126,7 +133,7 @@ impl ApiError {
             error.extend(self.facts.as_ref().clone());
         }
         match dialect {
-            Dialect::OpenAi => json!({"error": error}),
+            Dialect::OpenAi | Dialect::LlamaCpp => json!({"error": error}),
             Dialect::Anthropic => json!({"type": "error", "error": error, "request_id": request_id}),
         }
     }
@@ -168,12 +175,14 @@ impl From<Failure> for ApiError {
             FailureKind::Invalid => error,
             FailureKind::Unsupported => error.code("unsupported"),
             FailureKind::TooLong { tokens, n_ctx } => {
-                // Claude Code, LangChain and LiteLLM look for these words, to shorten a conversation themselves.
+                // Claude Code, LangChain and LiteLLM look for these words, to shorten a conversation themselves, and
+                // clients of llama.cpp's server for "exceeds the available context size".
                 let message = format!(
                     "this model's maximum context length is {n_ctx} tokens, and the prompt is too long: {tokens} tokens > \
-                     {n_ctx} maximum; shorten it, or start the server with a larger context (--ctx)"
+                     {n_ctx} maximum, so it exceeds the available context size; shorten it, or start the server with a \
+                     larger context (--ctx)"
                 );
-                let error = Self::invalid(message).code("context_length_exceeded").param("messages");
+                let error = Self::invalid(message).code(TOO_LONG).param("messages");
                 error.fact("n_prompt_tokens", tokens).fact("n_ctx", n_ctx)
             }
             FailureKind::Busy { retry_after } => {

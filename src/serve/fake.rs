@@ -75,6 +75,7 @@ impl Fake {
             n_parallel: 4,
             template: template.to_string(),
             has_template: true,
+            end_tokens: vec![marker(1)],
             end_pieces: vec!["<|im_end|>".to_string()],
             fills_in: true,
             fingerprint: "0123456789abcdef".to_string(),
@@ -147,6 +148,10 @@ impl Fake {
 impl Backend for Fake {
     fn models(&self) -> Vec<Model> {
         self.models_mut().clone()
+    }
+
+    fn has_one_model(&self) -> bool {
+        self.models_mut().len() == 1
     }
 
     fn info<'a>(&'a self, model: &'a str) -> Later<'a, Result<Arc<ModelInfo>, Failure>> {
@@ -496,14 +501,24 @@ async fn write(info: &ModelInfo, generate: Generate, to: &UnboundedSender<Answer
     let send = |answer| {
         let _ = to.send(answer);
     };
-    send(Answer::Prepared { prompt_tokens, forgotten_turns });
-    let cached_tokens = if generate.cache { prompt_tokens / 2 } else { 0 };
+    let text = generate.shows_prompt.then(|| prompt.iter().copied().map(spelled).collect());
+    send(Answer::Prepared { prompt_tokens, forgotten_turns, text });
+    let cached_tokens = if generate.cache && generate.scores.is_none() { prompt_tokens / 2 } else { 0 };
     for index in 0..generate.n {
         let miss = "the prompts differ from token 5 on".to_string();
         send(Answer::Started { index, cached_tokens, found_in: "context".to_string(), miss });
         if generate.progress {
             send(Answer::Reading { index, done: cached_tokens, total: prompt_tokens });
             send(Answer::Reading { index, done: prompt_tokens, total: prompt_tokens });
+        }
+        if let Some(n_likely) = generate.scores.filter(|_| index == 0) {
+            let scored = |(at, id): (usize, &u32)| TokenPiece {
+                id: *id,
+                bytes: spelled(*id).into_bytes(),
+                logprob: (at > 0).then_some(-0.25),
+                top: (0..n_likely).filter(|_| at > 0).map(|i| (i, vec![b'a'], -0.5 - f64::from(i))).collect(),
+            };
+            send(Answer::Scored { tokens: prompt.iter().enumerate().map(scored).collect() });
         }
         let mut text = script.text.clone();
         if index > 0 {

@@ -37,7 +37,7 @@ pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next
     let origin = request.headers().get(header::ORIGIN).cloned();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let mut response = match admit(&app.options, &request) {
-        Ok(()) if is_preflight(&request) => StatusCode::NO_CONTENT.into_response(),
+        Ok(()) if is_preflight(&request) => StatusCode::OK.into_response(),
         Ok(()) => {
             request.extensions_mut().insert(record.clone());
             next.run(request).await
@@ -93,7 +93,8 @@ fn finished(
     if let Some(origin) = origin.filter(|origin| allows_origin(options, origin)) {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
         headers.insert(header::VARY, HeaderValue::from_static("origin"));
-        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE"));
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE, OPTIONS"));
+        // A star does not stand for the header with the key. Cookies are not let in: no page needs them here.
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("*, authorization"));
         headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("request-id, x-request-id"));
     }

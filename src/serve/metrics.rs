@@ -46,10 +46,15 @@ impl Counters {
 /// The name of a metric, its type, what it is, and its value.
 type Metric = (&'static str, &'static str, &'static str, fn(&Status) -> f64);
 
-/// Writes all metrics. A model that is not loaded has no status.
-pub fn text(counters: &Counters, models: &[(Model, Option<Status>)]) -> String {
+/// Writes all metrics. A model that is not loaded has no status. Lines have the names of models, unless there is one model
+/// and never another: llama.cpp's server, which has one, writes none, and what reads its metrics expects none.
+pub fn text(counters: &Counters, models: &[(Model, Option<Status>)], has_one_model: bool) -> String {
     let mut text = String::new();
-    let metrics: [Metric; 16] = [
+    let of = |model: &Model| match has_one_model {
+        true => String::new(),
+        false => format!("{{model=\"{}\"}}", label(&model.name)),
+    };
+    let metrics: [Metric; 20] = [
         ("llamacpp:prompt_tokens_total", "counter", "Tokens of prompts that were read.", |s| s.read_tokens as f64),
         ("llamacpp:prompt_tokens_cached_total", "counter", "Tokens of prompts that were found in the cache.", |s| {
             s.cached_tokens as f64
@@ -58,6 +63,12 @@ pub fn text(counters: &Counters, models: &[(Model, Option<Status>)]) -> String {
         ("llamacpp:tokens_predicted_total", "counter", "Tokens that were written.", |s| s.written_tokens as f64),
         ("llamacpp:tokens_predicted_seconds_total", "counter", "Seconds in which they were.", |s| s.writing_seconds),
         ("llamacpp:n_decode_total", "counter", "Evaluations of the model.", |s| s.evaluations as f64),
+        // Its type at llama.cpp, although it is no sum.
+        ("llamacpp:n_tokens_max", "counter", "The most tokens that a text has had.", |s| s.most_tokens as f64),
+        // Nothing is guessed here.
+        ("llamacpp:spec_decode_num_draft_tokens_total", "counter", "Tokens that were guessed.", |_| 0.0),
+        ("llamacpp:spec_decode_num_accepted_tokens_total", "counter", "Guesses that were right.", |_| 0.0),
+        ("llamacpp:spec_decode_num_drafts_total", "counter", "Times that tokens were guessed.", |_| 0.0),
         ("llamacpp:n_busy_slots_per_decode", "gauge", "Mean number of sequences in an evaluation.", |s| {
             s.evaluated_sequences as f64 / s.evaluations.max(1) as f64
         }),
@@ -83,7 +94,7 @@ pub fn text(counters: &Counters, models: &[(Model, Option<Status>)]) -> String {
         head(&mut text, name, kind, help);
         for (model, status) in models {
             if let Some(status) = status {
-                let _ = writeln!(text, "{name}{{model=\"{}\"}} {}", label(&model.name), value(status));
+                let _ = writeln!(text, "{name}{} {}", of(model), value(status));
             }
         }
     }
@@ -94,18 +105,18 @@ pub fn text(counters: &Counters, models: &[(Model, Option<Status>)]) -> String {
         "How often the process of a model had to be started again.",
     );
     for (model, _) in models {
-        let _ = writeln!(text, "nibble:model_restarts_total{{model=\"{}\"}} {}", label(&model.name), model.restarts);
+        let _ = writeln!(text, "nibble:model_restarts_total{} {}", of(model), model.restarts);
     }
     head(&mut text, "nibble:model_ready", "gauge", "Whether a model is loaded.");
     for (model, status) in models {
         let ready = u8::from(status.is_some());
-        let _ = writeln!(text, "nibble:model_ready{{model=\"{}\"}} {ready}", label(&model.name));
+        let _ = writeln!(text, "nibble:model_ready{} {ready}", of(model));
     }
     head(&mut text, "nibble:embedded_tokens_total", "counter", "Tokens that embeddings were computed of.");
     let embedded = counters.embedded.lock().unwrap_or_else(PoisonError::into_inner);
     for (model, _) in models {
         let n_tokens = embedded.get(&model.name).copied().unwrap_or(0);
-        let _ = writeln!(text, "nibble:embedded_tokens_total{{model=\"{}\"}} {n_tokens}", label(&model.name));
+        let _ = writeln!(text, "nibble:embedded_tokens_total{} {n_tokens}", of(model));
     }
     head(&mut text, "nibble:http_requests_total", "counter", "Answered requests.");
     let requests = counters.requests.lock().unwrap_or_else(PoisonError::into_inner);

@@ -227,6 +227,10 @@ impl Backend for Models {
         known.models.iter().map(model).collect()
     }
 
+    fn has_one_model(&self) -> bool {
+        matches!(self.place, Place::File(_))
+    }
+
     fn info<'a>(&'a self, model: &'a str) -> Later<'a, Result<Arc<ModelInfo>, Failure>> {
         Box::pin(async move {
             let engine = self.engine(model).await?;

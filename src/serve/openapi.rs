@@ -101,7 +101,7 @@ fn error(route: &Route, status: u16) -> Value {
         _ => "The server, or the process of the model, is at fault",
     };
     let name = match Dialect::of_path(route.path) {
-        Dialect::OpenAi => OpenAiError::schema_name(),
+        Dialect::OpenAi | Dialect::LlamaCpp => OpenAiError::schema_name(),
         Dialect::Anthropic => AnthropicError::schema_name(),
     };
     let schema = json!({"$ref": format!("#/components/schemas/{name}")});

@@ -44,8 +44,8 @@ pub enum ToEngine {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Task {
-    /// Write texts. Answers: [`Answer::Prepared`], for each text [`Answer::Started`], [`Answer::Reading`],
-    /// [`Answer::Piece`] and [`Answer::Finished`], then [`Answer::Done`].
+    /// Write texts. Answers: [`Answer::Prepared`], for each text [`Answer::Started`], [`Answer::Scored`],
+    /// [`Answer::Reading`], [`Answer::Piece`] and [`Answer::Finished`], then [`Answer::Done`].
     Generate(Box<Generate>),
     /// Encode. Answer: [`Answer::Tokens`].
     Encode {
@@ -149,13 +149,15 @@ pub struct Generate {
     pub max_tokens: Option<u64>,
     /// Texts that end them, and are not part of them.
     pub stop: Vec<String>,
-    /// Whether they go on after end tokens.
+    /// Whether end tokens are ruled out.
     pub ignore_end: bool,
     /// Whether the texts of control tokens are part of the text, such as `<tool_call>` where that is one. End tokens never
     /// are.
     pub special: bool,
     /// Log-probabilities of the tokens, and of this many likely ones in the place of each.
     pub logprobs: Option<u32>,
+    /// Whether these are the probabilities after all samplers, and not those before.
+    pub after_sampling: bool,
     /// Parameters by the names that `nibble::sample::Params::set` knows, and values in its form, `seed` among them. Text
     /// number `i` has the seed plus `i`.
     pub sampling: Vec<(String, String)>,
@@ -169,6 +171,10 @@ pub struct Generate {
     pub timeout_ms: Option<u64>,
     /// Whether [`Answer::Reading`] is wanted.
     pub progress: bool,
+    /// Whether [`Answer::Prepared`] has the text of the prompt.
+    pub shows_prompt: bool,
+    /// Whether [`Answer::Scored`] is wanted, with so many likely tokens in the place of each of the prompt's.
+    pub scores: Option<u32>,
 }
 
 /// Of what a bias is.
@@ -229,6 +235,8 @@ pub enum Answer {
         prompt_tokens: u64,
         /// Turns that were left out, the oldest: see [`Chat::may_forget`].
         forgotten_turns: u64,
+        /// What the tokens spell, control tokens among them, if that was asked for.
+        text: Option<String>,
     },
     /// A text has a sequence of the context.
     Started {
@@ -249,6 +257,11 @@ pub enum Answer {
         done: u64,
         /// Tokens of the prompt.
         total: u64,
+    },
+    /// Tokens of the prompt, with their log-probabilities: its first ones, or those after what the last such answer had.
+    Scored {
+        /// They. The first of the prompt has no log-probability.
+        tokens: Vec<TokenPiece>,
     },
     /// A text goes on.
     Piece {
@@ -297,7 +310,7 @@ impl Answer {
     pub fn is_last(&self) -> bool {
         match self {
             Self::Prepared { .. } | Self::Started { .. } | Self::Reading { .. } | Self::Piece { .. } => false,
-            Self::Finished { .. } => false,
+            Self::Scored { .. } | Self::Finished { .. } => false,
             Self::Done | Self::Tokens { .. } | Self::Text(_) | Self::Embeddings { .. } => true,
             Self::Status(_) | Self::Failed(_) => true,
         }
@@ -312,7 +325,8 @@ pub struct TokenPiece {
     /// What it adds to the text: perhaps part of a character. Control tokens add their spelling if that was asked for.
     #[serde(with = "text_or_bytes")]
     pub bytes: Vec<u8>,
-    /// The natural logarithm of its probability before any sampling, if that was asked for.
+    /// The natural logarithm of its probability, if that was asked for: before any sampling, unless
+    /// [`Generate::after_sampling`] says otherwise.
     pub logprob: Option<f64>,
     /// The most likely tokens in its place, in order: id, bytes, log-probability.
     pub top: Vec<(u32, Vec<u8>, f64)>,
@@ -460,7 +474,9 @@ pub struct ModelInfo {
     pub has_template: bool,
     /// The text of the token that begins texts; empty if there is none.
     pub begin_piece: String,
-    /// The texts of the tokens that end texts.
+    /// The tokens that end texts.
+    pub end_tokens: Vec<u32>,
+    /// Their texts.
     pub end_pieces: Vec<String>,
     /// Whether it can fill in gaps.
     pub fills_in: bool,
@@ -493,6 +509,8 @@ pub struct Status {
     pub evaluated_sequences: u64,
     /// Tokens that the context holds of all sequences.
     pub held_tokens: u64,
+    /// The most tokens that one text has had.
+    pub most_tokens: u64,
     /// Bytes of prefixes in memory.
     pub prefix_bytes: u64,
     /// Bytes of prefixes on the disk.

@@ -27,10 +27,12 @@ pub struct Manner {
     pub max_tokens: Option<u64>,
     /// What ends them.
     pub stop: Vec<String>,
-    /// Whether they go on after end tokens.
+    /// Whether end tokens are ruled out.
     pub ignore_end: bool,
     /// Whether log-probabilities are wanted, and of how many other tokens.
     pub logprobs: Option<u32>,
+    /// Whether they are to be those after all samplers.
+    pub after_sampling: bool,
     /// How tokens are chosen.
     pub sampling: Vec<(String, String)>,
     /// What is added to logits.
@@ -43,6 +45,10 @@ pub struct Manner {
     pub timeout_ms: Option<u64>,
     /// Whether the reading of the prompt is reported.
     pub progress: bool,
+    /// Whether the text of the prompt is wanted.
+    pub shows_prompt: bool,
+    /// Whether log-probabilities of the prompt's tokens are wanted, and of how many other tokens.
+    pub scores: Option<u32>,
 }
 
 /// Which tools may be called.
@@ -90,7 +96,7 @@ pub enum Step {
         /// Tokens of the prompt that need not be read.
         cached_tokens: u64,
     },
-    /// The prompt is being read.
+    /// The prompt is being read: first what need not be, and then more each time. Only if that was wanted.
     Reading {
         /// Number of the text.
         index: u32,
@@ -127,8 +133,15 @@ pub struct Run {
     pub prompt_tokens: u64,
     /// Turns that were left out of the prompt.
     pub forgotten_turns: u64,
+    /// The text of the prompt, if that was wanted.
+    pub prompt: Option<String>,
+    /// The tokens of the prompt with their log-probabilities, if these were asked for. All are there before the first piece
+    /// of a text.
+    pub scored: Vec<TokenPiece>,
     answers: Answers,
     parsers: Vec<Parser>,
+    /// For each text how much of the prompt was reported to be read; empty if that is not wanted.
+    reported: Vec<Option<u64>>,
     ready: VecDeque<Step>,
     ending: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
     record: Record,
@@ -171,6 +184,24 @@ impl App {
     pub fn chat_of(&self, model: &Chosen, talk: Conversation) -> Result<Chat, ApiError> {
         let tools = allowed_tools(&talk)?;
         Ok(Template::of(&model.info).chat(talk, &tools))
+    }
+
+    /// Counts the tokens of a conversation's prompt.
+    ///
+    /// # Errors
+    /// If there is no such model, or the prompt cannot be encoded.
+    pub async fn count_tokens(
+        &self,
+        model: Option<&str>,
+        talk: Conversation,
+        record: &Record,
+    ) -> Result<u64, ApiError> {
+        let model = self.choose(model, record).await?;
+        let prompt = Prompt::Chat(Box::new(self.chat_of(&model, talk)?));
+        match self.ask(&model.name, Task::Encode { prompt, with_bytes: false }).await? {
+            Answer::Tokens { tokens, .. } => Ok(tokens.len() as u64),
+            _ => Err(unexpected()),
+        }
     }
 
     /// What the answer has to be.
@@ -258,17 +289,21 @@ impl App {
             ignore_end: manner.ignore_end,
             special: false,
             logprobs: manner.logprobs,
+            after_sampling: manner.after_sampling,
             sampling: manner.sampling.clone(),
             biases: manner.biases.clone(),
             constraint: manner.constraint.clone(),
             cache: !manner.no_cache,
             timeout_ms,
             progress: manner.progress,
+            shows_prompt: manner.shows_prompt,
+            scores: manner.scores,
         }
     }
 
     async fn start(&self, model: Chosen, generate: Generate, parser: Parser, record: &Record) -> Result<Run, ApiError> {
         let parsers = vec![parser; generate.n as usize];
+        let reported = if generate.progress { vec![None; generate.n as usize] } else { Vec::new() };
         let mut answers = self.submit(&model.name, Task::Generate(Box::new(generate))).await?;
         let mut ending = self.ending.clone();
         let first = tokio::select! {
@@ -276,7 +311,7 @@ impl App {
             _ = ending.wait_for(|ending| *ending) => return Err(ended()),
         };
         match first {
-            Some(Answer::Prepared { prompt_tokens, forgotten_turns }) => {
+            Some(Answer::Prepared { prompt_tokens, forgotten_turns, text: prompt }) => {
                 record.add("prompt_tokens", prompt_tokens);
                 if forgotten_turns > 0 {
                     record.set("forgotten_turns", forgotten_turns);
@@ -285,7 +320,19 @@ impl App {
                     let _ = ending.wait_for(|ending| *ending).await;
                 });
                 let (ready, record) = (VecDeque::new(), record.clone());
-                Ok(Run { model, prompt_tokens, forgotten_turns, answers, parsers, ready, ending, record })
+                Ok(Run {
+                    model,
+                    prompt_tokens,
+                    forgotten_turns,
+                    prompt,
+                    scored: Vec::new(),
+                    answers,
+                    parsers,
+                    reported,
+                    ready,
+                    ending,
+                    record,
+                })
             }
             Some(Answer::Failed(failure)) => Err(failure.into()),
             _ => Err(unexpected()),
@@ -326,8 +373,10 @@ impl Run {
                     self.record.note("prefix_miss", facts);
                 }
                 self.ready.push_back(Step::Started { index, cached_tokens });
+                self.report(index, cached_tokens, self.prompt_tokens);
             }
-            Answer::Reading { index, done, total } => self.ready.push_back(Step::Reading { index, done, total }),
+            Answer::Scored { tokens } => self.scored.extend(tokens),
+            Answer::Reading { index, done, total } => self.report(index, done, total),
             Answer::Piece { index, text, tokens } => {
                 let events = self.parser(index)?.feed(&text);
                 if !events.is_empty() || !tokens.is_empty() {
@@ -355,6 +404,15 @@ impl Run {
             _ => return Err(unexpected()),
         }
         Ok(())
+    }
+
+    /// Reports how much of the prompt is read, if it is more than was reported.
+    fn report(&mut self, index: u32, done: u64, total: u64) {
+        let Some(reported) = self.reported.get_mut(index as usize) else { return };
+        if reported.is_none_or(|reported| done > reported) {
+            *reported = Some(done);
+            self.ready.push_back(Step::Reading { index, done, total });
+        }
     }
 
     fn parser(&mut self, index: u32) -> Result<&mut Parser, ApiError> {

@@ -157,7 +157,7 @@ pub struct Common {
     #[serde(default, deserialize_with = "whole")]
     #[schemars(range(min = -1))]
     pub n_predict: Option<i64>,
-    /// Whether to go on after tokens that end texts.
+    /// Whether tokens that end texts are ruled out.
     pub ignore_eos: Option<bool>,
     /// Whether to use what was read for earlier requests. True if it is not given.
     pub cache_prompt: Option<bool>,
@@ -226,12 +226,15 @@ impl Common {
             stop: stop.into_iter().filter(|text| !text.is_empty()).collect(),
             ignore_end: self.ignore_eos.unwrap_or(false),
             logprobs: None,
+            after_sampling: false,
             sampling: sampling::read(request)?,
             biases: sampling::biases(&request["logit_bias"])?,
             constraint: self.constraint()?,
             no_cache: self.cache_prompt == Some(false),
             timeout_ms,
             progress: self.return_progress.unwrap_or(false),
+            shows_prompt: false,
+            scores: None,
         })
     }
 
@@ -478,6 +481,53 @@ pub struct TopLogprob {
     pub bytes: Vec<u8>,
     /// The natural logarithm of its probability.
     pub logprob: f64,
+}
+
+/// A token that was written, with probabilities after sampling.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct TokenProb {
+    /// Its number.
+    pub id: u32,
+    /// Its text, as far as its bytes are UTF-8.
+    pub token: String,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// With which probability it was drawn.
+    pub prob: f64,
+    /// The most likely tokens in its place. Those that could not have been drawn are not among them.
+    pub top_probs: Vec<TopProb>,
+}
+
+/// A token that could have been drawn.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct TopProb {
+    /// Its number.
+    pub id: u32,
+    /// Its text.
+    pub token: String,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// With which probability.
+    pub prob: f64,
+}
+
+impl From<&TokenPiece> for TokenProb {
+    fn from(piece: &TokenPiece) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let top = piece.top.iter().map(|(id, bytes, number)| TopProb {
+            id: *id,
+            token: text(bytes),
+            bytes: bytes.clone(),
+            prob: number.exp(),
+        });
+        Self {
+            id: piece.id,
+            token: text(&piece.bytes),
+            bytes: piece.bytes.clone(),
+            prob: piece.logprob.map_or(0.0, f64::exp),
+            top_probs: top.collect(),
+        }
+    }
 }
 
 /// Below it OpenAI's clients expect no logarithms.

@@ -25,6 +25,8 @@ struct Part {
     held: usize,
     /// The row of the logits after which a token can be chosen.
     row: Option<usize>,
+    /// The row of the logits of its first token, if there is one for each.
+    first: Option<usize>,
 }
 
 impl<D: SequenceDecoder> Scheduler<D> {
@@ -40,6 +42,13 @@ impl<D: SequenceDecoder> Scheduler<D> {
         (0..n).map(|i| (self.turn + i) % n).filter(|i| self.slots[*i].text.is_some()).collect()
     }
 
+    /// Returns how many tokens of a sequence one evaluation may have: rows of logits are few, if each of them needs one.
+    fn most_scored(&self, i: usize) -> usize {
+        let slot = &self.slots[i];
+        let is_scored = slot.text.as_ref().is_some_and(|text| text.is_scored_at(slot.sequence.tokens().len()));
+        if is_scored { self.decoder.n_rows() } else { usize::MAX }
+    }
+
     /// Returns how many tokens a sequence has to read before the next token is written.
     fn to_read(&self, i: usize) -> usize {
         let slot = &self.slots[i];
@@ -51,7 +60,7 @@ impl<D: SequenceDecoder> Scheduler<D> {
         let Some(&i) = self.running().first() else { return false };
         let held = self.slots[i].sequence.tokens().len();
         let piece = self.options.piece.min(self.decoder.n_batch());
-        self.slots[i].planned = self.to_read(i).min(piece - held % piece);
+        self.slots[i].planned = self.to_read(i).min(piece - held % piece).min(self.most_scored(i));
         self.turn = (i + 1) % self.slots.len();
         true
     }
@@ -78,7 +87,7 @@ impl<D: SequenceDecoder> Scheduler<D> {
         }
         let most = match writers.is_empty() {
             true => n_batch.min(self.affordable(LONGEST, LEAST_BATCH)),
-            false => n_batch.min(n_tokens + self.options.piece.min(self.affordable(STALL, LEAST_PIECE))),
+            false => n_batch.min(n_tokens + self.piece()),
         };
         let (mut next_turn, is_alone) = (None, running.len() == 1);
         for i in running.into_iter().filter(|i| !writers.contains(i)) {
@@ -86,7 +95,10 @@ impl<D: SequenceDecoder> Scheduler<D> {
             let free = self.free_for(n_tokens + wanted).saturating_sub(n_tokens);
             // There is always room for one text alone; if not, the decoder says so.
             let mut n = wanted.min(free.max(usize::from(is_alone)));
-            if n == self.to_read(i) {
+            if self.most_scored(i) != usize::MAX {
+                n = n.min(rows);
+                rows -= n;
+            } else if n == self.to_read(i) {
                 // It needs a row.
                 n -= usize::from(rows == 0);
                 rows = rows.saturating_sub(1);
@@ -99,6 +111,12 @@ impl<D: SequenceDecoder> Scheduler<D> {
         }
         self.turn = next_turn.unwrap_or(self.turn);
         n_tokens > 0
+    }
+
+    /// Returns how many tokens of prompts may be read while others wait for their next token.
+    fn piece(&self) -> usize {
+        let quick = self.seconds_per_token.map_or(0, |_| self.affordable(self.options.pause, 0));
+        self.options.piece.max(quick).min(self.affordable(STALL, LEAST_PIECE))
     }
 
     /// Returns how many tokens are probably read in this time, but not fewer than `least`.
@@ -135,10 +153,17 @@ impl<D: SequenceDecoder> Scheduler<D> {
             let Some(text) = &slot.text else { continue };
             let held = slot.sequence.tokens().len();
             let end = (held + slot.planned).min(text.tokens().len());
-            let logits = if end == text.tokens().len() { Logits::Last } else { Logits::None };
+            let is_last = end == text.tokens().len();
+            let is_scored = text.is_scored_at(held);
+            let logits = match (is_scored, is_last) {
+                (true, _) => Logits::All,
+                (false, true) => Logits::Last,
+                (false, false) => Logits::None,
+            };
             let tokens = &text.tokens()[held..end];
-            let row = (logits == Logits::Last).then_some(0);
-            parts.push(Part { slot: i, n_tokens: tokens.len(), held, row });
+            // Counted from the first row of its own.
+            let row = is_last.then_some(if is_scored { tokens.len() - 1 } else { 0 });
+            parts.push(Part { slot: i, n_tokens: tokens.len(), held, row, first: is_scored.then_some(0) });
             shares.push(Share { sequence: &mut slot.sequence, tokens, logits });
         }
         let result = evaluate_together(&mut self.decoder, &mut self.batch, &mut shares);
@@ -147,7 +172,10 @@ impl<D: SequenceDecoder> Scheduler<D> {
             self.cells.resize(part.slot, self.slots[part.slot].sequence.tokens().len());
         }
         let rows = result?;
-        parts.iter_mut().zip(rows).for_each(|(part, row)| part.row = part.row.map(|_| row));
+        for (part, first) in parts.iter_mut().zip(rows) {
+            part.row = part.row.map(|row| first + row);
+            part.first = part.first.map(|_| first);
+        }
         Ok(parts)
     }
 
@@ -167,6 +195,8 @@ impl<D: SequenceDecoder> Scheduler<D> {
             self.seconds_per_token = Some(self.seconds_per_token.map_or(seconds, |known| 0.7 * known + 0.3 * seconds));
         }
         self.counts.evaluated_sequences += parts.len() as u64;
+        let most = parts.iter().map(|part| part.held + part.n_tokens).max().unwrap_or(0);
+        self.counts.most_tokens = self.counts.most_tokens.max(most as u64);
     }
 
     /// Takes the steps after an evaluation.
@@ -174,13 +204,24 @@ impl<D: SequenceDecoder> Scheduler<D> {
         let piece = self.options.piece;
         for part in &parts {
             let slot = &mut self.slots[part.slot];
-            let Some(text) = &slot.text else { continue };
+            let Some(text) = &mut slot.text else { continue };
             let held = slot.sequence.tokens().len();
             if slot.clean == part.held
                 && held <= text.n_prompt
                 && (!self.options.deterministic || held.is_multiple_of(piece))
             {
                 slot.clean = held;
+            }
+            if let Some(first) = part.first {
+                let task = text.task;
+                match text.scored(part.held, part.n_tokens, LogitRows::new(&self.decoder, first)) {
+                    Ok(Some(event)) => sink(task, event),
+                    Ok(None) => {}
+                    Err(error) => {
+                        self.fail(task, error.into(), sink);
+                        continue;
+                    }
+                }
             }
             if text.progress && !text.is_writing() {
                 let (done, total) = (held.min(text.n_prompt), text.n_prompt);

@@ -61,9 +61,12 @@ use crate::llama::{self, Batch, Model};
 pub struct SchedulerOptions {
     /// The most tasks that wait for a sequence.
     pub queue: usize,
-    /// The most tokens of prompts in one evaluation while texts are being written, and the pieces into which prompts are cut
-    /// if it is deterministic.
+    /// The most tokens of prompts in one evaluation while texts are being written, unless more are read within
+    /// [`SchedulerOptions::pause`]; and the pieces into which prompts are cut if it is deterministic.
     pub piece: usize,
+    /// For so long, texts that are being written may always wait for a piece of a prompt: on a fast machine, small pieces would
+    /// only make reading slower.
+    pub pause: Duration,
     /// Whether a text does not depend on what else is written, and was read before.
     pub deterministic: bool,
     /// The most bytes of prefixes in memory.
@@ -74,7 +77,14 @@ pub struct SchedulerOptions {
 
 impl Default for SchedulerOptions {
     fn default() -> Self {
-        Self { queue: 64, piece: 64, deterministic: false, prefix_bytes: 0, least_kept: 32 }
+        Self {
+            queue: 64,
+            piece: 64,
+            pause: Duration::from_millis(100),
+            deterministic: false,
+            prefix_bytes: 0,
+            least_kept: 32,
+        }
     }
 }
 
@@ -135,6 +145,8 @@ pub struct Counts {
     pub evaluated_sequences: u64,
     /// Texts that gave way to others.
     pub preempted: u64,
+    /// The most tokens that a sequence has held.
+    pub most_tokens: u64,
 }
 
 /// What a sequence is doing.
@@ -314,7 +326,7 @@ impl<D: SequenceDecoder> Scheduler<D> {
     /// # Errors
     /// If too many wait, the prompt is empty, too long, or not of the vocabulary, or its time is over. It is then forgotten.
     pub fn submit(&mut self, request: Request) -> Result<(), TaskError> {
-        let Request { task, prompt, writers, options, cache, progress, arrived, deadline } = request;
+        let Request { task, prompt, writers, options, cache, progress, scores, arrived, deadline } = request;
         self.check(&prompt, options.max_tokens)?;
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(TaskError::Timeout);
@@ -337,8 +349,12 @@ impl<D: SequenceDecoder> Scheduler<D> {
                 generation,
                 writer,
                 n_prompt: prompt.len(),
-                cache,
+                // The logits of what is known are not.
+                cache: cache && scores.is_none(),
                 progress,
+                // The others begin with what the first has read.
+                scores: scores.filter(|_| index == 0),
+                n_scored: 0,
                 has_logprobs: options.logprobs.is_some(),
                 most,
                 cached: 0,

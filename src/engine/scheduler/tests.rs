@@ -8,7 +8,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::engine::fake::{Fake, encode};
-use crate::engine::{GenerateOptions, Session, Writer, generate};
+use crate::engine::{
+    Decoder, GenerateOptions, Logits, Session, Share, TokenLogprobs, Writer, evaluate_together, generate,
+};
 use crate::sample::{Params, Sampler};
 
 /// The next letter depends on everything before it.
@@ -22,7 +24,8 @@ fn fake(n_sequences: usize, n_ctx: u32) -> Fake {
 }
 
 fn options() -> SchedulerOptions {
-    SchedulerOptions { piece: 4, least_kept: 4, prefix_bytes: 1 << 20, ..SchedulerOptions::default() }
+    let pause = Duration::ZERO;
+    SchedulerOptions { piece: 4, pause, least_kept: 4, prefix_bytes: 1 << 20, ..SchedulerOptions::default() }
 }
 
 fn request(task: TaskId, prompt: &str, max_tokens: usize) -> Request {
@@ -33,6 +36,7 @@ fn request(task: TaskId, prompt: &str, max_tokens: usize) -> Request {
         options: GenerateOptions { max_tokens: Some(max_tokens), ..GenerateOptions::default() },
         cache: true,
         progress: false,
+        scores: None,
         arrived: Instant::now(),
         deadline: None,
     }
@@ -58,6 +62,7 @@ struct Said {
     n_tokens: usize,
     started: Vec<(usize, Found, String)>,
     read: Vec<usize>,
+    scored: Vec<(u32, Option<TokenLogprobs>)>,
     end: Option<End>,
     usage: TextUsage,
 }
@@ -86,6 +91,11 @@ impl Run {
                 said.entry((task, index)).or_default().started.push((cached, found, miss));
             }
             Event::Reading { index, done, .. } => said.entry((task, index)).or_default().read.push(done),
+            Event::Scored { index, tokens, logprobs } => {
+                let said = said.entry((task, index)).or_default();
+                assert!(tokens.len() == logprobs.len() && said.text.is_empty());
+                said.scored.extend(tokens.iter().copied().zip(logprobs));
+            }
             Event::Piece { index, step, .. } => {
                 let said = said.entry((task, index)).or_default();
                 said.text.push_str(step.text);
@@ -191,6 +201,68 @@ fn nobody_stalls_while_a_long_prompt_is_read() {
     for sequences in evaluated {
         let of = |slot: i32| sequences.iter().filter(|sequence| **sequence == slot).count();
         assert_eq!((of(0), of(1), of(2)), (1, 1, 4), "a token of each that writes, and a piece of the prompt");
+    }
+}
+
+#[test]
+fn a_fast_model_reads_whole_batches_while_texts_are_written() {
+    let mut run = Run::new(fake(2, 4096), SchedulerOptions { pause: Duration::from_millis(100), ..options() });
+    run.submit(request(1, &"abcdefgh".repeat(2), 100));
+    run.step();
+    run.submit(request(2, &"z".repeat(30), 1));
+    run.steps(2);
+    assert_eq!(
+        run.scheduler.decoder.evaluations,
+        [16, 16, 16],
+        "15 of the prompt beside the next token of the other text"
+    );
+}
+
+#[test]
+fn log_probabilities_of_a_prompt_are_those_of_each_of_its_tokens() {
+    let prompt = numbered(11, "the king ");
+    let tokens = encode(&prompt);
+    let mut wanted = vec![None];
+    let (mut model, mut sequence, mut batch) = (fake(1, 4096), Sequence::new(0), Batch::with_capacity(1));
+    for pair in tokens.windows(2) {
+        let share = Share { sequence: &mut sequence, tokens: &pair[..1], logits: Logits::Last };
+        evaluate_together(&mut model, &mut batch, &mut [share]).unwrap();
+        let logits: Vec<f64> = model.logits(0).unwrap().iter().map(|logit| f64::from(*logit)).collect();
+        let total = logits.iter().map(|logit| logit.exp()).sum::<f64>().ln();
+        wanted.push(Some((logits[pair[1] as usize] - total, logits.iter().fold(f64::MIN, |a, b| a.max(*b)) - total)));
+    }
+
+    let apart = SchedulerOptions { deterministic: true, ..options() };
+    for (model, options) in [
+        (fake(4, 4096), options()),
+        (Fake { n_rows: 4, ..fake(4, 4096) }, options()),
+        // Its texts give way to one another.
+        (fake(4, 160), options()),
+        (Fake { shares: false, ..fake(4, 160) }, options()),
+        (Fake { shares: false, ..fake(4, 160) }, apart),
+    ] {
+        let mut run = Run::new(model, options);
+        run.submit(request(1, "abc", 60));
+        run.submit(request(2, &prompt, 20));
+        run.steps(2);
+        let writers = || (0..2).map(|_| writer()).collect();
+        run.submit(Request { scores: Some(2), writers: writers(), ..request(3, &prompt, 5) });
+        run.submit(Request { scores: Some(0), ..request(4, "x", 0) });
+        run.finish();
+        assert!(run.failed.is_empty());
+        let said = &run.said[&(3, 0)];
+        assert_eq!(said.started[0].0, 0, "what is known is read again");
+        assert_eq!(said.scored.iter().map(|(token, _)| *token).collect::<Vec<_>>(), tokens);
+        for (at, ((_, found), wanted)) in said.scored.iter().zip(&wanted).enumerate() {
+            assert_eq!(found.is_some(), wanted.is_some(), "{at}");
+            let (Some(found), Some((logprob, most))) = (found, wanted) else { continue };
+            assert!((found.logprob - logprob).abs() < 1e-6, "{at}");
+            assert!(found.top.len() == 2 && (found.top[0].1 - most).abs() < 1e-6 && found.top[1].1 <= found.top[0].1);
+        }
+        assert!(run.said[&(1, 0)].scored.is_empty() && run.said[&(3, 1)].scored.is_empty());
+        assert_eq!((&said.text, &run.said[&(3, 1)].text), (&alone(&prompt, 5), &alone(&prompt, 5)));
+        let one = &run.said[&(4, 0)];
+        assert_eq!((&one.scored[..], one.text.as_str()), (&[(120, None)][..], ""));
     }
 }
 

@@ -26,6 +26,9 @@ pub struct Request {
     pub cache: bool,
     /// Whether [`Event::Reading`] is wanted.
     pub progress: bool,
+    /// Whether [`Event::Scored`] is wanted, and how many likely tokens it tells in the place of each. The prompt is then read
+    /// from its first token on, whatever is known of it.
+    pub scores: Option<usize>,
     /// When it was asked for.
     pub arrived: Instant,
     /// When it ends, with what was written by then.
@@ -151,6 +154,16 @@ pub enum Event<'a> {
         /// Tokens of the prompt.
         total: usize,
     },
+    /// Tokens of the prompt have been read: its first ones, or those that follow what the last such event had. Only text 0 says
+    /// so.
+    Scored {
+        /// The text.
+        index: u32,
+        /// The tokens.
+        tokens: &'a [u32],
+        /// The log-probabilities of each, after all tokens before it; `None` for the first token of the prompt.
+        logprobs: Vec<Option<TokenLogprobs>>,
+    },
     /// A text goes on.
     Piece {
         /// The text.
@@ -191,6 +204,10 @@ pub(super) struct Text {
     pub n_prompt: usize,
     pub cache: bool,
     pub progress: bool,
+    /// How many likely tokens are told in the place of each of the prompt's, if its log-probabilities are.
+    pub scores: Option<usize>,
+    /// Tokens of the prompt whose log-probabilities were told.
+    pub n_scored: usize,
     pub has_logprobs: bool,
     /// The most tokens that it can have.
     pub most: usize,
@@ -222,6 +239,33 @@ impl Text {
     /// Returns whether its prompt was read.
     pub fn is_writing(&self) -> bool {
         self.read.is_some()
+    }
+
+    /// Returns whether logits are wanted of each token that is read after so many.
+    pub fn is_scored_at(&self, held: usize) -> bool {
+        self.scores.is_some() && held < self.n_prompt && self.n_scored < self.n_prompt
+    }
+
+    /// Returns the event of the logits of `n` tokens after the first `held` ones; `None` if it was told before.
+    pub fn scored(&mut self, held: usize, n: usize, logits: LogitRows<'_>) -> Result<Option<Event<'_>>, Error> {
+        let Some(n_likely) = self.scores else { return Ok(None) };
+        let prompt = &self.generation.text()[..self.n_prompt];
+        // The logits of each token are about the one after it.
+        let end = (held + n + 1).min(self.n_prompt);
+        let begin = self.n_scored.min(end);
+        let mut logprobs = Vec::with_capacity(end - begin);
+        for (at, &token) in (begin..).zip(&prompt[begin..end]) {
+            let Some(row) = at.checked_sub(held + 1) else {
+                logprobs.push(None);
+                continue;
+            };
+            let mut top = Vec::new();
+            let logprob = self.writer.sampler.logprobs(logits.row(row)?, token, n_likely, &mut top)?;
+            logprobs.push(Some(TokenLogprobs { logprob, top }));
+        }
+        self.n_scored = end;
+        let event = Event::Scored { index: self.index, tokens: &prompt[begin..end], logprobs };
+        Ok((begin < end).then_some(event))
     }
 
     /// Returns what it took until now.

@@ -23,6 +23,7 @@ use super::super::wire::{
     collect, notes_of, text_of, usage_of, whole,
 };
 use super::json_response;
+use super::llama_cpp::{self, NativeResponse, Wish};
 
 /// A request.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -60,6 +61,8 @@ pub struct ChatRequest {
     pub continue_final_message: Option<bool>,
     /// `auto` to leave out the oldest turns if the context is too small; the answer then says how many.
     pub truncation: Option<String>,
+    /// Whether the answer has `__verbose`: the prompt, the settings and what the model wrote, as `/completion` tells them.
+    pub verbose: Option<bool>,
 }
 
 /// How an answer comes in pieces.
@@ -140,6 +143,9 @@ pub struct ChatResponse {
     usage: TokenUsage,
     timings: Timings,
     nibble: Notes,
+    /// The first of the answers, if that was asked for.
+    #[serde(rename = "__verbose", skip_serializing_if = "Option::is_none")]
+    verbose: Option<NativeResponse>,
 }
 
 /// One of the answers.
@@ -190,6 +196,9 @@ pub struct ChatChunk {
     prompt_progress: Option<Progress>,
     #[serde(skip_serializing_if = "Option::is_none")]
     nibble: Option<Notes>,
+    /// With the last piece of the first answer, if that was asked for.
+    #[serde(rename = "__verbose", skip_serializing_if = "Option::is_none")]
+    verbose: Option<Box<NativeResponse>>,
 }
 
 /// A piece of one of the answers.
@@ -210,7 +219,7 @@ pub struct Progress {
     pub cache: u64,
     /// Tokens that are read.
     pub processed: u64,
-    /// Milliseconds since the request.
+    /// Milliseconds since its turn came.
     pub time_ms: u64,
 }
 
@@ -232,7 +241,9 @@ pub async fn chat(
         format.apply("response_format", &mut manner)?;
     }
     let (n, wants_logprobs) = (manner.n, manner.logprobs.is_some());
-    let streams = request.stream.unwrap_or(false);
+    let (streams, times_tokens) = (request.stream.unwrap_or(false), common.timings_per_token == Some(true));
+    manner.shows_prompt = request.verbose == Some(true);
+    let verbose = manner.shows_prompt.then(|| Wish::new(&manner, streams, times_tokens));
     let includes_usage = request.stream_options.as_ref().is_some_and(|options| options.include_usage == Some(true));
     let model_name = request.model.clone();
     let talk = conversation(request, app.options.max_items)?;
@@ -240,10 +251,10 @@ pub async fn chat(
     let mut run = app.converse(model, talk, manner, &record).await?;
     let head = Head::new(&app, &run, "chatcmpl-");
     if streams {
-        let shape = Shape { n, wants_logprobs, includes_usage, times_tokens: common.timings_per_token == Some(true) };
+        let shape = Shape { n, wants_logprobs, includes_usage, times_tokens, verbose };
         return Ok(sse::response(app.options.keep_alive, &record, |events| stream(app, run, head, shape, events)));
     }
-    let texts = collect(&mut run, n, wants_logprobs).await?;
+    let texts = collect(&mut run, n, wants_logprobs || verbose.is_some()).await?;
     let choices = texts.iter().zip(0..).map(|(text, index)| ChatChoice {
         index,
         message: answer_message(&app, text),
@@ -260,6 +271,7 @@ pub async fn chat(
         usage: usage_of(&texts),
         timings: texts.first().map(|text| Timings::from(&text.usage)).unwrap_or_default(),
         nibble: notes_of(&run, &texts),
+        verbose: verbose.as_ref().zip(texts.first()).map(|(wish, text)| llama_cpp::verbose(&run, text, wish)),
     })
 }
 
@@ -272,12 +284,19 @@ pub async fn input_tokens(
     Extension(record): Extension<Record>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let value = app.read_body(request).await?;
-    let request: ChatRequest = body::typed(&value)?;
-    let model = request.model.clone();
-    let talk = conversation(request, app.options.max_items)?;
-    let input_tokens = super::messages::count(&app, model.as_deref(), talk, &record).await?;
+    let (model, talk) = asked(&app, request).await?;
+    let input_tokens = app.count_tokens(model.as_deref(), talk, &record).await?;
     json_response(&super::responses::InputTokensResponse::new(input_tokens))
+}
+
+/// Reads a request of which only the conversation matters. Returns the model that it names, too.
+///
+/// # Errors
+/// If it is none.
+pub async fn asked(app: &App, request: Request) -> Result<(Option<String>, Conversation), ApiError> {
+    let request: ChatRequest = app.read(request).await?;
+    let model = request.model.clone();
+    Ok((model, conversation(request, app.options.max_items)?))
 }
 
 fn logprobs(request: &ChatRequest) -> Result<Option<u32>, ApiError> {
@@ -319,6 +338,16 @@ pub fn conversation(request: ChatRequest, most: usize) -> Result<Conversation, A
     check_tools(&tools)?;
     let last = messages.last().filter(|last| last["role"] == "assistant" && last["tool_calls"].is_null());
     let continues = last.is_some() && request.continue_final_message != Some(false);
+    if request.continue_final_message == Some(true) && request.add_generation_prompt == Some(true) {
+        let message = "cannot be true if 'add_generation_prompt' is: an answer is either continued or begun";
+        return Err(ApiError::field("continue_final_message", message));
+    }
+    let before = messages.iter().nth_back(1).filter(|message| message["role"] == "assistant");
+    if continues && before.is_some() && request.continue_final_message.is_none() {
+        let message = "ends with two messages of the assistant; join them, or say in 'continue_final_message' whether the \
+                       last one is to be continued";
+        return Err(ApiError::field("messages", message));
+    }
     let mut arguments = request.chat_template_kwargs.unwrap_or_default();
     if let Some(effort) = request.reasoning_effort {
         set_effort(&mut arguments, &effort);
@@ -467,6 +496,7 @@ struct Shape {
     wants_logprobs: bool,
     includes_usage: bool,
     times_tokens: bool,
+    verbose: Option<Wish>,
 }
 
 impl Head {
@@ -482,11 +512,13 @@ impl Head {
             timings: None,
             prompt_progress: None,
             nibble: None,
+            verbose: None,
         }
     }
 }
 
 /// Counts tokens and time for `timings_per_token`.
+#[derive(Clone)]
 pub struct Clock {
     started: Instant,
     first: Option<Instant>,
@@ -498,6 +530,18 @@ impl Clock {
     /// Begins.
     pub fn new(prompt_tokens: u64) -> Self {
         Self { started: Instant::now(), first: None, usage: Usage { prompt_tokens, ..Usage::default() } }
+    }
+
+    /// The prompt is read from now on, without what is cached.
+    pub fn start(&mut self, cached_tokens: u64) {
+        (self.started, self.usage.cached_tokens) = (Instant::now(), cached_tokens);
+    }
+
+    /// How fast the prompt is read, of which so much is by now.
+    pub fn reading(&self, done: u64) -> Timings {
+        let cached_tokens = self.usage.cached_tokens;
+        let reading_ms = if done > cached_tokens { self.started.elapsed().as_secs_f64() * 1e3 } else { 0.0 };
+        Timings::from(&Usage { prompt_tokens: done, cached_tokens, reading_ms, ..Usage::default() })
     }
 
     /// Counts tokens.
@@ -537,12 +581,13 @@ async fn stream(
             Err(error) => return events.send(None, &error.to_value(Dialect::OpenAi, events.record().id())).await,
         };
         match step {
-            Step::Started { cached_tokens, .. } => clock.usage.cached_tokens = cached_tokens,
+            Step::Started { index: 0, cached_tokens } => clock.start(cached_tokens),
             Step::Reading { index: 0, done, total } => {
-                let progress = Some(clock.progress(done, total));
-                events.send(None, &ChatChunk { prompt_progress: progress, ..head.chunk(Vec::new()) }).await?;
+                let prompt_progress = Some(clock.progress(done, total));
+                let timings = shape.times_tokens.then(|| clock.reading(done));
+                events.send(None, &ChatChunk { prompt_progress, timings, ..head.chunk(Vec::new()) }).await?;
             }
-            Step::Reading { .. } => {}
+            Step::Started { .. } | Step::Reading { .. } => {}
             Step::Piece { index, events: said, tokens } => {
                 if let Some(text) = texts.get_mut(index as usize) {
                     text.push(&said, &tokens, false);
@@ -565,7 +610,9 @@ async fn stream(
                 (text.finish, text.usage) = (Some(finish), usage);
                 let piece = choice(index, json!({}), Some(text.finish_reason()));
                 let timings = Some(Timings::from(&usage));
-                events.send(None, &ChatChunk { timings, ..head.chunk(vec![piece]) }).await?;
+                let wish = shape.verbose.as_ref().filter(|_| index == 0);
+                let verbose = wish.map(|wish| Box::new(llama_cpp::verbose(&run, text, wish)));
+                events.send(None, &ChatChunk { timings, verbose, ..head.chunk(vec![piece]) }).await?;
             }
         }
     }

@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::super::answer::Event;
-use super::super::app::App;
+use super::super::app::{App, unexpected};
 use super::super::body;
 use super::super::error::{ApiError, Dialect};
 use super::super::log::Record;
-use super::super::protocol::{Infill, Part, Prompt, TokenPiece};
+use super::super::protocol::{Answer, Infill, Part, Prompt, Task, TokenPiece};
 use super::super::run::{Run, Step};
 use super::super::sse;
 use super::super::wire::{
@@ -77,13 +77,17 @@ pub struct CompletionChoice {
 }
 
 /// Log-probabilities, in the form of old clients, and in the new one.
-#[derive(Default, Serialize, JsonSchema)]
+#[derive(Clone, Default, Serialize, JsonSchema)]
 pub struct CompletionLogprobs {
+    /// Texts of tokens: those of the prompt, too, if `echo` is true.
     tokens: Vec<String>,
-    token_logprobs: Vec<f64>,
-    top_logprobs: Vec<Map<String, Value>>,
+    /// `null` for the first token of the prompt.
+    token_logprobs: Vec<Option<f64>>,
+    /// `null` for the first token of the prompt.
+    top_logprobs: Vec<Option<Map<String, Value>>>,
     /// Characters before each token.
     text_offset: Vec<usize>,
+    /// What was written.
     content: Vec<TokenLogprob>,
 }
 
@@ -117,29 +121,33 @@ pub async fn completions(
         return Err(ApiError::field("best_of", "has to be equal to 'n': more are not written"));
     }
     let prompts = prompts(&request, app.options.max_items)?;
-    let echoed = echoed(&request, &prompts)?;
+    let echoes = request.echo == Some(true);
     let wants_logprobs = manner.logprobs.is_some();
-    let mut runs = Vec::new();
+    manner.scores = manner.logprobs.filter(|_| echoes);
+    let (mut runs, mut echoed) = (Vec::new(), Vec::new());
     for prompt in prompts {
         let model = app.choose(request.model.as_deref(), &record).await?;
+        echoed.push(if echoes { text_of_prompt(&app, &model.name, &prompt).await? } else { String::new() });
         runs.push(app.complete(model, prompt, manner.clone(), false, &record).await?);
     }
     let Some(first) = runs.first() else { return Err(ApiError::field("prompt", "is an empty list")) };
     let head = Head::new(&app, first, "cmpl-");
     if request.stream.unwrap_or(false) {
         let includes_usage = request.stream_options.as_ref().is_some_and(|options| options.include_usage == Some(true));
-        let shape = Shape { n, wants_logprobs, includes_usage, echoed };
+        let shape = Shape { n, wants_logprobs, includes_usage, echoes, echoed };
         return Ok(sse::response(app.options.keep_alive, &record, |events| stream(runs, head, shape, events)));
     }
     let (mut choices, mut usage, mut notes, mut timings) = (Vec::new(), TokenUsage::default(), Notes::default(), None);
     for (i, mut run) in runs.into_iter().enumerate() {
         let texts = collect(&mut run, n, wants_logprobs).await?;
+        let of_prompt = of_prompt(&run.scored, &echoed[i]);
         for text in &texts {
             let said = format!("{}{}", echoed[i], text.said.text);
             choices.push(CompletionChoice {
                 index: u32::try_from(choices.len()).unwrap_or(u32::MAX),
                 text: said,
-                logprobs: wants_logprobs.then(|| logprobs_of(&text.tokens, echoed[i].chars().count())),
+                logprobs: wants_logprobs
+                    .then(|| of_prompt.clone().followed_by(&text.tokens, echoed[i].chars().count())),
                 finish_reason: Some(text.finish_reason()),
             });
         }
@@ -208,41 +216,72 @@ fn tokens(list: &[Value], place: &str) -> Result<Prompt, ApiError> {
     Ok(Prompt::Parts { parts: vec![Part::Tokens(tokens_of(list, place)?)], begin: false })
 }
 
-/// What each answer begins with.
-fn echoed(request: &CompletionRequest, prompts: &[Prompt]) -> Result<Vec<String>, ApiError> {
-    if request.echo != Some(true) {
-        return Ok(vec![String::new(); prompts.len()]);
-    }
-    let text = |prompt: &Prompt| match prompt {
-        Prompt::Parts { parts, .. } => match parts.as_slice() {
-            [Part::Text { text, .. }] => Some(text.clone()),
-            _ => None,
-        },
-        _ => None,
+/// What an answer begins with if it echoes its prompt.
+async fn text_of_prompt(app: &App, model: &str, prompt: &Prompt) -> Result<String, ApiError> {
+    let Prompt::Parts { parts, .. } = prompt else {
+        return Err(ApiError::field("echo", "cannot be true if 'suffix' is given"));
     };
-    let texts: Option<Vec<String>> = prompts.iter().map(text).collect();
-    texts.ok_or_else(|| ApiError::field("echo", "is for prompts that are strings"))
+    if let [Part::Text { text, .. }] = parts.as_slice() {
+        return Ok(text.clone());
+    }
+    match app.ask(model, Task::Render { prompt: prompt.clone() }).await? {
+        Answer::Text(text) => Ok(text),
+        _ => Err(unexpected()),
+    }
 }
 
-fn logprobs_of(tokens: &[TokenPiece], mut offset: usize) -> CompletionLogprobs {
+/// Log-probabilities of a prompt, whose text is this.
+fn of_prompt(scored: &[TokenPiece], text: &str) -> CompletionLogprobs {
     let mut logprobs = CompletionLogprobs::default();
-    for token in tokens.iter().map(TokenLogprob::from) {
-        logprobs.tokens.push(token.token.clone());
-        logprobs.token_logprobs.push(token.logprob);
-        let top = token.top_logprobs.iter().map(|top| (top.token.clone(), json!(top.logprob)));
-        logprobs.top_logprobs.push(top.collect());
-        logprobs.text_offset.push(offset);
-        offset += token.token.chars().count();
-        logprobs.content.push(token);
+    let whole: Vec<u8> = scored.iter().flat_map(|token| &token.bytes).copied().collect();
+    // Some vocabularies write a space before every text.
+    let mut has_space = whole.strip_prefix(b" ").is_some_and(|whole| whole == text.as_bytes());
+    let mut offset = 0;
+    for piece in scored {
+        let mut token = TokenLogprob::from(piece);
+        if has_space && !token.token.is_empty() {
+            has_space = false;
+            token.token.remove(0);
+        }
+        offset = logprobs.push(&token, piece.logprob.is_some(), offset);
     }
     logprobs
+}
+
+impl CompletionLogprobs {
+    /// Adds a token. Returns how many characters are before the next one.
+    fn push(&mut self, token: &TokenLogprob, is_known: bool, offset: usize) -> usize {
+        let top = token.top_logprobs.iter().map(|top| (top.token.clone(), json!(top.logprob)));
+        self.tokens.push(token.token.clone());
+        self.token_logprobs.push(is_known.then_some(token.logprob));
+        self.top_logprobs.push(is_known.then(|| top.collect()));
+        self.text_offset.push(offset);
+        offset + token.token.chars().count()
+    }
+
+    /// The same with tokens that were written after so many characters.
+    fn followed_by(mut self, tokens: &[TokenPiece], mut offset: usize) -> Self {
+        for token in tokens.iter().map(TokenLogprob::from) {
+            offset = self.push(&token, true, offset);
+            self.content.push(token);
+        }
+        self
+    }
 }
 
 struct Shape {
     n: u32,
     wants_logprobs: bool,
     includes_usage: bool,
+    echoes: bool,
+    /// What each answer begins with.
     echoed: Vec<String>,
+}
+
+/// The piece of a text that repeats its prompt.
+fn echo(run: &Run, shape: &Shape, index: u32, text: &str) -> CompletionChoice {
+    let logprobs = shape.wants_logprobs.then(|| of_prompt(&run.scored, text));
+    CompletionChoice { index, text: text.to_string(), logprobs, finish_reason: None }
 }
 
 async fn stream(runs: Vec<Run>, head: Head, shape: Shape, mut events: sse::Events) -> Result<(), sse::Gone> {
@@ -253,11 +292,7 @@ async fn stream(runs: Vec<Run>, head: Head, shape: Shape, mut events: sse::Event
     // One after the other: the engine works on all at the same time.
     for (mut run, echoed) in runs.into_iter().zip(&shape.echoed) {
         let mut texts = vec![Text::default(); shape.n as usize];
-        if !echoed.is_empty() {
-            for index in first..first + shape.n {
-                events.send(None, &response(&head, vec![choice(index, echoed.clone(), None)])).await?;
-            }
-        }
+        let mut echoes: Vec<bool> = vec![shape.echoes; shape.n as usize];
         let mut offset = vec![echoed.chars().count(); shape.n as usize];
         while let Some(step) = events.next(&mut run).await? {
             let step = match step {
@@ -269,7 +304,11 @@ async fn stream(runs: Vec<Run>, head: Head, shape: Shape, mut events: sse::Event
                 Step::Piece { index, events: said, tokens } => {
                     let text: String = said.iter().filter_map(text_of).collect();
                     let Some(offset) = offset.get_mut(index as usize) else { continue };
-                    let logprobs = shape.wants_logprobs.then(|| logprobs_of(&tokens, *offset));
+                    if std::mem::take(&mut echoes[index as usize]) {
+                        events.send(None, &response(&head, vec![echo(&run, &shape, first + index, echoed)])).await?;
+                    }
+                    let logprobs =
+                        shape.wants_logprobs.then(|| CompletionLogprobs::default().followed_by(&tokens, *offset));
                     *offset +=
                         tokens.iter().map(|token| String::from_utf8_lossy(&token.bytes).chars().count()).sum::<usize>();
                     if !text.is_empty() || shape.wants_logprobs {
@@ -280,6 +319,9 @@ async fn stream(runs: Vec<Run>, head: Head, shape: Shape, mut events: sse::Event
                 Step::Finished { index, finish, usage } => {
                     let Some(text) = texts.get_mut(index as usize) else { continue };
                     (text.finish, text.usage) = (Some(finish), usage);
+                    if std::mem::take(&mut echoes[index as usize]) {
+                        events.send(None, &response(&head, vec![echo(&run, &shape, first + index, echoed)])).await?;
+                    }
                     let piece = choice(first + index, String::new(), Some(text.finish_reason()));
                     let timings = Some(Timings::from(&usage));
                     events.send(None, &CompletionResponse { timings, ..response(&head, vec![piece]) }).await?;

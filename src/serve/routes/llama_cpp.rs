@@ -2,7 +2,6 @@
 //! `/health`, `/props`, `/slots` and `/metrics`.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Extension;
 use axum::extract::{Query, Request, State};
@@ -18,14 +17,14 @@ use super::super::body;
 use super::super::error::{ApiError, Dialect};
 use super::super::log::Record;
 use super::super::metrics;
-use super::super::protocol::{Answer, Chat, Finish, Infill, Part, Prompt, Status, Task, TokenPiece, Usage};
+use super::super::protocol::{Answer, Finish, Infill, Part, Prompt, Status, Task, TokenPiece};
 use super::super::run::{Manner, Run, Step};
 use super::super::sampling;
 use super::super::sse;
 use super::super::wire::{
-    Common, Text, TextOr, Timings, TokenLogprob, check_length, collect, token_of, tokens_of, whole,
+    Common, Text, TextOr, Timings, TokenLogprob, TokenProb, check_length, collect, token_of, tokens_of, whole,
 };
-use super::chat::{self, ChatRequest, Clock};
+use super::chat::{self, Clock};
 use super::completions::text_of;
 use super::json_response;
 
@@ -40,19 +39,6 @@ pub struct NativeRequest {
     /// Whether what spells a control token in the prompt is one. It is if this is not given, as prompts of `/apply-template`
     /// need it.
     pub parse_special: Option<bool>,
-    /// Whether the answer comes in pieces.
-    pub stream: Option<bool>,
-    /// How many likely tokens to tell for each, with probabilities.
-    #[serde(default, deserialize_with = "whole")]
-    #[schemars(range(min = 0, max = 100))]
-    pub n_probs: Option<i64>,
-    /// Not supported: probabilities are those before sampling.
-    pub post_sampling_probs: Option<bool>,
-    /// Whether to return the tokens, too.
-    pub return_tokens: Option<bool>,
-    /// The only fields that the answer has, or the last piece of one, such as `content` and `generation_settings/seed`. All,
-    /// if there are none in the list.
-    pub response_fields: Option<Vec<String>>,
 }
 
 /// A request for the text in a gap.
@@ -68,17 +54,24 @@ pub struct InfillRequest {
     pub prompt: Option<String>,
     /// Other files.
     pub input_extra: Option<Vec<ExtraFile>>,
+}
+
+/// How answers of both are told.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+pub struct NativeOptions {
     /// Whether the answer comes in pieces.
     pub stream: Option<bool>,
-    /// How many likely tokens to tell for each.
+    /// How many likely tokens to tell for each, with probabilities.
     #[serde(default, deserialize_with = "whole")]
     #[schemars(range(min = 0, max = 100))]
     pub n_probs: Option<i64>,
-    /// Not supported.
+    /// Whether these are the probabilities after all samplers, `prob` and `top_probs`, and not the logarithms of the
+    /// model's own.
     pub post_sampling_probs: Option<bool>,
     /// Whether to return the tokens, too.
     pub return_tokens: Option<bool>,
-    /// The only fields that the answer has. All, if there are none in the list.
+    /// The only fields that the answer has, or the last piece of one, such as `content` and `generation_settings/seed`. All,
+    /// if there are none in the list.
     pub response_fields: Option<Vec<String>>,
 }
 
@@ -105,10 +98,10 @@ pub struct NativeResponse {
     tokens_evaluated: u64,
     /// All settings that it was written with, by the names that they have in requests.
     generation_settings: Map<String, Value>,
-    /// The text of the prompt.
+    /// The text of the prompt, as its tokens spell it.
     prompt: String,
     has_new_line: bool,
-    /// Whether the prompt was cut: never.
+    /// Whether the context was full before the text had ended. Prompts are never cut.
     truncated: bool,
     /// `eos`, `limit` or `word`.
     stop_type: &'static str,
@@ -116,7 +109,17 @@ pub struct NativeResponse {
     tokens_cached: u64,
     timings: Timings,
     #[serde(skip_serializing_if = "Option::is_none")]
-    completion_probabilities: Option<Vec<TokenLogprob>>,
+    completion_probabilities: Option<Probabilities>,
+}
+
+/// Tokens with their probabilities.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Probabilities {
+    /// The model's own.
+    Before(Vec<TokenLogprob>),
+    /// Those after all samplers.
+    After(Vec<TokenProb>),
 }
 
 /// Fields can be chosen, so that none is always there.
@@ -124,23 +127,13 @@ fn without_required(schema: &mut Schema) {
     schema.remove("required");
 }
 
-/// The fields of a request that are not in [`Common`].
-struct Asked {
-    stream: Option<bool>,
-    n_probs: Option<i64>,
-    post_sampling_probs: Option<bool>,
-    return_tokens: Option<bool>,
-    response_fields: Option<Vec<String>>,
-}
-
-/// What is not in [`Manner`].
-struct Wish {
+/// How answers are told.
+pub struct Wish {
     streams: bool,
-    probabilities: Option<u32>,
+    has_probabilities: bool,
+    after_sampling: bool,
     returns_tokens: bool,
     times_tokens: bool,
-    /// Whether the reading of the prompt is reported.
-    reports_reading: bool,
     /// The fields of answers; empty for all.
     fields: Vec<String>,
     settings: Map<String, Value>,
@@ -157,16 +150,7 @@ pub async fn completion(
 ) -> Result<Response, ApiError> {
     let value = app.read_body(request).await?;
     let request: NativeRequest = body::typed(&value)?;
-    let common: Common = body::typed(&value)?;
-    let asked = Asked {
-        stream: request.stream,
-        n_probs: request.n_probs,
-        post_sampling_probs: request.post_sampling_probs,
-        return_tokens: request.return_tokens,
-        response_fields: request.response_fields,
-    };
-    let mut manner = common.manner(&value)?;
-    let wish = wish(&common, &mut manner, asked, app.options.max_items)?;
+    let (manner, wish) = wishes(&value, app.options.max_items)?;
     let reader = Reader {
         field: "prompt",
         special: request.parse_special.unwrap_or(true),
@@ -188,16 +172,7 @@ pub async fn infill(
 ) -> Result<Response, ApiError> {
     let value = app.read_body(request).await?;
     let request: InfillRequest = body::typed(&value)?;
-    let common: Common = body::typed(&value)?;
-    let asked = Asked {
-        stream: request.stream,
-        n_probs: request.n_probs,
-        post_sampling_probs: request.post_sampling_probs,
-        return_tokens: request.return_tokens,
-        response_fields: request.response_fields,
-    };
-    let mut manner = common.manner(&value)?;
-    let wish = wish(&common, &mut manner, asked, app.options.max_items)?;
+    let (manner, wish) = wishes(&value, app.options.max_items)?;
     let files = request.input_extra.unwrap_or_default();
     check_length("input_extra", files.len(), app.options.max_items)?;
     let (Some(prefix), Some(suffix)) = (request.input_prefix, request.input_suffix) else {
@@ -213,13 +188,12 @@ pub async fn infill(
     answer(app, record, request.model, vec![Prompt::Infill(Box::new(gap))], manner, wish).await
 }
 
-/// Reads what is asked for besides. `most` is the length of lists that is accepted.
-fn wish(common: &Common, manner: &mut Manner, asked: Asked, most: usize) -> Result<Wish, ApiError> {
-    if asked.post_sampling_probs == Some(true) {
-        let message = "cannot be true: probabilities are those of the model, before any sampling";
-        return Err(ApiError::field("post_sampling_probs", message).code("unsupported"));
-    }
-    manner.logprobs = match asked.n_probs.unwrap_or(0) {
+/// Reads how the texts of a request are written, and how they are told. `most` is the length of lists that is accepted.
+fn wishes(request: &Value, most: usize) -> Result<(Manner, Wish), ApiError> {
+    let common: Common = body::typed(request)?;
+    let options: NativeOptions = body::typed(request)?;
+    let mut manner = common.manner(request)?;
+    manner.logprobs = match options.n_probs.unwrap_or(0) {
         0 => None,
         n @ 1..=100 => u32::try_from(n).ok(),
         n => {
@@ -229,26 +203,42 @@ fn wish(common: &Common, manner: &mut Manner, asked: Asked, most: usize) -> Resu
             ));
         }
     };
-    let fields = asked.response_fields.unwrap_or_default();
+    manner.after_sampling = options.post_sampling_probs.unwrap_or(false);
+    let fields = options.response_fields.unwrap_or_default();
     check_length("response_fields", fields.len(), most)?;
-    let (streams, times_tokens) = (asked.stream.unwrap_or(false), common.timings_per_token.unwrap_or(false));
-    let mut settings = settings(manner);
-    settings.insert("stream".to_string(), streams.into());
-    settings.insert("timings_per_token".to_string(), times_tokens.into());
-    Ok(Wish {
-        streams,
-        probabilities: manner.logprobs,
-        returns_tokens: asked.return_tokens.unwrap_or(false),
-        times_tokens,
-        reports_reading: manner.progress,
-        fields,
-        settings,
-    })
+    manner.shows_prompt = fields.is_empty() || fields.iter().any(|field| field == "prompt");
+    let (streams, times_tokens) = (options.stream.unwrap_or(false), common.timings_per_token.unwrap_or(false));
+    let returns_tokens = options.return_tokens.unwrap_or(false);
+    let wish = Wish { returns_tokens, fields, ..Wish::new(&manner, streams, times_tokens) };
+    Ok((manner, wish))
+}
+
+impl Wish {
+    /// How answers with all fields are told.
+    pub fn new(manner: &Manner, streams: bool, times_tokens: bool) -> Self {
+        Self {
+            streams,
+            has_probabilities: manner.logprobs.is_some(),
+            after_sampling: manner.after_sampling,
+            returns_tokens: false,
+            times_tokens,
+            fields: Vec::new(),
+            settings: settings(manner, streams, times_tokens),
+        }
+    }
+
+    /// Returns the probabilities of tokens, if they are wanted.
+    fn probabilities(&self, tokens: &[TokenPiece]) -> Option<Probabilities> {
+        self.has_probabilities.then(|| match self.after_sampling {
+            true => Probabilities::After(tokens.iter().map(TokenProb::from).collect()),
+            false => Probabilities::Before(tokens.iter().map(TokenLogprob::from).collect()),
+        })
+    }
 }
 
 /// Returns the settings that texts are written with, in llama.cpp's form. Forms that texts have to have are not among them:
 /// they may be long.
-fn settings(manner: &Manner) -> Map<String, Value> {
+fn settings(manner: &Manner, streams: bool, times_tokens: bool) -> Map<String, Value> {
     let mut settings = sampling::settings(&manner.sampling);
     let most = manner.max_tokens.map_or(json!(-1), Value::from);
     let more = [
@@ -258,9 +248,9 @@ fn settings(manner: &Manner) -> Map<String, Value> {
         ("ignore_eos", manner.ignore_end.into()),
         ("logit_bias", sampling::bias_values(&manner.biases)),
         ("n_probs", manner.logprobs.unwrap_or(0).into()),
-        ("stream", false.into()),
-        ("timings_per_token", false.into()),
-        ("post_sampling_probs", false.into()),
+        ("stream", streams.into()),
+        ("timings_per_token", times_tokens.into()),
+        ("post_sampling_probs", manner.after_sampling.into()),
     ];
     settings.extend(more.map(|(name, value)| (name.to_string(), value)));
     settings
@@ -426,52 +416,25 @@ async fn answer(
     wish: Wish,
 ) -> Result<Response, ApiError> {
     let (n, n_prompts) = (manner.n, prompts.len());
-    let shows_prompt = wish.fields.is_empty() || wish.fields.iter().any(|field| field == "prompt");
     let mut runs = Vec::new();
     for prompt in prompts {
         let model = app.choose(model.as_deref(), &record).await?;
-        let text = if shows_prompt { written(&prompt) } else { Some(String::new()) };
-        // The model spells tokens, and gaps.
-        let to_spell = text.is_none().then(|| prompt.clone());
-        let run = app.complete(model, prompt, manner.clone(), false, &record).await?;
-        let text = match to_spell {
-            Some(prompt) => spelled(&app, &run.model.name, prompt).await,
-            None => text.unwrap_or_default(),
-        };
-        runs.push((run, text));
+        runs.push(app.complete(model, prompt, manner.clone(), false, &record).await?);
     }
     if wish.streams {
         return Ok(sse::response(app.options.keep_alive, &record, |events| stream(runs, n, wish, events)));
     }
     let mut answers = Vec::new();
-    for (mut run, prompt) in runs {
+    for mut run in runs {
         let texts = collect(&mut run, n, true).await?;
         for text in &texts {
             let index = u32::try_from(answers.len()).unwrap_or(u32::MAX);
-            answers.push(chosen(&response(&run.model.name, index, &prompt, text, &wish), &wish.fields));
+            answers.push(chosen(&response(&run, index, text, &wish), &wish.fields));
         }
     }
     match answers.as_slice() {
         [one] if n_prompts == 1 => json_response(one),
         all => json_response(&all),
-    }
-}
-
-/// Returns the text of a prompt if all of it is text.
-fn written(prompt: &Prompt) -> Option<String> {
-    let Prompt::Parts { parts, .. } = prompt else { return None };
-    let text = |part: &Part| match part {
-        Part::Text { text, .. } => Some(text.clone()),
-        Part::Tokens(_) => None,
-    };
-    parts.iter().map(text).collect()
-}
-
-/// Returns the text of a prompt as the model spells it. An answer goes without it if it cannot be had.
-async fn spelled(app: &App, model: &str, prompt: Prompt) -> String {
-    match app.ask(model, Task::Render { prompt }).await {
-        Ok(Answer::Text(text)) => text,
-        _ => String::new(),
     }
 }
 
@@ -489,68 +452,90 @@ fn chosen(response: &NativeResponse, fields: &[String]) -> Value {
     Value::Object(fields.iter().filter_map(found).collect())
 }
 
-fn response(model: &str, index: u32, prompt: &str, text: &Text, wish: &Wish) -> NativeResponse {
+fn response(run: &Run, index: u32, text: &Text, wish: &Wish) -> NativeResponse {
     let (stop_type, stopping_word) = match &text.finish {
         Some(Finish::Stop(word)) => ("word", word.clone()),
         Some(Finish::End) => ("eos", String::new()),
         _ => ("limit", String::new()),
     };
     let tokens = if wish.returns_tokens { text.tokens.iter().map(|token| token.id).collect() } else { Vec::new() };
-    let mut settings = wish.settings.clone();
-    settings.insert("seed".to_string(), text.usage.seed.into());
     NativeResponse {
         index,
         content: text.said.text.clone(),
         tokens,
         id_slot: -1,
         stop: true,
-        model: model.to_string(),
+        model: run.model.name.clone(),
         tokens_predicted: text.usage.written_tokens,
         tokens_evaluated: text.usage.prompt_tokens,
-        generation_settings: settings,
-        prompt: prompt.to_string(),
+        generation_settings: settings_of(wish, run, text),
+        prompt: run.prompt.clone().unwrap_or_default(),
         has_new_line: text.said.text.contains('\n'),
-        truncated: false,
+        truncated: text.finish == Some(Finish::ContextFull),
         stop_type,
         stopping_word,
         tokens_cached: text.usage.prompt_tokens + text.usage.written_tokens,
         timings: Timings::from(&text.usage),
-        completion_probabilities: wish.probabilities.map(|_| text.tokens.iter().map(TokenLogprob::from).collect()),
+        completion_probabilities: wish.probabilities(&text.tokens),
     }
 }
 
-async fn stream(runs: Vec<(Run, String)>, n: u32, wish: Wish, mut events: sse::Events) -> Result<(), sse::Gone> {
+/// Returns the settings that a text was written with. The seed that was drawn is known only now, and so are the tokens that
+/// are ruled out because they end texts.
+fn settings_of(wish: &Wish, run: &Run, text: &Text) -> Map<String, Value> {
+    let mut settings = wish.settings.clone();
+    settings.insert("seed".to_string(), text.usage.seed.into());
+    if settings.get("ignore_eos") == Some(&Value::Bool(true))
+        && let Some(Value::Array(biases)) = settings.get_mut("logit_bias")
+    {
+        biases.extend(run.model.info.end_tokens.iter().map(|token| json!({"token": token, "bias": null})));
+    }
+    settings
+}
+
+/// Returns an answer of another API in this one's form: its `__verbose`. The text is what the model wrote, reasoning and
+/// calls among it. In a stream, it was told before.
+pub fn verbose(run: &Run, text: &Text, wish: &Wish) -> NativeResponse {
+    let mut told = response(run, 0, text, wish);
+    told.content = String::new();
+    if wish.streams {
+        told.completion_probabilities = None;
+        return told;
+    }
+    let bytes: Vec<u8> = text.tokens.iter().flat_map(|token| &token.bytes).copied().collect();
+    told.content.push_str(&String::from_utf8_lossy(&bytes));
+    // The text that ended it is not part of it.
+    if let Some(at) = told.content.rfind(&told.stopping_word).filter(|_| !told.stopping_word.is_empty()) {
+        told.content.truncate(at);
+    }
+    told
+}
+
+async fn stream(runs: Vec<Run>, n: u32, wish: Wish, mut events: sse::Events) -> Result<(), sse::Gone> {
     let mut first = 0;
-    for (mut run, prompt) in runs {
-        let mut texts = vec![Text::default(); n as usize];
-        // For each text when its prompt began to be read, and how much of it was reported.
-        let mut readings = vec![(Instant::now(), 0); n as usize];
-        let mut clock = Clock::new(run.prompt_tokens);
+    for mut run in runs {
+        let mut texts = vec![(Text::default(), Clock::new(run.prompt_tokens)); n as usize];
         while let Some(step) = events.next(&mut run).await? {
             let step = match step {
                 Ok(step) => step,
-                Err(error) => return events.send(None, &error.to_value(Dialect::OpenAi, events.record().id())).await,
+                Err(error) => return events.send(None, &error.to_value(Dialect::LlamaCpp, events.record().id())).await,
             };
+            let (Step::Started { index, .. }
+            | Step::Reading { index, .. }
+            | Step::Piece { index, .. }
+            | Step::Finished { index, .. }) = step;
+            let Some((text, clock)) = texts.get_mut(index as usize) else { continue };
             match step {
-                Step::Started { index, cached_tokens } => {
-                    clock.usage.cached_tokens = cached_tokens;
-                    let Some(reading) = readings.get_mut(index as usize) else { continue };
-                    *reading = (Instant::now(), cached_tokens);
-                    if wish.reports_reading {
-                        let ms = wish.times_tokens.then_some(0.0);
-                        let piece = reading_piece(first + index, &clock, cached_tokens, run.prompt_tokens, ms);
-                        events.send(None, &piece).await?;
+                Step::Started { cached_tokens, .. } => clock.start(cached_tokens),
+                Step::Reading { done, total, .. } => {
+                    let mut piece = json!({"index": first + index, "content": "", "tokens": [], "stop": false,
+                        "prompt_progress": clock.progress(done, total)});
+                    if wish.times_tokens {
+                        piece["timings"] = json!(clock.reading(done));
                     }
+                    events.send(None, &piece).await?;
                 }
-                Step::Reading { index, done, total } => {
-                    let Some((since, reported)) = readings.get_mut(index as usize) else { continue };
-                    if std::mem::replace(reported, done) != done {
-                        let ms = wish.times_tokens.then(|| since.elapsed().as_secs_f64() * 1e3);
-                        events.send(None, &reading_piece(first + index, &clock, done, total, ms)).await?;
-                    }
-                }
-                Step::Piece { index, events: said, tokens } => {
-                    let Some(text) = texts.get_mut(index as usize) else { continue };
+                Step::Piece { events: said, tokens, .. } => {
                     // The last answer of a stream has no text, but says whether it had lines.
                     text.push(&said, &[], false);
                     let mut piece =
@@ -561,10 +546,9 @@ async fn stream(runs: Vec<(Run, String)>, n: u32, wish: Wish, mut events: sse::E
                     }
                     events.send(None, &piece).await?;
                 }
-                Step::Finished { index, finish, usage } => {
-                    let Some(text) = texts.get_mut(index as usize) else { continue };
+                Step::Finished { finish, usage, .. } => {
                     (text.finish, text.usage) = (Some(finish), usage);
-                    let last = response(&run.model.name, first + index, &prompt, text, &wish);
+                    let last = response(&run, first + index, text, &wish);
                     let last = NativeResponse { content: String::new(), completion_probabilities: None, ..last };
                     events.send(None, &chosen(&last, &wish.fields)).await?;
                 }
@@ -575,18 +559,6 @@ async fn stream(runs: Vec<(Run, String)>, n: u32, wish: Wish, mut events: sse::E
     Ok(())
 }
 
-/// A piece without text that says how much of the prompt is read; also how fast, if the milliseconds are given.
-fn reading_piece(index: u32, clock: &Clock, done: u64, total: u64, ms: Option<f64>) -> Value {
-    let mut piece = json!({"index": index, "content": "", "tokens": [], "stop": false,
-        "prompt_progress": clock.progress(done, total)});
-    if let Some(reading_ms) = ms {
-        let cached_tokens = clock.usage.cached_tokens;
-        let usage = Usage { prompt_tokens: done, cached_tokens, reading_ms, ..Usage::default() };
-        piece["timings"] = json!(Timings::from(&usage));
-    }
-    piece
-}
-
 fn native_piece(index: u32, content: String, tokens: &[TokenPiece], wish: &Wish) -> Map<String, Value> {
     let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
     let mut piece = Map::new();
@@ -594,8 +566,7 @@ fn native_piece(index: u32, content: String, tokens: &[TokenPiece], wish: &Wish)
     piece.insert("content".to_string(), content.into());
     piece.insert("tokens".to_string(), ids.into());
     piece.insert("stop".to_string(), false.into());
-    if wish.probabilities.is_some() {
-        let probabilities: Vec<TokenLogprob> = tokens.iter().map(TokenLogprob::from).collect();
+    if let Some(probabilities) = wish.probabilities(tokens) {
         piece.insert("completion_probabilities".to_string(), json!(probabilities));
     }
     piece
@@ -633,8 +604,7 @@ pub async fn tokenize(
     Extension(record): Extension<Record>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let value = app.read_body(request).await?;
-    let request: TokenizeRequest = body::typed(&value)?;
+    let request: TokenizeRequest = app.read(request).await?;
     let special = request.parse_special.unwrap_or(true);
     let text = |text: &str| Part::Text { text: text.to_string(), special };
     let parts = match &request.content {
@@ -690,8 +660,7 @@ pub async fn detokenize(
     Extension(record): Extension<Record>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let value = app.read_body(request).await?;
-    let request: DetokenizeRequest = body::typed(&value)?;
+    let request: DetokenizeRequest = app.read(request).await?;
     let tokens = tokens_of(&request.tokens, "tokens")?;
     let model = app.choose(request.model.as_deref(), &record).await?;
     match app.ask(&model.name, Task::Decode { tokens }).await? {
@@ -715,13 +684,10 @@ pub async fn apply_template(
     Extension(record): Extension<Record>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let value = app.read_body(request).await?;
-    let request: ChatRequest = body::typed(&value)?;
-    let name = request.model.clone();
-    let talk = chat::conversation(request, app.options.max_items)?;
+    let (name, talk) = chat::asked(&app, request).await?;
     let model = app.choose(name.as_deref(), &record).await?;
-    let chat: Chat = app.chat_of(&model, talk)?;
-    match app.ask(&model.name, Task::Render { prompt: Prompt::Chat(Box::new(chat)) }).await? {
+    let prompt = Prompt::Chat(Box::new(app.chat_of(&model, talk)?));
+    match app.ask(&model.name, Task::Render { prompt }).await? {
         Answer::Text(prompt) => json_response(&TemplateResponse { prompt }),
         _ => Err(unexpected()),
     }
@@ -819,9 +785,9 @@ pub async fn props(
     Query(query): Query<ModelQuery>,
 ) -> Result<Response, ApiError> {
     let model = app.choose(query.model.as_deref(), &record).await?;
-    let info = &model.info;
+    let (info, defaults) = (&model.info, settings(&Manner::default(), false, false));
     json_response(&PropsResponse {
-        default_generation_settings: json!({"n_ctx": info.n_ctx_sequence, "params": settings(&Manner::default())}),
+        default_generation_settings: json!({"n_ctx": info.n_ctx_sequence, "params": defaults}),
         total_slots: info.n_parallel,
         model_path: info.path.clone(),
         model_alias: model.name.clone(),
@@ -904,7 +870,7 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> 
         };
         models.push((model, status));
     }
-    let mut response = metrics::text(&app.counters, &models).into_response();
+    let mut response = metrics::text(&app.counters, &models, app.backend.has_one_model()).into_response();
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response.headers_mut().insert(PROCESS_START, HeaderValue::from(app.counters.started()));

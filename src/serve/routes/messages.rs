@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::super::answer::{CollectedCall, Event, Tool};
-use super::super::app::{App, unexpected};
+use super::super::app::App;
 use super::super::body;
 use super::super::error::{ApiError, Dialect};
 use super::super::log::Record;
-use super::super::protocol::{Answer, Finish, Prompt, Task, Usage};
+use super::super::protocol::{Finish, Usage};
 use super::super::run::{Choice, Conversation, Manner, Run, Step};
 use super::super::sse;
 use super::super::wire::{
@@ -268,25 +268,11 @@ pub async fn count_tokens(
     Extension(record): Extension<Record>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let value = app.read_body(request).await?;
-    let request: MessagesRequest = body::typed(&value)?;
+    let request: MessagesRequest = app.read(request).await?;
     let model_name = request.model.clone();
     let talk = conversation(request, app.options.max_items, &record)?;
-    let input_tokens = count(&app, model_name.as_deref(), talk, &record).await?;
+    let input_tokens = app.count_tokens(model_name.as_deref(), talk, &record).await?;
     json_response(&CountResponse { input_tokens })
-}
-
-/// Counts the tokens of a conversation's prompt.
-///
-/// # Errors
-/// If it cannot be encoded.
-pub async fn count(app: &App, model: Option<&str>, talk: Conversation, record: &Record) -> Result<u64, ApiError> {
-    let model = app.choose(model, record).await?;
-    let prompt = Prompt::Chat(Box::new(app.chat_of(&model, talk)?));
-    match app.ask(&model.name, Task::Encode { prompt, with_bytes: false }).await? {
-        Answer::Tokens { tokens, .. } => Ok(tokens.len() as u64),
-        _ => Err(unexpected()),
-    }
 }
 
 fn manner(request: &MessagesRequest, value: &Value) -> Result<Manner, ApiError> {

@@ -19,10 +19,11 @@ use super::super::run::{Choice, Conversation, Run, Step, ended_by};
 use super::super::sse;
 use super::super::store::Stored;
 use super::super::wire::{
-    Common, Content, ResponseFormat, Text, TextOr, TokenLogprob, TokenUsage, check_length, check_tools, message,
-    text_of, usage_of, whole,
+    Common, Content, ResponseFormat, Text, TextOr, Timings, TokenLogprob, TokenUsage, check_length, check_tools,
+    message, text_of, usage_of, whole,
 };
-use super::{chat, json_response};
+use super::chat::{self, Clock};
+use super::json_response;
 use crate::sample::Params;
 
 /// A request.
@@ -190,7 +191,8 @@ pub async fn responses(
     let mut run = app.converse(model, asked.talk.clone(), manner, &record).await?;
     let object = object(&app, &request, &value, &asked, &run);
     let output = Output::new(app.clone(), request_wants_logprobs(&request));
-    let answer = Responding { app: app.clone(), object, asked, output, text: Text::default() };
+    let (clock, times_tokens) = (Clock::new(run.prompt_tokens), common.timings_per_token == Some(true));
+    let answer = Responding { app: app.clone(), object, asked, output, text: Text::default(), clock, times_tokens };
     if streams {
         return Ok(sse::response(app.options.keep_alive, &record, |events| stream(run, answer, events)));
     }
@@ -241,10 +243,9 @@ pub async fn input_tokens(
     Extension(record): Extension<Record>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let value = app.read_body(request).await?;
-    let request: ResponsesRequest = body::typed(&value)?;
+    let request: ResponsesRequest = app.read(request).await?;
     let asked = asked(&app, &request, &record)?;
-    let input_tokens = super::messages::count(&app, request.model.as_deref(), asked.talk, &record).await?;
+    let input_tokens = app.count_tokens(request.model.as_deref(), asked.talk, &record).await?;
     json_response(&InputTokensResponse::new(input_tokens))
 }
 
@@ -537,19 +538,39 @@ struct Responding {
     asked: Asked,
     output: Output,
     text: Text,
+    clock: Clock,
+    /// Whether each piece tells how fast it came.
+    times_tokens: bool,
 }
 
 impl Responding {
     /// Takes a step. Returns events with their fields.
     fn take(&mut self, step: Step) -> Vec<(&'static str, Value)> {
         match step {
-            Step::Started { .. } | Step::Reading { .. } => Vec::new(),
+            Step::Started { cached_tokens, .. } => {
+                self.clock.start(cached_tokens);
+                Vec::new()
+            }
+            Step::Reading { done, total, .. } => {
+                let progress = self.clock.progress(done, total);
+                let mut fields = json!({"response": self.object, "prompt_progress": progress});
+                if self.times_tokens {
+                    fields["timings"] = json!(self.clock.reading(done));
+                }
+                vec![("response.in_progress", fields)]
+            }
             Step::Piece { events, tokens, .. } => {
                 self.text.push(&events, &tokens, false);
+                let timings = self.clock.count(tokens.len());
                 let mut tokens = tokens.as_slice();
                 let mut sent = Vec::new();
                 for event in &events {
                     sent.extend(self.output.say(event, std::mem::take(&mut tokens)));
+                }
+                for (name, fields) in &mut sent {
+                    if self.times_tokens && name.ends_with(".delta") {
+                        fields["timings"] = json!(timings);
+                    }
                 }
                 sent
             }
@@ -587,7 +608,7 @@ impl Responding {
             self.app.stored().insert(&object.id, stored);
         }
         let name = if cut { "response.incomplete" } else { "response.completed" };
-        sent.push((name, json!({"response": self.object})));
+        sent.push((name, json!({"response": self.object, "timings": Timings::from(&self.text.usage)})));
         sent
     }
 }

@@ -186,6 +186,19 @@ async fn events_of_responses_come_in_order() {
         "response.completed",
     ];
     assert_eq!(names(&text)[8..], wanted);
+    // How much was read, and how fast, for those who ask as they ask llama.cpp's server.
+    assert!(text.iter().all(|(_, data)| data.get("prompt_progress").is_none()));
+    let ask = json!({"input": "say Hi", "return_progress": true, "timings_per_token": true});
+    let told = server.events(RESPONSES, &ask).await;
+    let progress: Vec<&Value> = told.iter().filter_map(|(_, data)| data.get("prompt_progress")).collect();
+    assert_eq!(progress.len(), 2);
+    assert_eq!((&progress[0]["processed"], &progress[1]["processed"]), (&progress[0]["cache"], &progress[0]["total"]));
+    for (name, data) in &told {
+        let is_progress = data.get("prompt_progress").is_some();
+        let is_timed = is_progress || name.ends_with(".delta") || name == "response.completed";
+        assert_eq!(data["timings"]["predicted_per_second"].is_number(), is_timed, "{name}");
+        assert!(!is_progress || name == "response.in_progress");
+    }
     // A failure in the middle.
     let broken = server.events(RESPONSES, &json!({"input": "break died"})).await;
     assert_eq!(names(&broken)[names(&broken).len() - 2..], ["error", "response.failed"]);
@@ -395,7 +408,6 @@ async fn llama_cpp_completes() {
         (json!({"prompt": 3}), "prompt"),
         (json!({"prompt": [1, {}]}), "prompt[1]"),
         (json!({"prompt": "a", "n_probs": 101}), "n_probs"),
-        (json!({"prompt": "a", "n_probs": 1, "post_sampling_probs": true}), "post_sampling_probs"),
         (json!({"prompt": {"prompt_string": "a", "multimodal_data": ["x"]}}), "prompt.multimodal_data"),
         (json!({"prompt": {"prompt_string": "a", "multimodal_data": "x"}}), "prompt.multimodal_data"),
         (json!({"prompt": {"content": [{"type": "text", "text": "a"}]}}), "prompt"),
@@ -421,7 +433,11 @@ async fn answers_of_llama_cpp_tell_all_settings() {
         ("max_tokens", json!(5)),
         ("stop", json!(["x"])),
         ("ignore_eos", json!(true)),
-        ("logit_bias", json!([{"token": " the", "bias": -1.0}, {"token": 65, "bias": null}])),
+        (
+            "logit_bias",
+            // The last one is the token that ends texts.
+            json!([{"token": " the", "bias": -1.0}, {"token": 65, "bias": null}, {"token": 0x11_0001, "bias": null}]),
+        ),
         ("n_probs", json!(2)),
         ("stream", json!(false)),
     ] {
@@ -436,6 +452,34 @@ async fn answers_of_llama_cpp_tell_all_settings() {
     assert_eq!((&defaults["seed"], &defaults["n_predict"], &defaults["top_p"]), (&json!(-1), &json!(-1), &json!(0.95)));
     let names = |settings: &Value| settings.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(defaults), names(settings));
+}
+
+#[tokio::test]
+async fn probabilities_after_sampling_have_names_of_their_own() {
+    let server = Server::new();
+    let asked = json!({"prompt": "say Hi", "n_probs": 2, "post_sampling_probs": true});
+    let got = server.ok("/completion", &asked).await;
+    assert!(server.fake.last_generate().unwrap().after_sampling);
+    assert_eq!(got["generation_settings"]["post_sampling_probs"], true);
+    let first = &got["completion_probabilities"][0];
+    assert_eq!((&first["token"], &first["bytes"], first.get("logprob")), (&json!("H"), &json!([72]), None));
+    assert_eq!(first["prob"], json!((-0.5_f64).exp()));
+    assert_eq!((first["top_probs"].as_array().unwrap().len(), first.get("top_logprobs")), (2, None));
+    assert_eq!(first["top_probs"][1]["prob"], json!((-1.5_f64).exp()));
+    let events = server.events("/completion", &asked).await;
+    assert_eq!(events[0].1["completion_probabilities"][0], *first);
+    server.ok("/completion", &json!({"prompt": "say Hi", "n_probs": 2})).await;
+    assert!(!server.fake.last_generate().unwrap().after_sampling);
+}
+
+#[tokio::test]
+async fn a_full_context_is_told() {
+    let server = Server::with(with_room(100), Options::default());
+    let full = json!({"prompt": format!("say {}", "x".repeat(70))});
+    for (body, is_full) in [(full, true), (json!({"prompt": "say xx", "n_predict": 1}), false)] {
+        let got = server.ok("/completion", &body).await;
+        assert_eq!((&got["truncated"], &got["stop_type"]), (&json!(is_full), &json!("limit")), "{got}");
+    }
 }
 
 #[tokio::test]
@@ -498,7 +542,7 @@ async fn embeddings_are_computed_of_all_forms_of_prompts() {
         assert_eq!((got.status.as_u16(), got.body["error"]["param"].as_str()), (400, Some(param)), "{body}");
     }
     let metrics = server.get("/metrics").await;
-    let line = "nibble:embedded_tokens_total{model=\"fake\"} 47";
+    let line = "nibble:embedded_tokens_total 47";
     assert!(metrics.body.as_str().unwrap().lines().any(|found| found == line), "{}", metrics.body);
 }
 
@@ -552,10 +596,12 @@ async fn the_server_tells_how_it_is() {
     assert!(got.headers["process-start-time-unix"].to_str().unwrap().parse::<u64>().unwrap() > 1_700_000_000);
     let metrics = got.body.as_str().unwrap();
     for line in [
-        "llamacpp:prompt_tokens_total{model=\"fake\"} 7",
-        "llamacpp:prompt_tokens_seconds{model=\"fake\"} 3.5",
-        "llamacpp:prompt_tokens_cached_total{model=\"fake\"} 0",
-        "nibble:embedded_tokens_total{model=\"fake\"} 0",
+        "llamacpp:prompt_tokens_total 7",
+        "llamacpp:prompt_tokens_seconds 3.5",
+        "llamacpp:prompt_tokens_cached_total 0",
+        "# TYPE llamacpp:n_tokens_max counter",
+        "llamacpp:spec_decode_num_drafts_total 0",
+        "nibble:embedded_tokens_total 0",
         "# TYPE llamacpp:requests_processing gauge",
         "nibble:http_requests_total{route=\"/props\",status=\"404\"} 1",
     ] {
@@ -578,5 +624,11 @@ async fn the_server_tells_how_it_is() {
     let got = server.post("/v1/chat/completions", &json!({"messages": user("Hi")})).await;
     assert_eq!((got.status.as_u16(), &got.body["error"]["progress"]), (503, &json!(0.25)));
     assert!(got.headers.contains_key("retry-after") && got.body["error"]["message"].as_str().unwrap().contains("25%"));
-    assert!(server.get("/metrics").await.body.as_str().unwrap().contains("nibble:model_ready{model=\"fake\"} 0"));
+    assert!(server.get("/metrics").await.body.as_str().unwrap().contains("nibble:model_ready 0"));
+    // Where there may be several models, lines say which one they are about.
+    server.fake.add("later", State::Unloaded);
+    let got = server.get("/metrics").await;
+    for line in ["nibble:model_ready{model=\"fake\"} 0", "nibble:model_restarts_total{model=\"later\"} 3"] {
+        assert!(got.body.as_str().unwrap().lines().any(|found| found == line), "{line}\n{}", got.body);
+    }
 }

@@ -172,7 +172,9 @@ async fn a_prompt_that_does_not_fit_is_told_both_numbers() {
         let tokens = error["n_prompt_tokens"].to_string();
         let wanted = "this model's maximum context length is 100 tokens, and the prompt is too long: ";
         assert!(message.contains(&format!("{tokens} tokens > 100 maximum")), "{message}");
-        assert!(message.starts_with(wanted), "{message}");
+        assert!(message.starts_with(wanted) && message.contains("exceeds the available context size"), "{message}");
+        let kind = if path == "/completion" { "exceed_context_size_error" } else { "invalid_request_error" };
+        assert_eq!(error["type"], kind, "{path}");
         assert!(path == "/v1/messages" || error["code"] == "context_length_exceeded");
     }
     // Unless old turns may go; then the answer says how many did.
@@ -320,7 +322,11 @@ async fn pages_of_others_cannot_use_it() {
     }
     let ask = ("access-control-request-method", "POST");
     let (status, headers) = send("OPTIONS", host, &[("origin", "http://app.example"), ask]).await;
-    assert_eq!((status, headers["access-control-allow-origin"].to_str().unwrap()), (204, "http://app.example"));
+    assert_eq!((status, headers["access-control-allow-origin"].to_str().unwrap()), (200, "http://app.example"));
+    assert_eq!(headers["access-control-allow-methods"], "GET, POST, DELETE, OPTIONS");
+    // Pages send keys, which they have to know, and nothing that browsers keep.
+    assert_eq!(headers["access-control-allow-headers"], "*, authorization");
+    assert!(!headers.contains_key("access-control-allow-credentials"));
     assert_eq!(send("OPTIONS", host, &[("origin", "http://evil.example"), ask]).await.0, 403);
 }
 
@@ -387,8 +393,8 @@ async fn odd_values_are_never_a_fault_of_the_server() {
         "top_logprobs": 2, "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {},
             "strict": true}},
         "tools": tools, "parallel_tool_calls": true, "reasoning_effort": "low",
-        "chat_template_kwargs": {}, "add_generation_prompt": true, "truncation": "auto", "n": 1, "stop": ["a"],
-            "max_tokens": 5,
+        "chat_template_kwargs": {}, "verbose": true, "add_generation_prompt": true, "truncation": "auto", "n": 1,
+            "stop": ["a"], "max_tokens": 5,
         "temperature": 1, "seed": 1, "logit_bias": {"1": 1}, "samplers": ["top_k"], "dry_sequence_breakers": ["a"]});
     let items = json!([{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
         {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "r"}]},
@@ -425,8 +431,8 @@ async fn odd_values_are_never_a_fault_of_the_server() {
         ),
         (
             "/completion",
-            json!({"prompt": ["a", 1], "n_probs": 1, "n_predict": 3, "return_tokens": true, "stop": "x",
-                "json_schema": {}}),
+            json!({"prompt": ["a", 1], "n_probs": 1, "post_sampling_probs": true, "n_predict": 3, "return_tokens": true,
+                "stop": "x", "json_schema": {}}),
         ),
         (
             "/infill",

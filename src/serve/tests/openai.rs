@@ -130,8 +130,11 @@ async fn streams_say_the_same_in_order() {
     }
     let last = chunks.last().unwrap();
     assert_eq!((&last["choices"], &last["usage"]), (&json!([]), &whole["usage"]));
-    let progress = chunks.iter().find(|chunk| chunk["prompt_progress"].is_object()).unwrap();
-    assert_eq!(progress["prompt_progress"]["processed"], progress["prompt_progress"]["cache"]);
+    // Before anything is read, and when all is: for the first text, whose prompt is that of all.
+    let progress: Vec<&Value> =
+        chunks.iter().map(|chunk| &chunk["prompt_progress"]).filter(|progress| progress.is_object()).collect();
+    let processed: Vec<&Value> = progress.iter().map(|progress| &progress["processed"]).collect();
+    assert_eq!(processed, [&progress[0]["cache"], &progress[0]["total"]]);
     let plain = server.events(CHAT, &json!({"messages": user("Hi")})).await;
     assert!(plain.iter().all(|(_, data)| data["usage"].is_null()));
 }
@@ -349,6 +352,48 @@ async fn the_last_message_of_an_assistant_is_continued() {
     };
     assert!(continues(json!({})).await);
     assert!(!continues(json!({"continue_final_message": false})).await);
+    assert!(continues(json!({"continue_final_message": true, "add_generation_prompt": false})).await);
+    let both = json!({"messages": messages, "continue_final_message": true, "add_generation_prompt": true});
+    let got = server.post(CHAT, &both).await;
+    assert_eq!((got.status.as_u16(), &got.body["error"]["param"]), (400, &json!("continue_final_message")));
+    // Of two it has to be said whether the last one is meant.
+    let mut two = messages.as_array().unwrap().clone();
+    two.push(json!({"role": "assistant", "content": "then"}));
+    let got = server.post(CHAT, &json!({"messages": two})).await;
+    assert_eq!((got.status.as_u16(), &got.body["error"]["param"]), (400, &json!("messages")));
+    for continues in [false, true] {
+        server.ok(CHAT, &json!({"messages": two, "continue_final_message": continues})).await;
+        let Prompt::Chat(chat) = server.fake.last_generate().unwrap().prompt else { panic!() };
+        assert_eq!(chat.continues, continues);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_can_tell_what_the_model_read_and_wrote() {
+    let server = Server::of_template(THINKS);
+    let body = json!({"messages": user("say Yes"), "verbose": true, "top_k": 3, "logprobs": true});
+    let told = &server.ok(CHAT, &body).await["__verbose"];
+    let prompt = "<|im_start|>user\nsay Yes<|im_end|>\n<|im_start|>assistant\n<think>\n";
+    assert_eq!((&told["prompt"], &told["content"]), (&json!(prompt), &json!("Hm.\n</think>\n\nYes")));
+    assert_eq!((&told["generation_settings"]["top_k"], &told["stop_type"]), (&json!(3), &json!("eos")));
+    assert_eq!(told["completion_probabilities"][0]["token"], "H");
+    // A text that ends it is not part of it.
+    let mut stopped = body.clone();
+    stopped["stop"] = json!(["es"]);
+    assert_eq!(server.ok(CHAT, &stopped).await["__verbose"]["content"], "Hm.\n</think>\n\nY");
+    // A stream has told the text.
+    let mut both = body.clone();
+    both["n"] = json!(2);
+    let events = server.events(CHAT, &both).await;
+    let chunks = events.iter().map(|(_, chunk)| chunk);
+    let told: Vec<&Value> = chunks.filter(|chunk| !chunk["__verbose"].is_null()).collect();
+    let [chunk] = told[..] else { panic!("{told:?}") };
+    assert_eq!((&chunk["choices"][0]["index"], &chunk["choices"][0]["finish_reason"]), (&json!(0), &json!("stop")));
+    assert_eq!((&chunk["__verbose"]["prompt"], &chunk["__verbose"]["content"]), (&json!(prompt), &json!("")));
+    for quiet in [json!(null), json!(false)] {
+        let got = server.ok(CHAT, &json!({"messages": user("Hi"), "verbose": quiet})).await;
+        assert!(got.get("__verbose").is_none() && !server.fake.last_generate().unwrap().shows_prompt);
+    }
 }
 
 #[tokio::test]
@@ -367,8 +412,22 @@ async fn texts_are_completed() {
     assert_eq!(server.fake.last_generate().unwrap().prompt, Prompt::Infill(Box::new(gap)));
     let got = server.ok(path, &json!({"prompt": "say hé", "logprobs": 2, "echo": true})).await;
     let logprobs = &got["choices"][0]["logprobs"];
-    assert_eq!((&logprobs["tokens"], &logprobs["text_offset"]), (&json!(["h", "é"]), &json!([6, 7])));
-    assert_eq!(logprobs["content"][1]["token"], "é");
+    assert_eq!(logprobs["tokens"], json!(["s", "a", "y", " ", "h", "é", "h", "é"]));
+    assert_eq!(logprobs["text_offset"], json!([0, 1, 2, 3, 4, 5, 6, 7]));
+    assert_eq!(logprobs["token_logprobs"], json!([null, -0.25, -0.25, -0.25, -0.25, -0.25, -0.5, -0.5]));
+    assert_eq!((&logprobs["top_logprobs"][0], &logprobs["top_logprobs"][1]["a"]), (&Value::Null, &json!(-1.5)));
+    assert_eq!((&logprobs["content"].as_array().unwrap().len(), &logprobs["content"][1]["token"]), (&2, &json!("é")));
+    // The same in pieces, of tokens, and without log-probabilities.
+    let body = json!({"prompt": [115, 97, 121, 32, 120], "logprobs": 0, "echo": true, "max_tokens": 0});
+    let choice = server.ok(path, &body).await["choices"][0].clone();
+    assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!("say x"), &json!("length")));
+    assert_eq!(choice["logprobs"]["tokens"], json!(["s", "a", "y", " ", "x"]));
+    let events = server.events(path, &body).await;
+    assert_eq!((&events[0].1["choices"][0]["text"], &events[1].1["choices"][0]["text"]), (&json!("say x"), &json!("")));
+    assert_eq!(events[0].1["choices"][0]["logprobs"], choice["logprobs"]);
+    let got = server.ok(path, &json!({"prompt": [[115, 97, 121, 32, 120]], "echo": true})).await;
+    assert_eq!((&got["choices"][0]["text"], &got["choices"][0]["logprobs"]), (&json!("say xx"), &Value::Null));
+    assert_eq!(server.fake.last_generate().unwrap().scores, None);
     let body = json!({"prompt": ["say ab", "say c"], "stream_options": {"include_usage": true}});
     let events = server.events(path, &body).await;
     let text = |index: u64| -> String {
@@ -387,7 +446,7 @@ async fn texts_are_completed() {
         (json!({"prompt": [[1], [-1]]}), "prompt[1]"),
         (json!({"prompt": "a", "best_of": 3}), "best_of"),
         (json!({"prompt": "a", "logprobs": 21}), "logprobs"),
-        (json!({"prompt": [1], "echo": true}), "echo"),
+        (json!({"prompt": "a", "suffix": "b", "echo": true}), "echo"),
         (json!({"prompt": [1], "suffix": "x"}), "prompt"),
     ] {
         let got = server.post(path, &body).await;

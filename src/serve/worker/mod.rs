@@ -117,9 +117,13 @@ fn serve(
     let WorkerOptions { path, session, parallel, scheduler: rules, prefixes } = options;
     let gguf = Gguf::open(&path).map_err(|error| describe(llama::Error::File(error).into()))?;
     let n_ctx = session.n_ctx_for(llama::n_ctx_train(gguf.metadata()));
-    let sharing = if rules.deterministic { Sharing::Apart } else { Sharing::Together };
-    let total = if rules.deterministic { n_ctx.saturating_mul(parallel) } else { n_ctx };
-    let session = SessionOptions { n_ctx: Some(total), rows: parallel.max(session.rows), ..session };
+    let (sharing, total) = match rules.deterministic {
+        true => (Sharing::Apart, n_ctx.saturating_mul(parallel)),
+        false => (Sharing::Together, n_ctx),
+    };
+    // A row for each token of a piece: prompts whose log-probabilities are wanted are read in the same pieces as others.
+    let piece = u32::try_from(rules.piece).unwrap_or(u32::MAX).min(session.n_batch);
+    let session = SessionOptions { n_ctx: Some(total), rows: parallel.max(session.rows).max(piece), ..session };
     let progress = out.clone();
     let watch = Box::new(move |part: f32| drop(progress.send(vec![FromEngine::Loading(part)])));
     let model = load(&session, watch)?;
@@ -164,7 +168,6 @@ fn model_info(model: &Model, gguf: &Gguf, preparer: &Preparer) -> ModelInfo {
     let text = |key: &str| metadata.str(key).unwrap_or_default().to_string();
     let tokenizer = preparer.tokenizer();
     let (template, has_template) = preparer.template_source();
-    let ends = (0..model.n_vocab()).filter(|id| tokenizer.is_end(*id));
     let weights = |dimensions: &[u64]| dimensions.iter().fold(1u64, |all, n| all.saturating_mul(*n));
     ModelInfo {
         path: model.path().display().to_string(),
@@ -179,7 +182,8 @@ fn model_info(model: &Model, gguf: &Gguf, preparer: &Preparer) -> ModelInfo {
         template: template.to_string(),
         has_template,
         begin_piece: tokenizer.begins_with().map(|id| tokenizer.piece(id).to_string()).unwrap_or_default(),
-        end_pieces: ends.map(|id| tokenizer.piece(id).to_string()).collect(),
+        end_tokens: preparer.ends().to_vec(),
+        end_pieces: preparer.ends().iter().map(|id| tokenizer.piece(*id).to_string()).collect(),
         fills_in: preparer.fills_in(),
         system: llama::system_info().unwrap_or_default(),
         ..ModelInfo::default()

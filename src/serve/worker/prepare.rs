@@ -25,6 +25,8 @@ pub(super) struct Preparer {
     /// Tokens that a sequence holds.
     n_ctx: usize,
     fill_in: Option<FillIn>,
+    /// The tokens that end texts.
+    ends: Vec<u32>,
     /// Prepared when the first grammar comes: without the markers of calls and reasoning, and with them.
     tokens: [OnceLock<Result<Arc<Tokens>, constrain::Error>>; 2],
     answers: Mutex<Answers>,
@@ -54,6 +56,8 @@ pub(super) struct Prepared {
     pub forgotten_turns: usize,
     pub special: bool,
     pub answer: Option<Begun>,
+    /// What the prompt says, if that is wanted.
+    pub text: Option<String>,
 }
 
 /// Why a task cannot be done: the request is wrong.
@@ -72,8 +76,9 @@ impl Preparer {
     pub fn new(model: &Model, n_ctx: usize) -> Self {
         let tokenizer = model.shared_tokenizer();
         let fill_in = FillIn::find(model.metadata(), &*tokenizer);
+        let ends = (0..model.n_vocab()).filter(|id| tokenizer.is_end(*id)).collect();
         let (tokens, answers) = (Default::default(), Mutex::default());
-        Self { model: model.clone(), tokenizer, n_ctx, fill_in, tokens, answers }
+        Self { model: model.clone(), tokenizer, n_ctx, fill_in, ends, tokens, answers }
     }
 
     pub fn tokenizer(&self) -> &dyn Tokenizer {
@@ -82,6 +87,11 @@ impl Preparer {
 
     pub fn fills_in(&self) -> bool {
         self.fill_in.is_some()
+    }
+
+    /// Returns the tokens that end texts.
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
     }
 
     /// Returns the source of the chat template, and whether it is the model's own.
@@ -99,6 +109,7 @@ impl Preparer {
             stop: generate.stop,
             ignore_end: generate.ignore_end,
             logprobs: generate.logprobs.map(|n| n as usize),
+            after_sampling: generate.after_sampling,
             special: generate.special,
         };
         let mut params = Params::default();
@@ -114,6 +125,11 @@ impl Preparer {
                 }
             }
         }
+        if generate.ignore_end {
+            // As in llama.cpp, and on the command line: what follows an end token is seldom what is wanted.
+            params.logit_bias.extend(self.ends.iter().map(|token| (*token, f32::NEG_INFINITY)));
+        }
+        let text = generate.shows_prompt.then(|| self.decode(&encoded.tokens));
         let grammar = generate.constraint.as_ref().map(grammar).transpose()?;
         let writer = |i: u32| {
             let seed = params.seed.map(|seed| seed.wrapping_add(i.into()));
@@ -130,11 +146,12 @@ impl Preparer {
             options,
             cache: generate.cache,
             progress: generate.progress,
+            scores: generate.scores.map(|n| n as usize),
             arrived,
             deadline: generate.timeout_ms.and_then(|ms| arrived.checked_add(Duration::from_millis(ms))),
         };
         let (forgotten_turns, special) = (encoded.forgotten_turns, generate.special);
-        Ok(Prepared { request, forgotten_turns, special, answer: encoded.answer })
+        Ok(Prepared { request, forgotten_turns, special, answer: encoded.answer, text })
     }
 
     fn constraint(&self, grammar: &Grammar, special: bool) -> Result<Constraint, Failure> {
@@ -262,7 +279,8 @@ impl Preparer {
         let source = Template::source_in(metadata, !chat.tools.is_empty()).unwrap_or(CHATML);
         let template = Template::with_metadata(source, metadata)
             .map_err(|error| Failure { kind: FailureKind::Unsupported, message: error.to_string() })?;
-        template.with_tools(chat.tools.clone()).with_arguments(chat.arguments.clone()).map_err(invalid)
+        let template = template.with_server_facts().with_tools(chat.tools.clone());
+        template.with_arguments(chat.arguments.clone()).map_err(invalid)
     }
 
     /// Returns the text of a prompt.

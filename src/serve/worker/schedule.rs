@@ -33,12 +33,23 @@ struct EmbedJob {
     tokens: Vec<u64>,
 }
 
+/// What embeddings took.
+#[derive(Default)]
+struct Embedded {
+    tokens: u64,
+    time: Duration,
+    evaluations: u64,
+    /// The most tokens of one text.
+    most_tokens: u64,
+}
+
 /// The loop of the scheduler's thread.
 pub(super) struct Loop {
     scheduler: Scheduler<Context>,
     embedder: Embedder,
     jobs: VecDeque<EmbedJob>,
     most_embedded: u32,
+    embedded: Embedded,
     told: Instant,
     answers: Answers,
 }
@@ -56,7 +67,8 @@ impl Loop {
         let most_embedded = scheduler.decoder().n_ctx_sequence();
         let embedder = Embedder::new(model, session, most_embedded);
         let answers = Answers { shared, tasks: HashMap::new(), said: Vec::new() };
-        Self { scheduler, embedder, jobs: VecDeque::new(), most_embedded, told: Instant::now(), answers }
+        let (jobs, embedded) = (VecDeque::new(), Embedded::default());
+        Self { scheduler, embedder, jobs, most_embedded, embedded, told: Instant::now(), answers }
     }
 
     /// Works until it is told to end.
@@ -74,10 +86,14 @@ impl Loop {
                 quiet = false;
                 let answers = &mut self.answers;
                 progress = self.scheduler.step(&mut |id, event| answers.event(id, event));
-                answers.send();
-                self.embed();
+                // Before the answers: who has the last one may ask at once what was done.
                 if progress != Progress::Busy || self.told.elapsed() >= STATUS {
                     self.tell_status();
+                }
+                self.answers.send();
+                if let Some((id, answer)) = self.embed() {
+                    self.tell_status();
+                    self.answers.shared.answer(id, answer);
                 }
                 continue;
             }
@@ -121,13 +137,13 @@ impl Loop {
                 answers.send();
             }
             Incoming::Generate(id, prepared) => {
-                let Prepared { request, forgotten_turns, special, answer } = *prepared;
+                let Prepared { request, forgotten_turns, special, answer, text } = *prepared;
                 let prompt_tokens = request.prompt.len() as u64;
                 match self.scheduler.submit(request) {
                     Ok(()) => {
                         answers.tasks.insert(id, Info { special, answer });
                         let forgotten_turns = forgotten_turns as u64;
-                        answers.shared.answer(id, Answer::Prepared { prompt_tokens, forgotten_turns });
+                        answers.shared.answer(id, Answer::Prepared { prompt_tokens, forgotten_turns, text });
                     }
                     Err(error) => answers.shared.answer(id, Answer::Failed(failure(&error))),
                 }
@@ -156,29 +172,34 @@ impl Loop {
         true
     }
 
-    /// Reads a piece for the first of the embeddings.
-    fn embed(&mut self) {
-        let Some(job) = self.jobs.front_mut() else { return };
+    /// Reads a piece for the first of the embeddings. Returns the answer if its task has ended.
+    fn embed(&mut self) -> Option<(u64, Answer)> {
+        let job = self.jobs.front_mut()?;
         if let Some(embedding) = job.prompts.front_mut() {
-            match self.embedder.advance(embedding) {
-                Ok(false) => return,
+            let (begun, before) = (Instant::now(), embedding.n_read());
+            let result = self.embedder.advance(embedding);
+            self.embedded.tokens += embedding.n_read().saturating_sub(before) as u64;
+            self.embedded.time += begun.elapsed();
+            self.embedded.evaluations += 1;
+            self.embedded.most_tokens = self.embedded.most_tokens.max(embedding.n_read() as u64);
+            match result {
+                Ok(false) => return None,
                 Ok(true) => {
                     job.vectors.push(embedding.normalized());
                     job.prompts.pop_front();
                 }
                 Err(error) => {
-                    let answer = Answer::Failed(failure(&error.into()));
-                    self.answers.shared.answer(job.id, answer);
+                    let id = job.id;
                     self.jobs.pop_front();
-                    return;
+                    return Some((id, Answer::Failed(failure(&error.into()))));
                 }
             }
         }
-        if job.prompts.is_empty()
-            && let Some(EmbedJob { id, vectors, tokens, .. }) = self.jobs.pop_front()
-        {
-            self.answers.shared.answer(id, Answer::Embeddings { vectors, tokens });
+        if !job.prompts.is_empty() {
+            return None;
         }
+        let EmbedJob { id, vectors, tokens, .. } = self.jobs.pop_front()?;
+        Some((id, Answer::Embeddings { vectors, tokens }))
     }
 
     /// Tells what is being done.
@@ -192,19 +213,20 @@ impl Loop {
             written_tokens: slot.written_tokens as u64,
             held_tokens: slot.held_tokens as u64,
         };
-        let counts = self.scheduler.counts();
+        let (counts, embedded) = (self.scheduler.counts(), &self.embedded);
         let (prefix_bytes, prefix_disk_bytes) = self.scheduler.prefix_bytes();
         let status = Status {
             slots: (0..).zip(self.scheduler.slots()).map(slot).collect(),
             waiting: self.scheduler.n_waiting() as u64,
-            read_tokens: counts.read_tokens,
-            reading_seconds: counts.reading.as_secs_f64(),
+            read_tokens: counts.read_tokens + embedded.tokens,
+            reading_seconds: (counts.reading + embedded.time).as_secs_f64(),
             cached_tokens: counts.cached_tokens,
             written_tokens: counts.written_tokens,
             writing_seconds: counts.writing.as_secs_f64(),
-            evaluations: counts.evaluations,
-            evaluated_sequences: counts.evaluated_sequences,
+            evaluations: counts.evaluations + embedded.evaluations,
+            evaluated_sequences: counts.evaluated_sequences + embedded.evaluations,
             held_tokens: self.scheduler.n_held() as u64,
+            most_tokens: counts.most_tokens.max(embedded.most_tokens),
             prefix_bytes,
             prefix_disk_bytes,
         };
@@ -220,6 +242,13 @@ impl Answers {
                 Answer::Started { index, cached_tokens: cached as u64, found_in: found.word().to_string(), miss }
             }
             Event::Reading { index, done, total } => Answer::Reading { index, done: done as u64, total: total as u64 },
+            Event::Scored { tokens, logprobs, .. } => {
+                let special = self.tasks.get(&id).is_some_and(|info| info.special);
+                let piece = |(token, logprobs): (&u32, &Option<TokenLogprobs>)| {
+                    token_piece(tokenizer, *token, special, logprobs.as_ref())
+                };
+                Answer::Scored { tokens: tokens.iter().zip(&logprobs).map(piece).collect() }
+            }
             Event::Piece { index, step, logprobs } => {
                 let special = self.tasks.get(&id).is_some_and(|info| info.special);
                 let token = step.token.map(|token| token_piece(tokenizer, token, special, logprobs));
