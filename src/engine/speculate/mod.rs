@@ -10,14 +10,15 @@
 //! the sampler draws as it would without a draft. On most machines, evaluating a few tokens at once takes little more
 //! time than evaluating one, because in both cases all weights have to be read from memory.
 //!
-//! [`choose`] replaces a token that is not accepted. [`draft_length`] decides how many are drafted. [`ngram`] drafts from the
-//! text itself.
+//! [`choose`] replaces a token that is not accepted. [`draft_length`] decides how many are drafted, by what [`row_costs`] has
+//! measured. [`ngram`] drafts from the text itself.
 
 mod choose;
 mod draft_length;
 mod ngram;
+mod row_costs;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::error::{DraftError, DraftSetting};
 use super::{Decoder, Error, Logits, Session, SessionOptions};
@@ -27,14 +28,11 @@ use crate::llama::{Context, Model};
 use crate::sample::Sampler;
 use crate::vocab::{same_ends, same_vocabulary};
 
-use draft_length::{Costs, DraftLength};
 use ngram::Ngrams;
 
 pub use choose::take_or_redraw;
-
-/// The assumed cost of one more token in an evaluation, as a share of an evaluation of one token, until it is measured.
-/// It is about right for a CPU.
-const ASSUMED_READ: f64 = 0.25;
+pub(super) use draft_length::{DraftLength, Weighing};
+pub(super) use row_costs::RowCosts;
 
 /// How many tokens to draft.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -121,6 +119,9 @@ impl Speculation {
 pub struct Draft {
     source: Source,
     draft_length: DraftLength,
+    row_costs: RowCosts,
+    // What drafting a token costs, as a share of an evaluation of one token.
+    draft_cost: f64,
     max: usize,
     p_min: f32,
     // The text so far: the prompt and the written tokens.
@@ -172,8 +173,7 @@ impl Draft {
     /// If an option is out of range.
     pub fn ngram(options: DraftOptions) -> Result<Self, Error> {
         options.check()?;
-        let costs = Costs { draft: 0.0, read: ASSUMED_READ };
-        Ok(Self::new(Source::Ngram(Ngrams::default()), options, costs))
+        Ok(Self::new(Source::Ngram(Ngrams::default()), options, 0.0))
     }
 
     /// Returns a draft that uses a smaller model with the same vocabulary. `session` has the options of the target's
@@ -212,7 +212,7 @@ impl Draft {
         options: DraftOptions,
     ) -> Self {
         let drafter = Drafter { session: Session::of(decoder, session), known: 0 };
-        Self::new(Source::Model(Box::new(drafter)), options, Costs { draft: cost, read: ASSUMED_READ })
+        Self::new(Source::Model(Box::new(drafter)), options, cost)
     }
 
     /// Returns the options for the session of a draft model, given those of the target's session.
@@ -220,11 +220,13 @@ impl Draft {
         SessionOptions { n_ctx: Some(session.n_ctx_for(target.n_ctx_train())), rows: 1, ..session.clone() }
     }
 
-    fn new(source: Source, options: DraftOptions, costs: Costs) -> Self {
+    fn new(source: Source, options: DraftOptions, draft_cost: f64) -> Self {
         Self {
             timed: matches!(source, Source::Ngram(_)),
             source,
-            draft_length: DraftLength::new(options.min, options.max, costs),
+            draft_length: DraftLength::new(options.min, options.max),
+            row_costs: RowCosts::default(),
+            draft_cost,
             max: options.max,
             p_min: options.p_min,
             text: Vec::new(),
@@ -323,40 +325,100 @@ impl Draft {
     pub(super) fn propose(&mut self, most: usize, sampler: &Sampler) -> Result<&[u32], Error> {
         self.clear();
         // The first evaluation is timed without guesses.
-        if self.given_up || most == 0 || self.draft_length.knows_nothing() {
+        if self.given_up || most == 0 || self.must_be_timed() {
             return Ok(&[]);
         }
-        match &mut self.source {
-            Source::Ngram(ngrams) => {
-                ngrams.extend(&self.text);
-                let Some(found) = ngrams.find(&self.text) else { return Ok(&[]) };
-                self.kind = match found.length {
-                    0..5 => 0,
-                    5..8 => 1,
-                    8..16 => 2,
-                    _ => 3,
-                };
-                let n = self.draft_length.length(self.kind, most);
-                found.copy(&self.text, n, &mut self.tokens);
-                self.drawn_from.resize(self.tokens.len(), None);
+        let row_costs = std::mem::take(&mut self.row_costs);
+        let each = self.draft_cost;
+        let cost = |n: usize| row_costs.of(1 + n) + n as f64 * each;
+        let weighing = Weighing { tokens: 1.0, cost: &cost };
+        let proposed = match &self.source {
+            Source::Ngram(_) => {
+                self.look_up(most, weighing);
+                Ok(())
             }
             Source::Model(drafter) => {
                 // The draft model reads all guesses except the last one.
                 let room = (drafter.session.n_ctx() as usize + 1).saturating_sub(self.text.len());
-                let n = self.draft_length.length(self.kind, most.min(room));
-                if n > 0 {
-                    let begun = Instant::now();
-                    // After a pause, the draft model first has to catch up, which is not part of the cost of drafting.
-                    let is_near = drafter.known + n + 2 >= self.text.len();
-                    self.ask(n, sampler)?;
-                    if self.timed && is_near {
-                        self.draft_length.drafted(self.tokens.len(), begun.elapsed());
+                // After a pause, the draft model first has to catch up, which is not part of the cost of drafting.
+                let known = drafter.known;
+                match self.draft_length.length(self.kind, most.min(room), weighing) {
+                    0 => Ok(()),
+                    n => {
+                        let begun = Instant::now();
+                        let asked = self.ask(n, sampler);
+                        if self.timed && known + n + 2 >= self.text.len() {
+                            self.learn_draft_cost(row_costs.one(), begun.elapsed());
+                        }
+                        asked
                     }
                 }
             }
-        }
+        };
+        self.row_costs = row_costs;
+        proposed?;
         self.stats.drafted += self.tokens.len();
         Ok(&self.tokens)
+    }
+
+    /// Guesses at most `most` tokens of what follows the text, by looking them up in it. They are in an evaluation with other
+    /// texts. Returns how many there are, and how many of them are probably right.
+    pub(super) fn propose_beside(&mut self, most: usize, weighing: Weighing<'_>) -> (usize, f64) {
+        self.clear();
+        if most > 0 && !self.given_up {
+            self.look_up(most, weighing);
+        }
+        self.stats.drafted += self.tokens.len();
+        (self.tokens.len(), self.draft_length.expected(self.kind, self.tokens.len()))
+    }
+
+    /// Returns what was learnt of how many guesses are right.
+    pub(super) fn experience(&self) -> &DraftLength {
+        &self.draft_length
+    }
+
+    /// Begins with what was learnt of another text.
+    pub(super) fn learn_from(&mut self, experience: &DraftLength) {
+        self.draft_length = experience.clone();
+    }
+
+    /// Drops guesses that were not decided on, because they were not evaluated.
+    pub(super) fn withdraw(&mut self) {
+        self.stats.drafted -= self.tokens.len();
+        self.clear();
+    }
+
+    /// Returns the guesses.
+    pub(super) fn guesses(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    fn look_up(&mut self, most: usize, weighing: Weighing<'_>) {
+        let Source::Ngram(ngrams) = &mut self.source else { return };
+        ngrams.extend(&self.text);
+        let Some(found) = ngrams.find(&self.text) else { return };
+        self.kind = match found.length {
+            0..5 => 0,
+            5..8 => 1,
+            8..16 => 2,
+            _ => 3,
+        };
+        let n = self.draft_length.length(self.kind, most, weighing);
+        found.copy(&self.text, n, &mut self.tokens);
+        self.drawn_from.resize(self.tokens.len(), None);
+    }
+
+    /// Records how long drafting the guesses took, if an evaluation of one token takes `one` seconds.
+    fn learn_draft_cost(&mut self, one: Option<f64>, time: Duration) {
+        if let Some(one) = one.filter(|one| *one > 0.0 && !self.tokens.is_empty()) {
+            let cost = (time.as_secs_f64() / one / self.tokens.len() as f64).clamp(0.0, 2.0);
+            self.draft_cost += (cost - self.draft_cost) * 0.2;
+        }
+    }
+
+    /// Returns whether an evaluation of one token has to be timed first.
+    fn must_be_timed(&self) -> bool {
+        self.row_costs.knows_nothing() && !self.draft_length.is_fixed()
     }
 
     /// Lets the draft model write `n` tokens, with a copy of the target's sampler.
@@ -401,8 +463,8 @@ impl Draft {
     /// Records that an evaluation of a token and `drafted` guesses, which began at `begun`, is done.
     pub(super) fn evaluated(&mut self, drafted: usize, begun: Instant) {
         self.stats.evaluations += 1;
-        if self.timed || self.draft_length.knows_nothing() {
-            self.draft_length.evaluated(drafted, begun.elapsed());
+        if self.timed || self.must_be_timed() {
+            self.row_costs.learn(1 + drafted, begun.elapsed());
         }
     }
 
