@@ -6,9 +6,18 @@ use std::sync::atomic::AtomicBool;
 
 use super::convert::parse_size;
 use super::machine::MachineArgs;
-use crate::engine::SessionOptions;
 use crate::engine::scheduler::SchedulerOptions;
+use crate::engine::{DraftOptions, SessionOptions};
 use crate::serve::worker::WorkerOptions;
+
+/// What guesses the tokens that follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Guesses {
+    /// The text itself.
+    Ngram,
+    /// Nothing.
+    None,
+}
 
 /// How to run a model for several clients.
 #[derive(Debug, clap::Args)]
@@ -47,6 +56,16 @@ pub(super) struct ServingArgs {
           help_heading = "Serving")]
     prefix_dir_size: u64,
 
+    /// Write faster by guessing what follows where the text has it already: the model checks several guesses at once. With
+    /// --deterministic, nothing is guessed
+    #[arg(long, value_name = "ngram|none", default_value = "ngram", help_heading = "Serving")]
+    draft: Guesses,
+
+    /// The most tokens to guess at a time; fewer are guessed when guesses turn out wrong
+    #[arg(long, value_name = "N", default_value_t = DraftOptions::default().max as u64, help_heading = "Serving",
+          value_parser = clap::value_parser!(u64).range(1..=DraftOptions::MOST as u64))]
+    draft_max: u64,
+
     /// Answer a request in the same way whatever else is being done, and was done before. This is slower: texts are not
     /// computed together. Each of them has a context of its own, so that contexts take --parallel times the memory
     #[arg(long, help_heading = "Serving")]
@@ -68,6 +87,8 @@ impl ServingArgs {
                 queue: self.queue,
                 // The pieces that there will be: they are part of what makes prefixes the same.
                 piece: rules.piece.min(n_batch as usize),
+                draft: (self.draft == Guesses::Ngram)
+                    .then(|| DraftOptions { max: self.draft_max as usize, ..DraftOptions::default() }),
                 deterministic: self.deterministic,
                 prefix_bytes: self.prefix_cache,
                 ..rules
@@ -110,6 +131,10 @@ mod tests {
         assert_eq!((given.parallel, given.scheduler.queue, given.scheduler.prefix_bytes), (2, 9, 0));
         assert_eq!(given.prefixes, Some(("p".into(), 3_000_000)));
         assert_eq!((given.scheduler.deterministic, given.session.n_ctx), (true, Some(99)));
+        assert_eq!(default.scheduler.draft, Some(DraftOptions::default()));
+        assert_eq!(options("--draft none").unwrap().scheduler.draft, None);
+        assert_eq!(options("--draft-max 5").unwrap().scheduler.draft.map(|draft| draft.max), Some(5));
+        assert!(options("--draft other").is_err() && options("--draft-max 0").is_err());
         assert!(options("--parallel 0").is_err() && options("--prefix-dir-size 3M").is_err());
     }
 

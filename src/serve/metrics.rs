@@ -65,10 +65,13 @@ pub fn text(counters: &Counters, models: &[(Model, Option<Status>)], has_one_mod
         ("llamacpp:n_decode_total", "counter", "Evaluations of the model.", |s| s.evaluations as f64),
         // Its type at llama.cpp, although it is no sum.
         ("llamacpp:n_tokens_max", "counter", "The most tokens that a text has had.", |s| s.most_tokens as f64),
-        // Nothing is guessed here.
-        ("llamacpp:spec_decode_num_draft_tokens_total", "counter", "Tokens that were guessed.", |_| 0.0),
-        ("llamacpp:spec_decode_num_accepted_tokens_total", "counter", "Guesses that were right.", |_| 0.0),
-        ("llamacpp:spec_decode_num_drafts_total", "counter", "Times that tokens were guessed.", |_| 0.0),
+        ("llamacpp:spec_decode_num_draft_tokens_total", "counter", "Tokens that were guessed.", |s| {
+            s.guessed_tokens as f64
+        }),
+        ("llamacpp:spec_decode_num_accepted_tokens_total", "counter", "Guesses that were right.", |s| {
+            s.accepted_guesses as f64
+        }),
+        ("llamacpp:spec_decode_num_drafts_total", "counter", "Times that tokens were guessed.", |s| s.guesses as f64),
         ("llamacpp:n_busy_slots_per_decode", "gauge", "Mean number of sequences in an evaluation.", |s| {
             s.evaluated_sequences as f64 / s.evaluations.max(1) as f64
         }),

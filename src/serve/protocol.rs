@@ -507,6 +507,12 @@ pub struct Status {
     pub evaluations: u64,
     /// Sequences in all evaluations together.
     pub evaluated_sequences: u64,
+    /// Tokens that were guessed, and evaluated with others.
+    pub guessed_tokens: u64,
+    /// Tokens of them that were right.
+    pub accepted_guesses: u64,
+    /// How often tokens of a text were guessed.
+    pub guesses: u64,
     /// Tokens that the context holds of all sequences.
     pub held_tokens: u64,
     /// The most tokens that one text has had.

@@ -1,26 +1,56 @@
 //! One evaluation: which tokens are in it, and what follows from its logits.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use super::text::{End, Event, TaskError, TaskId};
 use super::{EventSink, Scheduler};
+use crate::engine::speculate::Weighing;
 use crate::engine::{Action, Error, Finish, LogitRows, Logits, SequenceDecoder, Share, evaluate_together};
 use crate::llama;
 
-/// For so long, about, texts that are being written may wait for a piece of a prompt.
+/// For so long, about, texts that are being written may wait for a piece of a prompt,
 const STALL: Duration = Duration::from_millis(300);
+/// or for so many times as long as their next tokens take, if that is longer.
+const STALLED_STEPS: f64 = 2.0;
 /// The smallest such piece, unless smaller ones are wanted: with fewer tokens, reading would take much longer in all.
 const LEAST_PIECE: usize = 8;
+/// Evaluations with a larger piece have multiples of so many tokens: kernels compute so many at a time, and what is left over
+/// one by one.
+const TILE: usize = 16;
 
 /// An evaluation should not take longer, so that a request that comes in the meantime is not kept waiting.
 const LONGEST: Duration = Duration::from_secs(2);
 /// But it has at least so many tokens, if there are any.
 const LEAST_BATCH: usize = 64;
 
+/// How much of prompts may be in an evaluation.
+#[derive(Clone, Copy, Debug)]
+struct Pieces {
+    /// So many tokens of all prompts,
+    piece: usize,
+    /// and so many with one that is then read to its end.
+    whole: usize,
+}
+
+impl Pieces {
+    fn up_to(piece: usize) -> Self {
+        Self { piece, whole: piece }
+    }
+
+    /// Returns how many of the `left` tokens of a prompt may be in an evaluation that has `taken` tokens of others.
+    fn of(self, left: usize, taken: usize) -> usize {
+        if taken + left <= self.whole { left } else { left.min(self.piece.saturating_sub(taken)) }
+    }
+}
+
 /// What an evaluation had of one sequence.
 struct Part {
     slot: usize,
+    /// Tokens of the text.
     n_tokens: usize,
+    /// Tokens after them that were guessed.
+    n_guesses: usize,
     /// Tokens before it.
     held: usize,
     /// The row of the logits after which a token can be chosen.
@@ -85,13 +115,14 @@ impl<D: SequenceDecoder> Scheduler<D> {
             n_tokens += 1;
             rows -= 1;
         }
-        let most = match writers.is_empty() {
-            true => n_batch.min(self.affordable(LONGEST, LEAST_BATCH)),
-            false => n_batch.min(n_tokens + self.piece()),
-        };
-        let (mut next_turn, is_alone) = (None, running.len() == 1);
+        let n_writing = n_tokens;
+        // One row is left for a prompt that is read to its end.
+        n_tokens += self.guess(&writers, running.len() > writers.len(), rows.saturating_sub(1));
+        rows -= n_tokens - n_writing;
+        let pieces = self.pieces(n_tokens, n_writing);
+        let (mut next_turn, is_alone, mut n_prompts) = (None, running.len() == 1, 0);
         for i in running.into_iter().filter(|i| !writers.contains(i)) {
-            let wanted = self.to_read(i).min(most - n_tokens);
+            let wanted = pieces.of(self.to_read(i), n_prompts).min(n_batch - n_tokens);
             let free = self.free_for(n_tokens + wanted).saturating_sub(n_tokens);
             // There is always room for one text alone; if not, the decoder says so.
             let mut n = wanted.min(free.max(usize::from(is_alone)));
@@ -105,6 +136,7 @@ impl<D: SequenceDecoder> Scheduler<D> {
             }
             self.slots[i].planned = n;
             n_tokens += n;
+            n_prompts += n;
             if n > 0 {
                 next_turn.get_or_insert((i + 1) % self.slots.len());
             }
@@ -113,10 +145,50 @@ impl<D: SequenceDecoder> Scheduler<D> {
         n_tokens > 0
     }
 
-    /// Returns how many tokens of prompts may be read while others wait for their next token.
-    fn piece(&self) -> usize {
-        let quick = self.seconds_per_token.map_or(0, |_| self.affordable(self.options.pause, 0));
-        self.options.piece.max(quick).min(self.affordable(STALL, LEAST_PIECE))
+    /// Guesses what follows the next tokens of texts that write, in at most so many rows. Returns how many guesses there are.
+    fn guess(&mut self, writers: &[usize], is_reading: bool, rows: usize) -> usize {
+        self.slots.iter_mut().filter_map(|slot| slot.text.as_mut()?.draft.as_mut()).for_each(|draft| draft.withdraw());
+        let writing: Vec<usize> = writers.iter().copied().filter(|i| self.slots[*i].planned > 0).collect();
+        let (n, Some(one)) = (writing.len(), self.row_costs.one()) else { return 0 };
+        // Nothing is given up for guesses.
+        let room = match self.decoder.shares_tokens() {
+            true => (self.decoder.n_ctx() as usize).saturating_sub(self.cells.n_used() + n),
+            false => usize::MAX,
+        };
+        let (mut left, mut guessed) = (rows.min(room).min(self.decoder.n_batch().saturating_sub(n)), 0);
+        let mut written = n as f64;
+        // A row beside a prompt costs as much as one of the prompt.
+        let beside = self.seconds_per_token.filter(|_| is_reading).map(|seconds| seconds / one);
+        for i in writing {
+            let costs = &self.row_costs;
+            let cost = |more: usize| match beside {
+                Some(each) => costs.of(n) + each * (guessed + more) as f64,
+                None => costs.of(n + guessed + more),
+            };
+            let Some(text) = &mut self.slots[i].text else { continue };
+            let most = text.most_guesses.min(left);
+            let Some(draft) = &mut text.draft else { continue };
+            let (found, expected) = draft.propose_beside(most, Weighing { tokens: written, cost: &cost });
+            guessed += found;
+            left -= found;
+            written += expected;
+        }
+        guessed
+    }
+
+    /// Returns how much of prompts may be read while `n_writing` texts are written, in an evaluation that has `n_tokens` tokens
+    /// of these.
+    fn pieces(&self, n_tokens: usize, n_writing: usize) -> Pieces {
+        if n_writing == 0 {
+            return Pieces::up_to(self.affordable(LONGEST, LEAST_BATCH));
+        }
+        let known = |time: Duration| self.seconds_per_token.map_or(0, |_| self.affordable(time, 0));
+        let step = self.row_costs.one().map_or(0.0, |one| one * self.row_costs.of(n_writing));
+        let stall = STALL.max(Duration::try_from_secs_f64(STALLED_STEPS * step).unwrap_or(STALL));
+        let piece = self.options.piece.max(known(self.options.pause / 2)).min(self.affordable(stall, LEAST_PIECE));
+        let tile = if piece < TILE { 1 } else { TILE };
+        let most = (n_tokens + piece + tile / 2) / tile * tile;
+        Pieces { piece: most.saturating_sub(n_tokens).max(1), whole: known(self.options.pause) }
     }
 
     /// Returns how many tokens are probably read in this time, but not fewer than `least`.
@@ -148,14 +220,15 @@ impl<D: SequenceDecoder> Scheduler<D> {
     }
 
     fn evaluate_planned(&mut self) -> Result<Vec<Part>, Error> {
-        let (mut parts, mut shares) = (Vec::new(), Vec::new());
+        let (mut parts, mut planned) = (Vec::new(), Vec::new());
         for (i, slot) in self.slots.iter_mut().enumerate().filter(|(_, slot)| slot.planned > 0) {
             let Some(text) = &slot.text else { continue };
             let held = slot.sequence.tokens().len();
             let end = (held + slot.planned).min(text.tokens().len());
             let is_last = end == text.tokens().len();
             let is_scored = text.is_scored_at(held);
-            let logits = match (is_scored, is_last) {
+            let guesses = text.draft.as_ref().map_or(&[][..], |draft| draft.guesses());
+            let logits = match (is_scored || !guesses.is_empty(), is_last) {
                 (true, _) => Logits::All,
                 (false, true) => Logits::Last,
                 (false, false) => Logits::None,
@@ -163,9 +236,16 @@ impl<D: SequenceDecoder> Scheduler<D> {
             let tokens = &text.tokens()[held..end];
             // Counted from the first row of its own.
             let row = is_last.then_some(if is_scored { tokens.len() - 1 } else { 0 });
-            parts.push(Part { slot: i, n_tokens: tokens.len(), held, row, first: is_scored.then_some(0) });
-            shares.push(Share { sequence: &mut slot.sequence, tokens, logits });
+            let n_guesses = guesses.len();
+            parts.push(Part { slot: i, n_tokens: tokens.len(), n_guesses, held, row, first: is_scored.then_some(0) });
+            let tokens = match n_guesses {
+                0 => Cow::Borrowed(tokens),
+                _ => Cow::Owned([tokens, guesses].concat()),
+            };
+            planned.push((&mut slot.sequence, tokens, logits));
         }
+        let mut shares: Vec<Share<'_>> =
+            planned.iter_mut().map(|(sequence, tokens, logits)| Share { sequence, tokens, logits: *logits }).collect();
         let result = evaluate_together(&mut self.decoder, &mut self.batch, &mut shares);
         // After an error, sequences whose memory cannot be truncated are empty.
         for part in &parts {
@@ -182,17 +262,22 @@ impl<D: SequenceDecoder> Scheduler<D> {
     fn count(&mut self, parts: &[Part], begun: Instant) {
         let elapsed = begun.elapsed();
         let is_writing = |part: &&Part| self.slots[part.slot].text.as_ref().is_some_and(|text| text.is_writing());
-        let written: usize = parts.iter().filter(is_writing).map(|part| part.n_tokens).sum();
-        let all: usize = parts.iter().map(|part| part.n_tokens).sum();
+        let written: usize = parts.iter().filter(is_writing).map(|part| part.n_tokens + part.n_guesses).sum();
+        let all: usize = parts.iter().map(|part| part.n_tokens + part.n_guesses).sum();
         let writing = elapsed.mul_f64(written as f64 / all.max(1) as f64);
         self.counts.read_tokens += (all - written) as u64;
         self.counts.reading += elapsed.saturating_sub(writing);
         self.counts.writing += writing;
         self.counts.evaluations += 1;
+        self.counts.guessed_tokens += parts.iter().map(|part| part.n_guesses as u64).sum::<u64>();
+        self.counts.guesses += parts.iter().filter(|part| part.n_guesses > 0).count() as u64;
         if all - written >= LEAST_PIECE {
             // Of fewer tokens, most of the time goes into reading the weights.
             let seconds = elapsed.as_secs_f64() / all as f64;
             self.seconds_per_token = Some(self.seconds_per_token.map_or(seconds, |known| 0.7 * known + 0.3 * seconds));
+        }
+        if parts.iter().all(|part| part.n_tokens == 1) {
+            self.row_costs.learn(all, elapsed);
         }
         self.counts.evaluated_sequences += parts.len() as u64;
         let most = parts.iter().map(|part| part.held + part.n_tokens).max().unwrap_or(0);
@@ -261,8 +346,9 @@ impl<D: SequenceDecoder> Scheduler<D> {
                 self.counts.written_tokens += u64::from(text.generation.piece().is_some_and(|p| p.token.is_some()));
             }
             match action {
-                Action::Evaluate { .. } => return,
-                Action::Accepted | Action::Flush => {}
+                Action::Evaluate { .. } => return self.drop_guesses(i),
+                Action::Accepted => self.counts.accepted_guesses += 1,
+                Action::Flush => {}
                 Action::Finished => return self.finished(i, sink),
             }
         }
@@ -270,8 +356,10 @@ impl<D: SequenceDecoder> Scheduler<D> {
 
     /// Ends a text that has come to its end.
     fn finished(&mut self, i: usize, sink: &mut EventSink<'_>) {
-        let Some(text) = self.slots[i].text.take() else { return };
-        self.made_idle(i);
+        let Some(text) = self.make_idle(i) else { return };
+        if let Some(draft) = &text.draft {
+            self.experience = Some(draft.experience().clone());
+        }
         let finish = text.generation.finish().cloned().unwrap_or(Finish::Complete);
         sink(text.task, text.finished(End::Finish(finish)));
         self.one_ended(text.task, sink);

@@ -15,7 +15,8 @@
 //! |---|---|
 //! | First come, first served into sequences. A text whose beginning is being read for another one waits for that | `place` |
 //! | Each evaluation takes the next token of every text that writes, and fills up with prompts, in turn | `evaluate` |
-//! | Prompts get bounded pieces while texts are written, and whole batches otherwise | `evaluate` |
+//! | Prompts that take long get bounded pieces while texts are written; others, and those beside nothing, whole batches | `evaluate` |
+//! | What follows is guessed where the text has it already, as far as evaluations with more tokens are worth it | `evaluate` |
 //! | Where the memory is full, idle sequences are given up, then the youngest text waits until there is room again | `evaluate` |
 //! | What sequences hold is kept until the sequence is needed, then in memory, and between all else on the disk | `place` |
 //!
@@ -25,7 +26,7 @@
 //! memory the tokens of a sequence lie, which is the order of sums. With [`SchedulerOptions::deterministic`], therefore,
 //!
 //! - each sequence has a memory of its own ([`SequenceDecoder::shares_tokens`] is false), where its tokens lie in order;
-//! - each evaluation has one sequence;
+//! - each evaluation has one sequence, and nothing is guessed;
 //! - prompts are cut at multiples of [`SchedulerOptions::piece`], counted from their first token;
 //! - of what is held or saved, only whole pieces that were read as prompt are used again.
 //!
@@ -53,20 +54,26 @@ use text::Text;
 pub use disk::{PrefixFolder, Wake};
 pub use text::{End, Event, Found, Request, TaskError, TaskId, TextUsage, TextWriter};
 
-use super::{Error, Finish, Generation, LogitRows, Sequence, SequenceDecoder, SessionOptions, prompt_cache};
+use super::prompt_cache;
+use super::speculate::{DraftLength, RowCosts};
+use super::{Draft, DraftOptions, Error, Finish, Generation, LogitRows, Sequence, SequenceDecoder, SessionOptions};
 use crate::llama::{self, Batch, Model};
+use crate::sample::Sampler;
 
 /// How texts are scheduled.
 #[derive(Clone, Debug)]
 pub struct SchedulerOptions {
     /// The most tasks that wait for a sequence.
     pub queue: usize,
-    /// The most tokens of prompts in one evaluation while texts are being written, unless more are read within
-    /// [`SchedulerOptions::pause`]; and the pieces into which prompts are cut if it is deterministic.
+    /// The most tokens of prompts in one evaluation while texts are being written, until it is known how fast they are read;
+    /// and the pieces into which prompts are cut if it is deterministic.
     pub piece: usize,
-    /// For so long, texts that are being written may always wait for a piece of a prompt: on a fast machine, small pieces would
-    /// only make reading slower.
+    /// A prompt that is read within this time is read whole, while texts that are being written wait; of one that takes longer,
+    /// a piece is read that takes half of it at most. With zero, all pieces have at most [`SchedulerOptions::piece`] tokens.
     pub pause: Duration,
+    /// How tokens that follow are guessed from the text itself, of texts that are being written; `None` if they are not. They
+    /// are not if it is deterministic, or the decoder's memory cannot be truncated.
+    pub draft: Option<DraftOptions>,
     /// Whether a text does not depend on what else is written, and was read before.
     pub deterministic: bool,
     /// The most bytes of prefixes in memory.
@@ -80,7 +87,8 @@ impl Default for SchedulerOptions {
         Self {
             queue: 64,
             piece: 64,
-            pause: Duration::from_millis(100),
+            pause: Duration::from_millis(600),
+            draft: Some(DraftOptions::default()),
             deterministic: false,
             prefix_bytes: 0,
             least_kept: 32,
@@ -102,7 +110,7 @@ struct Slot {
     /// Whether what it holds may be used for others.
     is_public: bool,
     text: Option<Box<Text>>,
-    /// What is to be read next, in the evaluation that is being planned.
+    /// How many tokens of the text are to be read next, in the evaluation that is being planned; guesses come after them.
     planned: usize,
 }
 
@@ -143,6 +151,12 @@ pub struct Counts {
     pub evaluations: u64,
     /// Sequences in all of them together.
     pub evaluated_sequences: u64,
+    /// Tokens that were guessed, and evaluated with others.
+    pub guessed_tokens: u64,
+    /// Tokens of them that were right.
+    pub accepted_guesses: u64,
+    /// How often tokens of a text were guessed.
+    pub guesses: u64,
     /// Texts that gave way to others.
     pub preempted: u64,
     /// The most tokens that a sequence has held.
@@ -220,6 +234,10 @@ pub struct Scheduler<D> {
     pace: Option<f64>,
     /// Seconds that a token of a prompt took of late.
     seconds_per_token: Option<f64>,
+    /// What evaluations without prompts took of late.
+    row_costs: RowCosts,
+    /// What the last text that ended has taught of guesses, with which others begin.
+    experience: Option<DraftLength>,
     /// Bytes of a state for each of its tokens, once that is known.
     bytes_per_token: Option<u64>,
     counts: Counts,
@@ -288,6 +306,8 @@ impl<D: SequenceDecoder> Scheduler<D> {
             clock: 0,
             pace: None,
             seconds_per_token: None,
+            row_costs: RowCosts::default(),
+            experience: None,
             bytes_per_token: None,
             counts: Counts::default(),
             decoder,
@@ -337,8 +357,10 @@ impl<D: SequenceDecoder> Scheduler<D> {
         }
         let n_ctx = self.decoder.n_ctx_sequence() as usize;
         let most = prompt.len().saturating_add(options.max_tokens.unwrap_or(n_ctx)).min(n_ctx);
+        let drafts: Result<Vec<_>, Error> = writers.iter().map(|writer| self.draft(&prompt, &writer.sampler)).collect();
+        let drafts = drafts?;
         self.tasks.insert(task, Task { left: writers.len(), has_begun: false, arrived, deadline });
-        for (index, mut writer) in (0u32..).zip(writers) {
+        for ((index, mut writer), draft) in (0u32..).zip(writers).zip(drafts) {
             self.clock += 1;
             let tokenizer = self.decoder.tokenizer();
             let generation = Generation::new(tokenizer, &prompt, n_ctx, &options, &mut writer.sampler);
@@ -348,6 +370,8 @@ impl<D: SequenceDecoder> Scheduler<D> {
                 order: self.clock,
                 generation,
                 writer,
+                draft,
+                most_guesses: 0,
                 n_prompt: prompt.len(),
                 // The logits of what is known are not.
                 cache: cache && scores.is_none(),
@@ -374,6 +398,15 @@ impl<D: SequenceDecoder> Scheduler<D> {
             self.queue.push_back(text);
         }
         Ok(())
+    }
+
+    /// Returns what guesses the tokens of a text, if anything does.
+    fn draft(&self, prompt: &[u32], sampler: &Sampler) -> Result<Option<Draft>, Error> {
+        let is_wanted = !self.options.deterministic && self.decoder.can_truncate();
+        let Some(options) = self.options.draft.filter(|_| is_wanted) else { return Ok(None) };
+        let mut draft = Draft::ngram(options)?;
+        draft.begin(prompt, sampler, true)?;
+        Ok(Some(draft))
     }
 
     fn check(&self, prompt: &[u32], max_tokens: Option<usize>) -> Result<(), TaskError> {
@@ -457,9 +490,8 @@ impl<D: SequenceDecoder> Scheduler<D> {
 
     /// Takes the text of a task from a sequence, which is then idle.
     fn take_text(&mut self, i: usize, task: TaskId) -> Option<Box<Text>> {
-        let text = self.slots[i].text.take_if(|text| text.task == task)?;
-        self.made_idle(i);
-        Some(text)
+        self.slots[i].text.as_ref().filter(|text| text.task == task)?;
+        self.make_idle(i)
     }
 
     /// Counts a text that has ended.

@@ -244,6 +244,9 @@ impl<D: SequenceDecoder> Scheduler<D> {
         if text.started.is_none() {
             text.started = Some(Instant::now());
             text.cached = held.min(text.n_prompt);
+            if let (Some(draft), Some(experience)) = (&mut text.draft, &self.experience) {
+                draft.learn_from(experience);
+            }
             self.counts.cached_tokens += text.cached as u64;
             sink(text.task, Event::Started { index: text.index, cached: text.cached, found, miss });
         }
@@ -366,9 +369,11 @@ impl<D: SequenceDecoder> Scheduler<D> {
         Some(saved)
     }
 
-    /// Records that a sequence has no text any more.
-    pub(super) fn made_idle(&mut self, i: usize) {
+    /// Takes the text from a sequence, which is then idle.
+    pub(super) fn make_idle(&mut self, i: usize) -> Option<Box<Text>> {
+        self.drop_guesses(i);
         let slot = &mut self.slots[i];
+        let text = slot.text.take()?;
         let keep = match (slot.is_public, self.options.deterministic) {
             (false, _) => 0,
             (true, true) => slot.clean,
@@ -380,6 +385,17 @@ impl<D: SequenceDecoder> Scheduler<D> {
         self.clock += 1;
         slot.used = self.clock;
         self.cells.resize(i, held);
+        Some(text)
+    }
+
+    /// Removes what a sequence holds of guesses that were wrong.
+    pub(super) fn drop_guesses(&mut self, i: usize) {
+        let slot = &mut self.slots[i];
+        let Some(n_own) = slot.text.as_ref().map(|text| text.n_own()) else { return };
+        if slot.sequence.tokens().len() > n_own {
+            let held = slot.sequence.truncate(&mut self.decoder, n_own);
+            self.cells.resize(i, held);
+        }
     }
 
     /// Gives up idle sequences until there is room for this many tokens. Returns for how many there is.
@@ -399,9 +415,8 @@ impl<D: SequenceDecoder> Scheduler<D> {
 
     /// Lets a text wait until there is room again. It goes on where it was.
     pub(super) fn preempt(&mut self, i: usize) {
-        let Some(text) = self.slots[i].text.take() else { return };
+        let Some(text) = self.make_idle(i) else { return };
         self.counts.preempted += 1;
-        self.made_idle(i);
         let at = self.queue.iter().position(|other| other.order > text.order).unwrap_or(self.queue.len());
         self.queue.insert(at, text);
     }

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::engine::fake::{Fake, encode};
 use crate::engine::{
-    Decoder, GenerateOptions, Logits, Session, Share, TokenLogprobs, Writer, evaluate_together, generate,
+    Decoder, GenerateOptions, Logits, Session, Share, Speculation, TokenLogprobs, Writer, evaluate_together, generate,
 };
 use crate::sample::{Params, Sampler};
 
@@ -19,13 +19,27 @@ fn letter(read: &[u32]) -> u32 {
     97 + (sum >> 7) % 26
 }
 
+/// A text that soon repeats itself, but for every 13th letter.
+fn refrain(read: &[u32]) -> u32 {
+    match (read.len() % 13, read.last()) {
+        (1.., Some(last)) => 97 + (last * 5 + 7) % 26,
+        _ => letter(read),
+    }
+}
+
+type Rule = fn(&[u32]) -> u32;
+
 fn fake(n_sequences: usize, n_ctx: u32) -> Fake {
-    Fake { n_ctx, ..Fake::new(letter) }.with_sequences(n_sequences)
+    fake_by(letter, n_sequences, n_ctx)
+}
+
+fn fake_by(rule: Rule, n_sequences: usize, n_ctx: u32) -> Fake {
+    Fake { n_ctx, ..Fake::new(rule) }.with_sequences(n_sequences)
 }
 
 fn options() -> SchedulerOptions {
-    let pause = Duration::ZERO;
-    SchedulerOptions { piece: 4, pause, least_kept: 4, prefix_bytes: 1 << 20, ..SchedulerOptions::default() }
+    let rules = SchedulerOptions { pause: Duration::ZERO, draft: None, ..SchedulerOptions::default() };
+    SchedulerOptions { piece: 4, least_kept: 4, prefix_bytes: 1 << 20, ..rules }
 }
 
 fn request(task: TaskId, prompt: &str, max_tokens: usize) -> Request {
@@ -48,7 +62,11 @@ fn writer() -> TextWriter {
 
 /// What `generate` makes of the same request, alone.
 fn alone(prompt: &str, max_tokens: usize) -> String {
-    let mut session = Session::of(fake(1, 4096), &crate::engine::SessionOptions::default());
+    alone_by(letter, prompt, max_tokens)
+}
+
+fn alone_by(rule: Rule, prompt: &str, max_tokens: usize) -> String {
+    let mut session = Session::of(fake_by(rule, 1, 4096), &crate::engine::SessionOptions::default());
     let mut sampler = Sampler::new(&Params::greedy()).unwrap();
     let options = GenerateOptions { max_tokens: Some(max_tokens), ..GenerateOptions::default() };
     let go_on = |_: crate::engine::Step<'_>| std::ops::ControlFlow::Continue(());
@@ -122,6 +140,9 @@ impl Run {
         assert_eq!(self.scheduler.cells.n_used(), self.scheduler.decoder.n_held(), "the cells are counted right");
         for (slot, held) in self.scheduler.slots.iter().zip(&self.scheduler.decoder.sequences) {
             assert_eq!(slot.sequence.tokens(), held);
+            if let Some(text) = &slot.text {
+                assert!(text.tokens().starts_with(held), "no guess is left that was wrong");
+            }
         }
         if progress == Progress::Waiting {
             // Nothing but a file wakes it.
@@ -286,6 +307,92 @@ fn a_slow_model_reads_smaller_pieces_while_texts_are_written() {
     let [16, many, few] = run.scheduler.decoder.evaluations[..] else { panic!("three evaluations") };
     // 300 ms are for 12 tokens, one of them may be less; sleeping takes longer than it should.
     assert!((9..=13).contains(&many) && (9..=13).contains(&few), "{many}, {few}");
+}
+
+#[test]
+fn a_prompt_that_is_read_soon_is_read_whole_while_texts_are_written() {
+    let model = Fake { token_time: Duration::from_millis(2), n_batch: 256, n_rows: 256, ..fake(2, 4096) };
+    let mut run = Run::new(model, SchedulerOptions { piece: 16, pause: Duration::from_millis(400), ..options() });
+    run.submit(request(1, &"abcdefgh".repeat(4), 100));
+    run.step();
+    run.submit(request(2, &"z".repeat(100), 1));
+    run.step();
+    run.submit(request(3, &"y".repeat(400), 1));
+    run.steps(2);
+    let evaluations = &run.scheduler.decoder.evaluations;
+    let [32, 101, many, more] = evaluations[..] else { panic!("{evaluations:?}") };
+    // Half of the time is for 100 tokens, or fewer, in whole tiles with the next token of the other text.
+    assert!([many, more].iter().all(|n| (48..=112).contains(n) && n % 16 == 0), "{many}, {more}");
+}
+
+/// Drafts of one length, whatever evaluations cost.
+fn guessing(n: usize) -> SchedulerOptions {
+    SchedulerOptions { draft: Some(DraftOptions { max: n, min: n, p_min: 0.0 }), ..options() }
+}
+
+#[test]
+fn guesses_save_evaluations_and_change_nothing() {
+    let mut run = Run::new(fake_by(refrain, 3, 4096), guessing(4));
+    let prompts = ["the king", "of France", "is bald"];
+    for (task, prompt) in (0..).zip(prompts) {
+        run.submit(request(task, prompt, 120));
+    }
+    run.finish();
+    let counts = run.scheduler.counts().clone();
+    for (task, prompt) in (0..).zip(prompts) {
+        let said = &run.said[&(task, 0)];
+        assert_eq!(said.text, alone_by(refrain, prompt, 120));
+        let guessed = said.usage.guessed;
+        assert!(guessed.accepted > 40 && guessed.accepted < guessed.drafted, "{guessed:?}");
+    }
+    assert!(counts.evaluations < 80, "{counts:?}");
+    let sum = |of: fn(&Speculation) -> usize| (0..3).map(|task| of(&run.said[&(task, 0)].usage.guessed) as u64).sum();
+    let (drafted, accepted): (u64, u64) = (sum(|guessed| guessed.drafted), sum(|guessed| guessed.accepted));
+    assert_eq!((counts.guessed_tokens, counts.accepted_guesses, counts.written_tokens), (drafted, accepted, 360));
+    // What is held of them begins another text.
+    let prompt = format!("of France{}", alone_by(refrain, "of France", 100));
+    let (read, said) = run.whole(request(9, &prompt, 1));
+    assert!(read == 1 && said.started[0].0 == prompt.len() - 1, "{read}, {said:?}");
+}
+
+#[test]
+fn nothing_is_guessed_where_that_would_cost_more() {
+    // Every row takes as long as the first.
+    let model = Fake { token_time: Duration::from_millis(1), ..fake_by(refrain, 1, 4096) };
+    let mut run = Run::new(model, SchedulerOptions { draft: Some(DraftOptions::default()), ..options() });
+    run.submit(request(1, "the king", 200));
+    run.finish();
+    let counts = run.scheduler.counts();
+    assert!(counts.guesses > 0 && counts.guessed_tokens < 60, "it is tried from time to time: {counts:?}");
+    // A memory that cannot be cut back has no room for guesses, and a deterministic text does not depend on them.
+    let whole = Fake { can_truncate: false, ..fake_by(refrain, 1, 4096) };
+    let apart = Fake { shares: false, ..fake_by(refrain, 1, 4096) };
+    for (model, deterministic) in [(whole, false), (apart, true)] {
+        let mut run = Run::new(model, SchedulerOptions { deterministic, ..guessing(4) });
+        let text = run.whole(request(1, "the king", 60)).1.text.clone();
+        assert_eq!((text, run.scheduler.counts().guesses), (alone_by(refrain, "the king", 60), 0));
+    }
+}
+
+#[test]
+fn guesses_take_no_room_from_texts() {
+    let model = Fake { n_rows: 3, ..fake_by(refrain, 2, 60) };
+    let mut run = Run::new(model, guessing(4));
+    run.submit(request(1, "the king", 40));
+    run.submit(request(2, "of France", 40));
+    run.finish();
+    for (task, prompt) in [(1, "the king"), (2, "of France")] {
+        assert_eq!(run.said[&(task, 0)].text, alone_by(refrain, prompt, 40));
+    }
+    assert!(run.failed.is_empty());
+    // With so few rows there is none for guesses.
+    assert_eq!(run.scheduler.counts().guesses, 0);
+    let model = fake_by(refrain, 2, 60);
+    let mut run = Run::new(model, guessing(4));
+    run.submit(request(1, "the king", 50));
+    run.finish();
+    assert_eq!(run.said[&(1, 0)].text, alone_by(refrain, "the king", 50));
+    assert!(run.scheduler.counts().accepted_guesses > 10);
 }
 
 #[test]
@@ -820,16 +927,19 @@ proptest! {
         n_ctx in 100..400u32,
         prefix_bytes in prop_oneof![Just(0), 500..8000u64],
         piece in 1..9usize,
+        guesses in prop::option::of(1..6usize),
         can_truncate in prop::bool::weighted(0.75),
         is_deterministic in prop::bool::weighted(0.3),
     ) {
+        let rule = if guesses.is_some() { refrain } else { letter };
         let model = Fake {
             can_truncate,
             shares: !is_deterministic,
             is_fickle: is_deterministic,
-            ..fake(n_sequences, n_ctx)
+            ..fake_by(rule, n_sequences, n_ctx)
         };
-        let options = SchedulerOptions { deterministic: is_deterministic, prefix_bytes, piece, ..options() };
+        let draft = guesses.map(|n| DraftOptions { max: n, min: n, p_min: 0.0 });
+        let options = SchedulerOptions { deterministic: is_deterministic, prefix_bytes, piece, draft, ..options() };
         let mut run = Run::new(model, options.clone());
         let mut due: Vec<(usize, TaskId)> = Vec::new();
         for (task, asked) in (0..).zip(&all) {
@@ -850,9 +960,9 @@ proptest! {
         for (task, asked) in (0..).zip(&all) {
             let prompt = asked.prompt();
             let wanted = match is_deterministic {
-                false => alone(&prompt, asked.max_tokens),
+                false => alone_by(rule, &prompt, asked.max_tokens),
                 true => {
-                    let model = Fake { is_fickle: true, shares: false, can_truncate, ..fake(1, n_ctx) };
+                    let model = Fake { is_fickle: true, shares: false, can_truncate, ..fake_by(rule, 1, n_ctx) };
                     let mut run = Run::new(model, options.clone());
                     run.whole(request(1, &prompt, asked.max_tokens)).1.text.clone()
                 }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::disk::FileId;
 use crate::constrain::Constraint;
-use crate::engine::{Error, Finish, GenerateOptions, Generation, LogitRows, Step, TokenLogprobs, Writer};
+use crate::engine::{Action, Draft, Error, Finish, GenerateOptions, Generation, LogitRows, Speculation};
+use crate::engine::{Step, TokenLogprobs, Writer};
 use crate::sample::Sampler;
 
 /// The number of a task, which its owner chooses.
@@ -129,6 +130,8 @@ pub struct TextUsage {
     pub writing: Duration,
     /// The seed it was sampled with.
     pub seed: u64,
+    /// What was guessed of it.
+    pub guessed: Speculation,
 }
 
 /// What a scheduler says of a task. Texts have numbers from 0.
@@ -201,6 +204,10 @@ pub(super) struct Text {
     pub order: u64,
     pub generation: Generation,
     pub writer: TextWriter,
+    /// Guesses what follows, if anything does.
+    pub draft: Option<Draft>,
+    /// The most guesses that the next evaluation may have.
+    pub most_guesses: usize,
     pub n_prompt: usize,
     pub cache: bool,
     pub progress: bool,
@@ -225,10 +232,30 @@ pub(super) struct Text {
 
 impl Text {
     /// Takes a step of the generation.
-    pub fn step(&mut self, logits: LogitRows<'_>) -> Result<crate::engine::Action, Error> {
+    pub fn step(&mut self, logits: LogitRows<'_>) -> Result<Action, Error> {
         let TextWriter { sampler, constraint } = &mut self.writer;
-        let mut writer = Writer { constraint: constraint.as_mut(), ..Writer::new(sampler) };
-        self.generation.step(&mut writer, logits)
+        let mut writer = Writer { draft: self.draft.as_mut(), constraint: constraint.as_mut(), sampler };
+        let action = self.generation.step(&mut writer, logits)?;
+        let token = self.generation.piece().and_then(|piece| piece.token);
+        match (action, &mut self.draft, token) {
+            (Action::Accepted, Some(draft), Some(token)) => {
+                draft.push(token);
+                draft.taken();
+            }
+            (Action::Evaluate { most_guesses, .. }, Some(draft), Some(token)) => {
+                draft.push(token);
+                draft.decided(false);
+                self.most_guesses = most_guesses;
+            }
+            (Action::Flush | Action::Finished, Some(draft), _) => draft.decided(true),
+            _ => {}
+        }
+        Ok(action)
+    }
+
+    /// Returns how many tokens of what its sequence holds are its own: the others are guesses that were wrong.
+    pub fn n_own(&self) -> usize {
+        self.n_prompt + self.generation.n_evaluated()
     }
 
     /// Returns the tokens that the model has to read before the next token.
@@ -281,6 +308,7 @@ impl Text {
             reading: read - started,
             writing: now - read,
             seed: self.writer.sampler.seed(),
+            guessed: self.draft.as_ref().map(Draft::stats).unwrap_or_default(),
         }
     }
 
