@@ -252,9 +252,12 @@ impl CompletionLogprobs {
     /// Adds a token. Returns how many characters are before the next one.
     fn push(&mut self, token: &TokenLogprob, is_known: bool, offset: usize) -> usize {
         let top = token.top_logprobs.iter().map(|top| (top.token.clone(), json!(top.logprob)));
+        let mut top: Map<String, Value> = top.collect();
+        // One more than was asked for, if the token is not among the most likely ones.
+        top.entry(token.token.as_str()).or_insert(json!(token.logprob));
         self.tokens.push(token.token.clone());
         self.token_logprobs.push(is_known.then_some(token.logprob));
-        self.top_logprobs.push(is_known.then(|| top.collect()));
+        self.top_logprobs.push(is_known.then_some(top));
         self.text_offset.push(offset);
         offset + token.token.chars().count()
     }
@@ -299,14 +302,16 @@ async fn stream(runs: Vec<Run>, head: Head, shape: Shape, mut events: sse::Event
                 Ok(step) => step,
                 Err(error) => return events.send(None, &error.to_value(Dialect::OpenAi, events.record().id())).await,
             };
+            if let Step::Piece { index, .. } | Step::Finished { index, .. } = &step
+                && echoes.get_mut(*index as usize).is_some_and(std::mem::take)
+            {
+                events.send(None, &response(&head, vec![echo(&run, &shape, first + index, echoed)])).await?;
+            }
             match step {
                 Step::Started { .. } | Step::Reading { .. } => {}
                 Step::Piece { index, events: said, tokens } => {
                     let text: String = said.iter().filter_map(text_of).collect();
                     let Some(offset) = offset.get_mut(index as usize) else { continue };
-                    if std::mem::take(&mut echoes[index as usize]) {
-                        events.send(None, &response(&head, vec![echo(&run, &shape, first + index, echoed)])).await?;
-                    }
                     let logprobs =
                         shape.wants_logprobs.then(|| CompletionLogprobs::default().followed_by(&tokens, *offset));
                     *offset +=
@@ -319,9 +324,6 @@ async fn stream(runs: Vec<Run>, head: Head, shape: Shape, mut events: sse::Event
                 Step::Finished { index, finish, usage } => {
                     let Some(text) = texts.get_mut(index as usize) else { continue };
                     (text.finish, text.usage) = (Some(finish), usage);
-                    if std::mem::take(&mut echoes[index as usize]) {
-                        events.send(None, &response(&head, vec![echo(&run, &shape, first + index, echoed)])).await?;
-                    }
                     let piece = choice(first + index, String::new(), Some(text.finish_reason()));
                     let timings = Some(Timings::from(&usage));
                     events.send(None, &CompletionResponse { timings, ..response(&head, vec![piece]) }).await?;

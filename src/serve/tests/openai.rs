@@ -416,12 +416,15 @@ async fn texts_are_completed() {
     assert_eq!(logprobs["text_offset"], json!([0, 1, 2, 3, 4, 5, 6, 7]));
     assert_eq!(logprobs["token_logprobs"], json!([null, -0.25, -0.25, -0.25, -0.25, -0.25, -0.5, -0.5]));
     assert_eq!((&logprobs["top_logprobs"][0], &logprobs["top_logprobs"][1]["a"]), (&Value::Null, &json!(-1.5)));
+    // The token itself is told, too, if it is not among the likely ones.
+    assert_eq!(logprobs["top_logprobs"][3], json!({"a": -1.5, " ": -0.25}));
     assert_eq!((&logprobs["content"].as_array().unwrap().len(), &logprobs["content"][1]["token"]), (&2, &json!("é")));
     // The same in pieces, of tokens, and without log-probabilities.
     let body = json!({"prompt": [115, 97, 121, 32, 120], "logprobs": 0, "echo": true, "max_tokens": 0});
     let choice = server.ok(path, &body).await["choices"][0].clone();
     assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!("say x"), &json!("length")));
     assert_eq!(choice["logprobs"]["tokens"], json!(["s", "a", "y", " ", "x"]));
+    assert_eq!(choice["logprobs"]["top_logprobs"][1], json!({"a": -0.25}));
     let events = server.events(path, &body).await;
     assert_eq!((&events[0].1["choices"][0]["text"], &events[1].1["choices"][0]["text"]), (&json!("say x"), &json!("")));
     assert_eq!(events[0].1["choices"][0]["logprobs"], choice["logprobs"]);
