@@ -177,6 +177,13 @@ impl AllocationArgs {
         let context = SessionOptions::default().size(n_ctx_train(&source.metadata));
         let others = job.output_bytes().saturating_sub(job.plan().total_bytes());
         let most_bytes = target.file_bytes(others, job.plan().n_weights(), &source.metadata, &context);
+        // What no measurement can make possible is said before it is made.
+        match Allocation::check(job.plan(), overrides, importance.is_some(), others, most_bytes) {
+            Err(range) if most_bytes < range.least || !matches!(target, Target::Memory(_)) => {
+                bail!("{}", refusal(&target, most_bytes, range))
+            }
+            _ => {}
+        }
 
         let session = session(what.threads, cancel);
         let sensitivity = SensitivityOptions {

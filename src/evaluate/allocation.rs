@@ -143,6 +143,38 @@ pub struct Allocation {
 }
 
 impl Allocation {
+    /// Checks that types could be chosen for `file_bytes`, whatever they cost, before that is measured: see [`Self::choose`].
+    ///
+    /// # Errors
+    /// If the smallest types take more, or the largest less. The bytes of the error are those of files.
+    pub fn check(
+        plan: &Plan,
+        overrides: &[Override],
+        has_importance: bool,
+        others: u64,
+        file_bytes: u64,
+    ) -> Result<(), OutOfRange> {
+        let sizes = |tensor: &PlannedTensor| -> (u64, u64) {
+            let info = tensor.info();
+            let free = recipe::is_free(&info, overrides);
+            let types = if free { candidates(&info, overrides, has_importance) } else { Vec::new() };
+            let sizes = types.into_iter().filter_map(|ty| TensorInfo { ty, ..info.clone() }.n_bytes());
+            let range = sizes.fold(None, |range: Option<(u64, u64)>, bytes| {
+                Some(range.map_or((bytes, bytes), |(least, most)| (least.min(bytes), most.max(bytes))))
+            });
+            range.unwrap_or((tensor.bytes, tensor.bytes))
+        };
+        let add = |(least, most): (u64, u64), tensor: &PlannedTensor| {
+            let (smallest, largest) = sizes(tensor);
+            (least.saturating_add(padded(smallest)), most.saturating_add(padded(largest)))
+        };
+        let (least, most) = plan.tensors.iter().fold((others, others), add);
+        match (least..=most).contains(&file_bytes) {
+            true => Ok(()),
+            false => Err(OutOfRange { budget: file_bytes, least, most }),
+        }
+    }
+
     /// Chooses types for the tensors of `plan`, whose other types stay as they are, so that files whose bytes beside tensors are
     /// `others` have at most `file_bytes`. With `slowness`, they also take no longer while a token is written than a file of
     /// `file_bytes` does that is all of the fastest type.
@@ -344,6 +376,12 @@ mod tests {
             let plan = planned(Recipe::builtin("F16").unwrap(), &overrides);
             let OutOfRange { least, most, .. } =
                 Allocation::choose(&plan, &costs, &overrides, 1000, 0, None).unwrap_err();
+            // Known without the costs.
+            let check = |bytes: u64| Allocation::check(&plan, &overrides, false, 1000, bytes);
+            assert!(check(least).is_ok() && check(most).is_ok());
+            for budget in [0, least - 1, most + 1] {
+                assert_eq!(check(budget), Err(OutOfRange { budget, least, most }));
+            }
             for part in [0.0, 0.1, 0.3, 0.7, 1.0] {
                 let bytes = least + (part * (most - least) as f64) as u64;
                 let chosen = Allocation::choose(&plan, &costs, &overrides, 1000, bytes, None).unwrap();
