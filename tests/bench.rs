@@ -19,7 +19,7 @@ fn converted(folder: &Path, recipe: &str) -> PathBuf {
 
 fn cost(path: &Path, kv_type: KvType) -> Cost {
     let gguf = Gguf::open(path).unwrap();
-    Cost::of(gguf.metadata(), gguf.tensors(), &Shape::of(&gguf), kv_type)
+    Cost::of(gguf.metadata(), gguf.tensors(), &Shape::of(&gguf), kv_type.into())
 }
 
 #[test]

@@ -208,7 +208,7 @@ fn check(what: &str, checkpoint: &Variation, n_tokens: u32) -> Vec<Vec<f64>> {
 fn run(file: &Path, tokens: &[u32]) -> Vec<Vec<f32>> {
     let model = Model::load(file, ModelOptions::default()).unwrap();
     let options = SessionOptions {
-        kv_type: KvType::F32,
+        kv_types: KvType::F32.into(),
         flash_attention: FlashAttention::Off,
         rows: tokens.len() as u32,
         ..SessionOptions::default()

@@ -16,7 +16,7 @@ use nibble::engine::{
     Action, Error, Finish, GenerateOptions, Generation, LogitRows, Logits, OpenOptions, Sequence, Session,
     SessionOptions, Share, Writer, evaluate_together,
 };
-use nibble::llama::{self, Batch, Context, ContextOptions, KvType, Model, ModelOptions};
+use nibble::llama::{self, Batch, Context, ContextOptions, KvType, KvTypes, Model, ModelOptions};
 use nibble::sample::{Params, Sampler};
 use nibble::vocab::Place;
 
@@ -92,14 +92,14 @@ fn gives_the_logits_and_tokens_of_the_reference() {
     eprintln!("largest difference of a logit: {worst:.6}");
 }
 
-/// Mean negative log-likelihood of a text, as `golden.json` defines it: over windows of 256 tokens without BOS, the
-/// second halves scored, each token given all before it in its window.
-fn mean_nll(path: &Path, text: &Path) -> (usize, f64) {
+/// Returns the number of tokens of a text, and the mean negative log-likelihood of each of its first windows, as `golden.json`
+/// defines it: windows of 256 tokens without BOS, the second halves scored, each token given all before it in its window.
+fn nlls(path: &Path, text: &Path, most_windows: usize) -> (usize, Vec<f64>) {
     let model = load(path);
     let tokens = chat::encode(&Prompt::plain(std::fs::read_to_string(text).unwrap()), model.tokenizer()).unwrap();
-    let (mut sum, mut n) = (0f64, 0u32);
     let mut session = Session::new(&model, &support::exact()).unwrap();
-    for window in tokens.chunks_exact(256) {
+    let windows = tokens.chunks_exact(256).take(most_windows).map(|window| {
+        let (mut sum, mut n) = (0f64, 0u32);
         session.truncate(0);
         session
             .eval_each(&window[..255], 128, |i, row| {
@@ -109,8 +109,11 @@ fn mean_nll(path: &Path, text: &Path) -> (usize, f64) {
                 n += 1;
             })
             .unwrap();
-    }
-    (tokens.len(), sum / f64::from(n))
+        assert_eq!(n, 127);
+        sum / f64::from(n)
+    });
+    let windows = windows.collect();
+    (tokens.len(), windows)
 }
 
 #[test]
@@ -135,16 +138,20 @@ fn yis_own_tokenizer_gives_the_reference_library_ids() {
 #[test]
 #[cfg_attr(not(shared_data), ignore = "needs the texts in ../shared/data")]
 fn is_as_surprised_by_a_text_as_the_reference() {
-    let files = [(yi_nano(), 0.0005), (converted("BF16"), 0.005)];
+    let count = |number: &serde_json::Value| number.as_u64().unwrap();
+    let mean = |nlls: &[f64]| nlls.iter().sum::<f64>() / nlls.len() as f64;
     for case in golden()["nll"].as_array().unwrap() {
         let text = support::shared(&format!("text/{}", case["text"].as_str().unwrap()));
         let wanted = case["mean_nll"].as_f64().unwrap();
-        for (file, tolerance) in &files {
-            let (n_tokens, found) = mean_nll(file, &text);
-            eprintln!("{} {}: mean NLL {found:.6}, reference {wanted:.6}", file.display(), case["text"]);
-            assert_eq!(n_tokens as u64, case["tokens"].as_u64().unwrap());
-            assert!((found - wanted).abs() < *tolerance, "{found}, wanted {wanted}");
-        }
+        let (n_tokens, of_windows) = nlls(&yi_nano(), &text, usize::MAX);
+        let found = mean(&of_windows);
+        eprintln!("{}: mean NLL {found:.6}, reference {wanted:.6}", case["text"]);
+        assert_eq!((n_tokens as u64, of_windows.len() as u64), (count(&case["tokens"]), count(&case["windows"])));
+        assert!((found - wanted).abs() < 0.0005, "{found}, wanted {wanted}");
+        // The same of a file in 16 bits; a part of the text will do.
+        let (_, in_16_bits) = nlls(&converted("BF16"), &text, 40);
+        let (found, wanted) = (mean(&in_16_bits), mean(&of_windows[..40]));
+        assert!((found - wanted).abs() < 0.005, "{found} in 16 bits instead of {wanted}");
     }
 }
 
@@ -249,7 +256,7 @@ fn context_options(n_ctx: u32, n_sequences: u32) -> ContextOptions {
         sharing: llama::Sharing::Together,
         embeddings: false,
         threads: 1,
-        kv_type: KvType::F32,
+        kv_types: KvType::F32.into(),
         flash_attention: llama::FlashAttention::Off,
         cancel: Arc::default(),
     }
@@ -420,13 +427,35 @@ fn sessions_are_made_and_used_on_several_threads() {
 fn caches_of_every_type_continue_the_text() {
     let path = yi_nano();
     let model = load(&path);
-    for kv_type in [KvType::F32, KvType::F16, KvType::Q8_0] {
-        let options = SessionOptions { kv_type, threads: Some(1), ..SessionOptions::default() };
+    let logits = |kv_types: KvTypes| {
+        let options = SessionOptions { kv_types, threads: Some(1), ..SessionOptions::default() };
         let mut session = Session::new(&model, &options).unwrap();
         session.eval(&[475, 505, 267, 447, 2616, 428, 306, 267, 449], Logits::Last).unwrap();
-        let logits = session.logits(0).unwrap();
-        assert!((logits[527] - 10.3938).abs() < 0.3, "{kv_type:?}: {}", logits[527]);
+        session.logits(0).unwrap().to_vec()
+    };
+    let exact = logits(KvType::F32.into());
+    assert!((exact[527] - 10.3938).abs() < 0.3, "{}", exact[527]);
+    let away = |kv_types: KvTypes| {
+        let squares = logits(kv_types).iter().zip(&exact).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+        (squares / exact.len() as f64).sqrt()
+    };
+    for kv_type in KvType::ALL {
+        let most = match kv_type {
+            KvType::F32 => 0.0,
+            KvType::F16 | KvType::BF16 | KvType::Q8_0 => 0.1,
+            _ => 1.0,
+        };
+        let found = away(kv_type.into());
+        // On a CPU, flash attention computes with 16-bit floats.
+        let is_exact = matches!(kv_type, KvType::F32 | KvType::F16);
+        assert!(found <= most && (found > 0.0 || is_exact), "{kv_type:?}: {found}");
     }
+    // Keys and values have types of their own.
+    let (keys, values) = (KvType::Q4_0, KvType::F32);
+    let (of_keys, of_values) = (away(KvTypes { keys, values }), away(KvTypes { keys: values, values: keys }));
+    let both = away(keys.into());
+    assert!(of_keys > 0.0 && of_values > 0.0 && of_keys != of_values, "{of_keys} {of_values}");
+    assert!(both > of_keys.min(of_values) && both < 2.0 * (of_keys + of_values), "{of_keys} {of_values} {both}");
 }
 
 #[test]

@@ -99,7 +99,7 @@ fn load(path: &Path, lora: Vec<Lora>) -> Result<Model, nibble::llama::Error> {
 
 fn logits(path: &Path, lora: Vec<Lora>) -> Vec<f32> {
     let exact = SessionOptions {
-        kv_type: KvType::F32,
+        kv_types: KvType::F32.into(),
         flash_attention: FlashAttention::Off,
         threads: Some(1),
         ..SessionOptions::default()

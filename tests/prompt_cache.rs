@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use nibble::engine;
 use nibble::engine::{CacheError, GenerateOptions, Generated, PromptCache, Session, SessionOptions, Writer};
-use nibble::llama::{FlashAttention, KvType, Lora, Model, ModelOptions};
+use nibble::llama::{FlashAttention, KvType, KvTypes, Lora, Model, ModelOptions};
 use nibble::sample::{Params, Sampler};
 
 use crate::support;
@@ -49,18 +49,19 @@ fn with_cache(
 fn the_next_prompt_that_begins_alike_is_not_read_again() {
     let dir = support::folder();
     let path = dir.path().join("cache");
-    for kv_type in [KvType::F32, KvType::F16, KvType::Q8_0] {
-        let flash_attention = if kv_type == KvType::F32 { FlashAttention::Off } else { FlashAttention::Auto };
-        let options = SessionOptions { kv_type, flash_attention, ..support::exact() };
+    let apart = KvTypes { keys: KvType::Q8_0, values: KvType::Iq4Nl };
+    for kv_types in [KvType::F32.into(), KvTypes::default(), KvType::Q8_0.into(), apart] {
+        let flash_attention = if kv_types == KvType::F32.into() { FlashAttention::Off } else { FlashAttention::Auto };
+        let options = SessionOptions { kv_types, flash_attention, ..support::exact() };
         let plain = |prompt: &[u32]| write(&mut Session::new(&MODEL, &options).unwrap(), prompt).tokens;
         let _ = std::fs::remove_file(&path);
         let long = prompt(100);
         let same = |prompt: &[u32], reused: usize, written: bool| {
             let (with, unused, saved) = with_cache(&MODEL, &options, &path, prompt);
             assert!(unused.is_none(), "{unused:?}");
-            assert_eq!(with.reused_tokens, reused, "{kv_type:?}, {} tokens", prompt.len());
-            assert_eq!(saved, written, "{kv_type:?}, {} tokens", prompt.len());
-            assert_eq!(with.tokens, plain(prompt), "{kv_type:?}, {} tokens", prompt.len());
+            assert_eq!(with.reused_tokens, reused, "{kv_types}, {} tokens", prompt.len());
+            assert_eq!(saved, written, "{kv_types}, {} tokens", prompt.len());
+            assert_eq!(with.tokens, plain(prompt), "{kv_types}, {} tokens", prompt.len());
         };
         same(&long, 0, true);
         let state = |path: &Path| (std::fs::read(path).unwrap(), path.metadata().unwrap().modified().unwrap());
@@ -142,7 +143,7 @@ fn what_another_model_or_setting_made_is_not_used() {
         assert!(unused.is_none() && again.reused_tokens == 39);
     };
     check(&other, &support::exact(), "another model");
-    check(&MODEL, &SessionOptions { kv_type: KvType::F16, ..support::exact() }, "another type of KV cache");
+    check(&MODEL, &SessionOptions { kv_types: KvType::F16.into(), ..support::exact() }, "another type of KV cache");
     check(
         &MODEL,
         &SessionOptions { flash_attention: FlashAttention::On, ..support::exact() },

@@ -34,7 +34,7 @@ static Q2_K: LazyLock<Model> = LazyLock::new(|| converted("Q2_K"));
 /// As exact as llama.cpp gets, so that a token read in company has the logits that it has alone, nearly to the last bit.
 fn exact() -> SessionOptions {
     SessionOptions {
-        kv_type: KvType::F32,
+        kv_types: KvType::F32.into(),
         flash_attention: FlashAttention::Off,
         threads: Some(1),
         rows: 17,

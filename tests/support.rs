@@ -32,7 +32,7 @@ pub fn shared(path: &str) -> PathBuf {
 #[cfg(feature = "llama")]
 pub fn exact() -> nibble::engine::SessionOptions {
     nibble::engine::SessionOptions {
-        kv_type: nibble::llama::KvType::F32,
+        kv_types: nibble::llama::KvType::F32.into(),
         flash_attention: nibble::llama::FlashAttention::Off,
         threads: Some(1),
         ..nibble::engine::SessionOptions::default()

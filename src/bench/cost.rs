@@ -8,7 +8,7 @@
 //! ```
 
 use crate::gguf::{Metadata, TensorInfo};
-use crate::llama::KvType;
+use crate::llama::KvTypes;
 use crate::placement::Shape;
 
 /// Tensors in which a token looks up one row.
@@ -25,8 +25,8 @@ pub struct Cost {
 
 impl Cost {
     /// Counts the bytes for a model with this metadata and these tensors.
-    pub fn of(metadata: &Metadata, tensors: &[TensorInfo], shape: &Shape, kv_type: KvType) -> Self {
-        Self { weights: weights(metadata, tensors), kv_a_token: shape.kv_bytes_a_token(kv_type) }
+    pub fn of(metadata: &Metadata, tensors: &[TensorInfo], shape: &Shape, kv_types: KvTypes) -> Self {
+        Self { weights: weights(metadata, tensors), kv_a_token: shape.kv_bytes_a_token(kv_types) }
     }
 
     /// Returns the mean bytes per token for `n_tokens` tokens that are written after `depth` others. A token attends to

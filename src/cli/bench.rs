@@ -22,7 +22,7 @@ use crate::base::atomic_file::AtomicFile;
 use crate::bench::{self, Bandwidth, Cost, Event, Outcome, Plan, Report, Test};
 use crate::gguf::{self, Gguf};
 use crate::llama;
-use crate::llama::KvType;
+use crate::llama::KvTypes;
 use crate::placement::{self, Caches, Machine, Shape};
 
 /// Measure how fast a model runs here, and how fast it could run
@@ -247,7 +247,7 @@ struct Conditions {
     uses_gpu: bool,
     fits_memory: bool,
     n_ctx: u32,
-    kv_type: KvType,
+    kv_types: KvTypes,
     second_layout: bool,
     verbose: bool,
 }
@@ -257,7 +257,7 @@ impl Conditions {
         let summary = Summary::of(gguf);
         let stem = || gguf::stem(&args.model);
         let machine = Machine::this();
-        let kv_type = plan.session.kv_type;
+        let kv_types = plan.session.kv_types;
         Ok(Self {
             path: args.model.clone(),
             name: summary.name.map_or_else(stem, str::to_string),
@@ -266,7 +266,7 @@ impl Conditions {
             n_weights: summary.n_parameters,
             model_bytes: summary.tensor_bytes,
             bits_per_weight: summary.bits_per_weight,
-            cost: Cost::of(gguf.metadata(), gguf.tensors(), shape, kv_type),
+            cost: Cost::of(gguf.metadata(), gguf.tensors(), shape, kv_types),
             cpu: placement::cpu_name(),
             caches: Caches::this(),
             machine,
@@ -274,7 +274,7 @@ impl Conditions {
             fits_memory: machine
                 .is_none_or(|machine| machine.check(shape, &plan.session.size(shape.n_ctx_train), 0, 0).is_ok()),
             n_ctx: plan.session.n_ctx_for(shape.n_ctx_train),
-            kv_type,
+            kv_types,
             // Known when the model has been loaded.
             second_layout: false,
             verbose: args.verbose,
@@ -324,7 +324,7 @@ impl Conditions {
                     "threads {}, context {}, KV cache {}, weights {}{device}",
                     threads.join(", "),
                     self.n_ctx,
-                    kv(self.kv_type),
+                    self.kv_types,
                     if self.second_layout { "copied into the second layout" } else { "used from the file" },
                 ),
             ),
@@ -405,7 +405,7 @@ impl Conditions {
                 "repeat": plan.repeat,
                 "context": self.n_ctx,
                 "batch": plan.session.n_batch,
-                "kv_type": kv(self.kv_type),
+                "kv_type": self.kv_types.to_string(),
                 "flash_attention": format!("{:?}", plan.session.flash_attention).to_lowercase(),
                 "second_layout": self.second_layout,
             },
@@ -496,14 +496,6 @@ fn rate(rate: f64) -> String {
     if rate < 10.0 { format!("{rate:.2}") } else { format!("{rate:.1}") }
 }
 
-fn kv(kv_type: KvType) -> &'static str {
-    match kv_type {
-        KvType::F32 => "f32",
-        KvType::F16 => "f16",
-        KvType::Q8_0 => "q8_0",
-    }
-}
-
 fn print_conclusions(out: &mut Out, conditions: &Conditions, plan: &Plan, report: &Report) -> anyhow::Result<()> {
     for line in conclusions(conditions, plan, report) {
         writeln!(out, "{line}")?;
@@ -592,6 +584,7 @@ mod tests {
     use super::*;
     use crate::bench::Run;
     use crate::engine::SessionOptions;
+    use crate::llama::KvType;
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -637,7 +630,7 @@ mod tests {
         assert_eq!(labels(&plan), ["read 8", "read 16", "write 4", "write 4 after 1000", "write 4 after 9"]);
         assert_eq!(plan.threads, [1, 3, 2]);
         assert_eq!((plan.repeat, plan.session.n_ctx, plan.memory), (2, Some(1004), None));
-        assert_eq!(plan.session.kv_type, KvType::Q8_0);
+        assert_eq!(plan.session.kv_types, KvType::Q8_0.into());
         assert_eq!(labels(&planned("m -p 0 -n 3 -d 5", 512).unwrap()), ["write 3 after 5"]);
         assert_eq!(labels(&planned("m -n 0", 512).unwrap()), ["read 64", "read 512"]);
     }
@@ -673,7 +666,7 @@ mod tests {
             uses_gpu: false,
             fits_memory: true,
             n_ctx: 600,
-            kv_type: KvType::F16,
+            kv_types: KvTypes::default(),
             second_layout: false,
             verbose: false,
         }

@@ -10,7 +10,7 @@ use super::interrupt::Interrupted;
 use crate::base::display::printable;
 use crate::engine::{self, Error, OpenOptions, SessionOptions};
 use crate::evaluate::ModelSettings;
-use crate::llama::{self, FlashAttention, KvType, Lora, Model, ModelOptions};
+use crate::llama::{self, FlashAttention, KvTypes, Lora, Model, ModelOptions};
 use crate::placement::{LayoutChoice, Repack};
 
 /// How to run a model.
@@ -39,9 +39,13 @@ pub(super) struct EngineArgs {
     #[arg(long, value_name = "N", help_heading = "Machine")]
     gpu_layers: Option<u32>,
 
-    /// Type of the KV cache: q8_0 takes half the memory of f16
-    #[arg(long, value_name = "TYPE", value_enum, default_value_t = KvTypeArg::F16, help_heading = "Machine")]
-    kv_type: KvTypeArg,
+    /// Type of the KV cache, or of its keys and values, as in q8_0/q5_1: q8_0 takes half the memory of f16
+    ///
+    /// One of f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl. Keys bear coarse types less well than values. What a type
+    /// costs depends on the model. 'nibble compare' measures it, with a trace of the same file:
+    /// 'nibble trace MODEL -o model.trace --text FILE', then 'nibble compare model.trace MODEL --kv-type q8_0'.
+    #[arg(long, value_name = "TYPE", default_value_t = KvTypes::default(), help_heading = "Machine")]
+    kv_type: KvTypes,
 
     /// Compute attention in one fused step
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Auto, help_heading = "Machine")]
@@ -62,14 +66,6 @@ pub(super) struct EngineArgs {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum KvTypeArg {
-    F32,
-    F16,
-    #[value(name = "q8_0")]
-    Q8_0,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
 enum When {
     Auto,
     On,
@@ -81,11 +77,7 @@ impl EngineArgs {
     pub fn session(&self, cancel: Arc<AtomicBool>) -> SessionOptions {
         SessionOptions {
             threads: self.threads,
-            kv_type: match self.kv_type {
-                KvTypeArg::F32 => KvType::F32,
-                KvTypeArg::F16 => KvType::F16,
-                KvTypeArg::Q8_0 => KvType::Q8_0,
-            },
+            kv_types: self.kv_type,
             flash_attention: match self.flash_attn {
                 When::Auto => FlashAttention::Auto,
                 When::On => FlashAttention::On,

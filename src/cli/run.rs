@@ -426,7 +426,7 @@ mod tests {
         let args = parse("m.gguf -p hi").unwrap();
         assert_eq!(args.sampling.params(), Params::default());
         let session = args.machine.session(std::sync::Arc::default());
-        assert_eq!((session.n_ctx, session.threads, session.kv_type), (None, None, KvType::F16));
+        assert_eq!((session.n_ctx, session.threads, session.kv_types), (None, None, KvType::F16.into()));
     }
 
     #[test]
@@ -437,7 +437,7 @@ mod tests {
         let wanted = Params { temperature, top_k: 0, top_p: 1.0, min_p: 0.0, seed: Some(9), ..Params::default() };
         assert_eq!(args.sampling.params(), wanted);
         let session = args.machine.session(std::sync::Arc::default());
-        assert_eq!((session.n_ctx, session.kv_type), (Some(99), KvType::Q8_0));
+        assert_eq!((session.n_ctx, session.kv_types), (Some(99), KvType::Q8_0.into()));
         assert_eq!(args.max_tokens, Some(3));
         assert_eq!(parse("m --greedy -p x").unwrap().sampling.params(), Params::greedy());
         assert_eq!(parse("m -p x --stop a --stop b").unwrap().stop, ["a", "b"]);

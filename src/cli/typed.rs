@@ -17,12 +17,10 @@ const RUNNING: [&str; 6] = ["run", "chat", "serve", "bench", "calibrate", "token
 const WRITING: [&str; 2] = ["run", "chat"];
 
 /// Other programs' names of flags that have other names here, and the subcommands that have them.
-const SPELLINGS: [(&[&str], &str, &str); 25] = [
+const SPELLINGS: [(&[&str], &str, &str); 23] = [
     (&RUNNING, "-ngl", "--gpu-layers"),
     (&RUNNING, "--n-gpu-layers", "--gpu-layers"),
     (&RUNNING, "-ngld", "--draft-gpu-layers"),
-    (&RUNNING, "-ctk", "--kv-type"),
-    (&RUNNING, "--cache-type-k", "--kv-type"),
     (&RUNNING, "-md", "--draft"),
     (&RUNNING, "--model-draft", "--draft"),
     (&RUNNING, "--ctx-size", "--ctx"),
@@ -44,6 +42,9 @@ const SPELLINGS: [(&[&str], &str, &str); 25] = [
     (&["compare", "compare-recipes", "trace"], "--file", "--text"),
     (&["compare", "compare-recipes", "trace"], "-ngl", "--gpu-layers"),
 ];
+
+/// The flags for the type of the KV cache's keys, and of its values, which are one flag here.
+const KV_TYPES: [[&str; 2]; 2] = [["-ctk", "--cache-type-k"], ["-ctv", "--cache-type-v"]];
 
 /// Flags of llama-cli that ask for what is done here anyway.
 const USUAL: [&str; 8] =
@@ -83,8 +84,15 @@ pub fn spelled(line: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     };
     let mut out: Vec<OsString> = words.drain(..2).collect();
     let mut words = words.into_iter().peekable();
+    let mut kv_types: [Option<String>; 2] = [None, None];
     while let Some(word) = words.next() {
         let text = word.to_str().unwrap_or_default();
+        let (flag, value) = text.split_once('=').map_or((text, None), |(flag, value)| (flag, Some(value)));
+        if let Some(part) = KV_TYPES.iter().position(|flags| is_running && flags.contains(&flag)) {
+            let next = || words.next().map(|value| value.to_string_lossy().into_owned());
+            kv_types[part] = Some(value.map(str::to_string).or_else(next).unwrap_or_default());
+            continue;
+        }
         let next = |words: &mut std::iter::Peekable<std::vec::IntoIter<OsString>>, known: &[&str]| {
             words.peek().and_then(|next| next.to_str()).is_some_and(|next| known.contains(&next))
         };
@@ -118,6 +126,11 @@ pub fn spelled(line: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
                 _ => out.push(respelled(text).map_or(word.clone(), OsString::from)),
             },
         }
+    }
+    // What is not said of one of them is llama.cpp's default.
+    if kv_types.iter().any(Option::is_some) {
+        let [keys, values] = kv_types.map(|ty| ty.unwrap_or_else(|| "f16".to_string()));
+        out.insert(2, format!("--kv-type={keys}/{values}").into());
     }
     out.extend(words);
     out
@@ -279,7 +292,12 @@ mod tests {
             ("run -m a.gguf -ngl 99 -c 0 -n -1 -p hi", "nibble run a.gguf --gpu-layers 99 -c 0 -n -1 -p hi"),
             ("chat --model=a.gguf -sys -m -fa on", "nibble chat a.gguf --system -m --flash-attn on"),
             ("run -p -m -m a.gguf -- -ngl", "nibble run a.gguf -p -m -- -ngl"),
-            ("run a.gguf --ctx-size=9 -ctk q8_0 --stop -ngl", "nibble run a.gguf --ctx=9 --kv-type q8_0 --stop -ngl"),
+            (
+                "run a.gguf --ctx-size=9 -ctk q8_0 --stop -ngl",
+                "nibble run --kv-type=q8_0/f16 a.gguf --ctx=9 --stop -ngl",
+            ),
+            ("serve --cache-type-v=q5_1 -m a.gguf -ctk q8_0", "nibble serve --kv-type=q8_0/q5_1 a.gguf"),
+            ("compare a.gguf -ctv q8_0", "nibble compare a.gguf -ctv q8_0"),
             ("convert -m a", "nibble convert -m a"),
             ("run a -fa -n 3", "nibble run a --flash-attn=on -n 3"),
             ("run a -r User: -e --color --top_p 0.9 -t -1", "nibble run a --stop User: --top-p 0.9"),

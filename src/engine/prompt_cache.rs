@@ -213,7 +213,7 @@ pub(super) fn identity(model: &Model, options: &SessionOptions, n_ctx: u32) -> R
     let identity = serde_json::json!({
         "model": model.file_fingerprint()?.to_hex().as_str(),
         "lora": blake3::hash(model.lora_identity()).to_hex().as_str(),
-        "kv_type": format!("{:?}", options.kv_type),
+        "kv_type": options.kv_types.to_string(),
         "flash_attention": format!("{:?}", options.flash_attention),
         "scaled_ctx": if scaled { n_ctx } else { 0 },
         "llama_cpp": LLAMA_CPP,

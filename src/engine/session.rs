@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::{Decoder, Error, LogitRows, Logits, Sequence};
-use crate::llama::{self, Batch, Context, ContextOptions, FlashAttention, KvType, Model, Observer, Sharing};
+use crate::llama::{self, Batch, Context, ContextOptions, FlashAttention, KvTypes, Model, Observer, Sharing};
 use crate::placement::ContextSize;
 
 /// How to make a session.
@@ -20,8 +20,8 @@ pub struct SessionOptions {
     pub rows: u32,
     /// Number of threads; `None` for one per physical core that the process may use.
     pub threads: Option<u32>,
-    /// How the KV cache stores its values.
-    pub kv_type: KvType,
+    /// How the KV cache stores its keys and values.
+    pub kv_types: KvTypes,
     /// Whether attention is computed in one fused step.
     pub flash_attention: FlashAttention,
     /// Setting it, from any thread, ends an evaluation with [`Error::Cancelled`].
@@ -35,7 +35,7 @@ impl Default for SessionOptions {
             n_batch: 512,
             rows: 1,
             threads: None,
-            kv_type: KvType::default(),
+            kv_types: KvTypes::default(),
             flash_attention: FlashAttention::default(),
             cancel: Arc::default(),
         }
@@ -63,7 +63,7 @@ impl SessionOptions {
             n_ctx: self.n_ctx_for(n_ctx_train),
             n_batch: self.n_batch,
             n_rows: self.rows,
-            kv_type: self.kv_type,
+            kv_types: self.kv_types,
             flash_attention: self.flash_attention,
         }
     }
@@ -87,7 +87,7 @@ impl SessionOptions {
             sharing: Sharing::Together,
             embeddings: false,
             threads: self.n_threads(),
-            kv_type: self.kv_type,
+            kv_types: self.kv_types,
             flash_attention: self.flash_attention,
             cancel: self.cancel.clone(),
         }
@@ -348,6 +348,7 @@ impl<D: Decoder> Session<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::llama::KvType;
 
     #[test]
     fn there_are_no_more_threads_than_the_process_may_use() {
@@ -368,7 +369,7 @@ mod tests {
         assert!(
             refused(SessionOptions { threads: Some(0), ..base() }).starts_with("the number of threads cannot be 0")
         );
-        let off = SessionOptions { kv_type: KvType::Q8_0, flash_attention: FlashAttention::Off, ..base() };
+        let off = SessionOptions { kv_types: KvType::Q8_0.into(), flash_attention: FlashAttention::Off, ..base() };
         assert!(refused(off).contains("needs flash attention"));
     }
 

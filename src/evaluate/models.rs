@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use crate::engine::{self, Error, OpenOptions, SessionOptions};
-use crate::llama::{KvType, Model, ModelOptions};
+use crate::llama::{Model, ModelOptions};
 use crate::placement::Repack;
 
 /// How models are run.
@@ -38,17 +38,8 @@ impl ModelSettings {
         engine::open(path, OpenOptions { load, repack, session, allow_swap, beside, on_layout: None })
     }
 
-    /// Returns the type of the KV cache, as results name it.
-    pub fn kv_type(&self) -> &'static str {
-        match self.session.kv_type {
-            KvType::F32 => "f32",
-            KvType::F16 => "f16",
-            KvType::Q8_0 => "q8_0",
-        }
-    }
-
     /// Returns the settings that numbers depend on, in words. Results with different settings are not mixed.
     pub fn identity(&self) -> String {
-        format!("KV cache {}, flash attention {:?}", self.kv_type(), self.session.flash_attention)
+        format!("KV cache {}, flash attention {:?}", self.session.kv_types, self.session.flash_attention)
     }
 }

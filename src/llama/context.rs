@@ -9,40 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
+use super::kv_type::KvTypes;
 use super::model::Model;
 use super::observe::{Ending, Observer, Watching};
 use super::{Batch, Error, Setting, backend, lora};
-
-/// How the KV cache stores its values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KvType {
-    /// 32-bit floats: exact.
-    F32,
-    /// 16-bit floats.
-    #[default]
-    F16,
-    /// 8.5 bits per value, in blocks of 32. Needs flash attention.
-    Q8_0,
-}
-
-impl KvType {
-    /// Bytes of 32 values.
-    pub(crate) fn bytes_of_32(self) -> u64 {
-        match self {
-            Self::F32 => 128,
-            Self::F16 => 64,
-            Self::Q8_0 => 34,
-        }
-    }
-
-    fn number(self) -> sys::ggml_type {
-        match self {
-            Self::F32 => sys::GGML_TYPE_F32,
-            Self::F16 => sys::GGML_TYPE_F16,
-            Self::Q8_0 => sys::GGML_TYPE_Q8_0,
-        }
-    }
-}
 
 /// Whether attention is computed in one fused step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,8 +54,8 @@ pub struct ContextOptions {
     pub embeddings: bool,
     /// Threads it computes with.
     pub threads: u32,
-    /// How the KV cache stores its values.
-    pub kv_type: KvType,
+    /// How the KV cache stores its keys and values.
+    pub kv_types: KvTypes,
     /// Whether attention is computed in one fused step.
     pub flash_attention: FlashAttention,
     /// Setting it, from any thread, ends an evaluation with [`Error::Cancelled`].
@@ -114,7 +84,7 @@ impl ContextOptions {
         within(Setting::Sequences, self.n_sequences, 1, Self::MAX_SEQUENCES)?;
         within(Setting::LogitRows, self.n_rows, self.n_sequences, self.n_batch)?;
         within(Setting::Threads, self.threads, 1, 512)?;
-        if self.kv_type == KvType::Q8_0 && self.flash_attention == FlashAttention::Off {
+        if self.kv_types.are_quantized() && self.flash_attention == FlashAttention::Off {
             return Err(Error::QuantizedCache);
         }
         Ok(())
@@ -197,8 +167,7 @@ impl Context {
         }
         params.n_threads = threads;
         params.n_threads_batch = threads;
-        params.type_k = options.kv_type.number();
-        params.type_v = options.kv_type.number();
+        options.kv_types.ask(&mut params);
         params.flash_attn_type = match options.flash_attention {
             FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
             FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
@@ -599,6 +568,7 @@ unsafe extern "C" fn is_cancelled(flag: *mut c_void) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::KvType;
     use super::*;
 
     fn options() -> ContextOptions {
@@ -610,7 +580,7 @@ mod tests {
             sharing: Sharing::Together,
             embeddings: false,
             threads: 1,
-            kv_type: KvType::F16,
+            kv_types: KvTypes::default(),
             flash_attention: FlashAttention::Auto,
             cancel: Arc::default(),
         }
@@ -637,7 +607,7 @@ mod tests {
             refused(ContextOptions { n_ctx: 0, ..options() }).to_string(),
             "the context size cannot be 0; it has to be from 1 to 1073741823"
         );
-        let off = ContextOptions { kv_type: KvType::Q8_0, flash_attention: FlashAttention::Off, ..options() };
+        let off = ContextOptions { kv_types: KvType::Q8_0.into(), flash_attention: FlashAttention::Off, ..options() };
         assert!(matches!(refused(off), Error::QuantizedCache));
     }
 }

@@ -92,7 +92,7 @@ pub enum Error {
         most: u64,
     },
     /// A quantized KV cache without flash attention.
-    #[error("a KV cache of type q8_0 needs flash attention, which is turned off")]
+    #[error("a quantized KV cache needs flash attention, which is turned off")]
     QuantizedCache,
     /// llama.cpp could not make a context.
     #[error("llama.cpp could not make a context of {n_ctx} tokens: {reason}")]

@@ -14,7 +14,7 @@
 //! layer takes half as much, because llama.cpp drops from the last layer all rows whose logits are not wanted.
 
 use super::Shape;
-use crate::llama::{FlashAttention, KvType};
+use crate::llama::{FlashAttention, KvType, KvTypes};
 
 /// The numbers of a context that determine its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +25,8 @@ pub struct ContextSize {
     pub n_batch: u32,
     /// Rows of logits that one evaluation returns.
     pub n_rows: u32,
-    /// How the KV cache stores its values.
-    pub kv_type: KvType,
+    /// How the KV cache stores its keys and values.
+    pub kv_types: KvTypes,
     /// Whether attention is computed in one fused step.
     pub flash_attention: FlashAttention,
 }
@@ -46,7 +46,8 @@ impl Shape {
         let logits = u64::from(context.n_rows).saturating_mul(self.n_vocab).saturating_mul(8);
         Estimate {
             weights: self.weight_bytes,
-            kv_cache: values(self.k_values, context.kv_type).saturating_add(values(self.v_values, context.kv_type)),
+            kv_cache: values(self.k_values, context.kv_types.keys)
+                .saturating_add(values(self.v_values, context.kv_types.values)),
             compute: batch.saturating_mul(layer).saturating_add(logits),
         }
     }
@@ -95,18 +96,21 @@ mod tests {
     use super::*;
 
     fn context(n_ctx: u32) -> ContextSize {
-        let (kv_type, flash_attention) = (KvType::F16, FlashAttention::Auto);
-        ContextSize { n_ctx, n_batch: 512, n_rows: 1, kv_type, flash_attention }
+        let (kv_types, flash_attention) = (KvTypes::default(), FlashAttention::Auto);
+        ContextSize { n_ctx, n_batch: 512, n_rows: 1, kv_types, flash_attention }
     }
 
     #[test]
     fn the_kv_cache_of_yi_34b_takes_240_kib_a_token() {
-        let estimate = |n_ctx, kv_type| Shape::of_yi_34b().estimate(&ContextSize { kv_type, ..context(n_ctx) });
-        assert_eq!(estimate(4096, KvType::F16).kv_cache, 4096 * 240 * 1024);
-        assert_eq!(estimate(4096, KvType::F32).kv_cache, 4096 * 480 * 1024);
-        assert_eq!(estimate(4096, KvType::Q8_0).kv_cache, 4096 * 240 * 1024 * 34 / 64);
+        let estimate =
+            |n_ctx, kv_types: KvTypes| Shape::of_yi_34b().estimate(&ContextSize { kv_types, ..context(n_ctx) });
+        assert_eq!(estimate(4096, KvType::F16.into()).kv_cache, 4096 * 240 * 1024);
+        assert_eq!(estimate(4096, KvType::F32.into()).kv_cache, 4096 * 480 * 1024);
+        assert_eq!(estimate(4096, KvType::Q8_0.into()).kv_cache, 4096 * 240 * 1024 * 34 / 64);
+        let apart = KvTypes { keys: KvType::Q8_0, values: KvType::Q4_0 };
+        assert_eq!(estimate(4096, apart).kv_cache, 4096 * 120 * 1024 * (34 + 18) / 64);
         // llama.cpp makes contexts in steps of 256.
-        assert_eq!(estimate(100, KvType::F16).kv_cache, 256 * 240 * 1024);
+        assert_eq!(estimate(100, KvType::F16.into()).kv_cache, 256 * 240 * 1024);
     }
 
     #[test]

@@ -90,11 +90,11 @@ impl fmt::Display for NoRoom {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::llama::{FlashAttention, KvType};
+    use crate::llama::{FlashAttention, KvTypes};
 
     fn context(n_ctx: u32) -> ContextSize {
-        let (kv_type, flash_attention) = (KvType::F16, FlashAttention::Auto);
-        ContextSize { n_ctx, n_batch: 512, n_rows: 1, kv_type, flash_attention }
+        let (kv_types, flash_attention) = (KvTypes::default(), FlashAttention::Auto);
+        ContextSize { n_ctx, n_batch: 512, n_rows: 1, kv_types, flash_attention }
     }
 
     #[test]

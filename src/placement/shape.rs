@@ -1,7 +1,7 @@
 //! The numbers of a model that determine its memory.
 
 use crate::gguf::{Array, Gguf, Metadata, Value};
-use crate::llama::{KvType, Model, n_ctx_train};
+use crate::llama::{KvTypes, Model, n_ctx_train};
 
 /// The numbers of a model that determine its memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,8 +80,9 @@ impl Shape {
     }
 
     /// Returns the bytes that a token takes in the KV cache.
-    pub fn kv_bytes_a_token(&self, kv_type: KvType) -> u64 {
-        self.k_values.saturating_add(self.v_values).saturating_mul(kv_type.bytes_of_32()) / 32
+    pub fn kv_bytes_a_token(&self, types: KvTypes) -> u64 {
+        let keys = self.k_values.saturating_mul(types.keys.bytes_of_32());
+        keys.saturating_add(self.v_values.saturating_mul(types.values.bytes_of_32())) / 32
     }
 }
 

@@ -68,6 +68,10 @@ mod tests {
         let advice = told(no_room(Some(2048)).into()).unwrap();
         assert!(advice.starts_with("try --ctx 2048, --kv-type q8_0") && advice.contains("--allow-swap"), "{advice}");
         assert!(told(no_room(None).into()).unwrap().contains("nibble quants"));
+        let context = |reason: &str| llama::Error::Context { n_ctx: 9000, reason: reason.to_string() };
+        let heads = "K cache type q8_0 with block size 32 does not divide n_embd_head_k=8";
+        assert_eq!(told(context(heads).into()).as_deref(), Some("pass --kv-type f16"));
+        assert!(told(context("no memory").into()).unwrap().starts_with("try a smaller --ctx"));
         assert_eq!(told(DraftError::TargetCannotTruncate.into()).as_deref(), Some("leave out --draft"));
     }
 }

@@ -15,6 +15,8 @@ pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
         llama::Error::Setting { setting: Setting::ContextSize, .. } => "set it with --ctx",
         llama::Error::Setting { setting: Setting::Threads, .. } => "set it with --threads",
         llama::Error::QuantizedCache => "leave out '--flash-attn off', or pass --kv-type f16",
+        // Heads whose length blocks of a quantized type do not divide.
+        llama::Error::Context { reason, .. } if reason.contains(" block size ") => "pass --kv-type f16",
         llama::Error::Context { .. } => "try a smaller --ctx, or --kv-type q8_0",
         llama::Error::ContextFull { .. } => "shorten it, or make the context larger with --ctx",
         llama::Error::Load { reason, .. } | llama::Error::Decode { reason, .. } => has_no_reason(reason)?,

@@ -180,5 +180,5 @@ pub(super) fn describe_settings(results: &mut Results, resamples: u32, seed: u64
     results.settings.resamples = resamples;
     results.settings.seed = seed;
     results.settings.threads = models.session.n_threads();
-    results.settings.kv_type = models.kv_type().to_string();
+    results.settings.kv_type = models.session.kv_types.to_string();
 }
