@@ -10,8 +10,11 @@ use tempfile::TempDir;
 
 use crate::support::{self, convert, error, halves, has, nibble, stdout, yi_nano};
 
-fn with<'a>(text: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
-    let mut args = vec!["--calibration", text.to_str().unwrap(), "--calibration-tokens", "4096"];
+/// Tokens where it does not matter how well types are chosen.
+const FEW: &str = "1024";
+
+fn with<'a>(text: &'a Path, n_tokens: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["--calibration", text.to_str().unwrap(), "--calibration-tokens", n_tokens];
     args.extend(more);
     args
 }
@@ -31,10 +34,10 @@ fn a_file_keeps_to_its_size_and_is_made_again_from_the_recipe_that_was_saved() {
     let dir = TempDir::new().unwrap();
     let at = |name: &str| dir.path().join(name);
     let (text, _) = halves(dir.path());
-    for (name, rounding) in [("nearest", vec![]), ("full", with(&text, &["--rounding", "full"]))] {
+    for (name, rounding) in [("nearest", vec![]), ("full", with(&text, FEW, &["--rounding", "full"]))] {
         let file = at(&format!("{name}.gguf"));
         let target = ["--target-size", "4.25MB", "--type", "blk.1.ffn_up.weight=Q8_0"];
-        let measured = if name == "nearest" { with(&text, &target) } else { [&rounding, &target[..]].concat() };
+        let measured = if name == "nearest" { with(&text, FEW, &target) } else { [&rounding, &target[..]].concat() };
         convert(&yi_nano(), &file, &measured);
         let bytes = fs::metadata(&file).unwrap().len();
         assert!((4_245_750..=4_250_000).contains(&bytes), "{name}: {bytes}");
@@ -72,7 +75,7 @@ fn it_is_nearer_to_the_original_than_a_recipe_of_the_same_size() {
     let recipe = convert(&yi_nano(), &at("recipe.gguf"), &["-q", "Q4_K_M"]);
     let size = fs::metadata(&recipe).unwrap().len().to_string();
     let chosen = at("chosen.gguf");
-    let args = with(&text, &["--target-size", &size, "--json", "-o", chosen.to_str().unwrap()]);
+    let args = with(&text, "4096", &["--target-size", &size, "--json", "-o", chosen.to_str().unwrap()]);
     let summary: Value = serde_json::from_str(&stdout(&said(&args))).unwrap();
     let predicted = summary["allocation"]["predicted_kld"].as_f64().unwrap();
     let text = format!("by={}", other.display());
@@ -94,7 +97,7 @@ fn a_plan_for_a_size_is_shown_and_nothing_is_written() {
     let (text, _) = halves(dir.path());
     let output = dir.path().join("out.gguf");
     let plan = |more: &[&str]| {
-        let args = with(&text, &[more, &["--dry-run", "-o", output.to_str().unwrap()]].concat());
+        let args = with(&text, FEW, &[more, &["--dry-run", "-o", output.to_str().unwrap()]].concat());
         stdout(&said(&args))
     };
     let bits = plan(&["--target-bpw", "4.5"]);
@@ -114,7 +117,7 @@ fn a_plan_for_a_size_is_shown_and_nothing_is_written() {
     assert!(json["bits_per_weight"].as_f64().unwrap() > 15.9);
     // How slow types are is said, and only once for each.
     let fast = ["--target-bpw", "8", "--prefer", "speed", "--dry-run", "-o", output.to_str().unwrap()];
-    let output = said(&with(&text, &fast));
+    let output = said(&with(&text, FEW, &fast));
     has(&stdout(&output), &["predicted KL divergence"]);
     let times = String::from_utf8_lossy(&output.stderr).into_owned();
     has(&times, &["the fastest type being 1: ", " 1.0"]);
@@ -133,7 +136,7 @@ fn what_cannot_be_chosen_for_is_refused_in_one_line() {
         (&["--fit", "1GB"], "would fit in 1.00 GB, but the smallest types make a larger one"),
     ] {
         let output = dir.path().join("out.gguf");
-        let said = error(&said(&with(&text, &[more, &["-o", output.to_str().unwrap()]].concat())));
+        let said = error(&said(&with(&text, FEW, &[more, &["-o", output.to_str().unwrap()]].concat())));
         assert!(said.contains(wanted), "{said}");
     }
     assert_eq!(support::files(dir.path()), ["by.txt", "for.txt"]);
