@@ -162,11 +162,10 @@ pub async fn native_embeddings(
         let message = format!("cannot be {other}; it has to be 2: embeddings have the length 1");
         return Err(ApiError::field("embd_normalize", message));
     }
-    let prompts = match (&request.input, &request.content) {
-        (Some(input), _) => inputs("input", input)?,
-        (None, Some(content)) => inputs("content", content)?,
-        (None, None) => return Err(ApiError::field("input", "is missing")),
-    };
+    // What is not used has to be right, too: the document says so.
+    let input = request.input.as_ref().map(|input| inputs("input", input)).transpose()?;
+    let content = request.content.as_ref().map(|content| inputs("content", content)).transpose()?;
+    let prompts = input.or(content).ok_or_else(|| ApiError::field("input", "is missing"))?;
     let model = app.choose(request.model.as_deref(), &record).await?;
     let (vectors, _) = embed(&app, &model.name, prompts, &record).await?;
     let embedding = |(index, vector)| NativeEmbedding { index, embedding: vec![vector] };

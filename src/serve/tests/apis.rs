@@ -537,6 +537,7 @@ async fn embeddings_are_computed_of_all_forms_of_prompts() {
         ("/embedding", json!({}), "input"),
         ("/embedding", json!({"content": [""]}), "content[0]"),
         ("/embedding", json!({"input": "a", "embd_normalize": -1}), "embd_normalize"),
+        ("/embeddings", json!({"input": "a", "content": {"a": "b"}}), "content"),
     ] {
         let got = server.post(path, &body).await;
         assert_eq!((got.status.as_u16(), got.body["error"]["param"].as_str()), (400, Some(param)), "{body}");
