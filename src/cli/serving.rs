@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use super::convert::parse_size;
 use super::machine::MachineArgs;
@@ -47,6 +48,12 @@ pub(super) struct ServingArgs {
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_room, help_heading = "Serving")]
     prefix_cache: u64,
 
+    /// For so many milliseconds, at most and about, texts that are being written wait while a prompt is read. Longer pauses
+    /// serve all sooner, and shorter ones write more evenly
+    #[arg(long, value_name = "MS", default_value_t = SchedulerOptions::default().pause.as_millis() as u64,
+          value_parser = clap::value_parser!(u64).range(..=60_000), help_heading = "Serving")]
+    pause: u64,
+
     /// Keep prompts that were read in this folder, for later runs of the same model
     #[arg(long, value_name = "DIR", help_heading = "Serving")]
     prefix_dir: Option<PathBuf>,
@@ -89,6 +96,7 @@ impl ServingArgs {
                 piece: rules.piece.min(n_batch as usize),
                 draft: (self.draft == Guesses::Ngram)
                     .then(|| DraftOptions { max: self.draft_max as usize, ..DraftOptions::default() }),
+                pause: Duration::from_millis(self.pause),
                 deterministic: self.deterministic,
                 prefix_bytes: self.prefix_cache,
                 ..rules
@@ -132,6 +140,9 @@ mod tests {
         assert_eq!(given.prefixes, Some(("p".into(), 3_000_000)));
         assert_eq!((given.scheduler.deterministic, given.session.n_ctx), (true, Some(99)));
         assert_eq!(default.scheduler.draft, Some(DraftOptions::default()));
+        let pause = |line: &str| options(line).unwrap().scheduler.pause.as_millis();
+        assert_eq!((pause(""), pause("--pause 0"), pause("--pause 1500")), (600, 0, 1500));
+        assert!(options("--pause 60001").is_err());
         assert_eq!(options("--draft none").unwrap().scheduler.draft, None);
         assert_eq!(options("--draft-max 5").unwrap().scheduler.draft.map(|draft| draft.max), Some(5));
         assert!(options("--draft other").is_err() && options("--draft-max 0").is_err());

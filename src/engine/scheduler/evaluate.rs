@@ -9,7 +9,7 @@ use crate::engine::speculate::Weighing;
 use crate::engine::{Action, Error, Finish, LogitRows, Logits, SequenceDecoder, Share, evaluate_together};
 use crate::llama;
 
-/// For so long, about, texts that are being written may wait for a piece of a prompt,
+/// For so long, about, texts that are being written may wait for a piece of a prompt, if no longer pause is allowed,
 const STALL: Duration = Duration::from_millis(300);
 /// or for so many times as long as their next tokens take, if that is longer.
 const STALLED_STEPS: f64 = 2.0;
@@ -184,8 +184,9 @@ impl<D: SequenceDecoder> Scheduler<D> {
         }
         let known = |time: Duration| self.seconds_per_token.map_or(0, |_| self.affordable(time, 0));
         let step = self.row_costs.one().map_or(0.0, |one| one * self.row_costs.of(n_writing));
-        let stall = STALL.max(Duration::try_from_secs_f64(STALLED_STEPS * step).unwrap_or(STALL));
-        let piece = self.options.piece.max(known(self.options.pause / 2)).min(self.affordable(stall, LEAST_PIECE));
+        let half = self.options.pause / 2;
+        let stall = STALL.max(half).max(Duration::try_from_secs_f64(STALLED_STEPS * step).unwrap_or(STALL));
+        let piece = self.options.piece.max(known(half)).min(self.affordable(stall, LEAST_PIECE));
         let tile = if piece < TILE { 1 } else { TILE };
         let most = (n_tokens + piece + tile / 2) / tile * tile;
         Pieces { piece: most.saturating_sub(n_tokens).max(1), whole: known(self.options.pause) }
