@@ -320,6 +320,25 @@ fn guessing_ahead_changes_nothing_of_what_is_said() {
 }
 
 #[test]
+fn ahead_is_guessed_by_default_where_no_text_is_to_be_repeated() {
+    let lines = "Once upon a time.\n/stats\n";
+    let has_guesses = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nibble"));
+        command.arg("chat").arg(yi_nano()).args(["--threads", "1", "-n", "20"]).args(more);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        let out = child.wait_with_output().unwrap();
+        stdout(&out);
+        stderr(&out).contains("drafted")
+    };
+    assert!(has_guesses(&[]));
+    for off in [&["--seed", "1"][..], &["--greedy"], &["--draft", "none"]] {
+        assert!(!has_guesses(off), "{off:?}");
+    }
+}
+
+#[test]
 fn what_is_wrong_with_the_command_line_is_told_at_once() {
     let dir = support::folder();
     for (arguments, wanted) in [

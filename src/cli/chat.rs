@@ -154,6 +154,9 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     let input = Input::open(history, screen.colour())?;
     let interrupt = Interrupt::listen(input.is_terminal())?;
     llama::set_verbose(args.verbose);
+    if args.sampling.params().seed.is_none() && !args.sampling.is_greedy() {
+        args.speculation.default_to_ngrams();
+    }
     let (session, draft) = load(&args, &interrupt)?;
     let unsuitable = source.warning(session.model().tokenizer()).map(str::to_string);
     unsuitable.into_iter().chain(unread).for_each(|warning| screen.say(&format!("warning: {warning}")));

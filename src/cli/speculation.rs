@@ -10,8 +10,11 @@ use crate::llama::Model;
 #[derive(Debug, clap::Args)]
 pub(super) struct SpeculationArgs {
     /// Write faster by drafting tokens ahead, which the model then checks: 'ngram' looks them up in the text so far; a
-    /// smaller model with the same vocabulary, such as Yi-6B for Yi-34B, predicts them
-    #[arg(long, value_name = "ngram|MODEL", help_heading = "Speculation")]
+    /// smaller model with the same vocabulary, such as Yi-6B for Yi-34B, predicts them; 'none' drafts nothing
+    ///
+    /// A conversation that is sampled without a seed has 'ngram' by default. Elsewhere nothing is drafted, because the model
+    /// computes several tokens together in other orders than one, so that the same seed can give another text.
+    #[arg(long, value_name = "ngram|none|MODEL", help_heading = "Speculation")]
     draft: Option<PathBuf>,
 
     /// The most tokens to draft at a time; fewer are drafted when drafts turn out wrong
@@ -32,9 +35,27 @@ pub(super) struct SpeculationArgs {
     /// With a draft model: its layers to put on the GPU [default: the same as --gpu-layers]
     #[arg(long, value_name = "N", requires = "draft", help_heading = "Speculation")]
     draft_gpu_layers: Option<u32>,
+
+    /// Whether drafts are there by default.
+    #[arg(skip)]
+    is_default: bool,
 }
 
+/// Looks drafts up in the text so far.
+const NGRAM: &str = "ngram";
+
 impl SpeculationArgs {
+    /// Drafts by n-grams from here on, if nothing else was asked for.
+    pub fn default_to_ngrams(&mut self) {
+        self.is_default |= self.draft.is_none();
+        self.draft.get_or_insert_with(|| NGRAM.into());
+    }
+
+    /// Returns what drafts, if anything does.
+    fn source(&self) -> Option<&Path> {
+        self.draft.as_deref().filter(|draft| *draft != Path::new("none"))
+    }
+
     fn options(&self) -> DraftOptions {
         DraftOptions { max: self.draft_max, min: self.draft_min, p_min: self.draft_p_min }
     }
@@ -44,7 +65,7 @@ impl SpeculationArgs {
     /// # Errors
     /// If a flag is out of its range.
     pub fn session(&self, session: SessionOptions) -> Result<SessionOptions, Error> {
-        if self.draft.is_none() {
+        if self.source().is_none() {
             return Ok(session);
         }
         self.options().check()?;
@@ -61,9 +82,11 @@ impl SpeculationArgs {
         model: &Model,
         session: &SessionOptions,
     ) -> Result<Option<Draft>, Error> {
-        match &self.draft {
+        match self.source() {
             None => Ok(None),
-            Some(path) if path == Path::new("ngram") => Draft::ngram(self.options()).map(Some),
+            // Nobody asked for it.
+            Some(_) if self.is_default && !model.can_truncate() => Ok(None),
+            Some(path) if path == Path::new(NGRAM) => Draft::ngram(self.options()).map(Some),
             Some(path) => {
                 let its_session = Draft::session_options(model, session);
                 let draft =

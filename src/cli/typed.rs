@@ -349,7 +349,7 @@ mod tests {
             ("compare a b --importance x --text y", "--importance is about errors of weights, and needs --weights"),
             ("run m -p x --system s", "--system is about chats, and needs --chat"),
             ("quants --toml", "--toml is about one recipe, and needs --show <NAME>"),
-            ("chat m --draft-max 3", "--draft-max is about speculation, and needs --draft <ngram|MODEL>"),
+            ("chat m --draft-max 3", "--draft-max is about speculation, and needs --draft <ngram|none|MODEL>"),
             ("run m --grammar-format lark", "--grammar-format is about grammars, and needs --grammar <FILE>"),
             ("verify m --seed 3", "--seed is about the choice of a random part, and needs --sample <SHARE>"),
         ] {
