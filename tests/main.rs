@@ -31,6 +31,8 @@ mod lora_conversion;
 #[cfg(feature = "llama")]
 mod memory;
 #[cfg(feature = "llama")]
+mod plan;
+#[cfg(feature = "llama")]
 mod polish;
 #[cfg(feature = "llama")]
 mod prompt_cache;

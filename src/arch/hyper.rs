@@ -47,6 +47,9 @@ pub struct Hyperparameters {
     pub sliding_window: Option<u32>,
 }
 
+/// The name of a model, and its numbers.
+pub type Known = (&'static str, fn() -> Hyperparameters);
+
 /// Defaults of an architecture's configuration class, for keys that `config.json` lacks.
 #[derive(Clone, Copy)]
 pub(super) struct Defaults {
@@ -56,6 +59,24 @@ pub(super) struct Defaults {
 }
 
 impl Hyperparameters {
+    /// The models whose numbers are known without their files.
+    pub const KNOWN: [Known; 3] = [("Yi-6B", Self::yi_6b), ("Yi-9B", Self::yi_9b), ("Yi-34B", Self::yi_34b)];
+
+    /// Returns the known model of this name, whose size decides: `Yi-34B`, `01-ai/Yi-1.5-34B-Chat`, `yi-6b-200k`. A context that
+    /// the name tells is that of the model. `None` if there is none.
+    pub fn by_name(name: &str) -> Option<Self> {
+        let name = name.rsplit('/').next()?.to_ascii_lowercase();
+        let words: Vec<&str> = name.split(['-', '_']).collect();
+        let is = |known: &str| words.iter().any(|word| known.strip_prefix("yi-") == Some(word));
+        let (_, make) = Self::KNOWN.iter().find(|(known, _)| is(&known.to_ascii_lowercase()))?;
+        let context = match words.iter().find_map(|word| word.strip_suffix('k')?.parse::<u32>().ok()) {
+            Some(n @ 1..=1024) if n.is_power_of_two() => n * 1024,
+            Some(n @ 1..=1024) => n * 1000,
+            _ => make().context,
+        };
+        (words.first() == Some(&"yi")).then(|| Self { context, ..make() })
+    }
+
     /// Yi-6B: 6.06 billion parameters.
     pub fn yi_6b() -> Self {
         Self::yi(32, 4096, 11008, 32, 4)
@@ -217,6 +238,24 @@ impl Hyperparameters {
         match config {
             Value::Object(map) => map,
             _ => Map::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_tells_the_size_and_the_context() {
+        let found = |name| Hyperparameters::by_name(name).map(|hyper| (hyper.n_layers, hyper.context));
+        for name in ["Yi-34B", "yi-34b", "01-ai/Yi-34B-Chat", "Yi-1.5-34B", "Yi-34B-Chat-4bits"] {
+            assert_eq!(found(name), Some((60, 4096)), "{name}");
+        }
+        assert_eq!(found("Yi-6B-200K"), Some((32, 200_000)));
+        assert_eq!(found("Yi-1.5-9B-Chat-16K"), Some((48, 16_384)));
+        for name in ["", "34B", "Llama-34B", "Yi", "Yi-7B", "Yi-VL", "x/"] {
+            assert_eq!(found(name), None, "{name}");
         }
     }
 }

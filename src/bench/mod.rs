@@ -14,6 +14,7 @@
 
 mod bandwidth;
 mod cost;
+mod pace;
 
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,7 @@ use crate::vocab::Place;
 
 pub use bandwidth::{Bandwidth, buffer_bytes, measure};
 pub use cost::Cost;
+pub use pace::{PaceError, PaceOptions, pace};
 
 /// A test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use clap::{ArgAction, ValueEnum};
 
 use super::interrupt::Interrupted;
 use crate::base::display::printable;
-use crate::engine::{self, Error, OpenOptions, SessionOptions};
+use crate::engine::{self, Error, OnLayout, OnPart, OpenOptions, SessionOptions};
 use crate::evaluate::ModelSettings;
 use crate::llama::{self, FlashAttention, KvTypes, Lora, Model, ModelOptions};
 use crate::placement::{LayoutChoice, Repack};
@@ -35,7 +35,7 @@ pub(super) struct EngineArgs {
     #[arg(short, long, value_name = "N", help_heading = "Machine")]
     threads: Option<u32>,
 
-    /// Layers to put on the GPU [default: all of them, where there is a GPU]
+    /// Layers to put on the GPU [default: as many as it has room for, where there is one]
     #[arg(long, value_name = "N", help_heading = "Machine")]
     gpu_layers: Option<u32>,
 
@@ -123,8 +123,16 @@ impl EngineArgs {
                 eprintln!("nibble: {name}: {line}");
             }
         };
+        let name = printable(&path.file_name().unwrap_or_default().to_string_lossy()).to_string();
+        let tell_part = move |n: u32, of: u32| {
+            eprintln!(
+                "nibble: {name}: {n} of {of} layers are on GPUs, which have no room for more; --gpu-layers sets it"
+            );
+        };
         let (session, allow_swap) = (session.clone(), self.allow_swap);
-        OpenOptions { load, repack, on_layout: Some(Box::new(tell)), session, allow_swap, beside: 0 }
+        let (on_layout, on_part): (Option<OnLayout>, Option<OnPart>) =
+            (Some(Box::new(tell)), Some(Box::new(tell_part)));
+        OpenOptions { load, repack, on_layout, on_part, session, allow_swap, beside: 0 }
     }
 }
 
@@ -143,6 +151,7 @@ impl MachineArgs {
     pub fn load(&self, path: &Path, session: &SessionOptions, quiet: bool) -> Result<Model, Error> {
         let mut options = self.engine.options(path, session, |_| {});
         options.on_layout = options.on_layout.filter(|_| !quiet);
+        options.on_part = options.on_part.filter(|_| !quiet);
         options.load.lora = self.lora.clone();
         engine::open(path, options)
     }

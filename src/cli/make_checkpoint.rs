@@ -9,7 +9,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
 use crate::arch::{ARCHITECTURES, Hyperparameters};
 use crate::checkpoint::{DType, safetensors};
@@ -104,12 +104,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn hyperparameters(args: &Args) -> anyhow::Result<Hyperparameters> {
-    let mut hyper = match args.like.to_ascii_lowercase().as_str() {
-        "6b" => Hyperparameters::yi_6b(),
-        "9b" => Hyperparameters::yi_9b(),
-        "34b" => Hyperparameters::yi_34b(),
-        other => bail!("--like {other}: write 6b, 9b or 34b"),
-    };
+    let named = Hyperparameters::by_name(&format!("Yi-{}", args.like));
+    let mut hyper = named.with_context(|| format!("--like {}: write 6b, 9b or 34b", args.like))?;
     hyper.n_layers = args.layers.unwrap_or(hyper.n_layers);
     hyper.hidden = args.hidden.unwrap_or(hyper.hidden);
     hyper.ffn = args.ffn.unwrap_or(hyper.ffn);

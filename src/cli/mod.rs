@@ -40,6 +40,8 @@ mod engine;
 #[cfg(feature = "llama")]
 mod machine;
 #[cfg(feature = "llama")]
+mod plan;
+#[cfg(feature = "llama")]
 mod polish;
 #[cfg(feature = "llama")]
 mod rounding;
@@ -98,6 +100,7 @@ commands! {
     #[cfg(feature = "llama")] Run(run),
     #[cfg(feature = "llama")] Chat(chat),
     #[cfg(feature = "serve")] Serve(serve),
+    #[cfg(feature = "llama")] Plan(plan),
     #[cfg(feature = "llama")] Bench(bench),
     #[cfg(feature = "llama")] Calibrate(calibrate),
     Compare(compare),

@@ -33,13 +33,6 @@ pub struct Args {
     json: bool,
 }
 
-/// The models whose sizes are shown.
-const MODELS: [Model; 3] =
-    [("Yi-6B", Hyperparameters::yi_6b), ("Yi-9B", Hyperparameters::yi_9b), ("Yi-34B", Hyperparameters::yi_34b)];
-
-/// A model's name and numbers.
-type Model = (&'static str, fn() -> Hyperparameters);
-
 pub fn run(args: Args) -> anyhow::Result<()> {
     out::to_stdout(|out| quants(&args, out))
 }
@@ -78,11 +71,11 @@ fn print_json(value: &Value, out: &mut Out) -> anyhow::Result<()> {
     Ok(writeln!(out, "{}", serde_json::to_string_pretty(value)?)?)
 }
 
-/// Returns the recipe's plan for each of [`MODELS`], without importance.
+/// Returns the recipe's plan for each of [`Hyperparameters::KNOWN`], without importance.
 fn plans(recipe: &Recipe) -> anyhow::Result<Vec<Plan>> {
     let plan_of =
         |hyper: Hyperparameters| plan(recipe, &hyper.topology(), &arch::tensors(&hyper, TensorType::BF16), false, &[]);
-    Ok(MODELS.iter().map(|(_, hyper)| plan_of(hyper())).collect::<Result<_, _>>()?)
+    Ok(Hyperparameters::KNOWN.iter().map(|(_, hyper)| plan_of(hyper())).collect::<Result<_, _>>()?)
 }
 
 /// Returns the bits per weight of the last and largest model.
@@ -92,8 +85,11 @@ fn bits(plans: &[Plan]) -> f64 {
 
 fn summary(recipe: &Recipe) -> anyhow::Result<Value> {
     let plans = plans(recipe)?;
-    let bytes: serde_json::Map<String, Value> =
-        MODELS.iter().zip(&plans).map(|((name, _), plan)| (name.to_string(), plan.total_bytes().into())).collect();
+    let bytes: serde_json::Map<String, Value> = Hyperparameters::KNOWN
+        .iter()
+        .zip(&plans)
+        .map(|((name, _), plan)| (name.to_string(), plan.total_bytes().into()))
+        .collect();
     Ok(json!({
         "name": recipe.name,
         "description": recipe.description,
@@ -107,7 +103,9 @@ fn summary(recipe: &Recipe) -> anyhow::Result<Value> {
 fn list(out: &mut Out) -> anyhow::Result<()> {
     let mut columns = vec![("Recipe", Align::Left), ("Bits", Align::Right)];
     // Short headings leave a narrow terminal room for the words.
-    columns.extend(MODELS.iter().map(|(name, _)| (name.strip_prefix("Yi-").unwrap_or(name), Align::Right)));
+    columns.extend(
+        Hyperparameters::KNOWN.iter().map(|(name, _)| (name.strip_prefix("Yi-").unwrap_or(name), Align::Right)),
+    );
     columns.push(("For", Align::Left));
     let mut table = table::new(&columns);
     for recipe in Recipe::all() {
@@ -128,7 +126,7 @@ fn list(out: &mut Out) -> anyhow::Result<()> {
 /// Prints one recipe: its sizes and its rules.
 fn show(recipe: &Recipe, out: &mut Out) -> anyhow::Result<()> {
     let plans = plans(recipe)?;
-    let sizes: Vec<String> = MODELS
+    let sizes: Vec<String> = Hyperparameters::KNOWN
         .iter()
         .zip(&plans)
         .map(|((name, _), plan)| format!("{name} {}", units::bytes(plan.total_bytes())))

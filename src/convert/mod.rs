@@ -239,6 +239,11 @@ impl Job {
         &self.plan
     }
 
+    /// Returns the metadata of the output, without the hashes of the source's files.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
     /// Returns what is converted.
     pub fn source(&self) -> &Source {
         &self.source

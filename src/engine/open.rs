@@ -6,11 +6,16 @@ use std::path::Path;
 use super::{Error, SessionOptions};
 use crate::base::remembered::Remembered;
 use crate::gguf::TensorType;
-use crate::llama::{self, Model, ModelFile, ModelOptions};
-use crate::placement::{self, LayoutChoice, LayoutGain, Machine, Repack, Shape};
+use crate::llama::{self, Device, DeviceKind, Model, ModelFile, ModelOptions};
+use crate::placement::{
+    self, ContextSize, Demand, LayoutChoice, LayoutGain, Machine, Outline, Placement, Repack, Room, Shape,
+};
 
 /// Is told how the weights of a model will be laid out.
 pub type OnLayout = Box<dyn FnOnce(&LayoutChoice)>;
+
+/// Is told how many layers are on GPUs, and of how many, the output as one of them.
+pub type OnPart = Box<dyn FnOnce(u32, u32)>;
 
 /// How to open a model.
 #[derive(Default)]
@@ -21,6 +26,8 @@ pub struct OpenOptions {
     pub repack: Repack,
     /// Is told, before the model is loaded, what was chosen.
     pub on_layout: Option<OnLayout>,
+    /// Is told, before the model is loaded, that only some of its layers are on GPUs, because there is no room for more.
+    pub on_part: Option<OnPart>,
     /// How its session will be made. The check before loading includes the session's memory.
     pub session: SessionOptions,
     /// Whether to load a model that does not fit in memory. Its weights are then read from disk again and again.
@@ -47,32 +54,74 @@ impl fmt::Debug for OpenOptions {
 /// If the file or an adapter is refused, an option of the session is out of range, the model does not fit in memory, or
 /// llama.cpp cannot load it.
 pub fn open(path: &Path, options: OpenOptions) -> Result<Model, Error> {
-    let OpenOptions { load, repack, on_layout, session, allow_swap, beside } = options;
+    let OpenOptions { load, repack, on_layout, on_part, session, allow_swap, beside } = options;
     let mut file = ModelFile::check(path, load)?;
     let shape = Shape::new(file.metadata(), file.tensor_bytes());
     session.check(shape.n_ctx_train)?;
-    let (size, gpu_layers) = (session.size(shape.n_ctx_train), file.gpu_layers()?);
+    let size = session.size(shape.n_ctx_train);
+    if file.options().gpu_layers.is_none()
+        && file.gpu_layers()? > 0
+        && let Some(placed) = offload(&file, &shape, &size, &llama::devices()?)
+    {
+        let n_layers = u32::try_from(shape.n_layers).unwrap_or(u32::MAX);
+        if let Some(on_part) = on_part.filter(|_| placed.n_on_devices <= n_layers) {
+            on_part(placed.n_on_devices, n_layers.saturating_add(1));
+        }
+        file.options_mut().gpu_layers = Some(placed.n_on_devices);
+        file.options_mut().split = placed.split;
+    }
+    let gpu_layers = file.gpu_layers()?;
     let machine = Machine::this();
     if !allow_swap && let Some(machine) = &machine {
         machine.check(&shape, &size, gpu_layers, beside).map_err(Box::new)?;
     }
     let needs = shape.estimate(&size).on_host(gpu_layers, shape.n_layers).total();
-    let repacked = file.repacked()?;
-    let bytes = repacked.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
-    let bytes = shape.share_on_host(bytes, gpu_layers);
-    let gain = match repack {
-        Repack::Auto if bytes >= WORTH_MEASURING => {
-            layout_gain(&repacked, session.n_threads(), &Remembered::of_user())?
-        }
-        _ => None,
-    };
-    let layout = LayoutChoice::new(repack, bytes, gain, needs, machine.as_ref(), beside);
+    let layout = layout(&file, repack, needs, session.n_threads(), machine.as_ref(), beside)?;
     file.options_mut().repack = layout.used;
     file.options_mut().uncache_copied = layout.crowds_out_the_file();
     if let Some(on_layout) = on_layout {
         on_layout(&layout);
     }
     Ok(file.load()?)
+}
+
+/// Puts as many layers on GPUs as there is room for now, with a context of this size; `None` if no GPU has memory of its own, or
+/// one does not say how much of it is free.
+fn offload(file: &ModelFile, shape: &Shape, size: &ContextSize, devices: &[Device]) -> Option<Placement> {
+    let gpus = devices.iter().filter(|device| device.kind == DeviceKind::Gpu);
+    let devices: Vec<u64> = gpus.map(|device| device.free_bytes).collect();
+    if devices.is_empty() || devices.contains(&0) {
+        return None;
+    }
+    let outline = Outline::new(file.metadata().clone(), file.tensors().to_vec())?;
+    let compute = shape.estimate(size).compute;
+    let demand = Demand::new(&outline, size.n_ctx, size.kv_types, compute, 0);
+    // Whether main memory has room for the rest is checked apart.
+    placement::place(&demand, &Room { host: u64::MAX, devices }).ok()
+}
+
+/// Chooses how the weights of `file` are laid out where the model and its context take `needs` bytes of main memory, in addition
+/// to models that take `beside` bytes. Measures how fast the layouts are with `threads` threads if it was not measured before.
+///
+/// # Errors
+/// [`llama::Error::Backend`] if llama.cpp cannot be started.
+pub fn layout(
+    file: &ModelFile,
+    wish: Repack,
+    needs: u64,
+    threads: u32,
+    machine: Option<&Machine>,
+    beside: u64,
+) -> Result<LayoutChoice, Error> {
+    let shape = Shape::new(file.metadata(), file.tensor_bytes());
+    let repacked = file.repacked()?;
+    let bytes = repacked.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+    let bytes = shape.share_on_host(bytes, file.gpu_layers()?);
+    let gain = match wish {
+        Repack::Auto if bytes >= WORTH_MEASURING => layout_gain(&repacked, threads, &Remembered::of_user())?,
+        _ => None,
+    };
+    Ok(LayoutChoice::new(wish, bytes, gain, needs, machine, beside))
 }
 
 /// Bytes that are copied in less time than measuring would take.
@@ -86,11 +135,9 @@ fn layout_gain(
     remembered: &Remembered,
 ) -> Result<Option<LayoutGain>, Error> {
     // What the numbers depend on. The number of threads is the same for both layouts.
-    let machine = placement::cpu_name().unwrap_or_default();
-    let build = blake3::hash(llama::system_info()?.as_bytes()).to_hex();
     let mut times = Vec::with_capacity(types.len());
     for (ty, bytes) in types {
-        let name = format!("layout of {ty}, {machine}, nibble {}, {}", env!("CARGO_PKG_VERSION"), &build[..16]);
+        let name = placement::measurement(&format!("layout of {ty}"))?;
         let known = remembered.get(&name);
         let Some(measured) = known.map_or_else(|| llama::layout_times(*ty, threads), |known| Ok(Some(known)))? else {
             return Ok(None);
@@ -113,6 +160,39 @@ pub fn memory(model: &Model, session: &SessionOptions) -> u64 {
 mod tests {
     use super::*;
     use crate::llama::{LayoutTimes, WeightTime};
+
+    #[test]
+    fn as_many_layers_are_on_a_gpu_as_have_room_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let hyper = crate::arch::Hyperparameters::yi_6b();
+        let config = hyper.to_config("LlamaForCausalLM");
+        let architecture = crate::arch::ARCHITECTURES.by_name("LlamaForCausalLM").unwrap();
+        let metadata = architecture.blueprint(&config).unwrap().metadata;
+        let tensors = crate::arch::tensors(&hyper, TensorType::F16);
+        let outline = Outline::without_vocabulary(metadata, tensors, hyper.vocab).unwrap();
+        let made = outline.make(folder.path()).unwrap();
+        let file = ModelFile::check(made.path(), ModelOptions::default()).unwrap();
+        let shape = Shape::new(file.metadata(), file.tensor_bytes());
+        let size = SessionOptions::default().size(shape.n_ctx_train);
+        let device = |kind, free_bytes| Device {
+            name: "X".into(),
+            description: "a test".into(),
+            kind,
+            total_bytes: 24 << 30,
+            free_bytes,
+        };
+        let on = |devices: &[Device]| offload(&file, &shape, &size, devices).map(|placed| placed.split);
+        // 12 GB of weights, 0.3 GB of KV cache.
+        assert_eq!(on(&[device(DeviceKind::Cpu, 1 << 40), device(DeviceKind::Gpu, 16 << 30)]), Some(vec![33]));
+        let half = on(&[device(DeviceKind::Gpu, 6 << 30)]).unwrap();
+        assert!((10..20).contains(&half[0]), "{half:?}");
+        let two = on(&[device(DeviceKind::Gpu, 6 << 30), device(DeviceKind::Gpu, 6 << 30)]).unwrap();
+        assert!(two[1] == half[0] && two[0] >= half[0], "{two:?}");
+        assert_eq!(on(&[device(DeviceKind::Gpu, 100 << 20)]), Some(vec![0]));
+        // Nothing is known, or there is nothing to know.
+        assert_eq!(on(&[device(DeviceKind::Gpu, 0)]), None);
+        assert_eq!(on(&[device(DeviceKind::IntegratedGpu, 6 << 30)]), None);
+    }
 
     #[test]
     fn a_layout_is_measured_once_and_remembered() {

@@ -35,7 +35,7 @@ impl ModelSettings {
             ..ModelOptions::default()
         };
         let (session, repack, allow_swap) = (session.clone(), self.repack, self.allow_swap);
-        engine::open(path, OpenOptions { load, repack, session, allow_swap, beside, on_layout: None })
+        engine::open(path, OpenOptions { load, repack, session, allow_swap, beside, on_layout: None, on_part: None })
     }
 
     /// Returns the settings that numbers depend on, in words. Results with different settings are not mixed.

@@ -51,11 +51,13 @@ pub fn system_info() -> Result<String, Error> {
     Ok(text.to_string_lossy().trim().to_string())
 }
 
-/// The last errors and warnings that llama.cpp logged on this thread.
+/// The last errors and warnings that llama.cpp logged on this thread, and the sizes of buffers.
 #[derive(Default)]
 struct Lines {
     // (is an error, text without the line break)
     recent: Vec<(bool, String)>,
+    // The lines that say how large a buffer is.
+    sizes: Vec<String>,
     // Whether the last line is still being written.
     open: bool,
 }
@@ -64,6 +66,9 @@ struct Lines {
 pub const NO_REASON: &str = "it gave no reason";
 
 const KEPT_LINES: usize = 32;
+
+/// Stands between what a buffer is and how large it is, in llama.cpp's log.
+const SIZE: &str = " buffer size =";
 const KEPT_BYTES: usize = 1000;
 
 thread_local! {
@@ -74,14 +79,46 @@ thread_local! {
 
 /// What llama.cpp logged during a call.
 #[must_use]
-pub(super) struct Heard(Vec<(bool, String)>);
+pub(super) struct Heard {
+    // (is an error, text)
+    lines: Vec<(bool, String)>,
+    sizes: Vec<String>,
+}
+
+/// The size of a buffer as llama.cpp logs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct BufferSize {
+    /// The buffer's name: that of a device, or of a kind of its memory.
+    pub name: String,
+    /// What it is for: `model`, `KV`, `compute`, `output`.
+    pub what: String,
+    /// Bytes: at least as many as it has, and at most 0.01 MiB more, because that is how exactly they are logged.
+    pub bytes: u64,
+}
 
 impl Heard {
+    /// Returns the sizes of buffers that were logged: `sched_reserve:        CPU compute buffer size =   190.52 MiB`.
+    pub fn sizes(&self) -> Vec<BufferSize> {
+        let size = |line: &String| {
+            let (head, size) = without_function(line).split_once(SIZE)?;
+            let (name, what) = head.trim().rsplit_once(' ')?;
+            let mib: f64 = size.trim().strip_suffix("MiB")?.trim().parse().ok()?;
+            // Rounded to hundredths; the cast saturates.
+            let bytes = ((mib + 0.005) * f64::from(1 << 20)).ceil() as u64;
+            Some(BufferSize { name: name.trim().to_string(), what: what.to_string(), bytes })
+        };
+        self.sizes.iter().filter_map(size).collect()
+    }
+
     /// Returns why the call failed: the errors that were logged, or the warnings if there were no errors.
     pub fn reason(&self) -> String {
         let told = |errors: bool| {
-            let mut texts: Vec<&str> =
-                self.0.iter().filter(|(error, _)| *error == errors).map(|(_, text)| without_function(text)).collect();
+            let mut texts: Vec<&str> = self
+                .lines
+                .iter()
+                .filter(|(error, _)| *error == errors)
+                .map(|(_, text)| without_function(text))
+                .collect();
             texts.dedup();
             // The caller's error says this already.
             texts.retain(|text| *text != "failed to load model");
@@ -99,11 +136,31 @@ impl Heard {
 pub(super) fn listen<T>(call: impl FnOnce() -> T) -> (T, Heard) {
     LINES.with_borrow_mut(|lines| {
         lines.recent.clear();
+        lines.sizes.clear();
         lines.open = false;
     });
     let out = call();
-    let recent = LINES.with_borrow_mut(|lines| std::mem::take(&mut lines.recent));
-    (out, Heard(recent))
+    let heard = LINES.with_borrow_mut(|lines| Heard {
+        lines: std::mem::take(&mut lines.recent),
+        sizes: std::mem::take(&mut lines.sizes),
+    });
+    (out, heard)
+}
+
+/// As [`listen`], for a call whose result is what is logged: takes the log for so long, in case that another user of llama.cpp in
+/// this process has taken it. The caller holds [`making`].
+pub(super) fn listen_for<T>(call: impl FnOnce() -> T) -> (T, Heard) {
+    let (mut theirs, mut data): (sys::ggml_log_callback, _) = (None, std::ptr::null_mut());
+    // SAFETY: the first call writes who has the log to our variables. `on_log` has the required type, takes no data, and never
+    // unwinds.
+    unsafe {
+        sys::llama_log_get(&raw mut theirs, &raw mut data);
+        sys::llama_log_set(Some(on_log), std::ptr::null_mut());
+    }
+    let out = listen(call);
+    // SAFETY: who had the log gets it back, with the data that belong to it.
+    unsafe { sys::llama_log_set(theirs, data) };
+    out
 }
 
 /// llama.cpp begins its lines with the name of the C++ function: `llama_model_load: error loading model: ...`.
@@ -149,6 +206,9 @@ impl Lines {
             }
             // A line of another level began, whose continuations are not kept either.
             _ => {
+                if level == sys::GGML_LOG_LEVEL_INFO && text.contains(SIZE) && self.sizes.len() < KEPT_LINES {
+                    self.sizes.push(text.trim_end_matches('\n').chars().take(KEPT_BYTES).collect());
+                }
                 self.open = false;
                 return;
             }
@@ -184,6 +244,22 @@ mod tests {
         let ((), heard) = listen(|| log(sys::GGML_LOG_LEVEL_WARN, "find_slot: no room\n"));
         assert_eq!(heard.reason(), "no room");
         let ((), heard) = listen(|| ());
+        assert_eq!(heard.reason(), NO_REASON);
+    }
+
+    #[test]
+    fn sizes_of_buffers_are_heard_and_are_no_reasons() {
+        let ((), heard) = listen(|| {
+            log(sys::GGML_LOG_LEVEL_INFO, "sched_reserve:        CPU compute buffer size =   190.52 MiB\n");
+            log(sys::GGML_LOG_LEVEL_INFO, "load_tensors:   CPU_Mapped model buffer size =     6.52 MiB\n");
+            log(sys::GGML_LOG_LEVEL_INFO, "load_tensors: something else\n");
+            log(sys::GGML_LOG_LEVEL_INFO, "x:  CPU KV buffer size = many MiB\n");
+        });
+        let size = |name: &str, what: &str, mib: f64| {
+            let bytes = ((mib + 0.005) * 1048576.0).ceil() as u64;
+            BufferSize { name: name.into(), what: what.into(), bytes }
+        };
+        assert_eq!(heard.sizes(), [size("CPU", "compute", 190.52), size("CPU_Mapped", "model", 6.52)]);
         assert_eq!(heard.reason(), NO_REASON);
     }
 

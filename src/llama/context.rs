@@ -89,6 +89,37 @@ impl ContextOptions {
         }
         Ok(())
     }
+
+    /// Returns what llama.cpp is given, but for callbacks. The numbers have to be checked before.
+    pub(super) fn params(&self) -> sys::llama_context_params {
+        // SAFETY: takes nothing, returns a struct.
+        let mut params = unsafe { sys::llama_context_default_params() };
+        params.n_ctx = self.n_ctx;
+        params.n_batch = self.n_batch;
+        params.n_ubatch = self.n_batch;
+        params.n_seq_max = self.n_sequences;
+        params.n_outputs_max = self.n_rows;
+        params.embeddings = self.embeddings;
+        // The state after each token, which the caller may put together.
+        params.pooling_type = sys::LLAMA_POOLING_TYPE_NONE;
+        if self.n_sequences > 1 {
+            // With one memory for all sequences, a cell can belong to several of them.
+            params.kv_unified = self.sharing == Sharing::Together;
+            // Otherwise memory is reserved as if each sequence had one row.
+            params.n_outputs_max_per_seq = self.n_rows;
+        }
+        let threads = i32::try_from(self.threads).unwrap_or(1);
+        params.n_threads = threads;
+        params.n_threads_batch = threads;
+        self.kv_types.ask(&mut params);
+        params.flash_attn_type = match self.flash_attention {
+            FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+            FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+            FlashAttention::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        };
+        params.no_perf = true;
+        params
+    }
 }
 
 /// A context of a model.
@@ -148,32 +179,7 @@ impl Context {
         }
         let observer = observer.map(Watching::new);
         let cancel = options.cancel.clone();
-        let threads = i32::try_from(options.threads).unwrap_or(1);
-        // SAFETY: takes nothing, returns a struct.
-        let mut params = unsafe { sys::llama_context_default_params() };
-        params.n_ctx = options.n_ctx;
-        params.n_batch = options.n_batch;
-        params.n_ubatch = options.n_batch;
-        params.n_seq_max = options.n_sequences;
-        params.n_outputs_max = options.n_rows;
-        params.embeddings = options.embeddings;
-        // The state after each token, which the caller may put together.
-        params.pooling_type = sys::LLAMA_POOLING_TYPE_NONE;
-        if options.n_sequences > 1 {
-            // With one memory for all sequences, a cell can belong to several of them.
-            params.kv_unified = options.sharing == Sharing::Together;
-            // Otherwise memory is reserved as if each sequence had one row.
-            params.n_outputs_max_per_seq = options.n_rows;
-        }
-        params.n_threads = threads;
-        params.n_threads_batch = threads;
-        options.kv_types.ask(&mut params);
-        params.flash_attn_type = match options.flash_attention {
-            FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
-            FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
-            FlashAttention::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
-        };
-        params.no_perf = true;
+        let mut params = options.params();
         params.abort_callback = Some(is_cancelled);
         params.abort_callback_data = Arc::as_ptr(&cancel).cast_mut().cast();
         if let Some(observer) = &observer {

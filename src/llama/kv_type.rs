@@ -67,7 +67,7 @@ impl KvType {
         }
     }
 
-    fn number(self) -> sys::ggml_type {
+    pub(super) fn number(self) -> sys::ggml_type {
         match self {
             Self::F32 => sys::GGML_TYPE_F32,
             Self::F16 => sys::GGML_TYPE_F16,
@@ -98,6 +98,12 @@ impl KvTypes {
     /// Returns whether one of them is quantized.
     pub fn are_quantized(self) -> bool {
         self.keys.is_quantized() || self.values.is_quantized()
+    }
+
+    /// Returns the bytes of so many numbers of keys and of values.
+    pub(crate) fn bytes(self, keys: u64, values: u64) -> u64 {
+        let keys = keys.saturating_mul(self.keys.bytes_of_32());
+        keys.saturating_add(values.saturating_mul(self.values.bytes_of_32())) / 32
     }
 
     /// Sets the types for a context.

@@ -3,13 +3,10 @@
 //! Neither is always the faster one. Which one is depends on the type, on the instructions of the CPU, and on which of ggml's
 //! functions for them were improved last, so it is measured: one matrix in each layout, multiplied by turns.
 
-use std::ffi::c_void;
-use std::ptr::NonNull;
-use std::time::Instant;
-
 use llama_cpp_sys_2 as sys;
 use serde::{Deserialize, Serialize};
 
+use super::kernels::{Computer, Graph, Tensors, fastest};
 use super::layout::Cpu;
 use super::{Error, backend};
 use crate::gguf::TensorType;
@@ -44,9 +41,6 @@ const COLUMNS: usize = 4096;
 /// cores have to wait for it.
 const BYTES: usize = 16 << 20;
 
-/// Rounds of which the fastest counts: other programs only make them slower.
-const ROUNDS: usize = 5;
-
 /// Measures both layouts of matrices of this type with `threads` threads, which takes about a tenth of a second and 50 MB.
 /// Returns `None` if this CPU has no second layout for the type, or there is no memory.
 ///
@@ -66,7 +60,8 @@ pub fn layout_times(ty: TensorType, threads: u32) -> Result<Option<LayoutTimes>,
             Some([Product::new(&from_file, n_tokens, plain)?, Product::new(&copied, n_tokens, plain)?])
         });
         let [writing, reading] = products;
-        let (writing, reading) = (fastest(&computer, &writing?)?, fastest(&computer, &reading?)?);
+        let fastest = |[a, b]: [Product; 2]| fastest(&computer, [&a.graph, &b.graph]);
+        let (writing, reading) = (fastest(writing?)?, fastest(reading?)?);
         let a_byte = |seconds: f64| seconds / from_file.n_bytes as f64;
         let time = |i: usize| WeightTime { reading: a_byte(reading[i]), writing: a_byte(writing[i]) };
         Some(LayoutTimes { from_file: time(0), copied: time(1) })
@@ -84,18 +79,12 @@ pub fn writing_time(ty: TensorType, threads: u32) -> Result<Option<f64>, Error> 
         return Ok(Some(from_file.writing.min(copied.writing)));
     }
     backend::get()?;
-    // SAFETY: these take nothing or a constant, and return what lives as long as the process, or null.
-    let (device, plain) = unsafe {
-        let device = sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU);
-        (device, sys::ggml_backend_cpu_buffer_type())
-    };
-    if device.is_null() {
-        return Ok(None);
-    }
+    // SAFETY: takes nothing, and returns a constant.
+    let plain = unsafe { sys::ggml_backend_cpu_buffer_type() };
     let measured = || {
-        let computer = Computer::new(device, threads)?;
+        let computer = Computer::of_cpu(threads)?;
         let matrix = Matrix::new(ty, n_rows(ty), plain)?;
-        let [seconds] = fastest(&computer, &[Product::new(&matrix, 1, plain)?])?;
+        let [seconds] = fastest(&computer, [&Product::new(&matrix, 1, plain)?.graph])?;
         Some(seconds / matrix.n_bytes as f64)
     };
     Ok(measured())
@@ -104,87 +93,6 @@ pub fn writing_time(ty: TensorType, threads: u32) -> Result<Option<f64>, Error> 
 /// Rows of a matrix of about [`BYTES`].
 fn n_rows(ty: TensorType) -> usize {
     (BYTES / (COLUMNS / ty.block_len() * ty.block_bytes())).next_multiple_of(64)
-}
-
-/// Returns the seconds of the fastest round of each product.
-fn fastest<const N: usize>(computer: &Computer, products: &[Product; N]) -> Option<[f64; N]> {
-    let mut best = [f64::INFINITY; N];
-    // The first round, which wakes the threads and fills the caches, does not count.
-    for round in 0..=ROUNDS {
-        for (product, best) in products.iter().zip(&mut best) {
-            let started = Instant::now();
-            computer.compute(product)?;
-            if round > 0 {
-                *best = best.min(started.elapsed().as_secs_f64().max(1e-9));
-            }
-        }
-    }
-    Some(best)
-}
-
-/// ggml's computations on the CPU.
-struct Computer(sys::ggml_backend_t);
-
-impl Computer {
-    fn new(device: sys::ggml_backend_dev_t, threads: u32) -> Option<Self> {
-        // SAFETY: the device lives as long as the process. Returns null where it fails.
-        let backend = NonNull::new(unsafe { sys::ggml_backend_dev_init(device, std::ptr::null()) })?;
-        let threads = i32::try_from(threads.max(1)).ok()?;
-        // SAFETY: the backend is that of the CPU, which is all that is asserted.
-        unsafe { sys::ggml_backend_cpu_set_n_threads(backend.as_ptr(), threads) };
-        Some(Self(backend.as_ptr()))
-    }
-
-    fn compute(&self, product: &Product) -> Option<()> {
-        // SAFETY: all tensors of the graph have memory, and live as long as the borrow.
-        let status = unsafe { sys::ggml_backend_graph_compute(self.0, product.graph) };
-        (status == sys::GGML_STATUS_SUCCESS).then_some(())
-    }
-}
-
-impl Drop for Computer {
-    fn drop(&mut self) {
-        // SAFETY: made in `new`, and not used after.
-        unsafe { sys::ggml_backend_free(self.0) };
-    }
-}
-
-/// Descriptions of tensors, and the memory of all of them.
-struct Tensors {
-    context: NonNull<sys::ggml_context>,
-    buffer: Option<NonNull<sys::ggml_backend_buffer>>,
-}
-
-impl Tensors {
-    /// Makes room for the descriptions of `n` tensors and of a graph.
-    fn new(n: usize) -> Option<Self> {
-        // SAFETY: these take nothing, and return numbers.
-        let mem_size = unsafe { n * sys::ggml_tensor_overhead() + sys::ggml_graph_overhead() };
-        let params = sys::ggml_init_params { mem_size, mem_buffer: std::ptr::null_mut(), no_alloc: true };
-        // SAFETY: ggml allocates the context.
-        let context = NonNull::new(unsafe { sys::ggml_init(params) })?;
-        Some(Self { context, buffer: None })
-    }
-
-    /// Gives memory to all tensors described so far.
-    fn allocate(&mut self, buffers: sys::ggml_backend_buffer_type_t) -> Option<()> {
-        // SAFETY: the context is alive, and its tensors have no memory yet. Returns null where there is none.
-        let buffer = unsafe { sys::ggml_backend_alloc_ctx_tensors_from_buft(self.context.as_ptr(), buffers) };
-        self.buffer = Some(NonNull::new(buffer)?);
-        Some(())
-    }
-}
-
-impl Drop for Tensors {
-    fn drop(&mut self) {
-        // SAFETY: made above, and not used after.
-        unsafe {
-            if let Some(buffer) = self.buffer {
-                sys::ggml_backend_buffer_free(buffer.as_ptr());
-            }
-            sys::ggml_free(self.context.as_ptr());
-        }
-    }
 }
 
 /// Weights, all of them zero: the time does not depend on their values.
@@ -201,31 +109,25 @@ impl Matrix {
         // SAFETY: the context has room for it, and a row is whole blocks of an existing type.
         let weights = unsafe {
             let ty = ty.id() as sys::ggml_type;
-            sys::ggml_new_tensor_2d(tensors.context.as_ptr(), ty, columns, rows)
+            sys::ggml_new_tensor_2d(tensors.as_ptr(), ty, columns, rows)
         };
         tensors.allocate(buffers)?;
         // SAFETY: the tensor has memory now; all of it is written, as the second layout demands.
-        let n_bytes = unsafe {
-            let n_bytes = sys::ggml_nbytes(weights);
-            let zeros = vec![0u8; n_bytes];
-            sys::ggml_backend_tensor_set(weights, zeros.as_ptr().cast::<c_void>(), 0, n_bytes);
-            n_bytes
-        };
+        let n_bytes = unsafe { tensors.fill_with_zeros(weights) };
         Some(Self { weights, n_bytes, _tensors: tensors })
     }
 }
 
 /// Weights times the inputs of some tokens.
 struct Product<'a> {
-    graph: *mut sys::ggml_cgraph,
-    _tensors: Tensors,
+    graph: Graph,
     _weights: &'a Matrix,
 }
 
 impl<'a> Product<'a> {
     fn new(matrix: &'a Matrix, n_tokens: usize, buffers: sys::ggml_backend_buffer_type_t) -> Option<Self> {
         let mut tensors = Tensors::new(2)?;
-        let context = tensors.context.as_ptr();
+        let context = tensors.as_ptr();
         // SAFETY: the context has room for two tensors and a graph, and the weights are alive as long as the product.
         let (inputs, graph) = unsafe {
             let inputs = sys::ggml_new_tensor_2d(context, sys::GGML_TYPE_F32, COLUMNS as i64, n_tokens as i64);
@@ -235,10 +137,12 @@ impl<'a> Product<'a> {
             (inputs, graph)
         };
         tensors.allocate(buffers)?;
-        let zeros = vec![0f32; COLUMNS * n_tokens];
-        // SAFETY: the tensor has memory for as many numbers.
-        unsafe { sys::ggml_backend_tensor_set(inputs, zeros.as_ptr().cast::<c_void>(), 0, size_of_val(&zeros[..])) };
-        Some(Self { graph, _tensors: tensors, _weights: matrix })
+        // SAFETY: the tensor has memory, and all tensors of the graph are of this context or of the matrix.
+        let graph = unsafe {
+            tensors.fill_with_zeros(inputs);
+            Graph::new(graph, tensors)
+        };
+        Some(Self { graph, _weights: matrix })
     }
 }
 

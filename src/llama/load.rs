@@ -19,6 +19,8 @@ pub type Progress = Box<dyn FnMut(f32) -> bool>;
 pub struct ModelOptions {
     /// Layers to put on a GPU; `None` for all. Ignored if there is no GPU, or no support for it in this build.
     pub gpu_layers: Option<u32>,
+    /// How many of these layers each GPU has, in llama.cpp's order; empty to share them by free memory.
+    pub split: Vec<u32>,
     /// Whether to memory-map the weights instead of reading them into the process's memory.
     pub mmap: bool,
     /// Whether to repack weights into llama.cpp's layouts for this CPU. They are then copied, not mapped. Which is faster
@@ -53,6 +55,7 @@ impl Default for ModelOptions {
     fn default() -> Self {
         Self {
             gpu_layers: None,
+            split: Vec::new(),
             mmap: true,
             repack: true,
             uncache_copied: false,
@@ -69,6 +72,7 @@ impl fmt::Debug for ModelOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ModelOptions")
             .field("gpu_layers", &self.gpu_layers)
+            .field("split", &self.split)
             .field("mmap", &self.mmap)
             .field("repack", &self.repack)
             .field("uncache_copied", &self.uncache_copied)
@@ -132,6 +136,12 @@ pub(super) fn load(files: &[PathBuf], options: &mut ModelOptions, bytes: Option<
     if let Some(n) = options.gpu_layers {
         params.n_gpu_layers = i32::try_from(n).unwrap_or(i32::MAX);
     }
+    // SAFETY: takes nothing, returns the number of devices that llama.cpp reads shares of.
+    let mut shares = vec![0f32; unsafe { sys::llama_max_devices() }];
+    if !options.split.is_empty() && options.split.len() <= shares.len() {
+        shares.iter_mut().zip(&options.split).for_each(|(share, n)| *share = *n as f32);
+        params.tensor_split = shares.as_ptr();
+    }
     params.vocab_only = bytes.is_none();
     params.use_extra_bufts = options.repack;
     params.check_tensors = options.check_tensors;
@@ -146,7 +156,7 @@ pub(super) fn load(files: &[PathBuf], options: &mut ModelOptions, bytes: Option<
     params.progress_callback_user_data = std::ptr::from_mut(&mut watch).cast();
     let _making = backend::making();
     let (model, heard) = backend::listen(|| {
-        // SAFETY: the path ends in NUL; the lists and the watch outlive the call, after which llama.cpp does not look at
+        // SAFETY: the path ends in NUL; the lists, the shares and the watch outlive the call, after which llama.cpp does not look at
         // them again. Returns null where the file is broken, a tensor is missing, memory runs out (it catches its own
         // exceptions) or the callback says no. Asserts on some metadata and vocabularies: `ModelFile` has refused these.
         unsafe { sys::llama_model_load_from_file(c_path.as_ptr(), params) }

@@ -14,21 +14,25 @@
 //! | `preflight` | what llama.cpp would end the process over, refused before it sees a file |
 //! | `load`, `model` | loading parameters, and the loaded model |
 //! | `layout`, `layout_speed`, `pages` | the second layout that llama.cpp has for CPUs, how fast it is, and the memory behind what was copied into it |
+//! | `attention_speed`, `kernels` | how long attention takes; single operations of ggml, to be timed |
 //! | `openmp` | the threads that compute, and how they wait for one another |
 //! | `lora` | adapters |
 //! | `tokenizer` | the tokenizer of a loaded model |
 //! | `batch`, `context` | evaluation |
+//! | `reservation` | what a context would take, without taking it |
 //! | `observe` | watching an evaluation, operation by operation |
 //!
 //! llama.cpp reports errors in four ways: a return value, a C++ exception, a failed assertion, and a line in its log.
 //! Exceptions that leave its C functions and failed assertions end the process, so each call here says which of them can
 //! happen and what was checked before. The log lines of a failing call become the reason in our [`Error`].
 
+mod attention_speed;
 mod backend;
 mod batch;
 mod context;
 mod devices;
 mod error;
+mod kernels;
 mod kv_type;
 mod layout;
 mod layout_speed;
@@ -40,8 +44,10 @@ mod observe;
 mod openmp;
 mod pages;
 mod preflight;
+mod reservation;
 mod tokenizer;
 
+pub use attention_speed::{AttentionTime, Heads, attention_time};
 pub use backend::NO_REASON;
 pub use backend::{set_verbose, system_info};
 pub use batch::Batch;
@@ -55,3 +61,4 @@ pub use lora::Lora;
 pub(crate) use model::n_ctx_train;
 pub use model::{Model, ModelFile};
 pub use observe::{Node, Observer, Room};
+pub use reservation::Reservation;

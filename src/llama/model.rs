@@ -10,7 +10,7 @@ use super::load::{self, Handle, ModelOptions};
 use super::lora::{self, Adapter};
 use super::tokenizer::ModelTokenizer;
 use super::{Error, backend, layout, preflight};
-use crate::gguf::{Gguf, Metadata, TensorType, Value};
+use crate::gguf::{Gguf, Metadata, TensorInfo, TensorType, Value};
 use crate::vocab::Pieces;
 use crate::vocab::Tokenizer;
 
@@ -51,6 +51,11 @@ impl ModelFile {
         self.gguf.metadata()
     }
 
+    /// Returns the tensors of the file.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        self.gguf.tensors()
+    }
+
     /// Returns the bytes of all tensors, including those of the adapters.
     pub fn tensor_bytes(&self) -> u64 {
         self.lora.iter().fold(tensor_bytes(&self.gguf), |sum, lora| sum.saturating_add(lora.bytes))
@@ -75,6 +80,11 @@ impl ModelFile {
     /// [`Error::Backend`] if llama.cpp cannot be started.
     pub fn repacked(&self) -> Result<Vec<(TensorType, u64)>, Error> {
         layout::copied(&self.gguf)
+    }
+
+    /// Returns how the model will be loaded.
+    pub fn options(&self) -> &ModelOptions {
+        &self.options
     }
 
     /// Changes how the model will be loaded.
@@ -245,6 +255,11 @@ impl Model {
             Some(weights) if !weights.are_loaded => Some("it was loaded without its weights"),
             Some(_) => None,
         }
+    }
+
+    /// Returns whether it was loaded without its weights, whose memory is only simulated.
+    pub(super) fn is_simulated(&self) -> bool {
+        self.inner.weights.as_ref().is_some_and(|weights| !weights.are_loaded)
     }
 
     /// Returns the adapters it is used with.

@@ -1,11 +1,24 @@
 //! The CPU and its caches, on which speeds depend.
 
+use crate::llama;
+
 /// Returns the name that the CPU reports.
 pub fn cpu_name() -> Option<String> {
     let mut system = sysinfo::System::new().ok()?;
     system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
     let name = system.cpus().first()?.brand().split_whitespace().collect::<Vec<_>>().join(" ");
     (!name.is_empty()).then_some(name)
+}
+
+/// Returns the name under which a measurement of this machine is remembered: `what`, the CPU, and the build of nibble and of
+/// llama.cpp, on which it depends.
+///
+/// # Errors
+/// [`llama::Error::Backend`] if llama.cpp cannot be started.
+pub fn measurement(what: &str) -> Result<String, llama::Error> {
+    let (machine, version) = (cpu_name().unwrap_or_default(), env!("CARGO_PKG_VERSION"));
+    let build = blake3::hash(llama::system_info()?.as_bytes()).to_hex();
+    Ok(format!("{what}, {machine}, nibble {version}, {}", &build[..16]))
 }
 
 /// Returns the number of physical cores.

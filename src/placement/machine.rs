@@ -50,6 +50,26 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// Bytes that the system and small programs need, whatever else runs.
+    pub const RESERVE: u64 = 2 << 30;
+
+    /// Returns what is there for a model if all large programs are closed.
+    pub fn at_best(&self) -> u64 {
+        self.total.saturating_sub(Self::RESERVE).max(self.available)
+    }
+}
+
+/// Returns the bytes of main memory that this process takes now; `None` if the system does not say.
+pub fn program_bytes() -> Option<u64> {
+    use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
+    let process = sysinfo::get_current_pid().ok()?;
+    let mut system = System::new().ok()?;
+    let kind = ProcessRefreshKind::nothing().with_memory();
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[process]), true, kind);
+    system.process(process).map(sysinfo::Process::memory).filter(|bytes| *bytes > 0)
+}
+
 /// A model that does not fit in memory.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct NoRoom {
@@ -131,5 +151,11 @@ mod tests {
     fn this_machine_has_memory() {
         let machine = Machine::this().expect("the system says how much memory there is");
         assert!(machine.total > 100_000_000 && machine.available <= machine.total, "{machine:?}");
+        assert!(machine.at_best() >= machine.available && machine.at_best() <= machine.total, "{machine:?}");
+        let before = program_bytes().expect("the system says how much memory a process takes");
+        let more = std::hint::black_box(vec![1u8; 64 << 20]);
+        let after = program_bytes().unwrap();
+        // Other tests give some back meanwhile.
+        assert!(before > 1 << 20 && after + (32 << 20) > before + more.len() as u64, "{before} {after}");
     }
 }

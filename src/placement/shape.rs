@@ -1,7 +1,7 @@
 //! The numbers of a model that determine its memory.
 
 use crate::gguf::{Array, Gguf, Metadata, Value};
-use crate::llama::{KvTypes, Model, n_ctx_train};
+use crate::llama::{Heads, KvTypes, Model, n_ctx_train};
 
 /// The numbers of a model that determine its memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,28 +44,14 @@ impl Shape {
         let arch = metadata.str("general.architecture").unwrap_or("llama");
         let get = |key: &str| metadata.get(&format!("{arch}.{key}"));
         let number = |key: &str| get(key).and_then(Value::as_u64);
-        // No model has more. The file could hold any number, and the loop below must end.
-        let n_layers = number("block_count").unwrap_or(0).min(10_000);
+        let heads = heads(metadata);
+        let sum = |values: fn(&Heads) -> u64| heads.iter().map(values).fold(0u64, u64::saturating_add);
+        let (k_values, v_values) = (sum(Heads::k_values), sum(Heads::v_values));
+        let n_layers = heads.len() as u64;
         let n_embd = number("embedding_length").unwrap_or(0);
-        let of_layer = |value: Option<&Value>, layer: u64| -> Option<u64> {
-            match value? {
-                Value::Array(array) => element(array, usize::try_from(layer).ok()?),
-                value => value.as_u64(),
-            }
-        };
-        let (heads, kv_heads) = (get("attention.head_count"), get("attention.head_count_kv"));
-        let (k_length, v_length) = (number("attention.key_length"), number("attention.value_length"));
+        let n_heads = heads.iter().map(|heads| heads.n).max().unwrap_or(0);
         let feed_forward = get("feed_forward_length");
-        let (mut k_values, mut v_values, mut n_ff, mut n_heads) = (0u64, 0u64, 0u64, 0u64);
-        for layer in 0..n_layers {
-            let heads = of_layer(heads, layer).unwrap_or(1).max(1);
-            let kv_heads = of_layer(kv_heads, layer).unwrap_or(heads);
-            let length = n_embd / heads;
-            k_values = k_values.saturating_add(kv_heads.saturating_mul(k_length.unwrap_or(length)));
-            v_values = v_values.saturating_add(kv_heads.saturating_mul(v_length.unwrap_or(length)));
-            n_heads = n_heads.max(heads);
-            n_ff = n_ff.max(of_layer(feed_forward, layer).unwrap_or(0));
-        }
+        let n_ff = (0..n_layers).map(|layer| of_layer(feed_forward, layer).unwrap_or(0)).max().unwrap_or(0);
         Self {
             weight_bytes,
             n_layers,
@@ -81,8 +67,33 @@ impl Shape {
 
     /// Returns the bytes that a token takes in the KV cache.
     pub fn kv_bytes_a_token(&self, types: KvTypes) -> u64 {
-        let keys = self.k_values.saturating_mul(types.keys.bytes_of_32());
-        keys.saturating_add(self.v_values.saturating_mul(types.values.bytes_of_32())) / 32
+        types.bytes(self.k_values, self.v_values)
+    }
+}
+
+/// Returns the heads of each layer of the model that `metadata` describes. Numbers that are missing count as llama.cpp has them.
+pub fn heads(metadata: &Metadata) -> Vec<Heads> {
+    let arch = metadata.str("general.architecture").unwrap_or("llama");
+    let get = |key: &str| metadata.get(&format!("{arch}.{key}"));
+    let number = |key: &str| get(key).and_then(Value::as_u64);
+    // No model has more. The file could hold any number, and there must be an end.
+    let n_layers = number("block_count").unwrap_or(0).min(10_000);
+    let n_embd = number("embedding_length").unwrap_or(0);
+    let (heads, kv_heads) = (get("attention.head_count"), get("attention.head_count_kv"));
+    let (k_length, v_length) = (number("attention.key_length"), number("attention.value_length"));
+    let layer = |layer| {
+        let n = of_layer(heads, layer).unwrap_or(1).max(1);
+        let (n_kv, length) = (of_layer(kv_heads, layer).unwrap_or(n), n_embd / n);
+        Heads { n, n_kv, key: k_length.unwrap_or(length), value: v_length.unwrap_or(length) }
+    };
+    (0..n_layers).map(layer).collect()
+}
+
+/// Returns a number of a layer, of which there is one for all, or a list.
+fn of_layer(value: Option<&Value>, layer: u64) -> Option<u64> {
+    match value? {
+        Value::Array(array) => element(array, usize::try_from(layer).ok()?),
+        value => value.as_u64(),
     }
 }
 
