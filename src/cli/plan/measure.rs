@@ -20,8 +20,9 @@ use crate::engine::{self, SessionOptions};
 use crate::llama::{self, AttentionTime, Heads, KvTypes, Model, ModelFile, ModelOptions};
 use crate::placement::{self, Demand, HollowFile, Outline, Pace, Repack, Shape, heads};
 
-/// What a running model takes that was not there when it was asked for: the texts, the sampler, code that had not run yet.
-const MARGIN: u64 = 7 << 19;
+/// What a running model takes that was not there when it was asked for: the texts, the sampler, code that had not run yet, and
+/// what is left of copying weights into the second layout.
+const MARGIN: u64 = 6 << 20;
 
 /// llama.cpp is not asked about larger contexts: some of its tables have an entry for each token, simulated or not.
 const MOST_ASKED: u32 = 1 << 22;
