@@ -118,15 +118,15 @@ impl EngineArgs {
         };
         let repack = self.repack();
         let name = printable(&path.file_name().unwrap_or_default().to_string_lossy()).to_string();
+        let part_of = name.clone();
         let tell = move |layout: &LayoutChoice| {
             if let Some(line) = no_room_for_layout(repack, layout) {
                 eprintln!("nibble: {name}: {line}");
             }
         };
-        let name = printable(&path.file_name().unwrap_or_default().to_string_lossy()).to_string();
         let tell_part = move |n: u32, of: u32| {
             eprintln!(
-                "nibble: {name}: {n} of {of} layers are on GPUs, which have no room for more; --gpu-layers sets it"
+                "nibble: {part_of}: {n} of {of} layers are on GPUs, which have no room for more; --gpu-layers sets it"
             );
         };
         let (session, allow_swap) = (session.clone(), self.allow_swap);

@@ -34,6 +34,14 @@ impl Heads {
     }
 }
 
+impl KvTypes {
+    /// Returns whether a KV cache of these types can hold such heads: their numbers are whole blocks.
+    pub fn fit(self, heads: &Heads) -> bool {
+        let fits = |ty: KvType, length: u64| length > 0 && (!ty.is_quantized() || length.is_multiple_of(32));
+        fits(self.keys, heads.key) && fits(self.values, heads.value)
+    }
+}
+
 /// Seconds of one layer's attention, for each token that is looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AttentionTime {
@@ -69,10 +77,9 @@ pub fn attention_time(
     threads: u32,
 ) -> Result<Option<AttentionTime>, Error> {
     backend::get()?;
-    let fits = |ty: KvType, length: u64| length > 0 && (!ty.is_quantized() || length.is_multiple_of(32));
     let is_small = [heads.n, heads.key, heads.value].iter().all(|n| (1..=4096).contains(n));
     let divides = heads.n_kv > 0 && heads.n.is_multiple_of(heads.n_kv);
-    if !is_small || !divides || !fits(kv_types.keys, heads.key) || !fits(kv_types.values, heads.value) {
+    if !is_small || !divides || !kv_types.fit(&heads) {
         return Ok(None);
     }
     let values = heads.n_kv * (heads.key + heads.value);

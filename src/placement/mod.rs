@@ -14,7 +14,7 @@
 //! Pace      what parts of it took ──────────────────────────► tokens a second
 //! ```
 //!
-//! It uses only plain numbers: it loads no files, and creates no contexts.
+//! It uses only plain numbers: it loads no models, and creates no contexts.
 
 mod cpu;
 mod estimate;

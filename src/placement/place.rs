@@ -69,7 +69,7 @@ pub struct Room {
 }
 
 impl Room {
-    /// The part of a device's memory that is left to others: its driver, the screen.
+    /// One of so many parts of a device's memory is left to others: its driver, the screen.
     const RESERVED: u64 = 20;
 }
 

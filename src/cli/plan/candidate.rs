@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use crate::arch::{self, ARCHITECTURES, Hyperparameters};
 use crate::convert::{Job, Options};
 use crate::gguf::{Gguf, TensorType};
+use crate::llama::n_ctx_train;
 use crate::placement::Outline;
 use crate::recipe::{PlannedTensor, Recipe, plan};
 
@@ -33,12 +34,8 @@ impl Candidate {
     }
 
     pub fn n_ctx_train(&self) -> Option<u32> {
-        llama_n_ctx_train(&self.outline)
+        n_ctx_train(self.outline.metadata())
     }
-}
-
-fn llama_n_ctx_train(outline: &Outline) -> Option<u32> {
-    crate::llama::n_ctx_train(outline.metadata())
 }
 
 /// The recipes that are tried if none is named: one of each size.

@@ -72,9 +72,13 @@ impl<'a> Meter<'a> {
         let Some(first) = heads(outline.metadata()).first().copied() else { return Ok(()) };
         let n_layers = outline.n_layers();
         let Some(plain) = self.attention(first, n_layers, KvTypes::default())? else { return Ok(()) };
+        let made = self.make(outline)?;
+        let file = ModelFile::check(made.path(), ModelOptions { gpu_layers: Some(0), ..ModelOptions::default() })?;
         for row in rows {
-            let placed = row.fit.placement().map_or(0, |placed| placed.host);
-            let pace = self.pace(outline, self.repacks(candidate, placed)?, plain)?;
+            let needs = row.fit.placement().map_or(0, |placed| placed.host);
+            let machine = Some(&self.target.machine);
+            let layout = engine::layout(&file, Repack::Auto, needs, self.target.threads, machine, 0)?;
+            let pace = self.pace(outline, layout.used, plain)?;
             let Some(attention) = self.attention(first, n_layers, row.spot.kv_types)? else { continue };
             let half = f64::from(row.spot.n_ctx) / 2.0;
             row.reading = Some(pace.reading(n_layers, half, attention));
@@ -83,16 +87,9 @@ impl<'a> Meter<'a> {
         Ok(())
     }
 
-    /// Returns whether weights would be copied into the second layout if all takes `needs` bytes.
-    fn repacks(&self, candidate: &Candidate, needs: u64) -> anyhow::Result<bool> {
-        let file = self.make(&candidate.outline)?;
-        let file = ModelFile::check(file.path(), ModelOptions { gpu_layers: Some(0), ..ModelOptions::default() })?;
-        let machine = Some(&self.target.machine);
-        Ok(engine::layout(&file, Repack::Auto, needs, self.target.threads, machine, 0)?.used)
-    }
-
     fn pace(&self, outline: &Outline, repack: bool, attention: AttentionTime) -> anyhow::Result<Pace> {
         let mut shape = blake3::Hasher::new();
+        shape.update(format!("{:?}\n", heads(outline.metadata())).as_bytes());
         for tensor in outline.tensors() {
             shape.update(format!("{} {:?} {}\n", tensor.name, tensor.dims, tensor.ty).as_bytes());
         }
@@ -160,9 +157,7 @@ pub(super) fn print_program_bytes(path: &Path) -> anyhow::Result<()> {
 impl Simulated {
     /// Returns what the candidate takes with a context of this size; `None` if its heads cannot have such a KV cache.
     pub fn demand(&self, candidate: &Candidate, n_ctx: u32, kv_types: KvTypes) -> anyhow::Result<Option<Demand>> {
-        let heads = heads(candidate.outline.metadata());
-        let fits = |length: u64, ty: llama::KvType| !ty.is_quantized() || length.is_multiple_of(32);
-        if !heads.iter().all(|heads| fits(heads.key, kv_types.keys) && fits(heads.value, kv_types.values)) {
+        if !heads(candidate.outline.metadata()).iter().all(|heads| kv_types.fit(heads)) {
             return Ok(None);
         }
         let compute = self.compute(n_ctx, kv_types)?;
