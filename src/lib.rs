@@ -103,6 +103,8 @@ pub mod pass;
 pub mod placement;
 pub mod quant;
 pub mod recipe;
+#[cfg(feature = "llama")]
+pub mod remote;
 pub mod report;
 pub mod sample;
 #[cfg(feature = "serve")]

@@ -60,3 +60,5 @@ mod turn;
 mod typed;
 mod verification;
 mod weights;
+#[cfg(feature = "llama")]
+mod workers;

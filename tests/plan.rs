@@ -195,7 +195,7 @@ fn no_plan_is_over_its_memory_and_no_device_is_left_while_layers_wait() {
         for (machine, gpus) in &machines {
             let (n_ctx, kv_types, compute) = spots[dice.below(6) as usize];
             let demand = Demand::new(outline, n_ctx, kv_types, compute, 50_000_000);
-            let room = Room { host: machine.at_best(), devices: gpus.clone() };
+            let room = Room::new(machine.at_best(), gpus);
             let what = format!("{name}, {n_ctx} tokens in {kv_types}, {room:?}");
             let parts = outline.parts();
             let kv: u64 = demand.kv.iter().sum();

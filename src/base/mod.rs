@@ -1,6 +1,7 @@
 //! Helpers that every room may use.
 
 pub mod atomic_file;
+pub mod disk;
 pub mod display;
 pub mod ending;
 pub mod folders;

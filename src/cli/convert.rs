@@ -453,6 +453,12 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     if (1.0..9e18).contains(&bytes) { Ok(bytes as u64) } else { Err(wrong()) }
 }
 
+#[cfg(feature = "llama")]
+/// Parses a size, which may be 0, as [`parse_size`].
+pub(super) fn parse_room(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { parse_size(text) }
+}
+
 /// Prints the plan, with tensors that differ only in their layer as one row; or what was chosen for a size.
 fn print_plan(out: &mut Out, job: &Job, chosen: Option<&Chosen>) -> anyhow::Result<()> {
     match chosen {

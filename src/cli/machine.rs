@@ -8,10 +8,11 @@ use clap::{ArgAction, ValueEnum};
 
 use super::interrupt::Interrupted;
 use crate::base::display::printable;
-use crate::engine::{self, Error, OnLayout, OnPart, OpenOptions, SessionOptions};
+use crate::engine::{self, Error, OnLayout, OnSpread, OpenOptions, SessionOptions, Spread};
 use crate::evaluate::ModelSettings;
 use crate::llama::{self, FlashAttention, KvTypes, Lora, Model, ModelOptions};
 use crate::placement::{LayoutChoice, Repack};
+use crate::remote::Address;
 
 /// How to run a model.
 #[derive(Debug, clap::Args)]
@@ -38,6 +39,18 @@ pub(super) struct EngineArgs {
     /// Layers to put on the GPU [default: as many as it has room for, where there is one]
     #[arg(long, value_name = "N", help_heading = "Machine")]
     gpu_layers: Option<u32>,
+
+    /// Put layers on another machine, where 'nibble worker' runs; can be given several times
+    ///
+    /// The layers are those that have no room here, or that the other machine computes faster. The machines have to be in a
+    /// network that you trust, because nothing is encrypted.
+    #[arg(long = "worker", value_name = "ADDRESS[:PORT]", action = ArgAction::Append, help_heading = "Machine")]
+    workers: Vec<Address>,
+
+    /// How many layers each worker and each GPU has, workers first, the output as one more layer; the rest is here [default:
+    /// chosen by memory and speed]
+    #[arg(long, value_name = "N,N,..", value_delimiter = ',', conflicts_with = "gpu_layers", help_heading = "Machine")]
+    split: Vec<u32>,
 
     /// Type of the KV cache, or of its keys and values, as in q8_0/q5_1: q8_0 takes half the memory of f16
     ///
@@ -92,9 +105,19 @@ impl EngineArgs {
     pub fn settings(&self) -> ModelSettings {
         ModelSettings {
             session: self.session(Arc::default()),
-            gpu_layers: self.gpu_layers,
+            gpu_layers: self.gpu_layers(),
+            split: self.split.clone(),
+            workers: self.workers.clone(),
             repack: self.repack(),
             allow_swap: self.allow_swap,
+        }
+    }
+
+    /// Returns how many layers are not on the processor, if it was said.
+    fn gpu_layers(&self) -> Option<u32> {
+        match self.split.as_slice() {
+            [] => self.gpu_layers,
+            split => Some(split.iter().fold(0, |sum, n| sum.saturating_add(*n))),
         }
     }
 
@@ -109,7 +132,8 @@ impl EngineArgs {
     fn options(&self, path: &Path, session: &SessionOptions, watch: impl Fn(f32) + 'static) -> OpenOptions {
         let cancel = session.cancel.clone();
         let load = ModelOptions {
-            gpu_layers: self.gpu_layers,
+            gpu_layers: self.gpu_layers(),
+            split: self.split.clone(),
             progress: Some(Box::new(move |part| {
                 watch(part);
                 !cancel.load(Ordering::Relaxed)
@@ -124,15 +148,13 @@ impl EngineArgs {
                 eprintln!("nibble: {name}: {line}");
             }
         };
-        let tell_part = move |n: u32, of: u32| {
-            eprintln!(
-                "nibble: {part_of}: {n} of {of} layers are on GPUs, which have no room for more; --gpu-layers sets it"
-            );
-        };
-        let (session, allow_swap) = (session.clone(), self.allow_swap);
-        let (on_layout, on_part): (Option<OnLayout>, Option<OnPart>) =
-            (Some(Box::new(tell)), Some(Box::new(tell_part)));
-        OpenOptions { load, repack, on_layout, on_part, session, allow_swap, beside: 0 }
+        // What was asked for needs no telling.
+        let is_chosen = self.gpu_layers().is_none();
+        let tell_spread = move |spread: &Spread| eprintln!("nibble: {part_of}: {}", where_layers_are(spread));
+        let (session, allow_swap, workers) = (session.clone(), self.allow_swap, self.workers.clone());
+        let on_layout: Option<OnLayout> = Some(Box::new(tell));
+        let on_spread: Option<OnSpread> = is_chosen.then(|| Box::new(tell_spread) as OnSpread);
+        OpenOptions { load, repack, workers, on_layout, on_spread, session, allow_swap, beside: 0 }
     }
 }
 
@@ -144,14 +166,14 @@ impl MachineArgs {
 
     /// Returns whether layers of the model are on a GPU.
     pub fn uses_gpu(&self) -> Result<bool, Error> {
-        Ok(self.engine.gpu_layers != Some(0) && llama::has_gpu()?)
+        Ok(self.engine.gpu_layers() != Some(0) && (llama::has_gpu()? || !self.engine.workers.is_empty()))
     }
 
     /// Loads the model at `path` for such a session, with the adapters that were asked for. `quiet`: says nothing about how.
     pub fn load(&self, path: &Path, session: &SessionOptions, quiet: bool) -> Result<Model, Error> {
         let mut options = self.engine.options(path, session, |_| {});
         options.on_layout = options.on_layout.filter(|_| !quiet);
-        options.on_part = options.on_part.filter(|_| !quiet);
+        options.on_spread = options.on_spread.filter(|_| !quiet);
         options.load.lora = self.lora.clone();
         engine::open(path, options)
     }
@@ -181,6 +203,20 @@ impl MachineArgs {
         options.load.gpu_layers = gpu_layers.or(options.load.gpu_layers);
         engine::open(path, OpenOptions { beside, ..options })
     }
+}
+
+/// Returns where layers are, in words.
+fn where_layers_are(spread: &Spread) -> String {
+    let Spread { n_layers, on_devices } = spread;
+    let elsewhere: u32 = on_devices.iter().map(|(_, n)| *n).sum();
+    let mut told: Vec<String> =
+        on_devices.iter().map(|(device, n)| format!("{n} on {}", printable(&device.description))).collect();
+    match n_layers.saturating_sub(elsewhere) {
+        0 => {}
+        here => told.push(format!("{here} on the processor here")),
+    }
+    let flag = if on_devices.len() > 1 { "--split" } else { "--gpu-layers" };
+    format!("of {n_layers} layers, {}; {flag} sets it", told.join(", "))
 }
 
 /// Returns what to tell the user if the second layout was wanted where it pays, and there is no room for it.
@@ -237,6 +273,23 @@ pub(super) fn interruptible<T>(loaded: Result<T, Error>) -> anyhow::Result<T> {
 mod tests {
     use super::*;
     use crate::placement::LayoutGain;
+
+    #[test]
+    fn it_is_told_where_layers_are() {
+        let device = |description: &str| llama::Device {
+            name: "X0".into(),
+            description: description.into(),
+            kind: llama::DeviceKind::Gpu,
+            total_bytes: 9,
+            free_bytes: 9,
+            speed: None,
+        };
+        let spread = Spread { n_layers: 61, on_devices: vec![(device("CPU at desk:7117"), 20), (device("RTX"), 30)] };
+        let told = where_layers_are(&spread);
+        assert_eq!(told, "of 61 layers, 20 on CPU at desk:7117, 30 on RTX, 11 on the processor here; --split sets it");
+        let spread = Spread { n_layers: 61, on_devices: vec![(device("RTX"), 61)] };
+        assert_eq!(where_layers_are(&spread), "of 61 layers, 61 on RTX; --gpu-layers sets it");
+    }
 
     #[test]
     fn a_lack_of_room_is_told_where_it_decides() {

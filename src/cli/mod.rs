@@ -65,6 +65,10 @@ mod template;
 mod tokenize;
 #[cfg(feature = "llama")]
 mod trace;
+#[cfg(feature = "llama")]
+mod worker;
+#[cfg(feature = "llama")]
+mod worker_engine;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -100,6 +104,7 @@ commands! {
     #[cfg(feature = "llama")] Run(run),
     #[cfg(feature = "llama")] Chat(chat),
     #[cfg(feature = "serve")] Serve(serve),
+    #[cfg(feature = "llama")] Worker(worker),
     #[cfg(feature = "llama")] Plan(plan),
     #[cfg(feature = "llama")] Bench(bench),
     #[cfg(feature = "llama")] Calibrate(calibrate),
@@ -111,6 +116,7 @@ commands! {
     Quants(quants),
     #[cfg(feature = "llama")] Tokenize(tokenize),
     #[cfg(feature = "serve")] Engine(engine),
+    #[cfg(feature = "llama")] WorkerEngine(worker_engine),
     MakeCheckpoint(make_checkpoint),
     Completions(completions),
     Man(man),
@@ -149,6 +155,8 @@ impl Cli {
     /// # Errors
     /// If the subcommand fails. The error is ready to print.
     pub fn run(self) -> anyhow::Result<()> {
+        #[cfg(feature = "llama")]
+        crate::llama::on_abort(aborted);
         self.command.run()
     }
 }
@@ -164,6 +172,17 @@ fn public_command() -> clap::Command {
         public = public.about(about.clone());
     }
     public.subcommands(all.get_subcommands().filter(|command| !command.is_hide_set()).cloned())
+}
+
+/// Says why llama.cpp ends the program. Returns with which status to end at once, if it is no fault of the program's.
+#[cfg(feature = "llama")]
+fn aborted(message: &str) -> Option<u8> {
+    use std::io::Write;
+    let lost = crate::remote::lost();
+    let why = lost.clone().unwrap_or_else(|| format!("llama.cpp ended the program: {message}"));
+    // Nobody may be listening.
+    let _ = writeln!(std::io::stderr(), "\nnibble: {}", crate::base::display::printable_lines(&why));
+    lost.map(|_| 1)
 }
 
 /// Longer error messages are cut: a hostile file can have names of megabytes.

@@ -20,8 +20,8 @@ use super::{out, progress};
 use crate::base::display::printable;
 use crate::base::units;
 use crate::engine::SessionOptions;
-use crate::llama::{self, DeviceKind, KvType, KvTypes};
-use crate::placement::{Machine, Room};
+use crate::llama::{self, KvType, KvTypes};
+use crate::placement::{DeviceRoom, Machine, Room};
 
 /// Find out what fits on a machine, and how fast it will be
 ///
@@ -90,7 +90,7 @@ struct Target {
     /// Its memory.
     machine: Machine,
     /// Bytes of each GPU's memory, and its name if it is here.
-    gpus: Vec<(Option<String>, u64)>,
+    gpus: Vec<(DeviceRoom, Option<String>)>,
     /// Whether it is this one.
     is_here: bool,
     /// Bytes of memory that it reads in a second, if that was given.
@@ -109,19 +109,17 @@ impl Target {
                 None => bail!("the system does not say how much memory it has; pass --memory"),
             },
         };
-        let here = |device: llama::Device| (Some(device.name), device.free_bytes);
+        let here = |device: llama::Device| (DeviceRoom::from(&device), Some(device.name));
+        let given = |bytes: &u64| (DeviceRoom { bytes: *bytes, ..DeviceRoom::default() }, None);
         let gpus = match (args.gpu.is_empty(), args.memory) {
-            (true, None) => {
-                let gpus = llama::devices()?.into_iter().filter(|device| device.kind == DeviceKind::Gpu);
-                gpus.map(here).collect()
-            }
-            _ => args.gpu.iter().map(|bytes| (None, *bytes)).collect(),
+            (true, None) => llama::layer_devices()?.into_iter().map(here).collect(),
+            _ => args.gpu.iter().map(given).collect(),
         };
         Ok(Self { machine, gpus, is_here, bandwidth: args.bandwidth, threads })
     }
 
     fn room(&self, host: u64) -> Room {
-        Room { host, devices: self.gpus.iter().map(|(_, bytes)| *bytes).collect() }
+        Room { host, devices: self.gpus.iter().map(|(room, _)| *room).collect(), ..Room::default() }
     }
 
     /// What is there now, which says nothing of a machine that is elsewhere.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use super::convert::parse_size;
+use super::convert::parse_room;
 use super::machine::MachineArgs;
 use crate::engine::scheduler::SchedulerOptions;
 use crate::engine::{DraftOptions, SessionOptions};
@@ -104,11 +104,6 @@ impl ServingArgs {
             prefixes: self.prefix_dir.clone().map(|path| (path, self.prefix_dir_size)),
         }
     }
-}
-
-/// Parses a size, which may be 0.
-fn parse_room(text: &str) -> Result<u64, String> {
-    if text == "0" { Ok(0) } else { parse_size(text) }
 }
 
 #[cfg(test)]

@@ -42,7 +42,6 @@ pub use epilogue::{Epilogue, Written};
 pub use execute::{Event, Observer, Summary};
 pub use journal::Changed;
 pub use name::file_name;
-pub use output::free_bytes;
 pub use resume::Left;
 
 /// What to make from a source, and how.

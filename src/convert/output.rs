@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Error;
 use crate::base::atomic_file::{folder, give_name, sync_folder};
+use crate::base::disk::free_bytes;
 use crate::base::mmap::read_exact_at;
 
 /// Partial output files. They are kept when this is dropped.
@@ -229,20 +230,6 @@ fn allocated_bytes(path: &Path) -> u64 {
     }
     #[cfg(not(unix))]
     path.symlink_metadata().map_or(0, |metadata| metadata.len())
-}
-
-/// Returns how many bytes this user may still write to the disk that holds `folder`; `None` if the system does not say.
-pub fn free_bytes(folder: &Path) -> Option<u64> {
-    #[cfg(unix)]
-    {
-        let stat = rustix::fs::statvfs(folder).ok()?;
-        stat.f_bavail.checked_mul(stat.f_frsize)
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = folder;
-        None
-    }
 }
 
 /// Sets the file's length and, if the file system supports it, allocates its blocks. A disk that is too small then fails

@@ -16,6 +16,9 @@ pub enum Error {
     /// It does not fit in the memory of this machine.
     #[error(transparent)]
     Memory(#[from] Box<NoRoom>),
+    /// Another machine cannot hold layers.
+    #[error(transparent)]
+    Remote(#[from] Box<crate::remote::Error>),
     /// The progress callback stopped loading.
     #[error("loading was interrupted")]
     LoadCancelled,

@@ -38,7 +38,7 @@ pub use error::{DraftError, DraftSetting, Error};
 pub use generate::{Generated, generate};
 pub use generation::{Action, Finish, GenerateOptions, Generation, Step, TokenLogprobs, Writer, token_bytes};
 pub use loglikelihood::{Branch, Loglikelihoods};
-pub use open::{OnLayout, OnPart, OpenOptions, layout, memory, open};
+pub use open::{OnLayout, OnSpread, OpenOptions, Spread, layout, memory, open};
 pub use prompt_cache::{CacheError, CacheSetting, PromptCache};
 pub use sequence::{LogitRows, Logits, Sequence, Share, evaluate_together};
 pub use session::{Session, SessionOptions};

@@ -6,16 +6,26 @@ use std::path::Path;
 use super::{Error, SessionOptions};
 use crate::base::remembered::Remembered;
 use crate::gguf::TensorType;
-use crate::llama::{self, Device, DeviceKind, Model, ModelFile, ModelOptions};
+use crate::llama::{self, Device, DeviceKind, DeviceSpeed, Model, ModelFile, ModelOptions};
 use crate::placement::{
-    self, ContextSize, Demand, LayoutChoice, LayoutGain, Machine, Outline, Placement, Repack, Room, Shape,
+    self, ContextSize, Demand, DeviceRoom, LayoutChoice, LayoutGain, Machine, Outline, Placement, Repack, Room, Shape,
 };
+use crate::remote::{self, Address};
 
 /// Is told how the weights of a model will be laid out.
 pub type OnLayout = Box<dyn FnOnce(&LayoutChoice)>;
 
-/// Is told how many layers are on GPUs, and of how many, the output as one of them.
-pub type OnPart = Box<dyn FnOnce(u32, u32)>;
+/// Is told where layers are.
+pub type OnSpread = Box<dyn FnOnce(&Spread)>;
+
+/// Layers that are not all on the same device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spread {
+    /// Layers, the output as one of them.
+    pub n_layers: u32,
+    /// How many are on each device other than the processor, without those that have none.
+    pub on_devices: Vec<(Device, u32)>,
+}
 
 /// How to open a model.
 #[derive(Default)]
@@ -26,8 +36,10 @@ pub struct OpenOptions {
     pub repack: Repack,
     /// Is told, before the model is loaded, what was chosen.
     pub on_layout: Option<OnLayout>,
-    /// Is told, before the model is loaded, that only some of its layers are on GPUs, because there is no room for more.
-    pub on_part: Option<OnPart>,
+    /// Other machines that hold layers.
+    pub workers: Vec<Address>,
+    /// Is told, before the model is loaded, where its layers are, if they are on several devices or other machines.
+    pub on_spread: Option<OnSpread>,
     /// How its session will be made. The check before loading includes the session's memory.
     pub session: SessionOptions,
     /// Whether to load a model that does not fit in memory. Its weights are then read from disk again and again.
@@ -41,6 +53,7 @@ impl fmt::Debug for OpenOptions {
         f.debug_struct("OpenOptions")
             .field("load", &self.load)
             .field("repack", &self.repack)
+            .field("workers", &self.workers)
             .field("session", &self.session)
             .field("allow_swap", &self.allow_swap)
             .field("beside", &self.beside)
@@ -51,29 +64,43 @@ impl fmt::Debug for OpenOptions {
 /// Loads the model at `path`, a GGUF file or any part of a split one, if it fits in the memory of this machine.
 ///
 /// # Errors
-/// If the file or an adapter is refused, an option of the session is out of range, the model does not fit in memory, or
-/// llama.cpp cannot load it.
+/// If the file or an adapter is refused, an option of the session is out of range, the model does not fit in memory, a worker
+/// cannot be used, or llama.cpp cannot load it.
 pub fn open(path: &Path, options: OpenOptions) -> Result<Model, Error> {
-    let OpenOptions { load, repack, on_layout, on_part, session, allow_swap, beside } = options;
+    let OpenOptions { load, repack, workers, on_layout, on_spread, session, allow_swap, beside } = options;
     let mut file = ModelFile::check(path, load)?;
     let shape = Shape::new(file.metadata(), file.tensor_bytes());
     session.check(shape.n_ctx_train)?;
+    remote::connect(&workers).map_err(Box::new)?;
     let size = session.size(shape.n_ctx_train);
-    if file.options().gpu_layers.is_none()
-        && file.gpu_layers()? > 0
-        && let Some(placed) = offload(&file, &shape, &size, &llama::devices()?)
-    {
-        let n_layers = u32::try_from(shape.n_layers).unwrap_or(u32::MAX);
-        if let Some(on_part) = on_part.filter(|_| placed.n_on_devices <= n_layers) {
-            on_part(placed.n_on_devices, n_layers.saturating_add(1));
+    let devices = llama::layer_devices()?;
+    let machine = Machine::this();
+    let mut fits = false;
+    if file.options().gpu_layers.is_none() && file.gpu_layers()? > 0 {
+        let available = machine.map_or(u64::MAX, |machine| machine.total.saturating_sub(beside));
+        let speed = match devices.iter().any(|device| device.speed.is_some()) {
+            true => placement::cpu_speed(session.n_threads())?,
+            false => None,
+        };
+        if let Some(placed) = offload(&file, &shape, &size, &devices, (available, speed)) {
+            fits = machine.is_some() && placed.host <= available;
+            file.options_mut().gpu_layers = Some(placed.n_on_devices);
+            file.options_mut().split = placed.split;
         }
-        file.options_mut().gpu_layers = Some(placed.n_on_devices);
-        file.options_mut().split = placed.split;
     }
     let gpu_layers = file.gpu_layers()?;
-    let machine = Machine::this();
-    if !allow_swap && let Some(machine) = &machine {
-        machine.check(&shape, &size, gpu_layers, beside).map_err(Box::new)?;
+    let n_layers = u32::try_from(shape.n_layers).unwrap_or(u32::MAX).saturating_add(1);
+    let spread = spread(n_layers, gpu_layers, &devices, &file.options().split);
+    if let (Some(on_spread), Some(spread)) = (on_spread, &spread) {
+        on_spread(spread);
+    }
+    if !fits
+        && !allow_swap
+        && let Some(machine) = &machine
+    {
+        let elsewhere = not_here(gpu_layers, &devices, spread.as_ref());
+        let check = machine.check(&shape, &size, elsewhere, beside);
+        check.map_err(Box::new)?;
     }
     let needs = shape.estimate(&size).on_host(gpu_layers, shape.n_layers).total();
     let layout = layout(&file, repack, needs, session.n_threads(), machine.as_ref(), beside)?;
@@ -85,19 +112,54 @@ pub fn open(path: &Path, options: OpenOptions) -> Result<Model, Error> {
     Ok(file.load()?)
 }
 
-/// Puts as many layers on GPUs as there is room for now, with a context of this size; `None` if no GPU has memory of its own, or
-/// one does not say how much of it is free.
-fn offload(file: &ModelFile, shape: &Shape, size: &ContextSize, devices: &[Device]) -> Option<Placement> {
-    let gpus = devices.iter().filter(|device| device.kind == DeviceKind::Gpu);
-    let devices: Vec<u64> = gpus.map(|device| device.free_bytes).collect();
-    if devices.is_empty() || devices.contains(&0) {
+/// Puts as many layers on devices as there is room for now, with a context of this size, if they are faster than the processor,
+/// which has `here`: bytes of memory, and its speed. `None` if there is no such device, or one does not say how much of its memory
+/// is free.
+fn offload(
+    file: &ModelFile,
+    shape: &Shape,
+    size: &ContextSize,
+    devices: &[Device],
+    here: (u64, Option<DeviceSpeed>),
+) -> Option<Placement> {
+    if devices.is_empty() || devices.iter().any(|device| device.free_bytes == 0) {
         return None;
     }
     let outline = Outline::new(file.metadata().clone(), file.tensors().to_vec())?;
     let compute = shape.estimate(size).compute;
     let demand = Demand::new(&outline, size.n_ctx, size.kv_types, compute, 0);
-    // Whether main memory has room for the rest is checked apart.
-    placement::place(&demand, &Room { host: u64::MAX, devices }).ok()
+    let room = |host| Room { host, host_speed: here.1, devices: devices.iter().map(DeviceRoom::from).collect() };
+    // What has no room at all is refused apart, or wanted all the same.
+    placement::place(&demand, &room(here.0)).or_else(|_| placement::place(&demand, &room(u64::MAX))).ok()
+}
+
+/// Returns where layers are if `gpu_layers` of `n_layers`, the output as one of them, are shared by `devices` as `split` says;
+/// `None` if all are here, or all on one GPU, or llama.cpp shares them.
+fn spread(n_layers: u32, gpu_layers: u64, devices: &[Device], split: &[u32]) -> Option<Spread> {
+    let on_devices = u32::try_from(gpu_layers).unwrap_or(u32::MAX).min(n_layers);
+    let split = match devices {
+        [_] => &[on_devices],
+        _ => split,
+    };
+    let on_devices: Vec<(Device, u32)> =
+        devices.iter().cloned().zip(split.iter().copied()).filter(|(_, n)| *n > 0).collect();
+    match on_devices.as_slice() {
+        [] => None,
+        [(device, n)] if *n == n_layers && device.kind != DeviceKind::Remote => None,
+        _ => Some(Spread { n_layers, on_devices }),
+    }
+}
+
+/// Returns how many layers take no main memory of this machine: those on devices that have memory of their own.
+fn not_here(gpu_layers: u64, devices: &[Device], spread: Option<&Spread>) -> u64 {
+    let shares = |device: &Device| device.kind == DeviceKind::IntegratedGpu;
+    match spread {
+        Some(spread) => {
+            spread.on_devices.iter().filter(|(device, _)| !shares(device)).map(|(_, n)| u64::from(*n)).sum()
+        }
+        None if devices.iter().all(shares) => 0,
+        None => gpu_layers,
+    }
 }
 
 /// Chooses how the weights of `file` are laid out where the model and its context take `needs` bytes of main memory, in addition
@@ -180,10 +242,12 @@ mod tests {
             kind,
             total_bytes: 24 << 30,
             free_bytes,
+            speed: None,
         };
-        let on = |devices: &[Device]| offload(&file, &shape, &size, devices).map(|placed| placed.split);
+        let on =
+            |devices: &[Device]| offload(&file, &shape, &size, devices, (64 << 30, None)).map(|placed| placed.split);
         // 12 GB of weights, 0.3 GB of KV cache.
-        assert_eq!(on(&[device(DeviceKind::Cpu, 1 << 40), device(DeviceKind::Gpu, 16 << 30)]), Some(vec![33]));
+        assert_eq!(on(&[device(DeviceKind::Gpu, 16 << 30)]), Some(vec![33]));
         let half = on(&[device(DeviceKind::Gpu, 6 << 30)]).unwrap();
         assert!((10..20).contains(&half[0]), "{half:?}");
         let two = on(&[device(DeviceKind::Gpu, 6 << 30), device(DeviceKind::Gpu, 6 << 30)]).unwrap();
@@ -191,7 +255,47 @@ mod tests {
         assert_eq!(on(&[device(DeviceKind::Gpu, 100 << 20)]), Some(vec![0]));
         // Nothing is known, or there is nothing to know.
         assert_eq!(on(&[device(DeviceKind::Gpu, 0)]), None);
-        assert_eq!(on(&[device(DeviceKind::IntegratedGpu, 6 << 30)]), None);
+        assert_eq!(on(&[]), None);
+        assert_eq!(on(&[device(DeviceKind::IntegratedGpu, 6 << 30)]), Some(half));
+        // A worker that is slower than the processor has what has no room here, or nothing.
+        let speed = |bytes_a_second| Some(DeviceSpeed { bytes_a_second, seconds_a_token: 1e-3 });
+        let worker = |bytes| Device { speed: speed(bytes), ..device(DeviceKind::Remote, 16 << 30) };
+        let on = |worker, host| {
+            offload(&file, &shape, &size, &[worker], (host, speed(20e9))).map(|placed| placed.n_on_devices)
+        };
+        assert_eq!(on(worker(10e9), 64 << 30), Some(0));
+        assert_eq!(on(worker(40e9), 64 << 30), Some(33));
+        let some = on(worker(10e9), 8 << 30).unwrap();
+        assert!((5..20).contains(&some), "{some}");
+        // Where it fits nowhere, the check of memory says so.
+        assert_eq!(on(Device { free_bytes: 1 << 30, ..worker(10e9) }, 1 << 30), Some(0));
+    }
+
+    #[test]
+    fn it_is_known_which_layers_are_not_in_this_memory() {
+        let device = |kind| Device {
+            name: "X".into(),
+            description: "a test".into(),
+            kind,
+            total_bytes: 9,
+            free_bytes: 9,
+            speed: None,
+        };
+        let [gpu, shared, worker] = [DeviceKind::Gpu, DeviceKind::IntegratedGpu, DeviceKind::Remote].map(device);
+        let spread = |gpu_layers, devices: &[Device], split: &[u32]| {
+            let spread = super::spread(9, gpu_layers, devices, split);
+            let told = spread.as_ref().map(|spread| spread.on_devices.iter().map(|(_, n)| *n).collect::<Vec<_>>());
+            (told, not_here(gpu_layers, devices, spread.as_ref()))
+        };
+        assert_eq!(spread(0, &[], &[]), (None, 0));
+        assert_eq!(spread(u64::MAX, std::slice::from_ref(&gpu), &[]), (None, u64::MAX));
+        assert_eq!(spread(4, std::slice::from_ref(&gpu), &[4]), (Some(vec![4]), 4));
+        assert_eq!(spread(u64::MAX, std::slice::from_ref(&shared), &[]), (None, 0));
+        assert_eq!(spread(4, std::slice::from_ref(&shared), &[]), (Some(vec![4]), 0));
+        assert_eq!(spread(u64::MAX, std::slice::from_ref(&worker), &[]), (Some(vec![9]), 9));
+        assert_eq!(spread(7, &[worker.clone(), gpu.clone()], &[3, 4]), (Some(vec![3, 4]), 7));
+        assert_eq!(spread(7, &[worker.clone(), shared], &[3, 4]), (Some(vec![3, 4]), 3));
+        assert_eq!(spread(4, &[worker, gpu], &[0, 4]), (Some(vec![4]), 4));
     }
 
     #[test]

@@ -15,8 +15,6 @@ use crate::llama::{self, Model};
 
 /// A file is rewritten only if at least one in this many of its tokens is new. Evaluating fewer tokens again is fast.
 const WORTH_WRITING: usize = 16;
-/// The version of the crate whose llama.cpp writes the states. Another one may use another format.
-const LLAMA_CPP: &str = "0.1.160";
 
 /// Why a file is not used, or was not written.
 #[derive(Debug, thiserror::Error)]
@@ -216,7 +214,8 @@ pub(super) fn identity(model: &Model, options: &SessionOptions, n_ctx: u32) -> R
         "kv_type": options.kv_types.to_string(),
         "flash_attention": format!("{:?}", options.flash_attention),
         "scaled_ctx": if scaled { n_ctx } else { 0 },
-        "llama_cpp": LLAMA_CPP,
+        // Another one may use another format.
+        "llama_cpp": llama::VERSION,
     });
     Ok(identity.to_string())
 }
@@ -227,7 +226,7 @@ mod tests {
 
     #[test]
     fn the_version_of_llama_cpp_is_the_one_that_is_built() {
-        let manifest = include_str!("../../Cargo.toml");
-        assert!(manifest.contains(&format!("llama-cpp-sys-2 = {{ version = \"={LLAMA_CPP}\"")));
+        let (manifest, version) = (include_str!("../../Cargo.toml"), llama::VERSION);
+        assert!(manifest.contains(&format!("llama-cpp-sys-2 = {{ version = \"={version}\"")));
     }
 }

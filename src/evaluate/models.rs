@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use crate::engine::{self, Error, OpenOptions, SessionOptions};
 use crate::llama::{Model, ModelOptions};
 use crate::placement::Repack;
+use crate::remote::Address;
 
 /// How models are run.
 #[derive(Clone, Debug, Default)]
@@ -14,6 +15,10 @@ pub struct ModelSettings {
     pub session: SessionOptions,
     /// Layers to put on the GPU; `None` for all if there is one.
     pub gpu_layers: Option<u32>,
+    /// How many of these layers each device has, other machines first; empty to choose.
+    pub split: Vec<u32>,
+    /// Other machines that hold layers.
+    pub workers: Vec<Address>,
     /// Whether weights are copied into llama.cpp's second layout for CPUs. It adds numbers in another order, which changes
     /// results by less than any interval.
     pub repack: Repack,
@@ -31,11 +36,15 @@ impl ModelSettings {
         let cancel = session.cancel.clone();
         let load = ModelOptions {
             gpu_layers: self.gpu_layers,
+            split: self.split.clone(),
             progress: Some(Box::new(move |_| !cancel.load(Ordering::Relaxed))),
             ..ModelOptions::default()
         };
         let (session, repack, allow_swap) = (session.clone(), self.repack, self.allow_swap);
-        engine::open(path, OpenOptions { load, repack, session, allow_swap, beside, on_layout: None, on_part: None })
+        let workers = self.workers.clone();
+        let options =
+            OpenOptions { load, repack, workers, session, allow_swap, beside, on_layout: None, on_spread: None };
+        engine::open(path, options)
     }
 
     /// Returns the settings that numbers depend on, in words. Results with different settings are not mixed.

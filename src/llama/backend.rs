@@ -27,6 +27,42 @@ pub(super) fn get() -> Result<&'static LlamaBackend, Error> {
     backend.as_ref().map_err(|e| Error::Backend(format!("{e}: this process already uses it outside nibble")))
 }
 
+/// The version of the crate that llama.cpp comes in.
+pub const VERSION: &str = "0.1.160";
+
+/// Is told why llama.cpp ends the process, before it does.
+type OnAbort = Box<dyn Fn(&str) -> Option<u8> + Send + Sync>;
+
+static ON_ABORT: OnceLock<OnAbort> = OnceLock::new();
+
+/// Calls `tell` with llama.cpp's message when one of its assertions fails. The process ends when `tell` returns: at once with the
+/// status that it returns, or as after a crash. Only the first call of this function counts.
+pub fn on_abort(tell: impl Fn(&str) -> Option<u8> + Send + Sync + 'static) {
+    if ON_ABORT.set(Box::new(tell)).is_ok() {
+        // SAFETY: the function has the required type, and never unwinds.
+        unsafe { sys::ggml_set_abort_callback(Some(aborting)) };
+    }
+}
+
+unsafe extern "C" fn aborting(message: *const c_char) {
+    // SAFETY: ggml passes a string that ends in NUL.
+    let message = if message.is_null() { "".into() } else { unsafe { CStr::from_ptr(message) }.to_string_lossy() };
+    if let Some(tell) = ON_ABORT.get() {
+        // No panic may cross into C++, which ends the process next.
+        let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| tell(&message)));
+        if let Ok(Some(status)) = told {
+            // Nothing is cleaned up: other threads are in the middle of it.
+            #[cfg(target_os = "linux")]
+            // SAFETY: ends the process.
+            unsafe {
+                libc::_exit(status.into())
+            };
+            #[cfg(not(target_os = "linux"))]
+            std::process::exit(status.into());
+        }
+    }
+}
+
 /// Returns a lock that is held while a model is loaded, or a context or an adapter is created, because llama.cpp writes
 /// to the model then.
 pub(super) fn making() -> MutexGuard<'static, ()> {

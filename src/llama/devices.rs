@@ -4,10 +4,10 @@ use std::ffi::{CStr, c_char};
 
 use llama_cpp_sys_2 as sys;
 
-use super::{Error, backend};
+use super::{Error, backend, remote};
 
 /// A device that llama.cpp was built for and has found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Device {
     /// llama.cpp's short name: `CPU`, `CUDA0`, `Metal`.
     pub name: String,
@@ -19,6 +19,17 @@ pub struct Device {
     pub total_bytes: u64,
     /// Free bytes of its memory; 0 if they are not known.
     pub free_bytes: u64,
+    /// How fast it is; `None` if it was not measured.
+    pub speed: Option<DeviceSpeed>,
+}
+
+/// How fast a device writes.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct DeviceSpeed {
+    /// Bytes of weights that it reads a second.
+    pub bytes_a_second: f64,
+    /// Seconds that each token takes in addition, however little it reads: the way to another machine and back.
+    pub seconds_a_token: f64,
 }
 
 /// The kind of a device.
@@ -30,6 +41,8 @@ pub enum DeviceKind {
     Gpu,
     /// A GPU that uses the machine's memory.
     IntegratedGpu,
+    /// A device of another machine.
+    Remote,
     /// Anything else that helps the processor, such as a library for matrices.
     Accelerator,
 }
@@ -42,12 +55,38 @@ pub fn devices() -> Result<Vec<Device>, Error> {
     Ok(pointers()?.map(describe).collect())
 }
 
-/// Returns whether this build can put layers on a GPU of this machine.
+/// Returns the devices that layers can be on, in the order in which llama.cpp fills them: those of other machines, then GPUs
+/// with memory of their own, or else those without.
+///
+/// # Errors
+/// [`Error::Backend`] if llama.cpp cannot be started.
+///
+/// Source: `llama_prepare_model_devices` in llama.cpp's `llama.cpp`.
+pub fn layer_devices() -> Result<Vec<Device>, Error> {
+    let mut devices = devices()?;
+    let has_gpu = devices.iter().any(|device| device.kind == DeviceKind::Gpu);
+    devices.retain(|device| match device.kind {
+        DeviceKind::Remote | DeviceKind::Gpu => true,
+        DeviceKind::IntegratedGpu => !has_gpu,
+        DeviceKind::Cpu | DeviceKind::Accelerator => false,
+    });
+    // The order is kept within a kind.
+    devices.sort_by_key(|device| device.kind != DeviceKind::Remote);
+    Ok(devices)
+}
+
+/// Returns whether layers can be on a device other than the processor.
 ///
 /// # Errors
 /// [`Error::Backend`] if llama.cpp cannot be started.
 pub fn has_gpu() -> Result<bool, Error> {
-    Ok(backend::get()?.supports_gpu_offload())
+    let kind = |device| unsafe {
+        // SAFETY: the device is one that ggml lists. The call reads a field of it.
+        sys::ggml_backend_dev_type(device)
+    };
+    Ok(pointers()?
+        .map(kind)
+        .any(|kind| matches!(kind, sys::GGML_BACKEND_DEVICE_TYPE_GPU | sys::GGML_BACKEND_DEVICE_TYPE_IGPU)))
 }
 
 /// Returns the buffers in which the device called `name` keeps tensors.
@@ -65,7 +104,7 @@ pub(super) fn buffer_type(name: &str) -> Result<sys::ggml_backend_buffer_type_t,
     }
 }
 
-fn pointers() -> Result<impl Iterator<Item = sys::ggml_backend_dev_t>, Error> {
+pub(super) fn pointers() -> Result<impl Iterator<Item = sys::ggml_backend_dev_t>, Error> {
     backend::get()?;
     // SAFETY: takes nothing. ggml registers its devices when it starts, and drops none while the process runs.
     let n = unsafe { sys::ggml_backend_dev_count() };
@@ -73,13 +112,19 @@ fn pointers() -> Result<impl Iterator<Item = sys::ggml_backend_dev_t>, Error> {
     Ok((0..n).map(|index| unsafe { sys::ggml_backend_dev_get(index) }).filter(|device| !device.is_null()))
 }
 
-fn describe(device: sys::ggml_backend_dev_t) -> Device {
+pub(super) fn describe(device: sys::ggml_backend_dev_t) -> Device {
+    // SAFETY: the device is one that ggml lists, and its name is a constant of it.
+    let name = unsafe { text(sys::ggml_backend_dev_name(device)) };
+    // What another machine said is known here, and asking it again could find it gone.
+    if let Some(known) = remote::device(&name) {
+        return known;
+    }
     let (mut free, mut total) = (0usize, 0usize);
     // SAFETY: the device is one that ggml lists; the strings are constants of it, and the numbers are written to ours.
     unsafe {
         sys::ggml_backend_dev_memory(device, &raw mut free, &raw mut total);
         Device {
-            name: text(sys::ggml_backend_dev_name(device)),
+            name,
             description: text(sys::ggml_backend_dev_description(device)),
             kind: match sys::ggml_backend_dev_type(device) {
                 sys::GGML_BACKEND_DEVICE_TYPE_CPU => DeviceKind::Cpu,
@@ -89,13 +134,14 @@ fn describe(device: sys::ggml_backend_dev_t) -> Device {
             },
             total_bytes: total as u64,
             free_bytes: free as u64,
+            speed: None,
         }
     }
 }
 
 /// # Safety
 /// `text` is null, or a string that ends in NUL.
-unsafe fn text(text: *const c_char) -> String {
+pub(super) unsafe fn text(text: *const c_char) -> String {
     if text.is_null() {
         return String::new();
     }

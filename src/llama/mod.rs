@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `backend` | the process-wide start of llama.cpp, its log, and the lock around what cannot run twice at a time |
 //! | `devices` | the devices of this machine and their memory |
+//! | `remote` | devices of other machines, and serving those of this one |
 //! | `preflight` | what llama.cpp would end the process over, refused before it sees a file |
 //! | `load`, `model` | loading parameters, and the loaded model |
 //! | `layout`, `layout_speed`, `pages` | the second layout that llama.cpp has for CPUs, how fast it is, and the memory behind what was copied into it |
@@ -44,15 +45,15 @@ mod observe;
 mod openmp;
 mod pages;
 mod preflight;
+mod remote;
 mod reservation;
 mod tokenizer;
 
 pub use attention_speed::{AttentionTime, Heads, attention_time};
-pub use backend::NO_REASON;
-pub use backend::{set_verbose, system_info};
+pub use backend::{NO_REASON, VERSION, on_abort, set_verbose, system_info};
 pub use batch::Batch;
 pub use context::{Context, ContextOptions, FlashAttention, Sharing};
-pub use devices::{Device, DeviceKind, devices, has_gpu};
+pub use devices::{Device, DeviceKind, DeviceSpeed, devices, has_gpu, layer_devices};
 pub use error::{Error, Setting};
 pub use kv_type::{KvType, KvTypes, UnknownKvType};
 pub use layout_speed::{LayoutTimes, WeightTime, layout_times, writing_time};
@@ -61,4 +62,5 @@ pub use lora::Lora;
 pub(crate) use model::n_ctx_train;
 pub use model::{Model, ModelFile};
 pub use observe::{Node, Observer, Room};
+pub use remote::{add_remote, offered_devices, serve_remote};
 pub use reservation::Reservation;

@@ -67,7 +67,7 @@ impl ModelFile {
     /// [`Error::Backend`] if llama.cpp cannot be started.
     pub fn gpu_layers(&self) -> Result<u64, Error> {
         Ok(match self.options.gpu_layers {
-            _ if !backend::get()?.supports_gpu_offload() => 0,
+            _ if !super::has_gpu()? => 0,
             None => u64::MAX,
             Some(n) => n.into(),
         })

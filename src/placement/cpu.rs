@@ -1,6 +1,8 @@
 //! The CPU and its caches, on which speeds depend.
 
-use crate::llama;
+use crate::base::remembered::Remembered;
+use crate::gguf::TensorType;
+use crate::llama::{self, DeviceSpeed};
 
 /// Returns the name that the CPU reports.
 pub fn cpu_name() -> Option<String> {
@@ -19,6 +21,24 @@ pub fn measurement(what: &str) -> Result<String, llama::Error> {
     let (machine, version) = (cpu_name().unwrap_or_default(), env!("CARGO_PKG_VERSION"));
     let build = blake3::hash(llama::system_info()?.as_bytes()).to_hex();
     Ok(format!("{what}, {machine}, nibble {version}, {}", &build[..16]))
+}
+
+/// Returns how fast the CPU writes with `threads` threads: as fast as it multiplies with weights of Q4_K, which is measured when
+/// it was not before. `None` if there is no memory for that.
+///
+/// # Errors
+/// [`llama::Error::Backend`] if llama.cpp cannot be started.
+pub fn cpu_speed(threads: u32) -> Result<Option<DeviceSpeed>, llama::Error> {
+    let (remembered, name) = (Remembered::of_user(), measurement(&format!("writing with {threads} threads"))?);
+    if let Some(known) = remembered.get(&name) {
+        return Ok(Some(known));
+    }
+    let seconds = llama::writing_time(TensorType::Q4_K, threads)?.filter(|seconds| *seconds > 0.0);
+    let speed = seconds.map(|seconds| DeviceSpeed { bytes_a_second: seconds.recip(), seconds_a_token: 0.0 });
+    if let Some(speed) = &speed {
+        remembered.put(&name, speed);
+    }
+    Ok(speed)
 }
 
 /// Returns the number of physical cores.

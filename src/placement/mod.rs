@@ -25,11 +25,11 @@ mod pace;
 mod place;
 mod shape;
 
-pub use cpu::{Caches, cpu_name, measurement, n_cores};
+pub use cpu::{Caches, cpu_name, cpu_speed, measurement, n_cores};
 pub use estimate::{ContextSize, Estimate};
 pub use layout::{LayoutChoice, LayoutGain, Repack};
 pub use machine::{Machine, NoRoom, program_bytes};
 pub use outline::{HollowFile, Outline, Parts};
 pub use pace::{Pace, most_writing};
-pub use place::{Demand, Lacks, Placement, Room, place};
+pub use place::{Demand, DeviceRoom, Lacks, Placement, Room, place};
 pub use shape::{Shape, heads};

@@ -102,7 +102,7 @@ mod tests {
     fn memory_sets_a_limit_to_what_is_in_it() {
         let parts = Parts { input: 500, layers: vec![100; 8], output: 200, is_tied: false };
         let demand = Demand { parts, kv: vec![50; 8], compute: 0, program: 0 };
-        let placed = |devices: Vec<u64>| place(&demand, &Room { host: 10_000, devices }).unwrap();
+        let placed = |devices: Vec<u64>| place(&demand, &Room::new(10_000, &devices)).unwrap();
         let most = |devices, fill| most_writing(&demand, &placed(devices), fill, 1000.0);
         // The embedding is looked up.
         assert_eq!(most(vec![], 0.0), 1000.0 / 1000.0);

@@ -3,6 +3,7 @@
 use std::error::Error;
 
 use crate::engine::{self, CacheError, CacheSetting, DraftError, DraftSetting};
+use crate::remote::{self, Address};
 
 /// Returns the flags or commands that help with `cause`, as words that follow "; ".
 pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
@@ -15,8 +16,24 @@ pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
             engine::Error::Tokenize(error) => super::of(error),
             engine::Error::Sample(error) => super::of(error),
             engine::Error::Constrain(error) => super::of(error),
+            engine::Error::Remote(error) => super::of(&**error),
             engine::Error::DraftSetting { setting, .. } => Some(format!("set it with {}", flag(*setting))),
             engine::Error::LoadCancelled | engine::Error::Cancelled => None,
+        };
+    }
+    if let Some(error) = cause.downcast_ref::<remote::Error>() {
+        return match error {
+            remote::Error::Unreachable { address, .. } if is_here(address) => {
+                Some("start it with 'nibble worker'".into())
+            }
+            remote::Error::Unreachable { .. } => {
+                Some("start it there with 'nibble worker --listen' and that machine's address".into())
+            }
+            remote::Error::Public { address: Address { host, port } } => Some(format!(
+                "use a tunnel: 'ssh -L {port}:localhost:{port} {host}' here, and '--worker localhost:{port}'"
+            )),
+            remote::Error::Llama(error) => super::of(error),
+            remote::Error::Stranger { .. } | remote::Error::Refused { .. } => None,
         };
     }
     if let Some(error) = cause.downcast_ref::<DraftError>() {
@@ -40,6 +57,10 @@ pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
         }
         _ => None,
     }
+}
+
+fn is_here(address: &Address) -> bool {
+    address.resolve().is_ok_and(|known| known.iter().all(|at| at.ip().is_loopback()))
 }
 
 fn flag(setting: DraftSetting) -> &'static str {

@@ -108,7 +108,7 @@ fn machine(target: &Target) -> String {
     let gpus: Vec<String> = target
         .gpus
         .iter()
-        .map(|(name, bytes)| format!("{} with {}", name.as_deref().unwrap_or("a GPU"), size(*bytes)))
+        .map(|(room, name)| format!("{} with {}", name.as_deref().unwrap_or("a GPU"), size(room.bytes)))
         .collect();
     let gpus = if gpus.is_empty() { String::new() } else { format!(", {}", gpus.join(", ")) };
     if !target.is_here {
@@ -245,7 +245,7 @@ pub(super) fn json(out: &mut Out, planned: &Planned) -> anyhow::Result<()> {
             "is_this": target.is_here,
             "memory": target.machine.total,
             "available": (target.machine.available > 0).then_some(target.machine.available),
-            "gpus": target.gpus.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>(),
+            "gpus": target.gpus.iter().map(|(room, _)| room.bytes).collect::<Vec<_>>(),
             "bandwidth": target.bandwidth,
             "threads": target.threads,
         },

@@ -108,8 +108,8 @@ mod tests {
     fn row(candidate: usize, fits: bool, writing: Option<f64>) -> Row {
         let parts = Parts { input: 1, layers: vec![1], output: 1, is_tied: false };
         let demand = Demand { parts, kv: vec![1], compute: 1, program: 1 };
-        let room = Room { host: if fits { 100 } else { 0 }, devices: vec![] };
-        let fit = Fit::new(&demand, Some(&room), &Room { host: 0, devices: vec![] });
+        let room = Room::new(if fits { 100 } else { 0 }, &[]);
+        let fit = Fit::new(&demand, Some(&room), &Room::default());
         let spot = Spot { n_ctx: 4096, kv_types: KvTypes::default() };
         Row { candidate, spot, demand, fit, reading: None, writing, most: None }
     }
@@ -137,7 +137,7 @@ mod tests {
         let rows = [row(0, false, None), row(0, true, fast), row(0, true, fast)];
         assert_eq!(best_of(&[4.8], &rows), Some(1));
         let mut alone = row(1, false, fast);
-        let room = Room { host: 100, devices: vec![] };
+        let room = Room::new(100, &[]);
         alone.fit = Fit::new(&alone.demand, Some(&Room::default()), &room);
         assert!(matches!(alone.fit, Fit::Alone(_)));
         let rows = [alone, row(0, true, fast)];

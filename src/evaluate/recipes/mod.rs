@@ -35,6 +35,7 @@ use super::trace::Trace;
 use super::tracing::{TraceJob, TraceOptions};
 use super::{Error, assemble};
 use crate::base::atomic_file::AtomicFile;
+use crate::base::disk;
 use crate::calibration::{Importance, importance};
 use crate::convert;
 use crate::engine;
@@ -239,7 +240,7 @@ impl RecipeComparison {
     /// Returns the free bytes of the disk that holds the folder, or will hold it; `None` if the system does not say.
     pub fn free_bytes(&self) -> Option<u64> {
         let folder = std::path::absolute(&self.options.folder).ok()?;
-        folder.ancestors().find(|folder| folder.is_dir()).and_then(convert::free_bytes)
+        folder.ancestors().find(|folder| folder.is_dir()).and_then(disk::free_bytes)
     }
 
     /// Makes, measures and compares all files.

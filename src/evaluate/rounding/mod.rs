@@ -24,9 +24,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
+use crate::base::disk::free_bytes;
 use crate::base::units;
 use crate::calibration::Text;
-use crate::convert::free_bytes;
 use crate::engine::SessionOptions;
 use crate::gguf::{LayoutError, Metadata, TensorInfo};
 use crate::pass::{self, EncodeRows, Prologue, Source, WholeTensor};
