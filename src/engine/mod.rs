@@ -27,6 +27,7 @@ pub mod scheduler;
 mod sequence;
 mod session;
 mod speculate;
+mod spread;
 mod state_file;
 #[cfg(test)]
 mod tests;
@@ -38,10 +39,11 @@ pub use error::{DraftError, DraftSetting, Error};
 pub use generate::{Generated, generate};
 pub use generation::{Action, Finish, GenerateOptions, Generation, Step, TokenLogprobs, Writer, token_bytes};
 pub use loglikelihood::{Branch, Loglikelihoods};
-pub use open::{OnLayout, OnSpread, OpenOptions, Spread, layout, memory, open};
+pub use open::{OnLayout, OpenOptions, layout, memory, open};
 pub use prompt_cache::{CacheError, CacheSetting, PromptCache};
 pub use sequence::{LogitRows, Logits, Sequence, Share, evaluate_together};
 pub use session::{Session, SessionOptions};
 pub use speculate::{Draft, DraftOptions, Speculation, take_or_redraw};
+pub use spread::{OnSpread, Spread};
 
 pub use turn::{Answer, Assistant, Event, EventSink, TurnEnd, TurnError, TurnOptions, TurnStats, spells};

@@ -3,29 +3,16 @@
 use std::fmt;
 use std::path::Path;
 
-use super::{Error, SessionOptions};
+use super::spread::{self, OnSpread, Spread};
+use super::{Error, Session, SessionOptions};
 use crate::base::remembered::Remembered;
 use crate::gguf::TensorType;
-use crate::llama::{self, Device, DeviceKind, DeviceSpeed, Model, ModelFile, ModelOptions};
-use crate::placement::{
-    self, ContextSize, Demand, DeviceRoom, LayoutChoice, LayoutGain, Machine, Outline, Placement, Repack, Room, Shape,
-};
+use crate::llama::{self, Model, ModelFile, ModelOptions};
+use crate::placement::{self, LayoutChoice, LayoutGain, Machine, Repack, Shape};
 use crate::remote::{self, Address};
 
 /// Is told how the weights of a model will be laid out.
-pub type OnLayout = Box<dyn FnOnce(&LayoutChoice)>;
-
-/// Is told where layers are.
-pub type OnSpread = Box<dyn FnOnce(&Spread)>;
-
-/// Layers that are not all on the same device.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Spread {
-    /// Layers, the output as one of them.
-    pub n_layers: u32,
-    /// How many are on each device other than the processor, without those that have none.
-    pub on_devices: Vec<(Device, u32)>,
-}
+pub type OnLayout = Box<dyn Fn(&LayoutChoice)>;
 
 /// How to open a model.
 #[derive(Default)]
@@ -34,7 +21,7 @@ pub struct OpenOptions {
     pub load: ModelOptions,
     /// Whether weights are copied into llama.cpp's second layout for CPUs.
     pub repack: Repack,
-    /// Is told, before the model is loaded, what was chosen.
+    /// Is told, before the model is loaded, what was chosen; again if a device turns out to be full.
     pub on_layout: Option<OnLayout>,
     /// Other machines that hold layers.
     pub workers: Vec<Address>,
@@ -76,90 +63,64 @@ pub fn open(path: &Path, options: OpenOptions) -> Result<Model, Error> {
     let devices = llama::layer_devices()?;
     let machine = Machine::this();
     let mut fits = false;
-    if file.options().gpu_layers.is_none() && file.gpu_layers()? > 0 {
+    let is_chosen = file.options().gpu_layers.is_none() && file.gpu_layers()? > 0;
+    if is_chosen {
         let available = machine.map_or(u64::MAX, |machine| machine.total.saturating_sub(beside));
         let speed = match devices.iter().any(|device| device.speed.is_some()) {
             true => placement::cpu_speed(session.n_threads())?,
             false => None,
         };
-        if let Some(placed) = offload(&file, &shape, &size, &devices, (available, speed)) {
+        if let Some(placed) = spread::offload(&file, &shape, &size, &devices, (available, speed)) {
             fits = machine.is_some() && placed.host <= available;
-            file.options_mut().gpu_layers = Some(placed.n_on_devices);
-            file.options_mut().split = placed.split;
+            on_devices(&mut file, placed.split);
         }
     }
-    let gpu_layers = file.gpu_layers()?;
     let n_layers = u32::try_from(shape.n_layers).unwrap_or(u32::MAX).saturating_add(1);
-    let spread = spread(n_layers, gpu_layers, &devices, &file.options().split);
-    if let (Some(on_spread), Some(spread)) = (on_spread, &spread) {
-        on_spread(spread);
-    }
-    if !fits
-        && !allow_swap
-        && let Some(machine) = &machine
-    {
-        let elsewhere = not_here(gpu_layers, &devices, spread.as_ref());
-        let check = machine.check(&shape, &size, elsewhere, beside);
-        check.map_err(Box::new)?;
-    }
-    let needs = shape.estimate(&size).on_host(gpu_layers, shape.n_layers).total();
-    let layout = layout(&file, repack, needs, session.n_threads(), machine.as_ref(), beside)?;
-    file.options_mut().repack = layout.used;
-    file.options_mut().uncache_copied = layout.crowds_out_the_file();
-    if let Some(on_layout) = on_layout {
-        on_layout(&layout);
-    }
-    Ok(file.load()?)
-}
-
-/// Puts as many layers on devices as there is room for now, with a context of this size, if they are faster than the processor,
-/// which has `here`: bytes of memory, and its speed. `None` if there is no such device, or one does not say how much of its memory
-/// is free.
-fn offload(
-    file: &ModelFile,
-    shape: &Shape,
-    size: &ContextSize,
-    devices: &[Device],
-    here: (u64, Option<DeviceSpeed>),
-) -> Option<Placement> {
-    if devices.is_empty() || devices.iter().any(|device| device.free_bytes == 0) {
-        return None;
-    }
-    let outline = Outline::new(file.metadata().clone(), file.tensors().to_vec())?;
-    let compute = shape.estimate(size).compute;
-    let demand = Demand::new(&outline, size.n_ctx, size.kv_types, compute, 0);
-    let room = |host| Room { host, host_speed: here.1, devices: devices.iter().map(DeviceRoom::from).collect() };
-    // What has no room at all is refused apart, or wanted all the same.
-    placement::place(&demand, &room(here.0)).or_else(|_| placement::place(&demand, &room(u64::MAX))).ok()
-}
-
-/// Returns where layers are if `gpu_layers` of `n_layers`, the output as one of them, are shared by `devices` as `split` says;
-/// `None` if all are here, or all on one GPU, or llama.cpp shares them.
-fn spread(n_layers: u32, gpu_layers: u64, devices: &[Device], split: &[u32]) -> Option<Spread> {
-    let on_devices = u32::try_from(gpu_layers).unwrap_or(u32::MAX).min(n_layers);
-    let split = match devices {
-        [_] => &[on_devices],
-        _ => split,
-    };
-    let on_devices: Vec<(Device, u32)> =
-        devices.iter().cloned().zip(split.iter().copied()).filter(|(_, n)| *n > 0).collect();
-    match on_devices.as_slice() {
-        [] => None,
-        [(device, n)] if *n == n_layers && device.kind != DeviceKind::Remote => None,
-        _ => Some(Spread { n_layers, on_devices }),
-    }
-}
-
-/// Returns how many layers take no main memory of this machine: those on devices that have memory of their own.
-fn not_here(gpu_layers: u64, devices: &[Device], spread: Option<&Spread>) -> u64 {
-    let shares = |device: &Device| device.kind == DeviceKind::IntegratedGpu;
-    match spread {
-        Some(spread) => {
-            spread.on_devices.iter().filter(|(device, _)| !shares(device)).map(|(_, n)| u64::from(*n)).sum()
+    loop {
+        let gpu_layers = file.gpu_layers()?;
+        let spread = Spread::new(n_layers, gpu_layers, &devices, &file.options().split);
+        if let (Some(on_spread), Some(spread)) = (&on_spread, &spread) {
+            on_spread(spread);
         }
-        None if devices.iter().all(shares) => 0,
-        None => gpu_layers,
+        if !fits
+            && !allow_swap
+            && let Some(machine) = &machine
+        {
+            let elsewhere = spread::not_here(gpu_layers, &devices, spread.as_ref());
+            machine.check(&shape, &size, elsewhere, beside).map_err(Box::new)?;
+        }
+        let needs = shape.estimate(&size).on_host(gpu_layers, shape.n_layers).total();
+        let layout = layout(&file, repack, needs, session.n_threads(), machine.as_ref(), beside)?;
+        file.options_mut().repack = layout.used;
+        file.options_mut().uncache_copied = layout.crowds_out_the_file();
+        if let Some(on_layout) = &on_layout {
+            on_layout(&layout);
+        }
+        let opened = file.load().map_err(Error::from).and_then(|model| {
+            // A device may have room for the weights alone.
+            if is_chosen && gpu_layers > 0 {
+                Session::new(&model, &session)?;
+            }
+            Ok(model)
+        });
+        match opened {
+            // Another program has taken memory since this one asked how much there is.
+            Err(Error::Llama(llama::Error::DeviceFull { device, .. })) if is_chosen && gpu_layers > 0 => {
+                let before = spread.map_or_else(|| vec![n_layers], |spread| spread.split(&devices));
+                let full = devices.iter().position(|other| other.description == device).unwrap_or(0);
+                on_devices(&mut file, spread::with_fewer(&before, full));
+                fits = false;
+            }
+            opened => return opened,
+        }
     }
+}
+
+/// Puts so many layers on each device.
+fn on_devices(file: &mut ModelFile, split: Vec<u32>) {
+    let n_layers = split.iter().sum();
+    let options = file.options_mut();
+    (options.gpu_layers, options.split, options.processor_only) = (Some(n_layers), split, n_layers == 0);
 }
 
 /// Chooses how the weights of `file` are laid out where the model and its context take `needs` bytes of main memory, in addition
@@ -222,81 +183,6 @@ pub fn memory(model: &Model, session: &SessionOptions) -> u64 {
 mod tests {
     use super::*;
     use crate::llama::{LayoutTimes, WeightTime};
-
-    #[test]
-    fn as_many_layers_are_on_a_gpu_as_have_room_there() {
-        let folder = tempfile::tempdir().unwrap();
-        let hyper = crate::arch::Hyperparameters::yi_6b();
-        let config = hyper.to_config("LlamaForCausalLM");
-        let architecture = crate::arch::ARCHITECTURES.by_name("LlamaForCausalLM").unwrap();
-        let metadata = architecture.blueprint(&config).unwrap().metadata;
-        let tensors = crate::arch::tensors(&hyper, TensorType::F16);
-        let outline = Outline::without_vocabulary(metadata, tensors, hyper.vocab).unwrap();
-        let made = outline.make(folder.path()).unwrap();
-        let file = ModelFile::check(made.path(), ModelOptions::default()).unwrap();
-        let shape = Shape::new(file.metadata(), file.tensor_bytes());
-        let size = SessionOptions::default().size(shape.n_ctx_train);
-        let device = |kind, free_bytes| Device {
-            name: "X".into(),
-            description: "a test".into(),
-            kind,
-            total_bytes: 24 << 30,
-            free_bytes,
-            speed: None,
-        };
-        let on =
-            |devices: &[Device]| offload(&file, &shape, &size, devices, (64 << 30, None)).map(|placed| placed.split);
-        // 12 GB of weights, 0.3 GB of KV cache.
-        assert_eq!(on(&[device(DeviceKind::Gpu, 16 << 30)]), Some(vec![33]));
-        let half = on(&[device(DeviceKind::Gpu, 6 << 30)]).unwrap();
-        assert!((10..20).contains(&half[0]), "{half:?}");
-        let two = on(&[device(DeviceKind::Gpu, 6 << 30), device(DeviceKind::Gpu, 6 << 30)]).unwrap();
-        assert!(two[1] == half[0] && two[0] >= half[0], "{two:?}");
-        assert_eq!(on(&[device(DeviceKind::Gpu, 100 << 20)]), Some(vec![0]));
-        // Nothing is known, or there is nothing to know.
-        assert_eq!(on(&[device(DeviceKind::Gpu, 0)]), None);
-        assert_eq!(on(&[]), None);
-        assert_eq!(on(&[device(DeviceKind::IntegratedGpu, 6 << 30)]), Some(half));
-        // A worker that is slower than the processor has what has no room here, or nothing.
-        let speed = |bytes_a_second| Some(DeviceSpeed { bytes_a_second, seconds_a_token: 1e-3 });
-        let worker = |bytes| Device { speed: speed(bytes), ..device(DeviceKind::Remote, 16 << 30) };
-        let on = |worker, host| {
-            offload(&file, &shape, &size, &[worker], (host, speed(20e9))).map(|placed| placed.n_on_devices)
-        };
-        assert_eq!(on(worker(10e9), 64 << 30), Some(0));
-        assert_eq!(on(worker(40e9), 64 << 30), Some(33));
-        let some = on(worker(10e9), 8 << 30).unwrap();
-        assert!((5..20).contains(&some), "{some}");
-        // Where it fits nowhere, the check of memory says so.
-        assert_eq!(on(Device { free_bytes: 1 << 30, ..worker(10e9) }, 1 << 30), Some(0));
-    }
-
-    #[test]
-    fn it_is_known_which_layers_are_not_in_this_memory() {
-        let device = |kind| Device {
-            name: "X".into(),
-            description: "a test".into(),
-            kind,
-            total_bytes: 9,
-            free_bytes: 9,
-            speed: None,
-        };
-        let [gpu, shared, worker] = [DeviceKind::Gpu, DeviceKind::IntegratedGpu, DeviceKind::Remote].map(device);
-        let spread = |gpu_layers, devices: &[Device], split: &[u32]| {
-            let spread = super::spread(9, gpu_layers, devices, split);
-            let told = spread.as_ref().map(|spread| spread.on_devices.iter().map(|(_, n)| *n).collect::<Vec<_>>());
-            (told, not_here(gpu_layers, devices, spread.as_ref()))
-        };
-        assert_eq!(spread(0, &[], &[]), (None, 0));
-        assert_eq!(spread(u64::MAX, std::slice::from_ref(&gpu), &[]), (None, u64::MAX));
-        assert_eq!(spread(4, std::slice::from_ref(&gpu), &[4]), (Some(vec![4]), 4));
-        assert_eq!(spread(u64::MAX, std::slice::from_ref(&shared), &[]), (None, 0));
-        assert_eq!(spread(4, std::slice::from_ref(&shared), &[]), (Some(vec![4]), 0));
-        assert_eq!(spread(u64::MAX, std::slice::from_ref(&worker), &[]), (Some(vec![9]), 9));
-        assert_eq!(spread(7, &[worker.clone(), gpu.clone()], &[3, 4]), (Some(vec![3, 4]), 7));
-        assert_eq!(spread(7, &[worker.clone(), shared], &[3, 4]), (Some(vec![3, 4]), 3));
-        assert_eq!(spread(4, &[worker, gpu], &[0, 4]), (Some(vec![4]), 4));
-    }
 
     #[test]
     fn a_layout_is_measured_once_and_remembered() {

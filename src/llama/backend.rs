@@ -146,6 +146,16 @@ impl Heard {
         self.sizes.iter().filter_map(size).collect()
     }
 
+    /// Returns the buffers of a device's memory for which there was no room, and their bytes: `failed to allocate Vulkan0 buffer of
+    /// size 63965952`.
+    pub fn no_room(&self) -> Option<(String, u64)> {
+        self.lines.iter().find_map(|(_, text)| {
+            let (_, rest) = text.split_once("failed to allocate ")?;
+            let (name, bytes) = rest.split_once(" buffer of size ")?;
+            Some((name.to_string(), bytes.trim().parse().ok()?))
+        })
+    }
+
     /// Returns why the call failed: the errors that were logged, or the warnings if there were no errors.
     pub fn reason(&self) -> String {
         let told = |errors: bool| {

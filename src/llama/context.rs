@@ -12,7 +12,7 @@ use llama_cpp_sys_2 as sys;
 use super::kv_type::KvTypes;
 use super::model::Model;
 use super::observe::{Ending, Observer, Watching};
-use super::{Batch, Error, Setting, backend, lora};
+use super::{Batch, Error, Setting, backend, devices, lora};
 
 /// Whether attention is computed in one fused step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -193,7 +193,10 @@ impl Context {
             // an option (it catches its own exceptions); asserts on numbers out of range, which were checked.
             unsafe { sys::llama_init_from_model(model.as_ptr(), params) }
         });
-        let failed = || Error::Context { n_ctx: options.n_ctx, reason: heard.reason() };
+        let failed = || {
+            let refused = || Error::Context { n_ctx: options.n_ctx, reason: heard.reason() };
+            devices::full(&heard, "the context").unwrap_or_else(refused)
+        };
         let pointer = NonNull::new(pointer).ok_or_else(failed)?;
         // SAFETY: the context is alive; each call returns a number that it was made with.
         let (n_batch, n_ctx, n_ctx_sequence, n_sequences) = unsafe {

@@ -104,6 +104,14 @@ pub(super) fn buffer_type(name: &str) -> Result<sys::ggml_backend_buffer_type_t,
     }
 }
 
+/// Returns the error for a call that failed because a device had no room for `what`, if that is why.
+pub(super) fn full(heard: &backend::Heard, what: &'static str) -> Option<Error> {
+    let (name, bytes) = heard.no_room()?;
+    let known = devices().ok()?.into_iter().find(|device| device.name == name && device.kind != DeviceKind::Cpu);
+    let device = remote::of_buffers(&name).or(known)?.description;
+    Some(Error::DeviceFull { device, what, bytes })
+}
+
 pub(super) fn pointers() -> Result<impl Iterator<Item = sys::ggml_backend_dev_t>, Error> {
     backend::get()?;
     // SAFETY: takes nothing. ggml registers its devices when it starts, and drops none while the process runs.

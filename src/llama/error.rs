@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::base::units;
 use crate::gguf::TensorType;
 
 /// Why a model could not be loaded or evaluated.
@@ -51,6 +52,16 @@ pub enum Error {
         path: PathBuf,
         /// llama.cpp's log.
         reason: String,
+    },
+    /// A device has no room.
+    #[error("{device} has no room for {} of {what}; another program may have taken its memory", units::bytes(*bytes))]
+    DeviceFull {
+        /// The device.
+        device: String,
+        /// What was to be there.
+        what: &'static str,
+        /// Its bytes.
+        bytes: u64,
     },
     /// The progress callback stopped loading.
     #[error("loading was interrupted")]

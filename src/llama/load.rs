@@ -21,6 +21,8 @@ pub struct ModelOptions {
     pub gpu_layers: Option<u32>,
     /// How many of these layers each GPU has, in llama.cpp's order; empty to share them by free memory.
     pub split: Vec<u32>,
+    /// Whether to use the processor alone. GPUs take some memory and do some work even if no layer is there.
+    pub processor_only: bool,
     /// Whether to memory-map the weights instead of reading them into the process's memory.
     pub mmap: bool,
     /// Whether to repack weights into llama.cpp's layouts for this CPU. They are then copied, not mapped. Which is faster
@@ -56,6 +58,7 @@ impl Default for ModelOptions {
         Self {
             gpu_layers: None,
             split: Vec::new(),
+            processor_only: false,
             mmap: true,
             repack: true,
             uncache_copied: false,
@@ -73,6 +76,7 @@ impl fmt::Debug for ModelOptions {
         f.debug_struct("ModelOptions")
             .field("gpu_layers", &self.gpu_layers)
             .field("split", &self.split)
+            .field("processor_only", &self.processor_only)
             .field("mmap", &self.mmap)
             .field("repack", &self.repack)
             .field("uncache_copied", &self.uncache_copied)
@@ -119,7 +123,8 @@ impl Drop for Handle {
 /// the vocabulary if `bytes` is `None`.
 ///
 /// # Errors
-/// [`Error::Path`], [`Error::Device`], [`Error::LoadCancelled`], and [`Error::Load`] where llama.cpp refuses the file.
+/// [`Error::Path`], [`Error::Device`], [`Error::LoadCancelled`], [`Error::DeviceFull`], and [`Error::Load`] where llama.cpp
+/// refuses the file.
 pub(super) fn load(files: &[PathBuf], options: &mut ModelOptions, bytes: Option<u64>) -> Result<Handle, Error> {
     backend::get()?;
     let path = files.first().map_or(Path::new(""), PathBuf::as_path);
@@ -141,6 +146,10 @@ pub(super) fn load(files: &[PathBuf], options: &mut ModelOptions, bytes: Option<
     if !options.split.is_empty() && options.split.len() <= shares.len() {
         shares.iter_mut().zip(&options.split).for_each(|(share, n)| *share = *n as f32);
         params.tensor_split = shares.as_ptr();
+    }
+    let mut no_devices: [sys::ggml_backend_dev_t; 1] = [std::ptr::null_mut()];
+    if options.processor_only {
+        params.devices = no_devices.as_mut_ptr();
     }
     params.vocab_only = bytes.is_none();
     params.use_extra_bufts = options.repack;
@@ -174,7 +183,10 @@ pub(super) fn load(files: &[PathBuf], options: &mut ModelOptions, bytes: Option<
     match model {
         Some(model) => Ok(model),
         None if cancelled => Err(Error::LoadCancelled),
-        None => Err(Error::Load { path: path.to_path_buf(), reason: heard.reason() }),
+        None => {
+            let refused = || Error::Load { path: path.to_path_buf(), reason: heard.reason() };
+            Err(devices::full(&heard, "the weights").unwrap_or_else(refused))
+        }
     }
 }
 

@@ -92,12 +92,13 @@ impl ModelFile {
         &mut self.options
     }
 
-    /// Loads the model. The weights are mapped, not read, unless the options say otherwise.
+    /// Loads the model. The weights are mapped, not read, unless the options say otherwise. Where that fails, it can be tried
+    /// again with other options.
     ///
     /// # Errors
-    /// [`Error::LoadCancelled`] if the progress callback returns false, and [`Error::Load`] if llama.cpp refuses the
-    /// file.
-    pub fn load(mut self) -> Result<Model, Error> {
+    /// [`Error::LoadCancelled`] if the progress callback returns false, [`Error::DeviceFull`] if a device has no room, and
+    /// [`Error::Load`] if llama.cpp refuses the file.
+    pub fn load(&mut self) -> Result<Model, Error> {
         let gpu_layers = self.gpu_layers()?;
         let bytes = self.tensor_bytes();
         let handle = load::load(&parts(&self.gguf), &mut self.options, Some(tensor_bytes(&self.gguf)))?;
@@ -106,14 +107,14 @@ impl ModelFile {
             unsafe { (sys::llama_model_has_encoder(handle.as_ptr()), sys::llama_model_has_decoder(handle.as_ptr())) };
         if encodes || !decodes {
             let what = "a model with an encoder, as translation and embedding models have";
-            return Err(Error::Unsupported { path: self.path, what });
+            return Err(Error::Unsupported { path: self.path.clone(), what });
         }
         // Before any context is created, because a context also reserves the memory that adapters need.
         let adapters = self.lora.iter().map(|lora| lora::load(&handle, lora)).collect::<Result<_, _>>()?;
         let lora = lora::identity(&self.lora);
         let are_copied = self.options.repack && !self.repacked()?.is_empty();
         let weights = Weights { gpu_layers, bytes, are_loaded: !self.options.no_alloc, are_copied, adapters, lora };
-        Model::new(&self.path, &self.gguf, self.pieces, handle, Some(weights))
+        Model::new(&self.path, &self.gguf, self.pieces.clone(), handle, Some(weights))
     }
 }
 

@@ -14,17 +14,22 @@ use llama_cpp_sys_2 as sys;
 use super::devices::{self, Device, DeviceKind};
 use super::{Error, backend};
 
-/// Those that were added, by ggml's names, which it never uses again.
-static REMOTE: Mutex<Vec<Device>> = Mutex::new(Vec::new());
+/// Those that were added, by ggml's names, which it never uses again, with the names of their buffers.
+static REMOTE: Mutex<Vec<(Device, String)>> = Mutex::new(Vec::new());
 
-fn known() -> MutexGuard<'static, Vec<Device>> {
+fn known() -> MutexGuard<'static, Vec<(Device, String)>> {
     // A panic leaves no device half changed.
     REMOTE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// Returns the device of another machine that ggml calls `name`.
 pub(super) fn device(name: &str) -> Option<Device> {
-    known().iter().find(|device| device.name == name).cloned()
+    known().iter().find(|(device, _)| device.name == name).map(|(device, _)| device.clone())
+}
+
+/// Returns the device of another machine whose buffers ggml calls `name`.
+pub(super) fn of_buffers(name: &str) -> Option<Device> {
+    known().iter().find(|(_, buffers)| buffers == name).map(|(device, _)| device.clone())
 }
 
 /// Returns a function of ggml's RPC.
@@ -76,7 +81,8 @@ pub fn add_remote(at: SocketAddr, offered: &[Device]) -> Result<(), Error> {
     for (index, offer) in offered.iter().enumerate() {
         // SAFETY: the index is below the count, and a device has a name, which is a constant of it.
         let name = unsafe { devices::text(sys::ggml_backend_dev_name(sys::ggml_backend_reg_dev_get(added, index))) };
-        known().push(Device { name, kind: DeviceKind::Remote, ..offer.clone() });
+        let device = Device { name, kind: DeviceKind::Remote, ..offer.clone() };
+        known().push((device, format!("RPC{index}[{at}]")));
     }
     // SAFETY: made above. Its devices are listed from now on; they are known to us before.
     unsafe { sys::ggml_backend_register(added) };

@@ -17,6 +17,10 @@ pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
         llama::Error::QuantizedCache => "leave out '--flash-attn off', or pass --kv-type f16",
         // Heads whose length blocks of a quantized type do not divide.
         llama::Error::Context { reason, .. } if reason.contains(" block size ") => "pass --kv-type f16",
+        llama::Error::DeviceFull { what: "the context", .. } => {
+            "put fewer layers there with --gpu-layers or --split, or try a smaller --ctx, or --kv-type q8_0"
+        }
+        llama::Error::DeviceFull { .. } => "put fewer layers there with --gpu-layers or --split",
         llama::Error::Context { .. } => "try a smaller --ctx, or --kv-type q8_0",
         llama::Error::ContextFull { .. } => "shorten it, or make the context larger with --ctx",
         llama::Error::Load { reason, .. } | llama::Error::Decode { reason, .. } => has_no_reason(reason)?,
