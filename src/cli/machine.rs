@@ -207,7 +207,7 @@ impl MachineArgs {
 
 /// Returns where layers are, in words.
 fn where_layers_are(spread: &Spread) -> String {
-    let Spread { n_layers, on_devices } = spread;
+    let Spread { n_layers, on_devices, full } = spread;
     let elsewhere: u32 = on_devices.iter().map(|(_, n)| *n).sum();
     let mut told: Vec<String> =
         on_devices.iter().map(|(device, n)| format!("{n} on {}", printable(&device.description))).collect();
@@ -216,7 +216,8 @@ fn where_layers_are(spread: &Spread) -> String {
         here => told.push(format!("{here} on the processor here")),
     }
     let flag = if on_devices.len() > 1 { "--split" } else { "--gpu-layers" };
-    format!("of {n_layers} layers, {}; {flag} sets it", told.join(", "))
+    let why = full.as_ref().map_or(String::new(), |full| format!("{} has no room for more: ", printable(full)));
+    format!("{why}of {n_layers} layers, {}; {flag} sets it", told.join(", "))
 }
 
 /// Returns what to tell the user if the second layout was wanted where it pays, and there is no room for it.
@@ -284,11 +285,18 @@ mod tests {
             free_bytes: 9,
             speed: None,
         };
-        let spread = Spread { n_layers: 61, on_devices: vec![(device("CPU at desk:7117"), 20), (device("RTX"), 30)] };
+        let spread = Spread {
+            n_layers: 61,
+            on_devices: vec![(device("CPU at desk:7117"), 20), (device("RTX"), 30)],
+            full: None,
+        };
         let told = where_layers_are(&spread);
         assert_eq!(told, "of 61 layers, 20 on CPU at desk:7117, 30 on RTX, 11 on the processor here; --split sets it");
-        let spread = Spread { n_layers: 61, on_devices: vec![(device("RTX"), 61)] };
+        let spread = Spread { n_layers: 61, on_devices: vec![(device("RTX"), 61)], full: None };
         assert_eq!(where_layers_are(&spread), "of 61 layers, 61 on RTX; --gpu-layers sets it");
+        let spread = Spread { n_layers: 61, on_devices: vec![], full: Some("RTX".into()) };
+        let told = where_layers_are(&spread);
+        assert_eq!(told, "RTX has no room for more: of 61 layers, 61 on the processor here; --gpu-layers sets it");
     }
 
     #[test]

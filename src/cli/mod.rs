@@ -179,7 +179,12 @@ fn public_command() -> clap::Command {
 fn aborted(message: &str) -> Option<u8> {
     use std::io::Write;
     let lost = crate::remote::lost();
-    let why = lost.clone().unwrap_or_else(|| format!("llama.cpp ended the program: {message}"));
+    let why = lost.clone().unwrap_or_else(|| {
+        // ggml's word for whatever a GPU of NVIDIA's cannot do, memory that has run out among it.
+        let is_gpu = message.contains("CUDA error");
+        let advice = if is_gpu { "; if its memory is full, put fewer layers there with --gpu-layers" } else { "" };
+        format!("llama.cpp ended the program: {message}{advice}")
+    });
     // Nobody may be listening.
     let _ = writeln!(std::io::stderr(), "\nnibble: {}", crate::base::display::printable_lines(&why));
     lost.map(|_| 1)

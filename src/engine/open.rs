@@ -76,9 +76,10 @@ pub fn open(path: &Path, options: OpenOptions) -> Result<Model, Error> {
         }
     }
     let n_layers = u32::try_from(shape.n_layers).unwrap_or(u32::MAX).saturating_add(1);
+    let mut full = None;
     loop {
         let gpu_layers = file.gpu_layers()?;
-        let spread = Spread::new(n_layers, gpu_layers, &devices, &file.options().split);
+        let spread = Spread::new(n_layers, gpu_layers, &devices, &file.options().split, full.take());
         if let (Some(on_spread), Some(spread)) = (&on_spread, &spread) {
             on_spread(spread);
         }
@@ -107,8 +108,9 @@ pub fn open(path: &Path, options: OpenOptions) -> Result<Model, Error> {
             // Another program has taken memory since this one asked how much there is.
             Err(Error::Llama(llama::Error::DeviceFull { device, .. })) if is_chosen && gpu_layers > 0 => {
                 let before = spread.map_or_else(|| vec![n_layers], |spread| spread.split(&devices));
-                let full = devices.iter().position(|other| other.description == device).unwrap_or(0);
-                on_devices(&mut file, spread::with_fewer(&before, full));
+                let position = devices.iter().position(|other| other.description == device).unwrap_or(0);
+                on_devices(&mut file, spread::with_fewer(&before, position));
+                full = Some(device);
                 fits = false;
             }
             opened => return opened,

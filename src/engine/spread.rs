@@ -13,12 +13,20 @@ pub struct Spread {
     pub n_layers: u32,
     /// How many are on each device other than the processor, without those that have none.
     pub on_devices: Vec<(Device, u32)>,
+    /// The device that turned out to be full when more were tried.
+    pub full: Option<String>,
 }
 
 impl Spread {
     /// Returns where layers are if `gpu_layers` of `n_layers`, the output as one of them, are shared by `devices` as `split` says;
-    /// `None` if all are here, or all on one GPU, or llama.cpp shares them.
-    pub(super) fn new(n_layers: u32, gpu_layers: u64, devices: &[Device], split: &[u32]) -> Option<Self> {
+    /// `None` if all are here, or all on one GPU, or llama.cpp shares them, unless a device was `full`.
+    pub(super) fn new(
+        n_layers: u32,
+        gpu_layers: u64,
+        devices: &[Device],
+        split: &[u32],
+        full: Option<String>,
+    ) -> Option<Self> {
         let on_devices = u32::try_from(gpu_layers).unwrap_or(u32::MAX).min(n_layers);
         let split = match devices {
             [_] => &[on_devices],
@@ -27,9 +35,9 @@ impl Spread {
         let shared = devices.iter().cloned().zip(split.iter().copied());
         let on_devices: Vec<(Device, u32)> = shared.filter(|(_, n)| *n > 0).collect();
         match on_devices.as_slice() {
-            [] => None,
-            [(device, n)] if *n == n_layers && device.kind != DeviceKind::Remote => None,
-            _ => Some(Self { n_layers, on_devices }),
+            [] if full.is_none() => None,
+            [(device, n)] if *n == n_layers && device.kind != DeviceKind::Remote && full.is_none() => None,
+            _ => Some(Self { n_layers, on_devices, full }),
         }
     }
 
@@ -169,7 +177,7 @@ mod tests {
         };
         let [gpu, shared, worker] = [DeviceKind::Gpu, DeviceKind::IntegratedGpu, DeviceKind::Remote].map(device);
         let spread = |gpu_layers, devices: &[Device], split: &[u32]| {
-            let spread = Spread::new(9, gpu_layers, devices, split);
+            let spread = Spread::new(9, gpu_layers, devices, split, None);
             let told = spread.as_ref().map(|spread| spread.on_devices.iter().map(|(_, n)| *n).collect::<Vec<_>>());
             (told, not_here(gpu_layers, devices, spread.as_ref()))
         };

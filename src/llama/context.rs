@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
+use super::guard::guarded;
 use super::kv_type::KvTypes;
 use super::model::Model;
 use super::observe::{Ending, Observer, Watching};
@@ -311,22 +312,25 @@ impl Context {
             seq_id: self.lists.as_mut_ptr(),
             logits: batch.wants_logits.as_ptr().cast_mut(),
         };
+        let pointer = self.pointer.as_ptr();
         let (status, heard) = backend::listen(|| {
             // SAFETY: the context is alive. Every array has `n_tokens` entries and every list of sequences as many as
             // `n_seq_id` says; llama.cpp copies them and writes to none. It returns a status where the memory is full, the
             // flag is set, sequences that share tokens have diverged, or computing fails. It asserts that the batch is not
-            // empty and not too large, and that there are not too many rows: checked. Memory that runs out may be thrown,
-            // which ends the process.
-            let status = unsafe { sys::llama_decode(self.pointer.as_ptr(), raw) };
-            // SAFETY: the context is alive. Rows may only be read after this.
-            unsafe { sys::llama_synchronize(self.pointer.as_ptr()) };
-            status
+            // empty and not too large, and that there are not too many rows: checked. A GPU without memory throws.
+            // The context is alive for the second call, too. Rows may only be read after it.
+            guarded(|| unsafe {
+                let status = throwing::llama_decode(pointer, raw);
+                throwing::llama_synchronize(pointer);
+                status
+            })
         });
         let decoded = match status {
-            0 => Ok(()),
-            1 => Err(Error::ContextFull { wanted: self.end_of_batch(), n_ctx: self.n_ctx }),
-            2 => Err(Error::Cancelled),
-            status => Err(Error::Decode { status, reason: heard.reason() }),
+            Ok(0) => Ok(()),
+            Ok(1) => Err(Error::ContextFull { wanted: self.end_of_batch(), n_ctx: self.n_ctx }),
+            Ok(2) => Err(Error::Cancelled),
+            Ok(status) => Err(Error::Decode { status, reason: heard.reason() }),
+            Err(thrown) => Err(Error::Thrown(thrown)),
         };
         match self.observer.as_mut().map(Watching::end) {
             None | Some(Ending::WentOn) => {}
@@ -573,6 +577,16 @@ impl Drop for Context {
 unsafe extern "C" fn is_cancelled(flag: *mut c_void) -> bool {
     // SAFETY: the pointer inside of the `Arc` that the context owns.
     unsafe { &*flag.cast::<AtomicBool>() }.load(Ordering::Relaxed)
+}
+
+/// Functions that may throw: the bindings say that none does.
+mod throwing {
+    use super::sys;
+
+    unsafe extern "C-unwind" {
+        pub fn llama_decode(context: *mut sys::llama_context, batch: sys::llama_batch) -> i32;
+        pub fn llama_synchronize(context: *mut sys::llama_context);
+    }
 }
 
 #[cfg(test)]

@@ -194,6 +194,9 @@ pub enum Error {
         /// llama.cpp's log.
         reason: String,
     },
+    /// A GPU failed while it computed.
+    #[error("llama.cpp gave up computing: {0}")]
+    Thrown(String),
     /// There is no memory for the state of a sequence.
     #[error("there is no memory for its {bytes} bytes")]
     StateMemory {

@@ -21,6 +21,7 @@
 //! | `tokenizer` | the tokenizer of a loaded model |
 //! | `batch`, `context` | evaluation |
 //! | `reservation` | what a context would take, without taking it |
+//! | `guard` | catching what C++ throws |
 //! | `observe` | watching an evaluation, operation by operation |
 //!
 //! llama.cpp reports errors in four ways: a return value, a C++ exception, a failed assertion, and a line in its log.
@@ -33,6 +34,7 @@ mod batch;
 mod context;
 mod devices;
 mod error;
+mod guard;
 mod kernels;
 mod kv_type;
 mod layout;

@@ -21,6 +21,9 @@ pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
             "put fewer layers there with --gpu-layers or --split, or try a smaller --ctx, or --kv-type q8_0"
         }
         llama::Error::DeviceFull { .. } => "put fewer layers there with --gpu-layers or --split",
+        llama::Error::Thrown(_) => {
+            "another program may have taken the GPU's memory: put fewer layers there with --gpu-layers or --split"
+        }
         llama::Error::Context { .. } => "try a smaller --ctx, or --kv-type q8_0",
         llama::Error::ContextFull { .. } => "shorten it, or make the context larger with --ctx",
         llama::Error::Load { reason, .. } | llama::Error::Decode { reason, .. } => has_no_reason(reason)?,
