@@ -92,6 +92,51 @@ fn gives_the_logits_and_tokens_of_the_reference() {
     eprintln!("largest difference of a logit: {worst:.6}");
 }
 
+#[test]
+fn positions_are_encoded_as_a_file_of_the_same_settings_says() {
+    use nibble::llama::{RopeOptions, RopeScaling};
+    let folder = support::folder();
+    let plain = load(&yi_nano());
+    let golden = golden();
+    let prompt = ids(&golden["prompts"][0]["ids"]);
+    let logits = |model: &Model, rope: RopeOptions| {
+        let mut session = Session::new(model, &SessionOptions { rope, ..support::exact() }).unwrap();
+        // Positions far enough apart to be told from one another.
+        let tokens = prompt.repeat(200 / prompt.len());
+        session.eval(&tokens, Logits::Last).unwrap();
+        session.logits(0).unwrap().to_vec()
+    };
+    let (linear, yarn) = (Some(RopeScaling::Linear), Some(RopeScaling::Yarn));
+    let factor = Some(4.0);
+    for (name, config, rope) in [
+        (
+            "linear",
+            serde_json::json!({"rope_type": "linear", "factor": 4.0}),
+            RopeOptions { scaling: linear, factor, ..RopeOptions::default() },
+        ),
+        (
+            "yarn",
+            serde_json::json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}),
+            RopeOptions { scaling: yarn, factor, original_ctx: Some(512), ..RopeOptions::default() },
+        ),
+    ] {
+        let mut nano = support::Variation::of_yi_nano();
+        nano.config.insert("rope_scaling".to_string(), config);
+        nano.write_single(&folder.path().join(name));
+        let file = folder.path().join(name).with_extension("gguf");
+        let says = load(&support::convert(&folder.path().join(name), &file, &["-q", "F32"]));
+        let told = logits(&plain, rope);
+        assert_eq!(told, logits(&says, RopeOptions::default()), "{name}");
+        assert_ne!(told, logits(&plain, RopeOptions::default()), "{name}");
+        // What the file says can be undone.
+        let none = RopeOptions { scaling: Some(RopeScaling::None), factor: Some(1.0), ..RopeOptions::default() };
+        assert_eq!(logits(&says, none), logits(&plain, RopeOptions::default()), "{name}");
+    }
+    let wrong = RopeOptions { factor: Some(-4.0), ..RopeOptions::default() };
+    let refused = Session::new(&plain, &SessionOptions { rope: wrong, ..support::exact() }).err().unwrap().to_string();
+    support::has(&refused, &["the factor", "-4", "above 0"]);
+}
+
 /// Returns the number of tokens of a text, and the mean negative log-likelihood of each of its first windows, as `golden.json`
 /// defines it: windows of 256 tokens without BOS, the second halves scored, each token given all before it in its window.
 fn nlls(path: &Path, text: &Path, most_windows: usize) -> (usize, Vec<f64>) {
@@ -258,6 +303,7 @@ fn context_options(n_ctx: u32, n_sequences: u32) -> ContextOptions {
         threads: 1,
         kv_types: KvType::F32.into(),
         flash_attention: llama::FlashAttention::Off,
+        rope: llama::RopeOptions::default(),
         cancel: Arc::default(),
     }
 }

@@ -32,7 +32,7 @@ use self::signal::Interrupt;
 use self::view::View;
 use super::escapes::unescaped;
 use super::interrupt::Interrupted;
-use super::machine::{MachineArgs, NO_LIMIT, interruptible, parse_max_tokens};
+use super::machine::{self, MachineArgs, NO_LIMIT, interruptible, parse_max_tokens};
 use super::message;
 use super::progress::Patient;
 use super::sampling::{SamplingArgs, check_biases};
@@ -160,8 +160,8 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     let (session, draft) = load(&args, &interrupt)?;
     let unsuitable = source.warning(session.model().tokenizer()).map(str::to_string);
     unsuitable.into_iter().chain(unread).for_each(|warning| screen.say(&format!("warning: {warning}")));
-    if let Some(trained) = session.model().n_ctx_train().filter(|trained| session.n_ctx() > *trained) {
-        screen.say(&format!("warning: the model was trained on {trained} tokens, and may write nonsense beyond them"));
+    if let Some(warning) = machine::too_long(&session) {
+        screen.say(&format!("warning: {warning}"));
     }
 
     let tokenizer = session.model().tokenizer();

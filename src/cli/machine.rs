@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{ArgAction, ValueEnum};
 
 use super::interrupt::Interrupted;
+use super::rope::RopeArgs;
 use crate::base::display::printable;
-use crate::engine::{self, Error, OnLayout, OnSpread, OpenOptions, SessionOptions, Spread};
+use crate::engine::{self, Error, OnLayout, OnSpread, OpenOptions, Session, SessionOptions, Spread};
 use crate::evaluate::ModelSettings;
 use crate::llama::{self, FlashAttention, KvTypes, Lora, Model, ModelOptions};
 use crate::placement::{LayoutChoice, Repack};
@@ -60,6 +61,9 @@ pub(super) struct EngineArgs {
     #[arg(long, value_name = "TYPE", default_value_t = KvTypes::default(), help_heading = "Machine")]
     kv_type: KvTypes,
 
+    #[command(flatten)]
+    rope: RopeArgs,
+
     /// Compute attention in one fused step
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Auto, help_heading = "Machine")]
     flash_attn: When,
@@ -96,6 +100,7 @@ impl EngineArgs {
                 When::On => FlashAttention::On,
                 When::Off => FlashAttention::Off,
             },
+            rope: self.rope.options(),
             cancel,
             ..SessionOptions::default()
         }
@@ -203,6 +208,19 @@ impl MachineArgs {
         options.load.gpu_layers = gpu_layers.or(options.load.gpu_layers);
         engine::open(path, OpenOptions { beside, ..options })
     }
+}
+
+/// Returns what to tell the user if the session holds more tokens than the model can make sense of.
+pub(super) fn too_long(session: &Session) -> Option<String> {
+    let trained = session.model().n_ctx_train().filter(|n| *n > 0)?;
+    let wanted = session.n_ctx();
+    (wanted > session.options().rope.n_ctx(trained)).then(|| {
+        let factor = wanted.div_ceil(trained);
+        format!(
+            "the model was trained on {trained} tokens at a time; beyond them it may write nonsense, and less of it with \
+             '--rope-scaling yarn --rope-scale {factor}'"
+        )
+    })
 }
 
 /// Returns where layers are, in words.

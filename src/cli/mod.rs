@@ -44,6 +44,8 @@ mod plan;
 #[cfg(feature = "llama")]
 mod polish;
 #[cfg(feature = "llama")]
+mod rope;
+#[cfg(feature = "llama")]
 mod rounding;
 #[cfg(feature = "llama")]
 mod run;

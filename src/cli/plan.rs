@@ -20,8 +20,9 @@ use super::{out, progress};
 use crate::base::display::printable;
 use crate::base::units;
 use crate::engine::SessionOptions;
-use crate::llama::{self, KvType, KvTypes};
-use crate::placement::{DeviceRoom, Machine, Room};
+use crate::llama::{self, DeviceSpeed, KvType, KvTypes};
+use crate::placement::{self, DeviceRoom, Machine, Room};
+use crate::remote::{self, Address};
 
 /// Find out what fits on a machine, and how fast it will be
 ///
@@ -52,6 +53,10 @@ pub struct Args {
     /// Threads to compute with [default: one per physical core]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512))]
     threads: Option<u32>,
+
+    /// Count on another machine's memory, where 'nibble worker' runs; can be given several times
+    #[arg(long = "worker", value_name = "ADDRESS[:PORT]")]
+    workers: Vec<Address>,
 
     /// Do not measure speed
     #[arg(long, help_heading = "Speed")]
@@ -89,8 +94,12 @@ pub struct Args {
 struct Target {
     /// Its memory.
     machine: Machine,
-    /// Bytes of each GPU's memory, and its name if it is here.
+    /// Memory of each GPU and each worker's device, and its name if it is here.
     gpus: Vec<(DeviceRoom, Option<String>)>,
+    /// How fast the processor is, where a worker's speed has to be compared with it.
+    speed: Option<DeviceSpeed>,
+    /// Those that it counts on.
+    workers: Vec<Address>,
     /// Whether it is this one.
     is_here: bool,
     /// Bytes of memory that it reads in a second, if that was given.
@@ -109,17 +118,23 @@ impl Target {
                 None => bail!("the system does not say how much memory it has; pass --memory"),
             },
         };
-        let here = |device: llama::Device| (DeviceRoom::from(&device), Some(device.name));
+        if !args.workers.is_empty() && !is_here {
+            bail!("workers are reached from this machine: leave out --memory, --gpu and --bandwidth");
+        }
+        remote::connect(&args.workers)?;
+        let here = |device: llama::Device| (DeviceRoom::from(&device), Some(device.description));
         let given = |bytes: &u64| (DeviceRoom { bytes: *bytes, ..DeviceRoom::default() }, None);
         let gpus = match (args.gpu.is_empty(), args.memory) {
             (true, None) => llama::layer_devices()?.into_iter().map(here).collect(),
             _ => args.gpu.iter().map(given).collect(),
         };
-        Ok(Self { machine, gpus, is_here, bandwidth: args.bandwidth, threads })
+        let speed = if args.workers.is_empty() { None } else { placement::cpu_speed(threads)? };
+        let workers = args.workers.clone();
+        Ok(Self { machine, gpus, speed, workers, is_here, bandwidth: args.bandwidth, threads })
     }
 
     fn room(&self, host: u64) -> Room {
-        Room { host, devices: self.gpus.iter().map(|(room, _)| *room).collect(), ..Room::default() }
+        Room { host, host_speed: self.speed, devices: self.gpus.iter().map(|(room, _)| *room).collect() }
     }
 
     /// What is there now, which says nothing of a machine that is elsewhere.

@@ -11,7 +11,7 @@ use clap::ArgAction;
 
 use super::escapes::unescaped;
 use super::interrupt::{self, Interrupted};
-use super::machine::{MachineArgs, NO_LIMIT, interruptible, parse_max_tokens};
+use super::machine::{self, MachineArgs, NO_LIMIT, interruptible, parse_max_tokens};
 use super::repeats::Repeats;
 use super::sampling::SamplingArgs;
 use super::speculation::{self, SpeculationArgs};
@@ -162,9 +162,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let mut session = Session::new(&model, &session)?;
     if !args.quiet
-        && let Some(trained) = model.n_ctx_train().filter(|trained| session.n_ctx() > *trained)
+        && let Some(warning) = machine::too_long(&session)
     {
-        eprintln!("warning: the model was trained on {trained} tokens at a time; beyond them it may write nonsense");
+        eprintln!("warning: {warning}");
     }
 
     let options = GenerateOptions {

@@ -76,6 +76,8 @@ pub enum CacheSetting {
     KvType,
     /// Whether attention is computed in one fused step.
     FlashAttention,
+    /// How positions are encoded.
+    Positions,
     /// The size of the context, if the model's positions depend on it.
     ContextSize,
     /// The version of llama.cpp.
@@ -83,8 +85,15 @@ pub enum CacheSetting {
 }
 
 impl CacheSetting {
-    const ALL: [Self; 6] =
-        [Self::Model, Self::Lora, Self::KvType, Self::FlashAttention, Self::ContextSize, Self::LlamaCpp];
+    const ALL: [Self; 7] = [
+        Self::Model,
+        Self::Lora,
+        Self::KvType,
+        Self::FlashAttention,
+        Self::Positions,
+        Self::ContextSize,
+        Self::LlamaCpp,
+    ];
 
     /// Returns its key in the identity of a file.
     fn key(self) -> &'static str {
@@ -93,6 +102,7 @@ impl CacheSetting {
             Self::Lora => "lora",
             Self::KvType => "kv_type",
             Self::FlashAttention => "flash_attention",
+            Self::Positions => "rope",
             Self::ContextSize => "scaled_ctx",
             Self::LlamaCpp => "llama_cpp",
         }
@@ -106,6 +116,7 @@ impl fmt::Display for CacheSetting {
             Self::Lora => "other LoRA adapters",
             Self::KvType => "another type of KV cache",
             Self::FlashAttention => "another setting of flash attention",
+            Self::Positions => "another encoding of positions",
             Self::ContextSize => "another context size, on which this model's positions depend",
             Self::LlamaCpp => "another version of llama.cpp",
         })
@@ -208,7 +219,7 @@ pub(super) fn identity(model: &Model, options: &SessionOptions, n_ctx: u32) -> R
     let architecture = model.metadata().str("general.architecture").unwrap_or("llama");
     // Some models encode positions differently in contexts that are longer than what they were first trained on.
     let scaled = model.metadata().get(&format!("{architecture}.rope.scaling.original_context_length")).is_some();
-    let identity = serde_json::json!({
+    let mut identity = serde_json::json!({
         "model": model.file_fingerprint()?.to_hex().as_str(),
         "lora": blake3::hash(model.lora_identity()).to_hex().as_str(),
         "kv_type": options.kv_types.to_string(),
@@ -217,6 +228,10 @@ pub(super) fn identity(model: &Model, options: &SessionOptions, n_ctx: u32) -> R
         // Another one may use another format.
         "llama_cpp": llama::VERSION,
     });
+    // Files from before it could be set go on.
+    if !options.rope.is_default() {
+        identity["rope"] = options.rope.to_string().into();
+    }
     Ok(identity.to_string())
 }
 

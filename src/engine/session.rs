@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::{Decoder, Error, LogitRows, Logits, Sequence};
-use crate::llama::{self, Batch, Context, ContextOptions, FlashAttention, KvTypes, Model, Observer, Sharing};
+use crate::llama::{
+    self, Batch, Context, ContextOptions, FlashAttention, KvTypes, Model, Observer, RopeOptions, Sharing,
+};
 use crate::placement::ContextSize;
 
 /// How to make a session.
@@ -24,6 +26,8 @@ pub struct SessionOptions {
     pub kv_types: KvTypes,
     /// Whether attention is computed in one fused step.
     pub flash_attention: FlashAttention,
+    /// How positions are encoded.
+    pub rope: RopeOptions,
     /// Setting it, from any thread, ends an evaluation with [`Error::Cancelled`].
     pub cancel: Arc<AtomicBool>,
 }
@@ -37,6 +41,7 @@ impl Default for SessionOptions {
             threads: None,
             kv_types: KvTypes::default(),
             flash_attention: FlashAttention::default(),
+            rope: RopeOptions::default(),
             cancel: Arc::default(),
         }
     }
@@ -89,6 +94,7 @@ impl SessionOptions {
             threads: self.n_threads(),
             kv_types: self.kv_types,
             flash_attention: self.flash_attention,
+            rope: self.rope,
             cancel: self.cancel.clone(),
         }
     }

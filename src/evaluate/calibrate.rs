@@ -420,9 +420,9 @@ impl CalibrationJob {
     fn identity(&self, model: &Model) -> String {
         let mut hasher = blake3::Hasher::new();
         let CalibrationOptions { most_windows, output_matrix, special, session, .. } = &self.options;
-        let SessionOptions { kv_types, flash_attention, .. } = session;
+        let SessionOptions { kv_types, flash_attention, rope, .. } = session;
         let facts = format!(
-            "{} {} {} {most_windows:?} {output_matrix} {special} {kv_types} {flash_attention:?}",
+            "{} {} {} {most_windows:?} {output_matrix} {special} {kv_types} {flash_attention:?} {rope}",
             env!("CARGO_PKG_VERSION"),
             self.model_identity,
             self.window

@@ -49,6 +49,8 @@ impl ModelSettings {
 
     /// Returns the settings that numbers depend on, in words. Results with different settings are not mixed.
     pub fn identity(&self) -> String {
-        format!("KV cache {}, flash attention {:?}", self.session.kv_types, self.session.flash_attention)
+        let SessionOptions { kv_types, flash_attention, rope, .. } = &self.session;
+        let rope = if rope.is_default() { String::new() } else { format!(", positions: {rope}") };
+        format!("KV cache {kv_types}, flash attention {flash_attention:?}{rope}")
     }
 }

@@ -79,7 +79,7 @@ impl TraceJob {
         }
         let model = Gguf::open(&options.model)?;
         let vocabulary = Model::load_vocabulary(&options.model)?;
-        check_window(&vocabulary, options.cut)?;
+        check_window(&vocabulary, options.cut, &options.models.session.rope)?;
         let texts = texts::read(&options.texts, options.cut, options.most_windows, vocabulary.tokenizer())?;
         let file = file::describe(&options.model, &model);
         Ok(Self { options, model, file, texts })

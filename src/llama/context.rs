@@ -13,6 +13,7 @@ use super::guard::guarded;
 use super::kv_type::KvTypes;
 use super::model::Model;
 use super::observe::{Ending, Observer, Watching};
+use super::rope::RopeOptions;
 use super::{Batch, Error, Setting, backend, devices, lora};
 
 /// Whether attention is computed in one fused step.
@@ -59,6 +60,8 @@ pub struct ContextOptions {
     pub kv_types: KvTypes,
     /// Whether attention is computed in one fused step.
     pub flash_attention: FlashAttention,
+    /// How positions are encoded.
+    pub rope: RopeOptions,
     /// Setting it, from any thread, ends an evaluation with [`Error::Cancelled`].
     pub cancel: Arc<AtomicBool>,
 }
@@ -88,7 +91,7 @@ impl ContextOptions {
         if self.kv_types.are_quantized() && self.flash_attention == FlashAttention::Off {
             return Err(Error::QuantizedCache);
         }
-        Ok(())
+        self.rope.check()
     }
 
     /// Returns what llama.cpp is given, but for callbacks. The numbers have to be checked before.
@@ -113,6 +116,7 @@ impl ContextOptions {
         params.n_threads = threads;
         params.n_threads_batch = threads;
         self.kv_types.ask(&mut params);
+        self.rope.ask(&mut params);
         params.flash_attn_type = match self.flash_attention {
             FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
             FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
@@ -604,6 +608,7 @@ mod tests {
             embeddings: false,
             threads: 1,
             kv_types: KvTypes::default(),
+            rope: RopeOptions::default(),
             flash_attention: FlashAttention::Auto,
             cancel: Arc::default(),
         }

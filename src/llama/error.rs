@@ -194,6 +194,16 @@ pub enum Error {
         /// llama.cpp's log.
         reason: String,
     },
+    /// A number of the encoding of positions is out of range.
+    #[error("{what} of the positions' encoding cannot be {value}; it has to be {wanted}")]
+    Rope {
+        /// The number.
+        what: &'static str,
+        /// Its value.
+        value: f32,
+        /// The range.
+        wanted: &'static str,
+    },
     /// A GPU failed while it computed.
     #[error("llama.cpp gave up computing: {0}")]
     Thrown(String),

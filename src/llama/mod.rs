@@ -20,6 +20,7 @@
 //! | `lora` | adapters |
 //! | `tokenizer` | the tokenizer of a loaded model |
 //! | `batch`, `context` | evaluation |
+//! | `rope` | how positions are encoded |
 //! | `reservation` | what a context would take, without taking it |
 //! | `guard` | catching what C++ throws |
 //! | `observe` | watching an evaluation, operation by operation |
@@ -49,6 +50,7 @@ mod pages;
 mod preflight;
 mod remote;
 mod reservation;
+mod rope;
 mod tokenizer;
 
 pub use attention_speed::{AttentionTime, Heads, attention_time};
@@ -66,3 +68,4 @@ pub use model::{Model, ModelFile};
 pub use observe::{Node, Observer, Room};
 pub use remote::{add_remote, offered_devices, serve_remote};
 pub use reservation::Reservation;
+pub use rope::{RopeOptions, RopeScaling};

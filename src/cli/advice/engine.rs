@@ -50,6 +50,7 @@ pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
             let flag = match setting {
                 CacheSetting::KvType => "--kv-type",
                 CacheSetting::FlashAttention => "--flash-attn",
+                CacheSetting::Positions => "--rope-scaling and --rope-scale",
                 CacheSetting::ContextSize => "--ctx",
                 CacheSetting::Model | CacheSetting::Lora | CacheSetting::LlamaCpp => return None,
             };

@@ -65,7 +65,9 @@ fn of_comparison(error: &evaluate::Error) -> Option<String> {
     Some(match error {
         NothingToCompareBy => "pass --text NAME=FILE, --task FILE or --weights".into(),
         FolderCannotRun(folder) => format!("nibble convert {} -q BF16", folder.display()),
-        WindowBeyondTraining { trained, .. } => format!("pass a --window of {trained} or less"),
+        WindowBeyondTraining { trained, .. } => {
+            format!("pass a --window of {trained} or less, or --rope-scaling and --rope-scale")
+        }
         OtherWindow { .. } => "leave out --window".into(),
         TraceIsWhole => "leave out --windows".into(),
         Exists(_) => "pass --force to replace it".into(),

@@ -15,6 +15,7 @@ use crate::cli::table::{self, Align};
 use crate::engine::SessionOptions;
 use crate::llama::KvTypes;
 use crate::placement::{self, Machine, Placement};
+use crate::remote::Address;
 
 /// A plan.
 pub(super) struct Planned<'a> {
@@ -52,7 +53,7 @@ pub(super) fn table(out: &mut Out, planned: &Planned) -> anyhow::Result<()> {
         ("KV", Align::Left),
         ("Memory", Align::Right),
     ];
-    columns.extend((!target.gpus.is_empty()).then_some(("GPU", Align::Right)));
+    columns.extend((!target.gpus.is_empty()).then_some((elsewhere(target), Align::Right)));
     columns.push(("Fits", Align::Left));
     columns.extend(has_speed.then_some(("Reads", Align::Right)));
     columns.extend((has_speed || has_most).then_some(("Writes", Align::Right)));
@@ -92,7 +93,7 @@ pub(super) fn table(out: &mut Out, planned: &Planned) -> anyhow::Result<()> {
             "Writes: the most tokens a second that this bandwidth allows, when the context is half full.{on_gpu}"
         ))?;
     } else if target.is_here && !target.gpus.is_empty() {
-        out.paragraph("Speed is not predicted where there is a GPU; 'nibble bench' measures it.")?;
+        out.paragraph("Speed is not predicted where there is a GPU or a worker; 'nibble bench' measures it.")?;
     } else if !target.is_here {
         out.paragraph("How fast it will be depends on the other machine's memory: pass its --bandwidth.")?;
     }
@@ -124,6 +125,11 @@ fn machine(target: &Target) -> String {
     format!("{}, {threads}: {} of memory, of which {} are free{gpus}.", printable(&cpu), size(total), size(available))
 }
 
+/// Returns what layers that are not in this memory are on.
+fn elsewhere(target: &Target) -> &'static str {
+    if target.workers.is_empty() { "GPU" } else { "Elsewhere" }
+}
+
 /// Returns the bytes of main memory that a row takes, or would take.
 fn host(row: &Row) -> u64 {
     match &row.fit {
@@ -135,8 +141,9 @@ fn host(row: &Row) -> u64 {
 fn fits(row: &Row, candidate: &Candidate, target: &Target) -> String {
     let on_gpu = |placed: &Placement| match placed.n_on_devices {
         0 => String::new(),
-        n if n > candidate.outline.n_layers() => ", all on GPU".to_string(),
-        n => format!(", {n} layers on GPU"),
+        n if n > candidate.outline.n_layers() && target.workers.is_empty() => ", all on GPU".to_string(),
+        n if target.workers.is_empty() => format!(", {n} layers on GPU"),
+        n => format!(", {n} layers elsewhere"),
     };
     match &row.fit {
         Fit::Now(placed) => format!("yes{}", on_gpu(placed)),
@@ -173,20 +180,21 @@ fn conclusion(out: &mut Out, target: &Target, candidates: &[Candidate], row: &Ro
     if !candidate.is_there && candidate.make.is_none() {
         writeln!(out, "With a file of that recipe:")?;
     }
-    for line in commands(candidate, row) {
+    for line in commands(candidate, row, &target.workers) {
         writeln!(out, "  {}", printable(&line))?;
     }
     Ok(())
 }
 
 /// Returns what to type.
-fn commands(candidate: &Candidate, row: &Row) -> Vec<String> {
+fn commands(candidate: &Candidate, row: &Row, workers: &[Address]) -> Vec<String> {
     let mut run = format!("nibble run {} --ctx {}", quoted(&candidate.file), row.spot.n_ctx);
     if row.spot.kv_types != KvTypes::default() {
         run.push_str(&format!(" --kv-type {}", row.spot.kv_types));
     }
     let on_devices = row.fit.placement().map_or(0, |placed| placed.n_on_devices);
-    if (1..=candidate.outline.n_layers()).contains(&on_devices) {
+    workers.iter().for_each(|worker| run.push_str(&format!(" --worker {worker}")));
+    if workers.is_empty() && (1..=candidate.outline.n_layers()).contains(&on_devices) {
         run.push_str(&format!(" --gpu-layers {on_devices}"));
     }
     let is_default = candidate.n_ctx_train().unwrap_or(u32::MAX).min(SessionOptions::DEFAULT_N_CTX) == row.spot.n_ctx;
@@ -236,7 +244,8 @@ pub(super) fn json(out: &mut Out, planned: &Planned) -> anyhow::Result<()> {
             "reading": row.reading,
             "writing": row.writing,
             "writing_at_most": row.most,
-            "commands": commands(candidate, row),
+            "split": placed.map(|placed| &placed.split),
+            "commands": commands(candidate, row, &target.workers),
         })
     };
     let all = json!({
@@ -246,6 +255,7 @@ pub(super) fn json(out: &mut Out, planned: &Planned) -> anyhow::Result<()> {
             "memory": target.machine.total,
             "available": (target.machine.available > 0).then_some(target.machine.available),
             "gpus": target.gpus.iter().map(|(room, _)| room.bytes).collect::<Vec<_>>(),
+            "workers": target.workers.iter().map(Address::to_string).collect::<Vec<_>>(),
             "bandwidth": target.bandwidth,
             "threads": target.threads,
         },

@@ -126,8 +126,7 @@ impl Comparison {
     ) -> Result<(Option<Kept>, Vec<QuestionResult>), Error> {
         let Some(folder) = &self.options.task_results else { return Ok((None, Vec::new())) };
         let n_ctx = session.n_ctx_for(model.n_ctx_train());
-        let settings =
-            format!("KV cache {}, flash attention {:?}, context {n_ctx}", session.kv_types, session.flash_attention);
+        let settings = format!("{}, context {n_ctx}", self.options.models.identity());
         let identity = Identity::new(task, name, &model.fingerprint()?, &settings);
         let file_name: String = format!("{name}-{}.jsonl", task.about.name).replace(['/', '\\'], "_");
         let (kept, done, note) = Kept::open(&folder.join(file_name), &identity)?;

@@ -9,7 +9,7 @@ use super::super::{Error, assemble};
 use super::Comparison;
 use crate::engine;
 use crate::gguf::Gguf;
-use crate::llama::Model;
+use crate::llama::{Model, RopeOptions};
 use crate::placement::Shape;
 use crate::vocab::{same_vocabulary, vocabulary_hash};
 use crate::weights::{FilesError, Observer, Stage};
@@ -27,7 +27,7 @@ impl Comparison {
             None => {
                 let cut = self.options.window.map_or(Cut::USUAL, |window| Cut { window });
                 let vocabulary = Model::load_vocabulary(&self.options.files.reference)?;
-                check_window(&vocabulary, cut)?;
+                check_window(&vocabulary, cut, &self.options.models.session.rope)?;
                 let most = self.options.most_windows;
                 (texts::read(&self.options.texts, cut, most, vocabulary.tokenizer())?, cut)
             }
@@ -234,13 +234,13 @@ pub(in crate::evaluate) fn steps_of(observer: &dyn Observer) -> impl FnMut(usize
     }
 }
 
-/// Checks that a model was trained on windows of this size. llama.cpp would read longer ones too, but the results would
-/// be meaningless.
+/// Checks that a model was trained on windows of this size, or that its positions are encoded for them. llama.cpp would read longer
+/// ones too, but the results would be meaningless.
 ///
 /// # Errors
 /// If the window is longer.
-pub fn check_window(model: &Model, cut: Cut) -> Result<(), Error> {
-    match model.n_ctx_train() {
+pub fn check_window(model: &Model, cut: Cut, rope: &RopeOptions) -> Result<(), Error> {
+    match model.n_ctx_train().map(|trained| rope.n_ctx(trained)) {
         Some(trained) if cut.window > trained => Err(Error::WindowBeyondTraining { window: cut.window, trained }),
         _ => Ok(()),
     }
