@@ -295,6 +295,9 @@ fn what_is_no_worker_is_told_from_one() {
     has(&refused(&answering("HTTP/1.1 400 Bad Request\r\n\r\n")), &["is no worker of nibble's"]);
     has(&refused(&answering("")), &["is no worker of nibble's"]);
     has(&refused(&answering("{\"refused\":\"it is too old\"}\n")), &["refuses: it is too old"]);
+    // There is a number for each device.
+    let split = support::error(&run(&["--split", "1,2,3,4,5,6,7,8,9"]));
+    has(&split, &["cannot be split over 9 devices", "--split has a number for each --worker"]);
     // A flag that is wrong is refused before.
     assert_eq!(run(&["--worker", "http://desk"]).status.code(), Some(2));
 }

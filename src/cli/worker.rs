@@ -56,9 +56,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         public: args.public,
         tell: Box::new(|event| eprintln!("nibble: {event}")),
     };
-    let worker = Worker::bind(at, options).with_context(|| match at.port() {
-        0 => format!("cannot listen at {at}"),
-        _ => format!("cannot listen at {at}; '--listen {}:PORT' takes another port", args.listen.host),
+    let worker = Worker::bind(at, options).map_err(|error| {
+        let advice = match error.kind() {
+            io::ErrorKind::AddrInUse => format!("; '--listen {}:PORT' takes another port", args.listen.host),
+            io::ErrorKind::AddrNotAvailable => "; give one of this machine's own addresses".to_string(),
+            _ => String::new(),
+        };
+        anyhow::anyhow!("cannot listen at {at}: {error}{advice}")
     })?;
     let at = worker.address()?;
     eprintln!("nibble: listens at {at}; on the machine with the model: nibble run MODEL --worker {at}");

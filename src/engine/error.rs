@@ -16,6 +16,14 @@ pub enum Error {
     /// It does not fit in the memory of this machine.
     #[error(transparent)]
     Memory(#[from] Box<NoRoom>),
+    /// Layers cannot be split so.
+    #[error("layers cannot be split over {wanted} devices beside the processor: {}", list(there))]
+    Split {
+        /// Devices in the split.
+        wanted: usize,
+        /// Names of those that there are.
+        there: Vec<String>,
+    },
     /// Another machine cannot hold layers.
     #[error(transparent)]
     Remote(#[from] Box<crate::remote::Error>),
@@ -47,6 +55,10 @@ pub enum Error {
     /// The text cannot be constrained to its grammar.
     #[error(transparent)]
     Constrain(#[from] crate::constrain::Error),
+}
+
+fn list(devices: &[String]) -> String {
+    if devices.is_empty() { "there is none".to_string() } else { format!("there are {}", devices.join(", ")) }
 }
 
 impl From<llama::Error> for Error {

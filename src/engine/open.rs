@@ -61,6 +61,10 @@ pub fn open(path: &Path, options: OpenOptions) -> Result<Model, Error> {
     remote::connect(&workers).map_err(Box::new)?;
     let size = session.size(shape.n_ctx_train);
     let devices = llama::layer_devices()?;
+    if file.options().split.len() > devices.len() {
+        let there = devices.into_iter().map(|device| device.description).collect();
+        return Err(Error::Split { wanted: file.options().split.len(), there });
+    }
     let machine = Machine::this();
     let mut fits = false;
     let is_chosen = file.options().gpu_layers.is_none() && file.gpu_layers()? > 0;

@@ -10,6 +10,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -119,16 +120,13 @@ fn link(address: &Address) -> Result<(), Error> {
     let offered: Vec<Device> = offers.into_iter().map(|offer| describe(offer, address, seconds_a_token)).collect();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(unreachable)?;
     let here = listener.local_addr().map_err(unreachable)?;
-    let relayed: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
+    let relayed = Arc::<Relayed>::default();
     spawn("worker", {
         let (address, relayed) = (address.clone(), relayed.clone());
         move || {
             let why = watch(&control);
             lose(&address, &why);
-            for near in relayed.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-                // It may be closed already.
-                let _ = near.shutdown(Shutdown::Both);
-            }
+            relayed.close();
         }
     })
     .map_err(unreachable)?;
@@ -153,14 +151,15 @@ fn session() -> String {
     format!("{:016x}{:016x}", hash(0), hash(1))
 }
 
-/// Connects to the first address of the worker that answers.
+/// Connects to the first of the worker's private addresses that answers.
 fn dial(address: &Address) -> Result<(TcpStream, SocketAddr), Error> {
     let unreachable = |source| Error::Unreachable { address: address.clone(), source };
+    let known = address.resolve().map_err(unreachable)?;
+    if !known.is_empty() && !known.iter().any(|at| is_private(at.ip())) {
+        return Err(Error::Public { address: address.clone() });
+    }
     let mut failed = io::Error::new(io::ErrorKind::NotFound, "it has no address");
-    for at in address.resolve().map_err(unreachable)? {
-        if !is_private(at.ip()) {
-            return Err(Error::Public { address: address.clone() });
-        }
+    for at in known.into_iter().filter(|at| is_private(at.ip())) {
         match TcpStream::connect_timeout(&at, PATIENCE) {
             Ok(stream) => return Ok((stream, at)),
             Err(error) => failed = error,
@@ -248,37 +247,51 @@ fn watch(control: &TcpStream) -> String {
     why
 }
 
+/// Connections of ggml's that are being relayed.
+#[derive(Default)]
+struct Relayed {
+    open: Mutex<Vec<(u64, TcpStream)>>,
+    next: AtomicU64,
+}
+
+impl Relayed {
+    /// Adds one. Returns its number.
+    fn add(&self, near: &TcpStream) -> io::Result<u64> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).push((number, near.try_clone()?));
+        Ok(number)
+    }
+
+    fn remove(&self, number: u64) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|(other, _)| *other != number);
+    }
+
+    fn close(&self) {
+        for (_, near) in self.open.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // It may be closed already.
+            let _ = near.shutdown(Shutdown::Both);
+        }
+    }
+}
+
 /// Relays each connection of ggml's.
-fn accept(
-    listener: &TcpListener,
-    at: SocketAddr,
-    hello: &Hello,
-    address: &Address,
-    relayed: &Arc<Mutex<Vec<TcpStream>>>,
-) {
+fn accept(listener: &TcpListener, at: SocketAddr, hello: &Hello, address: &Address, relayed: &Arc<Relayed>) {
     for near in listener.incoming().flatten() {
         let (hello, address, relayed) = (hello.clone(), address.clone(), relayed.clone());
         let work = move || {
             if is_lost().is_some() {
                 return;
             }
-            let dialled = TcpStream::connect_timeout(&at, PATIENCE).map_err(|error| error.to_string());
-            let greeted = dialled.and_then(|far| match greet(&far, &hello, &address, PATIENCE) {
-                Ok(_) => far
-                    .set_read_timeout(None)
-                    .and_then(|()| far.set_write_timeout(None))
-                    .map(|()| far)
-                    .map_err(|e| e.to_string()),
-                Err(error) => Err(error.to_string()),
-            });
-            let far = match greeted {
+            let far = match reach(at, &hello, &address) {
                 Ok(far) => far,
-                Err(why) => return lose(&address, &why),
+                Err(error) => return lose(&address, &error.to_string()),
             };
-            if let Ok(near) = near.try_clone() {
-                relayed.lock().unwrap_or_else(PoisonError::into_inner).push(near);
-            }
-            if !matches!(relay(&near, &far), Ok(First::Near)) {
+            let Ok(number) = relayed.add(&near) else {
+                return lose(&address, "this system has no room for a connection");
+            };
+            let ended = relay(&near, &far);
+            relayed.remove(number);
+            if !matches!(ended, Ok(First::Near)) {
                 // Why is said on the connection beside this one, if anybody can say it.
                 thread::sleep(Duration::from_millis(300));
                 lose(&address, "it closed the connection");
@@ -287,4 +300,14 @@ fn accept(
         // Without a thread ggml finds its connection closed.
         let _ = spawn("relay", work);
     }
+}
+
+/// Connects to a worker for ggml's bytes.
+fn reach(at: SocketAddr, hello: &Hello, address: &Address) -> Result<TcpStream, Error> {
+    let unreachable = |source| Error::Unreachable { address: address.clone(), source };
+    let far = TcpStream::connect_timeout(&at, PATIENCE).map_err(unreachable)?;
+    greet(&far, hello, address, PATIENCE)?;
+    // Computing takes as long as it takes.
+    far.set_read_timeout(None).and_then(|()| far.set_write_timeout(None)).map_err(unreachable)?;
+    Ok(far)
 }

@@ -18,6 +18,7 @@ pub fn advice(cause: &(dyn Error + 'static)) -> Option<String> {
             engine::Error::Constrain(error) => super::of(error),
             engine::Error::Remote(error) => super::of(&**error),
             engine::Error::DraftSetting { setting, .. } => Some(format!("set it with {}", flag(*setting))),
+            engine::Error::Split { .. } => Some("--split has a number for each --worker and each GPU".to_string()),
             engine::Error::LoadCancelled | engine::Error::Cancelled => None,
         };
     }
