@@ -1,5 +1,7 @@
 """Settings, and what of them is sent."""
 
+from playwright.sync_api import expect
+
 from mock import Script
 
 
@@ -54,7 +56,7 @@ def test_only_what_was_set_is_sent(chat):
     assert {name: chat.mock.requests[-1][name] for name in expected} == expected
     chat.button("Settings").click()
     chat.button("Reset to defaults").click()
-    assert chat.page.get_by_label("Temperature", exact=True).input_value() == ""
+    expect(chat.page.get_by_label("Temperature", exact=True)).to_have_value("")
     chat.page.keyboard.press("Escape")
     chat.ask("Reset")
     assert set(chat.mock.requests[-1]) == names
