@@ -56,7 +56,7 @@ pub(super) fn with_fewer(split: &[u32], full: usize) -> Vec<u32> {
     let has_some = split.get(full).is_some_and(|n| *n > 0);
     let full = if has_some { full } else { split.iter().position(|n| *n > 0).unwrap_or(0) };
     if let Some(n) = split.get_mut(full) {
-        *n = (*n - n.div_ceil(4)).min(*n);
+        *n -= n.div_ceil(4);
     }
     split
 }
